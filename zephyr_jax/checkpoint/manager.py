@@ -1,0 +1,89 @@
+"""Checkpoints of a run: weights, optimizer state, data iterator and config in one atomic orbax step, saved async."""
+
+from pathlib import Path
+from typing import Any
+
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from zephyr_jax.config import ScheduleOptions
+from zephyr_jax.errors import InputError
+from zephyr_jax.train.state import TrainState
+
+FOLDER = "checkpoints"
+_ITEMS = ("parameters", "optimizer", "progress")
+
+
+def _eval_loss(metrics: dict[str, float]) -> float:
+    return metrics.get("loss", float("inf"))
+
+
+class CheckpointManager:
+    """Steps under `<run>/checkpoints`. A step is readable only when all of it is written."""
+
+    def __init__(self, run: Path, options: ScheduleOptions):
+        keep: list[Any] = [policies.LatestN(options.keep_last)]
+        if options.keep_best:
+            keep.append(policies.BestN(get_metric_fn=_eval_loss, reverse=True, n=options.keep_best))
+        self._manager = ocp.CheckpointManager(
+            (run / FOLDER).absolute(),
+            item_names=_ITEMS,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(keep), enable_async_checkpointing=True
+            ),
+        )
+
+    def newest(self) -> int | None:
+        """The last complete step, or None."""
+        return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """Every complete step."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: TrainState, progress: dict[str, Any], metrics: dict[str, float] | None) -> None:
+        """Start writing a step in the background; arrays are copied off the device before this returns.
+
+        `progress` is plain JSON: the data iterator's state and what identifies the run. `metrics` are those of an
+        evaluation at this step, if there was one; they decide which checkpoints are best.
+        """
+        items = ocp.args.Composite(
+            parameters=ocp.args.StandardSave(state.parameters),
+            optimizer=ocp.args.StandardSave({"step": state.step, "moments": state.optimizer}),
+            progress=ocp.args.JsonSave(progress),
+        )
+        self._manager.save(step, args=items, metrics=metrics, force=True)
+
+    def progress(self, step: int) -> dict[str, Any]:
+        """The `progress` saved with a step."""
+        args = ocp.args.Composite(progress=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=args)["progress"]
+
+    def restore(self, step: int, abstract: TrainState) -> TrainState:
+        """The state of a step, placed as `abstract` says, on whatever mesh that is."""
+        args = ocp.args.Composite(
+            parameters=ocp.args.StandardRestore(abstract.parameters),
+            optimizer=ocp.args.StandardRestore({"step": abstract.step, "moments": abstract.optimizer}),
+        )
+        found = self._manager.restore(step, args=args)
+        return TrainState(found["optimizer"]["step"], found["parameters"], found["optimizer"]["moments"])
+
+    def close(self) -> None:
+        """Wait until every started save is complete."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def restore_parameters(run: Path, step: int | None, abstract: Any) -> Any:
+    """Weights of one step (newest by default) of a run, placed as `abstract` (shapes with shardings) says.
+
+    Raises InputError when the run has no such step.
+    """
+    folder = run / FOLDER
+    steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+    if not steps or (step is not None and step not in steps):
+        wanted = "a checkpoint" if step is None else f"step {step}"
+        raise InputError(f"{run} has no {wanted}; it has steps {steps}. Train it first or choose another.")
+    path = folder / str(steps[-1] if step is None else step) / "parameters"
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(path.absolute(), abstract)

@@ -1,0 +1,156 @@
+"""The command line: each verb is a typed config and a thin call into one recipe."""
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zephyr_jax.errors import InputError, TrainingError, suggestion
+
+_USAGE = """\
+zephyr-jax: align a chat model with AI feedback (arXiv 2310.16944), in JAX on TPUs
+
+  zephyr-jax VERB [--config CARD.yaml] [--section.setting VALUE ...]
+
+{verbs}
+
+`zephyr-jax VERB --help` explains every setting with its default (the card's value, with --config).
+The recipe: sft, then reference, then dpo with the same card, then export.
+"""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command: what it says of itself, its config type and its recipe (imported only when it runs)."""
+
+    about: str
+    load: Callable[[], tuple[type, Callable[[Any, str], None]]]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one verb. Exits 2 on bad input and 3 on a run that had to stop, each with one paragraph on stderr."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_USAGE.format(verbs="\n".join(f"  {name:<11} {verb.about}" for name, verb in VERBS.items())))
+        return
+    try:
+        if words[0] not in VERBS:
+            raise InputError(f"`{words[0]}` is not a verb.{suggestion(words[0], VERBS)}")
+        kind, recipe = VERBS[words[0]].load()
+        config = parse(kind, words[0], words[1:])
+        recipe(config, shlex.join(["zephyr-jax", *words]))
+    except InputError as error:
+        _stop(f"error: {error}", 2)
+    except TrainingError as error:
+        _stop(f"stopped: {error}", 3)
+    except KeyboardInterrupt:
+        _stop("interrupted: run the same command again to go on from the newest checkpoint.", 130)
+
+
+def parse[C](kind: type[C], verb: str, words: list[str]) -> C:
+    """A config from `--config CARD` (defaults) and dotted overrides; tyro prints help and suggestions, and exits."""
+    import tyro
+
+    from zephyr_jax.card import load_card
+
+    card, overrides = _take_card(words)
+    default = load_card(kind, card) if card else kind()
+    return tyro.cli(
+        kind,
+        prog=f"zephyr-jax {verb}",
+        default=default,
+        args=overrides,
+        use_underscores=True,
+        config=(tyro.conf.FlagConversionOff,),
+    )
+
+
+def _take_card(words: list[str]) -> tuple[str | None, list[str]]:
+    for index, word in enumerate(words):
+        if word.startswith("--config="):
+            return word.removeprefix("--config="), [*words[:index], *words[index + 1 :]]
+        if word == "--config":
+            if index + 1 == len(words):
+                raise InputError("`--config` needs the path of a card, such as configs/tiny/sft.yaml.")
+            return words[index + 1], [*words[:index], *words[index + 2 :]]
+    return None, words
+
+
+def _stop(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _sft() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.config import SftConfig
+    from zephyr_jax.recipes.sft import sft
+
+    return SftConfig, lambda config, _: print(sft(config))
+
+
+def _reference() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.config import DpoConfig
+    from zephyr_jax.recipes.reference import reference
+
+    return DpoConfig, lambda config, _: print(reference(config).folder)
+
+
+def _dpo() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.config import DpoConfig
+    from zephyr_jax.recipes.dpo import dpo
+
+    def run(config: DpoConfig, command: str) -> None:
+        print(dpo(config, command.replace("zephyr-jax dpo", "zephyr-jax reference", 1)))
+
+    return DpoConfig, run
+
+
+def _evaluate() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.config import EvaluateConfig
+    from zephyr_jax.recipes.evaluate import evaluate
+
+    def run(config: EvaluateConfig, _: str) -> None:
+        for name, value in evaluate(config).items():
+            print(f"{name:<22} {value:.6g}")
+
+    return EvaluateConfig, run
+
+
+def _generate() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.config import GenerateConfig
+    from zephyr_jax.recipes.generate import generate
+
+    def run(config: GenerateConfig, _: str) -> None:
+        for answer in generate(config):
+            print(f"> {answer.prompt}\n{answer.text}{'' if answer.ended else ' ...'}\n")
+
+    return GenerateConfig, run
+
+
+def _export() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.config import ExportConfig
+    from zephyr_jax.recipes.export import export
+
+    return ExportConfig, lambda config, _: print(export(config))
+
+
+def _preview() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.config import PreviewConfig
+    from zephyr_jax.recipes.preview import preview
+
+    def run(config: PreviewConfig, _: str) -> None:
+        preview(config)
+
+    return PreviewConfig, run
+
+
+VERBS = {
+    "preview": Verb("show rows with the tokens that count in colour", _preview),
+    "sft": Verb("fine-tune on conversations (dSFT)", _sft),
+    "reference": Verb("score all pairs once with the frozen weights", _reference),
+    "dpo": Verb("align on preferences against that table (dDPO)", _dpo),
+    "evaluate": Verb("loss, or preference accuracy, of a checkpoint on a split", _evaluate),
+    "generate": Verb("answer prompts", _generate),
+    "export": Verb("write a Hugging Face folder", _export),
+}

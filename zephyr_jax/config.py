@@ -1,0 +1,413 @@
+"""Every setting of a run, as frozen dataclasses, one home per setting. This module never imports jax.
+
+A *card* is a YAML file that fills one of the run configs at the end; dotted overrides on the command line win over
+the card. Derived values are properties; settings that cannot take effect together are refused by `check`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from zephyr_jax.errors import InputError
+
+
+def _refuse(got: str, need: str) -> None:
+    raise InputError(f"{got} {need}")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The weights to start from, and how the forward pass computes."""
+
+    path: str = ""
+    """Hugging Face folder or hub id (config.json + safetensors), or the output folder of one of our runs."""
+    revision: str | None = None
+    """Hub revision (branch, tag or commit) when `path` is a hub id."""
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Dtype of matmuls and activations. Weights stay float32; norms, softmax and log-probs are float32 always."""
+    remat: Literal["none", "full", "dots"] = "full"
+    """What the backward pass recomputes: nothing; whole layers; everything but matmul outputs."""
+    logprob_chunk: int = 256
+    """Target tokens of each row whose logits exist at one time; memory grows with this, not with the row length."""
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where rows come from and how they become tokens."""
+
+    path: str = ""
+    """JSONL or Parquet file (or a folder of them), a `save_to_disk` folder, or a hub id; gs:// works too."""
+    split: str = "train"
+    """Split to train on (hub ids and folders with splits; a single file has only `train`)."""
+    eval_path: str | None = None
+    """Rows for evaluation; default: `path`."""
+    eval_split: str | None = None
+    """Split to evaluate on; with neither `eval_path` nor `eval_split`, nothing is evaluated."""
+    revision: str | None = None
+    """Hub revision when `path` is a hub id."""
+    limit: int | None = None
+    """Use only the first so many rows of each split."""
+    template: str = "zephyr"
+    """`zephyr` (an empty system message comes first where a conversation has none, as Zephyr was trained),
+    `zephyr-no-system` (inserts nothing), `tokenizer` (the tokenizer's own chat template), or a path to a Jinja file."""
+    targets: Literal["assistant", "all"] = "assistant"
+    """Tokens that count: assistant answers with their end token, or every token but the first (SFT only)."""
+    max_length: int = 2048
+    """Longest sequence in tokens; longer ones meet `on_bad_row`."""
+    max_prompt_length: int = 512
+    """Preferences: an over-long pair first cuts its prompt to this many tokens (keeps BOS and the prompt's end)."""
+    row_length: int = 2048
+    """Tokens of a packed row; a row holds whole conversations or whole pairs."""
+    packing: bool = True
+    """Pack several conversations (pairs) into a row; off: one each."""
+    packing_window: int = 8192
+    """With `batch.rows`: so many shuffled examples are packed together; larger pads less and shuffles less."""
+    on_bad_row: Literal["truncate", "drop", "error"] = "truncate"
+    """Over-length rows are cut, dropped or refused. Malformed and zero-target rows are dropped under `truncate`."""
+    workers: int = 1
+    """Processes that tokenise; results are cached by content, so a second run reads them back."""
+
+
+@dataclass(frozen=True)
+class MeshOptions:
+    """The device mesh. One size may be -1: whatever is left."""
+
+    data: int = 1
+    """Copies of the weights; each sees its part of the batch."""
+    fsdp: int = -1
+    """Shards of weights and optimizer state along the model dimension; each also sees its part of the batch."""
+    tensor: int = 1
+    """Shards of heads, feed-forward and vocabulary."""
+    emulated_devices: int | None = None
+    """Emulate so many devices on the CPU (tests, laptops); default: the devices that are there."""
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """What one optimizer step sees. Give `rows` or `examples`, not both."""
+
+    rows: int | None = None
+    """Packed rows per step: no padding beyond packing's; the number of examples varies a little."""
+    examples: int | None = None
+    """Conversations (pairs) per step exactly; the number of rows varies, the last microbatch is padded."""
+    microbatch_rows: int | None = None
+    """Rows per forward and backward; gradients of sums are added up and divided once. Default: all of a step."""
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """Update rule and schedule, equal to PyTorch's and Hugging Face's step by step."""
+
+    name: Literal["adamw", "rmsprop"] = "adamw"
+    """`adamw`, or `rmsprop` as torch.optim.RMSprop with alpha 0.99."""
+    learning_rate: float = 2e-5
+    """Peak, reached at the end of the warm-up; step 0 has learning rate 0 when there is a warm-up."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape after the warm-up; cosine and linear end at 0."""
+    warmup_ratio: float = 0.1
+    """Share of all steps that warm up, rounded up."""
+    b1: float = 0.9
+    """AdamW: decay of the first moment."""
+    b2: float = 0.999
+    """AdamW: decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.0
+    """AdamW: decoupled decay of every weight."""
+    clip_norm: float | None = 1.0
+    """Largest global gradient norm; None: no clipping."""
+    first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """AdamW: storage of the first moment."""
+    second_moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Storage of the second moment; computed in float32."""
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """How long to train, how often to look, what to keep."""
+
+    epochs: int = 1
+    """Passes over the data; each has a shuffle of its own."""
+    max_steps: int | None = None
+    """Stop the whole schedule after so many steps (the learning rate ends there too)."""
+    evaluate_every: int = 100
+    """Steps between evaluations; one more at the end; 0: only at the end."""
+    save_every: int = 100
+    """Steps between checkpoints; one more at the end; 0: only at the end."""
+    keep_last: int = 2
+    """Newest checkpoints to keep."""
+    keep_best: int = 1
+    """Checkpoints with the lowest evaluation loss to keep besides."""
+    log_every: int = 1
+    """Steps between lines of metrics."""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Where metrics go besides `metrics.jsonl`, which is always written."""
+
+    tensorboard: bool = False
+    """Write TensorBoard event files under `<output>/tensorboard`."""
+    wandb_project: str | None = None
+    """Log to this Weights & Biases project (needs the `wandb` extra)."""
+    progress: bool = True
+    """Draw a progress bar; off: a plain line per report."""
+
+
+@dataclass(frozen=True)
+class DpoOptions:
+    """The preference loss."""
+
+    loss: Literal["sigmoid", "ipo", "ipo_sum", "hinge", "robust"] = "sigmoid"
+    """`ipo` uses per-token means as TRL does today, `ipo_sum` the paper's sums."""
+    beta: float = 0.1
+    """Strength of the pull towards the reference."""
+    label_smoothing: float = 0.0
+    """Share of labels believed wrong: conservative DPO under `sigmoid`, unbiased under `robust`."""
+    sft_weight: float = 0.0
+    """Adds this times the mean negative log-likelihood per token of the chosen answer."""
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """Supervised fine-tuning on conversations (dSFT): the loss counts the assistant's tokens only."""
+
+    output: str = ""
+    """Folder of the run: config, metrics, checkpoints, tokenizer. The same command resumes it."""
+    seed: int = 42
+    """Decides the order of the data and nothing else."""
+    resume: bool = True
+    """Continue from the newest checkpoint in `output`; off: refuse to touch a run that is there."""
+    model: ModelOptions = field(default_factory=ModelOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    batch: BatchOptions = field(default_factory=BatchOptions)
+    schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    mesh: MeshOptions = field(default_factory=MeshOptions)
+    report: ReportOptions = field(default_factory=ReportOptions)
+
+    def check(self) -> None:
+        """Raise InputError for settings that are missing or cannot hold together."""
+        _require(self.model.path, "model.path", "a model: a Hugging Face folder, a hub id or a run of ours")
+        _require(self.data.path, "data.path", "training data: a file, a folder or a hub id")
+        _require(self.output, "output", "a folder for the run")
+        _check_data(self.data)
+        _check_batch(self.batch)
+        _check_optimizer(self.optimizer, self.schedule)
+
+
+@dataclass(frozen=True)
+class DpoConfig(SftConfig):
+    """Direct preference optimisation (dDPO); the `reference` verb takes the same card and fills the table first."""
+
+    dpo: DpoOptions = field(default_factory=DpoOptions)
+    reference: str = ""
+    """Folder of the reference table: `zephyr-jax reference` writes it, `zephyr-jax dpo` reads it."""
+
+    def check(self) -> None:
+        """Raise InputError for settings that are missing or cannot hold together."""
+        super().check()
+        _require(self.reference, "reference", "a folder for the reference table")
+        if self.data.targets != "assistant":
+            _refuse("data.targets is `all`.", "Preferences count the answers only; set `data.targets: assistant`.")
+        if self.data.row_length < 2 * self.data.max_length and self.data.on_bad_row == "truncate":
+            _refuse(
+                f"data.row_length is {self.data.row_length} and data.max_length {self.data.max_length}.",
+                "A pair shares a row, so a row must hold two sequences: set data.row_length to at least "
+                f"{2 * self.data.max_length} or lower data.max_length.",
+            )
+        if self.data.max_prompt_length >= self.data.max_length:
+            _refuse(
+                f"data.max_prompt_length is {self.data.max_prompt_length}, data.max_length {self.data.max_length}.",
+                "The prompt must leave room for an answer: lower data.max_prompt_length.",
+            )
+        _check_dpo(self.dpo)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Loss of a checkpoint on conversations, or loss, accuracy and margins on preferences; the columns decide which."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    mesh: MeshOptions = field(default_factory=MeshOptions)
+    dpo: DpoOptions = field(default_factory=DpoOptions)
+    reference: str | None = None
+    """Preferences: the reference table that the run was trained with (its run knows which); without it, answers are
+    compared by the model's own log-probs."""
+    rows: int = 8
+    """Rows of one forward pass."""
+    output: str | None = None
+    """Also write the numbers to this JSON file."""
+
+    def check(self) -> None:
+        """Raise InputError for settings that are missing or cannot hold together."""
+        _require(self.model.path, "model.path", "a model: a Hugging Face folder, a hub id or a run of ours")
+        _require(self.data.path, "data.path", "rows to evaluate on: a file, a folder or a hub id")
+        _check_data(self.data)
+        _check_dpo(self.dpo)
+        _check_positive(rows=self.rows)
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Answers of a model to prompts, many at a time."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    mesh: MeshOptions = field(default_factory=MeshOptions)
+    prompts: tuple[str, ...] = ()
+    """User messages; or give a file in `data`."""
+    data: str | None = None
+    """Rows with `prompt` (text) or `messages` (an assistant answer at the end is cut off)."""
+    split: str = "train"
+    """Split of `data`."""
+    limit: int | None = None
+    """Only the first so many prompts."""
+    template: str = "zephyr"
+    """Chat template, as in `data.template`; `none` continues the plain text of the prompts."""
+    system: str | None = None
+    """System message of every prompt that has none."""
+    rows: int = 8
+    """Prompts decoded together."""
+    max_new_tokens: int = 256
+    """Longest answer in tokens."""
+    temperature: float = 0.0
+    """0: the likeliest token each time (greedy)."""
+    top_p: float = 1.0
+    """Draw from the smallest set of tokens with this much probability."""
+    seed: int = 0
+    """Decides the draws; a prompt's answer does not depend on what else is in the batch."""
+    output: str | None = None
+    """JSONL file to write prompts and answers to."""
+
+    def check(self) -> None:
+        """Raise InputError for settings that are missing or cannot hold together."""
+        _require(self.model.path, "model.path", "a model: a Hugging Face folder, a hub id or a run of ours")
+        if bool(self.prompts) == bool(self.data):
+            _refuse("Prompts come from `prompts` or from `data`, exactly one of them.", "Pass `--prompts 'Hello!'`, say.")
+        _check_positive(rows=self.rows, max_new_tokens=self.max_new_tokens, top_p=self.top_p, limit=self.limit)
+        if self.temperature < 0 or self.top_p > 1:
+            _refuse(f"temperature is {self.temperature}, top_p {self.top_p}.", "It needs temperature >= 0, top_p <= 1.")
+        if self.temperature == 0 and self.top_p < 1:
+            _refuse(f"top_p is {self.top_p} at temperature 0.", "Greedy decoding draws nothing: set a temperature.")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """A Hugging Face folder from a run (or another folder): safetensors, config, tokenizer with its chat template."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    mesh: MeshOptions = field(default_factory=MeshOptions)
+    output: str = ""
+    """Folder to make."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Dtype of the written weights; training keeps float32."""
+    max_file_gib: float = 4.0
+    """Largest safetensors file."""
+
+    def check(self) -> None:
+        """Raise InputError for settings that are missing or cannot hold together."""
+        _require(self.model.path, "model.path", "a model: a run of ours, a Hugging Face folder or a hub id")
+        _require(self.output, "output", "a folder to make")
+        _check_positive(max_file_gib=self.max_file_gib)
+
+
+@dataclass(frozen=True)
+class PreviewConfig:
+    """Rows as the model will see them: targets in colour, token counts, what is cut and what is left out, and why."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    rows: int = 3
+    """How many to print."""
+    start: int = 0
+    """Index of the first."""
+
+    def check(self) -> None:
+        """Raise InputError for settings that are missing or cannot hold together."""
+        _require(self.model.path, "model.path", "a model folder or hub id, for its tokenizer")
+        _require(self.data.path, "data.path", "rows to show: a file, a folder or a hub id")
+        _check_data(self.data)
+        _check_positive(rows=self.rows)
+
+
+def _require(value: str, name: str, what: str) -> None:
+    if not value:
+        _refuse(f"`{name}` is not set.", f"It needs {what}. Pass `--{name} ...` or set it in the card.")
+
+
+def _check_positive(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and value <= 0:
+            _refuse(f"{name.replace('__', '.')} is {value}.", "It must be greater than zero.")
+
+
+def _check_data(data: DataOptions) -> None:
+    _check_positive(
+        data__max_length=data.max_length,
+        data__max_prompt_length=data.max_prompt_length,
+        data__row_length=data.row_length,
+        data__packing_window=data.packing_window,
+        data__limit=data.limit,
+        data__workers=data.workers,
+    )
+    if data.max_length > data.row_length:
+        _refuse(
+            f"data.max_length is {data.max_length} and data.row_length {data.row_length}.",
+            "A row must hold the longest sequence: raise data.row_length or lower data.max_length.",
+        )
+
+
+def _check_batch(batch: BatchOptions) -> None:
+    if (batch.rows is None) == (batch.examples is None):
+        _refuse(
+            f"batch.rows is {batch.rows} and batch.examples {batch.examples}.",
+            "Exactly one of them says how large a step is: `rows` counts packed rows, `examples` conversations "
+            "or pairs.",
+        )
+    _check_positive(
+        batch__rows=batch.rows, batch__examples=batch.examples, batch__microbatch_rows=batch.microbatch_rows
+    )
+    if batch.examples is not None and batch.microbatch_rows is None:
+        _refuse(
+            "batch.examples is set without batch.microbatch_rows.",
+            "The number of rows of a step varies then, so set how many go through one forward and backward.",
+        )
+    if batch.rows is not None and batch.microbatch_rows is not None and batch.rows % batch.microbatch_rows:
+        _refuse(
+            f"batch.rows is {batch.rows} and batch.microbatch_rows {batch.microbatch_rows}.",
+            "The second must divide the first.",
+        )
+
+
+def _check_optimizer(optimizer: OptimizerOptions, schedule: ScheduleOptions) -> None:
+    _check_positive(
+        optimizer__learning_rate=optimizer.learning_rate,
+        optimizer__eps=optimizer.eps,
+        optimizer__clip_norm=optimizer.clip_norm,
+        schedule__epochs=schedule.epochs,
+        schedule__max_steps=schedule.max_steps,
+        schedule__log_every=schedule.log_every,
+        schedule__keep_last=schedule.keep_last,
+    )
+    if not 0 <= optimizer.warmup_ratio < 1:
+        _refuse(f"optimizer.warmup_ratio is {optimizer.warmup_ratio}.", "It is a share of all steps: 0 <= ratio < 1.")
+    rmsprop_ignores = optimizer.weight_decay != 0 or optimizer.first_moment_dtype != "float32"
+    if optimizer.name == "rmsprop" and rmsprop_ignores:
+        _refuse(
+            f"optimizer.name is `rmsprop` with weight_decay {optimizer.weight_decay} and first_moment_dtype "
+            f"{optimizer.first_moment_dtype}.",
+            "RMSprop has neither; leave both at their defaults or use `adamw`.",
+        )
+
+
+def _check_dpo(dpo: DpoOptions) -> None:
+    _check_positive(dpo__beta=dpo.beta)
+    if not 0 <= dpo.label_smoothing < 0.5:
+        _refuse(f"dpo.label_smoothing is {dpo.label_smoothing}.", "It must be at least 0 and below 0.5.")
+    if dpo.label_smoothing and dpo.loss not in ("sigmoid", "robust"):
+        _refuse(
+            f"dpo.label_smoothing is {dpo.label_smoothing} with dpo.loss `{dpo.loss}`.",
+            "Only `sigmoid` and `robust` smooth labels; set it to 0 or change the loss.",
+        )
+    if dpo.sft_weight < 0:
+        _refuse(f"dpo.sft_weight is {dpo.sft_weight}.", "It must not be negative.")

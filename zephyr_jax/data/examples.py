@@ -1,0 +1,175 @@
+"""Tokenised examples: what the planner measures and the loader lays into rows.
+
+An example is one segment (a conversation) or two (chosen and rejected of a pair). Tokens live in Arrow files that
+`datasets` maps into memory and caches by content; lengths, ids and keys are small and live in memory.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, List, Value
+
+from zephyr_jax.config import DataOptions
+from zephyr_jax.data.chat import BadRow
+from zephyr_jax.data.sources import open_rows
+from zephyr_jax.data.tokens import ChatTokenizer, Segment, conversation, preference
+from zephyr_jax.errors import InputError, listing
+
+_FEATURES = Features(
+    {
+        "id": Value("string"),
+        "problem": Value("string"),
+        "tokens": List(Value("int32")),
+        "targets": List(Value("uint8")),
+        "lengths": List(Value("int32")),
+        "keys": List(Value("string")),
+    }
+)
+_VERSION = 1
+type Tokenise = Callable[[dict[str, Any]], list[Segment]]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Usable examples in the order of their source, and what was left out."""
+
+    rows: Dataset
+    lengths: np.ndarray
+    """int64 [N]: tokens of all segments of each example."""
+    segments_each: int
+    """1 for conversations, 2 for pairs."""
+    left_out: dict[str, list[str]]
+    """Reason -> ids of the rows that could not be used."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> list[Segment]:
+        row = self.rows[int(index)]
+        tokens = row.column("tokens")[0].values.to_numpy()
+        targets = row.column("targets")[0].values.to_numpy().astype(np.bool_)
+        ends = np.cumsum(row.column("lengths")[0].values.to_numpy())
+        return [Segment(tokens[end - n : end], targets[end - n : end]) for n, end in zip(np.diff(ends, prepend=0), ends)]
+
+    def select(self, indices: np.ndarray) -> "Examples":
+        """Only the examples at `indices`, in that order."""
+        return Examples(self.rows.select(indices), self.lengths[indices], self.segments_each, {})
+
+    def ids(self) -> list[str]:
+        """Ids of all examples."""
+        return list(self.rows.with_format(None)["id"])
+
+    def keys(self) -> np.ndarray:
+        """str [N, segments_each]: content address of every segment."""
+        return np.array(list(self.rows.with_format(None)["keys"]), dtype=np.str_).reshape(len(self), self.segments_each)
+
+    def summary(self, name: str) -> str:
+        """A few words per reason for people: counts and the first ids of what was left out."""
+        lines = [f"{name}: {len(self):,} examples, {int(self.lengths.sum()):,} tokens"]
+        for reason, ids in sorted(self.left_out.items(), key=lambda item: -len(item[1])):
+            lines.append(f"  left out {len(ids):,}: {reason} ({listing(ids, 3)})")
+        return "\n".join(lines)
+
+
+def load_conversations(data: DataOptions, tokenizer: ChatTokenizer, path: str, split: str) -> Examples:
+    """Tokenised conversations from rows with a `messages` column. Raises InputError."""
+    rows = open_rows(path, split, data.revision, data.limit)
+    _need_columns(rows, path, ["messages"])
+    cut = data.on_bad_row == "truncate"
+    tokenise = partial(_conversation, tokenizer, data.targets, data.max_length, cut)
+    return _tokenise(rows, tokenise, 1, data, tokenizer, f"{path}:{split}")
+
+
+def load_preferences(data: DataOptions, tokenizer: ChatTokenizer, path: str, split: str) -> Examples:
+    """Tokenised pairs from rows with `chosen` and `rejected` columns. Raises InputError."""
+    rows = open_rows(path, split, data.revision, data.limit)
+    _need_columns(rows, path, ["chosen", "rejected"])
+    cut = data.on_bad_row == "truncate"
+    tokenise = partial(_preference, tokenizer, data.max_length, data.max_prompt_length, cut)
+    return _tokenise(rows, tokenise, 2, data, tokenizer, f"{path}:{split}")
+
+
+def _conversation(tokenizer: ChatTokenizer, targets: str, longest: int, cut: bool, row: dict[str, Any]) -> list[Segment]:
+    return conversation(tokenizer, row, targets, longest, cut)
+
+
+def _preference(tokenizer: ChatTokenizer, longest: int, prompt: int, cut: bool, row: dict[str, Any]) -> list[Segment]:
+    return preference(tokenizer, row, longest, prompt, cut)
+
+
+def _need_columns(rows: Dataset, path: str, needed: list[str]) -> None:
+    missing = [name for name in needed if name not in rows.column_names]
+    if missing:
+        raise InputError(
+            f"{path} has no column {listing(missing)}; it has {listing(rows.column_names)}. "
+            f"{'Preferences' if 'chosen' in needed else 'Conversations'} need {listing(needed)} with "
+            "[{role, content}, ...] in each row."
+        )
+    if not len(rows):
+        raise InputError(f"{path} has no rows. Give a file or split with at least one.")
+
+
+def _tokenise(
+    rows: Dataset, tokenise: Tokenise, segments_each: int, data: DataOptions, tokenizer: ChatTokenizer, name: str
+) -> Examples:
+    rule = (
+        _VERSION, segments_each, data.targets, data.max_length, data.max_prompt_length, data.on_bad_row,
+        tokenizer.fingerprint, rows._fingerprint,
+    )  # fmt: skip
+    table = rows.map(
+        partial(_row, tokenise),
+        with_indices=True,
+        remove_columns=rows.column_names,
+        features=_FEATURES,
+        num_proc=data.workers if data.workers > 1 else None,
+        new_fingerprint=blake2b(repr(rule).encode(), digest_size=16).hexdigest(),
+        desc="tokenising",
+    )
+    problems = table.data.column("problem").to_pylist()
+    good = np.array([index for index, problem in enumerate(problems) if not problem], np.int64)
+    left_out = _left_out(table, problems)
+    if data.on_bad_row == "error" and left_out:
+        counts = Counter({reason: len(ids) for reason, ids in left_out.items()})
+        reason, count = counts.most_common(1)[0]
+        raise InputError(
+            f"{name}: {sum(counts.values())} of {len(problems)} rows cannot be used; {count} because: {reason} "
+            f"(ids {listing(left_out[reason], 5)}). Fix the rows, or set data.on_bad_row to `drop` or `truncate`."
+        )
+    if not len(good):
+        reason, ids = max(left_out.items(), key=lambda item: len(item[1]))
+        raise InputError(
+            f"{name}: none of the {len(problems)} rows can be used; {len(ids)} because: {reason} "
+            f"(ids {listing(ids, 3)}). Look at some with `zephyr-jax preview`."
+        )
+    kept = (table.select(good) if len(good) < len(problems) else table).with_format("arrow")
+    lengths = np.array([sum(each) for each in kept.with_format(None)["lengths"]], np.int64)
+    return Examples(kept, lengths, segments_each, left_out)
+
+
+def _left_out(table: Dataset, problems: list[str]) -> dict[str, list[str]]:
+    left_out: dict[str, list[str]] = {}
+    for identity, problem in zip(table.data.column("id").to_pylist(), problems, strict=True):
+        if problem:
+            left_out.setdefault(problem, []).append(identity)
+    return left_out
+
+
+def _row(tokenise: Tokenise, row: dict[str, Any], index: int) -> dict[str, Any]:
+    identity = str(row.get("prompt_id") or row.get("id") or f"row {index}")
+    try:
+        segments, problem = tokenise(row), ""
+    except BadRow as error:
+        segments, problem = [], str(error)
+    return {
+        "id": identity,
+        "problem": problem,
+        "tokens": np.concatenate([segment.tokens for segment in segments] or [np.zeros(0, np.int32)]),
+        "targets": np.concatenate([segment.targets for segment in segments] or [np.zeros(0, bool)]).astype(np.uint8),
+        "lengths": [len(segment) for segment in segments],
+        "keys": [segment.key for segment in segments],
+    }

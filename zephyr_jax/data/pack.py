@@ -1,0 +1,119 @@
+"""The plan: which examples share a row, which rows share a step, for every epoch, from lengths and a seed alone.
+
+Every host computes the same plan, so the global order is a property of the seed and never of the number of hosts.
+Rows hold whole examples (best-fit: the longest left goes into the fullest row that still has room for it).
+"""
+
+from bisect import insort
+from dataclasses import dataclass
+
+import numpy as np
+
+from zephyr_jax.config import BatchOptions, DataOptions
+
+type Row = tuple[int, ...]
+type Step = tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps of a whole run (or one pass of evaluation). A step is rows; a row is example indices, left to right."""
+
+    steps: tuple[Step, ...]
+    row_length: int
+    microbatches: int
+    """Microbatches of the largest step; smaller steps are padded with empty rows."""
+    microbatch_rows: int
+    examples_per_row: int
+    """Most examples in one row."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """[A, B, L] of every batch."""
+        return self.microbatches, self.microbatch_rows, self.row_length
+
+
+def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
+    """Rows of positions into `lengths` such that each row's lengths sum to at most `capacity`.
+
+    Best-fit decreasing: within 11/9 of the fewest rows possible plus one, and close to it at real lengths. Ties are
+    broken by position, so the result depends on the lengths only.
+    """
+    rows: list[list[int]] = []
+    open_rows: list[tuple[int, int]] = []  # (room left, row), sorted: the first with enough room fits best
+    for position in np.argsort(-lengths, kind="stable"):
+        size = int(lengths[position])
+        slot = _first_with_room(open_rows, size)
+        if slot == len(open_rows):
+            room, row = capacity, len(rows)
+            rows.append([])
+        else:
+            room, row = open_rows.pop(slot)
+        rows[row].append(int(position))
+        insort(open_rows, (room - size, row))
+    return rows
+
+
+def _first_with_room(open_rows: list[tuple[int, int]], size: int) -> int:
+    low, high = 0, len(open_rows)
+    while low < high:
+        middle = (low + high) // 2
+        if open_rows[middle][0] < size:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def plan_training(
+    lengths: np.ndarray, data: DataOptions, batch: BatchOptions, epochs: int, max_steps: int | None, seed: int
+) -> Plan:
+    """Steps of `epochs` passes, each shuffled by (seed, epoch); every example appears once in each epoch.
+
+    With `batch.rows` a step is so many rows (the last of an epoch may be smaller); with `batch.examples` a step is
+    exactly so many examples (the last of an epoch may be smaller).
+    """
+    steps: list[Step] = []
+    for epoch in range(epochs):
+        if max_steps is not None and len(steps) >= max_steps:
+            break
+        order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
+        steps += _epoch_steps(order, lengths, data, batch)
+    return _plan(steps[:max_steps], data.row_length, batch.microbatch_rows or batch.rows or 1)
+
+
+def plan_evaluation(lengths: np.ndarray, data: DataOptions, microbatch_rows: int) -> Plan:
+    """One pass over everything in source order, one microbatch a step."""
+    rows = _pack(np.arange(len(lengths)), lengths, data)
+    return _plan(_chunks(rows, microbatch_rows), data.row_length, microbatch_rows)
+
+
+def _epoch_steps(order: np.ndarray, lengths: np.ndarray, data: DataOptions, batch: BatchOptions) -> list[Step]:
+    if batch.examples is not None:
+        return [tuple(_pack(group, lengths, data)) for group in _cut(order, batch.examples)]
+    rows: list[Row] = []
+    for window in _cut(order, data.packing_window):
+        packed = _pack(window, lengths, data)
+        shuffle = np.random.default_rng([int(window[0]), len(window)]).permutation(len(packed))
+        rows += [packed[index] for index in shuffle]
+    return _chunks(rows, batch.rows or len(rows))
+
+
+def _pack(group: np.ndarray, lengths: np.ndarray, data: DataOptions) -> list[Row]:
+    if not data.packing:
+        return [(int(index),) for index in group]
+    return [tuple(int(group[at]) for at in sorted(row)) for row in best_fit(lengths[group], data.row_length)]
+
+
+def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _chunks(rows: list[Row], size: int) -> list[Step]:
+    return [tuple(rows[start : start + size]) for start in range(0, len(rows), size)]
+
+
+def _plan(steps: list[Step], row_length: int, microbatch_rows: int) -> Plan:
+    most_rows = max(len(step) for step in steps)
+    most_examples = max(len(row) for step in steps for row in step)
+    return Plan(tuple(steps), row_length, -(-most_rows // microbatch_rows), microbatch_rows, most_examples)

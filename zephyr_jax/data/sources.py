@@ -1,0 +1,97 @@
+"""Where rows come from: local or gs:// files and folders, `save_to_disk` folders, hub ids. Gives a `datasets.Dataset`."""
+
+import json
+from pathlib import PurePosixPath
+
+import fsspec
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+
+from zephyr_jax.errors import InputError, listing
+
+_READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+def open_rows(path: str, split: str, revision: str | None = None, limit: int | None = None) -> Dataset:
+    """Rows of one split.
+
+    Raises InputError when nothing is there, the split is unknown, a file is not what its name says, or the hub
+    cannot be reached.
+    """
+    files, folder = fsspec.core.url_to_fs(path)
+    try:
+        if files.isfile(folder):
+            rows = _read_files([path], split, path)
+        elif files.exists(f"{folder}/dataset_dict.json") or files.exists(f"{folder}/state.json"):
+            rows = _saved(path, split)
+        elif files.isdir(folder):
+            rows = _folder(path, files, folder, split)
+        else:
+            rows = _hub(path, split, revision)
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error}. Check the path and its permissions.") from error
+    return rows.select(range(min(limit, len(rows)))) if limit else rows
+
+
+def _read_files(paths: list[str], split: str, asked: str) -> Dataset:
+    if len(paths) == 1 and paths[0] == asked and split not in ("train", PurePosixPath(asked).stem):
+        raise InputError(
+            f"{asked} is a single file, so its only split is `train`; got `{split}`. To evaluate on another file set "
+            "data.eval_path."
+        )
+    suffix = PurePosixPath(paths[0]).suffix
+    if suffix not in _READERS:
+        raise InputError(f"{paths[0]} ends in `{suffix}`; rows are read from {listing(_READERS)} files.")
+    try:
+        return load_dataset(_READERS[suffix], data_files=paths, split="train")
+    except Exception as error:  # pyarrow and datasets raise many kinds; find the line that is to blame
+        place = _first_bad_line(paths) if _READERS[suffix] == "json" else ""
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        raise InputError(
+            f"{place or listing(paths)} cannot be read as {suffix[1:].upper()} rows: {reason}. "
+            "Every row must be one object with the same columns; fix or remove the row."
+        ) from error
+
+
+def _first_bad_line(paths: list[str]) -> str:
+    for path in paths:
+        with fsspec.open(path, "rb") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    json.loads(line)
+                except ValueError:
+                    return f"{path} line {number} ({line[:60]!r})"
+    return ""
+
+
+def _saved(path: str, split: str) -> Dataset:
+    saved = load_from_disk(path)
+    if isinstance(saved, DatasetDict):
+        if split not in saved:
+            raise InputError(f"{path} has no split `{split}`; it has {listing(sorted(saved))}.")
+        return saved[split]
+    return saved
+
+
+def _folder(path: str, files: fsspec.AbstractFileSystem, folder: str, split: str) -> Dataset:
+    found = sorted(str(name) for name in files.ls(folder, detail=False))
+    readable = [name for name in found if PurePosixPath(name).suffix in _READERS]
+    stems = {name: PurePosixPath(name).stem for name in readable}
+    chosen = [name for name in readable if stems[name] == split or stems[name].startswith(f"{split}-")]
+    if not chosen:
+        known = sorted({stem.split("-")[0] for stem in stems.values()})
+        raise InputError(
+            f"The folder {path} has no rows for the split `{split}`: it holds {listing(known) or 'no .jsonl or .parquet'}."
+            f" A split is a file named `{split}.jsonl` or `{split}.parquet` (or `{split}-*.parquet`)."
+        )
+    return _read_files([files.unstrip_protocol(name) for name in chosen], split, path)
+
+
+def _hub(path: str, split: str, revision: str | None) -> Dataset:
+    try:
+        return load_dataset(path, split=split, revision=revision)
+    except Exception as error:  # the hub client raises many kinds; all mean: not to be had
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{path!r} is no file or folder here, and split `{split}` cannot be loaded from the hub under that name: "
+            f"{reason} Check the spelling, the split and the network."
+        ) from error

@@ -1,0 +1,200 @@
+"""Text and spans -> token ids and a target mask, from one joint tokenisation.
+
+The mask is read from character offsets of the very tokens it masks: no piece of text is ever tokenised twice. Text
+from users is never read as a special token, even where it spells one.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from zephyr_jax.data.chat import BadRow, ChatTemplate, Message, RenderedChat
+from zephyr_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One sequence: int32 tokens [n] and bool targets [n]; targets[0] is always false."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def key(self) -> str:
+        """Content address: a hash of tokens and targets, the name of this segment in a reference table."""
+        digest = hashlib.blake2b(self.tokens.astype("<i4").tobytes(), digest_size=16)
+        digest.update(np.packbits(self.targets).tobytes())
+        return digest.hexdigest()
+
+    def head(self, length: int) -> "Segment":
+        """The first `length` tokens."""
+        return Segment(self.tokens[:length], self.targets[:length])
+
+
+class ChatTokenizer:
+    """Encodes rendered chats with a fast tokenizer. Picklable, so that worker processes can hold one each."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate):
+        self.template = template
+        self._joint: Tokenizer = tokenizer.backend_tokenizer
+        self._literal = Tokenizer.from_str(self._joint.to_str())
+        self._literal.encode_special_tokens = True
+        self._special_ids = {str(token): tokenizer.convert_tokens_to_ids(str(token)) for token in template.reserved}
+        self._bos = bos_token_id(tokenizer)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of tokenizer and template: equal fingerprints give equal tokens for every conversation."""
+        parts = (self._joint.to_str(), self.template.source, repr(self._bos))
+        return hashlib.blake2b("\x00".join(parts).encode(), digest_size=16).hexdigest()
+
+    def encode(self, rendered: RenderedChat) -> Segment:
+        """Tokens of the whole text, BOS once; the targets are the tokens that end inside a span.
+
+        Spans start right after the header and end with a special token, so a token counts as said by the assistant
+        when its last character lies in the span.
+        """
+        ids, ends = self._encode_text(rendered)
+        targets = np.zeros(len(ids), np.bool_)
+        for start, end in rendered.spans:
+            targets |= (ends > start) & (ends <= end)
+        if self._bos is not None and (not len(ids) or ids[0] != self._bos):
+            ids, targets = np.r_[np.int32(self._bos), ids], np.r_[False, targets]
+        targets[:1] = False
+        return Segment(ids.astype(np.int32), targets)
+
+    def prompt(self, messages: list[Message]) -> np.ndarray:
+        """int32 tokens of a conversation with the header that asks for an answer; spans play no part."""
+        return self.encode(self.template.render(messages, add_generation_prompt=True)).tokens
+
+    def _encode_text(self, rendered: RenderedChat) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and the character offset where each ends."""
+        text, specials = rendered.text, rendered.special_spans
+        impostors = sum(text.count(token) for token in self.template.reserved) > len(specials)
+        if not impostors:
+            encoding = self._joint.encode(text, add_special_tokens=False)
+            return np.array(encoding.ids, np.int32), np.array([end for _, end in encoding.offsets], np.int64)
+        ids: list[int] = []
+        ends: list[int] = []
+        cursor = 0
+        for start, end in (*specials, (len(text), len(text))):
+            piece = self._literal.encode(text[cursor:start], add_special_tokens=False)
+            ids += piece.ids
+            ends += [cursor + offset for _, offset in piece.offsets]
+            if end > start:
+                ids.append(self._special_ids[text[start:end]])
+                ends.append(end)
+            cursor = end
+        return np.array(ids, np.int32), np.array(ends, np.int64)
+
+
+def bos_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id that starts every sequence, or None for tokenizers that use none."""
+    bos = tokenizer.bos_token_id
+    if bos is None:
+        return None
+    declared = tokenizer.init_kwargs.get("add_bos_token", False)
+    return bos if declared or tokenizer("a").input_ids[:1] == [bos] else None
+
+
+def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """A fast tokenizer from a folder or hub id. Raises InputError when there is none."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    except Exception as error:  # transformers raises many kinds here; all mean the same to the user
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"No tokenizer could be loaded from {path!r}: {reason} Give a folder with tokenizer.json and "
+            "tokenizer_config.json, or a hub id that you can reach."
+        ) from error
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"The tokenizer of {path!r} is a slow one. Character offsets need a fast tokenizer: save a tokenizer.json "
+            "beside it."
+        )
+    return tokenizer
+
+
+def conversation(tokenizer: ChatTokenizer, row: dict[str, Any], targets: str, max_length: int, cut: bool) -> list[Segment]:
+    """One segment of a row with `messages`. Raises BadRow with the reason when it cannot be used."""
+    segment = tokenizer.encode(tokenizer.template.render(_messages(row, "messages")))
+    if targets == "all":
+        segment = Segment(segment.tokens, np.arange(len(segment)) > 0)
+    if len(segment) > max_length:
+        if not cut:
+            raise BadRow(f"over-length: {len(segment)} tokens, more than max_length {max_length}")
+        segment = segment.head(max_length)
+    if not segment.targets.any():
+        raise BadRow(f"no target token within the first {max_length} tokens")
+    return [segment]
+
+
+def preference(tokenizer: ChatTokenizer, row: dict[str, Any], max_length: int, max_prompt: int, cut: bool) -> list[Segment]:
+    """Chosen and rejected segments of a row; only the last answer of each counts.
+
+    An over-long pair is cut as the reference DPO code does: first the prompt to its last `max_prompt` tokens (BOS
+    stays), then each answer to the tokens that still fit, from its start. Raises BadRow.
+    """
+    chosen, rejected = (_dialogue(row, side) for side in ("chosen", "rejected"))
+    if chosen[:-1] != rejected[:-1]:
+        raise BadRow("chosen and rejected do not share one prompt: all messages but the last must be equal")
+    sides = [_last_answer_only(tokenizer, dialogue) for dialogue in (chosen, rejected)]
+    starts = [int(side.targets.argmax()) for side in sides]
+    prompt = sides[0].tokens[: starts[0]]
+    if not np.array_equal(prompt, sides[1].tokens[: starts[1]]):
+        raise BadRow("the prompt becomes different tokens before the chosen and the rejected answer")
+    longest = max(len(side) for side in sides)
+    if longest <= max_length:
+        return sides
+    if not cut:
+        raise BadRow(f"over-length: {longest} tokens, more than max_length {max_length}")
+    return [_cut(side, len(prompt), max_length, max_prompt) for side in sides]
+
+
+def _cut(side: Segment, prompt: int, max_length: int, max_prompt: int) -> Segment:
+    kept = np.arange(len(side))
+    if prompt > max_prompt:
+        kept = np.r_[0, kept[prompt - max_prompt + 1 :]] if max_prompt > 1 else kept[prompt - 1 :]
+    kept = kept[:max_length]
+    return Segment(side.tokens[kept], side.targets[kept])
+
+
+def _last_answer_only(tokenizer: ChatTokenizer, dialogue: list[Message]) -> Segment:
+    rendered = tokenizer.template.render(dialogue)
+    return tokenizer.encode(RenderedChat(rendered.text, rendered.spans[-1:], rendered.special_spans))
+
+
+def _messages(row: dict[str, Any], column: str) -> list[Message]:
+    messages = row.get(column)
+    if not isinstance(messages, list):
+        return messages  # type-checked, with its reason, by `chat.check_messages`
+    return [
+        {"role": message.get("role"), "content": message.get("content")} if isinstance(message, dict) else message
+        for message in messages
+    ]
+
+
+def _dialogue(row: dict[str, Any], side: str) -> list[Message]:
+    """Full dialogue of one side; a plain string answers the plain string or the messages in `prompt`."""
+    answer, prompt = row.get(side), row.get("prompt")
+    if isinstance(answer, str):
+        before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _messages(row, "prompt")
+        if not isinstance(before, list):
+            raise BadRow(f"{side} is a plain text but `prompt` is {type(prompt).__name__}, neither text nor messages")
+        dialogue = [*before, {"role": "assistant", "content": answer}]
+    else:
+        dialogue = _messages(row, side)
+    if not isinstance(dialogue, list) or not dialogue or dialogue[-1].get("role") != "assistant":
+        raise BadRow(f"{side} does not end with an assistant answer")
+    if len(dialogue) == 1 and isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}, *dialogue]
+    if len(dialogue) == 1 and isinstance(prompt, list):
+        return [*_messages(row, "prompt"), *dialogue]
+    return dialogue

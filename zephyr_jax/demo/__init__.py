@@ -1,0 +1,1 @@
+"""The laptop demo: a tiny base model and everything needed to align it."""

@@ -1,0 +1,26 @@
+"""The two errors that users meet. Each message is one paragraph: what was got, what is needed, what to do."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """Something the user gave (a file, a row, a setting) cannot be used; the command line prints it and exits 2."""
+
+
+class TrainingError(RuntimeError):
+    """A run had to stop (a loss that is not finite, say); the command line prints it and exits 3."""
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Return ` Did you mean ...?` for the nearest known word, or the sorted known words when none is near."""
+    names = sorted(known)
+    near = get_close_matches(word, names, n=1, cutoff=0.6)
+    return f" Did you mean `{near[0]}`?" if near else f" Known here: {listing(names)}."
+
+
+def listing(items: Iterable[object], limit: int = 12) -> str:
+    """Join items with commas, cut after `limit` with a count of the rest."""
+    names = [str(item) for item in items]
+    cut = f", ... ({len(names) - limit} more)" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + cut

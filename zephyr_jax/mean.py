@@ -1,0 +1,25 @@
+"""The (sum, weight) pair that every loss and metric is until it is printed: parts add, and one division ends it."""
+
+from typing import Any, NamedTuple
+
+type Array = Any
+
+
+class Mean(NamedTuple):
+    """A mean that has not been divided yet. Both fields are float32 scalars (numpy or JAX).
+
+    Microbatches, hosts and evaluation batches are joined by adding fields (`join`, or any tree-wise addition), so
+    the mean over all of them is exact whatever their sizes. `value` is the only division.
+    """
+
+    sum: Array
+    weight: Array
+
+    def join(self, other: "Mean") -> "Mean":
+        """The mean over both parts."""
+        return Mean(self.sum + other.sum, self.weight + other.weight)
+
+    @property
+    def value(self) -> Array:
+        """sum / weight; not a number where nothing was counted, so that an empty mean is never read as a zero."""
+        return self.sum / self.weight

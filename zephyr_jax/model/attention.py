@@ -1,0 +1,62 @@
+"""Attention of grouped queries over packed rows or a cache, under one mask rule.
+
+Letters: B rows, L queries of a row, S keys, K kv heads, G queries per kv head, N = K * G query heads, H head dim.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+_QUERY_BLOCK = 256
+_MASKED = -1e30
+
+
+class Where(NamedTuple):
+    """Where tokens stand: int32 segment (0: padding) and position inside it, each [B, L] or [B, S]."""
+
+    segments: Array
+    positions: Array
+
+
+def visible(query: Where, key: Where, window: int | None) -> Array:
+    """The mask rule, bool [B, L, S]: same segment, not later, and with a window w only i - w < j <= i."""
+    i_BL1, j_B1S = query.positions[:, :, None], key.positions[:, None, :]
+    same_BLS = (query.segments[:, :, None] == key.segments[:, None, :]) & (key.segments[:, None, :] > 0)
+    seen_BLS = same_BLS & (j_B1S <= i_BL1)
+    return seen_BLS if window is None else seen_BLS & (j_B1S > i_BL1 - window)
+
+
+def attend(q_BLNH: Array, k_BSKH: Array, v_BSKH: Array, query: Where, key: Where, window: int | None) -> Array:
+    """softmax(q k / sqrt(H)) v over the visible keys, [B, L, N, H] in q's dtype; scores and softmax in float32.
+
+    A query that sees no key (padding) gives the plain average of the values; nothing ever reads it.
+    """
+    B, L, N, H = q_BLNH.shape
+    q_BLKGH = q_BLNH.reshape(B, L, k_BSKH.shape[2], -1, H)
+    scores_BKGLS = jnp.einsum("blkgh,bskh->bkgls", q_BLKGH, k_BSKH, preferred_element_type=jnp.float32)
+    mask_BLS = visible(query, key, window)
+    scores_BKGLS = jnp.where(mask_BLS[:, None, None], scores_BKGLS * H**-0.5, _MASKED)
+    weights_BKGLS = jax.nn.softmax(scores_BKGLS, axis=-1).astype(v_BSKH.dtype)
+    return jnp.einsum("bkgls,bskh->blkgh", weights_BKGLS, v_BSKH).reshape(B, L, N, H)
+
+
+def attend_row(q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, where: Where, window: int | None) -> Array:
+    """`attend` of rows to themselves, a block of queries at a time, so that scores never hold a whole L x L.
+
+    Inside a row, positions grow with the column, so a block of queries needs no key to its right, nor any more than a
+    window to its left. The backward pass recomputes each block's scores.
+    """
+    L = q_BLNH.shape[1]
+    if L <= _QUERY_BLOCK:
+        return attend(q_BLNH, k_BLKH, v_BLKH, where, where, window)
+    block_attend = jax.checkpoint(attend, static_argnums=(5,))
+    blocks = []
+    for start in range(0, L, _QUERY_BLOCK):
+        stop = min(start + _QUERY_BLOCK, L)
+        first = 0 if window is None else max(0, start - window + 1)
+        queries, keys = slice(start, stop), slice(first, stop)
+        query, key = (Where(where.segments[:, part], where.positions[:, part]) for part in (queries, keys))
+        blocks.append(block_attend(q_BLNH[:, queries], k_BLKH[:, keys], v_BLKH[:, keys], query, key, window))
+    return jnp.concatenate(blocks, axis=1)

@@ -1,0 +1,87 @@
+"""Pieces of the decoder: norm, rotary positions, attention block, feed-forward. Weights are stacked over layers.
+
+Letters: B rows, L row length, D model, N query heads, K kv heads, H head dim, F mlp, Y layers.
+Weights are float32; a layer casts its slice to the compute dtype. Norms and rotations are computed in float32.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from zephyr_jax.model.shape import ModelShape
+
+type Constrain = Callable[..., Array]
+"""Pins an array to logical axes: constrain(x_BLD, "batch", "length", "model"); the identity off a mesh."""
+
+
+def weight(rngs: nnx.Rngs, sizes: tuple[int, ...], axes: tuple[str, ...], scale: float | None = None) -> nnx.Param:
+    """A float32 parameter with its logical axes: normal with `scale`, or ones (a norm's) when None."""
+    if scale is None:
+        return nnx.Param(jnp.ones(sizes, jnp.float32), axes=axes)
+    return nnx.Param(scale * jax.random.normal(rngs.params(), sizes, jnp.float32), axes=axes)
+
+
+def rms_norm(x_BLD: Array, scale_D: Array, eps: float) -> Array:
+    """Root-mean-square norm over the last axis, in float32, returned in x's dtype."""
+    x32_BLD = x_BLD.astype(jnp.float32)
+    mean_square_BL1 = jnp.mean(jnp.square(x32_BLD), axis=-1, keepdims=True)
+    return (x32_BLD * jax.lax.rsqrt(mean_square_BL1 + eps) * scale_D).astype(x_BLD.dtype)
+
+
+def rotary(positions_BL: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
+    """Cosine and sine, each float32 [B, L, 1, H/2], of rotate-half RoPE (arXiv 2104.09864, HF layout)."""
+    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle_BLh = positions_BL[..., None].astype(jnp.float32) * frequency
+    return jnp.cos(angle_BLh)[:, :, None], jnp.sin(angle_BLh)[:, :, None]
+
+
+def rotate(x_BLNH: Array, cosine: Array, sine: Array) -> Array:
+    """Rotate pairs (i, i + H/2) of every head, in float32, returned in x's dtype."""
+    first, second = jnp.split(x_BLNH.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+    return turned.astype(x_BLNH.dtype)
+
+
+class AttentionWeights(nnx.Module):
+    """Projections of grouped-query attention."""
+
+    def __init__(self, shape: ModelShape, rngs: nnx.Rngs):
+        Y, D, N, K, H = shape.layers, shape.model, shape.heads, shape.kv_heads, shape.head_dim
+        self.norm = weight(rngs, (Y, D), ("layers", "norm"))
+        self.query = weight(rngs, (Y, D, N, H), ("layers", "embed", "heads", "head_dim"), D**-0.5)
+        self.key = weight(rngs, (Y, D, K, H), ("layers", "embed", "kv_heads", "head_dim"), D**-0.5)
+        self.value = weight(rngs, (Y, D, K, H), ("layers", "embed", "kv_heads", "head_dim"), D**-0.5)
+        out_scale = (N * H * 2 * Y) ** -0.5
+        self.output = weight(rngs, (Y, N, H, D), ("layers", "heads", "head_dim", "embed"), out_scale)
+
+    def project(self, x_BLD: Array, cosine: Array, sine: Array) -> tuple[Array, Array, Array]:
+        """Rotated queries [B, L, N, H] and keys, and values, [B, L, K, H]."""
+        dtype = x_BLD.dtype
+        q_BLNH = jnp.einsum("bld,dnh->blnh", x_BLD, self.query[...].astype(dtype))
+        k_BLKH = jnp.einsum("bld,dkh->blkh", x_BLD, self.key[...].astype(dtype))
+        v_BLKH = jnp.einsum("bld,dkh->blkh", x_BLD, self.value[...].astype(dtype))
+        return rotate(q_BLNH, cosine, sine), rotate(k_BLKH, cosine, sine), v_BLKH
+
+    def merge(self, x_BLNH: Array) -> Array:
+        """Output projection [B, L, D]."""
+        return jnp.einsum("blnh,nhd->bld", x_BLNH, self.output[...].astype(x_BLNH.dtype))
+
+
+class FeedForwardWeights(nnx.Module):
+    """SwiGLU."""
+
+    def __init__(self, shape: ModelShape, rngs: nnx.Rngs):
+        Y, D, F = shape.layers, shape.model, shape.mlp
+        self.norm = weight(rngs, (Y, D), ("layers", "norm"))
+        self.gate = weight(rngs, (Y, D, F), ("layers", "embed", "mlp"), D**-0.5)
+        self.up = weight(rngs, (Y, D, F), ("layers", "embed", "mlp"), D**-0.5)
+        self.down = weight(rngs, (Y, F, D), ("layers", "mlp", "embed"), (F * 2 * Y) ** -0.5)
+
+    def __call__(self, x_BLD: Array, constrain: Constrain) -> Array:
+        dtype = x_BLD.dtype
+        gate_BLF = jax.nn.silu(x_BLD @ self.gate[...].astype(dtype))
+        hidden_BLF = constrain(gate_BLF * (x_BLD @ self.up[...].astype(dtype)), "batch", "length", "mlp")
+        return hidden_BLF @ self.down[...].astype(dtype)

@@ -1,0 +1,134 @@
+"""The decoder: tokens to final hidden states, with the unembedding kept apart (`objective.logprob` applies it).
+
+Layers are one module whose weights have a leading layer axis; the forward pass scans over it, so compile time does not
+grow with depth. Letters as in `layers`, V vocab, S cache length.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from zephyr_jax.model.attention import Where, attend, attend_row
+from zephyr_jax.model.layers import AttentionWeights, Constrain, FeedForwardWeights, rms_norm, rotary, weight
+from zephyr_jax.model.shape import ModelShape
+
+_REMAT = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+type Attention = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
+"""(q, k, v, this layer's past) -> (mixed values, its new past); the past is None without a cache."""
+
+
+def unconstrained(x: Array, *axes: str | None) -> Array:
+    """The identity: what `constrain` is on a single device."""
+    return x
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How the forward pass runs; none of it changes what is computed beyond rounding."""
+
+    dtype: jnp.dtype = jnp.dtype("bfloat16")
+    remat: str = "full"
+    constrain: Constrain = unconstrained
+
+
+class KVCache(NamedTuple):
+    """Keys and values of every layer, [Y, B, S, K, H], and where each of the S slots stands ([B, S])."""
+
+    keys: Array
+    values: Array
+    where: Where
+
+
+class Decoder(nnx.Module):
+    """The stacked layers."""
+
+    def __init__(self, shape: ModelShape, rngs: nnx.Rngs):
+        self.attention = AttentionWeights(shape, rngs)
+        self.feed_forward = FeedForwardWeights(shape, rngs)
+
+
+class Mistral(nnx.Module):
+    """Mistral-7B's architecture (arXiv 2310.06825): GQA, RoPE, sliding window, RMSNorm, SwiGLU."""
+
+    def __init__(self, shape: ModelShape, compute: Compute, rngs: nnx.Rngs):
+        self.shape, self.compute = shape, compute
+        V, D = shape.vocab, shape.model
+        self.embedding = weight(rngs, (V, D), ("vocab", "embed"), 0.02)
+        self.decoder = Decoder(shape, rngs)
+        self.norm = weight(rngs, (D,), ("norm",))
+        if not shape.tied:
+            self.unembedding = weight(rngs, (D, V), ("embed", "vocab"), D**-0.5)
+
+    @property
+    def unembedding_DV(self) -> Array:
+        """Weights from hidden states to logits, float32 [D, V]; the embedding's transpose when tied."""
+        return self.embedding[...].T if self.shape.tied else self.unembedding[...]
+
+    def logits(self, x_BLD: Array) -> Array:
+        """float32 [B, L, V] of final hidden states; for generation and tests, where L is short."""
+        weights_DV = self.unembedding_DV.astype(x_BLD.dtype)
+        return jnp.einsum("bld,dv->blv", x_BLD, weights_DV, preferred_element_type=jnp.float32)
+
+    def __call__(self, tokens_BL: Array, where: Where) -> Array:
+        """Final hidden states [B, L, D], in the compute dtype, of packed rows."""
+        window = self.shape.sliding_window
+
+        def row_attention(q: Array, k: Array, v: Array, _: None) -> tuple[Array, None]:
+            return attend_row(q, k, v, where, window), None
+
+        return self._forward(tokens_BL, where, row_attention, None)[0]
+
+    def extend(self, tokens_BL: Array, where: Where, cache: KVCache, start: Array) -> tuple[Array, KVCache]:
+        """Hidden states of L new tokens that take the cache's slots start ... start + L - 1, and the filled cache."""
+        slots = Where(*(jax.lax.dynamic_update_slice(old, new, (0, start)) for old, new in zip(cache.where, where)))
+        window = self.shape.sliding_window
+
+        def cached_attention(q: Array, k: Array, v: Array, past: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+            keys, values = (
+                jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, start, 0, 0))
+                for old, new in zip(past, (k, v), strict=True)
+            )
+            return attend(q, keys, values, where, slots, window), (keys, values)
+
+        x_BLD, filled = self._forward(tokens_BL, where, cached_attention, (cache.keys, cache.values))
+        return x_BLD, KVCache(filled[0], filled[1], slots)
+
+    def _forward(self, tokens_BL: Array, where: Where, attention: Attention, past: Any) -> tuple[Array, Any]:
+        shape, compute, constrain = self.shape, self.compute, self.compute.constrain
+        cosine, sine = rotary(where.positions, shape.head_dim, shape.rope_theta)
+        definition, stacked = nnx.split(self.decoder)
+
+        def layer(x_BLD: Array, inputs: tuple[nnx.State, Any]) -> tuple[Array, Any]:
+            weights, layer_past = inputs
+            block = nnx.merge(definition, weights)
+            h_BLD = rms_norm(x_BLD, block.attention.norm[...], shape.norm_eps)
+            q, k, v = block.attention.project(h_BLD, cosine, sine)
+            mixed_BLNH, layer_past = attention(q, k, v, layer_past)
+            x_BLD = constrain(x_BLD + block.attention.merge(mixed_BLNH), "batch", "length", "model")
+            h_BLD = rms_norm(x_BLD, block.feed_forward.norm[...], shape.norm_eps)
+            x_BLD = constrain(x_BLD + block.feed_forward(h_BLD, constrain), "batch", "length", "model")
+            return x_BLD, layer_past
+
+        if compute.remat != "none":
+            layer = partial(jax.checkpoint, policy=_REMAT[compute.remat])(layer)
+        table_VD = constrain(self.embedding[...].astype(compute.dtype), "vocab", "model")
+        x_BLD = table_VD[tokens_BL]
+        x_BLD, past = jax.lax.scan(layer, constrain(x_BLD, "batch", "length", "model"), (stacked, past))
+        return rms_norm(x_BLD, self.norm[...], shape.norm_eps), past
+
+
+def abstract_model(shape: ModelShape, compute: Compute) -> tuple[nnx.GraphDef, nnx.State]:
+    """Graph definition and parameters as shapes only (each leaf keeps its `axes`); nothing is computed."""
+    model = nnx.eval_shape(lambda: Mistral(shape, compute, nnx.Rngs(0)))
+    return nnx.split(model, nnx.Param)

@@ -1,0 +1,1 @@
+"""The one sequence log-prob and the losses on top of it."""

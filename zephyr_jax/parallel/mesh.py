@@ -1,0 +1,58 @@
+"""The mesh: axes data, fsdp, tensor. Sizes that do not fit the devices are errors that name axis and number."""
+
+import math
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from zephyr_jax.config import MeshOptions
+from zephyr_jax.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def emulate_devices(count: int | None) -> None:
+    """Let the CPU pose as `count` devices. Must run before anything touches a device; None changes nothing."""
+    if count is None:
+        return
+    jax.config.update("jax_platforms", "cpu")
+    if jax.config.jax_num_cpu_devices != count:
+        try:
+            jax.config.update("jax_num_cpu_devices", count)
+        except RuntimeError as error:
+            raise InputError(
+                f"mesh.emulated_devices is {count}, but this process has started with {jax.device_count()} devices. "
+                "Start a new process."
+            ) from error
+
+
+def make_mesh(options: MeshOptions, devices: list[jax.Device] | None = None) -> Mesh:
+    """Mesh over all devices (or those given), in an order where fsdp neighbours are close on TPU tori.
+
+    Raises InputError when the sizes do not multiply to the number of devices.
+    """
+    found = jax.devices() if devices is None else devices
+    sizes = _sizes(options, len(found))
+    if devices is None and found[0].platform == "tpu":
+        return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(np.array(found).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _sizes(options: MeshOptions, count: int) -> tuple[int, ...]:
+    asked = {axis: getattr(options, axis) for axis in AXES}
+    free = [axis for axis, size in asked.items() if size == -1]
+    bad = [axis for axis, size in asked.items() if size == 0 or size < -1]
+    if bad or len(free) > 1:
+        raise InputError(f"The mesh is {_spelt(asked)}. Sizes are at least 1, and one of them may be -1 (what is left).")
+    known = math.prod(size for size in asked.values() if size != -1)
+    if count % known or (not free and known != count):
+        raise InputError(
+            f"The mesh {_spelt(asked)} takes {known} devices per full set and there are {count}. "
+            f"Make the sizes multiply to {count}, or set one to -1."
+        )
+    return tuple(count // known if size == -1 else size for size in asked.values())
+
+
+def _spelt(sizes: dict[str, int]) -> str:
+    return " x ".join(f"{axis} {size}" for axis, size in sizes.items())

@@ -1,0 +1,88 @@
+"""THE table from logical axes, which the model names, to mesh axes; nothing else decides where an array lives."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from zephyr_jax.errors import InputError
+
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    # activations
+    "microbatch": None,
+    "batch": ("data", "fsdp"),
+    "length": None,
+    "model": None,
+    # weights
+    "layers": None,
+    "norm": None,
+    "head_dim": None,
+    "embed": "fsdp",
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+}
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The table applied to one mesh. Hashable, so that it can be part of a jitted function's static arguments."""
+
+    mesh: Mesh
+
+    def sharding(self, *axes: str | None) -> NamedSharding:
+        """Sharding of an array whose dimensions carry these logical axes (None: not split).
+
+        Raises InputError for an axis that the table lacks.
+        """
+        unknown = [axis for axis in axes if axis is not None and axis not in RULES]
+        if unknown:
+            raise InputError(f"Logical axes {unknown} are not in the table of zephyr_jax/parallel/rules.py; add them.")
+        return NamedSharding(self.mesh, PartitionSpec(*(RULES[axis] if axis else None for axis in axes)))
+
+    def constrain(self, x: Array, *axes: str | None) -> Array:
+        """Pin an array inside a jitted function to its logical axes."""
+        return jax.lax.with_sharding_constraint(x, self.sharding(*axes))
+
+    def __call__(self, x: Array, *axes: str | None) -> Array:
+        return self.constrain(x, *axes)
+
+    def size(self, axis: str) -> int:
+        """Number of parts that a logical axis is split into."""
+        mesh_axes = RULES[axis] or ()
+        names = (mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes
+        size = 1
+        for name in names:
+            size *= self.mesh.shape[name]
+        return size
+
+    def check_divides(self, axis: str, number: int, what: str) -> None:
+        """Raise InputError unless `number` divides into the parts of `axis`."""
+        parts = self.size(axis)
+        if number % parts:
+            raise InputError(
+                f"{what} is {number}, and the mesh splits `{axis}` into {parts} ({RULES[axis]} of "
+                f"{dict(self.mesh.shape)}). Choose a multiple of {parts} or another mesh."
+            )
+
+
+def parameter_shardings(parameters: nnx.State, rules: Rules) -> Any:
+    """Pure dict of shardings for the abstract parameters of a model (leaves carry their `axes`).
+
+    Raises InputError when a dimension does not divide into its mesh axis, naming tensor, axis and number.
+    """
+
+    def one(path: tuple[Any, ...], variable: nnx.Variable) -> NamedSharding:
+        axes = variable.get_metadata("axes")
+        name = ".".join(str(getattr(key, "key", key)) for key in path)
+        for axis, number in zip(axes, variable.shape, strict=True):
+            rules.check_divides(axis, number, f"The `{axis}` size of weight {name}")
+        return rules.sharding(*axes)
+
+    return nnx.to_pure_dict(
+        jax.tree_util.tree_map_with_path(one, parameters, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    )

@@ -1,0 +1,1 @@
+"""The verbs, as composition roots that read from top to bottom."""

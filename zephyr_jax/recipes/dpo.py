@@ -1,0 +1,56 @@
+"""`zephyr-jax dpo`: preferences and a filled reference table in, an aligned run out. One model is in memory."""
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from zephyr_jax.checkpoint.identity import weights_fingerprint
+from zephyr_jax.checkpoint.source import abstract_of, load_weights
+from zephyr_jax.config import DpoConfig
+from zephyr_jax.objective.dpo import dpo_objective
+from zephyr_jax.objective.logprob import Parameters
+from zephyr_jax.recipes import run as runs
+from zephyr_jax.recipes.reference import identity_of, preference_splits
+from zephyr_jax.reference.table import Identity, ReferenceTable, require_complete
+
+
+def dpo(config: DpoConfig, command: str = "zephyr-jax reference, with the arguments given to dpo") -> Path:
+    """Train, or go on training, and return the run's folder. Raises InputError or TrainingError.
+
+    `command` is the command line that fills the reference table, for the error that says it is missing.
+    """
+    run = runs.open_run(config)
+    splits = preference_splits(config, run.tokenizer)
+    model = abstract_of(run.source, config.model, run.rules)
+    load = partial(load_weights, run.source, model)
+    if run.start:  # the policy has moved on; the reference is the one that the run started with
+        table_identity = Identity(**run.progress["identity"]["reference"])
+    else:
+        parameters: Parameters = load()
+        load = partial(_loaded, parameters)
+        table_identity = identity_of(config, run.tokenizer, weights_fingerprint(parameters))
+    table = ReferenceTable(Path(config.reference), table_identity)
+    sums = {
+        name: require_complete(Path(config.reference), table, examples.keys(), examples.ids(), command)
+        for name, examples in splits.items()
+    }
+
+    training = runs.training_split(config, splits["training"], sums["training"])
+    evaluation = None
+    if "evaluation" in splits:
+        evaluation = runs.evaluation_split(config, splits["evaluation"], sums["evaluation"])
+    training, evaluation = runs.align(training, evaluation)
+    objective = dpo_objective(
+        model.definition, config.dpo, 2 * training.plan.examples_per_row, config.model.logprob_chunk
+    )
+    identity = {
+        "tokenizer": run.tokenizer.fingerprint,
+        "data": runs.data_identity(splits["training"]),
+        "reference": asdict(table_identity),
+    }
+    runs.fit(config, run, model, load, objective, training, evaluation, identity)
+    return run.folder
+
+
+def _loaded(parameters: Parameters) -> Parameters:
+    return parameters

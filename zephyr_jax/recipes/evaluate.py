@@ -1,0 +1,96 @@
+"""`zephyr-jax evaluate`: a checkpoint's numbers on one split."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from zephyr_jax.checkpoint.identity import weights_fingerprint
+from zephyr_jax.checkpoint.manager import CheckpointManager
+from zephyr_jax.checkpoint.source import AbstractModel, ModelSource, abstract_of, find_model, load_weights
+from zephyr_jax.config import EvaluateConfig, ScheduleOptions
+from zephyr_jax.data.examples import Examples, load_conversations, load_preferences
+from zephyr_jax.data.loader import BatchSource, iterate
+from zephyr_jax.data.pack import Plan, plan_evaluation
+from zephyr_jax.data.sources import open_rows
+from zephyr_jax.errors import InputError
+from zephyr_jax.objective.dpo import dpo_objective
+from zephyr_jax.objective.logprob import VERSION
+from zephyr_jax.objective.sft import sft_objective
+from zephyr_jax.parallel.mesh import emulate_devices, make_mesh
+from zephyr_jax.parallel.place import local_rows, place_batch
+from zephyr_jax.parallel.rules import Rules
+from zephyr_jax.recipes.reference import length_rule
+from zephyr_jax.recipes.run import open_tokenizer
+from zephyr_jax.reference.table import Identity, ReferenceTable, require_complete
+from zephyr_jax.train.evaluate import make_evaluation
+from zephyr_jax.train.step import Objective
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, float]:
+    """Name -> value over the whole split. Raises InputError."""
+    config.check()
+    emulate_devices(config.mesh.emulated_devices)
+    rules = Rules(make_mesh(config.mesh))
+    rules.check_divides("batch", config.rows, "rows")
+    source = find_model(config.model)
+    tokenizer = open_tokenizer(source, config.data)
+    pairs = "chosen" in open_rows(config.data.path, config.data.split, config.data.revision, 1).column_names
+    read = load_preferences if pairs else load_conversations
+    examples = read(config.data, tokenizer, config.data.path, config.data.split)
+    plan = plan_evaluation(examples.lengths, config.data, config.rows)
+    model = abstract_of(source, config.model, rules)
+    parameters = load_weights(source, model)
+
+    sums = None
+    if pairs and config.reference:
+        fingerprint = _reference_weights(source) or weights_fingerprint(parameters)
+        identity = Identity(
+            fingerprint, tokenizer.fingerprint, length_rule(config.data), config.model.compute_dtype, VERSION
+        )
+        sums = _reference_sums(Path(config.reference), identity, examples)
+    objective = _objective(config, model, plan, pairs)
+    batches = BatchSource(examples, plan, local_rows(rules, config.rows), sums)
+    values = make_evaluation(objective, lambda: (place_batch(rules, batch, config.rows) for batch in iterate(batches)))(
+        parameters
+    )
+    if pairs and not config.reference:
+        values = _without_reference(values, config.dpo.beta)
+    if config.output:
+        Path(config.output).write_text(json.dumps({**values, "examples": len(examples)}, indent=2) + "\n")
+    return values
+
+
+def _objective(config: EvaluateConfig, model: AbstractModel, plan: Plan, pairs: bool) -> Objective:
+    chunk = config.model.logprob_chunk
+    if pairs:
+        return dpo_objective(model.definition, config.dpo, 2 * plan.examples_per_row, chunk)
+    return sft_objective(model.definition, plan.examples_per_row, chunk)
+
+
+def _reference_weights(source: ModelSource) -> str | None:
+    """Fingerprint of the weights that a DPO run started from, as its checkpoint tells."""
+    if source.run is None:
+        return None
+    manager = CheckpointManager(source.run, ScheduleOptions())
+    newest = manager.newest()
+    saved = manager.progress(newest)["identity"].get("reference") if newest else None
+    manager.close()
+    return saved["weights"] if saved else None
+
+
+def _reference_sums(root: Path, identity: Identity, examples: Examples) -> np.ndarray:
+    command = f"zephyr-jax reference --reference {root}, with this data, this dtype and the weights that DPO starts from"
+    if not root.is_dir():
+        raise InputError(f"There is no reference table in {root}. To make it: {command}")
+    return require_complete(root, ReferenceTable(root, identity), examples.keys(), examples.ids(), command)
+
+
+def _without_reference(values: dict[str, float], beta: float) -> dict[str, float]:
+    """What still means something without a reference: which answer the model itself finds likelier."""
+    return {
+        "accuracy": values["rewards/accuracies"],
+        "margin": values["rewards/margins"] / beta,
+        "logps/chosen": values["logps/chosen"],
+        "logps/rejected": values["logps/rejected"],
+    }

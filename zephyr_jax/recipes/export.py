@@ -1,0 +1,30 @@
+"""`zephyr-jax export`: a run's weights as a Hugging Face folder that transformers and vLLM load."""
+
+from pathlib import Path
+from typing import Any
+
+from zephyr_jax.checkpoint.huggingface import export_folder
+from zephyr_jax.checkpoint.source import abstract_of, find_model, load_weights
+from zephyr_jax.config import ExportConfig
+from zephyr_jax.data.tokens import load_tokenizer
+from zephyr_jax.parallel.mesh import emulate_devices, make_mesh
+from zephyr_jax.parallel.rules import Rules
+
+
+def export(config: ExportConfig) -> Path:
+    """Write the folder and return it. Raises InputError when it exists or the model cannot be read."""
+    config.check()
+    emulate_devices(config.mesh.emulated_devices)
+    source = find_model(config.model)
+    model = abstract_of(source, config.model, Rules(make_mesh(config.mesh)))
+    parameters = load_weights(source, model)
+    extras: dict[str, Any] = {path.name: path for path in source.files() if path.name != "config.json"}
+    if "generation_config.json" not in extras:
+        tokenizer = load_tokenizer(str(source.folder))
+        extras["generation_config.json"] = {
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        }
+    limit = int(config.max_file_gib * 2**30)
+    export_folder(Path(config.output), parameters, source.shape, source.config, extras, config.dtype, limit)
+    return Path(config.output)

@@ -1,0 +1,60 @@
+"""`zephyr-jax preview`: see the very tokens and targets that training will see."""
+
+from collections.abc import Iterator
+from itertools import groupby
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from zephyr_jax.checkpoint.source import find_model
+from zephyr_jax.config import PreviewConfig
+from zephyr_jax.data.chat import load_template
+from zephyr_jax.data.examples import Examples, load_conversations, load_preferences
+from zephyr_jax.data.sources import open_rows
+from zephyr_jax.data.tokens import ChatTokenizer, Segment, load_tokenizer
+
+_TARGET, _OTHER, _SPECIAL = "bold green", "dim", "magenta"
+
+
+def preview(config: PreviewConfig, console: Console | None = None) -> Examples:
+    """Print rows with their targets in colour (and between [ ] where there is no colour). Raises InputError."""
+    config.check()
+    console = console or Console()
+    source = find_model(config.model)
+    tokenizer = load_tokenizer(str(source.folder))
+    chat_tokenizer = ChatTokenizer(tokenizer, load_template(config.data.template, tokenizer))
+    pairs = "chosen" in open_rows(config.data.path, config.data.split, config.data.revision, 1).column_names
+    read = load_preferences if pairs else load_conversations
+    examples = read(config.data, chat_tokenizer, config.data.path, config.data.split)
+    ids = examples.ids()
+    for index in range(config.start, min(config.start + config.rows, len(examples))):
+        names = ("chosen", "rejected") if pairs else ("conversation",)
+        for name, segment in zip(names, examples[index], strict=True):
+            console.rule(f"{index} · {ids[index][:16]} · {name}: {_counts(segment, config.data.max_length)}", align="left")
+            console.print(_coloured(segment, tokenizer, console.color_system is not None), soft_wrap=True)
+    console.rule(align="left")
+    console.print(examples.summary(config.data.path), highlight=False, markup=False, soft_wrap=True)
+    share = sum(int(segment.targets.sum()) for index in range(len(examples)) for segment in examples[index])
+    console.print(f"  {share:,} targets ({share / examples.lengths.sum():.0%} of all tokens)", highlight=False)
+    return examples
+
+
+def _counts(segment: Segment, longest: int) -> str:
+    cut = ", cut to fit" if len(segment) == longest else ""
+    return f"{len(segment)} tokens, {int(segment.targets.sum())} targets{cut}"
+
+
+def _coloured(segment: Segment, tokenizer, colour: bool) -> Text:  # noqa: ANN001
+    text = Text()
+    for target, piece in _pieces(segment):
+        words = tokenizer.decode(piece)
+        style = _TARGET if target else _OTHER
+        text.append(words if colour or not target else f"[{words}]", style=style)
+    text.highlight_words([str(token) for token in tokenizer.all_special_tokens], _SPECIAL)
+    return text
+
+
+def _pieces(segment: Segment) -> Iterator[tuple[bool, np.ndarray]]:
+    for target, group in groupby(range(len(segment)), key=lambda at: bool(segment.targets[at])):
+        yield target, segment.tokens[list(group)]

@@ -1,0 +1,222 @@
+"""What SFT and DPO share: opening a run, resuming it, and fitting an objective."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from zephyr_jax.card import differences, save_card, to_dict
+from zephyr_jax.checkpoint.manager import FOLDER, CheckpointManager
+from zephyr_jax.checkpoint.source import AbstractModel, ModelSource, check_vocabulary, copy_model_files, find_model
+from zephyr_jax.config import DataOptions, SftConfig
+from zephyr_jax.data.chat import load_template, without_markers
+from zephyr_jax.data.examples import Examples
+from zephyr_jax.data.loader import BatchSource, iterate
+from zephyr_jax.data.pack import Plan, plan_evaluation, plan_training
+from zephyr_jax.data.tokens import ChatTokenizer, load_tokenizer
+from zephyr_jax.errors import InputError
+from zephyr_jax.objective.logprob import Parameters
+from zephyr_jax.parallel.mesh import emulate_devices, make_mesh
+from zephyr_jax.parallel.place import local_rows, place_batch
+from zephyr_jax.parallel.rules import Rules
+from zephyr_jax.train.evaluate import make_evaluation
+from zephyr_jax.train.loop import Loop
+from zephyr_jax.train.optimizer import learning_rate, make_optimizer
+from zephyr_jax.train.report import Reporter
+from zephyr_jax.train.state import TrainState, abstract_state, initial_state, state_shardings
+from zephyr_jax.train.step import Objective, make_step
+
+_MAY_CHANGE = ("output", "resume", "mesh", "report", "schedule.keep", "model.remat", "data.workers", "reference")
+"""Settings that a resumed run may change without changing what it computes."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples with the plan that lays them out."""
+
+    examples: Examples
+    plan: Plan
+    reference: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, mesh, model files and tokenizer, before any weights are loaded."""
+
+    folder: Path
+    rules: Rules
+    source: ModelSource
+    tokenizer: ChatTokenizer
+    checkpoints: CheckpointManager
+    start: int
+    """Step to start from."""
+    progress: dict[str, Any]
+    """What the checkpoint at `start` says; empty for a fresh run."""
+
+
+def open_run(config: SftConfig) -> Run:
+    """Check the config, make the folder, and find out where to start. Raises InputError."""
+    config.check()
+    emulate_devices(config.mesh.emulated_devices)
+    rules = Rules(make_mesh(config.mesh))
+    rules.check_divides("batch", microbatch_rows(config), "The number of rows of a microbatch")
+    source = find_model(config.model)
+    tokenizer = open_tokenizer(source, config.data)
+    folder = _make_folder(config)
+    checkpoints = CheckpointManager(folder, config.schedule)
+    start = checkpoints.newest() or 0
+    progress = checkpoints.progress(start) if start else {}
+    if progress:
+        _check_same(progress["config"], config)
+    if jax.process_index() == 0:
+        save_card(config, folder / "config.yaml")
+        copy_model_files(source, folder, without_markers(tokenizer.template.source))
+    return Run(folder, rules, source, tokenizer, checkpoints, start, progress)
+
+
+def open_tokenizer(source: ModelSource, data: DataOptions) -> ChatTokenizer:
+    """The model's tokenizer with the chat template that `data.template` names. Raises InputError."""
+    tokenizer = load_tokenizer(str(source.folder))
+    check_vocabulary(source.shape, len(tokenizer), source.asked)
+    return ChatTokenizer(tokenizer, load_template(data.template, tokenizer))
+
+
+def _make_folder(config: SftConfig) -> Path:
+    folder = Path(config.output)
+    if not config.resume and (folder / FOLDER).exists():
+        raise InputError(f"{folder} holds a run already and `resume` is off. Choose another output or turn resume on.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The output folder {folder} cannot be made: {error.strerror}. Choose another.") from error
+    return folder
+
+
+def _check_same(saved: dict[str, Any], config: SftConfig) -> None:
+    changed = {
+        name: values
+        for name, values in differences(to_dict(config), saved).items()
+        if not name.startswith(_MAY_CHANGE)
+    }
+    if changed:
+        pairs = "; ".join(f"{name} was {then!r}, now {now!r}" for name, (now, then) in changed.items())
+        raise InputError(
+            f"{config.output} was started with other settings: {pairs}. A resumed run must be the same run: put the settings "
+            "back, or choose another output."
+        )
+
+
+def training_split(config: SftConfig, examples: Examples, reference: np.ndarray | None = None) -> Split:
+    """The plan of the whole run; `reference` are the pairs' reference log-prob sums."""
+    plan = plan_training(
+        examples.lengths, config.data, config.batch, config.schedule.epochs, config.schedule.max_steps, config.seed
+    )
+    return Split(examples, plan, reference)
+
+
+def evaluation_split(config: SftConfig, examples: Examples, reference: np.ndarray | None = None) -> Split:
+    """One pass, in microbatches of the size that training uses."""
+    return Split(examples, plan_evaluation(examples.lengths, config.data, microbatch_rows(config)), reference)
+
+
+def evaluation_source(data: DataOptions) -> tuple[str, str] | None:
+    """Path and split to evaluate on, or None when the config names neither."""
+    if data.eval_path is None and data.eval_split is None:
+        return None
+    return data.eval_path or data.path, data.eval_split or "train"
+
+
+def microbatch_rows(config: SftConfig) -> int:
+    """Rows of one forward and backward."""
+    return config.batch.microbatch_rows or config.batch.rows or 1
+
+
+def align(training: Split, evaluation: Split | None) -> tuple[Split, Split | None]:
+    """Give both plans the same number of segments per row, so that one compiled log-prob serves both."""
+    if evaluation is None:
+        return training, None
+    most = max(training.plan.examples_per_row, evaluation.plan.examples_per_row)
+    first, second = (replace(each, plan=replace(each.plan, examples_per_row=most)) for each in (training, evaluation))
+    return first, second
+
+
+def fit(
+    config: SftConfig,
+    run: Run,
+    model: AbstractModel,
+    load: Callable[[], Parameters],
+    objective: Objective,
+    training: Split,
+    evaluation: Split | None,
+    identity: dict[str, Any],
+) -> TrainState:
+    """Train to the end of the plan, from the run's newest checkpoint or from the weights that `load()` brings.
+
+    `identity` is saved with every checkpoint and must be equal on resume.
+    """
+    total = len(training.plan.steps)
+    optimizer = make_optimizer(config.optimizer, total)
+    shardings = state_shardings(model.parameters, model.shardings, optimizer, run.rules)
+    if run.start:
+        _check_identity(run.progress["identity"], identity, config.output)
+        state = run.checkpoints.restore(run.start, abstract_state(model.parameters, optimizer, shardings))
+    else:
+        state = initial_state(load(), optimizer, shardings)
+    rows = training.plan.microbatch_rows
+    batches = iterate(_source(training, run.rules))
+    if run.start:
+        batches.set_state(run.progress["data"])
+    reporter = Reporter(run.folder, config.report, to_dict(config), total, run.start, jax.process_index() == 0)
+    reporter.note(_headline(run, model, training))
+
+    def save(step: int, state: TrainState, metrics: dict[str, float] | None) -> None:
+        progress = {"data": batches.get_state(), "config": to_dict(config), "identity": identity}
+        run.checkpoints.save(step, state, progress, metrics)
+
+    evaluate = evaluation and make_evaluation(objective, lambda: _placed(evaluation, run.rules))
+    step = make_step(objective, optimizer, learning_rate(config.optimizer, total), shardings)
+    placed = (place_batch(run.rules, batch, rows) for batch in batches)
+    try:
+        return Loop(step, placed, evaluate, save, reporter, config.schedule, total).run(state, run.start)
+    finally:
+        reporter.close()
+        run.checkpoints.close()
+
+
+def _source(split: Split, rules: Rules) -> BatchSource:
+    mine = local_rows(rules, split.plan.microbatch_rows)
+    return BatchSource(split.examples, split.plan, mine, split.reference)
+
+
+def _placed(split: Split, rules: Rules) -> Iterator[Any]:
+    return (place_batch(rules, batch, split.plan.microbatch_rows) for batch in iterate(_source(split, rules)))
+
+
+def data_identity(examples: Examples) -> str:
+    """A hash of every example's content, in order."""
+    return blake2b(examples.keys().astype("U32").tobytes(), digest_size=16).hexdigest()
+
+
+def _check_identity(saved: dict[str, Any], now: dict[str, Any], output: str) -> None:
+    changed = {name: (saved.get(name), now[name]) for name in now if saved.get(name) != now[name]}
+    if changed:
+        pairs = "; ".join(f"{name} was {then}, now {this}" for name, (then, this) in changed.items())
+        raise InputError(
+            f"{output} was started on something else: {pairs}. A resumed run must see the same data and tokens: bring them "
+            "back, or choose another output."
+        )
+
+
+def _headline(run: Run, model: AbstractModel, training: Split) -> str:
+    plan, mesh = training.plan, dict(run.rules.mesh.shape)
+    sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
+    where = f"resuming at step {run.start}" if run.start else "starting"
+    return (
+        f"{training.examples.summary('training')}\n"
+        f"{model.shape.parameters:,} parameters on {sizes}; {len(plan.steps):,} steps of up to "
+        f"{plan.microbatches} x {plan.microbatch_rows} rows of {plan.row_length} tokens; {where} in {run.folder}"
+    )

@@ -1,0 +1,28 @@
+"""`zephyr-jax sft`: conversations in, a fine-tuned run out."""
+
+from functools import partial
+from pathlib import Path
+
+from zephyr_jax.checkpoint.source import abstract_of, load_weights
+from zephyr_jax.config import SftConfig
+from zephyr_jax.data.examples import load_conversations
+from zephyr_jax.objective.sft import sft_objective
+from zephyr_jax.recipes import run as runs
+
+
+def sft(config: SftConfig) -> Path:
+    """Train, or go on training, and return the run's folder. Raises InputError or TrainingError."""
+    run = runs.open_run(config)
+    examples = load_conversations(config.data, run.tokenizer, config.data.path, config.data.split)
+    held_out = runs.evaluation_source(config.data)
+    evaluation = held_out and runs.evaluation_split(
+        config, load_conversations(config.data, run.tokenizer, *held_out)
+    )
+    training, evaluation = runs.align(runs.training_split(config, examples), evaluation or None)
+
+    model = abstract_of(run.source, config.model, run.rules)
+    load = partial(load_weights, run.source, model)
+    objective = sft_objective(model.definition, training.plan.examples_per_row, config.model.logprob_chunk)
+    identity = {"tokenizer": run.tokenizer.fingerprint, "data": runs.data_identity(examples)}
+    runs.fit(config, run, model, load, objective, training, evaluation, identity)
+    return run.folder

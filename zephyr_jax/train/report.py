@@ -1,0 +1,161 @@
+"""Metrics out: one JSON line per report always; TensorBoard and Weights & Biases on request; a line for people."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from zephyr_jax.config import ReportOptions
+from zephyr_jax.errors import InputError
+from zephyr_jax.mean import Mean
+
+FILE = "metrics.jsonl"
+_SHOWN = ("loss", "rewards/margins", "rewards/accuracies", "tokens_per_second", "targets_per_second", "padding")
+
+
+class Sink(Protocol):
+    """Something that takes numbers by name."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Record the values of one step."""
+
+    def close(self) -> None:
+        """Flush."""
+
+
+class JsonLines:
+    """`metrics.jsonl`; on resume, lines beyond the restored step are removed, so each step stands there once."""
+
+    def __init__(self, path: Path, resumed_at: int):
+        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resumed_at] if path.exists() else []
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text("".join(f"{line}\n" for line in kept))
+        scratch.replace(path)
+        self._file = path.open("a", buffering=1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one line."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # a line cut by a kill
+
+
+class TensorBoard:
+    """Event files."""
+
+    def __init__(self, folder: Path):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add scalars."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush the file."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run in a W&B project; resumed under the same id when the output folder is."""
+
+    def __init__(self, project: str, run: Path, config: dict[str, Any]):
+        try:
+            import wandb
+        except ImportError as error:
+            raise InputError(
+                "report.wandb_project is set, but the package `wandb` is not installed. Install the extra: "
+                "pip install 'zephyr-jax[wandb]', or unset it."
+            ) from error
+        self._run = wandb.init(project=project, name=run.name, id=run.name, resume="allow", config=config)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Log the values."""
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """End the run."""
+        self._run.finish()
+
+
+class Reporter:
+    """Turns each step's Means into numbers, adds speed, and hands them to every sink and to the screen."""
+
+    def __init__(self, run: Path, options: ReportOptions, config: dict[str, Any], total: int, start: int, writes: bool):
+        self._sinks: list[Sink] = [JsonLines(run / FILE, start)] if writes else []
+        if writes and options.tensorboard:
+            self._sinks.append(TensorBoard(run / "tensorboard"))
+        if writes and options.wandb_project:
+            self._sinks.append(WeightsAndBiases(options.wandb_project, run, config))
+        self._console = Console(stderr=True, quiet=not writes)
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"),
+            console=self._console, disable=not (options.progress and sys.stderr.isatty() and writes),
+        )  # fmt: skip
+        self._task = self._progress.add_task(run.name, total=total, completed=start, shown="")
+        self._progress.start()
+        self._total, self._seen, self._clock = total, start, time.perf_counter()
+
+    def train(self, step: int, metrics: Mapping[str, Mean]) -> dict[str, float]:
+        """Report the metrics of a finished step (numbers are waited for here). Returns name -> value."""
+        values = {name: float(mean.value) for name, mean in metrics.items() if name != "targets"}
+        now = time.perf_counter()
+        steps, seconds = step - self._seen, now - self._clock
+        targets = metrics["targets"]
+        values["tokens_per_second"] = float(targets.weight) * steps / seconds
+        values["targets_per_second"] = float(targets.sum) * steps / seconds
+        self._seen, self._clock = step, now
+        self._write(step, values)
+        self._show(step, values, seconds / max(steps, 1))
+        return values
+
+    def evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        """Report an evaluation; names get the prefix `eval/`."""
+        self._write(step, {f"eval/{name}": value for name, value in values.items()})
+        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if not name.startswith("logps"))
+        self._console.print(f"step {step}/{self._total} evaluation: {text}", highlight=False, soft_wrap=True)
+        self._clock = time.perf_counter()
+
+    def note(self, text: str) -> None:
+        """A line for people."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Flush every sink and end the progress bar."""
+        self._progress.stop()
+        for sink in self._sinks:
+            sink.close()
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
+        for sink in self._sinks:
+            sink.write(step, values)
+
+    def _show(self, step: int, values: Mapping[str, float], seconds_per_step: float) -> None:
+        shown = "  ".join(f"{name} {_number(name, values[name])}" for name in _SHOWN if name in values)
+        self._progress.update(self._task, completed=step, shown=shown)
+        if self._progress.disable:
+            left = (self._total - step) * seconds_per_step
+            self.note(f"step {step}/{self._total}  {shown}  ETA {left:,.0f} s")
+
+
+def _number(name: str, value: float) -> str:
+    if name.endswith("per_second"):
+        return f"{value:,.0f}"
+    return f"{value:.1%}" if name == "padding" else f"{value:.4g}"

@@ -1,0 +1,81 @@
+"""One optimizer step: gradients of sums over microbatches, one division by the global weight, one update.
+
+Because losses are sums until the end, k microbatches give the gradient of one big batch exactly, however unevenly
+tokens or pairs fall on them, and the logged loss is the loss that was optimised.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from zephyr_jax.batch import token_rows
+from zephyr_jax.mean import Mean
+from zephyr_jax.objective.logprob import Parameters
+from zephyr_jax.train.state import TrainState
+
+type Metrics = dict[str, Mean]
+type Objective = Callable[[Parameters, Any], tuple[Mean, Metrics]]
+type Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+
+def make_step(
+    objective: Objective, optimizer: optax.GradientTransformation, rate: optax.Schedule, shardings: TrainState
+) -> Step:
+    """Jitted (state, batch [A, B, ...]) -> (next state, metrics); the old state's buffers are given to the new one."""
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        totals, metrics = accumulate(objective, state.parameters, batch, shardings.parameters)
+        gradients = jax.tree.map(lambda total: total / metrics["loss"].weight, totals)
+        updates, moments = optimizer.update(gradients, state.optimizer, state.parameters)
+        one = jnp.float32(1)
+        metrics["grad_norm"] = Mean(optax.global_norm(gradients), one)
+        metrics["learning_rate"] = Mean(jnp.asarray(rate(state.step), jnp.float32), one)
+        parameters = optax.apply_updates(state.parameters, updates)
+        return TrainState(state.step + 1, parameters, moments), metrics
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def accumulate(
+    objective: Objective, parameters: Parameters, batch: Any, shardings: Any
+) -> tuple[Parameters, Metrics]:
+    """Gradient of the loss's sum over all microbatches (not yet divided), and all metrics, `loss` among them.
+
+    Gradients are pinned to the shardings of their weights, so that no device ever holds more than its part.
+    """
+
+    def loss_sum(parameters: Parameters, microbatch: Any) -> tuple[Array, Metrics]:
+        loss, metrics = objective(parameters, microbatch)
+        return loss.sum, {"loss": loss, **metrics, **_counts(microbatch)}
+
+    def gradient(parameters: Parameters, microbatch: Any) -> tuple[Parameters, Metrics]:
+        gradients, metrics = jax.grad(loss_sum, has_aux=True)(parameters, microbatch)
+        return jax.lax.with_sharding_constraint(gradients, shardings), metrics
+
+    microbatches = token_rows(batch).tokens.shape[0]
+    first = jax.tree.map(lambda leaf: leaf[0], batch)
+    if microbatches == 1:
+        return gradient(parameters, first)
+
+    def add(total: tuple[Parameters, Metrics], microbatch: Any) -> tuple[Parameters, Metrics]:
+        return jax.tree.map(jnp.add, total, gradient(parameters, microbatch))
+
+    def body(total: tuple[Parameters, Metrics], microbatch: Any) -> tuple[tuple[Parameters, Metrics], None]:
+        present = jnp.any(token_rows(microbatch).segments > 0)  # the last ones of a small step may be empty
+        return jax.lax.cond(present, add, lambda total, _: total, total, microbatch), None
+
+    shapes = jax.eval_shape(gradient, parameters, first)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.scan(body, zeros, batch)[0]
+
+
+def _counts(microbatch: Any) -> Metrics:
+    rows = token_rows(microbatch)
+    slots = jnp.float32(rows.tokens.size)
+    tokens = jnp.sum(rows.segments > 0, dtype=jnp.float32)
+    targets = jnp.sum(rows.targets, dtype=jnp.float32)
+    return {"padding": Mean(slots - tokens, slots), "targets": Mean(targets, tokens)}
