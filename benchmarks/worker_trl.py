@@ -1,9 +1,9 @@
 """Times TRL's own DPOTrainer and SFTTrainer loops on torch CPU; speaks the protocol of ``benchmarks.peers``.
 
-The default variant is the fastest found of TRL's public settings on this CPU (``benchmarks/peers.md`` has the
-trials); the others exist to repeat those trials. Timing runs from the end of the first step to the end of the last,
-so collation, forward, backward, clipping, the optimizer and TRL's metrics count, and the precomputed reference
-log-probabilities of DPO, which the trainer's constructor takes, do not.
+The variant ``best`` stands for the fastest of TRL's public settings found on CPU (``benchmarks/peers.md`` has
+the trials); the others exist to repeat those trials. Timing runs from the end of the last warm-up step to the end
+of the last step, so collation, forward, backward, clipping, the optimizer and TRL's metrics count. DPO's
+reference log-probabilities do not: the trainer's constructor precomputes them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+from importlib.metadata import version
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -26,16 +27,18 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from benchmarks import workload as w
 
-VARIANTS = {
-    "default": {},
-    "eager": {"attention": "eager"},
-    "compile": {"config": {"torch_compile": True}},
-    "padding_free": {"config": {"padding_free": True, "max_length": None}},
-    "packing": {"config": {"packing": True, "max_length": w.MAX_LENGTH}},
-    "padding_free_eager": {"attention": "eager", "config": {"padding_free": True, "max_length": None}},
-    "eager_compile": {"attention": "eager", "config": {"torch_compile": True}},
+# "attention" and "compact_head" are for this file, everything else goes into the trainer's config.
+FLAT = {"padding_free": True, "max_length": None}  # TRL wants None; the workload is short enough as it is
+VARIANTS: dict[str, dict[str, Any]] = {
+    "padded": {},
+    "padded_eager": {"attention": "eager"},
+    "padded_compile": {"torch_compile": True},
+    "padding_free": FLAT,
+    "padding_free_eager": {**FLAT, "attention": "eager"},
+    "packing": {"packing": True},
     "compact_head": {"compact_head": True},
 }
+BEST = {"dpo": "padded", "sft": "padding_free"}
 
 
 class TokenisedDPOTrainer(DPOTrainer):
@@ -46,7 +49,7 @@ class TokenisedDPOTrainer(DPOTrainer):
 
 
 class StepClock(TrainerCallback):
-    """Notes the clocks and the number of collated batches after every optimizer step."""
+    """Notes the clocks after every optimizer step."""
 
     def __init__(self) -> None:
         self.marks: list[tuple[float, float]] = []
@@ -74,11 +77,18 @@ class CountingCollator:
 def make_model(attention: str) -> MistralForCausalLM:
     """The benchmark's model with random float32 weights."""
     torch.manual_seed(0)
+    shape: dict[str, Any] = {
+        "vocab_size": w.VOCAB,
+        "hidden_size": w.DIM,
+        "intermediate_size": w.FFN,
+        "num_hidden_layers": w.LAYERS,
+        "num_attention_heads": w.HEADS,
+        "num_key_value_heads": w.KV_HEADS,
+        "head_dim": w.HEAD_DIM,
+    }
+    tokens = {"pad_token_id": w.PAD, "bos_token_id": w.BOS, "eos_token_id": w.EOS}
     config = MistralConfig(
-        vocab_size=w.VOCAB, hidden_size=w.DIM, intermediate_size=w.FFN, num_hidden_layers=w.LAYERS,
-        num_attention_heads=w.HEADS, num_key_value_heads=w.KV_HEADS, head_dim=w.HEAD_DIM, rms_norm_eps=w.NORM_EPS,
-        sliding_window=4096, max_position_embeddings=4096, tie_word_embeddings=False, use_cache=False,
-        attn_implementation=attention, dtype="float32", pad_token_id=w.PAD, bos_token_id=w.BOS, eos_token_id=w.EOS,
+        **shape, **tokens, tie_word_embeddings=False, rms_norm_eps=w.NORM_EPS, attn_implementation=attention
     )
     return MistralForCausalLM(config).float()
 
@@ -96,55 +106,64 @@ def make_dataset(pairs: list[w.Pair], mode: str) -> Dataset:
     if mode == "dpo":
         columns = ("prompt", "chosen", "rejected")
         return Dataset.from_list([{f"{name}_ids": getattr(pair, name) for name in columns} for pair in pairs])
-    return Dataset.from_list([
-        {"input_ids": pair.prompt + pair.chosen, "completion_mask": [0] * len(pair.prompt) + [1] * len(pair.chosen)}
-        for pair in pairs
-    ])
+    rows = [(pair.prompt + pair.chosen, [0] * len(pair.prompt) + [1] * len(pair.chosen)) for pair in pairs]
+    return Dataset.from_list([{"input_ids": ids, "completion_mask": mask} for ids, mask in rows])
 
 
-def make_trainer(mode: str, pairs: list[w.Pair], steps: int, folder: str, variant: dict[str, Any]) -> Any:
-    """The TRL trainer, with one step more than ``steps`` for warm-up."""
-    options = dict(
-        output_dir=folder, per_device_train_batch_size=w.BATCH[mode], max_steps=steps + 1,
-        learning_rate=w.LEARNING_RATE, max_length=w.MAX_LENGTH, use_cpu=True, bf16=False, gradient_checkpointing=False,
-        train_sampling_strategy="sequential", dataloader_pin_memory=False, optim="adamw_torch_fused", report_to=[],
-        save_strategy="no", disable_tqdm=True, logging_strategy="no", seed=0,
-    )
-    options.update(variant.get("config", {}))
-    model, dataset, tokenizer = make_model(variant.get("attention", "sdpa")), make_dataset(pairs, mode), make_tokenizer()
-    if mode == "dpo":
-        config = DPOConfig(**options, precompute_ref_log_probs=True)
-        return TokenisedDPOTrainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer)
-    config = SFTConfig(**options, completion_only_loss=True)
-    return SFTTrainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer)
+def options(mode: str, steps: int, folder: str) -> dict[str, Any]:
+    """The settings that all variants share."""
+    return {
+        "output_dir": folder,
+        "per_device_train_batch_size": w.BATCH[mode],
+        "max_steps": steps,
+        "learning_rate": w.LEARNING_RATE,
+        "max_length": w.MAX_LENGTH,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "optim": "adamw_torch_fused",
+        "train_sampling_strategy": "sequential",
+        "dataloader_pin_memory": False,
+        "report_to": [],
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "seed": 0,
+    }
 
 
-def measure(mode: str, steps: int, seed: int, variant_name: str) -> w.Result:
-    """Train ``steps`` timed steps after a warm-up step."""
-    variant = VARIANTS[variant_name]
-    if variant.get("compact_head"):
+def make_trainer(mode: str, pairs: list[w.Pair], shared: dict[str, Any], variant: dict[str, Any]) -> Any:
+    """The TRL trainer of ``mode``, ready to train."""
+    settings = {**shared, **variant}
+    compact, attention = settings.pop("compact_head", False), settings.pop("attention", "sdpa")
+    if compact:  # the path TRL takes on GPUs: only scored positions reach the output layer
         trl_utils._use_triton = lambda device: True
-    batches = w.make_batches(mode, steps, seed)
+    parts = {"model": make_model(attention), "processing_class": make_tokenizer()}
+    dataset = make_dataset(pairs, mode)
+    if mode == "dpo":
+        config = DPOConfig(**settings, precompute_ref_log_probs=True)
+        return TokenisedDPOTrainer(args=config, train_dataset=dataset, **parts)
+    return SFTTrainer(args=SFTConfig(**settings, completion_only_loss=True), train_dataset=dataset, **parts)
+
+
+def measure(mode: str, steps: int, seed: int, variant: str, warmup: int) -> w.Result:
+    """Train ``steps`` timed steps after ``warmup`` others."""
+    batches = w.make_batches(mode, steps + warmup - 1, seed)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(mode, sum(batches, []), steps, folder, variant)
+        shared = options(mode, steps + warmup, folder)
+        trainer = make_trainer(mode, sum(batches, []), shared, VARIANTS[variant])
         collator = trainer.data_collator = CountingCollator(trainer.data_collator)
         clock = StepClock()
         trainer.add_callback(clock)
         trainer.train()
-    slots, nonpad, targets = (sum(column) for column in zip(*collator.counts[1:steps + 1]))
-    if variant_name != "packing":
-        w.check_targets("TRL", targets, sum(batches[1:], []), mode)
-    (cpu, wall), (cpu_end, wall_end) = clock.marks[0], clock.marks[-1]
-    note = f"trl {trl_utils_version()}, {variant_name}"
+    timed = collator.counts[warmup : warmup + steps]
+    slots, nonpad, targets = (sum(column) for column in zip(*timed, strict=True))
+    if variant != "packing":
+        w.check_targets("TRL", targets, sum(batches[warmup:], []), mode)
+    (cpu, wall), (cpu_end, wall_end) = clock.marks[warmup - 1], clock.marks[-1]
+    versions = [f"{name} {version(name)}" for name in ("trl", "transformers", "torch")]
+    note = ", ".join([*versions, variant])
     return w.Result("trl", mode, targets, cpu_end - cpu, wall_end - wall, slots, nonpad, note)
-
-
-def trl_utils_version() -> str:
-    """Versions for the result line."""
-    import transformers
-    import trl
-
-    return f"{trl.__version__}, transformers {transformers.__version__}, torch {torch.__version__}"
 
 
 def main() -> None:
@@ -152,11 +171,12 @@ def main() -> None:
     parser.add_argument("--mode", choices=w.MODES, required=True)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--variant", choices=VARIANTS, default="default")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--variant", choices=("best", *VARIANTS), default="best")
+    parser.add_argument("--warmup", type=int, default=1, help="steps before the timed ones; more for compile")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    measure(args.mode, args.steps, args.seed, args.variant).emit()
+    torch.set_num_threads(2)
+    variant = BEST[args.mode] if args.variant == "best" else args.variant
+    measure(args.mode, args.steps, args.seed, variant, args.warmup).emit()
 
 
 if __name__ == "__main__":

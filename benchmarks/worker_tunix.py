@@ -1,9 +1,9 @@
 """Times Tunix's DPOTrainer and PeftTrainer loops on JAX CPU; speaks the protocol of ``benchmarks.peers``.
 
-Tunix pads to fixed lengths: DPO to ``max_prompt_length`` (left) plus ``MAX_LENGTH - max_prompt_length`` (right), SFT
-to ``MAX_LENGTH``. Its DPO runs the reference model inside the loop and has no way to precompute it; ``--variant
-no_reference`` leaves the reference out (a different loss) to bound what precomputing could save it. Timing runs from
-the end of the first step, compilation included, to the end of the last.
+Tunix pads to fixed lengths: DPO to ``MAX_PROMPT_LENGTH`` (left) plus ``RESPONSE_LENGTH`` (right), SFT to
+``MAX_LENGTH``. Its DPO runs the reference model inside the loop and cannot precompute it; ``--variant
+no_reference`` leaves the reference out (a different loss) to bound what precomputing could save. Timing runs
+from the end of the first step, compilation included, to the end of the last.
 """
 
 from __future__ import annotations
@@ -31,10 +31,17 @@ RESPONSE_LENGTH = w.MAX_LENGTH - w.MAX_PROMPT_LENGTH
 
 
 def make_model() -> llama.Llama3:
-    """The benchmark's model with random float32 weights; Tunix's Llama 3 at this shape is Mistral's arithmetic."""
+    """The benchmark's model, float32 and random; Tunix's Llama 3 at this shape is Mistral's arithmetic."""
     config = llama.ModelConfig(
-        num_layers=w.LAYERS, vocab_size=w.VOCAB, embed_dim=w.DIM, hidden_dim=w.FFN, num_heads=w.HEADS,
-        head_dim=w.HEAD_DIM, num_kv_heads=w.KV_HEADS, rope_theta=w.ROPE_THETA, norm_eps=w.NORM_EPS,
+        num_layers=w.LAYERS,
+        vocab_size=w.VOCAB,
+        embed_dim=w.DIM,
+        hidden_dim=w.FFN,
+        num_heads=w.HEADS,
+        head_dim=w.HEAD_DIM,
+        num_kv_heads=w.KV_HEADS,
+        rope_theta=w.ROPE_THETA,
+        norm_eps=w.NORM_EPS,
     )
     return llama.Llama3(config, rngs=nnx.Rngs(0))
 
@@ -48,7 +55,8 @@ def pad(tokens: list[int], length: int, left: bool = False) -> list[int]:
 def dpo_batch(pairs: list[w.Pair]) -> dpo_trainer.TrainingInput:
     """A batch as Tunix's ``process_dpo_record`` lays it out."""
     fields: dict[str, np.ndarray] = {}
-    for name, length in (("prompt", w.MAX_PROMPT_LENGTH), ("chosen", RESPONSE_LENGTH), ("rejected", RESPONSE_LENGTH)):
+    for name in ("prompt", "chosen", "rejected"):
+        length = w.MAX_PROMPT_LENGTH if name == "prompt" else RESPONSE_LENGTH
         ids = np.array([pad(getattr(pair, name), length, left=name == "prompt") for pair in pairs], np.int32)
         fields[f"{name}_ids"], fields[f"{name}_mask"] = ids, (ids != w.PAD).astype(np.int32)
     return dpo_trainer.TrainingInput(**fields)
@@ -56,9 +64,11 @@ def dpo_batch(pairs: list[w.Pair]) -> dpo_trainer.TrainingInput:
 
 def sft_batch(pairs: list[w.Pair]) -> peft_trainer.TrainingInput:
     """Right-padded rows; the mask marks the tokens to score."""
-    ids = np.array([pad(pair.prompt + pair.chosen, w.MAX_LENGTH) for pair in pairs], np.int32)
-    mask = np.array([pad([0] * len(pair.prompt) + [1] * len(pair.chosen), w.MAX_LENGTH) for pair in pairs], np.int32)
-    return peft_trainer.TrainingInput(input_tokens=ids, input_mask=mask)
+    ids = [pad(pair.prompt + pair.chosen, w.MAX_LENGTH) for pair in pairs]
+    mask = [pad([0] * len(pair.prompt) + [1] * len(pair.chosen), w.MAX_LENGTH) for pair in pairs]
+    return peft_trainer.TrainingInput(
+        input_tokens=np.array(ids, np.int32), input_mask=np.array(mask, np.int32)
+    )
 
 
 def sft_inputs(batch: peft_trainer.TrainingInput) -> dict[str, jax.Array]:
@@ -74,11 +84,12 @@ def sft_inputs(batch: peft_trainer.TrainingInput) -> dict[str, jax.Array]:
 
 def make_trainer(mode: str, steps: int, variant: str) -> peft_trainer.PeftTrainer:
     """The Tunix trainer, with one step more than ``steps`` for warm-up."""
-    options = dict(eval_every_n_steps=10 * steps + 10, max_steps=steps + 1)
+    options = {"eval_every_n_steps": 10 * steps + 10, "max_steps": steps + 1}
     optimizer = optax.adamw(w.LEARNING_RATE)
     if mode == "dpo":
         reference = None if variant == "no_reference" else make_model()
-        return dpo_trainer.DPOTrainer(make_model(), reference, optimizer, dpo_trainer.DPOTrainingConfig(**options))
+        config = dpo_trainer.DPOTrainingConfig(**options)
+        return dpo_trainer.DPOTrainer(make_model(), reference, optimizer, config)
     trainer = peft_trainer.PeftTrainer(make_model(), optimizer, peft_trainer.TrainingConfig(**options))
     return trainer.with_gen_model_input_fn(sft_inputs)
 
@@ -112,7 +123,7 @@ def measure(mode: str, steps: int, seed: int, variant: str) -> w.Result:
     trainer.train(feed())
     jax.block_until_ready(nnx.state(trainer.model))
     marks.append(w.clocks())
-    slots, nonpad, targets = (sum(column) for column in zip(*counts[1:]))
+    slots, nonpad, targets = (sum(column) for column in zip(*counts[1:], strict=True))
     w.check_targets("Tunix", targets, sum(batches[1:], []), mode)
     (cpu, wall), (cpu_end, wall_end) = marks
     note = f"google-tunix {version('google-tunix')}, jax {jax.__version__}, {variant}"

@@ -1,13 +1,15 @@
 """The examples and the model shape that every benchmark worker trains on. Needs numpy only.
 
-Token ids are random; only lengths matter. They imitate UltraFeedback: prompt length is lognormal with median 150 and
-sigma 0.9, clipped to 8..480; each response is lognormal with median 260 and sigma 0.55, clipped to 50..500. Content
-ids avoid 0 (padding), 1 (bos) and 2 (eos). A prompt is bos, a user header, the content, eos and an assistant header
-(17 tokens more than the content); a response is content and eos. So a prompt has at most 497 tokens, a response at
-most 501 and a sequence at most 998: nothing is ever truncated under ``MAX_LENGTH`` and ``MAX_PROMPT_LENGTH``.
+Token ids are random; only lengths matter. They imitate UltraFeedback: prompt length is lognormal with median
+150 and sigma 0.9, clipped to 8..480; each response is lognormal with median 260 and sigma 0.55, clipped to
+50..500. Content ids avoid 0 (padding), 1 (bos) and 2 (eos). A prompt is bos, a user header, the content, eos
+and an assistant header (17 tokens more than the content); a response is content and eos. So a prompt has at
+most 497 tokens, a response at most 501 and a sequence at most 998: ``MAX_LENGTH`` and ``MAX_PROMPT_LENGTH``
+never cut anything.
 
-A target token is a token whose log-probability enters the loss: response content and its eos. DPO uses both responses
-of a pair; SFT uses the prompt and the chosen response. Example ``i`` of a seed never depends on how many are drawn.
+A target token is a token whose log-probability enters the loss: response content and its eos. DPO uses both
+responses of a pair; SFT uses the prompt and the chosen response. Example ``i`` of a seed does not depend on how
+many are drawn.
 """
 
 from __future__ import annotations
@@ -68,10 +70,10 @@ def make_pairs(count: int, seed: int) -> list[Pair]:
 
 
 def make_batches(mode: str, steps: int, seed: int) -> list[list[Pair]]:
-    """One warm-up batch and then ``steps`` batches to time, of ``BATCH[mode]`` examples each, in stream order."""
+    """One warm-up batch and ``steps`` batches to time, of ``BATCH[mode]`` examples each, in stream order."""
     size = BATCH[mode]
     pairs = make_pairs(size * (steps + 1), seed)
-    return [pairs[start:start + size] for start in range(0, len(pairs), size)]
+    return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 
 
 def count_targets(pairs: list[Pair], mode: str) -> int:
@@ -92,7 +94,7 @@ def clocks() -> tuple[float, float]:
 
 @dataclass
 class Result:
-    """What a worker measured over its timed steps; ``slots`` are the token positions it computed, padding included."""
+    """A worker's measurements over its timed steps; ``slots`` are the token positions computed, padding included."""
 
     name: str
     mode: str
@@ -113,6 +115,6 @@ def check_targets(name: str, seen: int, pairs: list[Pair], mode: str) -> None:
     expected = count_targets(pairs, mode)
     if seen != expected:
         raise RuntimeError(
-            f"{name} scored {seen} target tokens where the workload has {expected}: compare the batches its collator "
-            "builds with benchmarks.workload.make_batches before trusting any timing."
+            f"{name} scored {seen} target tokens where the workload has {expected}: compare the batches its "
+            "collator builds with benchmarks.workload.make_batches before trusting any timing."
         )

@@ -145,6 +145,16 @@ def _preview() -> tuple[type, Callable[[Any, str], None]]:
     return PreviewConfig, run
 
 
+def _demo() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.config import DemoConfig
+    from zephyr_jax.recipes.demo import demo
+
+    def run(config: DemoConfig, _: str) -> None:
+        demo(config)
+
+    return DemoConfig, run
+
+
 VERBS = {
     "preview": Verb("show rows with the tokens that count in colour", _preview),
     "sft": Verb("fine-tune on conversations (dSFT)", _sft),
@@ -153,4 +163,5 @@ VERBS = {
     "evaluate": Verb("loss, or preference accuracy, of a checkpoint on a split", _evaluate),
     "generate": Verb("answer prompts", _generate),
     "export": Verb("write a Hugging Face folder", _export),
+    "demo": Verb("the whole recipe in minutes on this machine's CPU", _demo),
 }

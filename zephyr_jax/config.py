@@ -330,6 +330,25 @@ class PreviewConfig:
         _check_positive(rows=self.rows)
 
 
+@dataclass(frozen=True)
+class DemoConfig:
+    """The whole recipe on a tiny base and tiny data that the package makes itself, on emulated devices."""
+
+    output: str = "runs/demo"
+    """Folder for everything that the demo makes."""
+    base: str | None = None
+    """Another base to start from (folder or hub id); default: the one that the package ships."""
+    emulated_devices: int = 8
+    """Devices that the CPU poses as."""
+    seed: int = 0
+    """Decides the data and its order."""
+
+    def check(self) -> None:
+        """Raise InputError for settings that cannot hold."""
+        _require(self.output, "output", "a folder")
+        _check_positive(emulated_devices=self.emulated_devices)
+
+
 def _require(value: str, name: str, what: str) -> None:
     if not value:
         _refuse(f"`{name}` is not set.", f"It needs {what}. Pass `--{name} ...` or set it in the card.")

@@ -34,19 +34,28 @@ def attend(q_BLNH: Array, k_BSKH: Array, v_BSKH: Array, query: Where, key: Where
     A query that sees no key (padding) gives the plain average of the values; nothing ever reads it.
     """
     B, L, N, H = q_BLNH.shape
-    q_BLKGH = q_BLNH.reshape(B, L, k_BSKH.shape[2], -1, H)
-    scores_BKGLS = jnp.einsum("blkgh,bskh->bkgls", q_BLKGH, k_BSKH, preferred_element_type=jnp.float32)
-    mask_BLS = visible(query, key, window)
-    scores_BKGLS = jnp.where(mask_BLS[:, None, None], scores_BKGLS * H**-0.5, _MASKED)
-    weights_BKGLS = jax.nn.softmax(scores_BKGLS, axis=-1).astype(v_BSKH.dtype)
-    return jnp.einsum("bkgls,bskh->blkgh", weights_BKGLS, v_BSKH).reshape(B, L, N, H)
+    K = k_BSKH.shape[2]
+    q_BKGLH = (q_BLNH * H**-0.5).reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    scores_BKGLS = jnp.einsum("bkglh,bskh->bkgls", q_BKGLH, k_BSKH, preferred_element_type=jnp.float32)
+    bias_BLS = jnp.where(visible(query, key, window), 0.0, _MASKED)
+    scores_BKGLS += bias_BLS[:, None, None]
+    # softmax with the division after the product with v: L x H quotients instead of L x S
+    largest_BKGL1 = jax.lax.stop_gradient(jnp.max(scores_BKGLS, axis=-1, keepdims=True))
+    weights_BKGLS = jnp.exp(scores_BKGLS - largest_BKGL1)
+    total_BKGL1 = jnp.sum(weights_BKGLS, axis=-1, keepdims=True)
+    mixed_BKGLH = jnp.einsum(
+        "bkgls,bskh->bkglh", weights_BKGLS.astype(v_BSKH.dtype), v_BSKH, preferred_element_type=jnp.float32
+    )
+    out_BKGLH = (mixed_BKGLH / total_BKGL1).astype(q_BLNH.dtype)
+    return out_BKGLH.transpose(0, 3, 1, 2, 4).reshape(B, L, N, H)
 
 
 def attend_row(q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, where: Where, window: int | None) -> Array:
     """`attend` of rows to themselves, a block of queries at a time, so that scores never hold a whole L x L.
 
     Inside a row, positions grow with the column, so a block of queries needs no key to its right, nor any more than a
-    window to its left. The backward pass recomputes each block's scores.
+    window to its left. The backward pass recomputes each block's scores. Barriers chain the blocks: were they
+    independent, a compiler might run them at once and hold the scores of all.
     """
     L = q_BLNH.shape[1]
     if L <= _QUERY_BLOCK:
@@ -58,5 +67,7 @@ def attend_row(q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, where: Where, window
         first = 0 if window is None else max(0, start - window + 1)
         queries, keys = slice(start, stop), slice(first, stop)
         query, key = (Where(where.segments[:, part], where.positions[:, part]) for part in (queries, keys))
+        if blocks:
+            q_BLNH, k_BLKH, blocks[-1] = jax.lax.optimization_barrier((q_BLNH, k_BLKH, blocks[-1]))
         blocks.append(block_attend(q_BLNH[:, queries], k_BLKH[:, keys], v_BLKH[:, keys], query, key, window))
     return jnp.concatenate(blocks, axis=1)

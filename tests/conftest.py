@@ -1,0 +1,45 @@
+"""Eight emulated CPU devices for every test, and the folders that tests read."""
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from zephyr_jax.demo.remake import write_untrained  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Numbers that torch computed; `make_golden.py` there remakes them."""
+    return HERE / "golden"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real checkpoints, tokenizers and rows that lie beside the project on its developers' machines only."""
+    folder = HERE.parents[1] / "shared"
+    if not folder.is_dir():
+        pytest.skip("the shared reference data is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder: random Mistral with the demo's tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    write_untrained(folder)
+    return folder
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    """A JSONL file of rows."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

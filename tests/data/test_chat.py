@@ -1,0 +1,416 @@
+"""Chat templates: the text they give, and which of it the assistant wrote."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, processors
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from zephyr_jax.data.chat import (
+    BadRow,
+    ChatTemplate,
+    Message,
+    RenderedChat,
+    check_messages,
+    load_template,
+    without_markers,
+)
+from zephyr_jax.data.tokens import ChatTokenizer, Segment, load_tokenizer
+from zephyr_jax.errors import InputError
+
+CHAT: list[Message] = [
+    {"role": "system", "content": "Be terse."},
+    {"role": "user", "content": "Name a colour."},
+    {"role": "assistant", "content": "Blue"},
+    {"role": "user", "content": "Another?"},
+    {"role": "assistant", "content": " Red, or\n\ngreen. "},
+]
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+MARKED_CHATML = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ '<|im_start|>assistant\\n' }}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}{% else %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+IMPOSTORS = ("</s>", "<s>", "<unk>", "<|assistant|>\n", "<|user|>\n")
+
+
+@pytest.fixture(scope="session")
+def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny tokenizer, which puts BOS first as Mistral's does."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    backend = Tokenizer.from_file(str(tiny_model / "tokenizer.json"))
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text((tiny_model / "tokenizer_config.json").read_text())
+    return folder
+
+
+@pytest.fixture
+def tiny(folder: Path) -> PreTrainedTokenizerBase:
+    return load_tokenizer(str(folder))
+
+
+@pytest.fixture
+def chatml(folder: Path) -> PreTrainedTokenizerBase:
+    """A tokenizer of ChatML's kind: its answers end with `<|im_end|>`."""
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "extra_special_tokens": ["<|im_start|>"]})
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def mistral(shared: Path) -> PreTrainedTokenizerBase:
+    return load_tokenizer(str(shared / "tokenizers" / "mistral-v0.1"))
+
+
+@pytest.fixture(scope="session")
+def conversations(golden: Path) -> list[dict[str, Any]]:
+    return json.loads((golden / "zephyr_chat.json").read_text())
+
+
+def written(tokenizer: PreTrainedTokenizerBase, tmp_path: Path, source: str) -> ChatTemplate:
+    path = tmp_path / "own.jinja"
+    path.write_text(source)
+    return load_template(str(path), tokenizer)
+
+
+def said(rendered: RenderedChat) -> list[str]:
+    return [rendered.text[start:end] for start, end in rendered.spans]
+
+
+def targets_text(tokenizer: PreTrainedTokenizerBase, segment: Segment) -> str:
+    return tokenizer.decode(segment.tokens[segment.targets])
+
+
+def answers(messages: list[Message]) -> list[str]:
+    return [message["content"] for message in messages if message["role"] == "assistant"]
+
+
+# ---- golden ----
+
+
+@pytest.mark.shared
+def test_zephyr_gives_the_golden_text_ids_and_spans(
+    mistral: PreTrainedTokenizerBase, conversations: list[dict[str, Any]]
+) -> None:
+    """Law: text, token ids and spans equal what torch's side computed for the real Mistral tokenizer."""
+    tokenizer = ChatTokenizer(mistral, load_template("zephyr", mistral))
+    for expected in conversations:
+        rendered = tokenizer.template.render(expected["messages"])
+        assert rendered.text == expected["text"]
+        assert tokenizer.encode(rendered).tokens.tolist() == expected["ids"]
+        assert [list(span) for span in rendered.spans] == expected["assistant_spans"]
+
+
+@pytest.mark.shared
+def test_decoded_targets_are_what_the_assistant_said(
+    mistral: PreTrainedTokenizerBase, conversations: list[dict[str, Any]]
+) -> None:
+    """Law: the targets of each answer decode to its very text with its `</s>`, and there is nothing else."""
+    tokenizer = ChatTokenizer(mistral, load_template("zephyr", mistral))
+    for expected in conversations:
+        segment = tokenizer.encode(tokenizer.template.render(expected["messages"]))
+        assert targets_text(mistral, segment) == "".join(f"{answer}</s>" for answer in answers(expected["messages"]))
+
+
+@pytest.mark.shared
+def test_the_first_token_of_an_answer_is_that_of_the_whole_text(mistral: PreTrainedTokenizerBase) -> None:
+    """Law: an answer starts with the token that the whole text has there (`It`), not with the one it has alone (`▁It`)."""
+    tokenizer = ChatTokenizer(mistral, load_template("zephyr", mistral))
+    chat = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "It is"}]
+    segment = tokenizer.encode(tokenizer.template.render(chat))
+    alone = mistral("It is", add_special_tokens=False).input_ids
+    assert mistral.convert_ids_to_tokens(segment.tokens[segment.targets].tolist()) == ["It", "▁is", "</s>"]
+    assert mistral.convert_ids_to_tokens(alone) == ["▁It", "▁is"]
+
+
+# ---- the two built-in templates ----
+
+
+@pytest.mark.parametrize(("choice", "start"), [("zephyr", "<|system|>\n</s>\n<|user|>\n"), ("zephyr-no-system", "<|user|>\n")])
+def test_an_empty_system_message_comes_first_for_zephyr_only(
+    tiny: PreTrainedTokenizerBase, choice: str, start: str
+) -> None:
+    """Law: without a system message, `zephyr` begins with an empty one and `zephyr-no-system` with the user."""
+    assert load_template(choice, tiny).render(CHAT[1:3]).text.startswith(f"{start}Name a colour.</s>\n<|assistant|>\nBlue")
+
+
+def test_a_system_message_that_is_there_stays(tiny: PreTrainedTokenizerBase) -> None:
+    """Law: both built-in templates render a conversation with a system message alike."""
+    texts = {load_template(choice, tiny).render(CHAT).text for choice in ("zephyr", "zephyr-no-system")}
+    assert [text.startswith("<|system|>\nBe terse.</s>\n") for text in texts] == [True]
+
+
+@pytest.mark.parametrize("choice", ["zephyr", "zephyr-no-system"])
+def test_the_generation_prompt_is_the_assistant_header(tiny: PreTrainedTokenizerBase, choice: str) -> None:
+    """Law: the prompt for an answer is the conversation so far and `<|assistant|>` with a newline, nothing more."""
+    template = load_template(choice, tiny)
+    plain, asking = (template.render(CHAT[:2], add_generation_prompt=asks).text for asks in (False, True))
+    assert asking == f"{plain}<|assistant|>\n"
+    assert template.render(CHAT[:3]).text.startswith(asking)
+
+
+# ---- spans with and without markers ----
+
+
+def test_zephyr_without_its_markers_has_the_same_spans(tiny: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Law: a prefix-stable template gives, without generation markers, the text and spans that it gives with them."""
+    marked = load_template("zephyr", tiny)
+    bare = written(tiny, tmp_path, without_markers(marked.source))
+    assert not bare.marks_generation
+    assert bare.render(CHAT) == marked.render(CHAT)
+    assert said(bare.render(CHAT)) == ["Blue</s>", " Red, or\n\ngreen. </s>"]
+
+
+def test_chatml_has_the_same_spans_with_and_without_markers(chatml: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Law: for ChatML too, spans found by rendering prefixes equal the marked ones: answer and `<|im_end|>`."""
+    bare, marked = written(chatml, tmp_path, CHATML), written(chatml, tmp_path, MARKED_CHATML)
+    assert marked.marks_generation
+    assert not bare.marks_generation
+    assert bare.render(CHAT) == marked.render(CHAT)
+    assert said(bare.render(CHAT)) == ["Blue<|im_end|>", " Red, or\n\ngreen. <|im_end|>"]
+    segment = ChatTokenizer(chatml, bare).encode(bare.render(CHAT))
+    assert targets_text(chatml, segment) == "Blue<|im_end|> Red, or\n\ngreen. <|im_end|>"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% generation %}{{ 'x' }}{% endgeneration %}",
+        "a {%- generation -%} b {%- endgeneration -%} c",
+        "a\n{% generation %}\nb\n{% endgeneration %}\nc",
+        "a\n  {% generation %}  \n  b\n  {%- endgeneration %}\nc",
+    ],
+    ids=["inline", "dashes", "own lines", "indented"],
+)
+def test_a_template_without_its_markers_renders_equal_text(source: str) -> None:
+    """Law: taking the markers out changes no character, also where they stand on lines of their own or strip space."""
+    bare = without_markers(source)
+    assert "generation" not in bare
+    marked_text, bare_text = (render_jinja_template([CHAT], chat_template=each)[0] for each in (source, bare))
+    assert bare_text == marked_text
+
+
+def test_an_answer_that_repeats_the_header_keeps_its_span(tiny: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Law: an answer is found where it stands, not where its text occurs first."""
+    chat = [{"role": "user", "content": "user"}, {"role": "assistant", "content": "user"}]
+    bare = written(tiny, tmp_path, without_markers(load_template("zephyr", tiny).source))
+    assert bare.render(chat).spans == load_template("zephyr", tiny).render(chat).spans
+
+
+# ---- refused templates ----
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("{{ messages | length }}{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}", "rewrites earlier turns"),
+        (
+            "{% for m in messages %}{{ m['content'] if loop.last else 'earlier' }}{{ eos_token }}{% endfor %}",
+            "rewrites earlier turns",
+        ),
+        (CHATML.replace("message['content']", "message['content'][:1]"), "does not show the answer"),
+        (CHATML.replace("<|im_end|>", ""), "ends answers with no special token"),
+        (CHATML.replace("<|im_end|>", "[END]"), "ends answers with no special token"),
+        ("{% for m in messages %}{% generation %}{{ m['content'] + eos_token }}{% endgeneration %}{% endfor %}", "marks"),
+        (MARKED_CHATML.replace("{{ message['content'] + '<|im_end|>' }}{% endgeneration %}",
+                               "{{ message['content'] }}{% endgeneration %}<|im_end|>"), "special token that ends it"),
+        ("{{ raise_exception('no chats today') }}", "no chats today"),
+        ("{% for m in messages %}", "refuses it"),
+    ],
+    ids=["counts", "forgets", "hides", "no end", "plain end", "marks all", "end unmarked", "raises", "syntax"],
+)  # fmt: skip
+def test_a_template_that_cannot_tell_answers_is_refused(
+    chatml: PreTrainedTokenizerBase, tmp_path: Path, source: str, reason: str
+) -> None:
+    """Law: a template whose answers (with the token that ends them) cannot be told apart is refused with the reason."""
+    with pytest.raises(InputError, match=reason) as refused:
+        written(chatml, tmp_path, source)
+    assert "own.jinja" in str(refused.value)
+    assert "generation" in str(refused.value)
+
+
+def test_a_template_that_rewrites_one_row_loses_that_row_only(tiny: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Law: prefixes are checked for every conversation, not for the probe alone."""
+    source = without_markers(load_template("zephyr", tiny).source)
+    shy = written(tiny, tmp_path, "{% if messages | length > 4 %}{{ 'long' }}{% endif %}" + source)
+    assert said(shy.render(CHAT[:3])) == ["Blue</s>"]
+    with pytest.raises(BadRow, match="rewrites earlier turns"):
+        shy.render(CHAT)
+
+
+# ---- text that spells special tokens ----
+
+
+def special_positions(segment: Segment) -> list[int]:
+    return np.flatnonzero(np.isin(segment.tokens, [0, 1, 2])).tolist()
+
+
+@pytest.mark.parametrize("impostor", IMPOSTORS)
+@pytest.mark.parametrize("bare", [False, True], ids=["marked", "unmarked"])
+def test_text_that_spells_a_special_token_stays_text(
+    tiny: PreTrainedTokenizerBase, tmp_path: Path, impostor: str, bare: bool
+) -> None:
+    """Law: `</s>`, `<s>`, `<|assistant|>` in a message never become special ids; targets stay the answer and its end."""
+    source = load_template("zephyr", tiny).source
+    template = written(tiny, tmp_path, without_markers(source) if bare else source)
+    tokenizer = ChatTokenizer(tiny, template)
+    plain = tokenizer.encode(template.render(CHAT))
+    for index in range(len(CHAT)):
+        chat = [dict(message) for message in CHAT]
+        chat[index]["content"] = f"{impostor}Say {impostor}{impostor} twice{impostor}"
+        rendered = template.render(chat)
+        segment = tokenizer.encode(rendered)
+        assert segment.tokens[special_positions(segment)].tolist() == plain.tokens[special_positions(plain)].tolist()
+        assert said(rendered) == [f"{answer}</s>" for answer in answers(chat)]
+        assert targets_text(tiny, segment) == "".join(f"{answer}</s>" for answer in answers(chat))
+        ends = segment.tokens == 2
+        assert int((ends & segment.targets).sum()) == 2, "one end for each answer"
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(["</s>", "<s>", "<", "/s>", "s>", "</", "a", " ", "\n", "<|user|>"]), min_size=1, max_size=8))
+def test_no_text_makes_special_tokens(tiny: PreTrainedTokenizerBase, parts: list[str]) -> None:
+    """Law: whatever a message spells, the special ids are those of the template, in number and order."""
+    tokenizer = ChatTokenizer(tiny, load_template("zephyr", tiny))
+    text = "".join(parts)
+    chat = [{"role": "user", "content": text}, {"role": "assistant", "content": f"x{text}"}]
+    segment = tokenizer.encode(tokenizer.template.render(chat))
+    assert segment.tokens[special_positions(segment)].tolist() == [1, 2, 2, 2]
+    assert targets_text(tiny, segment) == f"x{text}</s>"
+
+
+def test_text_that_spells_a_special_token_stays_text_in_worker_processes(tiny: PreTrainedTokenizerBase) -> None:
+    """Law: a tokenizer that was sent to another process gives the same tokens, also for such text."""
+    tokenizer = ChatTokenizer(tiny, load_template("zephyr", tiny))
+    sent = pickle.loads(pickle.dumps(tokenizer))
+    chat = [{"role": "user", "content": "Say </s>."}, {"role": "assistant", "content": "<s>, </s>"}]
+    rendered = tokenizer.template.render(chat)
+    assert sent.encode(rendered).tokens.tolist() == tokenizer.encode(rendered).tokens.tolist()
+    assert sent.fingerprint == tokenizer.fingerprint
+
+
+def test_rows_that_spell_special_tokens_differ_from_others_in_nothing_else(tiny: PreTrainedTokenizerBase) -> None:
+    """Law: the way around special tokens tokenises what is between them just as the joint way does."""
+    tokenizer = ChatTokenizer(tiny, load_template("zephyr", tiny))
+    rendered = tokenizer.template.render(CHAT)
+    joint = tokenizer.encode(rendered)
+    warned = [*CHAT, {"role": "user", "content": "</s>"}]
+    around = tokenizer.encode(tokenizer.template.render(warned))
+    assert around.tokens[: len(joint)].tolist() == joint.tokens.tolist()
+    assert around.targets[: len(joint)].tolist() == joint.targets.tolist()
+
+
+def test_a_tokenizer_file_that_truncates_or_pads_does_not(folder: Path, tmp_path: Path) -> None:
+    """Law: truncation and padding saved in tokenizer.json (a training run leaves them there) change no token."""
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.enable_truncation(8)
+    backend.enable_padding(length=96, pad_id=0, pad_token="<unk>")
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text((folder / "tokenizer_config.json").read_text())
+    for content in ("A sentence of more than eight tokens.", "One that spells </s> and goes on for a while."):
+        chat = [{"role": "user", "content": content}, CHAT[2]]
+        plain, changed = (load_tokenizer(str(each)) for each in (folder, tmp_path))
+        first, second = (
+            ChatTokenizer(each, load_template("zephyr", each)).encode(load_template("zephyr", each).render(chat))
+            for each in (plain, changed)
+        )
+        assert first.tokens.tolist() == second.tokens.tolist()
+
+
+# ---- BOS and the end token ----
+
+
+@pytest.mark.parametrize("prefix", ["", "{{ bos_token }}"], ids=["template writes none", "template writes it"])
+def test_bos_comes_exactly_once(tiny: PreTrainedTokenizerBase, tmp_path: Path, prefix: str) -> None:
+    """Law: every sequence starts with BOS, once, whether or not the template writes it; BOS is no target."""
+    template = written(tiny, tmp_path, prefix + load_template("zephyr", tiny).source)
+    tokenizer = ChatTokenizer(tiny, template)
+    segment, prompt = tokenizer.encode(template.render(CHAT)), tokenizer.prompt(CHAT[:2])
+    for tokens in (segment.tokens, prompt):
+        assert tokens[0] == 1
+        assert int((tokens == 1).sum()) == 1
+    assert not segment.targets[0]
+    assert segment.tokens[: len(prompt)].tolist() == prompt.tolist()
+
+
+def test_a_tokenizer_that_uses_no_bos_gets_none(folder: Path, tmp_path: Path) -> None:
+    """Law: BOS is put first only by tokenizers that do so themselves."""
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    content = json.loads((folder / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**content, "add_bos_token": False}))
+    bare = load_tokenizer(str(tmp_path))
+    tokenizer = ChatTokenizer(bare, load_template("zephyr", bare))
+    assert 1 not in tokenizer.encode(tokenizer.template.render(CHAT)).tokens
+
+
+def test_the_demo_model_puts_bos_first(tiny_model: Path) -> None:
+    """Law: the shipped tokenizer, which declares BOS, gives it to every sequence."""
+    tokenizer = load_tokenizer(str(tiny_model))
+    chat_tokenizer = ChatTokenizer(tokenizer, load_template("zephyr", tokenizer))
+    assert chat_tokenizer.prompt(CHAT[:2])[0] == tokenizer.bos_token_id
+
+
+def test_a_pad_token_equal_to_the_end_token_is_harmless(tiny: PreTrainedTokenizerBase) -> None:
+    """Law: with pad = eos, as many Mistral checkpoints have it, every answer's end token still is a target."""
+    tokenizer = ChatTokenizer(tiny, load_template("zephyr", tiny))
+    before = tokenizer.encode(tokenizer.template.render(CHAT))
+    tiny.pad_token = tiny.eos_token
+    padded = ChatTokenizer(tiny, load_template("zephyr", tiny))
+    after = padded.encode(padded.template.render(CHAT))
+    assert after.targets.tolist() == before.targets.tolist()
+    assert int(after.targets[after.tokens == 2].sum()) == 2
+    assert padded.fingerprint == tokenizer.fingerprint
+
+
+def test_a_tokenizer_without_an_end_is_refused(tiny: PreTrainedTokenizerBase) -> None:
+    """Law: without an end token a model could never stop, so the tokenizer is refused."""
+    tiny.eos_token = None
+    with pytest.raises(InputError, match="no end token"):
+        load_template("zephyr", tiny)
+
+
+# ---- rows ----
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        (None, "NoneType, not a list"),
+        ([], "at least one message"),
+        ("Hello.", "str, not a list"),
+        (["Hello."], "role 'Hello.'"),
+        ([{"content": "Hi"}], "role 'None'"),
+        ([{"role": "tool", "content": "3"}], "role 'tool'"),
+        ([{"role": "user", "content": None}], "user message holds NoneType"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "user message holds list"),
+        (CHAT[:1], "roles go system;"),
+        (CHAT[2:3], "roles go assistant;"),
+        ([CHAT[1], CHAT[3]], "roles go user user;"),
+        ([CHAT[1], CHAT[0]], "roles go user system;"),
+        ([CHAT[1], {"role": "assistant", "content": "\n "}], "answer is empty"),
+    ],
+)
+def test_a_malformed_conversation_is_refused_with_its_reason(messages: Any, reason: str) -> None:
+    """Law: messages are [system] user assistant user ..., all text, no answer empty; anything else has its reason."""
+    with pytest.raises(BadRow, match=reason.replace("[", r"\[")):
+        check_messages(messages)
+
+
+def test_empty_users_and_systems_are_fine(tiny: PreTrainedTokenizerBase) -> None:
+    """Law: only the assistant must have something to say."""
+    chat = [{"role": "system", "content": ""}, {"role": "user", "content": ""}, CHAT[2]]
+    assert said(load_template("zephyr", tiny).render(chat)) == ["Blue</s>"]

@@ -1,0 +1,84 @@
+"""What several tests build: a model on a mesh, and packed rows."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from zephyr_jax.batch import TokenBatch
+from zephyr_jax.checkpoint.source import AbstractModel, abstract_of, find_model, load_weights
+from zephyr_jax.config import MeshOptions, ModelOptions
+from zephyr_jax.model.attention import Where
+from zephyr_jax.objective.logprob import Parameters
+from zephyr_jax.parallel.mesh import make_mesh
+from zephyr_jax.parallel.rules import Rules
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its weights."""
+
+    model: AbstractModel
+    parameters: Parameters
+    rules: Rules
+
+
+def load(folder: Path, devices: int = 1, dtype: str = "float32", remat: str = "full", **mesh: int) -> Loaded:
+    """A checkpoint on a mesh of the first `devices` devices."""
+    rules = Rules(make_mesh(MeshOptions(**mesh), jax.devices()[:devices]))
+    return load_on(folder, rules, dtype, remat)
+
+
+def load_on(folder: Path, rules: Rules, dtype: str = "float32", remat: str = "full") -> Loaded:
+    """A checkpoint on a given mesh."""
+    options = ModelOptions(path=str(folder), compute_dtype=dtype, remat=remat)
+    source = find_model(options)
+    model = abstract_of(source, options, rules)
+    return Loaded(model, load_weights(source, model), rules)
+
+
+def logits(loaded: Loaded, batch: TokenBatch) -> jax.Array:
+    """float32 [B, L, V]."""
+
+    @jax.jit
+    def forward(parameters: Parameters) -> jax.Array:
+        model = nnx.merge(loaded.model.definition, parameters)
+        return model.logits(model(batch.tokens, Where(batch.segments, batch.positions)))
+
+    return forward(loaded.parameters)
+
+
+def whole_rows(tokens: np.ndarray, first_target: int = 1) -> TokenBatch:
+    """Rows of one segment each; tokens from `first_target` on are targets."""
+    columns = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    return TokenBatch(
+        jnp.asarray(tokens, jnp.int32),
+        jnp.ones(tokens.shape, jnp.int32),
+        jnp.asarray(columns),
+        jnp.asarray(columns >= first_target),
+    )
+
+
+def packed_rows(segments: list[list[np.ndarray]], length: int, prompt: int = 3, gap: int = 0) -> TokenBatch:
+    """Rows of several segments; the first `prompt` tokens of each are no targets; `gap` columns of padding before each."""
+    fields = [np.zeros((len(segments), length), np.int32) for _ in range(3)]
+    targets = np.zeros((len(segments), length), bool)
+    for row, parts in enumerate(segments):
+        cursor = 0
+        for number, tokens in enumerate(parts, 1):
+            cursor += gap
+            span = slice(cursor, cursor + len(tokens))
+            for field, value in zip(fields, (tokens, number, np.arange(len(tokens))), strict=True):
+                field[row, span] = value
+            targets[row, span] = np.arange(len(tokens)) >= prompt
+            cursor = span.stop
+    return TokenBatch(*(jnp.asarray(field) for field in (*fields, targets)))
+
+
+def random_segments(sizes: list[int], vocab: int = 96, seed: int = 0) -> list[np.ndarray]:
+    """Token ids of segments of these sizes."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(3, vocab, size).astype(np.int32) for size in sizes]

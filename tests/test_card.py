@@ -1,0 +1,212 @@
+"""Cards: YAML in, typed config out, and back; what a card may not say."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zephyr_jax.card import differences, from_dict, load_card, save_card, setting_names, to_dict
+from zephyr_jax.config import (
+    DpoConfig,
+    EvaluateConfig,
+    ExportConfig,
+    GenerateConfig,
+    PreviewConfig,
+    SftConfig,
+)
+from zephyr_jax.errors import InputError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+KINDS: dict[str, type[SftConfig]] = {"sft.yaml": SftConfig, "dpo.yaml": DpoConfig}
+CARDS = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
+ALL_KINDS = (SftConfig, DpoConfig, EvaluateConfig, GenerateConfig, ExportConfig, PreviewConfig)
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "card.yaml"
+    path.write_text(text)
+    return path
+
+
+def refusal(folder: Path, text: str, kind: type[Any] = SftConfig) -> str:
+    with pytest.raises(InputError) as refused:
+        load_card(kind, written(folder, text))
+    message = str(refused.value)
+    assert message.startswith(f"{folder / 'card.yaml'}: ")
+    assert "\n" not in message
+    return message.removeprefix(f"{folder / 'card.yaml'}: ")
+
+
+# ---- the cards that we ship ----
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_every_card_is_sound(name: str) -> None:
+    """Law: each card under configs/ loads and, with a model and rows named, holds together."""
+    card = load_card(KINDS[Path(name).name], CONFIGS / name)
+    model = replace(card.model, path=card.model.path or "a-model")
+    data = replace(card.data, path=card.data.path or "rows.jsonl")
+    replace(card, model=model, data=data).check()
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_every_card_says_how_to_run_it(name: str) -> None:
+    """Law: each card starts with a comment that names the verb and the card's own path."""
+    header = [line for line in (CONFIGS / name).read_text().splitlines() if line.startswith("#")]
+    assert any(f"configs/{name}" in line and "zephyr-jax" in line for line in header)
+
+
+# ---- in ----
+
+
+def test_an_empty_card_is_all_defaults(tmp_path: Path) -> None:
+    """Law: what a card does not say has its default."""
+    for text in ("", "# nothing yet\n", "{}\n"):
+        assert load_card(DpoConfig, written(tmp_path, text)) == DpoConfig()
+
+
+def test_a_card_sets_what_it_names_and_nothing_else(tmp_path: Path) -> None:
+    """Law: a section may name some of its settings; the rest keep their defaults."""
+    card = load_card(SftConfig, written(tmp_path, "seed: 7\ndata:\n  path: rows.jsonl\n  limit: 9\n"))
+    assert (card.seed, card.data.path, card.data.limit) == (7, "rows.jsonl", 9)
+    default = SftConfig()
+    assert replace(card, seed=default.seed, data=default.data) == default
+
+
+@pytest.mark.parametrize(("text", "value"), [("5e-7", 5e-7), ("5.0e-7", 5e-7), ("1", 1.0), ("'2e-5'", 2e-5)])
+def test_a_number_is_a_number_however_yaml_reads_it(tmp_path: Path, text: str, value: float) -> None:
+    """Law: `5e-7`, which YAML reads as text, is the float that was meant."""
+    rate = load_card(SftConfig, written(tmp_path, f"optimizer:\n  learning_rate: {text}\n")).optimizer.learning_rate
+    assert rate == value
+    assert isinstance(rate, float)
+
+
+def test_null_is_none_where_a_setting_allows_it(tmp_path: Path) -> None:
+    """Law: a setting that can be absent is switched off by null."""
+    assert load_card(SftConfig, written(tmp_path, "optimizer:\n  clip_norm: null\n")).optimizer.clip_norm is None
+
+
+# ---- refused ----
+
+
+@pytest.mark.parametrize(
+    ("text", "named", "meant"),
+    [
+        ("sead: 7\n", "sead", "seed"),
+        ("optimiser:\n  name: adamw\n", "optimiser", "optimizer"),
+        ("optimizer:\n  learning_rat: 1.0\n", "optimizer.learning_rat", "optimizer.learning_rate"),
+        ("data:\n  max_lenght: 64\n", "data.max_lenght", "data.max_length"),
+        ("model:\n  dtype: float32\n", "model.dtype", "model.compute_dtype"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_right_name(tmp_path: Path, text: str, named: str, meant: str) -> None:
+    """Law: a misspelt setting is refused by its full name, with the nearest one there is."""
+    assert refusal(tmp_path, text) == f"`{named}` is not a setting. Did you mean `{meant}`?"
+
+
+def test_a_key_like_no_other_is_answered_with_those_there_are(tmp_path: Path) -> None:
+    """Law: where nothing is near, the names of that section are listed."""
+    message = refusal(tmp_path, "batch:\n  xyz: 1\n")
+    assert "batch.examples, batch.microbatch_rows, batch.rows" in message
+
+
+def test_a_setting_in_the_wrong_card_is_refused(tmp_path: Path) -> None:
+    """Law: `dpo` settings are no part of an SFT card."""
+    assert "`dpo` is not a setting" in refusal(tmp_path, "dpo:\n  beta: 0.1\n")
+    assert load_card(DpoConfig, written(tmp_path, "dpo:\n  beta: 0.2\n")).dpo.beta == 0.2
+
+
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [
+        ("seed: many\n", "`seed` is 'many': Input should be a valid integer"),
+        ("seed: 1.5\n", "`seed` is 1.5: "),
+        ("output: 3\n", "`output` is 3: Input should be a valid string"),
+        ("resume: perhaps\n", "`resume` is 'perhaps': Input should be a valid boolean"),
+        ("batch:\n  rows: [1, 2]\n", "`batch.rows` is [1, 2]: "),
+        ("optimizer:\n  learning_rate: fast\n", "`optimizer.learning_rate` is 'fast': Input should be a valid number"),
+        ("optimizer:\n  name: sgd\n", "`optimizer.name` is 'sgd': Input should be 'adamw' or 'rmsprop'"),
+        ("optimizer:\n  learning_rate: null\n", "`optimizer.learning_rate` is None: "),
+        ("model:\n  remat: true\n", "`model.remat` is True: Input should be 'none', 'full' or 'dots'"),
+        ("data: rows.jsonl\n", "`data` holds 'rows.jsonl'; it needs settings"),
+        ("- seed\n- 7\n", "`the card` holds ['seed', 7]; it needs settings"),
+        ("just words\n", "`the card` holds 'just words'; it needs settings"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_its_full_name(tmp_path: Path, text: str, start: str) -> None:
+    """Law: the refusal has the setting's full name, the value, and what it should be."""
+    assert refusal(tmp_path, text).startswith(start)
+
+
+@pytest.mark.parametrize("value", ["true", "yes"])
+def test_a_truth_is_no_number(tmp_path: Path, value: str) -> None:
+    """Law: `rows: true` is a mistake, not one row."""
+    assert "`batch.rows` is True" in refusal(tmp_path, f"batch:\n  rows: {value}\n")
+
+
+@pytest.mark.parametrize(("text", "reason"), [("a: [1\n", "line 2"), ("a: 1\n\tb: 2\n", "line 2"), ("a: b: c\n", "line 1")])
+def test_broken_yaml_is_refused_with_its_place(tmp_path: Path, text: str, reason: str) -> None:
+    """Law: what is not YAML is refused with the line, in one paragraph."""
+    with pytest.raises(InputError, match=f"card.yaml is not valid YAML: .*{reason}.* Fix it") as refused:
+        load_card(SftConfig, written(tmp_path, text))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_card_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    """Law: a missing file, a folder and a binary file are refused by name."""
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
+    for name, reason in (("nowhere.yaml", "No such file"), (".", "Is a directory"), ("binary.yaml", "not valid YAML")):
+        with pytest.raises(InputError, match=reason):
+            load_card(SftConfig, tmp_path / name)
+
+
+# ---- out ----
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_a_saved_card_loads_as_the_same_config(tmp_path: Path, kind: type[Any]) -> None:
+    """Law: save_card and load_card are inverse, for every kind of config, and every setting is spelt out."""
+    config = kind()
+    path = tmp_path / "card.yaml"
+    save_card(config, path)
+    assert load_card(kind, path) == config
+    assert all(f"{name.split('.')[-1]}:" in path.read_text() for name in setting_names(kind))
+
+
+def test_awkward_values_survive_the_round_trip(tmp_path: Path) -> None:
+    """Law: text that YAML would read as something else, tiny numbers, and lists come back as they were."""
+    first = SftConfig(output="yes", seed=0)
+    second = replace(first, data=replace(first.data, path="12", revision="1e3"))
+    third = replace(second, optimizer=replace(second.optimizer, learning_rate=5e-7, eps=1e-30, clip_norm=None))
+    prompts = GenerateConfig(prompts=("null", "a: b", "# no comment", "é\n\n"), top_p=0.1 + 0.2)
+    for config in (first, second, third, prompts):
+        save_card(config, tmp_path / "card.yaml")
+        assert load_card(type(config), tmp_path / "card.yaml") == config
+
+
+def test_plain_dicts_build_the_same_config() -> None:
+    """Law: from_dict and to_dict are inverse."""
+    config = DpoConfig(output="out")
+    assert from_dict(DpoConfig, to_dict(config), "test") == config
+    assert to_dict(config) == asdict(config)
+
+
+# ---- names and differences ----
+
+
+def test_setting_names_are_full() -> None:
+    """Law: every setting has one dotted name."""
+    names = setting_names(DpoConfig)
+    assert {"output", "seed", "optimizer.learning_rate", "dpo.beta", "mesh.fsdp"} <= set(names)
+    assert len(names) == len(set(names))
+    assert set(setting_names(SftConfig)) < set(names)
+
+
+def test_differences_name_each_setting_once() -> None:
+    """Law: two configs differ in exactly the settings that were changed, each with both values."""
+    base = DpoConfig()
+    other = replace(base, seed=1, optimizer=replace(base.optimizer, learning_rate=1.0))
+    assert differences(to_dict(base), to_dict(base)) == {}
+    assert differences(to_dict(other), to_dict(base)) == {"optimizer.learning_rate": (1.0, 2e-5), "seed": (1, 42)}
+    assert differences({"a": {"b": 1}}, {"a": {"c": 2}}) == {"a.b": (1, None), "a.c": (None, 2)}

@@ -1,0 +1,234 @@
+"""The command line: verbs, help, cards and overrides. Recipes are replaced; what they would get is looked at."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zephyr_jax import cli
+from zephyr_jax.card import setting_names
+from zephyr_jax.config import DpoConfig, GenerateConfig, SftConfig
+from zephyr_jax.errors import InputError, TrainingError
+
+type Called = list[tuple[Any, str]]
+
+
+def stub(monkeypatch: pytest.MonkeyPatch, verb: str, fail: Exception | BaseException | None = None) -> Called:
+    """Replace a verb's recipe by one that notes its arguments; returns the notes."""
+    called: Called = []
+    kind, _ = cli.VERBS[verb].load()
+
+    def recipe(config: Any, command: str) -> None:
+        called.append((config, command))
+        if fail is not None:
+            raise fail
+
+    monkeypatch.setitem(cli.VERBS, verb, cli.Verb("", lambda: (kind, recipe)))
+    return called
+
+
+def exit_code(call: Callable[[], None]) -> int | str | None:
+    with pytest.raises(SystemExit) as stopped:
+        call()
+    return stopped.value.code
+
+
+# ---- help ----
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_without_a_verb_all_verbs_are_explained(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Law: plain `zephyr-jax` lists every verb with a few words each."""
+    cli.main(arguments)
+    shown = capsys.readouterr().out
+    for name, verb in cli.VERBS.items():
+        assert f"  {name} " in shown
+        assert verb.about in shown
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_explains_every_setting(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: `VERB --help` exits 0, runs nothing, and names each setting as it is typed."""
+    monkeypatch.setenv("COLUMNS", "200")
+    called = stub(monkeypatch, verb)
+    kind, _ = cli.VERBS[verb].load()
+    assert exit_code(lambda: cli.main([verb, "--help"])) == 0
+    shown = capsys.readouterr().out
+    assert f"zephyr-jax {verb}" in shown
+    assert [name for name in setting_names(kind) if f"--{name}" not in shown] == []
+    assert called == []
+
+
+def test_help_with_a_card_shows_the_values_of_the_card(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: the defaults in the help are the card's, with `--config`."""
+    monkeypatch.setenv("COLUMNS", "200")
+    card = tmp_path / "card.yaml"
+    card.write_text("seed: 271828\n")
+    assert exit_code(lambda: cli.main(["sft", "--config", str(card), "--help"])) == 0
+    assert "271828" in capsys.readouterr().out
+
+
+def test_help_starts_no_device() -> None:
+    """Law: the command line imports neither jax nor a recipe until a verb runs, so that it answers at once."""
+    code = "import sys; from zephyr_jax.cli import main; main([]); sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+# ---- mistakes ----
+
+
+def test_an_unknown_verb_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    """Law: a verb that is none exits 2 with a suggestion, or with all verbs where nothing is near."""
+    assert exit_code(lambda: cli.main(["sfft"])) == 2
+    assert capsys.readouterr().err == "error: `sfft` is not a verb. Did you mean `sft`?\n"
+    assert exit_code(lambda: cli.main(["xyz"])) == 2
+    shown = capsys.readouterr().err
+    assert all(name in shown for name in cli.VERBS)
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("--optimizer.learning_rat", "--optimizer.learning_rate"), ("--data.max-lenght", "--data.max_length")],
+)
+def test_a_misspelt_override_is_answered_with_the_right_name(
+    word: str, meant: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: an unknown setting exits 2, runs nothing, and suggests the one that was meant."""
+    called = stub(monkeypatch, "sft")
+    assert exit_code(lambda: cli.main(["sft", word, "1"])) == 2
+    shown = capsys.readouterr()
+    assert meant in shown.out + shown.err
+    assert "Traceback" not in shown.out + shown.err
+    assert called == []
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--seed", "many"], "seed"),
+        (["--optimizer.name", "sgd"], "rmsprop"),
+        (["--batch.rows"], "batch.rows"),
+        (["--resume", "perhaps"], "resume"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(
+    words: list[str], named: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: an override that its setting cannot hold exits 2 and names the setting or its choices."""
+    called = stub(monkeypatch, "sft")
+    assert exit_code(lambda: cli.main(["sft", *words])) == 2
+    shown = capsys.readouterr()
+    assert named in shown.out + shown.err
+    assert called == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("No rows. Give some."), 2, "error: No rows. Give some.\n"),
+        (TrainingError("Step 3 has loss nan."), 3, "stopped: Step 3 has loss nan.\n"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "interrupted: run the same command again to go on from the newest checkpoint.\n",
+        ),
+    ],
+    ids=["input", "training", "interrupt"],
+)
+def test_exit_codes(
+    error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: bad input exits 2, a run that had to stop 3, an interrupt 130; each with one line on stderr only."""
+    stub(monkeypatch, "sft", error)
+    assert exit_code(lambda: cli.main(["sft"])) == code
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", line)
+
+
+def test_a_bug_is_not_dressed_up_as_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: errors that are not the user's keep their traceback."""
+    stub(monkeypatch, "sft", ZeroDivisionError("a bug"))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["sft"])
+
+
+# ---- cards and overrides ----
+
+
+@pytest.mark.parametrize("spelling", [["--config", "{}"], ["--config={}"]], ids=["two words", "one word"])
+@pytest.mark.parametrize("first", [True, False], ids=["card first", "card last"])
+def test_overrides_win_over_the_card(
+    spelling: list[str], first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: defaults, then the card, then the command line, wherever `--config` stands."""
+    card = tmp_path / "card.yaml"
+    card.write_text("seed: 5\noptimizer:\n  learning_rate: 1.0e-3\n  b1: 0.5\ndpo:\n  beta: 0.7\n")
+    called = stub(monkeypatch, "dpo")
+    words = [word.format(card) for word in spelling]
+    overrides = ["--optimizer.learning_rate", "2e-3", "--output", "here"]
+    cli.main(["dpo", *words, *overrides] if first else ["dpo", *overrides, *words])
+    ((config, _),) = called
+    assert isinstance(config, DpoConfig)
+    assert (config.seed, config.dpo.beta, config.optimizer.b1) == (5, 0.7, 0.5)
+    assert (config.optimizer.learning_rate, config.output) == (2e-3, "here")
+    assert config.data == DpoConfig().data
+
+
+def test_without_a_card_the_defaults_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: a verb without words gets the config type's defaults."""
+    called = stub(monkeypatch, "sft")
+    cli.main(["sft"])
+    assert called[0][0] == SftConfig()
+
+
+@pytest.mark.parametrize(
+    ("words", "read", "value"),
+    [
+        (["--resume", "False"], lambda config: config.resume, False),
+        (["--data.packing", "False"], lambda config: config.data.packing, False),
+        (["--optimizer.clip_norm", "None"], lambda config: config.optimizer.clip_norm, None),
+        (["--batch.examples", "32"], lambda config: config.batch.examples, 32),
+        (["--data.eval_split", "test"], lambda config: config.data.eval_split, "test"),
+        (["--mesh.data", "-1"], lambda config: config.mesh.data, -1),
+    ],
+)
+def test_overrides_of_every_type(
+    words: list[str], read: Callable[[SftConfig], Any], value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law: truths, nothing, numbers and text are typed as they are shown in the help."""
+    called = stub(monkeypatch, "sft")
+    cli.main(["sft", *words])
+    assert read(called[0][0]) == value
+
+
+def test_several_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: `--prompts` takes any number of texts."""
+    called = stub(monkeypatch, "generate")
+    cli.main(["generate", "--prompts", "Hello!", "How are you?", "--rows", "4"])
+    config = called[0][0]
+    assert isinstance(config, GenerateConfig)
+    assert config.prompts == ("Hello!", "How are you?")
+
+
+def test_the_recipe_is_told_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: the command handed on can be pasted into a shell."""
+    called = stub(monkeypatch, "dpo")
+    cli.main(["dpo", "--output", "a folder", "--reference", "it's"])
+    assert called[0][1] == "zephyr-jax dpo --output 'a folder' --reference 'it'\"'\"'s'"
+
+
+def test_dpo_names_the_reference_command_with_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: for `dpo` the command that fills the table is the same one with the other verb."""
+    import zephyr_jax.recipes.dpo as recipe
+
+    commands: list[str] = []
+    monkeypatch.setattr(recipe, "dpo", lambda config, command: commands.append(command))
+    cli.main(["dpo", "--output", "zephyr-jax dpo"])
+    assert commands == ["zephyr-jax reference --output 'zephyr-jax dpo'"]

@@ -1,0 +1,117 @@
+"""The loop's order, and what it does with a loss that is not finite."""
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zephyr_jax.config import ReportOptions, ScheduleOptions
+from zephyr_jax.errors import TrainingError
+from zephyr_jax.mean import Mean
+from zephyr_jax.train.loop import Loop
+from zephyr_jax.train.report import Reporter
+from zephyr_jax.train.state import TrainState
+
+
+def metrics(loss: float) -> dict[str, Mean]:
+    one = np.float32(1)
+    return {
+        "loss": Mean(np.float32(loss), one),
+        "grad_norm": Mean(one, one),
+        "targets": Mean(np.float32(5), np.float32(10)),
+        "padding": Mean(one, np.float32(4)),
+    }
+
+
+class Recorder:
+    """A loop of five steps whose parts write down when they are called."""
+
+    def __init__(self, folder: Path, losses: list[float], start: int = 0, **schedule: int):
+        self.events: list[str] = []
+        self.losses = losses
+        options = ScheduleOptions(**{"evaluate_every": 2, "save_every": 3, **schedule})
+        self.reporter = Reporter(folder, ReportOptions(progress=False), {}, 5, start, True)
+        self.loop = Loop(
+            self.step, self.batches(start), self.evaluate, self.save, self.reporter, options, len(losses)
+        )
+        self.start = start
+
+    def batches(self, start: int):
+        for index in range(start, len(self.losses)):
+            self.events.append(f"draw {index}")
+            yield index
+
+    def step(self, state: TrainState, batch: int) -> tuple[TrainState, dict[str, Mean]]:
+        self.events.append(f"step {batch}")
+        return TrainState(jnp.int32(batch + 1), {}, ()), metrics(self.losses[batch])
+
+    def evaluate(self, parameters: dict) -> dict[str, float]:
+        self.events.append("evaluate")
+        return {"loss": 1.5}
+
+    def save(self, step: int, state: TrainState, measured: dict[str, float] | None) -> None:
+        self.events.append(f"save {step}{' best?' if measured else ''}")
+
+    def run(self) -> TrainState:
+        return self.loop.run(TrainState(jnp.int32(self.start), {}, ()), self.start)
+
+
+def test_the_order_is_the_one_in_the_docstring(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, [3, 2, 1, 1, 1])
+    recorder.run()
+    assert recorder.events == [
+        "evaluate", "draw 0", "step 0", "draw 1", "step 1",
+        "evaluate", "draw 2", "step 2",
+        "save 3", "draw 3", "step 3",
+        "evaluate", "draw 4", "step 4",
+        "evaluate", "save 5 best?",
+    ]  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5]
+    assert [line["step"] for line in lines if "eval/loss" in line] == [0, 2, 4, 5]
+    assert [line["loss"] for line in lines if "loss" in line] == [3, 2, 1, 1, 1]
+
+
+def test_a_resumed_loop_neither_evaluates_nor_saves_its_first_state_again(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, [3, 2, 1, 1, 1], start=3)
+    recorder.run()
+    assert recorder.events == ["draw 3", "step 3", "evaluate", "draw 4", "step 4", "evaluate", "save 5 best?"]
+
+
+@pytest.mark.parametrize("sick", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path: Path, sick: float) -> None:
+    """The step is named, and the save that was due right after it does not happen, whatever is logged."""
+    recorder = Recorder(tmp_path, [3, 2, sick, 1, 1], log_every=100)
+    with pytest.raises(TrainingError, match="Step 3 has loss (nan|inf)"):
+        recorder.run()
+    assert not any(event.startswith("save") for event in recorder.events)
+
+
+def test_metrics_beyond_the_restored_step_are_removed(tmp_path: Path) -> None:
+    """Each step stands in metrics.jsonl once after a resume; a line cut by a kill goes too."""
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3, 4)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 5, "lo')
+    Reporter(tmp_path, ReportOptions(progress=False), {}, 5, 2, True).close()
+    kept = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert kept == [1, 2]
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
+    """The event file holds every scalar of the JSON line."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import RecordWriter  # noqa: F401
+
+    reporter = Reporter(tmp_path, ReportOptions(progress=False, tensorboard=True), {}, 5, 0, True)
+    reporter.train(1, metrics(2.5))
+    reporter.close()
+    raw = next((tmp_path / "tensorboard").iterdir()).read_bytes()
+    found, cursor = {}, 0
+    while cursor < len(raw):
+        size = int.from_bytes(raw[cursor : cursor + 8], "little")
+        event = Event.FromString(raw[cursor + 12 : cursor + 12 + size])
+        found |= {value.tag: (event.step, value.simple_value) for value in event.summary.value}
+        cursor += 12 + size + 4
+    assert found["loss"] == (1, 2.5)
+    assert {"padding", "tokens_per_second"} <= found.keys()

@@ -1,0 +1,100 @@
+"""A step: exact under accumulation, whatever falls where."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.models import Loaded, load, packed_rows, random_segments
+from zephyr_jax.batch import PairBatch
+from zephyr_jax.config import DpoOptions, OptimizerOptions
+from zephyr_jax.objective.dpo import dpo_objective
+from zephyr_jax.objective.sft import sft_objective
+from zephyr_jax.train.optimizer import learning_rate, make_optimizer
+from zephyr_jax.train.state import initial_state, state_shardings
+from zephyr_jax.train.step import accumulate, make_step
+
+
+@pytest.fixture(scope="module")
+def gqa(golden: Path) -> Loaded:
+    return load(golden / "models" / "gqa", remat="none")
+
+
+def uneven_rows():
+    """Four rows with 25, 3, 0 and 11 targets."""
+    a, b, c, d, e = random_segments([14, 17, 6, 9, 8])
+    return packed_rows([[a, b], [c], [], [d, e]], 32)
+
+
+def split(batch, microbatches: int):
+    return jax.tree.map(lambda leaf: leaf.reshape(microbatches, -1, *leaf.shape[1:]), batch)
+
+
+@pytest.mark.parametrize("microbatches", [2, 4])
+def test_microbatches_equal_one_big_batch_in_tokens(gqa: Loaded, microbatches: int) -> None:
+    """SFT: gradients of the sum, loss and weights, though targets fall unevenly and one microbatch may be empty."""
+    objective = sft_objective(gqa.model.definition, 2, 16)
+    batch = uneven_rows()
+    whole, metrics = accumulate(objective, gqa.parameters, split(batch, 1), gqa.model.shardings)
+    parts, part_metrics = jax.jit(lambda p, b: accumulate(objective, p, b, gqa.model.shardings))(
+        gqa.parameters, split(batch, microbatches)
+    )
+    assert metrics["loss"].weight == part_metrics["loss"].weight == 39
+    np.testing.assert_allclose(metrics["loss"].value, part_metrics["loss"].value, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a / 39, b / 39, atol=1e-5), whole, parts)
+    assert part_metrics["targets"].sum == 39
+    if microbatches == 2:  # with four, the empty microbatch is skipped and adds neither tokens nor slots
+        np.testing.assert_allclose(part_metrics["padding"].value, 1 - 54 / 128, rtol=1e-6)
+
+
+def test_microbatches_equal_one_big_batch_in_pairs(gqa: Loaded) -> None:
+    """DPO: two pairs in one row, one in another, none in the last two."""
+    a, b, c, d, e, f = random_segments([9, 12, 7, 8, 15, 6])
+    rows = packed_rows([[a, b, c, d], [e, f], [], []], 40)
+    reference = jnp.asarray(np.random.default_rng(0).normal(-30, 5, (4, 4)), jnp.float32)
+    present = jnp.array([[True, True], [True, False], [False, False], [False, False]])
+    batch = PairBatch(rows, reference, present)
+    objective = dpo_objective(gqa.model.definition, DpoOptions(), 4, 16)
+    whole, metrics = accumulate(objective, gqa.parameters, split(batch, 1), gqa.model.shardings)
+    parts, part_metrics = accumulate(objective, gqa.parameters, split(batch, 4), gqa.model.shardings)
+    assert metrics["loss"].weight == part_metrics["loss"].weight == 3
+    for name in metrics:
+        if name not in ("padding", "targets"):
+            np.testing.assert_allclose(metrics[name].value, part_metrics[name].value, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), whole, parts)
+
+
+def test_one_step_moves_state_and_gives_buffers_away(gqa: Loaded) -> None:
+    """The logged learning rate is that of the step; the old state's arrays are donated."""
+    options = OptimizerOptions(learning_rate=1e-2, warmup_ratio=0.5)
+    optimizer = make_optimizer(options, 4)
+    shardings = state_shardings(gqa.model.parameters, gqa.model.shardings, optimizer, gqa.rules)
+    copy = jax.tree.map(jnp.array, gqa.parameters)
+    state = initial_state(copy, optimizer, shardings)
+    step = make_step(sft_objective(gqa.model.definition, 2, 16), optimizer, learning_rate(options, 4), shardings)
+    rates = []
+    for expected in (1, 2):
+        before = state
+        state, metrics = step(state, split(uneven_rows(), 1))
+        assert int(state.step) == expected
+        assert before.parameters["embedding"].is_deleted()
+        rates.append(float(metrics["learning_rate"].value))
+        assert float(metrics["grad_norm"].value) > 0
+    assert rates == [0.0, pytest.approx(5e-3)]
+
+
+def test_four_conversations_are_learnt_by_heart(golden: Path) -> None:
+    """Loss falls to almost nothing: masks, shift, gradients and updates pull together."""
+    loaded = load(golden / "models" / "gqa", remat="none")
+    options = OptimizerOptions(learning_rate=2e-2, warmup_ratio=0.1, schedule="cosine")
+    optimizer = make_optimizer(options, 120)
+    shardings = state_shardings(loaded.model.parameters, loaded.model.shardings, optimizer, loaded.rules)
+    state = initial_state(loaded.parameters, optimizer, shardings)
+    step = make_step(sft_objective(loaded.model.definition, 2, 32), optimizer, learning_rate(options, 120), shardings)
+    segments = random_segments([14, 16, 15, 13])
+    batch = split(packed_rows([segments[:2], segments[2:]], 32), 1)
+    for _ in range(120):
+        state, metrics = step(state, batch)
+    assert float(metrics["loss"].value) < 0.02
