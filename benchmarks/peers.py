@@ -4,8 +4,8 @@
     python -m benchmarks.peers --mode dpo --trl-python /somewhere/peers/trl/bin/python \\
         --tunix-python /somewhere/peers/tunix/bin/python
 
-Every round runs each worker in turn, as a process of its own in its own environment; rounds differ in the seed
-of the workload and all workers of a round get the same one. The result is a Markdown table.
+Every round runs each worker in turn, as a process of its own in its own environment; rounds differ in the
+seed of the workload and all workers of a round get the same one. The result is a Markdown table.
 
 The protocol: ``python -m benchmarks.worker_X --mode M --steps N --seed S``, started in the repository root,
 trains on the examples of ``benchmarks.workload`` and prints, as its last line of standard output, one JSON
@@ -13,14 +13,14 @@ object::
 
     {"name", "mode", "target_tokens", "cpu_seconds", "wall_seconds", "slots", "nonpad", "note"}
 
-``target_tokens`` are the tokens whose log-probability entered the loss in the timed steps, ``cpu_seconds`` the
-user and system time of the process over those steps (no imports, no compilation, no first step), ``slots`` the
-token positions computed and ``nonpad`` those that held a real token. A worker that batches as its peers do
-takes ``workload.make_batches``; one that packs takes ``workload.make_pairs`` in order. ``workload.Result.emit``
-prints the line. A worker whose module does not exist is reported and left out.
+``target_tokens`` are the tokens whose log-probability entered the loss in the timed steps, ``cpu_seconds``
+the user and system time of the process over those steps (no imports, no compilation, no first step),
+``slots`` the token positions computed and ``nonpad`` those that held a real token. A worker that batches as
+its peers do takes ``workload.make_batches``; one that packs takes ``workload.make_pairs`` in order.
+``workload.Result.emit`` prints the line. A worker whose module does not exist is reported and left out.
 
-The machine should be idle: before each worker this script waits for that, and the table says how much CPU time
-other processes took during the runs. Contention inflates CPU-seconds, so repeat runs that show much of it.
+The machine should be idle: before each worker this script waits for that, and the table says how much CPU
+time other processes took during the runs. Contention inflates CPU-seconds: repeat runs that show much of it.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ TICKS = os.sysconf("SC_CLK_TCK")
 THREADS = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 ON_CPU = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-# Keeps glibc from returning freed tensors to the kernel: torch spends about a third of its time on page faults
-# otherwise. XLA gains nothing from it and needs more memory under it.
+# Keeps glibc from returning freed tensors to the kernel: otherwise torch spends about a third of its CPU time
+# on page faults. XLA gains nothing from it and needs more memory under it.
 KEEP_MEMORY = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(64 << 30),
@@ -196,8 +196,8 @@ def parse_arguments() -> argparse.Namespace:
         path = getattr(args, option)
         if path and not Path(path).is_file():
             parser.error(
-                f"--{option.replace('_', '-')} {path} is not a file: run benchmarks/setup_peers.sh FOLDER and pass "
-                "FOLDER/trl/bin/python or FOLDER/tunix/bin/python"
+                f"--{option.replace('_', '-')} {path} is not a file: run benchmarks/setup_peers.sh FOLDER "
+                "and pass FOLDER/trl/bin/python or FOLDER/tunix/bin/python"
             )
     return args
 

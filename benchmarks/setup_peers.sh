@@ -1,27 +1,33 @@
 #!/usr/bin/env bash
-# Makes the two environments of benchmarks/peers.py: FOLDER/trl and FOLDER/tunix. PYTHON may name the interpreter (3.11+).
+# Makes the two environments of benchmarks/peers.py: FOLDER/trl and FOLDER/tunix.
+# TRL_PYTHON (3.11+) and TUNIX_PYTHON (3.12+) may name the interpreters; both default to python3.
 set -euo pipefail
 
 if [ $# -ne 1 ]; then
-    echo "usage: benchmarks/setup_peers.sh FOLDER   (outside the repository; makes FOLDER/trl and FOLDER/tunix)" >&2
+    echo "usage: benchmarks/setup_peers.sh FOLDER   (outside the repository)" >&2
     exit 2
 fi
 folder=$1
-python=${PYTHON:-python3}
 
-if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-    echo "$python is older than Python 3.11: set PYTHON to a newer interpreter and rerun" >&2
-    exit 1
-fi
+make_environment() { # NAME INTERPRETER MINOR VARIABLE: an empty environment with a new enough Python 3
+    if ! "$2" -c "import sys; sys.exit(sys.version_info < (3, $3))"; then
+        echo "$1 needs Python 3.$3 or newer and $2 is not: set $4 to such an interpreter and rerun" >&2
+        exit 1
+    fi
+    "$2" -m venv --clear "$folder/$1"
+}
 
 mkdir -p "$folder"
-"$python" -m venv "$folder/trl"
-"$folder/trl/bin/pip" install --quiet "torch==2.13.0" --index-url https://download.pytorch.org/whl/cpu
-"$folder/trl/bin/pip" install --quiet "trl==1.16.0" "transformers==5.24.0" "datasets==5.2.0" "accelerate==1.15.0"
+make_environment trl "${TRL_PYTHON:-python3}" 11 TRL_PYTHON
+pip=("$folder/trl/bin/pip" install --quiet)
+"${pip[@]}" torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu
+"${pip[@]}" trl==1.16.0 transformers==5.24.0 datasets==5.2.0 accelerate==1.15.0
 
-"$python" -m venv "$folder/tunix"
-"$folder/tunix/bin/pip" install --quiet "google-tunix==0.1.7" "jax==0.12.0.1" "flax==0.12.12" "qwix==0.1.8"
+make_environment tunix "${TUNIX_PYTHON:-python3}" 12 TUNIX_PYTHON
+pip=("$folder/tunix/bin/pip" install --quiet)
+"${pip[@]}" google-tunix==0.1.7 jax==0.12.0.1 flax==0.12.12 qwix==0.1.8
 
 "$folder/trl/bin/python" -c 'import torch, trl; print("trl", trl.__version__, "torch", torch.__version__)'
-"$folder/tunix/bin/python" -c 'import jax, tunix.sft.dpo.dpo_trainer; print("tunix imports, jax", jax.__version__)'
-echo "pass --trl-python $folder/trl/bin/python --tunix-python $folder/tunix/bin/python to python -m benchmarks.peers"
+"$folder/tunix/bin/python" -c 'import jax, tunix.sft.dpo.dpo_trainer; print("tunix, jax", jax.__version__)'
+echo "now: python -m benchmarks.peers --mode dpo" \
+    "--trl-python $folder/trl/bin/python --tunix-python $folder/tunix/bin/python"

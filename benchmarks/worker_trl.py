@@ -1,8 +1,8 @@
 """Times TRL's own DPOTrainer and SFTTrainer loops on torch CPU; speaks the protocol of ``benchmarks.peers``.
 
 The variant ``best`` stands for the fastest of TRL's public settings found on CPU (``benchmarks/peers.md`` has
-the trials); the others exist to repeat those trials. Timing runs from the end of the last warm-up step to the end
-of the last step, so collation, forward, backward, clipping, the optimizer and TRL's metrics count. DPO's
+the trials); the others exist to repeat those trials. Timing runs from the end of the last warm-up step to the
+end of the last step, so collation, forward, backward, clipping, the optimizer and TRL's metrics count. DPO's
 reference log-probabilities do not: the trainer's constructor precomputes them.
 """
 
@@ -86,10 +86,9 @@ def make_model(attention: str) -> MistralForCausalLM:
         "num_key_value_heads": w.KV_HEADS,
         "head_dim": w.HEAD_DIM,
     }
-    tokens = {"pad_token_id": w.PAD, "bos_token_id": w.BOS, "eos_token_id": w.EOS}
-    config = MistralConfig(
-        **shape, **tokens, tie_word_embeddings=False, rms_norm_eps=w.NORM_EPS, attn_implementation=attention
-    )
+    tokens: dict[str, Any] = {"pad_token_id": w.PAD, "bos_token_id": w.BOS, "eos_token_id": w.EOS}
+    config = MistralConfig(**shape, **tokens, tie_word_embeddings=False, rms_norm_eps=w.NORM_EPS)
+    config._attn_implementation = attention
     return MistralForCausalLM(config).float()
 
 

@@ -8,8 +8,8 @@ most 497 tokens, a response at most 501 and a sequence at most 998: ``MAX_LENGTH
 never cut anything.
 
 A target token is a token whose log-probability enters the loss: response content and its eos. DPO uses both
-responses of a pair; SFT uses the prompt and the chosen response. Example ``i`` of a seed does not depend on how
-many are drawn.
+responses of a pair; SFT uses the prompt and the chosen response. Example ``i`` of a seed does not depend on
+how many are drawn.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def clocks() -> tuple[float, float]:
 
 @dataclass
 class Result:
-    """A worker's measurements over its timed steps; ``slots`` are the token positions computed, padding included."""
+    """A worker's measurements over its timed steps; ``slots`` are all token positions, padding included."""
 
     name: str
     mode: str

@@ -1,4 +1,4 @@
-"""Mistakes of users, one each: every one ends with exit code 2 and one paragraph, and leaves nothing half-written."""
+"""Mistakes of users: each ends with exit code 2 and one paragraph, and leaves nothing half-written."""
 
 import json
 import re
@@ -184,7 +184,8 @@ def no_assistant_turn(desk: Desk) -> Words:
 @mistake("1 of 2 rows", "assistant answer is empty", "ids bad", "data.on_bad_row", "`drop` or `truncate`")
 def bad_row_under_error(desk: Desk) -> Words:
     bad = {"id": "bad", "messages": [CHAT[0], {"role": "assistant", "content": ""}]}
-    return desk.sft("--data.on_bad_row", "error", "--data.path", desk.rows({"id": "good", "messages": CHAT}, bad))
+    rows = desk.rows({"id": "good", "messages": CHAT}, bad)
+    return desk.sft("--data.on_bad_row", "error", "--data.path", rows)
 
 
 @mistake("do not share one prompt", "p2", "preview")
@@ -272,7 +273,8 @@ def template_that_rewrites(desk: Desk) -> Words:
 
 @mistake("own.jinja", "two answers", "first answer", "move the generation markers")
 def template_with_markers_astray(desk: Desk) -> Words:
-    template = "{% for m in messages %}{% generation %}{{ m['content'] + eos_token }}{% endgeneration %}{% endfor %}"
+    everyone = "{% generation %}{{ m['content'] + eos_token }}{% endgeneration %}"
+    template = f"{{% for m in messages %}}{everyone}{{% endfor %}}"
     return desk.sft("--data.template", desk.file("own.jinja", template))
 
 
@@ -347,9 +349,14 @@ def config_lacks_a_size(desk: Desk) -> Words:
     return desk.sft("--model.path", desk.model(hidden_size=None))
 
 
-@mistake("hidden_size", "'128 wide'")
+@mistake("config.json", "hidden_size", "'128 wide'")
 def config_with_text_for_a_size(desk: Desk) -> Words:
-    return desk.sft("--model.path", desk.model(hidden_size="128 wide"))
+    return desk.sft("--model.path", desk.model(hidden_size="128 wide", head_dim=None))
+
+
+@mistake("config.json", "num_attention_heads", "0")
+def config_without_heads(desk: Desk) -> Words:
+    return desk.sft("--model.path", desk.model(num_attention_heads=0, num_key_value_heads=0, head_dim=None))
 
 
 @mistake("model_type 'gpt2'", "llama and mistral", "Choose")
@@ -385,13 +392,15 @@ def missing_tensor(desk: Desk) -> Words:
 @mistake("0 missing", "1 unknown", "model.layers.9.extra.weight", "same checkpoint")
 def unknown_tensor(desk: Desk) -> Words:
     spare = np.zeros(3, np.float32)
-    return desk.export("--model.path", desk.tensors(lambda tensors: tensors.update({"model.layers.9.extra.weight": spare})))
+    folder = desk.tensors(lambda tensors: tensors.update({"model.layers.9.extra.weight": spare}))
+    return desk.export("--model.path", folder)
 
 
 @mistake("model.norm.weight", "(7,)", "(128,)", "same checkpoint")
 def tensor_of_another_size(desk: Desk) -> Words:
     short = np.ones(7, np.float32)
-    return desk.export("--model.path", desk.tensors(lambda tensors: tensors.update({"model.norm.weight": short})))
+    folder = desk.tensors(lambda tensors: tensors.update({"model.norm.weight": short}))
+    return desk.export("--model.path", folder)
 
 
 @mistake("model.safetensors", "cut short", "copy it again")
@@ -455,12 +464,12 @@ def emulated_devices_too_late(desk: Desk) -> Words:
 # ---- places for results ----
 
 
-@mistake("taken", "File exists", "Choose another")
+@mistake("taken", "cannot be made", "Choose another")
 def output_is_a_file(desk: Desk) -> Words:
     return desk.sft("--output", desk.file("taken", "mine"))
 
 
-@mistake("taken/run", "Not a directory", "Choose another")
+@mistake("taken/run", "cannot be made", "Choose another")
 def output_under_a_file(desk: Desk) -> Words:
     return desk.sft("--output", desk.file("taken", "mine") / "run")
 
@@ -471,7 +480,7 @@ def export_into_an_existing_folder(desk: Desk) -> Words:
     return desk.export("--output", desk.home / "taken")
 
 
-@mistake("taken/folder", "Choose another")
+@mistake("taken", "Choose another")
 def export_under_a_file(desk: Desk) -> Words:
     return desk.export("--output", desk.file("taken", "mine") / "folder")
 
@@ -615,7 +624,7 @@ def incomplete_reference_table(desk: Desk) -> Words:
     return desk.dpo("--data.path", desk.rows(PAIR, other))
 
 
-@mistake("does not belong to this run", f"weights is '{'0' * 32}' there", "here", "zephyr-jax reference --config")
+@mistake("does not belong to this run", f"weights is '{'0' * 32}' there", "zephyr-jax reference --config")
 def reference_table_of_other_weights(desk: Desk) -> Words:
     desk.fill(PAIR, weights="0" * 32)
     return desk.dpo()
@@ -692,15 +701,19 @@ def desk(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder by its path, the cache of tokenised rows left out."""
-    files = (path for path in folder.rglob("*") if path.is_file() and "cache" not in path.parts[len(folder.parts) :])
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files if not path.name.startswith("cache-")}
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {
+        name: path.read_bytes()
+        for name, path in files.items()
+        if not name.startswith("cache/") and not path.name.startswith("cache-")
+    }
 
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_ends_with_one_paragraph_and_leaves_nothing(
     name: str, desk: Desk, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Law: bad input exits 2; stderr names the offending values and the remedy, without a traceback; no file is new."""
+    """Law: bad input exits 2; one paragraph names the values and the remedy; no file is new or changed."""
     words = MISTAKES[name].do(desk)
     before = contents(desk.home)
     with pytest.raises(SystemExit) as stopped:
@@ -725,7 +738,7 @@ def test_a_verb_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_resumed_run_must_be_the_same_run(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
-    """Law: resuming with changed settings is refused with each setting's name, old and new value; nothing is touched."""
+    """Law: resuming with changed settings is refused by name, old and new value; nothing is touched."""
     words = desk.sft("--optimizer.learning_rate", 0.5, "--schedule.keep_last", 7)
     config = from_dict(SftConfig, desk.settings("sft"), "test")
     desk.output.mkdir()
@@ -753,8 +766,10 @@ def test_resume_off_refuses_a_run_that_is_there(desk: Desk, capsys: pytest.Captu
     assert "holds a run already" in capsys.readouterr().err
 
 
-def test_a_mistake_does_not_stand_in_the_way_of_the_next_try(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
-    """Law: after a refused run, `resume` off still finds its output free (the second try meets the same mistake)."""
+def test_a_mistake_does_not_stand_in_the_way_of_the_next_try(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Law: a refused run leaves its output free: with `resume` off, the same mistake is told again."""
     rows = desk.home / "bad.jsonl"
     rows.write_text(json.dumps({"text": "Hello."}) + "\n")
     for _ in range(2):

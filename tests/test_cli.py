@@ -1,4 +1,4 @@
-"""The command line: verbs, help, cards and overrides. Recipes are replaced; what they would get is looked at."""
+"""The command line: verbs, help, cards and overrides. Recipes are replaced by one that takes notes."""
 
 import subprocess
 import sys
@@ -40,7 +40,9 @@ def exit_code(call: Callable[[], None]) -> int | str | None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
-def test_without_a_verb_all_verbs_are_explained(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_verb_all_verbs_are_explained(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Law: plain `zephyr-jax` lists every verb with a few words each."""
     cli.main(arguments)
     shown = capsys.readouterr().out
@@ -76,7 +78,7 @@ def test_help_with_a_card_shows_the_values_of_the_card(
 
 
 def test_help_starts_no_device() -> None:
-    """Law: the command line imports neither jax nor a recipe until a verb runs, so that it answers at once."""
+    """Law: the command line imports no jax and no recipe until a verb runs, so that it answers at once."""
     code = "import sys; from zephyr_jax.cli import main; main([]); sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
@@ -143,9 +145,13 @@ def test_a_value_of_another_type_is_refused(
     ids=["input", "training", "interrupt"],
 )
 def test_exit_codes(
-    error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    error: BaseException,
+    code: int,
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Law: bad input exits 2, a run that had to stop 3, an interrupt 130; each with one line on stderr only."""
+    """Law: bad input exits 2, a run that had to stop 3, an interrupt 130; each with one line on stderr."""
     stub(monkeypatch, "sft", error)
     assert exit_code(lambda: cli.main(["sft"])) == code
     shown = capsys.readouterr()

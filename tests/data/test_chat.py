@@ -33,7 +33,8 @@ CHAT: list[Message] = [
     {"role": "assistant", "content": " Red, or\n\ngreen. "},
 ]
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 MARKED_CHATML = (
@@ -90,7 +91,7 @@ def said(rendered: RenderedChat) -> list[str]:
 
 
 def targets_text(tokenizer: PreTrainedTokenizerBase, segment: Segment) -> str:
-    return tokenizer.decode(segment.tokens[segment.targets])
+    return str(tokenizer.decode(segment.tokens[segment.targets]))
 
 
 def answers(messages: list[Message]) -> list[str]:
@@ -121,12 +122,14 @@ def test_decoded_targets_are_what_the_assistant_said(
     tokenizer = ChatTokenizer(mistral, load_template("zephyr", mistral))
     for expected in conversations:
         segment = tokenizer.encode(tokenizer.template.render(expected["messages"]))
-        assert targets_text(mistral, segment) == "".join(f"{answer}</s>" for answer in answers(expected["messages"]))
+        assert targets_text(mistral, segment) == "".join(
+            f"{answer}</s>" for answer in answers(expected["messages"])
+        )
 
 
 @pytest.mark.shared
 def test_the_first_token_of_an_answer_is_that_of_the_whole_text(mistral: PreTrainedTokenizerBase) -> None:
-    """Law: an answer starts with the token that the whole text has there (`It`), not with the one it has alone (`▁It`)."""
+    """Law: an answer starts with the token that the whole text has there, `It`; alone it would be `▁It`."""
     tokenizer = ChatTokenizer(mistral, load_template("zephyr", mistral))
     chat = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "It is"}]
     segment = tokenizer.encode(tokenizer.template.render(chat))
@@ -138,12 +141,15 @@ def test_the_first_token_of_an_answer_is_that_of_the_whole_text(mistral: PreTrai
 # ---- the two built-in templates ----
 
 
-@pytest.mark.parametrize(("choice", "start"), [("zephyr", "<|system|>\n</s>\n<|user|>\n"), ("zephyr-no-system", "<|user|>\n")])
+@pytest.mark.parametrize(
+    ("choice", "start"), [("zephyr", "<|system|>\n</s>\n<|user|>\n"), ("zephyr-no-system", "<|user|>\n")]
+)
 def test_an_empty_system_message_comes_first_for_zephyr_only(
     tiny: PreTrainedTokenizerBase, choice: str, start: str
 ) -> None:
-    """Law: without a system message, `zephyr` begins with an empty one and `zephyr-no-system` with the user."""
-    assert load_template(choice, tiny).render(CHAT[1:3]).text.startswith(f"{start}Name a colour.</s>\n<|assistant|>\nBlue")
+    """Law: without a system message `zephyr` begins with an empty one, `zephyr-no-system` with the user."""
+    text = load_template(choice, tiny).render(CHAT[1:3]).text
+    assert text == f"{start}Name a colour.</s>\n<|assistant|>\nBlue</s>\n"
 
 
 def test_a_system_message_that_is_there_stays(tiny: PreTrainedTokenizerBase) -> None:
@@ -154,7 +160,7 @@ def test_a_system_message_that_is_there_stays(tiny: PreTrainedTokenizerBase) -> 
 
 @pytest.mark.parametrize("choice", ["zephyr", "zephyr-no-system"])
 def test_the_generation_prompt_is_the_assistant_header(tiny: PreTrainedTokenizerBase, choice: str) -> None:
-    """Law: the prompt for an answer is the conversation so far and `<|assistant|>` with a newline, nothing more."""
+    """Law: the prompt for an answer is the conversation so far, `<|assistant|>` and a newline, no more."""
     template = load_template(choice, tiny)
     plain, asking = (template.render(CHAT[:2], add_generation_prompt=asks).text for asks in (False, True))
     assert asking == f"{plain}<|assistant|>\n"
@@ -165,7 +171,7 @@ def test_the_generation_prompt_is_the_assistant_header(tiny: PreTrainedTokenizer
 
 
 def test_zephyr_without_its_markers_has_the_same_spans(tiny: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    """Law: a prefix-stable template gives, without generation markers, the text and spans that it gives with them."""
+    """Law: a prefix-stable template gives the same text and spans without generation markers as with them."""
     marked = load_template("zephyr", tiny)
     bare = written(tiny, tmp_path, without_markers(marked.source))
     assert not bare.marks_generation
@@ -173,8 +179,10 @@ def test_zephyr_without_its_markers_has_the_same_spans(tiny: PreTrainedTokenizer
     assert said(bare.render(CHAT)) == ["Blue</s>", " Red, or\n\ngreen. </s>"]
 
 
-def test_chatml_has_the_same_spans_with_and_without_markers(chatml: PreTrainedTokenizerBase, tmp_path: Path) -> None:
-    """Law: for ChatML too, spans found by rendering prefixes equal the marked ones: answer and `<|im_end|>`."""
+def test_chatml_has_the_same_spans_with_and_without_markers(
+    chatml: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Law: for ChatML too, spans found by rendering prefixes equal the marked ones."""
     bare, marked = written(chatml, tmp_path, CHATML), written(chatml, tmp_path, MARKED_CHATML)
     assert marked.marks_generation
     assert not bare.marks_generation
@@ -195,14 +203,16 @@ def test_chatml_has_the_same_spans_with_and_without_markers(chatml: PreTrainedTo
     ids=["inline", "dashes", "own lines", "indented"],
 )
 def test_a_template_without_its_markers_renders_equal_text(source: str) -> None:
-    """Law: taking the markers out changes no character, also where they stand on lines of their own or strip space."""
+    """Law: taking the markers out changes no character, even where they stand alone or strip space."""
     bare = without_markers(source)
     assert "generation" not in bare
     marked_text, bare_text = (render_jinja_template([CHAT], chat_template=each)[0] for each in (source, bare))
     assert bare_text == marked_text
 
 
-def test_an_answer_that_repeats_the_header_keeps_its_span(tiny: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+def test_an_answer_that_repeats_the_header_keeps_its_span(
+    tiny: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
     """Law: an answer is found where it stands, not where its text occurs first."""
     chat = [{"role": "user", "content": "user"}, {"role": "assistant", "content": "user"}]
     bare = written(tiny, tmp_path, without_markers(load_template("zephyr", tiny).source))
@@ -212,36 +222,44 @@ def test_an_answer_that_repeats_the_header_keeps_its_span(tiny: PreTrainedTokeni
 # ---- refused templates ----
 
 
-@pytest.mark.parametrize(
-    ("source", "reason"),
-    [
-        ("{{ messages | length }}{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}", "rewrites earlier turns"),
-        (
-            "{% for m in messages %}{{ m['content'] if loop.last else 'earlier' }}{{ eos_token }}{% endfor %}",
-            "rewrites earlier turns",
-        ),
-        (CHATML.replace("message['content']", "message['content'][:1]"), "does not show the answer"),
-        (CHATML.replace("<|im_end|>", ""), "ends answers with no special token"),
-        (CHATML.replace("<|im_end|>", "[END]"), "ends answers with no special token"),
-        ("{% for m in messages %}{% generation %}{{ m['content'] + eos_token }}{% endgeneration %}{% endfor %}", "marks"),
-        (MARKED_CHATML.replace("{{ message['content'] + '<|im_end|>' }}{% endgeneration %}",
-                               "{{ message['content'] }}{% endgeneration %}<|im_end|>"), "special token that ends it"),
-        ("{{ raise_exception('no chats today') }}", "no chats today"),
-        ("{% for m in messages %}", "refuses it"),
-    ],
-    ids=["counts", "forgets", "hides", "no end", "plain end", "marks all", "end unmarked", "raises", "syntax"],
-)  # fmt: skip
+ALL_MARKED = (
+    "{% for m in messages %}{% generation %}{{ m['content'] + eos_token }}{% endgeneration %}{% endfor %}"
+)
+END_UNMARKED = MARKED_CHATML.replace(
+    " + '<|im_end|>' }}{% endgeneration %}", " }}{% endgeneration %}<|im_end|>"
+)
+COUNTS = "{{ messages | length }}{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
+FORGETS = "{% for m in messages %}{{ m['content'] if loop.last else 'then' }}{{ eos_token }}{% endfor %}"
+REFUSED = {
+    "counts messages": (COUNTS, "rewrites earlier turns"),
+    "forgets earlier turns": (FORGETS, "rewrites earlier turns"),
+    "hides the answer": (
+        CHATML.replace("message['content']", "message['content'][:1]"),
+        "does not show the answer",
+    ),
+    "has no end": (CHATML.replace("<|im_end|>", ""), "ends answers with no special token"),
+    "has a plain end": (CHATML.replace("<|im_end|>", "[END]"), "ends answers with no special token"),
+    "marks everybody": (ALL_MARKED, "marks .* as what the assistant wrote"),
+    "leaves the end unmarked": (END_UNMARKED, "the special token that ends it"),
+    "raises": ("{{ raise_exception('no chats today') }}", "no chats today"),
+    "is no Jinja": ("{% for m in messages %}", "refuses it"),
+}
+
+
+@pytest.mark.parametrize(("source", "reason"), REFUSED.values(), ids=REFUSED)
 def test_a_template_that_cannot_tell_answers_is_refused(
     chatml: PreTrainedTokenizerBase, tmp_path: Path, source: str, reason: str
 ) -> None:
-    """Law: a template whose answers (with the token that ends them) cannot be told apart is refused with the reason."""
+    """Law: a template whose answers and their ends cannot be told is refused with the reason."""
     with pytest.raises(InputError, match=reason) as refused:
         written(chatml, tmp_path, source)
     assert "own.jinja" in str(refused.value)
     assert "generation" in str(refused.value)
 
 
-def test_a_template_that_rewrites_one_row_loses_that_row_only(tiny: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+def test_a_template_that_rewrites_one_row_loses_that_row_only(
+    tiny: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
     """Law: prefixes are checked for every conversation, not for the probe alone."""
     source = without_markers(load_template("zephyr", tiny).source)
     shy = written(tiny, tmp_path, "{% if messages | length > 4 %}{{ 'long' }}{% endif %}" + source)
@@ -253,8 +271,12 @@ def test_a_template_that_rewrites_one_row_loses_that_row_only(tiny: PreTrainedTo
 # ---- text that spells special tokens ----
 
 
-def special_positions(segment: Segment) -> list[int]:
-    return np.flatnonzero(np.isin(segment.tokens, [0, 1, 2])).tolist()
+SPELLINGS = ("</s>", "<s>", "<", "/s>", "s>", "</", "a", " ", "\n", "<|user|>")
+
+
+def specials(segment: Segment) -> list[int]:
+    """The special ids of a segment, in order."""
+    return segment.tokens[np.isin(segment.tokens, [0, 1, 2])].tolist()
 
 
 @pytest.mark.parametrize("impostor", IMPOSTORS)
@@ -262,7 +284,7 @@ def special_positions(segment: Segment) -> list[int]:
 def test_text_that_spells_a_special_token_stays_text(
     tiny: PreTrainedTokenizerBase, tmp_path: Path, impostor: str, bare: bool
 ) -> None:
-    """Law: `</s>`, `<s>`, `<|assistant|>` in a message never become special ids; targets stay the answer and its end."""
+    """Law: `</s>`, `<s>`, `<|assistant|>` in a message become neither special ids nor further targets."""
     source = load_template("zephyr", tiny).source
     template = written(tiny, tmp_path, without_markers(source) if bare else source)
     tokenizer = ChatTokenizer(tiny, template)
@@ -272,7 +294,7 @@ def test_text_that_spells_a_special_token_stays_text(
         chat[index]["content"] = f"{impostor}Say {impostor}{impostor} twice{impostor}"
         rendered = template.render(chat)
         segment = tokenizer.encode(rendered)
-        assert segment.tokens[special_positions(segment)].tolist() == plain.tokens[special_positions(plain)].tolist()
+        assert specials(segment) == specials(plain)
         assert said(rendered) == [f"{answer}</s>" for answer in answers(chat)]
         assert targets_text(tiny, segment) == "".join(f"{answer}</s>" for answer in answers(chat))
         ends = segment.tokens == 2
@@ -280,18 +302,20 @@ def test_text_that_spells_a_special_token_stays_text(
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.sampled_from(["</s>", "<s>", "<", "/s>", "s>", "</", "a", " ", "\n", "<|user|>"]), min_size=1, max_size=8))
+@given(st.lists(st.sampled_from(SPELLINGS), min_size=1, max_size=8))
 def test_no_text_makes_special_tokens(tiny: PreTrainedTokenizerBase, parts: list[str]) -> None:
     """Law: whatever a message spells, the special ids are those of the template, in number and order."""
     tokenizer = ChatTokenizer(tiny, load_template("zephyr", tiny))
     text = "".join(parts)
     chat = [{"role": "user", "content": text}, {"role": "assistant", "content": f"x{text}"}]
     segment = tokenizer.encode(tokenizer.template.render(chat))
-    assert segment.tokens[special_positions(segment)].tolist() == [1, 2, 2, 2]
+    assert specials(segment) == [1, 2, 2, 2]
     assert targets_text(tiny, segment) == f"x{text}</s>"
 
 
-def test_text_that_spells_a_special_token_stays_text_in_worker_processes(tiny: PreTrainedTokenizerBase) -> None:
+def test_text_that_spells_a_special_token_stays_text_in_worker_processes(
+    tiny: PreTrainedTokenizerBase,
+) -> None:
     """Law: a tokenizer that was sent to another process gives the same tokens, also for such text."""
     tokenizer = ChatTokenizer(tiny, load_template("zephyr", tiny))
     sent = pickle.loads(pickle.dumps(tokenizer))
@@ -301,7 +325,9 @@ def test_text_that_spells_a_special_token_stays_text_in_worker_processes(tiny: P
     assert sent.fingerprint == tokenizer.fingerprint
 
 
-def test_rows_that_spell_special_tokens_differ_from_others_in_nothing_else(tiny: PreTrainedTokenizerBase) -> None:
+def test_rows_that_spell_special_tokens_differ_from_others_in_nothing_else(
+    tiny: PreTrainedTokenizerBase,
+) -> None:
     """Law: the way around special tokens tokenises what is between them just as the joint way does."""
     tokenizer = ChatTokenizer(tiny, load_template("zephyr", tiny))
     rendered = tokenizer.template.render(CHAT)
@@ -313,7 +339,7 @@ def test_rows_that_spell_special_tokens_differ_from_others_in_nothing_else(tiny:
 
 
 def test_a_tokenizer_file_that_truncates_or_pads_does_not(folder: Path, tmp_path: Path) -> None:
-    """Law: truncation and padding saved in tokenizer.json (a training run leaves them there) change no token."""
+    """Law: truncation and padding in tokenizer.json (training scripts leave them there) change no token."""
     backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
     backend.enable_truncation(8)
     backend.enable_padding(length=96, pad_id=0, pad_token="<unk>")
@@ -322,17 +348,17 @@ def test_a_tokenizer_file_that_truncates_or_pads_does_not(folder: Path, tmp_path
     for content in ("A sentence of more than eight tokens.", "One that spells </s> and goes on for a while."):
         chat = [{"role": "user", "content": content}, CHAT[2]]
         plain, changed = (load_tokenizer(str(each)) for each in (folder, tmp_path))
-        first, second = (
-            ChatTokenizer(each, load_template("zephyr", each)).encode(load_template("zephyr", each).render(chat))
-            for each in (plain, changed)
-        )
-        assert first.tokens.tolist() == second.tokens.tolist()
+        first, second = (ChatTokenizer(each, load_template("zephyr", each)) for each in (plain, changed))
+        rendered = first.template.render(chat)
+        assert second.encode(rendered).tokens.tolist() == first.encode(rendered).tokens.tolist()
 
 
 # ---- BOS and the end token ----
 
 
-@pytest.mark.parametrize("prefix", ["", "{{ bos_token }}"], ids=["template writes none", "template writes it"])
+@pytest.mark.parametrize(
+    "prefix", ["", "{{ bos_token }}"], ids=["template writes none", "template writes it"]
+)
 def test_bos_comes_exactly_once(tiny: PreTrainedTokenizerBase, tmp_path: Path, prefix: str) -> None:
     """Law: every sequence starts with BOS, once, whether or not the template writes it; BOS is no target."""
     template = written(tiny, tmp_path, prefix + load_template("zephyr", tiny).source)
@@ -365,7 +391,7 @@ def test_the_demo_model_puts_bos_first(tiny_model: Path) -> None:
 
 
 def test_a_pad_token_equal_to_the_end_token_is_harmless(tiny: PreTrainedTokenizerBase) -> None:
-    """Law: with pad = eos, as many Mistral checkpoints have it, every answer's end token still is a target."""
+    """Law: with pad = eos, as in many Mistral checkpoints, every answer's end token still is a target."""
     tokenizer = ChatTokenizer(tiny, load_template("zephyr", tiny))
     before = tokenizer.encode(tokenizer.template.render(CHAT))
     tiny.pad_token = tiny.eos_token
@@ -405,7 +431,7 @@ def test_a_tokenizer_without_an_end_is_refused(tiny: PreTrainedTokenizerBase) ->
     ],
 )
 def test_a_malformed_conversation_is_refused_with_its_reason(messages: Any, reason: str) -> None:
-    """Law: messages are [system] user assistant user ..., all text, no answer empty; anything else has its reason."""
+    """Law: messages are [system] user assistant ..., all text, no answer empty; else a reason is given."""
     with pytest.raises(BadRow, match=reason.replace("[", r"\[")):
         check_messages(messages)
 

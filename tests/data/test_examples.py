@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
+from multiprocess import popen_forkserver, popen_spawn_posix
 from tokenizers import Tokenizer, processors
 
 from zephyr_jax.config import DataOptions
@@ -152,7 +153,7 @@ BAD = [
 
 
 def test_rows_are_left_out_with_a_reason_and_their_ids(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
-    """Law: under `truncate` malformed rows and rows without targets are counted by reason; long rows are cut."""
+    """Law: under `truncate` malformed and targetless rows are counted by reason; long rows are cut."""
     examples = load_conversations(OPTIONS, tokenizer, str(jsonl(tmp_path / "rows.jsonl", BAD)), "train")
     assert examples.ids() == ["good", "long"]
     assert examples.lengths[1] == 128
@@ -187,10 +188,12 @@ def test_long_rows_are_one_reason_however_long(tokenizer: ChatTokenizer, tmp_pat
 
 
 def test_error_refuses_the_data(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
-    """Law: under `error` one bad row stops everything, with the count, the commonest reason, its ids and the way out."""
+    """Law: under `error` one bad row stops all; the count, the commonest reason and its ids are told."""
     path = str(jsonl(tmp_path / "rows.jsonl", BAD))
     strict = replace(OPTIONS, on_bad_row="error")
-    with pytest.raises(InputError, match=r"4 of 5 rows .* 2 because: an assistant answer is empty \(ids empty, blank\)"):
+    with pytest.raises(
+        InputError, match=r"4 of 5 rows .* 2 because: an assistant answer is empty \(ids empty, blank\)"
+    ):
         load_conversations(strict, tokenizer, path, "train")
     fine = str(jsonl(tmp_path / "fine.jsonl", [GOOD]))
     assert len(load_conversations(strict, tokenizer, fine, "train")) == 1
@@ -203,7 +206,11 @@ def test_policies_of_pairs(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     cut = load_preferences(OPTIONS, tokenizer, path, "train")
     assert cut.ids() == ["1", "2", "3", "9"]
     assert max(map(len, cut[3])) == 128
-    assert load_preferences(replace(OPTIONS, on_bad_row="drop"), tokenizer, path, "train").ids() == ["1", "2", "3"]
+    assert load_preferences(replace(OPTIONS, on_bad_row="drop"), tokenizer, path, "train").ids() == [
+        "1",
+        "2",
+        "3",
+    ]
     with pytest.raises(InputError, match=r"1 of 4 rows .* over-length: .* \(ids 9\)"):
         load_preferences(replace(OPTIONS, on_bad_row="error"), tokenizer, path, "train")
 
@@ -211,7 +218,9 @@ def test_policies_of_pairs(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
 def test_data_of_bad_rows_only_is_refused(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     """Law: nothing usable is an error under every policy, never an empty run."""
     path = str(jsonl(tmp_path / "rows.jsonl", [row for row in BAD if row["prompt_id"] in ("empty", "blank")]))
-    with pytest.raises(InputError, match="none of the 2 rows can be used; 2 because: an assistant answer is empty"):
+    with pytest.raises(
+        InputError, match="none of the 2 rows can be used; 2 because: an assistant answer is empty"
+    ):
         load_conversations(OPTIONS, tokenizer, path, "train")
 
 
@@ -220,7 +229,9 @@ def test_a_missing_column_is_named(tokenizer: ChatTokenizer, tmp_path: Path, row
     """Law: the refusal names the columns that are missing and those that are there."""
     path = str(jsonl(tmp_path / "rows.jsonl", rows))
     there = ", ".join(rows[0])
-    with pytest.raises(InputError, match=f"has no column messages; it has {there}. Conversations need messages"):
+    with pytest.raises(
+        InputError, match=f"has no column messages; it has {there}. Conversations need messages"
+    ):
         load_conversations(OPTIONS, tokenizer, path, "train")
     with pytest.raises(InputError, match=f"rejected; it has {there}. Preferences need chosen, rejected"):
         load_preferences(OPTIONS, tokenizer, path, "train")
@@ -266,7 +277,12 @@ def test_a_second_load_tokenises_nothing(counting: Counting, tmp_path: Path, kin
 def test_whatever_changes_tokens_tokenises_again(counting: Counting, tmp_path: Path) -> None:
     """Law: other rows, another length or other targets never meet a stale cache."""
     path = jsonl(tmp_path / "rows.jsonl", ROWS)
-    options = (OPTIONS, replace(OPTIONS, max_length=50), replace(OPTIONS, targets="all"), replace(OPTIONS, limit=2))
+    options = (
+        OPTIONS,
+        replace(OPTIONS, max_length=50),
+        replace(OPTIONS, targets="all"),
+        replace(OPTIONS, limit=2),
+    )
     found = [contents(load_conversations(each, counting, str(path), "train")) for each in options]
     assert Counting.calls == 3 * len(ROWS) + 2
     assert len({json.dumps(each) for each in found}) == 4
@@ -274,20 +290,28 @@ def test_whatever_changes_tokens_tokenises_again(counting: Counting, tmp_path: P
     assert contents(load_conversations(OPTIONS, counting, str(path), "train")) == found[0][::-1]
 
 
-def test_more_workers_give_equal_examples(
+class StartedError(Exception):
+    """A worker process was about to start."""
+
+
+def test_workers_are_not_forked(
     tokenizer: ChatTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Law: the number of workers changes nothing (text that spells special tokens included), and none is forked: a
-    fork of a process in which JAX runs may never come back."""
+    """Law: workers start afresh. A fork of a process in which JAX runs may never come back."""
 
-    def refuse() -> int:
+    def started(*_: object) -> None:
+        raise StartedError
+
+    def forked() -> int:
         raise AssertionError("forked a process in which JAX runs")
 
-    one = load_conversations(OPTIONS, tokenizer, str(jsonl(tmp_path / "one.jsonl", ROWS * 2)), "train")
-    two = jsonl(tmp_path / "two.jsonl", ROWS * 2)
-    monkeypatch.setattr(os, "fork", refuse)
-    many = load_conversations(replace(OPTIONS, workers=2), tokenizer, str(two), "train")
-    assert contents(many) == contents(one)
+    monkeypatch.setattr(os, "fork", forked)
+    monkeypatch.setattr(popen_spawn_posix.Popen, "__init__", started)
+    monkeypatch.setattr(popen_forkserver.Popen, "__init__", started)
+    with pytest.raises(StartedError):
+        load_conversations(
+            replace(OPTIONS, workers=2), tokenizer, str(jsonl(tmp_path / "rows.jsonl", ROWS)), "train"
+        )
 
 
 # ---- sources ----
@@ -322,7 +346,7 @@ def sources(folder: Path) -> dict[str, tuple[Path, str]]:
 
 
 def test_every_kind_of_source_gives_equal_examples(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
-    """Law: JSONL, JSON, Parquet, `save_to_disk` folders and folders of splits or shards are one and the same data."""
+    """Law: JSONL, JSON, Parquet, `save_to_disk` and folders of splits or shards are one and the same."""
     found = {}
     for name, (path, split) in sources(tmp_path).items():
         examples = load_conversations(OPTIONS, tokenizer, str(path), split)
@@ -377,7 +401,9 @@ def test_a_compressed_file_is_named_by_its_ending(tmp_path: Path) -> None:
         ("folder of shards", "dev", "no rows for the split `dev`: it holds test, train"),
     ],
 )
-def test_an_unknown_split_is_answered_with_those_there_are(tmp_path: Path, source: str, split: str, reason: str) -> None:
+def test_an_unknown_split_is_answered_with_those_there_are(
+    tmp_path: Path, source: str, split: str, reason: str
+) -> None:
     """Law: the refusal of a split names the splits to choose from."""
     with pytest.raises(InputError, match=reason):
         open_rows(str(sources(tmp_path)[source][0]), split)
@@ -385,7 +411,9 @@ def test_an_unknown_split_is_answered_with_those_there_are(tmp_path: Path, sourc
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     """Law: a folder without rows says what a split is called."""
-    with pytest.raises(InputError, match=r"it holds no .jsonl or .parquet. A split is a file named `train.jsonl`"):
+    with pytest.raises(
+        InputError, match=r"it holds no .jsonl or .parquet. A split is a file named `train.jsonl`"
+    ):
         open_rows(str(tmp_path), "train")
 
 

@@ -76,7 +76,7 @@ def lines(batch: Batch) -> list[TokenBatch]:
 
 @pytest.mark.parametrize("each", [1, 2])
 def test_rows_hold_the_planned_examples_and_nothing_else(each: int) -> None:
-    """Law: a row is its examples' segments, left to right, then padding of zeros; short steps end with empty rows."""
+    """Law: a row is its examples' segments, left to right, then zeros; short steps end with empty rows."""
     examples = made(30, each)
     plan, source = plan_of(examples), source_of(examples)
     assert len(source) == len(plan.steps)
@@ -96,7 +96,7 @@ def test_rows_hold_the_planned_examples_and_nothing_else(each: int) -> None:
 
 @pytest.mark.parametrize("each", [1, 2])
 def test_segments_count_from_one_and_positions_restart(each: int) -> None:
-    """Law: segments are 1, 2, ... from left to right, positions 0, 1, ... in each, and no first token is a target."""
+    """Law: segments are 1, 2, ... from left to right; positions restart in each; no first is a target."""
     examples = made(30, each)
     source = source_of(examples)
     for index in range(len(source)):
@@ -120,7 +120,7 @@ def test_dtypes_are_those_of_the_contract() -> None:
 
 
 def test_the_two_answers_of_a_pair_lie_side_by_side() -> None:
-    """Law: segments 2k+1 and 2k+2 are chosen and rejected of a row's k-th pair, with their reference sums at 2k, 2k+1."""
+    """Law: segments 2k+1, 2k+2 are chosen and rejected of a row's k-th pair; their sums are at 2k, 2k+1."""
     examples = made(24, 2)
     sums = -np.arange(48, dtype=np.float32).reshape(24, 2) - 1
     plan, source = plan_of(examples), source_of(examples, reference=sums)
@@ -164,25 +164,29 @@ def test_empty_rows_are_padding() -> None:
 @pytest.mark.parametrize("each", [1, 2])
 @pytest.mark.parametrize("parts", [[slice(0, 1), slice(1, 4)], [slice(i, i + 1) for i in range(4)]])
 def test_the_parts_of_all_processes_are_the_whole(each: int, parts: list[slice]) -> None:
-    """Law: each process lays out its own rows of a microbatch; side by side they are what one process would make."""
+    """Law: each process lays out its own rows of a microbatch; side by side they are what one would make."""
     examples = made(40, each)
     plan = plan_of(examples, BatchOptions(rows=8, microbatch_rows=4))
     sums = np.random.default_rng(1).normal(size=(40, 2)).astype(np.float32)
     whole = BatchSource(examples, plan, slice(0, 4), sums)
     shares = [BatchSource(examples, plan, part, sums) for part in parts]
     for index in range(len(plan.steps)):
-        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *(share[index] for share in shares))
+        joined = jax.tree.map(
+            lambda *leaves: np.concatenate(leaves, axis=1), *(share[index] for share in shares)
+        )
         assert equal(joined, whole[index])
 
 
 def test_batches_by_examples_are_padded_with_empty_rows() -> None:
-    """Law: with `batch.examples` the number of rows varies; what a step lacks of the common shape is padding."""
+    """Law: with `batch.examples` the number of rows varies; what a step lacks of the shape is padding."""
     examples = made(25, 1)
     plan = plan_of(examples, BatchOptions(examples=10, microbatch_rows=2))
     source = BatchSource(examples, plan, slice(0, 2))
     for index, step in enumerate(plan.steps):
         found = lines(source[index])
-        assert [bool(line.segments.any()) for line in found] == [True] * len(step) + [False] * (len(found) - len(step))
+        assert [bool(line.segments.any()) for line in found] == [True] * len(step) + [False] * (
+            len(found) - len(step)
+        )
 
 
 # ---- iteration ----
@@ -198,7 +202,7 @@ def test_iteration_is_the_plan_in_order() -> None:
 
 @pytest.mark.parametrize("done", [0, 1, 3])
 def test_a_resumed_iterator_goes_on_with_the_very_next_batch(done: int) -> None:
-    """Law: the state after k batches, written as JSON, makes a new iterator give batch k, k+1, ... exactly."""
+    """Law: the state after k batches, written as JSON, makes a new iterator give batch k, k+1, ..."""
     source = source_of(made(40, 2))
     first = iterate(source)
     for _ in range(done):

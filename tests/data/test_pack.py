@@ -67,7 +67,7 @@ def test_best_fit_puts_every_example_into_one_row_that_holds_it(lengths: np.ndar
 
 @given(st.lists(full_row, min_size=1, max_size=30), st.randoms())
 def test_best_fit_needs_few_rows(rows: list[list[int]], random: Random) -> None:
-    """Law: at most 11/9 of the fewest rows possible, plus one. These lengths can fill N rows to the last slot."""
+    """Law: at most 11/9 of the fewest rows plus one. These lengths can fill N rows to the last slot."""
     lengths = list(chain.from_iterable(rows))
     random.shuffle(lengths)
     fewest = math.ceil(sum(lengths) / CAPACITY)
@@ -77,7 +77,7 @@ def test_best_fit_needs_few_rows(rows: list[list[int]], random: Random) -> None:
 
 @given(many_lengths)
 def test_best_fit_chooses_the_fullest_row_that_has_room(lengths: np.ndarray) -> None:
-    """Law: longest first, ties by position, each into the fullest row with room: equal to the naive algorithm."""
+    """Law: longest first, ties by position, each into the fullest row with room, as done naively."""
     rows: list[list[int]] = []
     for position in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         fits = [row for row in rows if lengths[row].sum() + lengths[position] <= CAPACITY]
@@ -95,7 +95,11 @@ def test_best_fit_chooses_the_fullest_row_that_has_room(lengths: np.ndarray) -> 
 @pytest.mark.parametrize("batch", [BatchOptions(rows=4), BatchOptions(examples=10, microbatch_rows=2)])
 def test_every_example_comes_once_an_epoch(packing: bool, batch: BatchOptions) -> None:
     """Law: in each of E epochs every example appears exactly once, so all tokens do."""
-    plan = training(data=DataOptions(max_length=64, row_length=64, packing_window=32, packing=packing), batch=batch, epochs=3)
+    plan = training(
+        data=DataOptions(max_length=64, row_length=64, packing_window=32, packing=packing),
+        batch=batch,
+        epochs=3,
+    )
     assert Counter(examples_of(plan)) == dict.fromkeys(range(len(LENGTHS)), 3)
     assert LENGTHS[examples_of(plan)].sum() == 3 * LENGTHS.sum()
     order, size = examples_of(plan), len(LENGTHS)
@@ -119,7 +123,9 @@ def test_a_step_of_examples_has_so_many_examples() -> None:
     assert counts == [*[10] * 9, 7, *[10] * 9, 7]
 
 
-@pytest.mark.parametrize("batch", [BatchOptions(rows=6, microbatch_rows=2), BatchOptions(examples=10, microbatch_rows=4)])
+@pytest.mark.parametrize(
+    "batch", [BatchOptions(rows=6, microbatch_rows=2), BatchOptions(examples=10, microbatch_rows=4)]
+)
 def test_the_shape_of_a_batch_holds_its_largest_step(batch: BatchOptions) -> None:
     """Law: all batches have one shape, with as many microbatches as the largest step needs and no more."""
     plan = training(batch=batch)
@@ -151,7 +157,7 @@ def test_the_plan_is_a_function_of_lengths_and_seed() -> None:
 
 
 def test_long_and_short_examples_are_mixed_over_the_epoch() -> None:
-    """Law: packing sorts by length only inside a window and shuffles its rows: the order tells nothing of length."""
+    """Law: a window's rows are shuffled, so that the order of examples tells nothing of their length."""
     lengths = preference_lengths(2000)
     data = DataOptions(row_length=2048, packing_window=512)
     order = lengths[examples_of(training(lengths, data, BatchOptions(rows=16)))]
@@ -187,7 +193,9 @@ def test_packing_beats_one_pair_a_row() -> None:
     """Law: without packing the same pairs leave far more empty."""
     lengths = preference_lengths(500)
     packed, alone = (
-        padding(training(lengths, DataOptions(row_length=2048, packing=packing), BatchOptions(rows=16)), lengths)
+        padding(
+            training(lengths, DataOptions(row_length=2048, packing=packing), BatchOptions(rows=16)), lengths
+        )
         for packing in (True, False)
     )
     assert packed < alone / 4

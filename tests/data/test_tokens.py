@@ -72,7 +72,7 @@ def test_all_targets_are_all_tokens_but_the_first(tokenizer: ChatTokenizer) -> N
 
 
 def test_an_over_long_conversation_keeps_its_start(tokenizer: ChatTokenizer) -> None:
-    """Law: under `truncate` a conversation is cut to max_length from its start; otherwise it is refused."""
+    """Law: a conversation that may be cut keeps its first max_length tokens; otherwise it is refused."""
     (whole,) = conversation(tokenizer, chat(LONG), "assistant", 1000, cut=True)
     limit = len(whole) - 5
     (cut,) = conversation(tokenizer, chat(LONG), "assistant", limit, cut=True)
@@ -83,7 +83,7 @@ def test_an_over_long_conversation_keeps_its_start(tokenizer: ChatTokenizer) -> 
 
 
 def test_a_conversation_whose_answer_is_cut_off_is_refused(tokenizer: ChatTokenizer) -> None:
-    """Law: a row without a single target teaches nothing and is refused, with the length at which it was cut."""
+    """Law: a row without a single target teaches nothing and is refused, with the length it was cut to."""
     with pytest.raises(BadRow, match="no target token within the first 10 tokens"):
         conversation(tokenizer, chat(LONG), "assistant", 10, cut=True)
 
@@ -132,11 +132,20 @@ def test_only_the_last_answer_of_a_dialogue_counts(tokenizer: ChatTokenizer) -> 
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"chosen": [QUESTION, said("A")], "rejected": [{"role": "user", "content": "?"}, said("B")]}, "share one prompt"),
-        ({"chosen": [QUESTION, said("A"), QUESTION, said("A")], "rejected": [QUESTION, said("B")]}, "share one prompt"),
+        (
+            {"chosen": [QUESTION, said("A")], "rejected": [{"role": "user", "content": "?"}, said("B")]},
+            "share one prompt",
+        ),
+        (
+            {"chosen": [QUESTION, said("A"), QUESTION, said("A")], "rejected": [QUESTION, said("B")]},
+            "share one prompt",
+        ),
         ({"chosen": [QUESTION], "rejected": [QUESTION]}, "chosen does not end with an assistant answer"),
         ({"chosen": [QUESTION, said("A")], "rejected": []}, "rejected does not end with an assistant answer"),
-        ({"chosen": [QUESTION, said("A")], "rejected": None}, "rejected does not end with an assistant answer"),
+        (
+            {"chosen": [QUESTION, said("A")], "rejected": None},
+            "rejected does not end with an assistant answer",
+        ),
         ({"chosen": "A", "rejected": "B"}, "chosen is a plain text but `prompt` is NoneType"),
         ({"chosen": [QUESTION, said("")], "rejected": [QUESTION, said("B")]}, "answer is empty"),
         ({"prompt": "Q", "chosen": "", "rejected": "B"}, "answer is empty"),
@@ -144,7 +153,9 @@ def test_only_the_last_answer_of_a_dialogue_counts(tokenizer: ChatTokenizer) -> 
     ],
     ids=["prompts", "lengths", "question", "nothing", "null", "no prompt", "empty", "empty text", "texts"],
 )
-def test_a_pair_that_is_none_is_refused_with_its_reason(tokenizer: ChatTokenizer, row: dict[str, Any], reason: str) -> None:
+def test_a_pair_that_is_none_is_refused_with_its_reason(
+    tokenizer: ChatTokenizer, row: dict[str, Any], reason: str
+) -> None:
     """Law: a malformed pair is a bad row whose reason says which side or what is wrong with it."""
     with pytest.raises(BadRow, match=reason):
         preference(tokenizer, row, 1000, 500, cut=True)
@@ -161,7 +172,9 @@ def test_a_pair_that_is_none_is_refused_with_its_reason(tokenizer: ChatTokenizer
     ],
     ids=["texts", "text answers", "text prompt", "answers only", "whole dialogues with a prompt beside"],
 )
-def test_every_style_of_preference_row_gives_equal_segments(tokenizer: ChatTokenizer, row: dict[str, Any]) -> None:
+def test_every_style_of_preference_row_gives_equal_segments(
+    tokenizer: ChatTokenizer, row: dict[str, Any]
+) -> None:
     """Law: plain texts, messages, and mixtures of them mean the same pair."""
     expected = preference(tokenizer, pair(LONG, SHORT), 1000, 500, cut=True)
     assert lists(preference(tokenizer, row, 1000, 500, cut=True)) == lists(expected)
@@ -185,11 +198,16 @@ def test_an_over_long_pair_is_refused_unless_it_may_be_cut(tokenizer: ChatTokeni
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.data(), st.text("ab ", min_size=1, max_size=150), st.text("cd ", max_size=150), st.text("ef ", max_size=60))
+@given(
+    st.data(),
+    st.text("ab ", min_size=1, max_size=150),
+    st.text("cd ", max_size=150),
+    st.text("ef ", max_size=60),
+)
 def test_the_rule_of_truncation(
     tokenizer: ChatTokenizer, data: st.DataObject, question: str, chosen: str, rejected: str
 ) -> None:
-    """Law: a cut prompt is BOS and the prompt's end; answers keep their start; both sides keep one prompt; limits hold."""
+    """Law: a cut prompt is BOS and its end, one for both sides; answers keep their start; limits hold."""
     row = {"prompt": question, "chosen": f"x{chosen}", "rejected": f"y{rejected}"}
     whole = preference(tokenizer, row, 10_000, 5_000, cut=True)
     longest = max(map(len, whole))
@@ -202,14 +220,19 @@ def test_the_rule_of_truncation(
         answer = before.tokens[len(prompt) :]
         assert len(after) == min(len(kept) + len(answer), max_length)
         assert after.tokens.tolist() == [*kept.tolist(), *answer.tolist()][:max_length]
-        assert after.targets[len(kept) :].tolist() == before.targets[len(prompt) :][: max_length - len(kept)].tolist()
+        assert (
+            after.targets[len(kept) :].tolist()
+            == before.targets[len(prompt) :][: max_length - len(kept)].tolist()
+        )
         assert not after.targets[: len(kept)].any()
         assert after.tokens[0] == BOS
         assert after.targets.any()
 
 
 @pytest.mark.parametrize("max_prompt", [1, 2, 3])
-def test_the_shortest_prompts_still_leave_the_first_token_alone(tokenizer: ChatTokenizer, max_prompt: int) -> None:
+def test_the_shortest_prompts_still_leave_the_first_token_alone(
+    tokenizer: ChatTokenizer, max_prompt: int
+) -> None:
     """Law: however short the prompt is cut, it has max_prompt_length tokens and index 0 is no target."""
     for side in preference(tokenizer, pair(LONG, SHORT), 12, max_prompt, cut=True):
         assert int(side.targets.argmax()) == max_prompt
@@ -219,15 +242,20 @@ def test_the_shortest_prompts_still_leave_the_first_token_alone(tokenizer: ChatT
 # ---- index 0, keys, tokenizers ----
 
 
-def test_the_first_token_is_never_a_target(tokenizer: ChatTokenizer, tmp_path: Path, tiny_model: Path) -> None:
-    """Law: index 0 has nothing before it to be predicted from, even where an answer opens the text without BOS."""
+def test_the_first_token_is_never_a_target(
+    tokenizer: ChatTokenizer, tmp_path: Path, tiny_model: Path
+) -> None:
+    """Law: nothing comes before index 0, so it is no target, even where an answer opens without BOS."""
     path = tmp_path / "bare.jinja"
     path.write_text(
-        "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + eos_token }}"
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}"
+        "{% generation %}{{ m['content'] + eos_token }}"
         "{% endgeneration %}{% endif %}{% endfor %}"
     )
     without_bos = load_tokenizer(str(tiny_model))
-    without_bos.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    without_bos.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A", special_tokens=[]
+    )
     bare = ChatTokenizer(without_bos, load_template(str(path), without_bos))
     for each, targets in ((tokenizer, "all"), (tokenizer, "assistant"), (bare, "all"), (bare, "assistant")):
         (segment,) = conversation(each, chat(SHORT), targets, 1000, cut=True)
@@ -248,7 +276,12 @@ def test_a_key_changes_with_every_token_and_every_target() -> None:
         tokens[index] += 1
         targets[index] = ~targets[index]
         changed += [Segment(tokens, base.targets), Segment(base.tokens, targets)]
-    changed += [base.head(8), segment([*base.tokens, 0], [*base.targets, 0]), segment([5, 1], [0, 1]), segment([1, 5], [0, 1])]
+    changed += [
+        base.head(8),
+        segment([*base.tokens, 0], [*base.targets, 0]),
+        segment([5, 1], [0, 1]),
+        segment([1, 5], [0, 1]),
+    ]
     keys = [each.key for each in changed]
     assert len(set(keys)) == len(keys)
 
@@ -259,7 +292,9 @@ def test_a_key_depends_on_nothing_but_content() -> None:
     wide = np.array([[1, 70_000, 3, 2], [0, 0, 0, 0]], np.int64)
     strided = np.stack([plain.tokens, plain.tokens], axis=1)[:, 0]
     swapped = plain.tokens.astype(">i4")
-    assert {Segment(tokens, plain.targets).key for tokens in (plain.tokens, wide[0], strided, swapped)} == {plain.key}
+    assert {Segment(tokens, plain.targets).key for tokens in (plain.tokens, wide[0], strided, swapped)} == {
+        plain.key
+    }
     assert plain.key == "2515c32249aa993f71e3e74c243f2a7b", "tables on disk are found by such keys"
 
 
@@ -272,7 +307,9 @@ def test_equal_rows_have_equal_keys(tokenizer: ChatTokenizer) -> None:
     assert other[1].key != first[1].key
 
 
-def test_the_fingerprint_tells_templates_and_vocabularies_apart(tokenizer: ChatTokenizer, tiny_model: Path) -> None:
+def test_the_fingerprint_tells_templates_and_vocabularies_apart(
+    tokenizer: ChatTokenizer, tiny_model: Path
+) -> None:
     """Law: another template, another BOS rule or another vocabulary is another fingerprint."""
     plain = load_tokenizer(str(tiny_model))
     larger = load_tokenizer(str(tiny_model))

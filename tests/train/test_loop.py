@@ -6,6 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from zephyr_jax.config import ReportOptions, ScheduleOptions
 from zephyr_jax.errors import TrainingError
@@ -55,7 +56,10 @@ class Recorder:
         self.events.append(f"save {step}{' best?' if measured else ''}")
 
     def run(self) -> TrainState:
-        return self.loop.run(TrainState(jnp.int32(self.start), {}, ()), self.start)
+        try:
+            return self.loop.run(TrainState(jnp.int32(self.start), {}, ()), self.start)
+        finally:
+            self.reporter.close()
 
 
 def test_the_order_is_the_one_in_the_docstring(tmp_path: Path) -> None:
@@ -100,9 +104,6 @@ def test_metrics_beyond_the_restored_step_are_removed(tmp_path: Path) -> None:
 
 def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
     """The event file holds every scalar of the JSON line."""
-    from tensorboardX.proto.event_pb2 import Event
-    from tensorboardX.record_writer import RecordWriter  # noqa: F401
-
     reporter = Reporter(tmp_path, ReportOptions(progress=False, tensorboard=True), {}, 5, 0, True)
     reporter.train(1, metrics(2.5))
     reporter.close()

@@ -11,7 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -127,8 +126,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "assets" / "base")
     parser.add_argument("--texts", type=int, default=60_000, help="documents to train on")
     options = parser.parse_args()
-    emulate_devices(1)
-    jax.config.update("jax_threefry_partitionable", True)
+    emulate_devices(2)
     with TemporaryDirectory() as name:
         scratch = Path(name)
         write_untrained(scratch / "untrained")

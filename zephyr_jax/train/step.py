@@ -32,7 +32,7 @@ def make_step(
         gradients = jax.tree.map(lambda total: total / metrics["loss"].weight, totals)
         updates, moments = optimizer.update(gradients, state.optimizer, state.parameters)
         one = jnp.float32(1)
-        metrics["grad_norm"] = Mean(optax.global_norm(gradients), one)
+        metrics["grad_norm"] = Mean(optax.tree.norm(gradients), one)
         metrics["learning_rate"] = Mean(jnp.asarray(rate(state.step), jnp.float32), one)
         parameters = optax.apply_updates(state.parameters, updates)
         return TrainState(state.step + 1, parameters, moments), metrics

@@ -1,0 +1,131 @@
+"""Kill a run after any step and start it again: the same curve and the same weights, bit for bit."""
+
+import json
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from tests.conftest import write_rows
+from tests.recipes.small import dpo_config, sft_config
+from zephyr_jax.checkpoint.manager import CheckpointManager, restore_parameters
+from zephyr_jax.config import ScheduleOptions, SftConfig
+from zephyr_jax.demo.corpus import conversations, preferences
+from zephyr_jax.errors import InputError
+from zephyr_jax.recipes import run as runs
+from zephyr_jax.recipes.dpo import dpo
+from zephyr_jax.recipes.reference import reference
+from zephyr_jax.recipes.sft import sft
+from zephyr_jax.train.loop import Loop
+
+
+class Killed(Exception):
+    """Stands for SIGKILL: nothing after it runs but what has been saved."""
+
+
+def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int | None) -> None:
+    """Let the loop die when it has drawn `steps` batches; None: let it live."""
+    run = Loop.run
+
+    def dying(self: Loop, state: Any, start: int) -> Any:
+        def batches():
+            yield from islice(self.batches, steps)
+            raise Killed
+
+        return run(replace(self, batches=batches()), state, start)
+
+    monkeypatch.setattr(runs, "Loop", Loop)
+    monkeypatch.setattr(Loop, "run", run if steps is None else dying)
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    """metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if "per_second" not in name} for line in lines]
+
+
+def weights(folder: Path) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(restore_parameters(folder, None, None))]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_rows(folder / "chats.jsonl", list(conversations(0, 40, "train")))
+    write_rows(folder / "pairs.jsonl", list(preferences(0, 24, "train")))
+    return folder
+
+
+def equal(one: Path, other: Path) -> None:
+    assert curve(one) == curve(other)
+    for left, right in zip(weights(one), weights(other), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def run_with_kills(monkeypatch: pytest.MonkeyPatch, recipe: Any, config: SftConfig, kills: list[int]) -> None:
+    for steps in kills:
+        with monkeypatch.context() as patch:
+            kill_after(patch, steps)
+            with pytest.raises(Killed):
+                recipe(config)
+    recipe(config)
+
+
+def test_sft_goes_on_as_if_nothing_had_happened(monkeypatch: pytest.MonkeyPatch, data: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Killed before the first save, right after one, and between two; two epochs, accumulation, a partial last step."""
+    config = sft_config(tiny_model, data / "chats.jsonl", tmp_path / "whole")
+    sft(config)
+    killed = replace(config, output=str(tmp_path / "killed"))
+    run_with_kills(monkeypatch, sft, killed, [1, 3, 2])
+    equal(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_dpo_goes_on_as_if_nothing_had_happened(monkeypatch: pytest.MonkeyPatch, data: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """The reference stays that of the start, though the policy has moved on."""
+    config = dpo_config(tiny_model, data / "pairs.jsonl", tmp_path / "whole", tmp_path / "reference")
+    reference(config)
+    dpo(config)
+    killed = replace(config, output=str(tmp_path / "killed"))
+    run_with_kills(monkeypatch, dpo, killed, [3, 2])
+    equal(tmp_path / "whole", tmp_path / "killed")
+    first = next(line for line in curve(tmp_path / "whole") if "loss" in line)
+    np.testing.assert_allclose(first["loss"], np.log(2), atol=1e-6)
+    assert abs(first["rewards/margins"]) < 1e-5
+
+
+def test_a_finished_run_does_nothing_and_a_changed_one_is_refused(data: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Same command again: no step. Another learning rate, or other rows under the same path: refused with both values."""
+    rows = write_rows(tmp_path / "chats.jsonl", list(conversations(0, 12, "train")))
+    config = sft_config(tiny_model, rows, tmp_path / "run", epochs=1)
+    sft(config)
+    before = curve(tmp_path / "run")
+    sft(config)
+    assert curve(tmp_path / "run") == before
+    changed = replace(config, optimizer=replace(config.optimizer, learning_rate=0.5))
+    with pytest.raises(InputError, match="optimizer.learning_rate was 0.001, now 0.5"):
+        sft(changed)
+    write_rows(rows, list(conversations(1, 12, "train")))
+    with pytest.raises(InputError, match="data was"):
+        sft(config)
+    with pytest.raises(InputError, match="resume"):
+        sft(replace(config, resume=False))
+
+
+def test_the_newest_and_the_best_checkpoints_are_kept(data: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Two newest and the one with the lowest evaluation loss; the config and iterator state are inside."""
+    config = sft_config(tiny_model, data / "chats.jsonl", tmp_path / "run")
+    schedule = replace(config.schedule, save_every=1, evaluate_every=1, keep_last=2, keep_best=1)
+    held_out = replace(config.data, eval_path=str(data / "chats.jsonl"))
+    sft(replace(config, schedule=schedule, data=held_out, optimizer=replace(config.optimizer, learning_rate=1e-6)))
+    losses = {line["step"]: line["eval/loss"] for line in curve(tmp_path / "run") if line.get("step") and "eval/loss" in line}
+    manager = CheckpointManager(tmp_path / "run", ScheduleOptions())
+    last = max(losses)
+    assert set(manager.steps()) == {last - 1, last, min(losses, key=lambda step: losses[step])}
+    progress = manager.progress(last)
+    assert progress["config"]["seed"] == config.seed
+    assert progress["data"]
+    manager.close()
