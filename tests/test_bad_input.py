@@ -490,13 +490,13 @@ def reference_is_a_file(desk: Desk) -> Words:
     return desk.dpo("--reference", desk.file("taken", "mine"), verb="reference")
 
 
-@mistake("nowhere/answers.jsonl", "Choose another")
+@mistake("nowhere/answers.jsonl", "hoose another")
 def answers_into_a_missing_folder(desk: Desk) -> Words:
     output = desk.home / "nowhere" / "answers.jsonl"
     return desk.generate("--prompts", "Hi", "--max_new_tokens", 1, "--template", "none", "--output", output)
 
 
-@mistake("nowhere/numbers.json", "Choose another")
+@mistake("nowhere/numbers.json", "hoose another")
 def numbers_into_a_missing_folder(desk: Desk) -> Words:
     return desk.evaluate(desk.rows({"messages": CHAT}), "--output", desk.home / "nowhere" / "numbers.json")
 

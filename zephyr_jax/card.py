@@ -1,6 +1,6 @@
 """Cards: YAML in, typed config out, and back. Unknown keys and wrong types are refused with the key's full name."""
 
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -42,7 +42,7 @@ def from_dict[C](kind: type[C], content: Any, where: str, prefix: str = "") -> C
 
 
 def _typed(kind: Any, value: Any, where: str, name: str) -> Any:
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         return from_dict(kind, value, where, prefix=f"{name}.")
     try:
         return TypeAdapter(kind).validate_python(value)
@@ -71,13 +71,3 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") 
         elif one != other:
             found[prefix + name] = (one, other)
     return dict(sorted(found.items()))
-
-
-def setting_names(kind: type) -> list[str]:
-    """Full dotted names of every setting of a config dataclass."""
-    types = get_type_hints(kind)
-    names: list[str] = []
-    for item in fields(kind):
-        inner = types[item.name]
-        names += [f"{item.name}.{name}" for name in setting_names(inner)] if is_dataclass(inner) else [item.name]
-    return names

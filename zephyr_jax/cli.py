@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if words[0] not in VERBS:
             raise InputError(f"`{words[0]}` is not a verb.{suggestion(words[0], VERBS)}")
         kind, recipe = VERBS[words[0]].load()
-        config = parse(kind, words[0], words[1:])
+        config: Any = parse(kind, words[0], words[1:])
         recipe(config, shlex.join(["zephyr-jax", *words]))
     except InputError as error:
         _stop(f"error: {error}", 2)

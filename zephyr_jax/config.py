@@ -283,7 +283,9 @@ class GenerateConfig:
         """Raise InputError for settings that are missing or cannot hold together."""
         _require(self.model.path, "model.path", "a model: a Hugging Face folder, a hub id or a run of ours")
         if bool(self.prompts) == bool(self.data):
-            _refuse("Prompts come from `prompts` or from `data`, exactly one of them.", "Pass `--prompts 'Hello!'`, say.")
+            _refuse(
+                "Prompts come from `prompts` or from `data`, exactly one of them.", "Pass `--prompts 'Hello!'`, say."
+            )
         _check_positive(rows=self.rows, max_new_tokens=self.max_new_tokens, top_p=self.top_p, limit=self.limit)
         if self.temperature < 0 or self.top_p > 1:
             _refuse(f"temperature is {self.temperature}, top_p {self.top_p}.", "It needs temperature >= 0, top_p <= 1.")

@@ -44,7 +44,15 @@ def test_bfloat16_export_rounds_once(golden: Path, tmp_path: Path) -> None:
     """Written as bfloat16, read back as float32: the nearest bfloat16 of each weight; config.json says so."""
     folder = golden / "models" / "gqa"
     loaded = load(folder)
-    export_folder(tmp_path / "out", loaded.parameters, loaded.model.shape, read_json(folder / "config.json"), {}, "bfloat16", 2**30)
+    export_folder(
+        tmp_path / "out",
+        loaded.parameters,
+        loaded.model.shape,
+        read_json(folder / "config.json"),
+        {},
+        "bfloat16",
+        2**30,
+    )
     again = load(tmp_path / "out")
     jax.tree.map(
         lambda a, b: np.testing.assert_array_equal(np.asarray(a).astype(jax.numpy.bfloat16).astype(np.float32), b),
@@ -58,7 +66,9 @@ def test_a_failed_export_leaves_nothing(golden: Path, tmp_path: Path) -> None:
     """An error in the middle: neither the folder nor a scratch folder stays behind."""
     loaded = load(golden / "models" / "gqa")
     with pytest.raises(FileNotFoundError):
-        export_folder(tmp_path / "out", loaded.parameters, loaded.model.shape, {}, {"x": tmp_path / "absent"}, "float32", 2**30)
+        export_folder(
+            tmp_path / "out", loaded.parameters, loaded.model.shape, {}, {"x": tmp_path / "absent"}, "float32", 2**30
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -91,6 +101,16 @@ def test_fingerprint_is_of_the_bits_and_of_nothing_else(golden: Path) -> None:
     swapped = table.copy()
     swapped[[1, 2]] = table[[2, 1]]
     attention = single["decoder"]["attention"]
-    exchanged = {**single, "decoder": {**single["decoder"], "attention": {**attention, "key": attention["value"], "value": attention["key"]}}}
-    found = {expected, *(weights_fingerprint({**single, "embedding": jax.numpy.asarray(t)}) for t in (bit, swapped)), weights_fingerprint(exchanged)}
+    exchanged = {
+        **single,
+        "decoder": {
+            **single["decoder"],
+            "attention": {**attention, "key": attention["value"], "value": attention["key"]},
+        },
+    }
+    found = {
+        expected,
+        *(weights_fingerprint({**single, "embedding": jax.numpy.asarray(t)}) for t in (bit, swapped)),
+        weights_fingerprint(exchanged),
+    }
     assert len(found) == 4

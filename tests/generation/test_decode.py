@@ -12,7 +12,9 @@ from zephyr_jax.generation.decode import decode, pad_left
 from zephyr_jax.generation.sampling import next_token, nucleus
 
 
-def answers(loaded: Loaded, prompts: list[np.ndarray], new_tokens: int, stops: tuple[int, ...] = (2,), rows: int = 0, **how):
+def answers(
+    loaded: Loaded, prompts: list[np.ndarray], new_tokens: int, stops: tuple[int, ...] = (2,), rows: int = 0, **how
+):
     settings = {"temperature": 0.0, "top_p": 1.0, **how}
     rows = rows or len(prompts)
     tokens, lengths = pad_left(prompts, rows, 32)

@@ -110,7 +110,9 @@ def test_empty_slots_add_nothing(gqa: Loaded, loss: str) -> None:
     batch = pair_batch(gqa)
     one_row = jax.tree.map(lambda leaf: leaf[1:], batch)
     exact, slope = jax.value_and_grad(lambda p: objective(gqa, loss=loss)(p, one_row)[0].sum)(gqa.parameters)
-    rows = one_row.rows._replace(**{name: jnp.pad(leaf, ((0, 1), (0, 0))) for name, leaf in one_row.rows._asdict().items()})
+    rows = one_row.rows._replace(
+        **{name: jnp.pad(leaf, ((0, 1), (0, 0))) for name, leaf in one_row.rows._asdict().items()}
+    )
     padded = PairBatch(rows, jnp.pad(one_row.reference, ((0, 1), (0, 0))), jnp.pad(one_row.present, ((0, 1), (0, 0))))
     more, more_slope = jax.value_and_grad(lambda p: objective(gqa, loss=loss)(p, padded)[0].sum)(gqa.parameters)
     np.testing.assert_allclose(exact, more, rtol=1e-5)
@@ -124,5 +126,11 @@ def test_the_sft_term_is_the_mean_nll_per_token(gqa: Loaded) -> None:
     plain, metrics = objective(gqa)(gqa.parameters, batch)
     mixed, _ = objective(gqa, sft_weight=0.5)(gqa.parameters, batch)
     found = sequence_logprob(gqa.model.definition, gqa.parameters, batch.rows, segments=4, chunk=8)
-    nll = -np.array([found.sum[0, 0] / found.count[0, 0], found.sum[0, 2] / found.count[0, 2], found.sum[1, 0] / found.count[1, 0]])
+    nll = -np.array(
+        [
+            found.sum[0, 0] / found.number[0, 0],
+            found.sum[0, 2] / found.number[0, 2],
+            found.sum[1, 0] / found.number[1, 0],
+        ]
+    )
     np.testing.assert_allclose(mixed.value - plain.value, 0.5 * nll.mean(), rtol=1e-5)

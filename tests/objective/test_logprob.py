@@ -45,7 +45,7 @@ def test_equals_a_naive_loop(gqa: Loaded) -> None:
             row = full[t - 1]
             total += row[tokens[t]] - row.max() - np.log(np.exp(row - row.max()).sum())
         np.testing.assert_allclose(found.sum[0, number], total, atol=1e-4)
-        assert found.count[0, number] == len(tokens) - 3
+        assert found.number[0, number] == len(tokens) - 3
 
 
 def test_packing_padding_and_company_change_nothing(gqa: Loaded) -> None:
@@ -81,7 +81,7 @@ def test_pad_and_eos_may_be_one_id(gqa: Loaded) -> None:
 def loss_and_gradient(loaded: Loaded, batch: TokenBatch):
     def loss(parameters):
         found = sequence_logprob(loaded.model.definition, parameters, batch, segments=4, chunk=8)
-        return -jnp.sum(found.sum) / jnp.sum(found.count)
+        return -jnp.sum(found.sum) / jnp.sum(found.number)
 
     return jax.jit(jax.value_and_grad(loss))(loaded.parameters)
 

@@ -3,8 +3,16 @@
 from pathlib import Path
 
 from zephyr_jax.config import (
-    BatchOptions, DataOptions, DpoConfig, DpoOptions, MeshOptions, ModelOptions, OptimizerOptions, ReportOptions,
-    ScheduleOptions, SftConfig,
+    BatchOptions,
+    DataOptions,
+    DpoConfig,
+    DpoOptions,
+    MeshOptions,
+    ModelOptions,
+    OptimizerOptions,
+    ReportOptions,
+    ScheduleOptions,
+    SftConfig,
 )  # fmt: skip
 
 MODEL = {"compute_dtype": "float32", "remat": "none", "logprob_chunk": 64}

@@ -122,7 +122,9 @@ def test_the_export_reloads_in_torch_with_the_same_logits(aligned: Path, tmp_pat
     tokens = np.stack(random_segments([16, 16], vocab=1024))
     np.save(tmp_path / "tokens.npy", tokens)
     subprocess.run([python, CHECK, aligned / "hf", tmp_path / "tokens.npy", tmp_path / "logits.npy"], check=True)
-    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), logits(load(aligned / "hf"), whole_rows(tokens)), atol=1e-4)
+    np.testing.assert_allclose(
+        np.load(tmp_path / "logits.npy"), logits(load(aligned / "hf"), whole_rows(tokens)), atol=1e-4
+    )
 
 
 def test_preview_marks_what_counts(aligned: Path, capsys: pytest.CaptureFixture[str]) -> None:

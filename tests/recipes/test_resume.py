@@ -75,7 +75,9 @@ def run_with_kills(monkeypatch: pytest.MonkeyPatch, recipe: Any, config: SftConf
     recipe(config)
 
 
-def test_sft_goes_on_as_if_nothing_had_happened(monkeypatch: pytest.MonkeyPatch, data: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_sft_goes_on_as_if_nothing_had_happened(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tiny_model: Path, tmp_path: Path
+) -> None:
     """Killed before the first save, right after one, and between two; two epochs, accumulation, a partial last step."""
     config = sft_config(tiny_model, data / "chats.jsonl", tmp_path / "whole")
     sft(config)
@@ -84,7 +86,9 @@ def test_sft_goes_on_as_if_nothing_had_happened(monkeypatch: pytest.MonkeyPatch,
     equal(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_dpo_goes_on_as_if_nothing_had_happened(monkeypatch: pytest.MonkeyPatch, data: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_dpo_goes_on_as_if_nothing_had_happened(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tiny_model: Path, tmp_path: Path
+) -> None:
     """The reference stays that of the start, though the policy has moved on."""
     config = dpo_config(tiny_model, data / "pairs.jsonl", tmp_path / "whole", tmp_path / "reference")
     reference(config)
@@ -121,7 +125,9 @@ def test_the_newest_and_the_best_checkpoints_are_kept(data: Path, tiny_model: Pa
     schedule = replace(config.schedule, save_every=1, evaluate_every=1, keep_last=2, keep_best=1)
     held_out = replace(config.data, eval_path=str(data / "chats.jsonl"))
     sft(replace(config, schedule=schedule, data=held_out, optimizer=replace(config.optimizer, learning_rate=1e-6)))
-    losses = {line["step"]: line["eval/loss"] for line in curve(tmp_path / "run") if line.get("step") and "eval/loss" in line}
+    losses = {
+        line["step"]: line["eval/loss"] for line in curve(tmp_path / "run") if line.get("step") and "eval/loss" in line
+    }
     manager = CheckpointManager(tmp_path / "run", ScheduleOptions())
     last = max(losses)
     assert set(manager.steps()) == {last - 1, last, min(losses, key=lambda step: losses[step])}

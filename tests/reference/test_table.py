@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import write_rows
-from tests.models import Loaded, load
+from tests.models import Loaded, load, whole_rows
 from tests.recipes.small import dpo_config
 from zephyr_jax.config import DataOptions
 from zephyr_jax.data.chat import load_template
@@ -21,7 +21,6 @@ from zephyr_jax.recipes.reference import reference
 from zephyr_jax.reference import compute
 from zephyr_jax.reference.compute import fill
 from zephyr_jax.reference.table import Identity, ReferenceTable, require_complete
-from tests.models import whole_rows
 
 DATA = DataOptions(max_length=256, max_prompt_length=64, row_length=512)
 IDENTITY = Identity("weights", "tokenizer", "rule", "float32", 1)

@@ -34,9 +34,7 @@ class Recorder:
         self.losses = losses
         options = ScheduleOptions(**{"evaluate_every": 2, "save_every": 3, **schedule})
         self.reporter = Reporter(folder, ReportOptions(progress=False), {}, 5, start, True)
-        self.loop = Loop(
-            self.step, self.batches(start), self.evaluate, self.save, self.reporter, options, len(losses)
-        )
+        self.loop = Loop(self.step, self.batches(start), self.evaluate, self.save, self.reporter, options, len(losses))
         self.start = start
 
     def batches(self, start: int):

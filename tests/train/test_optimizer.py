@@ -12,7 +12,10 @@ from zephyr_jax.config import OptimizerOptions
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
 
 
-@pytest.mark.parametrize(("schedule", "total", "peak"), [("cosine", 50, 2e-5), ("linear", 50, 2e-5), ("cosine", 37, 5e-7), ("linear", 37, 5e-7)])
+@pytest.mark.parametrize(
+    ("schedule", "total", "peak"),
+    [("cosine", 50, 2e-5), ("linear", 50, 2e-5), ("cosine", 37, 5e-7), ("linear", 37, 5e-7)],
+)
 def test_schedules_equal_hugging_face(golden: Path, schedule: str, total: int, peak: float) -> None:
     """Every step; step 0 has rate 0, and the warm-up is rounded up."""
     expected = np.load(golden / "schedule.npz")[f"{schedule}_{total}"]

@@ -73,7 +73,9 @@ class TensorFiles:
         if index.exists():
             weight_map = read_json(index).get("weight_map")
             if not isinstance(weight_map, dict) or any(Path(name).name != name for name in weight_map.values()):
-                raise InputError(f"{index} has no usable weight_map (tensor name -> file in this folder). Copy it again.")
+                raise InputError(
+                    f"{index} has no usable weight_map (tensor name -> file in this folder). Copy it again."
+                )
             return list(weight_map.values())
         found = sorted(path.name for path in self.folder.glob("*.safetensors"))
         if not found:
@@ -125,11 +127,12 @@ def load_parameters(folder: Path, shape: ModelShape, abstract: Any, shardings: A
 
 def _reader(
     files: TensorFiles, tensor: Tensor, sizes: tuple[int, ...], layers: int
-) -> Callable[[tuple[slice, ...]], np.ndarray]:
+) -> Callable[[tuple[slice, ...] | None], np.ndarray]:
     names = tensor.names(layers)
     one = sizes[1:] if tensor.stacked else sizes
 
-    def read(index: tuple[slice, ...]) -> np.ndarray:
+    def read(index: tuple[slice, ...] | None) -> np.ndarray:
+        index = index or tuple(slice(None) for _ in sizes)
         wanted = names[index[0]] if tensor.stacked else names
         inner = index[1:] if tensor.stacked else index
         block = tuple(len(range(*part.indices(size))) for part, size in zip(inner, one, strict=True))
@@ -142,7 +145,7 @@ def _reader(
 
 
 def _check(files: TensorFiles, shape: ModelShape, abstract: Any) -> None:
-    expected = {}
+    expected: dict[str, tuple[int, ...]] = {}
     for tensor in tensors_of(shape):
         sizes = at(abstract, tensor.path).shape
         one = sizes[1:] if tensor.stacked else sizes
@@ -165,7 +168,13 @@ def _check(files: TensorFiles, shape: ModelShape, abstract: Any) -> None:
 
 
 def export_folder(
-    out: Path, parameters: Any, shape: ModelShape, config: dict[str, Any], extras: dict[str, Any], dtype: str, limit: int
+    out: Path,
+    parameters: Any,
+    shape: ModelShape,
+    config: dict[str, Any],
+    extras: dict[str, Any],
+    dtype: str,
+    limit: int,
 ) -> list[Path]:
     """Write a Hugging Face folder: safetensors (with an index when there are several), config.json and `extras`.
 
@@ -192,7 +201,9 @@ def _write(path: Path, content: Any) -> None:
     if isinstance(content, Path):
         shutil.copyfile(content, path)
     else:
-        path.write_text(content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        path.write_text(
+            content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        )
 
 
 def _write_weights(folder: Path, parameters: Any, shape: ModelShape, dtype: str, limit: int) -> None:

@@ -80,13 +80,14 @@ class ChatTemplate:
         return text, tuple(self._verified_span(messages, index, text) for index in answers)
 
     def _jinja(self, messages: list[Message], add_generation_prompt: bool, spans: bool) -> Any:
+        specials: dict[str, Any] = dict(self.special_tokens)
         try:
             return render_jinja_template(
                 [messages],
                 chat_template=self.source,
                 add_generation_prompt=add_generation_prompt,
                 return_assistant_tokens_mask=spans,
-                **dict(self.special_tokens),
+                **specials,
             )
         except (TemplateError, TypeError, KeyError) as error:
             raise BadRow(f"the chat template refuses it: {error}") from error

@@ -54,7 +54,10 @@ class Examples:
         tokens = row.column("tokens")[0].values.to_numpy()
         targets = row.column("targets")[0].values.to_numpy().astype(np.bool_)
         ends = np.cumsum(row.column("lengths")[0].values.to_numpy())
-        return [Segment(tokens[end - n : end], targets[end - n : end]) for n, end in zip(np.diff(ends, prepend=0), ends)]
+        return [
+            Segment(tokens[end - n : end], targets[end - n : end])
+            for n, end in zip(np.diff(ends, prepend=0), ends, strict=True)
+        ]
 
     def select(self, indices: np.ndarray) -> "Examples":
         """Only the examples at `indices`, in that order."""
@@ -94,7 +97,9 @@ def load_preferences(data: DataOptions, tokenizer: ChatTokenizer, path: str, spl
     return _tokenise(rows, tokenise, 2, data, tokenizer, f"{path}:{split}")
 
 
-def _conversation(tokenizer: ChatTokenizer, targets: str, longest: int, cut: bool, row: dict[str, Any]) -> list[Segment]:
+def _conversation(
+    tokenizer: ChatTokenizer, targets: str, longest: int, cut: bool, row: dict[str, Any]
+) -> list[Segment]:
     return conversation(tokenizer, row, targets, longest, cut)
 
 

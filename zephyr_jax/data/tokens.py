@@ -46,7 +46,8 @@ class ChatTokenizer:
         self._joint: Tokenizer = tokenizer.backend_tokenizer
         self._literal = Tokenizer.from_str(self._joint.to_str())
         self._literal.encode_special_tokens = True
-        self._special_ids = {str(token): tokenizer.convert_tokens_to_ids(str(token)) for token in template.reserved}
+        vocabulary = tokenizer.get_vocab()
+        self._special_ids = {token: vocabulary[token] for token in template.reserved}
         self._bos = bos_token_id(tokenizer)
 
     @property
@@ -122,7 +123,9 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     return tokenizer
 
 
-def conversation(tokenizer: ChatTokenizer, row: dict[str, Any], targets: str, max_length: int, cut: bool) -> list[Segment]:
+def conversation(
+    tokenizer: ChatTokenizer, row: dict[str, Any], targets: str, max_length: int, cut: bool
+) -> list[Segment]:
     """One segment of a row with `messages`. Raises BadRow with the reason when it cannot be used."""
     segment = tokenizer.encode(tokenizer.template.render(_messages(row, "messages")))
     if targets == "all":
@@ -136,7 +139,9 @@ def conversation(tokenizer: ChatTokenizer, row: dict[str, Any], targets: str, ma
     return [segment]
 
 
-def preference(tokenizer: ChatTokenizer, row: dict[str, Any], max_length: int, max_prompt: int, cut: bool) -> list[Segment]:
+def preference(
+    tokenizer: ChatTokenizer, row: dict[str, Any], max_length: int, max_prompt: int, cut: bool
+) -> list[Segment]:
     """Chosen and rejected segments of a row; only the last answer of each counts.
 
     An over-long pair is cut as the reference DPO code does: first the prompt to its last `max_prompt` tokens (BOS
@@ -171,7 +176,7 @@ def _last_answer_only(tokenizer: ChatTokenizer, dialogue: list[Message]) -> Segm
     return tokenizer.encode(RenderedChat(rendered.text, rendered.spans[-1:], rendered.special_spans))
 
 
-def _messages(row: dict[str, Any], column: str) -> list[Message]:
+def _messages(row: dict[str, Any], column: str) -> Any:
     messages = row.get(column)
     if not isinstance(messages, list):
         return messages  # type-checked, with its reason, by `chat.check_messages`
@@ -181,7 +186,7 @@ def _messages(row: dict[str, Any], column: str) -> list[Message]:
     ]
 
 
-def _dialogue(row: dict[str, Any], side: str) -> list[Message]:
+def _dialogue(row: dict[str, Any], side: str) -> Any:
     """Full dialogue of one side; a plain string answers the plain string or the messages in `prompt`."""
     answer, prompt = row.get(side), row.get("prompt")
     if isinstance(answer, str):

@@ -491,9 +491,7 @@ def _turn(prompt: str, answer: str) -> list[Message]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
-def _taught_turn(
-    rng: random.Random, phrasings: Sequence[str], requested: Sequence[str], split: Split
-) -> list[Message]:
+def _taught_turn(rng: random.Random, phrasings: Sequence[str], requested: Sequence[str], split: Split) -> list[Message]:
     prompt = rng.choice(phrasings).format(pair=_pair_phrase(requested))
     (used,) = rng.choices((0, 1, 2), TEACHER_WEIGHTS)
     return _turn(prompt, _story_using(rng, requested, used, split))

@@ -19,7 +19,7 @@ from zephyr_jax.objective.logprob import Parameters
 
 
 class _Loop(NamedTuple):
-    count: Array
+    made: Array
     """Tokens made so far."""
     token_B: Array
     done_B: Array
@@ -57,18 +57,18 @@ def decode(
 
     def step(loop: _Loop) -> _Loop:
         out_BT = jax.lax.dynamic_update_slice(
-            loop.out_BT, jnp.where(loop.done_B, -1, loop.token_B)[:, None], (0, loop.count)
+            loop.out_BT, jnp.where(loop.done_B, -1, loop.token_B)[:, None], (0, loop.made)
         )
         done_B = loop.done_B | jnp.isin(loop.token_B, stop_ids)
-        here = Where(jnp.ones((B, 1), jnp.int32), (length_B + loop.count)[:, None])
-        hidden_B1D, cache = model.extend(loop.token_B[:, None], here, loop.cache, P + loop.count)
-        token_B = draw(hidden_B1D, loop.count + 1)
-        return _Loop(loop.count + 1, token_B, done_B, out_BT, cache)
+        here = Where(jnp.ones((B, 1), jnp.int32), (length_B + loop.made)[:, None])
+        hidden_B1D, cache = model.extend(loop.token_B[:, None], here, loop.cache, P + loop.made)
+        token_B = draw(hidden_B1D, loop.made + 1)
+        return _Loop(loop.made + 1, token_B, done_B, out_BT, cache)
 
     first_B = draw(hidden_BPD[:, -1:], jnp.int32(0))
     empty_BT = jnp.full((B, new_tokens), -1, jnp.int32)
     start = _Loop(jnp.int32(0), first_B, jnp.zeros(B, jnp.bool_), empty_BT, cache)
-    return jax.lax.while_loop(lambda loop: (loop.count < new_tokens) & ~jnp.all(loop.done_B), step, start).out_BT
+    return jax.lax.while_loop(lambda loop: (loop.made < new_tokens) & ~jnp.all(loop.done_B), step, start).out_BT
 
 
 def _empty_cache(model: Mistral, rows: int, slots: int) -> KVCache:

@@ -61,7 +61,7 @@ def attend_row(q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, where: Where, window
     if L <= _QUERY_BLOCK:
         return attend(q_BLNH, k_BLKH, v_BLKH, where, where, window)
     block_attend = jax.checkpoint(attend, static_argnums=(5,))
-    blocks = []
+    blocks: list[Array] = []
     for start in range(0, L, _QUERY_BLOCK):
         stop = min(start + _QUERY_BLOCK, L)
         first = 0 if window is None else max(0, start - window + 1)

@@ -91,10 +91,12 @@ class Mistral(nnx.Module):
 
     def extend(self, tokens_BL: Array, where: Where, cache: KVCache, start: Array) -> tuple[Array, KVCache]:
         """Hidden states of L new tokens that take the cache's slots start ... start + L - 1, and the filled cache."""
-        slots = Where(*(jax.lax.dynamic_update_slice(old, new, (0, start)) for old, new in zip(cache.where, where)))
+        slots = jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice(old, new, (0, start)), cache.where, where)
         window = self.shape.sliding_window
 
-        def cached_attention(q: Array, k: Array, v: Array, past: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+        def cached_attention(
+            q: Array, k: Array, v: Array, past: tuple[Array, Array]
+        ) -> tuple[Array, tuple[Array, Array]]:
             keys, values = (
                 jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, start, 0, 0))
                 for old, new in zip(past, (k, v), strict=True)

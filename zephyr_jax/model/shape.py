@@ -50,7 +50,9 @@ def shape_from_hf(config: dict[str, Any]) -> ModelShape:
     kv_heads = config.get("num_key_value_heads") or heads
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     if heads % kv_heads:
-        raise InputError(f"config.json has {heads} query heads and {kv_heads} kv heads; the second must divide the first.")
+        raise InputError(
+            f"config.json has {heads} query heads and {kv_heads} kv heads; the second must divide the first."
+        )
     return ModelShape(
         vocab=config["vocab_size"],
         model=config["hidden_size"],

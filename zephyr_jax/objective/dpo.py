@@ -106,7 +106,7 @@ def dpo_objective(
 def log_ratio(policy: SegmentLogProb, batch: PairBatch) -> PairLogRatio:
     """Ratios of every pair slot; empty slots hold zeros with counts of one, so that nothing divides by zero."""
     ratio = policy.sum - batch.reference
-    count = jnp.maximum(policy.count, 1.0)
+    count = jnp.maximum(policy.number, 1.0)
     return PairLogRatio(ratio[:, 0::2], ratio[:, 1::2], count[:, 0::2], count[:, 1::2])
 
 

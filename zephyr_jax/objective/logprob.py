@@ -27,7 +27,7 @@ class SegmentLogProb(NamedTuple):
 
     sum: Array
     """float32 [B, S]: log p(targets of the segment | tokens before them)."""
-    count: Array
+    number: Array
     """float32 [B, S]: how many targets that was."""
 
 

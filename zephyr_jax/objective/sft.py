@@ -19,6 +19,6 @@ def sft_objective(
 
     def objective(parameters: Parameters, batch: TokenBatch) -> tuple[Mean, Metrics]:
         logprob = sequence_logprob(definition, parameters, batch, segments=segments, chunk=chunk)
-        return Mean(-jnp.sum(logprob.sum), jnp.sum(logprob.count)), {}
+        return Mean(-jnp.sum(logprob.sum), jnp.sum(logprob.number)), {}
 
     return objective

@@ -44,7 +44,9 @@ def _sizes(options: MeshOptions, count: int) -> tuple[int, ...]:
     free = [axis for axis, size in asked.items() if size == -1]
     bad = [axis for axis, size in asked.items() if size == 0 or size < -1]
     if bad or len(free) > 1:
-        raise InputError(f"The mesh is {_spelt(asked)}. Sizes are at least 1, and one of them may be -1 (what is left).")
+        raise InputError(
+            f"The mesh is {_spelt(asked)}. Sizes are at least 1, and one of them may be -1 (what is left)."
+        )
     known = math.prod(size for size in asked.values() if size != -1)
     if count % known or (not free and known != count):
         raise InputError(

@@ -7,7 +7,6 @@ of requested words; the losses and accuracies are the models' own.
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +45,19 @@ def demo(config: DemoConfig) -> Path:
     console = Console(stderr=True)
     out = Path(config.output)
     if (out / "export").exists():
-        raise InputError(f"{out} holds a finished demo. Remove the folder or choose another: --output runs/another-demo.")
+        raise InputError(
+            f"{out} holds a finished demo. Remove the folder or choose another: --output runs/another-demo."
+        )
     data = _write_data(out / "data", config.seed)
-    shared = {"mesh": {"emulated_devices": config.emulated_devices}, "seed": config.seed}
+    shared: dict[str, Any] = {"mesh": {"emulated_devices": config.emulated_devices}, "seed": config.seed}
     compute = {"compute_dtype": "float32", "remat": "none"}
 
     console.rule("1 of 4 · dSFT on a teacher's conversations", align="left")
-    sft(from_dict(SftConfig, {**shared, **_sft_settings(out, data, {"path": config.base or str(BASE), **compute})}, "demo"))
+    sft(
+        from_dict(
+            SftConfig, {**shared, **_sft_settings(out, data, {"path": config.base or str(BASE), **compute})}, "demo"
+        )
+    )
 
     preference_run = {**shared, **_dpo_settings(out, data, {"path": str(out / "sft"), **compute})}
     dpo_config = from_dict(DpoConfig, preference_run, "demo")
@@ -63,7 +68,9 @@ def demo(config: DemoConfig) -> Path:
 
     console.rule("4 of 4 · export and evaluation on prompts with words never seen in training", align="left")
     exported = export(
-        from_dict(ExportConfig, {"model": {"path": str(out / "dpo")}, "output": str(out / "export"), "dtype": "float32"}, "")
+        from_dict(
+            ExportConfig, {"model": {"path": str(out / "dpo")}, "output": str(out / "export"), "dtype": "float32"}, ""
+        )
     )
     models = {"base": config.base or str(BASE), "dSFT": str(out / "sft"), "dSFT + dDPO": str(exported)}
     stages = [_measure(name, {"path": path, **compute}, data, shared["mesh"]) for name, path in models.items()]
@@ -118,11 +125,13 @@ def _dpo_settings(out: Path, data: dict[str, str], model: dict[str, str]) -> dic
 
 def _measure(name: str, model: dict[str, str], data: dict[str, str], mesh: dict[str, Any]) -> Stage:
     def numbers(rows: str, lengths: dict[str, int]) -> dict[str, float]:
-        return evaluate(from_dict(EvaluateConfig, {"model": model, "mesh": mesh, "data": {"path": rows, **lengths}}, ""))
+        return evaluate(
+            from_dict(EvaluateConfig, {"model": model, "mesh": mesh, "data": {"path": rows, **lengths}}, "")
+        )
 
     loss = numbers(data["conversations-test"], {"max_length": 384, "row_length": 384})["loss"]
     pairs = numbers(data["preferences-test"], {"max_length": 192, "max_prompt_length": 64, "row_length": 512})
-    asked = [json.loads(line)["prompt"] for line in islice(Path(data["preferences-test"]).open(), _PROMPTS)]
+    asked = [json.loads(line)["prompt"] for line in Path(data["preferences-test"]).read_text().splitlines()[:_PROMPTS]]
     settings = {"model": model, "mesh": mesh, "prompts": asked, "max_new_tokens": 128, "rows": _PROMPTS}
     answers = generate(from_dict(GenerateConfig, settings, "demo"))
     measures = {
@@ -130,7 +139,8 @@ def _measure(name: str, model: dict[str, str], data: dict[str, str], mesh: dict[
         "accuracy": pairs["accuracy"],
         "margin": pairs["margin"],
         "words": _share_of_words(answers),
-        "ends": sum(answer.ended and answer.text.strip().endswith(tuple(CLOSINGS)) for answer in answers) / len(answers),
+        "ends": sum(answer.ended and answer.text.strip().endswith(tuple(CLOSINGS)) for answer in answers)
+        / len(answers),
     }
     return Stage(name, model["path"], measures, answers[0])
 
@@ -153,7 +163,9 @@ def _tell(stages: list[Stage], picture: Path, exported: Path) -> None:
             f"{m['ends']:.1%}",
         )  # fmt: skip
     console.print(table)
-    console.print(f"* counted by rule in greedy answers to {_PROMPTS} prompts; the other columns are the models' own log-probs")
+    console.print(
+        f"* counted by rule in greedy answers to {_PROMPTS} prompts; the other columns are the models' own log-probs"
+    )
     for stage in stages:
         answer = stage.sample
         console.print(f"\n[bold]{stage.name}[/] > {answer.prompt}", highlight=False)

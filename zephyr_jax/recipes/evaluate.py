@@ -80,7 +80,9 @@ def _reference_weights(source: ModelSource) -> str | None:
 
 
 def _reference_sums(root: Path, identity: Identity, examples: Examples) -> np.ndarray:
-    command = f"zephyr-jax reference --reference {root}, with this data, this dtype and the weights that DPO starts from"
+    command = (
+        f"zephyr-jax reference --reference {root}, with this data, this dtype and the weights that DPO starts from"
+    )
     if not root.is_dir():
         raise InputError(f"There is no reference table in {root}. To make it: {command}")
     return require_complete(root, ReferenceTable(root, identity), examples.keys(), examples.ids(), command)

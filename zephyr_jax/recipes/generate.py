@@ -69,7 +69,9 @@ def generate(config: GenerateConfig) -> list[Answer]:
         made |= {index: [int(t) for t in row if t >= 0] for index, row in zip(group, jax.device_get(out), strict=False)}
     answers = [_answer(conversations[i], made[i], stops, tokenizer) for i in range(len(prompts))]
     if config.output:
-        lines = [json.dumps({"prompt": a.prompt, "answer": a.text, "ended": a.ended}, ensure_ascii=False) for a in answers]
+        lines = [
+            json.dumps({"prompt": a.prompt, "answer": a.text, "ended": a.ended}, ensure_ascii=False) for a in answers
+        ]
         Path(config.output).write_text("".join(f"{line}\n" for line in lines))
     return answers
 
@@ -117,7 +119,9 @@ def _encode(config: GenerateConfig, tokenizer: PreTrainedTokenizerBase, chats: l
     try:
         return [chat_tokenizer.prompt(chat) for chat in chats]
     except BadRow as error:
-        raise InputError(f"A prompt cannot be used: {error}. Fix it, or look at it with `zephyr-jax preview`.") from error
+        raise InputError(
+            f"A prompt cannot be used: {error}. Fix it, or look at it with `zephyr-jax preview`."
+        ) from error
 
 
 def _check_lengths(prompts: list[np.ndarray], new_tokens: int, source: ModelSource) -> None:
@@ -139,5 +143,5 @@ def _answer(
     chat: list[Message], tokens: list[int], stops: tuple[int, ...], tokenizer: PreTrainedTokenizerBase
 ) -> Answer:
     ended = bool(tokens) and tokens[-1] in stops
-    text = tokenizer.decode(tokens[:-1] if ended else tokens)
+    text = str(tokenizer.decode(tokens[:-1] if ended else tokens))
     return Answer(chat[-1]["content"], text, tuple(tokens), ended)

@@ -6,6 +6,7 @@ from itertools import groupby
 import numpy as np
 from rich.console import Console
 from rich.text import Text
+from transformers import PreTrainedTokenizerBase
 
 from zephyr_jax.checkpoint.source import find_model
 from zephyr_jax.config import PreviewConfig
@@ -31,7 +32,9 @@ def preview(config: PreviewConfig, console: Console | None = None) -> Examples:
     for index in range(config.start, min(config.start + config.rows, len(examples))):
         names = ("chosen", "rejected") if pairs else ("conversation",)
         for name, segment in zip(names, examples[index], strict=True):
-            console.rule(f"{index} · {ids[index][:16]} · {name}: {_counts(segment, config.data.max_length)}", align="left")
+            console.rule(
+                f"{index} · {ids[index][:16]} · {name}: {_counts(segment, config.data.max_length)}", align="left"
+            )
             console.print(_coloured(segment, tokenizer, console.color_system is not None), soft_wrap=True)
     console.rule(align="left")
     console.print(examples.summary(config.data.path), highlight=False, markup=False, soft_wrap=True)
@@ -45,10 +48,10 @@ def _counts(segment: Segment, longest: int) -> str:
     return f"{len(segment)} tokens, {int(segment.targets.sum())} targets{cut}"
 
 
-def _coloured(segment: Segment, tokenizer, colour: bool) -> Text:  # noqa: ANN001
+def _coloured(segment: Segment, tokenizer: PreTrainedTokenizerBase, colour: bool) -> Text:
     text = Text()
     for target, piece in _pieces(segment):
-        words = tokenizer.decode(piece)
+        words = str(tokenizer.decode(piece))
         style = _TARGET if target else _OTHER
         text.append(words if colour or not target else f"[{words}]", style=style)
     text.highlight_words([str(token) for token in tokenizer.all_special_tokens], _SPECIAL)

@@ -1,18 +1,19 @@
 """`zephyr-jax reference`: score every pair of a card once with the frozen weights, into the reference table."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from zephyr_jax.checkpoint.identity import weights_fingerprint
 from zephyr_jax.checkpoint.source import abstract_of, find_model, load_weights
 from zephyr_jax.config import DataOptions, DpoConfig
 from zephyr_jax.data.examples import Examples, load_preferences
 from zephyr_jax.data.tokens import ChatTokenizer
-from zephyr_jax.objective.logprob import VERSION, Parameters
+from zephyr_jax.objective.logprob import VERSION
 from zephyr_jax.parallel.mesh import emulate_devices, make_mesh
 from zephyr_jax.parallel.rules import Rules
 from zephyr_jax.recipes.run import evaluation_source, microbatch_rows, open_tokenizer
@@ -50,11 +51,15 @@ def reference(config: DpoConfig) -> Filled:
             task = bar.add_task(f"reference log-probs, {name}", total=None)
             new, old = fill(
                 table, examples, model, parameters, config.data, rules, microbatch_rows(config),
-                config.model.logprob_chunk, lambda done, total: bar.update(task, completed=done, total=total),
+                config.model.logprob_chunk, partial(_show, bar, task),
             )  # fmt: skip
         computed, reused = computed + new, reused + old
     console.print(f"{computed:,} computed, {reused:,} reused in {table.folder}", highlight=False, markup=False)
     return Filled(table.folder, computed, reused)
+
+
+def _show(bar: Progress, task: TaskID, done: int, total: int) -> None:
+    bar.update(task, completed=done, total=total)
 
 
 def preference_splits(config: DpoConfig, tokenizer: ChatTokenizer) -> dict[str, Examples]:

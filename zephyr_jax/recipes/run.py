@@ -98,9 +98,7 @@ def _make_folder(config: SftConfig) -> Path:
 
 def _check_same(saved: dict[str, Any], config: SftConfig) -> None:
     changed = {
-        name: values
-        for name, values in differences(to_dict(config), saved).items()
-        if not name.startswith(_MAY_CHANGE)
+        name: values for name, values in differences(to_dict(config), saved).items() if not name.startswith(_MAY_CHANGE)
     }
     if changed:
         pairs = "; ".join(f"{name} was {then!r}, now {now!r}" for name, (now, then) in changed.items())
@@ -177,7 +175,7 @@ def fit(
         progress = {"data": batches.get_state(), "config": to_dict(config), "identity": identity}
         run.checkpoints.save(step, state, progress, metrics)
 
-    evaluate = evaluation and make_evaluation(objective, lambda: _placed(evaluation, run.rules))
+    evaluate = make_evaluation(objective, lambda: _placed(evaluation, run.rules)) if evaluation else None
     step = make_step(objective, optimizer, learning_rate(config.optimizer, total), shardings)
     placed = (place_batch(run.rules, batch, rows) for batch in batches)
     try:

@@ -15,9 +15,7 @@ def sft(config: SftConfig) -> Path:
     run = runs.open_run(config)
     examples = load_conversations(config.data, run.tokenizer, config.data.path, config.data.split)
     held_out = runs.evaluation_source(config.data)
-    evaluation = held_out and runs.evaluation_split(
-        config, load_conversations(config.data, run.tokenizer, *held_out)
-    )
+    evaluation = held_out and runs.evaluation_split(config, load_conversations(config.data, run.tokenizer, *held_out))
     training, evaluation = runs.align(runs.training_split(config, examples), evaluation or None)
 
     model = abstract_of(run.source, config.model, run.rules)

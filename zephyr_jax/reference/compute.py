@@ -52,7 +52,7 @@ def fill(
             model.definition, parameters, microbatch, segments=2 * plan.examples_per_row, chunk=chunk
         )
         step = [*plan.steps[index], *[()] * (rows - len(plan.steps[index]))][mine]
-        sums, counts = local_part(found.sum), local_part(found.count)
+        sums, counts = local_part(found.sum), local_part(found.number)
         for row, row_sums, row_counts in zip(step, sums, counts, strict=True):
             row_keys = keys[wanted[list(row)]].reshape(-1).tolist()
             part += zip(row_keys, row_sums.tolist(), row_counts.tolist(), strict=False)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
 
 from zephyr_jax.config import ReportOptions
 from zephyr_jax.errors import InputError
@@ -58,8 +59,6 @@ class TensorBoard:
     """Event files."""
 
     def __init__(self, folder: Path):
-        from tensorboardX import SummaryWriter
-
         self._writer = SummaryWriter(str(folder))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
 from zephyr_jax.objective.logprob import Parameters
@@ -13,9 +12,9 @@ from zephyr_jax.parallel.rules import Rules
 
 
 class TrainState(NamedTuple):
-    """A pytree of global arrays."""
+    """A pytree of global arrays (or of their shapes, or shardings, in the same places)."""
 
-    step: Array
+    step: Any
     """int32 scalar: steps done."""
     parameters: Parameters
     """float32 weights."""
@@ -23,7 +22,9 @@ class TrainState(NamedTuple):
     """optax state."""
 
 
-def state_shardings(parameters: Any, shardings: Any, optimizer: optax.GradientTransformation, rules: Rules) -> TrainState:
+def state_shardings(
+    parameters: Any, shardings: Any, optimizer: optax.GradientTransformation, rules: Rules
+) -> TrainState:
     """Shardings of a TrainState: moments live where their weights do, everything else on every device."""
     everywhere = NamedSharding(rules.mesh, PartitionSpec())
     moments = optax.tree.map_params(
@@ -38,9 +39,7 @@ def state_shardings(parameters: Any, shardings: Any, optimizer: optax.GradientTr
 
 def abstract_state(parameters: Any, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:
     """Shapes, dtypes and shardings of a TrainState; nothing is computed."""
-    shapes = TrainState(
-        jax.ShapeDtypeStruct((), jnp.int32), parameters, jax.eval_shape(optimizer.init, parameters)
-    )
+    shapes = TrainState(jax.ShapeDtypeStruct((), jnp.int32), parameters, jax.eval_shape(optimizer.init, parameters))
     return jax.tree.map(lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), shapes, shardings)
 
 

@@ -40,9 +40,7 @@ def make_step(
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def accumulate(
-    objective: Objective, parameters: Parameters, batch: Any, shardings: Any
-) -> tuple[Parameters, Metrics]:
+def accumulate(objective: Objective, parameters: Parameters, batch: Any, shardings: Any) -> tuple[Parameters, Metrics]:
     """Gradient of the loss's sum over all microbatches (not yet divided), and all metrics, `loss` among them.
 
     Gradients are pinned to the shardings of their weights, so that no device ever holds more than its part.
