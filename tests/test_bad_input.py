@@ -766,9 +766,7 @@ def test_resume_off_refuses_a_run_that_is_there(desk: Desk, capsys: pytest.Captu
     assert "holds a run already" in capsys.readouterr().err
 
 
-def test_a_mistake_does_not_stand_in_the_way_of_the_next_try(
-    desk: Desk, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_mistake_does_not_stand_in_the_way_of_the_next_try(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     """Law: a refused run leaves its output free: with `resume` off, the same mistake is told again."""
     rows = desk.home / "bad.jsonl"
     rows.write_text(json.dumps({"text": "Hello."}) + "\n")

@@ -3,17 +3,28 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
 from zephyr_jax import cli
-from zephyr_jax.card import setting_names
 from zephyr_jax.config import DpoConfig, GenerateConfig, SftConfig
 from zephyr_jax.errors import InputError, TrainingError
 
 type Called = list[tuple[Any, str]]
+
+
+def setting_names(kind: type) -> list[str]:
+    """Full dotted names of every setting of a config type."""
+    types = get_type_hints(kind)
+    inner = {item.name: types[item.name] for item in fields(kind)}
+    return [
+        full
+        for name, each in inner.items()
+        for full in ([f"{name}.{one}" for one in setting_names(each)] if is_dataclass(each) else [name])
+    ]
 
 
 def stub(monkeypatch: pytest.MonkeyPatch, verb: str, fail: Exception | BaseException | None = None) -> Called:
@@ -40,9 +51,7 @@ def exit_code(call: Callable[[], None]) -> int | str | None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
-def test_without_a_verb_all_verbs_are_explained(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_verb_all_verbs_are_explained(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Law: plain `zephyr-jax` lists every verb with a few words each."""
     cli.main(arguments)
     shown = capsys.readouterr().out

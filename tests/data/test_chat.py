@@ -122,9 +122,7 @@ def test_decoded_targets_are_what_the_assistant_said(
     tokenizer = ChatTokenizer(mistral, load_template("zephyr", mistral))
     for expected in conversations:
         segment = tokenizer.encode(tokenizer.template.render(expected["messages"]))
-        assert targets_text(mistral, segment) == "".join(
-            f"{answer}</s>" for answer in answers(expected["messages"])
-        )
+        assert targets_text(mistral, segment) == "".join(f"{answer}</s>" for answer in answers(expected["messages"]))
 
 
 @pytest.mark.shared
@@ -179,9 +177,7 @@ def test_zephyr_without_its_markers_has_the_same_spans(tiny: PreTrainedTokenizer
     assert said(bare.render(CHAT)) == ["Blue</s>", " Red, or\n\ngreen. </s>"]
 
 
-def test_chatml_has_the_same_spans_with_and_without_markers(
-    chatml: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
+def test_chatml_has_the_same_spans_with_and_without_markers(chatml: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     """Law: for ChatML too, spans found by rendering prefixes equal the marked ones."""
     bare, marked = written(chatml, tmp_path, CHATML), written(chatml, tmp_path, MARKED_CHATML)
     assert marked.marks_generation
@@ -210,9 +206,7 @@ def test_a_template_without_its_markers_renders_equal_text(source: str) -> None:
     assert bare_text == marked_text
 
 
-def test_an_answer_that_repeats_the_header_keeps_its_span(
-    tiny: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
+def test_an_answer_that_repeats_the_header_keeps_its_span(tiny: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     """Law: an answer is found where it stands, not where its text occurs first."""
     chat = [{"role": "user", "content": "user"}, {"role": "assistant", "content": "user"}]
     bare = written(tiny, tmp_path, without_markers(load_template("zephyr", tiny).source))
@@ -222,12 +216,8 @@ def test_an_answer_that_repeats_the_header_keeps_its_span(
 # ---- refused templates ----
 
 
-ALL_MARKED = (
-    "{% for m in messages %}{% generation %}{{ m['content'] + eos_token }}{% endgeneration %}{% endfor %}"
-)
-END_UNMARKED = MARKED_CHATML.replace(
-    " + '<|im_end|>' }}{% endgeneration %}", " }}{% endgeneration %}<|im_end|>"
-)
+ALL_MARKED = "{% for m in messages %}{% generation %}{{ m['content'] + eos_token }}{% endgeneration %}{% endfor %}"
+END_UNMARKED = MARKED_CHATML.replace(" + '<|im_end|>' }}{% endgeneration %}", " }}{% endgeneration %}<|im_end|>")
 COUNTS = "{{ messages | length }}{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
 FORGETS = "{% for m in messages %}{{ m['content'] if loop.last else 'then' }}{{ eos_token }}{% endfor %}"
 REFUSED = {
@@ -257,9 +247,7 @@ def test_a_template_that_cannot_tell_answers_is_refused(
     assert "generation" in str(refused.value)
 
 
-def test_a_template_that_rewrites_one_row_loses_that_row_only(
-    tiny: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
+def test_a_template_that_rewrites_one_row_loses_that_row_only(tiny: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     """Law: prefixes are checked for every conversation, not for the probe alone."""
     source = without_markers(load_template("zephyr", tiny).source)
     shy = written(tiny, tmp_path, "{% if messages | length > 4 %}{{ 'long' }}{% endif %}" + source)
@@ -356,9 +344,7 @@ def test_a_tokenizer_file_that_truncates_or_pads_does_not(folder: Path, tmp_path
 # ---- BOS and the end token ----
 
 
-@pytest.mark.parametrize(
-    "prefix", ["", "{{ bos_token }}"], ids=["template writes none", "template writes it"]
-)
+@pytest.mark.parametrize("prefix", ["", "{{ bos_token }}"], ids=["template writes none", "template writes it"])
 def test_bos_comes_exactly_once(tiny: PreTrainedTokenizerBase, tmp_path: Path, prefix: str) -> None:
     """Law: every sequence starts with BOS, once, whether or not the template writes it; BOS is no target."""
     template = written(tiny, tmp_path, prefix + load_template("zephyr", tiny).source)

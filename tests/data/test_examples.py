@@ -218,9 +218,7 @@ def test_policies_of_pairs(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
 def test_data_of_bad_rows_only_is_refused(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     """Law: nothing usable is an error under every policy, never an empty run."""
     path = str(jsonl(tmp_path / "rows.jsonl", [row for row in BAD if row["prompt_id"] in ("empty", "blank")]))
-    with pytest.raises(
-        InputError, match="none of the 2 rows can be used; 2 because: an assistant answer is empty"
-    ):
+    with pytest.raises(InputError, match="none of the 2 rows can be used; 2 because: an assistant answer is empty"):
         load_conversations(OPTIONS, tokenizer, path, "train")
 
 
@@ -229,9 +227,7 @@ def test_a_missing_column_is_named(tokenizer: ChatTokenizer, tmp_path: Path, row
     """Law: the refusal names the columns that are missing and those that are there."""
     path = str(jsonl(tmp_path / "rows.jsonl", rows))
     there = ", ".join(rows[0])
-    with pytest.raises(
-        InputError, match=f"has no column messages; it has {there}. Conversations need messages"
-    ):
+    with pytest.raises(InputError, match=f"has no column messages; it has {there}. Conversations need messages"):
         load_conversations(OPTIONS, tokenizer, path, "train")
     with pytest.raises(InputError, match=f"rejected; it has {there}. Preferences need chosen, rejected"):
         load_preferences(OPTIONS, tokenizer, path, "train")
@@ -294,9 +290,7 @@ class StartedError(Exception):
     """A worker process was about to start."""
 
 
-def test_workers_are_not_forked(
-    tokenizer: ChatTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_are_not_forked(tokenizer: ChatTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Law: workers start afresh. A fork of a process in which JAX runs may never come back."""
 
     def started(*_: object) -> None:
@@ -309,9 +303,7 @@ def test_workers_are_not_forked(
     monkeypatch.setattr(popen_spawn_posix.Popen, "__init__", started)
     monkeypatch.setattr(popen_forkserver.Popen, "__init__", started)
     with pytest.raises(StartedError):
-        load_conversations(
-            replace(OPTIONS, workers=2), tokenizer, str(jsonl(tmp_path / "rows.jsonl", ROWS)), "train"
-        )
+        load_conversations(replace(OPTIONS, workers=2), tokenizer, str(jsonl(tmp_path / "rows.jsonl", ROWS)), "train")
 
 
 # ---- sources ----
@@ -411,9 +403,7 @@ def test_an_unknown_split_is_answered_with_those_there_are(
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     """Law: a folder without rows says what a split is called."""
-    with pytest.raises(
-        InputError, match=r"it holds no .jsonl or .parquet. A split is a file named `train.jsonl`"
-    ):
+    with pytest.raises(InputError, match=r"it holds no .jsonl or .parquet. A split is a file named `train.jsonl`"):
         open_rows(str(tmp_path), "train")
 
 

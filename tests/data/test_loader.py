@@ -171,9 +171,7 @@ def test_the_parts_of_all_processes_are_the_whole(each: int, parts: list[slice])
     whole = BatchSource(examples, plan, slice(0, 4), sums)
     shares = [BatchSource(examples, plan, part, sums) for part in parts]
     for index in range(len(plan.steps)):
-        joined = jax.tree.map(
-            lambda *leaves: np.concatenate(leaves, axis=1), *(share[index] for share in shares)
-        )
+        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *(share[index] for share in shares))
         assert equal(joined, whole[index])
 
 
@@ -184,9 +182,7 @@ def test_batches_by_examples_are_padded_with_empty_rows() -> None:
     source = BatchSource(examples, plan, slice(0, 2))
     for index, step in enumerate(plan.steps):
         found = lines(source[index])
-        assert [bool(line.segments.any()) for line in found] == [True] * len(step) + [False] * (
-            len(found) - len(step)
-        )
+        assert [bool(line.segments.any()) for line in found] == [True] * len(step) + [False] * (len(found) - len(step))
 
 
 # ---- iteration ----

@@ -193,9 +193,7 @@ def test_packing_beats_one_pair_a_row() -> None:
     """Law: without packing the same pairs leave far more empty."""
     lengths = preference_lengths(500)
     packed, alone = (
-        padding(
-            training(lengths, DataOptions(row_length=2048, packing=packing), BatchOptions(rows=16)), lengths
-        )
+        padding(training(lengths, DataOptions(row_length=2048, packing=packing), BatchOptions(rows=16)), lengths)
         for packing in (True, False)
     )
     assert packed < alone / 4

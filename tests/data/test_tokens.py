@@ -172,9 +172,7 @@ def test_a_pair_that_is_none_is_refused_with_its_reason(
     ],
     ids=["texts", "text answers", "text prompt", "answers only", "whole dialogues with a prompt beside"],
 )
-def test_every_style_of_preference_row_gives_equal_segments(
-    tokenizer: ChatTokenizer, row: dict[str, Any]
-) -> None:
+def test_every_style_of_preference_row_gives_equal_segments(tokenizer: ChatTokenizer, row: dict[str, Any]) -> None:
     """Law: plain texts, messages, and mixtures of them mean the same pair."""
     expected = preference(tokenizer, pair(LONG, SHORT), 1000, 500, cut=True)
     assert lists(preference(tokenizer, row, 1000, 500, cut=True)) == lists(expected)
@@ -220,19 +218,14 @@ def test_the_rule_of_truncation(
         answer = before.tokens[len(prompt) :]
         assert len(after) == min(len(kept) + len(answer), max_length)
         assert after.tokens.tolist() == [*kept.tolist(), *answer.tolist()][:max_length]
-        assert (
-            after.targets[len(kept) :].tolist()
-            == before.targets[len(prompt) :][: max_length - len(kept)].tolist()
-        )
+        assert after.targets[len(kept) :].tolist() == before.targets[len(prompt) :][: max_length - len(kept)].tolist()
         assert not after.targets[: len(kept)].any()
         assert after.tokens[0] == BOS
         assert after.targets.any()
 
 
 @pytest.mark.parametrize("max_prompt", [1, 2, 3])
-def test_the_shortest_prompts_still_leave_the_first_token_alone(
-    tokenizer: ChatTokenizer, max_prompt: int
-) -> None:
+def test_the_shortest_prompts_still_leave_the_first_token_alone(tokenizer: ChatTokenizer, max_prompt: int) -> None:
     """Law: however short the prompt is cut, it has max_prompt_length tokens and index 0 is no target."""
     for side in preference(tokenizer, pair(LONG, SHORT), 12, max_prompt, cut=True):
         assert int(side.targets.argmax()) == max_prompt
@@ -242,9 +235,7 @@ def test_the_shortest_prompts_still_leave_the_first_token_alone(
 # ---- index 0, keys, tokenizers ----
 
 
-def test_the_first_token_is_never_a_target(
-    tokenizer: ChatTokenizer, tmp_path: Path, tiny_model: Path
-) -> None:
+def test_the_first_token_is_never_a_target(tokenizer: ChatTokenizer, tmp_path: Path, tiny_model: Path) -> None:
     """Law: nothing comes before index 0, so it is no target, even where an answer opens without BOS."""
     path = tmp_path / "bare.jinja"
     path.write_text(
@@ -253,9 +244,7 @@ def test_the_first_token_is_never_a_target(
         "{% endgeneration %}{% endif %}{% endfor %}"
     )
     without_bos = load_tokenizer(str(tiny_model))
-    without_bos.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A", special_tokens=[]
-    )
+    without_bos.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     bare = ChatTokenizer(without_bos, load_template(str(path), without_bos))
     for each, targets in ((tokenizer, "all"), (tokenizer, "assistant"), (bare, "all"), (bare, "assistant")):
         (segment,) = conversation(each, chat(SHORT), targets, 1000, cut=True)
@@ -292,9 +281,7 @@ def test_a_key_depends_on_nothing_but_content() -> None:
     wide = np.array([[1, 70_000, 3, 2], [0, 0, 0, 0]], np.int64)
     strided = np.stack([plain.tokens, plain.tokens], axis=1)[:, 0]
     swapped = plain.tokens.astype(">i4")
-    assert {Segment(tokens, plain.targets).key for tokens in (plain.tokens, wide[0], strided, swapped)} == {
-        plain.key
-    }
+    assert {Segment(tokens, plain.targets).key for tokens in (plain.tokens, wide[0], strided, swapped)} == {plain.key}
     assert plain.key == "2515c32249aa993f71e3e74c243f2a7b", "tables on disk are found by such keys"
 
 
@@ -307,9 +294,7 @@ def test_equal_rows_have_equal_keys(tokenizer: ChatTokenizer) -> None:
     assert other[1].key != first[1].key
 
 
-def test_the_fingerprint_tells_templates_and_vocabularies_apart(
-    tokenizer: ChatTokenizer, tiny_model: Path
-) -> None:
+def test_the_fingerprint_tells_templates_and_vocabularies_apart(tokenizer: ChatTokenizer, tiny_model: Path) -> None:
     """Law: another template, another BOS rule or another vocabulary is another fingerprint."""
     plain = load_tokenizer(str(tiny_model))
     larger = load_tokenizer(str(tiny_model))

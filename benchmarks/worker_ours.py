@@ -1,0 +1,130 @@
+"""Times this project's own SFT and DPO step, packed; speaks the protocol of ``benchmarks.peers``.
+
+Batches come from the project's planner and loader, as in training: whole pairs (conversations) packed into rows. A step
+takes about as many sequences as a peer's. The reference's log-probs stand in for a filled table, as in the peers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from benchmarks import workload as w
+from zephyr_jax import __version__
+from zephyr_jax.config import BatchOptions, DataOptions, DpoOptions, MeshOptions, OptimizerOptions
+from zephyr_jax.data.loader import BatchSource
+from zephyr_jax.data.pack import Plan, plan_training
+from zephyr_jax.data.tokens import Segment
+from zephyr_jax.model.mistral import Compute, Mistral, abstract_model
+from zephyr_jax.model.shape import ModelShape
+from zephyr_jax.objective.dpo import dpo_objective
+from zephyr_jax.objective.sft import sft_objective
+from zephyr_jax.parallel.mesh import make_mesh
+from zephyr_jax.parallel.place import place_batch
+from zephyr_jax.parallel.rules import Rules, parameter_shardings
+from zephyr_jax.train.optimizer import learning_rate, make_optimizer
+from zephyr_jax.train.state import initial_state, state_shardings
+from zephyr_jax.train.step import make_step
+
+SHAPE = ModelShape(
+    w.VOCAB, w.DIM, w.FFN, w.LAYERS, w.HEADS, w.KV_HEADS, w.HEAD_DIM, w.NORM_EPS, w.ROPE_THETA, None, False, 4096
+)
+ROW_LENGTH = {"dpo": 2048, "sft": 1024}
+ROWS = {"dpo": 4, "sft": 4}
+CHUNK = 256
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Stands where tokenised rows on disk stand in training."""
+
+    examples: list[list[Segment]]
+    segments_each: int
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> list[Segment]:
+        return self.examples[index]
+
+
+def segments_of(pair: w.Pair, mode: str) -> list[Segment]:
+    """The pair's sequences with their targets."""
+    made = []
+    for prompt, response in pair.sequences(mode):
+        tokens = np.array([*prompt, *response], np.int32)
+        made.append(Segment(tokens, np.arange(len(tokens)) >= len(prompt)))
+    return made
+
+
+def make_batches(mode: str, steps: int, seed: int) -> tuple[BatchSource, Plan, list[list[w.Pair]]]:
+    """Packed batches of the workload's examples, one to warm up and `steps` to time, and what each holds."""
+    pairs = w.make_pairs(40 * (steps + 1), seed)
+    examples = InMemory([segments_of(pair, mode) for pair in pairs], 2 if mode == "dpo" else 1)
+    lengths = np.array([sum(map(len, each)) for each in examples.examples])
+    data = DataOptions(max_length=w.MAX_LENGTH, row_length=ROW_LENGTH[mode])
+    plan = plan_training(lengths, data, BatchOptions(rows=ROWS[mode]), 1, steps + 1, seed)
+    held = [[pairs[index] for row in step for index in row] for step in plan.steps]
+    return BatchSource(examples, plan, slice(0, ROWS[mode])), plan, held
+
+
+def make_trainer(mode: str, plan: Plan, rules: Rules) -> tuple[Any, Any]:
+    """The project's step and its first state, float32, nothing rematerialised."""
+    compute = Compute(jnp.dtype("float32"), "none", rules)
+    definition, abstract = abstract_model(SHAPE, compute)
+    shardings = parameter_shardings(abstract, rules)
+
+    def init() -> Any:
+        return nnx.to_pure_dict(nnx.split(Mistral(SHAPE, compute, nnx.Rngs(0)), nnx.Param)[1])
+
+    options = OptimizerOptions(learning_rate=w.LEARNING_RATE, schedule="constant", warmup_ratio=0)
+    optimizer = make_optimizer(options, 100)
+    state_at = state_shardings(nnx.to_pure_dict(abstract), shardings, optimizer, rules)
+    state = initial_state(jax.jit(init, out_shardings=shardings)(), optimizer, state_at)
+    if mode == "dpo":
+        objective: Any = dpo_objective(definition, DpoOptions(beta=0.1), 2 * plan.examples_per_row, CHUNK)
+    else:
+        objective = sft_objective(definition, plan.examples_per_row, CHUNK)
+    return make_step(objective, optimizer, learning_rate(options, 100), state_at), state
+
+
+def main() -> None:
+    """Print the protocol's line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mode", choices=w.MODES, required=True)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    rules = Rules(make_mesh(MeshOptions(), jax.devices()[:1]))
+    source, plan, held = make_batches(options.mode, options.steps, options.seed)
+    step, state = make_trainer(options.mode, plan, rules)
+    seen = []
+    for index in range(len(source)):
+        if index == 1:
+            jax.block_until_ready(state)
+            cpu, wall = w.clocks()
+        batch = place_batch(rules, source[index], plan.microbatch_rows)
+        state, metrics = step(state, batch)
+        seen.append(metrics["targets"].sum)
+    jax.block_until_ready(state)
+    end_cpu, end_wall = w.clocks()
+    timed = [pair for pairs in held[1:] for pair in pairs]
+    targets = int(sum(map(float, seen[1:])))
+    w.check_targets("ours", targets, timed, options.mode)
+    slots = options.steps * plan.microbatches * plan.microbatch_rows * plan.row_length
+    note = f"zephyr-jax {__version__}, rows of {plan.row_length}"
+    nonpad = w.count_tokens(timed, options.mode)
+    w.Result("ours", options.mode, targets, end_cpu - cpu, end_wall - wall, slots, nonpad, note).emit()
+
+
+if __name__ == "__main__":
+    main()
