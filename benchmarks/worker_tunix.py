@@ -66,9 +66,7 @@ def sft_batch(pairs: list[w.Pair]) -> peft_trainer.TrainingInput:
     """Right-padded rows; the mask marks the tokens to score."""
     ids = [pad(pair.prompt + pair.chosen, w.MAX_LENGTH) for pair in pairs]
     mask = [pad([0] * len(pair.prompt) + [1] * len(pair.chosen), w.MAX_LENGTH) for pair in pairs]
-    return peft_trainer.TrainingInput(
-        input_tokens=np.array(ids, np.int32), input_mask=np.array(mask, np.int32)
-    )
+    return peft_trainer.TrainingInput(input_tokens=np.array(ids, np.int32), input_mask=np.array(mask, np.int32))
 
 
 def sft_inputs(batch: peft_trainer.TrainingInput) -> dict[str, jax.Array]:

@@ -160,7 +160,7 @@ def missing_preference_column(desk: Desk) -> Words:
     return desk.dpo("--data.path", desk.rows({"chosen": CHAT}), verb="reference")
 
 
-@mistake("none of the 1 rows", "roles go user user", "must go [system] user assistant", "row 0", "preview")
+@mistake("of 1 rows none can be used", "roles go user user", "must go [system] user assistant", "row 0", "preview")
 def wrong_role_order(desk: Desk) -> Words:
     return desk.sft("--data.path", desk.rows({"messages": [CHAT[0], *CHAT]}))
 
@@ -176,7 +176,7 @@ def empty_answer(desk: Desk) -> Words:
     return desk.sft("--data.path", desk.rows(row))
 
 
-@mistake("no target token", "64", "ids row 0", "preview")
+@mistake("no assistant answer", "64", "ids row 0", "preview")
 def no_assistant_turn(desk: Desk) -> Words:
     return desk.sft("--data.path", desk.rows({"messages": CHAT[:1]}))
 
@@ -451,7 +451,7 @@ def mesh_does_not_divide_a_weight(desk: Desk) -> Words:
     return desk.export("--mesh.tensor", 4)
 
 
-@mistake("microbatch is 4", "`batch` into 8", "multiple of 8")
+@mistake("batch.microbatch_rows (or batch.rows) is 4", "`batch` into 8", "multiple of 8")
 def microbatch_does_not_divide_the_mesh(desk: Desk) -> Words:
     return desk.sft("--batch.microbatch_rows", 4)
 

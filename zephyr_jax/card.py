@@ -35,8 +35,7 @@ def from_dict[C](kind: type[C], content: Any, where: str, prefix: str = "") -> C
     values = {}
     for name, value in content.items():
         if name not in types:
-            known = [prefix + known_name for known_name in types]
-            raise InputError(f"{where}: `{prefix}{name}` is not a setting.{suggestion(f'{prefix}{name}', known)}")
+            raise InputError(f"{where}: `{prefix}{name}` is not a setting.{suggestion(str(name), types, prefix)}")
         values[name] = _typed(types[name], value, where, f"{prefix}{name}")
     return kind(**values)
 
@@ -44,6 +43,8 @@ def from_dict[C](kind: type[C], content: Any, where: str, prefix: str = "") -> C
 def _typed(kind: Any, value: Any, where: str, name: str) -> Any:
     if isinstance(kind, type) and is_dataclass(kind):
         return from_dict(kind, value, where, prefix=f"{name}.")
+    if isinstance(value, bool) and kind is not bool:
+        raise InputError(f"{where}: `{name}` is {value!r}: it is no truth value but {getattr(kind, '__name__', kind)}.")
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:

@@ -191,6 +191,9 @@ class SftConfig:
         _require(self.data.path, "data.path", "training data: a file, a folder or a hub id")
         _require(self.output, "output", "a folder for the run")
         _check_data(self.data)
+        _check_positive(model__logprob_chunk=self.model.logprob_chunk)
+        if self.seed < 0:
+            _refuse(f"seed is {self.seed}.", "It must not be negative.")
         _check_batch(self.batch)
         _check_optimizer(self.optimizer, self.schedule)
 

@@ -218,7 +218,7 @@ def test_policies_of_pairs(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
 def test_data_of_bad_rows_only_is_refused(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     """Law: nothing usable is an error under every policy, never an empty run."""
     path = str(jsonl(tmp_path / "rows.jsonl", [row for row in BAD if row["prompt_id"] in ("empty", "blank")]))
-    with pytest.raises(InputError, match="none of the 2 rows can be used; 2 because: an assistant answer is empty"):
+    with pytest.raises(InputError, match="of 2 rows none can be used; 2 because: an assistant answer is empty"):
         load_conversations(OPTIONS, tokenizer, path, "train")
 
 

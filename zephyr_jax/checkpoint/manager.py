@@ -82,7 +82,7 @@ def restore_parameters(run: Path, step: int | None, abstract: Any) -> Any:
     folder = run / FOLDER
     steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
     if not steps or (step is not None and step not in steps):
-        wanted = "a checkpoint" if step is None else f"step {step}"
+        wanted = "checkpoint" if step is None else f"step {step}"
         raise InputError(f"{run} has no {wanted}; it has steps {steps}. Train it first or choose another.")
     path = folder / str(steps[-1] if step is None else step) / "parameters"
     with ocp.StandardCheckpointer() as checkpointer:

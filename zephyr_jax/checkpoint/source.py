@@ -63,7 +63,11 @@ def find_model(options: ModelOptions) -> ModelSource:
     run = path if (path / MODEL_FOLDER).is_dir() else None
     folder = path / MODEL_FOLDER if run else open_folder(options.path, options.revision)
     config = read_json(folder / "config.json")
-    return ModelSource(options.path, folder, run, step, config, shape_from_hf(config))
+    try:
+        shape = shape_from_hf(config)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
+    return ModelSource(options.path, folder, run, step, config, shape)
 
 
 def abstract_of(source: ModelSource, options: ModelOptions, rules: Rules) -> AbstractModel:

@@ -164,7 +164,8 @@ def load_template(choice: str, tokenizer: PreTrainedTokenizerBase) -> ChatTempla
 
 def without_markers(source: str) -> str:
     """The same template without generation markers, which not every Jinja engine knows; it renders equal text."""
-    return re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", source)
+    keep = {"generation": "if true", "endgeneration": "endif"}
+    return re.sub(r"({%[-+]?\s*)((?:end)?generation)(\s*[-+]?%})", lambda tag: tag[1] + keep[tag[2]] + tag[3], source)
 
 
 def _template_source(choice: str, tokenizer: PreTrainedTokenizerBase) -> str:

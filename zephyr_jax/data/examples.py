@@ -11,6 +11,7 @@ from functools import partial
 from hashlib import blake2b
 from typing import Any
 
+import multiprocess
 import numpy as np
 from datasets import Dataset, Features, List, Value
 
@@ -126,6 +127,8 @@ def _tokenise(
         _VERSION, segments_each, data.targets, data.max_length, data.max_prompt_length, data.on_bad_row,
         tokenizer.fingerprint, rows._fingerprint,
     )  # fmt: skip
+    if data.workers > 1:  # a fork of a process in which JAX runs may deadlock
+        multiprocess.set_start_method("forkserver", force=True)
     table = rows.map(
         partial(_row, tokenise),
         with_indices=True,
@@ -148,11 +151,16 @@ def _tokenise(
     if not len(good):
         reason, ids = max(left_out.items(), key=lambda item: len(item[1]))
         raise InputError(
-            f"{name}: none of the {len(problems)} rows can be used; {len(ids)} because: {reason} "
+            f"{name}: of {len(problems)} rows none can be used; {len(ids)} because: {reason} "
             f"(ids {listing(ids, 3)}). Look at some with `zephyr-jax preview`."
         )
     kept = (table.select(good) if len(good) < len(problems) else table).with_format("arrow")
     lengths = np.array([sum(each) for each in kept.with_format(None)["lengths"]], np.int64)
+    if lengths.max() > data.row_length:
+        raise InputError(
+            f"{name}: the longest example has {lengths.max()} tokens and data.row_length is {data.row_length}. A row holds "
+            f"whole examples: set data.row_length to {segments_each * data.max_length}, or lower data.max_length."
+        )
     return Examples(kept, lengths, segments_each, left_out)
 
 
@@ -165,7 +173,8 @@ def _left_out(table: Dataset, problems: list[str]) -> dict[str, list[str]]:
 
 
 def _row(tokenise: Tokenise, row: dict[str, Any], index: int) -> dict[str, Any]:
-    identity = str(row.get("prompt_id") or row.get("id") or f"row {index}")
+    names = [str(row[name]) for name in ("prompt_id", "id") if row.get(name) not in (None, "")]
+    identity = names[0] if names else f"row {index}"
     try:
         segments, problem = tokenise(row), ""
     except BadRow as error:

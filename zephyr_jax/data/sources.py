@@ -17,7 +17,10 @@ def open_rows(path: str, split: str, revision: str | None = None, limit: int | N
     Raises InputError when nothing is there, the split is unknown, a file is not what its name says, or the hub
     cannot be reached.
     """
-    files, folder = fsspec.core.url_to_fs(path)
+    try:
+        files, folder = fsspec.core.url_to_fs(path)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"Cannot read {path}: {error}. Check the path, or install what its protocol needs.") from error
     try:
         if files.isfile(folder):
             rows = _read_files([path], split, path)
@@ -41,8 +44,10 @@ def _read_files(paths: list[str], split: str, asked: str) -> Dataset:
     suffix = PurePosixPath(paths[0]).suffix
     if suffix not in _READERS:
         raise InputError(f"{paths[0]} ends in `{suffix}`; rows are read from {listing(_READERS)} files.")
+    if not any(fsspec.core.url_to_fs(path)[0].size(fsspec.core.url_to_fs(path)[1]) for path in paths):
+        raise InputError(f"{listing(paths)} is empty: it has no rows. Give a file with at least one.")
     try:
-        return load_dataset(_READERS[suffix], data_files=paths, split="train")
+        return load_dataset(_READERS[suffix], data_files=[path.replace("[", "[[]") for path in paths], split="train")
     except Exception as error:  # pyarrow and datasets raise many kinds; find the line that is to blame
         place = _first_bad_line(paths) if _READERS[suffix] == "json" else ""
         reason = " ".join(str(error.__cause__ or error).split())[:300]
@@ -59,12 +64,15 @@ def _first_bad_line(paths: list[str]) -> str:
                 try:
                     json.loads(line)
                 except ValueError:
-                    return f"{path} line {number} ({line[:60]!r})"
+                    return f"{path} line {number} ({line[:60].decode(errors='replace').strip()})"
     return ""
 
 
 def _saved(path: str, split: str) -> Dataset:
-    saved = load_from_disk(path)
+    try:
+        saved = load_from_disk(path)
+    except IndexError as error:  # what datasets raises for a folder saved without rows
+        raise InputError(f"{path} has no rows. Give a file or split with at least one.") from error
     if isinstance(saved, DatasetDict):
         if split not in saved:
             raise InputError(f"{path} has no split `{split}`; it has {listing(sorted(saved))}.")

@@ -43,12 +43,20 @@ class ChatTokenizer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate):
         self.template = template
-        self._joint: Tokenizer = tokenizer.backend_tokenizer
-        self._literal = Tokenizer.from_str(self._joint.to_str())
-        self._literal.encode_special_tokens = True
+        self._joint = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._joint.no_truncation()
+        self._joint.no_padding()
+        self._literal = _literal(self._joint)
         vocabulary = tokenizer.get_vocab()
         self._special_ids = {token: vocabulary[token] for token in template.reserved}
         self._bos = bos_token_id(tokenizer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_literal"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._literal = _literal(self._joint)  # `encode_special_tokens` does not survive pickling
 
     @property
     def fingerprint(self) -> str:
@@ -96,13 +104,18 @@ class ChatTokenizer:
         return np.array(ids, np.int32), np.array(ends, np.int64)
 
 
+def _literal(joint: Tokenizer) -> Tokenizer:
+    literal = Tokenizer.from_str(joint.to_str())
+    literal.encode_special_tokens = True
+    return literal
+
+
 def bos_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The id that starts every sequence, or None for tokenizers that use none."""
     bos = tokenizer.bos_token_id
     if bos is None:
         return None
-    declared = tokenizer.init_kwargs.get("add_bos_token", False)
-    return bos if declared or tokenizer("a").input_ids[:1] == [bos] else None
+    return bos if tokenizer("a").input_ids[:1] == [bos] else None
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -128,11 +141,13 @@ def conversation(
 ) -> list[Segment]:
     """One segment of a row with `messages`. Raises BadRow with the reason when it cannot be used."""
     segment = tokenizer.encode(tokenizer.template.render(_messages(row, "messages")))
+    if not segment.targets.any():
+        raise BadRow("no assistant answer to learn from")
     if targets == "all":
         segment = Segment(segment.tokens, np.arange(len(segment)) > 0)
     if len(segment) > max_length:
         if not cut:
-            raise BadRow(f"over-length: {len(segment)} tokens, more than max_length {max_length}")
+            raise BadRow(f"over-length: more than max_length {max_length} tokens")
         segment = segment.head(max_length)
     if not segment.targets.any():
         raise BadRow(f"no target token within the first {max_length} tokens")
@@ -159,7 +174,7 @@ def preference(
     if longest <= max_length:
         return sides
     if not cut:
-        raise BadRow(f"over-length: {longest} tokens, more than max_length {max_length}")
+        raise BadRow(f"over-length: more than max_length {max_length} tokens")
     return [_cut(side, len(prompt), max_length, max_prompt) for side in sides]
 
 
@@ -196,7 +211,8 @@ def _dialogue(row: dict[str, Any], side: str) -> Any:
         dialogue = [*before, {"role": "assistant", "content": answer}]
     else:
         dialogue = _messages(row, side)
-    if not isinstance(dialogue, list) or not dialogue or dialogue[-1].get("role") != "assistant":
+    last = dialogue[-1] if isinstance(dialogue, list) and dialogue else None
+    if not isinstance(last, dict) or last.get("role") != "assistant":
         raise BadRow(f"{side} does not end with an assistant answer")
     if len(dialogue) == 1 and isinstance(prompt, str):
         return [{"role": "user", "content": prompt}, *dialogue]

@@ -46,6 +46,9 @@ def shape_from_hf(config: dict[str, Any]) -> ModelShape:
     missing = [name for name in _NEEDED if config.get(name) is None]
     if missing:
         raise InputError(f"config.json lacks {', '.join(missing)}. Take the config.json that belongs to the weights.")
+    for name in _NEEDED:
+        if not isinstance(config[name], int | float) or config[name] <= 0:
+            raise InputError(f"config.json sets {name} to {config[name]!r}; it needs a number above 0. Copy it again.")
     heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
     head_dim = config.get("head_dim") or config["hidden_size"] // heads

@@ -51,7 +51,7 @@ def _sizes(options: MeshOptions, count: int) -> tuple[int, ...]:
     if count % known or (not free and known != count):
         raise InputError(
             f"The mesh {_spelt(asked)} takes {known} devices per full set and there are {count}. "
-            f"Make the sizes multiply to {count}, or set one to -1."
+            f"The sizes must multiply to {count}; one may be -1, which takes what the others leave."
         )
     return tuple(count // known if size == -1 else size for size in asked.values())
 

@@ -65,8 +65,9 @@ class Rules:
         parts = self.size(axis)
         if number % parts:
             raise InputError(
-                f"{what} is {number}, and the mesh splits `{axis}` into {parts} ({RULES[axis]} of "
-                f"{dict(self.mesh.shape)}). Choose a multiple of {parts} or another mesh."
+                f"{what} is {number}, and the mesh splits `{axis}` into {parts} parts "
+                f"({' x '.join(f'{name} {size}' for name, size in self.mesh.shape.items())}). "
+                f"Choose a multiple of {parts} or another mesh."
             )
 
 

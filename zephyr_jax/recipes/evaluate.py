@@ -30,6 +30,8 @@ from zephyr_jax.train.step import Objective
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
     """Name -> value over the whole split. Raises InputError."""
     config.check()
+    if config.output and not Path(config.output).parent.is_dir():
+        raise InputError(f"{config.output} cannot be written: its folder is not there. Make it or choose another.")
     emulate_devices(config.mesh.emulated_devices)
     rules = Rules(make_mesh(config.mesh))
     rules.check_divides("batch", config.rows, "rows")

@@ -7,6 +7,7 @@ from zephyr_jax.checkpoint.huggingface import export_folder
 from zephyr_jax.checkpoint.source import abstract_of, find_model, load_weights
 from zephyr_jax.config import ExportConfig
 from zephyr_jax.data.tokens import load_tokenizer
+from zephyr_jax.errors import check_can_be_made
 from zephyr_jax.parallel.mesh import emulate_devices, make_mesh
 from zephyr_jax.parallel.rules import Rules
 
@@ -14,6 +15,7 @@ from zephyr_jax.parallel.rules import Rules
 def export(config: ExportConfig) -> Path:
     """Write the folder and return it. Raises InputError when it exists or the model cannot be read."""
     config.check()
+    check_can_be_made(Path(config.output).parent)
     emulate_devices(config.mesh.emulated_devices)
     source = find_model(config.model)
     model = abstract_of(source, config.model, Rules(make_mesh(config.mesh)))

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from zephyr_jax.checkpoint.huggingface import read_json
 from zephyr_jax.checkpoint.source import ModelSource, abstract_of, check_vocabulary, find_model, load_weights
 from zephyr_jax.config import GenerateConfig
-from zephyr_jax.data.chat import BadRow, Message, load_template
+from zephyr_jax.data.chat import BadRow, Message, check_messages, load_template
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.data.tokens import ChatTokenizer, bos_token_id, load_tokenizer
 from zephyr_jax.errors import InputError
@@ -40,6 +40,8 @@ class Answer:
 def generate(config: GenerateConfig) -> list[Answer]:
     """Answers in the order of the prompts. Raises InputError."""
     config.check()
+    if config.output and not Path(config.output).parent.is_dir():
+        raise InputError(f"{config.output} cannot be written: its folder is not there. Make it or choose another.")
     emulate_devices(config.mesh.emulated_devices)
     rules = Rules(make_mesh(config.mesh))
     rules.check_divides("batch", config.rows, "rows")
@@ -100,6 +102,10 @@ def _conversations(config: GenerateConfig) -> list[list[Message]]:
 def _row_prompt(row: dict[str, Any], where: str) -> list[Message]:
     messages = row.get("messages")
     if isinstance(messages, list) and messages:
+        try:
+            check_messages(messages)
+        except BadRow as error:
+            raise InputError(f"{where} cannot be used: {error}. Fix its `messages`.") from error
         chat = [{"role": message["role"], "content": message["content"]} for message in messages]
         return chat[:-1] if chat[-1]["role"] == "assistant" else chat
     if isinstance(row.get("prompt"), str):

@@ -13,6 +13,7 @@ from zephyr_jax.checkpoint.source import abstract_of, find_model, load_weights
 from zephyr_jax.config import DataOptions, DpoConfig
 from zephyr_jax.data.examples import Examples, load_preferences
 from zephyr_jax.data.tokens import ChatTokenizer
+from zephyr_jax.errors import check_can_be_made
 from zephyr_jax.objective.logprob import VERSION
 from zephyr_jax.parallel.mesh import emulate_devices, make_mesh
 from zephyr_jax.parallel.rules import Rules
@@ -33,9 +34,10 @@ class Filled:
 def reference(config: DpoConfig) -> Filled:
     """Fill the table for the training and the evaluation split. Raises InputError."""
     config.check()
+    check_can_be_made(Path(config.reference))
     emulate_devices(config.mesh.emulated_devices)
     rules = Rules(make_mesh(config.mesh))
-    rules.check_divides("batch", microbatch_rows(config), "The number of rows of a microbatch")
+    rules.check_divides("batch", microbatch_rows(config), "batch.microbatch_rows (or batch.rows)")
     source = find_model(config.model)
     tokenizer = open_tokenizer(source, config.data)
     splits = preference_splits(config, tokenizer)

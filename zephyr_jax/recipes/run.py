@@ -18,7 +18,7 @@ from zephyr_jax.data.examples import Examples
 from zephyr_jax.data.loader import BatchSource, iterate
 from zephyr_jax.data.pack import Plan, plan_evaluation, plan_training
 from zephyr_jax.data.tokens import ChatTokenizer, load_tokenizer
-from zephyr_jax.errors import InputError
+from zephyr_jax.errors import InputError, check_can_be_made
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.parallel.mesh import emulate_devices, make_mesh
 from zephyr_jax.parallel.place import local_rows, place_batch
@@ -51,7 +51,6 @@ class Run:
     rules: Rules
     source: ModelSource
     tokenizer: ChatTokenizer
-    checkpoints: CheckpointManager
     start: int
     """Step to start from."""
     progress: dict[str, Any]
@@ -63,19 +62,32 @@ def open_run(config: SftConfig) -> Run:
     config.check()
     emulate_devices(config.mesh.emulated_devices)
     rules = Rules(make_mesh(config.mesh))
-    rules.check_divides("batch", microbatch_rows(config), "The number of rows of a microbatch")
+    rules.check_divides("batch", microbatch_rows(config), "batch.microbatch_rows (or batch.rows)")
     source = find_model(config.model)
     tokenizer = open_tokenizer(source, config.data)
-    folder = _make_folder(config)
-    checkpoints = CheckpointManager(folder, config.schedule)
-    start = checkpoints.newest() or 0
-    progress = checkpoints.progress(start) if start else {}
+    folder = _check_folder(config)
+    start, progress = _newest(folder, config) if (folder / FOLDER).is_dir() else (0, {})
     if progress:
         _check_same(progress["config"], config)
+    return Run(folder, rules, source, tokenizer, start, progress)
+
+
+def _newest(folder: Path, config: SftConfig) -> tuple[int, dict[str, Any]]:
+    checkpoints = CheckpointManager(folder, config.schedule)
+    try:
+        start = checkpoints.newest() or 0
+        return start, checkpoints.progress(start) if start else {}
+    finally:
+        checkpoints.close()
+
+
+def _begin(config: SftConfig, run: "Run") -> CheckpointManager:
+    """Make the run's folder and put everything but checkpoints into it: nothing is written before all is known good."""
+    run.folder.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
-        save_card(config, folder / "config.yaml")
-        copy_model_files(source, folder, without_markers(tokenizer.template.source))
-    return Run(folder, rules, source, tokenizer, checkpoints, start, progress)
+        save_card(config, run.folder / "config.yaml")
+        copy_model_files(run.source, run.folder, without_markers(run.tokenizer.template.source))
+    return CheckpointManager(run.folder, config.schedule)
 
 
 def open_tokenizer(source: ModelSource, data: DataOptions) -> ChatTokenizer:
@@ -85,14 +97,11 @@ def open_tokenizer(source: ModelSource, data: DataOptions) -> ChatTokenizer:
     return ChatTokenizer(tokenizer, load_template(data.template, tokenizer))
 
 
-def _make_folder(config: SftConfig) -> Path:
+def _check_folder(config: SftConfig) -> Path:
     folder = Path(config.output)
     if not config.resume and (folder / FOLDER).exists():
         raise InputError(f"{folder} holds a run already and `resume` is off. Choose another output or turn resume on.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"The output folder {folder} cannot be made: {error.strerror}. Choose another.") from error
+    check_can_be_made(folder)
     return folder
 
 
@@ -161,9 +170,12 @@ def fit(
     shardings = state_shardings(model.parameters, model.shardings, optimizer, run.rules)
     if run.start:
         _check_identity(run.progress["identity"], identity, config.output)
-        state = run.checkpoints.restore(run.start, abstract_state(model.parameters, optimizer, shardings))
+        checkpoints = _begin(config, run)
+        state = checkpoints.restore(run.start, abstract_state(model.parameters, optimizer, shardings))
     else:
-        state = initial_state(load(), optimizer, shardings)
+        parameters = load()
+        checkpoints = _begin(config, run)
+        state = initial_state(parameters, optimizer, shardings)
     rows = training.plan.microbatch_rows
     batches = iterate(_source(training, run.rules))
     if run.start:
@@ -173,7 +185,7 @@ def fit(
 
     def save(step: int, state: TrainState, metrics: dict[str, float] | None) -> None:
         progress = {"data": batches.get_state(), "config": to_dict(config), "identity": identity}
-        run.checkpoints.save(step, state, progress, metrics)
+        checkpoints.save(step, state, progress, metrics)
 
     evaluate = make_evaluation(objective, lambda: _placed(evaluation, run.rules)) if evaluation else None
     step = make_step(objective, optimizer, learning_rate(config.optimizer, total), shardings)
@@ -182,7 +194,7 @@ def fit(
         return Loop(step, placed, evaluate, save, reporter, config.schedule, total).run(state, run.start)
     finally:
         reporter.close()
-        run.checkpoints.close()
+        checkpoints.close()
 
 
 def _source(split: Split, rules: Rules) -> BatchSource:

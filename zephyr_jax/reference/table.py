@@ -113,7 +113,14 @@ def require_complete(root: Path, table: ReferenceTable, keys: np.ndarray, ids: l
 def _mismatch(manifests: list[Path], wanted: Identity) -> str:
     """What differs between the wanted identity and the nearest of those that are there, with both values."""
     need = asdict(wanted)
-    found = [json.loads(manifest.read_text()) for manifest in manifests]
+    found = []
+    for manifest in manifests:
+        try:
+            found.append(json.loads(manifest.read_text()))
+        except ValueError as error:
+            raise InputError(
+                f"{manifest} is not valid JSON ({error}). Delete its folder and run `zephyr-jax reference` again."
+            ) from error
     different = min(({k for k in need if have.get(k) != need[k]} for have in found), key=len)
     nearest = next(have for have in found if {k for k in need if have.get(k) != need[k]} == different)
     pairs = "; ".join(f"{name} is {nearest.get(name)!r} there and {need[name]!r} here" for name in sorted(different))
