@@ -79,7 +79,7 @@ def make_batches(mode: str, steps: int, seed: int) -> tuple[BatchSource, Plan, l
 
 def make_trainer(mode: str, plan: Plan, rules: Rules) -> tuple[Any, Any]:
     """The project's step and its first state, float32, nothing rematerialised."""
-    compute = Compute(jnp.dtype("float32"), "none", rules)
+    compute = Compute(jnp.dtype("float32"), "none", rules, w.MAX_LENGTH)
     definition, abstract = abstract_model(SHAPE, compute)
     shardings = parameter_shardings(abstract, rules)
 

@@ -19,14 +19,13 @@ from zephyr_jax.checkpoint.identity import weights_fingerprint
 from zephyr_jax.checkpoint.manager import CheckpointManager
 from zephyr_jax.checkpoint.source import abstract_of, find_model, load_weights
 from zephyr_jax.cli import main
-from zephyr_jax.config import DpoConfig, SftConfig
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.rules import Rules
 from zephyr_jax.recipes.dpo import dpo
 from zephyr_jax.recipes.reference import identity_of, preference_splits
 from zephyr_jax.recipes.run import open_tokenizer
 from zephyr_jax.reference.table import Identity, ReferenceTable
-from zephyr_jax.train.state import TrainState
+from zephyr_jax.verbs import DpoConfig, SftConfig
 
 type Words = list[str]
 
@@ -176,7 +175,7 @@ def empty_answer(desk: Desk) -> Words:
     return desk.sft("--data.path", desk.rows(row))
 
 
-@mistake("no assistant answer", "64", "ids row 0", "preview")
+@mistake("no assistant answer", "ids row 0", "preview")
 def no_assistant_turn(desk: Desk) -> Words:
     return desk.sft("--data.path", desk.rows({"messages": CHAT[:1]}))
 
@@ -743,8 +742,8 @@ def test_a_resumed_run_must_be_the_same_run(desk: Desk, capsys: pytest.CaptureFi
     config = from_dict(SftConfig, desk.settings("sft"), "test")
     desk.output.mkdir()
     manager = CheckpointManager(desk.output, config.schedule)
-    state = TrainState(jnp.int32(3), {"weight": jnp.ones(8)}, {"weight": jnp.ones(8)})
-    manager.save(3, state, {"data": {}, "config": to_dict(config), "identity": {}}, None)
+    weights = {"weight": jnp.ones(8)}
+    manager.save(3, weights, (jnp.int32(3), weights), {"data": {}, "config": to_dict(config), "identity": {}}, None)
     manager.close()
     before = contents(desk.home)
     with pytest.raises(SystemExit) as stopped:

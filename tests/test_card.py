@@ -7,15 +7,8 @@ from typing import Any, get_type_hints
 import pytest
 
 from zephyr_jax.card import differences, from_dict, load_card, save_card, to_dict
-from zephyr_jax.config import (
-    DpoConfig,
-    EvaluateConfig,
-    ExportConfig,
-    GenerateConfig,
-    PreviewConfig,
-    SftConfig,
-)
 from zephyr_jax.errors import InputError
+from zephyr_jax.verbs import DpoConfig, EvaluateConfig, ExportConfig, GenerateConfig, PreviewConfig, SftConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 KINDS: dict[str, type[SftConfig]] = {"sft.yaml": SftConfig, "dpo.yaml": DpoConfig}

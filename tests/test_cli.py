@@ -10,8 +10,8 @@ from typing import Any, get_type_hints
 import pytest
 
 from zephyr_jax import cli
-from zephyr_jax.config import DpoConfig, GenerateConfig, SftConfig
 from zephyr_jax.errors import InputError, TrainingError
+from zephyr_jax.verbs import DpoConfig, GenerateConfig, SftConfig
 
 type Called = list[tuple[Any, str]]
 

@@ -1,5 +1,6 @@
 """The command line: each verb is a typed config and a thin call into one recipe."""
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -31,6 +32,9 @@ class Verb:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb. Exits 2 on bad input and 3 on a run that had to stop, each with one paragraph on stderr."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not words or words[0] in ("-h", "--help"):
         print(_USAGE.format(verbs="\n".join(f"  {name:<11} {verb.about}" for name, verb in VERBS.items())))
         return
@@ -83,22 +87,22 @@ def _stop(message: str, code: int) -> None:
 
 
 def _sft() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.config import SftConfig
     from zephyr_jax.recipes.sft import sft
+    from zephyr_jax.verbs import SftConfig
 
     return SftConfig, lambda config, _: print(sft(config))
 
 
 def _reference() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.config import DpoConfig
     from zephyr_jax.recipes.reference import reference
+    from zephyr_jax.verbs import DpoConfig
 
     return DpoConfig, lambda config, _: print(reference(config).folder)
 
 
 def _dpo() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.config import DpoConfig
     from zephyr_jax.recipes.dpo import dpo
+    from zephyr_jax.verbs import DpoConfig
 
     def run(config: DpoConfig, command: str) -> None:
         print(dpo(config, command.replace("zephyr-jax dpo", "zephyr-jax reference", 1)))
@@ -107,8 +111,8 @@ def _dpo() -> tuple[type, Callable[[Any, str], None]]:
 
 
 def _evaluate() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.config import EvaluateConfig
     from zephyr_jax.recipes.evaluate import evaluate
+    from zephyr_jax.verbs import EvaluateConfig
 
     def run(config: EvaluateConfig, _: str) -> None:
         for name, value in evaluate(config).items():
@@ -118,8 +122,8 @@ def _evaluate() -> tuple[type, Callable[[Any, str], None]]:
 
 
 def _generate() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.config import GenerateConfig
     from zephyr_jax.recipes.generate import generate
+    from zephyr_jax.verbs import GenerateConfig
 
     def run(config: GenerateConfig, _: str) -> None:
         for answer in generate(config):
@@ -129,15 +133,15 @@ def _generate() -> tuple[type, Callable[[Any, str], None]]:
 
 
 def _export() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.config import ExportConfig
     from zephyr_jax.recipes.export import export
+    from zephyr_jax.verbs import ExportConfig
 
     return ExportConfig, lambda config, _: print(export(config))
 
 
 def _preview() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.config import PreviewConfig
     from zephyr_jax.recipes.preview import preview
+    from zephyr_jax.verbs import PreviewConfig
 
     def run(config: PreviewConfig, _: str) -> None:
         preview(config)
@@ -146,8 +150,8 @@ def _preview() -> tuple[type, Callable[[Any, str], None]]:
 
 
 def _demo() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.config import DemoConfig
     from zephyr_jax.recipes.demo import demo
+    from zephyr_jax.verbs import DemoConfig
 
     def run(config: DemoConfig, _: str) -> None:
         demo(config)

@@ -9,7 +9,7 @@ from itertools import combinations
 
 import pytest
 
-from zephyr_jax.demo import corpus
+from zephyr_jax.demo import corpus, words
 
 ROWS = 2_000
 SPLITS = ("train", "test")
@@ -20,7 +20,7 @@ def words_of(text: str) -> list[str]:
 
 
 def nouns_of(text: str) -> set[str]:
-    return set(words_of(text)) & set(corpus.ALL_NOUNS)
+    return set(words_of(text)) & set(words.ALL_NOUNS)
 
 
 def turns(messages: list[corpus.Message]) -> Iterator[tuple[str, str]]:
@@ -61,27 +61,25 @@ def test_a_shorter_corpus_is_a_prefix_of_a_longer_one() -> None:
 
 
 def test_the_noun_lists_are_disjoint_and_of_the_stated_size() -> None:
-    assert (len(corpus.TRAIN_NOUNS), len(corpus.HELDOUT_NOUNS)) == (48, 16)
-    assert len(set(corpus.ALL_NOUNS)) == 64
-    assert corpus.ANIMALS.issubset(corpus.ALL_NOUNS)
+    assert (len(words.TRAIN_NOUNS), len(words.HELDOUT_NOUNS)) == (48, 16)
+    assert len(set(words.ALL_NOUNS)) == 64
+    assert words.ANIMALS.issubset(words.ALL_NOUNS)
 
 
 def test_the_train_split_never_names_a_heldout_noun() -> None:
     named = set().union(*map(nouns_of, texts_of("train")))
-    assert named == set(corpus.TRAIN_NOUNS)
+    assert named == set(words.TRAIN_NOUNS)
 
 
 def test_every_request_of_the_test_split_names_a_heldout_noun() -> None:
-    requests = [
-        request for chat in corpus.conversations(3, ROWS, "test") for request, _ in turns(chat["messages"])
-    ]
+    requests = [request for chat in corpus.conversations(3, ROWS, "test") for request, _ in turns(chat["messages"])]
     requests += [row["prompt"] for row in corpus.preferences(3, ROWS, "test")]
-    assert all(nouns_of(request) & set(corpus.HELDOUT_NOUNS) for request in requests)
-    assert set().union(*map(nouns_of, requests)) == set(corpus.ALL_NOUNS)
+    assert all(nouns_of(request) & set(words.HELDOUT_NOUNS) for request in requests)
+    assert set().union(*map(nouns_of, requests)) == set(words.ALL_NOUNS)
 
 
 def test_pretraining_names_every_noun() -> None:
-    assert set().union(*map(nouns_of, corpus.documents(3, ROWS))) == set(corpus.ALL_NOUNS)
+    assert set().union(*map(nouns_of, corpus.documents(3, ROWS))) == set(words.ALL_NOUNS)
 
 
 @pytest.mark.parametrize("generate", [corpus.conversations, corpus.preferences])
@@ -93,7 +91,7 @@ def test_an_unknown_split_is_refused_at_the_call(generate: object) -> None:
 
 def test_a_story_uses_each_given_noun_twice_and_no_third_noun() -> None:
     rng = random.Random(5)
-    for pair in combinations(corpus.ALL_NOUNS, 2):
+    for pair in combinations(words.ALL_NOUNS, 2):
         for nouns in (pair, pair[::-1]):
             text = corpus.story(rng, nouns)
             counts = Counter(words_of(text))
@@ -105,7 +103,7 @@ def test_a_story_uses_each_given_noun_twice_and_no_third_noun() -> None:
 def test_a_story_draws_the_nouns_it_is_not_given(given: tuple[str, ...]) -> None:
     stories = [corpus.story(random.Random(seed), given) for seed in range(1_000)]
     assert all(len(nouns_of(text)) == 2 and set(given) <= nouns_of(text) for text in stories)
-    assert set().union(*map(nouns_of, stories)) == set(corpus.ALL_NOUNS)
+    assert set().union(*map(nouns_of, stories)) == set(words.ALL_NOUNS)
 
 
 @pytest.mark.parametrize("nouns", [("fox", "fox"), ("fox", "key", "cup"), ("dragon",)])
@@ -121,7 +119,7 @@ def test_stories_are_short_finished_and_well_formed() -> None:
         sentences = re.split(r'(?<=[.!?]) (?=["A-Z])', text)
         assert 3 <= len(sentences) <= 5, text
         assert 40 <= len(text.split()) <= 70, text
-        assert text.endswith(corpus.CLOSINGS)
+        assert text.endswith(words.CLOSINGS)
         assert all(re.match(r'"?[A-Z]', sentence) for sentence in sentences), text
         assert text.count('"') % 2 == 0 and not re.search(r"[{}]|  ", text), text
 
@@ -129,7 +127,7 @@ def test_stories_are_short_finished_and_well_formed() -> None:
 def test_every_plot_alternative_is_told() -> None:
     stories = [corpus.story(random.Random(seed), ()) for seed in range(ROWS)]
     text = " ".join(stories).lower()
-    for plots in corpus.PLOTS.values():
+    for plots in words.PLOTS.values():
         for alternative in {line for plot in plots for beat in plot for line in beat}:
             pattern = re.sub(r"\\\{\w+\\\}", "[a-z ]+", re.escape(alternative.lower()))
             assert re.search(pattern, text), alternative
@@ -165,7 +163,7 @@ def test_conversations_have_the_chat_schema(split: str) -> None:
 
 
 def test_prompts_are_phrased_in_six_ways() -> None:
-    noun = "|".join(corpus.ALL_NOUNS)
+    noun = "|".join(words.ALL_NOUNS)
     prompts = (chat["prompt"] for chat in corpus.conversations(4, ROWS, "train"))
     phrasings = Counter(re.sub(rf"\ban? ({noun})\b", "NOUN", prompt) for prompt in prompts)
     assert len(phrasings) == 6
@@ -175,7 +173,7 @@ def test_prompts_are_phrased_in_six_ways() -> None:
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_teacher_uses_the_requested_nouns_at_the_stated_rates(split: str) -> None:
     answered = [turn for chat in corpus.conversations(4, ROWS, split) for turn in turns(chat["messages"])]
-    assert all(answer.endswith(corpus.CLOSINGS) for _, answer in answered)
+    assert all(answer.endswith(words.CLOSINGS) for _, answer in answered)
     used = Counter(len(nouns_of(request) & nouns_of(answer)) for request, answer in answered)
     shares = [used[number] / len(answered) for number in (0, 1, 2)]
     assert shares == pytest.approx([0.15, 0.30, 0.55], abs=0.04)
@@ -201,7 +199,7 @@ def test_preferences_teach_both_the_nouns_and_the_ending() -> None:
     rows = list(corpus.preferences(4, ROWS, "train"))
     assert sum(row["score_chosen"] == 5.0 for row in rows) > 0.7 * ROWS
     rejected = [(row["prompt"], row["rejected"][1]["content"]) for row in rows]
-    unfinished = [answer for _, answer in rejected if not answer.endswith(corpus.CLOSINGS)]
+    unfinished = [answer for _, answer in rejected if not answer.endswith(words.CLOSINGS)]
     missing = [answer for prompt, answer in rejected if not nouns_of(prompt) <= nouns_of(answer)]
     assert len(unfinished) > 0.3 * ROWS and len(missing) > 0.3 * ROWS
     mid_sentence = [answer for answer in unfinished if answer[-1].isalpha()]

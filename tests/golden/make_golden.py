@@ -77,9 +77,7 @@ def tiny_config(name):
 
 def load(source, **settings):
     """The model of a folder or a config: float32, eager attention, inference mode."""
-    make = (
-        AutoModelForCausalLM.from_pretrained if isinstance(source, Path) else AutoModelForCausalLM.from_config
-    )
+    make = AutoModelForCausalLM.from_pretrained if isinstance(source, Path) else AutoModelForCausalLM.from_config
     return make(source, dtype=torch.float32, attn_implementation="eager", **settings).eval()
 
 
@@ -189,9 +187,7 @@ def make_stories(shared):
     logprobs = scored_logprobs(logits, tokens, 1)
     start = torch.tensor([[tokenizer.bos_token_id]])
     greedy, least_lead = greedy_by_hand(model, start, GREEDY_STEPS)
-    cached = model.generate(
-        start, attention_mask=torch.ones_like(start), do_sample=False, max_new_tokens=GREEDY_STEPS
-    )
+    cached = model.generate(start, attention_mask=torch.ones_like(start), do_sample=False, max_new_tokens=GREEDY_STEPS)
     assert torch.equal(cached[0], greedy[0, : cached.shape[1]]), "generate() and the argmax loop disagree"
     save(
         HERE / "stories260k.npz",
@@ -357,9 +353,7 @@ def make_optimizer(seed):
     norms = grads.flatten(1).norm(dim=1)
     assert (norms > 1).any() and (norms < 1).any()
     print("  gradient norms:", [f"{norm:.3f}" for norm in norms.tolist()])
-    adamw = trajectory(
-        torch.optim.AdamW, start, grads, lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1
-    )
+    adamw = trajectory(torch.optim.AdamW, start, grads, lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
     rmsprop = trajectory(torch.optim.RMSprop, start, grads, lr=1e-2, alpha=0.99, eps=1e-8)
     save(HERE / "optimizer.npz", start=start, grads=grads, adamw=adamw, rmsprop=rmsprop)
 
@@ -399,9 +393,7 @@ CONVERSATIONS = {
         "```python\nfor i in range(3):\n    print('<|user|>')\n\tpass\n```\n",
     ),
 }
-ZEPHYR_JINJA = (
-    "{% for m in messages %}\n{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token }}\n{% endfor %}"
-)
+ZEPHYR_JINJA = "{% for m in messages %}\n{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token }}\n{% endfor %}"
 BOS_ID, EOS, EOS_ID = 1, "</s>", 2
 
 
@@ -443,17 +435,11 @@ def make_chat(shared, spm):
         ids = tokenizer(text).input_ids
         assert ids[0] == BOS_ID and BOS_ID not in ids[1:] and ids.count(EOS_ID) == len(full)
         assert ids == tokenizer.backend_tokenizer.encode(text).ids
-        assert processor is None or ids == sentencepiece_ids(processor, text), (
-            f"{name}: SentencePiece gives other ids"
-        )
+        assert processor is None or ids == sentencepiece_ids(processor, text), f"{name}: SentencePiece gives other ids"
         assert all(text[start:end].endswith(EOS) for start, end in spans)
-        records.append(
-            {"name": name, "messages": messages, "text": text, "ids": ids, "assistant_spans": spans}
-        )
+        records.append({"name": name, "messages": messages, "text": text, "ids": ids, "assistant_spans": spans})
         print(f"  {name}: {len(ids)} ids, {'same' if processor else 'not checked'} by SentencePiece")
-    (HERE / "zephyr_chat.json").write_text(
-        json.dumps(records, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-    )
+    (HERE / "zephyr_chat.json").write_text(json.dumps(records, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 # ---- all of it ----
@@ -471,12 +457,8 @@ def save(path, **arrays):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--shared", type=Path, default=Path("../shared"), help="relative to the repository root"
-    )
-    parser.add_argument(
-        "--spm", type=Path, help="Mistral's SentencePiece model, for a check of the chat token ids"
-    )
+    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="relative to the repository root")
+    parser.add_argument("--spm", type=Path, help="Mistral's SentencePiece model, for a check of the chat token ids")
     options = parser.parse_args()
     shared = (REPO / options.shared).resolve()
     torch.manual_seed(0)

@@ -62,8 +62,12 @@ def test_blocks_equal_brute_force(monkeypatch: pytest.MonkeyPatch, window: int |
         jnp.asarray([[*range(13), *range(6), 0, 0], [*range(21)]], jnp.int32),
     )
     real = np.asarray(where.segments) > 0
-    blocked = attend_row(q, k, v, where, window)
-    np.testing.assert_allclose(blocked[real], naive(q, k, v, where, window)[real], atol=1e-5)
+    expected = naive(q, k, v, where, window)[real]
+    for how in ({}, {"longest": 21}, {"recompute": False}):
+        np.testing.assert_allclose(attend_row(q, k, v, where, window, **how)[real], expected, atol=1e-5)
+    first = jax.tree.map(lambda leaf: leaf[:1], where)  # this row's segments have 13 and 6 tokens
+    short = attend_row(q[:1], k[:1], v[:1], first, window, longest=13)
+    np.testing.assert_allclose(short[real[:1]], expected[: real[0].sum()], atol=1e-5)
 
     def loss(form, q, k, v):
         return jnp.sum(jnp.where(real[..., None, None], form(q, k, v), 0) ** 2)

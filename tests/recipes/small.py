@@ -5,15 +5,14 @@ from pathlib import Path
 from zephyr_jax.config import (
     BatchOptions,
     DataOptions,
-    DpoConfig,
     DpoOptions,
     MeshOptions,
     ModelOptions,
     OptimizerOptions,
     ReportOptions,
     ScheduleOptions,
-    SftConfig,
-)  # fmt: skip
+)
+from zephyr_jax.verbs import DpoConfig, SftConfig
 
 MODEL = {"compute_dtype": "float32", "remat": "none", "logprob_chunk": 64}
 MESH = MeshOptions(data=2, fsdp=2, tensor=2)

@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import write_rows
 from tests.recipes.small import dpo_config, sft_config
 from zephyr_jax.checkpoint.manager import CheckpointManager, restore_parameters
-from zephyr_jax.config import ScheduleOptions, SftConfig
+from zephyr_jax.config import ScheduleOptions
 from zephyr_jax.demo.corpus import conversations, preferences
 from zephyr_jax.errors import InputError
 from zephyr_jax.recipes import run as runs
@@ -21,6 +21,7 @@ from zephyr_jax.recipes.dpo import dpo
 from zephyr_jax.recipes.reference import reference
 from zephyr_jax.recipes.sft import sft
 from zephyr_jax.train.loop import Loop
+from zephyr_jax.verbs import SftConfig
 
 
 class Killed(Exception):

@@ -26,7 +26,13 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
     "chat_template.jinja",
 )  # fmt: skip
-_DOWNLOAD = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", *TOKENIZER_FILES]
+_DOWNLOAD = [
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    *TOKENIZER_FILES,
+]
 _COMPUTED = "rotary_emb.inv_freq"  # older exports store this; it is a function of the config
 
 
@@ -66,7 +72,9 @@ class TensorFiles:
         self.folder = folder
         paths = self._paths()
         self._files = {path: self._open(folder / path) for path in sorted(set(paths))}
-        self._where = {name: path for path, file in self._files.items() for name in file.keys()}  # noqa: SIM118
+        self._where: dict[str, str] = {}
+        for path, file in self._files.items():
+            self._where |= dict.fromkeys(file.keys(), path)
 
     def _paths(self) -> list[str]:
         index = self.folder / "model.safetensors.index.json"

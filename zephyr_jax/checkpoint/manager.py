@@ -8,7 +8,6 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from zephyr_jax.config import ScheduleOptions
 from zephyr_jax.errors import InputError
-from zephyr_jax.train.state import TrainState
 
 FOLDER = "checkpoints"
 _ITEMS = ("parameters", "optimizer", "progress")
@@ -41,15 +40,17 @@ class CheckpointManager:
         """Every complete step."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: TrainState, progress: dict[str, Any], metrics: dict[str, float] | None) -> None:
+    def save(
+        self, step: int, parameters: Any, optimizer: Any, progress: dict[str, Any], metrics: dict[str, float] | None
+    ) -> None:
         """Start writing a step in the background; arrays are copied off the device before this returns.
 
         `progress` is plain JSON: the data iterator's state and what identifies the run. `metrics` are those of an
         evaluation at this step, if there was one; they decide which checkpoints are best.
         """
         items = ocp.args.Composite(
-            parameters=ocp.args.StandardSave(state.parameters),
-            optimizer=ocp.args.StandardSave({"step": state.step, "moments": state.optimizer}),
+            parameters=ocp.args.StandardSave(parameters),
+            optimizer=ocp.args.StandardSave(optimizer),
             progress=ocp.args.JsonSave(progress),
         )
         self._manager.save(step, args=items, metrics=metrics, force=True)
@@ -59,14 +60,13 @@ class CheckpointManager:
         args = ocp.args.Composite(progress=ocp.args.JsonRestore())
         return self._manager.restore(step, args=args)["progress"]
 
-    def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """The state of a step, placed as `abstract` says, on whatever mesh that is."""
+    def restore(self, step: int, parameters: Any, optimizer: Any) -> tuple[Any, Any]:
+        """Weights and optimizer state of a step, placed as the abstract ones given say, on whatever mesh that is."""
         args = ocp.args.Composite(
-            parameters=ocp.args.StandardRestore(abstract.parameters),
-            optimizer=ocp.args.StandardRestore({"step": abstract.step, "moments": abstract.optimizer}),
+            parameters=ocp.args.StandardRestore(parameters), optimizer=ocp.args.StandardRestore(optimizer)
         )
         found = self._manager.restore(step, args=args)
-        return TrainState(found["optimizer"]["step"], found["parameters"], found["optimizer"]["moments"])
+        return found["parameters"], found["optimizer"]
 
     def close(self) -> None:
         """Wait until every started save is complete."""

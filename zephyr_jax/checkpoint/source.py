@@ -70,9 +70,12 @@ def find_model(options: ModelOptions) -> ModelSource:
     return ModelSource(options.path, folder, run, step, config, shape)
 
 
-def abstract_of(source: ModelSource, options: ModelOptions, rules: Rules) -> AbstractModel:
-    """The model as it will lie on the mesh. Raises InputError when a dimension does not divide into the mesh."""
-    compute = Compute(jnp.dtype(options.compute_dtype), options.remat, rules)
+def abstract_of(source: ModelSource, options: ModelOptions, rules: Rules, longest: int | None = None) -> AbstractModel:
+    """The model as it will lie on the mesh; `longest` bounds the segments of packed rows.
+
+    Raises InputError when a dimension does not divide into the mesh.
+    """
+    compute = Compute(jnp.dtype(options.compute_dtype), options.remat, rules, longest)
     definition, state = abstract_model(source.shape, compute)
     shardings = parameter_shardings(state, rules)
     parameters = jax.tree.map(

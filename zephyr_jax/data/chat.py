@@ -34,6 +34,10 @@ class BadRow(ValueError):
     """One row cannot be used; the message is its reason, counted and reported with the row's id."""
 
 
+class OverLong(BadRow):
+    """The one badness that cutting can mend."""
+
+
 @dataclass(frozen=True)
 class RenderedChat:
     """A conversation as text."""

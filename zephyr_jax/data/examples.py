@@ -16,7 +16,7 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 
 from zephyr_jax.config import DataOptions
-from zephyr_jax.data.chat import BadRow
+from zephyr_jax.data.chat import BadRow, OverLong
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.data.tokens import ChatTokenizer, Segment, conversation, preference
 from zephyr_jax.errors import InputError, listing
@@ -25,14 +25,16 @@ _FEATURES = Features(
     {
         "id": Value("string"),
         "problem": Value("string"),
+        "cut": Value("bool"),
         "tokens": List(Value("int32")),
         "targets": List(Value("uint8")),
         "lengths": List(Value("int32")),
         "keys": List(Value("string")),
     }
 )
-_VERSION = 1
-type Tokenise = Callable[[dict[str, Any]], list[Segment]]
+_VERSION = 2
+type Tokenise = Callable[[dict[str, Any], bool], list[Segment]]
+"""(row, whether to cut it when it is over-long) -> its segments."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Examples:
     """1 for conversations, 2 for pairs."""
     left_out: dict[str, list[str]]
     """Reason -> ids of the rows that could not be used."""
+    cut: list[str]
+    """Ids of the rows that were over-long and cut to fit."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -62,7 +66,7 @@ class Examples:
 
     def select(self, indices: np.ndarray) -> "Examples":
         """Only the examples at `indices`, in that order."""
-        return Examples(self.rows.select(indices), self.lengths[indices], self.segments_each, {})
+        return Examples(self.rows.select(indices), self.lengths[indices], self.segments_each, {}, [])
 
     def ids(self) -> list[str]:
         """Ids of all examples."""
@@ -75,6 +79,8 @@ class Examples:
     def summary(self, name: str) -> str:
         """A few words per reason for people: counts and the first ids of what was left out."""
         lines = [f"{name}: {len(self):,} examples, {int(self.lengths.sum()):,} tokens"]
+        if self.cut:
+            lines.append(f"  cut to fit {len(self.cut):,} ({listing(self.cut, 3)})")
         for reason, ids in sorted(self.left_out.items(), key=lambda item: -len(item[1])):
             lines.append(f"  left out {len(ids):,}: {reason} ({listing(ids, 3)})")
         return "\n".join(lines)
@@ -84,8 +90,7 @@ def load_conversations(data: DataOptions, tokenizer: ChatTokenizer, path: str, s
     """Tokenised conversations from rows with a `messages` column. Raises InputError."""
     rows = open_rows(path, split, data.revision, data.limit)
     _need_columns(rows, path, ["messages"])
-    cut = data.on_bad_row == "truncate"
-    tokenise = partial(_conversation, tokenizer, data.targets, data.max_length, cut)
+    tokenise = partial(_conversation, tokenizer, data.targets, data.max_length)
     return _tokenise(rows, tokenise, 1, data, tokenizer, f"{path}:{split}")
 
 
@@ -93,18 +98,17 @@ def load_preferences(data: DataOptions, tokenizer: ChatTokenizer, path: str, spl
     """Tokenised pairs from rows with `chosen` and `rejected` columns. Raises InputError."""
     rows = open_rows(path, split, data.revision, data.limit)
     _need_columns(rows, path, ["chosen", "rejected"])
-    cut = data.on_bad_row == "truncate"
-    tokenise = partial(_preference, tokenizer, data.max_length, data.max_prompt_length, cut)
+    tokenise = partial(_preference, tokenizer, data.max_length, data.max_prompt_length)
     return _tokenise(rows, tokenise, 2, data, tokenizer, f"{path}:{split}")
 
 
 def _conversation(
-    tokenizer: ChatTokenizer, targets: str, longest: int, cut: bool, row: dict[str, Any]
+    tokenizer: ChatTokenizer, targets: str, longest: int, row: dict[str, Any], cut: bool
 ) -> list[Segment]:
     return conversation(tokenizer, row, targets, longest, cut)
 
 
-def _preference(tokenizer: ChatTokenizer, longest: int, prompt: int, cut: bool, row: dict[str, Any]) -> list[Segment]:
+def _preference(tokenizer: ChatTokenizer, longest: int, prompt: int, row: dict[str, Any], cut: bool) -> list[Segment]:
     return preference(tokenizer, row, longest, prompt, cut)
 
 
@@ -130,7 +134,7 @@ def _tokenise(
     if data.workers > 1:  # a fork of a process in which JAX runs may deadlock
         multiprocess.set_start_method("forkserver", force=True)
     table = rows.map(
-        partial(_row, tokenise),
+        partial(_row, tokenise, data.on_bad_row == "truncate"),
         with_indices=True,
         remove_columns=rows.column_names,
         features=_FEATURES,
@@ -161,7 +165,12 @@ def _tokenise(
             f"{name}: the longest example has {lengths.max()} tokens and data.row_length is {data.row_length}. A row holds "
             f"whole examples: set data.row_length to {segments_each * data.max_length}, or lower data.max_length."
         )
-    return Examples(kept, lengths, segments_each, left_out)
+    cut = [
+        identity
+        for identity, was_cut in zip(kept.with_format(None)["id"], kept.with_format(None)["cut"], strict=True)
+        if was_cut
+    ]
+    return Examples(kept, lengths, segments_each, left_out, cut)
 
 
 def _left_out(table: Dataset, problems: list[str]) -> dict[str, list[str]]:
@@ -172,16 +181,22 @@ def _left_out(table: Dataset, problems: list[str]) -> dict[str, list[str]]:
     return left_out
 
 
-def _row(tokenise: Tokenise, row: dict[str, Any], index: int) -> dict[str, Any]:
+def _row(tokenise: Tokenise, may_cut: bool, row: dict[str, Any], index: int) -> dict[str, Any]:
     names = [str(row[name]) for name in ("prompt_id", "id") if row.get(name) not in (None, "")]
     identity = names[0] if names else f"row {index}"
+    segments, problem, cut = [], "", False
     try:
-        segments, problem = tokenise(row), ""
+        try:
+            segments = tokenise(row, False)
+        except OverLong:
+            cut = may_cut
+            segments = tokenise(row, may_cut)
     except BadRow as error:
-        segments, problem = [], str(error)
+        problem = str(error)
     return {
         "id": identity,
         "problem": problem,
+        "cut": cut and not problem,
         "tokens": np.concatenate([segment.tokens for segment in segments] or [np.zeros(0, np.int32)]),
         "targets": np.concatenate([segment.targets for segment in segments] or [np.zeros(0, bool)]).astype(np.uint8),
         "lengths": [len(segment) for segment in segments],

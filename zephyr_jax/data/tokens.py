@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from zephyr_jax.data.chat import BadRow, ChatTemplate, Message, RenderedChat
+from zephyr_jax.data.chat import BadRow, ChatTemplate, Message, OverLong, RenderedChat
 from zephyr_jax.errors import InputError
 
 
@@ -49,7 +49,7 @@ class ChatTokenizer:
         self._literal = _literal(self._joint)
         vocabulary = tokenizer.get_vocab()
         self._special_ids = {token: vocabulary[token] for token in template.reserved}
-        self._bos = bos_token_id(tokenizer)
+        self.bos = bos_token_id(tokenizer)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_literal"}
@@ -61,7 +61,7 @@ class ChatTokenizer:
     @property
     def fingerprint(self) -> str:
         """Identity of tokenizer and template: equal fingerprints give equal tokens for every conversation."""
-        parts = (self._joint.to_str(), self.template.source, repr(self._bos))
+        parts = (self._joint.to_str(), self.template.source, repr(self.bos))
         return hashlib.blake2b("\x00".join(parts).encode(), digest_size=16).hexdigest()
 
     def encode(self, rendered: RenderedChat) -> Segment:
@@ -74,8 +74,8 @@ class ChatTokenizer:
         targets = np.zeros(len(ids), np.bool_)
         for start, end in rendered.spans:
             targets |= (ends > start) & (ends <= end)
-        if self._bos is not None and (not len(ids) or ids[0] != self._bos):
-            ids, targets = np.r_[np.int32(self._bos), ids], np.r_[False, targets]
+        if self.bos is not None and (not len(ids) or ids[0] != self.bos):
+            ids, targets = np.r_[np.int32(self.bos), ids], np.r_[False, targets]
         targets[:1] = False
         return Segment(ids.astype(np.int32), targets)
 
@@ -147,7 +147,7 @@ def conversation(
         segment = Segment(segment.tokens, np.arange(len(segment)) > 0)
     if len(segment) > max_length:
         if not cut:
-            raise BadRow(f"over-length: more than max_length {max_length} tokens")
+            raise OverLong(f"over-length: more than max_length {max_length} tokens")
         segment = segment.head(max_length)
     if not segment.targets.any():
         raise BadRow(f"no target token within the first {max_length} tokens")
@@ -174,14 +174,15 @@ def preference(
     if longest <= max_length:
         return sides
     if not cut:
-        raise BadRow(f"over-length: more than max_length {max_length} tokens")
-    return [_cut(side, len(prompt), max_length, max_prompt) for side in sides]
+        raise OverLong(f"over-length: more than max_length {max_length} tokens")
+    return [_cut(side, len(prompt), max_length, max_prompt, tokenizer.bos is not None) for side in sides]
 
 
-def _cut(side: Segment, prompt: int, max_length: int, max_prompt: int) -> Segment:
+def _cut(side: Segment, prompt: int, max_length: int, max_prompt: int, has_bos: bool) -> Segment:
     kept = np.arange(len(side))
     if prompt > max_prompt:
-        kept = np.r_[0, kept[prompt - max_prompt + 1 :]] if max_prompt > 1 else kept[prompt - 1 :]
+        first = min(int(has_bos), max_prompt - 1)  # BOS stays, unless it would be the whole prompt
+        kept = np.r_[kept[:first], kept[prompt - max_prompt + first :]]
     kept = kept[:max_length]
     return Segment(side.tokens[kept], side.targets[kept])
 

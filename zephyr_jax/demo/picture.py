@@ -3,18 +3,15 @@
 import json
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 
 def draw_curves(path: Path, sft_metrics: Path, dpo_metrics: Path) -> Path:
     """Four panels: SFT loss, DPO loss, rewards of chosen and rejected, preference accuracy. Returns `path`."""
     sft, dpo = _read(sft_metrics), _read(dpo_metrics)
-    figure, panels = pyplot.subplots(1, 4, figsize=(16, 3.6), layout="constrained")
+    figure = Figure(figsize=(16, 3.6), layout="constrained")
+    panels = figure.subplots(1, 4)
     _curve(panels[0], sft, {"loss": "training", "eval/loss": "held out"}, "dSFT loss (nats per target token)")
     _curve(panels[1], dpo, {"loss": "training", "eval/loss": "held out"}, "dDPO loss (nats per pair)")
     panels[1].axhline(0.6931, color="0.7", linewidth=1, linestyle=":")
@@ -24,7 +21,6 @@ def draw_curves(path: Path, sft_metrics: Path, dpo_metrics: Path) -> Path:
     _curve(panels[3], dpo, accuracy, "chosen preferred (share)")
     panels[3].set_ylim(0, 1)
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
     return path
 
 

@@ -17,13 +17,13 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from zephyr_jax.card import from_dict
 from zephyr_jax.checkpoint.huggingface import export_folder
-from zephyr_jax.config import ExportConfig, SftConfig
 from zephyr_jax.demo.corpus import conversations, documents
 from zephyr_jax.model.mistral import Compute, Mistral
 from zephyr_jax.model.shape import shape_from_hf
 from zephyr_jax.parallel.mesh import emulate_devices
 from zephyr_jax.recipes.export import export
 from zephyr_jax.recipes.sft import sft
+from zephyr_jax.verbs import ExportConfig, SftConfig
 
 CONFIG: dict[str, Any] = {
     "architectures": ["MistralForCausalLM"],

@@ -50,21 +50,30 @@ def attend(q_BLNH: Array, k_BSKH: Array, v_BSKH: Array, query: Where, key: Where
     return out_BKGLH.transpose(0, 3, 1, 2, 4).reshape(B, L, N, H)
 
 
-def attend_row(q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, where: Where, window: int | None) -> Array:
+def attend_row(
+    q_BLNH: Array,
+    k_BLKH: Array,
+    v_BLKH: Array,
+    where: Where,
+    window: int | None,
+    longest: int | None = None,
+    recompute: bool = True,
+) -> Array:
     """`attend` of rows to themselves, a block of queries at a time, so that scores never hold a whole L x L.
 
     Inside a row, positions grow with the column, so a block of queries needs no key to its right, nor any more than a
-    window to its left. The backward pass recomputes each block's scores. Barriers chain the blocks: were they
-    independent, a compiler might run them at once and hold the scores of all.
+    window, or the `longest` segment, to its left. With `recompute` the backward pass makes each block's scores anew.
+    Barriers chain the blocks: were they independent, a compiler might run them at once and hold the scores of all.
     """
     L = q_BLNH.shape[1]
     if L <= _QUERY_BLOCK:
         return attend(q_BLNH, k_BLKH, v_BLKH, where, where, window)
-    block_attend = jax.checkpoint(attend, static_argnums=(5,))
+    block_attend = jax.checkpoint(attend, static_argnums=(5,)) if recompute else attend
+    reach = min(window or L, longest or L)
     blocks: list[Array] = []
     for start in range(0, L, _QUERY_BLOCK):
         stop = min(start + _QUERY_BLOCK, L)
-        first = 0 if window is None else max(0, start - window + 1)
+        first = max(0, start - reach + 1)
         queries, keys = slice(start, stop), slice(first, stop)
         query, key = (Where(where.segments[:, part], where.positions[:, part]) for part in (queries, keys))
         if blocks:

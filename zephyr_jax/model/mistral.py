@@ -40,6 +40,8 @@ class Compute:
     dtype: jnp.dtype = jnp.dtype("bfloat16")
     remat: str = "full"
     constrain: Constrain = unconstrained
+    longest: int | None = None
+    """No segment of a packed row is longer than this, so no key farther back is looked at; None: the whole row."""
 
 
 class KVCache(NamedTuple):
@@ -82,10 +84,10 @@ class Mistral(nnx.Module):
 
     def __call__(self, tokens_BL: Array, where: Where) -> Array:
         """Final hidden states [B, L, D], in the compute dtype, of packed rows."""
-        window = self.shape.sliding_window
+        window, compute = self.shape.sliding_window, self.compute
 
         def row_attention(q: Array, k: Array, v: Array, _: None) -> tuple[Array, None]:
-            return attend_row(q, k, v, where, window), None
+            return attend_row(q, k, v, where, window, compute.longest, compute.remat != "none"), None
 
         return self._forward(tokens_BL, where, row_attention, None)[0]
 

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from zephyr_jax.card import from_dict
-from zephyr_jax.config import DemoConfig, DpoConfig, EvaluateConfig, ExportConfig, GenerateConfig, SftConfig
-from zephyr_jax.demo.corpus import CLOSINGS, conversations, preferences, requested_nouns
+from zephyr_jax.demo.corpus import conversations, preferences, requested_nouns
 from zephyr_jax.demo.picture import draw_curves
+from zephyr_jax.demo.words import CLOSINGS
 from zephyr_jax.errors import InputError
 from zephyr_jax.recipes.dpo import dpo
 from zephyr_jax.recipes.evaluate import evaluate
@@ -24,6 +24,7 @@ from zephyr_jax.recipes.export import export
 from zephyr_jax.recipes.generate import Answer, generate
 from zephyr_jax.recipes.reference import reference
 from zephyr_jax.recipes.sft import sft
+from zephyr_jax.verbs import DemoConfig, DpoConfig, EvaluateConfig, ExportConfig, GenerateConfig, SftConfig
 
 BASE = Path(__file__).parents[1] / "demo" / "assets" / "base"
 _PROMPTS = 64
@@ -82,9 +83,9 @@ def demo(config: DemoConfig) -> Path:
 def _write_data(folder: Path, seed: int) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     made: dict[str, Iterable[Mapping[str, Any]]] = {
-        "conversations-train": conversations(seed, 1500, "train"),
+        "conversations-train": conversations(seed, 2400, "train"),
         "conversations-test": conversations(seed + 1, 128, "test"),
-        "preferences-train": preferences(seed + 2, 768, "train"),
+        "preferences-train": preferences(seed + 2, 1600, "train"),
         "preferences-test": preferences(seed + 3, 128, "test"),
     }
     paths = {name: folder / f"{name}.jsonl" for name in made}
@@ -99,7 +100,7 @@ def _sft_settings(out: Path, data: dict[str, str], model: dict[str, str]) -> dic
         "model": model,
         "data": {
             "path": data["conversations-train"], "eval_path": data["conversations-test"],
-            "max_length": 384, "row_length": 384,
+            "max_length": 384, "row_length": 480,
         },
         "batch": {"rows": 16},
         "schedule": {"epochs": 1, "evaluate_every": 15, "save_every": 0},
@@ -114,7 +115,7 @@ def _dpo_settings(out: Path, data: dict[str, str], model: dict[str, str]) -> dic
         "model": model,
         "data": {
             "path": data["preferences-train"], "eval_path": data["preferences-test"],
-            "max_length": 192, "max_prompt_length": 64, "row_length": 512,
+            "max_length": 192, "max_prompt_length": 64, "row_length": 704,
         },
         "batch": {"rows": 16},
         "schedule": {"epochs": 1, "evaluate_every": 10, "save_every": 0},

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from zephyr_jax.checkpoint.identity import weights_fingerprint
 from zephyr_jax.checkpoint.source import abstract_of, load_weights
-from zephyr_jax.config import DpoConfig
 from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.recipes import run as runs
 from zephyr_jax.recipes.reference import identity_of, preference_splits
 from zephyr_jax.reference.table import Identity, ReferenceTable, require_complete
+from zephyr_jax.verbs import DpoConfig
 
 
 def dpo(config: DpoConfig, command: str = "zephyr-jax reference, with the arguments given to dpo") -> Path:
@@ -21,7 +21,7 @@ def dpo(config: DpoConfig, command: str = "zephyr-jax reference, with the argume
     """
     run = runs.open_run(config)
     splits = preference_splits(config, run.tokenizer)
-    model = abstract_of(run.source, config.model, run.rules)
+    model = abstract_of(run.source, config.model, run.rules, config.data.max_length)
     load = partial(load_weights, run.source, model)
     if run.start:  # the policy has moved on; the reference is the one that the run started with
         table_identity = Identity(**run.progress["identity"]["reference"])

@@ -8,7 +8,7 @@ import numpy as np
 from zephyr_jax.checkpoint.identity import weights_fingerprint
 from zephyr_jax.checkpoint.manager import CheckpointManager
 from zephyr_jax.checkpoint.source import AbstractModel, ModelSource, abstract_of, find_model, load_weights
-from zephyr_jax.config import EvaluateConfig, ScheduleOptions
+from zephyr_jax.config import ScheduleOptions
 from zephyr_jax.data.examples import Examples, load_conversations, load_preferences
 from zephyr_jax.data.loader import BatchSource, iterate
 from zephyr_jax.data.pack import Plan, plan_evaluation
@@ -25,6 +25,7 @@ from zephyr_jax.recipes.run import open_tokenizer
 from zephyr_jax.reference.table import Identity, ReferenceTable, require_complete
 from zephyr_jax.train.evaluate import make_evaluation
 from zephyr_jax.train.step import Objective
+from zephyr_jax.verbs import EvaluateConfig
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
@@ -41,7 +42,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     read = load_preferences if pairs else load_conversations
     examples = read(config.data, tokenizer, config.data.path, config.data.split)
     plan = plan_evaluation(examples.lengths, config.data, config.rows)
-    model = abstract_of(source, config.model, rules)
+    model = abstract_of(source, config.model, rules, config.data.max_length)
     parameters = load_weights(source, model)
 
     sums = None

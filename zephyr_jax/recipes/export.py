@@ -5,11 +5,11 @@ from typing import Any
 
 from zephyr_jax.checkpoint.huggingface import export_folder
 from zephyr_jax.checkpoint.source import abstract_of, find_model, load_weights
-from zephyr_jax.config import ExportConfig
 from zephyr_jax.data.tokens import load_tokenizer
 from zephyr_jax.errors import check_can_be_made
 from zephyr_jax.parallel.mesh import emulate_devices, make_mesh
 from zephyr_jax.parallel.rules import Rules
+from zephyr_jax.verbs import ExportConfig
 
 
 def export(config: ExportConfig) -> Path:

@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 
 from zephyr_jax.checkpoint.huggingface import read_json
 from zephyr_jax.checkpoint.source import ModelSource, abstract_of, check_vocabulary, find_model, load_weights
-from zephyr_jax.config import GenerateConfig
 from zephyr_jax.data.chat import BadRow, Message, check_messages, load_template
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.data.tokens import ChatTokenizer, bos_token_id, load_tokenizer
@@ -20,6 +19,7 @@ from zephyr_jax.errors import InputError
 from zephyr_jax.generation.decode import decode, pad_left
 from zephyr_jax.parallel.mesh import emulate_devices, make_mesh
 from zephyr_jax.parallel.rules import Rules
+from zephyr_jax.verbs import GenerateConfig
 
 _BUCKET = 64  # prompts are padded to a multiple of this, so that few shapes are compiled
 

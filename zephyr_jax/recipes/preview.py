@@ -9,12 +9,13 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from zephyr_jax.checkpoint.source import find_model
-from zephyr_jax.config import PreviewConfig
 from zephyr_jax.data.chat import load_template
 from zephyr_jax.data.examples import Examples, load_conversations, load_preferences
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.data.tokens import ChatTokenizer, Segment, load_tokenizer
+from zephyr_jax.verbs import PreviewConfig
 
+_SAMPLE = 1000
 _TARGET, _OTHER, _SPECIAL = "bold green", "dim", "magenta"
 
 
@@ -32,20 +33,17 @@ def preview(config: PreviewConfig, console: Console | None = None) -> Examples:
     for index in range(config.start, min(config.start + config.rows, len(examples))):
         names = ("chosen", "rejected") if pairs else ("conversation",)
         for name, segment in zip(names, examples[index], strict=True):
-            console.rule(
-                f"{index} · {ids[index][:16]} · {name}: {_counts(segment, config.data.max_length)}", align="left"
-            )
+            cut = ", cut to fit" if ids[index] in examples.cut else ""
+            counts = f"{len(segment)} tokens, {int(segment.targets.sum())} targets{cut}"
+            console.rule(f"{index} · {ids[index][:16]} · {name}: {counts}", align="left")
             console.print(_coloured(segment, tokenizer, console.color_system is not None), soft_wrap=True)
     console.rule(align="left")
     console.print(examples.summary(config.data.path), highlight=False, markup=False, soft_wrap=True)
-    share = sum(int(segment.targets.sum()) for index in range(len(examples)) for segment in examples[index])
-    console.print(f"  {share:,} targets ({share / examples.lengths.sum():.0%} of all tokens)", highlight=False)
+    sample = range(min(len(examples), _SAMPLE))
+    targets = sum(int(segment.targets.sum()) for index in sample for segment in examples[index])
+    share = targets / examples.lengths[: len(sample)].sum()
+    console.print(f"  targets are {share:.0%} of the tokens of the first {len(sample):,}", highlight=False)
     return examples
-
-
-def _counts(segment: Segment, longest: int) -> str:
-    cut = ", cut to fit" if len(segment) == longest else ""
-    return f"{len(segment)} tokens, {int(segment.targets.sum())} targets{cut}"
 
 
 def _coloured(segment: Segment, tokenizer: PreTrainedTokenizerBase, colour: bool) -> Text:

@@ -10,7 +10,7 @@ from rich.progress import Progress, TaskID
 
 from zephyr_jax.checkpoint.identity import weights_fingerprint
 from zephyr_jax.checkpoint.source import abstract_of, find_model, load_weights
-from zephyr_jax.config import DataOptions, DpoConfig
+from zephyr_jax.config import DataOptions
 from zephyr_jax.data.examples import Examples, load_preferences
 from zephyr_jax.data.tokens import ChatTokenizer
 from zephyr_jax.errors import check_can_be_made
@@ -20,6 +20,7 @@ from zephyr_jax.parallel.rules import Rules
 from zephyr_jax.recipes.run import evaluation_source, microbatch_rows, open_tokenizer
 from zephyr_jax.reference.compute import fill
 from zephyr_jax.reference.table import Identity, ReferenceTable
+from zephyr_jax.verbs import DpoConfig
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def reference(config: DpoConfig) -> Filled:
     source = find_model(config.model)
     tokenizer = open_tokenizer(source, config.data)
     splits = preference_splits(config, tokenizer)
-    model = abstract_of(source, config.model, rules)
+    model = abstract_of(source, config.model, rules, config.data.max_length)
     parameters = load_weights(source, model)
 
     table = ReferenceTable(Path(config.reference), identity_of(config, tokenizer, weights_fingerprint(parameters)))

@@ -12,7 +12,7 @@ import numpy as np
 from zephyr_jax.card import differences, save_card, to_dict
 from zephyr_jax.checkpoint.manager import FOLDER, CheckpointManager
 from zephyr_jax.checkpoint.source import AbstractModel, ModelSource, check_vocabulary, copy_model_files, find_model
-from zephyr_jax.config import DataOptions, SftConfig
+from zephyr_jax.config import DataOptions
 from zephyr_jax.data.chat import load_template, without_markers
 from zephyr_jax.data.examples import Examples
 from zephyr_jax.data.loader import BatchSource, iterate
@@ -29,6 +29,7 @@ from zephyr_jax.train.optimizer import learning_rate, make_optimizer
 from zephyr_jax.train.report import Reporter
 from zephyr_jax.train.state import TrainState, abstract_state, initial_state, state_shardings
 from zephyr_jax.train.step import Objective, make_step
+from zephyr_jax.verbs import SftConfig
 
 _MAY_CHANGE = ("output", "resume", "mesh", "report", "schedule.keep", "model.remat", "data.workers", "reference")
 """Settings that a resumed run may change without changing what it computes."""
@@ -171,7 +172,9 @@ def fit(
     if run.start:
         _check_identity(run.progress["identity"], identity, config.output)
         checkpoints = _begin(config, run)
-        state = checkpoints.restore(run.start, abstract_state(model.parameters, optimizer, shardings))
+        empty = abstract_state(model.parameters, optimizer, shardings)
+        parameters, moments = checkpoints.restore(run.start, empty.parameters, (empty.step, empty.optimizer))
+        state = TrainState(moments[0], parameters, moments[1])
     else:
         parameters = load()
         checkpoints = _begin(config, run)
@@ -185,7 +188,7 @@ def fit(
 
     def save(step: int, state: TrainState, metrics: dict[str, float] | None) -> None:
         progress = {"data": batches.get_state(), "config": to_dict(config), "identity": identity}
-        checkpoints.save(step, state, progress, metrics)
+        checkpoints.save(step, state.parameters, (state.step, state.optimizer), progress, metrics)
 
     evaluate = make_evaluation(objective, lambda: _placed(evaluation, run.rules)) if evaluation else None
     step = make_step(objective, optimizer, learning_rate(config.optimizer, total), shardings)

@@ -4,10 +4,10 @@ from functools import partial
 from pathlib import Path
 
 from zephyr_jax.checkpoint.source import abstract_of, load_weights
-from zephyr_jax.config import SftConfig
 from zephyr_jax.data.examples import load_conversations
 from zephyr_jax.objective.sft import sft_objective
 from zephyr_jax.recipes import run as runs
+from zephyr_jax.verbs import SftConfig
 
 
 def sft(config: SftConfig) -> Path:
@@ -18,7 +18,7 @@ def sft(config: SftConfig) -> Path:
     evaluation = held_out and runs.evaluation_split(config, load_conversations(config.data, run.tokenizer, *held_out))
     training, evaluation = runs.align(runs.training_split(config, examples), evaluation or None)
 
-    model = abstract_of(run.source, config.model, run.rules)
+    model = abstract_of(run.source, config.model, run.rules, config.data.max_length)
     load = partial(load_weights, run.source, model)
     objective = sft_objective(model.definition, training.plan.examples_per_row, config.model.logprob_chunk)
     identity = {"tokenizer": run.tokenizer.fingerprint, "data": runs.data_identity(examples)}

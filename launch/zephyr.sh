@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# The whole Zephyr recipe, to be read from top to bottom and run on every host of a TPU slice (or on one machine).
+#
+#   launch/zephyr.sh                          the 2024 recipe
+#   CARDS=configs/zephyr-7b-beta-paper launch/zephyr.sh
+#
+# Every line may be killed and run again: training goes on from its newest checkpoint, and the reference pass computes only
+# what its table lacks.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+CARDS=${CARDS:-configs/zephyr-7b-beta}          # what to run: a folder with sft.yaml and dpo.yaml
+OUT=${OUT:-runs/zephyr-7b}                      # where everything goes
+
+# 1. dSFT: fine-tune Mistral-7B on a teacher's conversations; the loss counts the assistant's tokens only.
+zephyr-jax sft --config "$CARDS/sft.yaml" --output "$OUT-sft" "$@"
+
+# 2. The frozen reference: score every preference pair once with the dSFT weights.
+zephyr-jax reference --config "$CARDS/dpo.yaml" --model.path "$OUT-sft" --reference "$OUT-reference" "$@"
+
+# 3. dDPO: start from the dSFT weights, pull towards chosen answers and away from rejected ones.
+zephyr-jax dpo --config "$CARDS/dpo.yaml" --model.path "$OUT-sft" --reference "$OUT-reference" --output "$OUT-dpo" "$@"
+
+# 4. A Hugging Face folder that transformers and vLLM load, with tokenizer and chat template.
+zephyr-jax export --model.path "$OUT-dpo" --output "$OUT-hf"
