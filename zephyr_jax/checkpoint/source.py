@@ -75,7 +75,8 @@ def abstract_of(source: ModelSource, options: ModelOptions, rules: Rules, longes
 
     Raises InputError when a dimension does not divide into the mesh.
     """
-    compute = Compute(jnp.dtype(options.compute_dtype), options.remat, rules, longest)
+    on_tpu = rules.mesh.devices.flat[0].platform == "tpu"
+    compute = Compute(jnp.dtype(options.compute_dtype), options.remat, rules, longest, "splash" if on_tpu else "xla")
     definition, state = abstract_model(source.shape, compute)
     shardings = parameter_shardings(state, rules)
     parameters = jax.tree.map(

@@ -75,7 +75,7 @@ def _empty_cache(model: Mistral, rows: int, slots: int) -> KVCache:
     shape, compute = model.shape, model.compute
     sizes = (shape.layers, rows, slots, shape.kv_heads, shape.head_dim)
     axes = ("layers", "batch", "length", "kv_heads", "head_dim")
-    keys, values = (compute.constrain(jnp.zeros(sizes, compute.dtype), *axes) for _ in range(2))
+    keys, values = (compute.placement.constrain(jnp.zeros(sizes, compute.dtype), *axes) for _ in range(2))
     return KVCache(keys, values, Where(*(jnp.zeros((rows, slots), jnp.int32) for _ in range(2))))
 
 

@@ -5,6 +5,8 @@ Weights are float32; a layer casts its slice to the compute dtype. Norms and rot
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +15,34 @@ from jax import Array
 
 from zephyr_jax.model.shape import ModelShape
 
-type Constrain = Callable[..., Array]
-"""Pins an array to logical axes: constrain(x_BLD, "batch", "length", "model"); the identity off a mesh."""
+type Axes = tuple[str | None, ...]
+
+
+class Placement(Protocol):
+    """What the model asks of a mesh, in logical axes; `parallel.rules.Rules` answers on a real one."""
+
+    def constrain(self, x: Array, *axes: str | None) -> Array:
+        """Pin an array to logical axes: constrain(x_BLD, "batch", "length", "model")."""
+
+    def per_device(
+        self, function: Callable[..., Array], inputs: tuple[Axes, ...], output: Axes
+    ) -> Callable[..., Array]:
+        """The function on each device's own part of its arguments: for kernels that know nothing of meshes."""
+
+
+@dataclass(frozen=True)
+class SingleDevice:
+    """No mesh: nothing to pin, nothing to split."""
+
+    def constrain(self, x: Array, *axes: str | None) -> Array:
+        """The identity."""
+        return x
+
+    def per_device(
+        self, function: Callable[..., Array], inputs: tuple[Axes, ...], output: Axes
+    ) -> Callable[..., Array]:
+        """The function itself."""
+        return function
 
 
 def weight(rngs: nnx.Rngs, sizes: tuple[int, ...], axes: tuple[str, ...], scale: float | None = None) -> nnx.Param:
@@ -80,8 +108,8 @@ class FeedForwardWeights(nnx.Module):
         self.up = weight(rngs, (Y, D, F), ("layers", "embed", "mlp"), D**-0.5)
         self.down = weight(rngs, (Y, F, D), ("layers", "mlp", "embed"), (F * 2 * Y) ** -0.5)
 
-    def __call__(self, x_BLD: Array, constrain: Constrain) -> Array:
+    def __call__(self, x_BLD: Array, placement: Placement) -> Array:
         dtype = x_BLD.dtype
         gate_BLF = jax.nn.silu(x_BLD @ self.gate[...].astype(dtype))
-        hidden_BLF = constrain(gate_BLF * (x_BLD @ self.up[...].astype(dtype)), "batch", "length", "mlp")
+        hidden_BLF = placement.constrain(gate_BLF * (x_BLD @ self.up[...].astype(dtype)), "batch", "length", "mlp")
         return hidden_BLF @ self.down[...].astype(dtype)

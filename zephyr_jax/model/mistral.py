@@ -7,7 +7,7 @@ grow with depth. Letters as in `layers`, V vocab, S cache length.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,17 @@ from flax import nnx
 from jax import Array
 
 from zephyr_jax.model.attention import Where, attend, attend_row
-from zephyr_jax.model.layers import AttentionWeights, Constrain, FeedForwardWeights, rms_norm, rotary, weight
+from zephyr_jax.model.layers import (
+    AttentionWeights,
+    FeedForwardWeights,
+    Placement,
+    SingleDevice,
+    rms_norm,
+    rotary,
+    weight,
+)
 from zephyr_jax.model.shape import ModelShape
+from zephyr_jax.model.splash import splash_row
 
 _REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -28,20 +37,17 @@ type Attention = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
 """(q, k, v, this layer's past) -> (mixed values, its new past); the past is None without a cache."""
 
 
-def unconstrained(x: Array, *axes: str | None) -> Array:
-    """The identity: what `constrain` is on a single device."""
-    return x
-
-
 @dataclass(frozen=True)
 class Compute:
     """How the forward pass runs; none of it changes what is computed beyond rounding."""
 
     dtype: jnp.dtype = jnp.dtype("bfloat16")
     remat: str = "full"
-    constrain: Constrain = unconstrained
+    placement: Placement = SingleDevice()
     longest: int | None = None
     """No segment of a packed row is longer than this, so no key farther back is looked at; None: the whole row."""
+    kernel: Literal["xla", "splash", "splash-interpreted"] = "xla"
+    """Attention of rows: plain XLA, or the TPU kernel (interpreted: on a CPU, for tests)."""
 
 
 class KVCache(NamedTuple):
@@ -84,12 +90,20 @@ class Mistral(nnx.Module):
 
     def __call__(self, tokens_BL: Array, where: Where) -> Array:
         """Final hidden states [B, L, D], in the compute dtype, of packed rows."""
-        window, compute = self.shape.sliding_window, self.compute
 
         def row_attention(q: Array, k: Array, v: Array, _: None) -> tuple[Array, None]:
-            return attend_row(q, k, v, where, window, compute.longest, compute.remat != "none"), None
+            return self._attend_row(q, k, v, where), None
 
         return self._forward(tokens_BL, where, row_attention, None)[0]
+
+    def _attend_row(self, q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, where: Where) -> Array:
+        window, compute = self.shape.sliding_window, self.compute
+        if compute.kernel == "xla":
+            return attend_row(q_BLNH, k_BLKH, v_BLKH, where, window, compute.longest, compute.remat != "none")
+        kernel = partial(splash_row, window=window, interpret=compute.kernel == "splash-interpreted")
+        queries, keys = (("batch", "length", heads, "head_dim") for heads in ("heads", "kv_heads"))
+        split = compute.placement.per_device(kernel, (queries, keys, keys, ("batch", "length")), queries)
+        return split(q_BLNH, k_BLKH, v_BLKH, where)
 
     def extend(self, tokens_BL: Array, where: Where, cache: KVCache, start: Array) -> tuple[Array, KVCache]:
         """Hidden states of L new tokens that take the cache's slots start ... start + L - 1, and the filled cache."""
@@ -109,7 +123,7 @@ class Mistral(nnx.Module):
         return x_BLD, KVCache(filled[0], filled[1], slots)
 
     def _forward(self, tokens_BL: Array, where: Where, attention: Attention, past: Any) -> tuple[Array, Any]:
-        shape, compute, constrain = self.shape, self.compute, self.compute.constrain
+        shape, compute, constrain = self.shape, self.compute, self.compute.placement.constrain
         cosine, sine = rotary(where.positions, shape.head_dim, shape.rope_theta)
         definition, stacked = nnx.split(self.decoder)
 
@@ -121,7 +135,7 @@ class Mistral(nnx.Module):
             mixed_BLNH, layer_past = attention(q, k, v, layer_past)
             x_BLD = constrain(x_BLD + block.attention.merge(mixed_BLNH), "batch", "length", "model")
             h_BLD = rms_norm(x_BLD, block.feed_forward.norm[...], shape.norm_eps)
-            x_BLD = constrain(x_BLD + block.feed_forward(h_BLD, constrain), "batch", "length", "model")
+            x_BLD = constrain(x_BLD + block.feed_forward(h_BLD, compute.placement), "batch", "length", "model")
             return x_BLD, layer_past
 
         if compute.remat != "none":

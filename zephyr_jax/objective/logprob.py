@@ -61,7 +61,7 @@ def _token_logprob(
     B, L = next_BL.shape
     chunk = min(chunk, L)
     columns = -(-L // chunk) * chunk
-    constrain = model.compute.constrain
+    constrain = model.compute.placement.constrain
     unembedding_DV = model.unembedding_DV.astype(hidden_BLD.dtype)
 
     @jax.checkpoint

@@ -1,5 +1,6 @@
 """THE table from logical axes, which the model names, to mesh axes; nothing else decides where an array lives."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,8 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from zephyr_jax.errors import InputError
+
+type Axes = tuple[str | None, ...]
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # activations
@@ -48,8 +51,14 @@ class Rules:
         """Pin an array inside a jitted function to its logical axes."""
         return jax.lax.with_sharding_constraint(x, self.sharding(*axes))
 
-    def __call__(self, x: Array, *axes: str | None) -> Array:
-        return self.constrain(x, *axes)
+    def per_device(
+        self, function: Callable[..., Array], inputs: tuple[Axes, ...], output: Axes
+    ) -> Callable[..., Array]:
+        """The function mapped over the mesh: each device runs it on its own part of the arguments."""
+        specs = tuple(self.sharding(*axes).spec for axes in inputs)
+        return jax.shard_map(
+            function, mesh=self.mesh, in_specs=specs, out_specs=self.sharding(*output).spec, check_vma=False
+        )
 
     def size(self, axis: str) -> int:
         """Number of parts that a logical axis is split into."""

@@ -119,7 +119,7 @@ def _dpo_settings(out: Path, data: dict[str, str], model: dict[str, str]) -> dic
         },
         "batch": {"rows": 16},
         "schedule": {"epochs": 1, "evaluate_every": 10, "save_every": 0},
-        "optimizer": {"learning_rate": 5e-4, "schedule": "linear"},
+        "optimizer": {"learning_rate": 3e-4, "schedule": "linear"},
         "dpo": {"beta": 0.1},
     }  # fmt: skip
 
