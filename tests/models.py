@@ -36,7 +36,7 @@ def load_on(folder: Path, rules: Rules, dtype: str = "float32", remat: str = "fu
     """A checkpoint on a given mesh."""
     options = ModelOptions(path=str(folder), compute_dtype=dtype, remat=remat)
     source = find_model(options)
-    model = abstract_of(source, options, rules)
+    model = abstract_of(source.shape, options, rules)
     return Loaded(model, load_weights(source, model), rules)
 
 

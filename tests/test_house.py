@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -83,6 +84,25 @@ def test_data_and_settings_never_import_jax() -> None:
     ours = [path for path in files() if path.relative_to(PACKAGE).parts[0].removesuffix(".py") in rooms]
     assert len(ours) > 10
     assert not [path.name for path in ours if re.search(r"^\s*(from|import) (jax|flax|optax)", path.read_text(), re.M)]
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    """What happens to be there through another package may not be there tomorrow."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[<>=\[ ]", line)[0].lower() for line in project["dependencies"]}
+    declared |= {
+        re.split(r"[<>=\[ ]", line)[0] for extra in project["optional-dependencies"].values() for line in extra
+    }
+    names = {"yaml": "pyyaml", "orbax": "orbax-checkpoint", "huggingface_hub": "huggingface-hub"}
+    used = set()
+    for path in files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                used |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                used.add(node.module.split(".")[0])
+    foreign = {names.get(name, name.lower()) for name in used - set(sys.stdlib_module_names) - {"zephyr_jax"}}
+    assert foreign <= declared
 
 
 def test_files_and_functions_fit_on_a_page() -> None:

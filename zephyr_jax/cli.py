@@ -159,6 +159,15 @@ def _demo() -> tuple[type, Callable[[Any, str], None]]:
     return DemoConfig, run
 
 
+def _plan() -> tuple[type, Callable[[Any, str], None]]:
+    os.environ["JAX_PLATFORMS"] = "cpu"  # the chips are on paper
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    from zephyr_jax.recipes.plan import plan
+    from zephyr_jax.verbs import PlanConfig
+
+    return PlanConfig, lambda config, _: print(plan(config).table())
+
+
 VERBS = {
     "preview": Verb("show rows with the tokens that count in colour", _preview),
     "sft": Verb("fine-tune on conversations (dSFT)", _sft),
@@ -166,6 +175,7 @@ VERBS = {
     "dpo": Verb("align on preferences against that table (dDPO)", _dpo),
     "evaluate": Verb("loss, or preference accuracy, of a checkpoint on a split", _evaluate),
     "generate": Verb("answer prompts", _generate),
+    "plan": Verb("what a card's step needs on a TPU topology, without one", _plan),
     "export": Verb("write a Hugging Face folder", _export),
     "demo": Verb("the whole recipe in minutes on this machine's CPU", _demo),
 }

@@ -84,6 +84,30 @@ class DpoConfig(SftConfig):
 
 
 @dataclass(frozen=True)
+class PlanConfig(DpoConfig):
+    """What a card's step needs on a TPU topology, from the TPU compiler, with no hardware."""
+
+    topology: str = "v5e:2x4"
+    """Chips to plan for: kind and grid, such as v5e:2x4, v5e:4x4, v6e:2x4, v5p:2x2x1."""
+    step: Literal["sft", "dpo", "reference"] | None = None
+    """What to compile; default: `dpo` where the card names a reference table, else `sft`."""
+    shape: Literal["mistral-7b"] | None = None
+    """Plan for this model's sizes without looking for model.path; default: look, and use Mistral-7B's when it is nowhere."""
+
+    def check(self) -> None:
+        """Raise InputError for settings that cannot hold together; model, data and output may be unset or absent."""
+        _check_data(self.data)
+        _check_batch(self.batch)
+        _check_optimizer(self.optimizer, self.schedule)
+        _check_dpo(self.dpo)
+
+    @property
+    def planned_step(self) -> str:
+        """The step to compile."""
+        return self.step or ("dpo" if self.reference else "sft")
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """Loss of a checkpoint on conversations, or loss, accuracy and margins on preferences; the columns decide which."""
 

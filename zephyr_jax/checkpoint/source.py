@@ -70,19 +70,19 @@ def find_model(options: ModelOptions) -> ModelSource:
     return ModelSource(options.path, folder, run, step, config, shape)
 
 
-def abstract_of(source: ModelSource, options: ModelOptions, rules: Rules, longest: int | None = None) -> AbstractModel:
+def abstract_of(shape: ModelShape, options: ModelOptions, rules: Rules, longest: int | None = None) -> AbstractModel:
     """The model as it will lie on the mesh; `longest` bounds the segments of packed rows.
 
     Raises InputError when a dimension does not divide into the mesh.
     """
     on_tpu = rules.mesh.devices.flat[0].platform == "tpu"
     compute = Compute(jnp.dtype(options.compute_dtype), options.remat, rules, longest, "splash" if on_tpu else "xla")
-    definition, state = abstract_model(source.shape, compute)
+    definition, state = abstract_model(shape, compute)
     shardings = parameter_shardings(state, rules)
     parameters = jax.tree.map(
         lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), nnx.to_pure_dict(state), shardings
     )
-    return AbstractModel(definition, parameters, shardings, source.shape)
+    return AbstractModel(definition, parameters, shardings, shape)
 
 
 def load_weights(source: ModelSource, model: AbstractModel) -> Parameters:

@@ -18,7 +18,7 @@ def export(config: ExportConfig) -> Path:
     check_can_be_made(Path(config.output).parent)
     emulate_devices(config.mesh.emulated_devices)
     source = find_model(config.model)
-    model = abstract_of(source, config.model, Rules(make_mesh(config.mesh)))
+    model = abstract_of(source.shape, config.model, Rules(make_mesh(config.mesh)))
     parameters = load_weights(source, model)
     extras: dict[str, Any] = {path.name: path for path in source.files() if path.name != "config.json"}
     if "generation_config.json" not in extras:

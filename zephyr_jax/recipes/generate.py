@@ -52,7 +52,7 @@ def generate(config: GenerateConfig) -> list[Answer]:
     prompts = _encode(config, tokenizer, conversations)
     _check_lengths(prompts, config.max_new_tokens, source)
 
-    model = abstract_of(source, config.model, rules)
+    model = abstract_of(source.shape, config.model, rules)
     parameters = load_weights(source, model)
     stops = stop_ids(source, tokenizer)
     root = jax.random.key(config.seed)

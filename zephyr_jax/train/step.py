@@ -19,7 +19,8 @@ from zephyr_jax.train.state import TrainState
 
 type Metrics = dict[str, Mean]
 type Objective = Callable[[Parameters, Any], tuple[Mean, Metrics]]
-type Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+type Step = Any
+"""A jitted (state, batch) -> (next state, metrics)."""
 
 
 def make_step(

@@ -1,0 +1,53 @@
+"""TPU topologies on paper: devices to compile against without hardware, and what each chip can hold and do."""
+
+from dataclasses import dataclass
+
+import jax
+from jax.experimental import topologies
+
+from zephyr_jax.errors import InputError, listing
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Published limits of one chip."""
+
+    hbm: float
+    """GiB that a program may use."""
+    flops: float
+    """Peak bfloat16 operations a second."""
+
+
+CHIPS = {
+    "v4": Chip(32.0, 275e12),
+    "v5e": Chip(15.75, 197e12),
+    "v5p": Chip(95.0, 459e12),
+    "v6e": Chip(31.25, 918e12),
+}
+"""By the part of a topology's name before the colon. HBM: what the compiler allows (v5e, v6e) or the data sheet says."""
+
+
+def topology_devices(name: str) -> list[jax.Device]:
+    """Devices of a topology such as `v5e:2x4` (8 chips), to compile against; they cannot run anything.
+
+    Raises InputError for an unknown name, or when libtpu is not installed.
+    """
+    if name.partition(":")[0] not in CHIPS:
+        raise InputError(
+            f"{name!r} names no TPU topology. It is one of {listing(CHIPS)}, a colon and a grid, such as v5e:2x4 or v5p:2x2x1."
+        )
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    except Exception as error:  # libtpu and jax raise several kinds here
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"The topology {name!r} cannot be had from the TPU compiler: {reason} Check the grid (v5e:2x4, v5e:4x4, v6e:2x4, "
+            "v5p:2x2x1), and that libtpu is installed: uv run --extra tpu zephyr-jax plan ..."
+        ) from error
+
+
+def chip_of(name: str) -> Chip:
+    """Limits of the chips of a topology."""
+    return CHIPS[name.partition(":")[0]]
