@@ -50,6 +50,14 @@ def test_a_run_keeps_its_resolved_config_and_metrics(aligned: Path) -> None:
             "logps/rejected", "grad_norm", "learning_rate", "padding", "tokens_per_second"} <= training[0].keys()  # fmt: skip
 
 
+def test_the_first_evaluation_is_log_two(aligned: Path) -> None:
+    """Precomputed equals on the fly: before any step the loss is ln 2 to 1e-6, margins and accuracies are 0."""
+    lines = [json.loads(line) for line in (aligned / "dpo" / "metrics.jsonl").read_text().splitlines()]
+    first = next(line for line in lines if line["step"] == 0)
+    np.testing.assert_allclose(first["eval/loss"], np.log(2), atol=1e-6)
+    assert first["eval/rewards/margins"] == first["eval/rewards/chosen"] == first["eval/rewards/accuracies"] == 0
+
+
 def test_a_second_reference_pass_computes_nothing(aligned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nor does one with another learning rate, beta, seed or batch."""
     main(

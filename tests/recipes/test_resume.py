@@ -98,7 +98,9 @@ def test_dpo_goes_on_as_if_nothing_had_happened(
     run_with_kills(monkeypatch, dpo, killed, [3, 2])
     equal(tmp_path / "whole", tmp_path / "killed")
     first = next(line for line in curve(tmp_path / "whole") if "loss" in line)
-    np.testing.assert_allclose(first["loss"], np.log(2), atol=1e-6)
+    # The reference pass packed these pairs in other rows, so sums differ in float32's last digits here; where the rows
+    # are the same (evaluation, test_pipeline), the first loss is ln 2 to 1e-6.
+    np.testing.assert_allclose(first["loss"], np.log(2), atol=5e-6)
     assert abs(first["rewards/margins"]) < 1e-5
 
 

@@ -1,0 +1,35 @@
+"""Padding share of the DPO planner at UltraFeedback-like lengths: `python -m benchmarks.padding`."""
+
+import numpy as np
+
+from benchmarks.workload import make_pairs
+from zephyr_jax.config import BatchOptions, DataOptions
+from zephyr_jax.data.pack import plan_training
+
+BATCHES = {
+    "rows: 64 (about 128 pairs)": BatchOptions(rows=64),
+    "examples: 128, microbatch 8": BatchOptions(examples=128, microbatch_rows=8),
+    "examples: 128, microbatch 16": BatchOptions(examples=128, microbatch_rows=16),
+    "examples: 32, microbatch 8": BatchOptions(examples=32, microbatch_rows=8),
+}
+
+
+def main() -> None:
+    """Print a Markdown table."""
+    pairs = make_pairs(20_000, 0)
+    lengths = np.array([2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected) for pair in pairs])
+    padded = 2 * np.array([max(len(p.chosen), len(p.rejected)) + len(p.prompt) for p in pairs])
+    to_longest = sum(int(padded[start : start + 4].max()) * 4 for start in range(0, len(pairs), 4))
+    data = DataOptions(max_length=1024, row_length=2048)
+    print("| batch | in rows that are used | with the last microbatch's empty rows |\n|---|---|---|")
+    print(f"| unpacked, 4 pairs padded to the longest | {1 - lengths.sum() / to_longest:.1%} | |")
+    for name, batch in BATCHES.items():
+        plan = plan_training(lengths, data, batch, 1, None, 42)
+        used = sum(len(step) for step in plan.steps) * plan.row_length
+        size = plan.microbatch_rows
+        computed = sum(-(-len(step) // size) * size for step in plan.steps) * plan.row_length
+        print(f"| {name} | {1 - lengths.sum() / used:.1%} | {1 - lengths.sum() / computed:.1%} |")
+
+
+if __name__ == "__main__":
+    main()
