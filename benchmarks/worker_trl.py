@@ -27,7 +27,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from benchmarks import workload as w
 
-# "attention" and "compact_head" are for this file, everything else goes into the trainer's config.
+# "attention", "compact_head" and "grouped" are for this file, everything else goes into the trainer's config.
 FLAT = {"padding_free": True, "max_length": None}  # TRL wants None; the workload is short enough as it is
 VARIANTS: dict[str, dict[str, Any]] = {
     "padded": {},
@@ -36,6 +36,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "padding_free": FLAT,
     "padding_free_eager": {**FLAT, "attention": "eager"},
     "packing": {"packing": True},
+    "length_grouped": {"grouped": True},
+    "micro1": {"per_device_train_batch_size": 1},
+    "micro2": {"per_device_train_batch_size": 2},
+    "micro2_padding_free": {**FLAT, "per_device_train_batch_size": 2},
     "compact_head": {"compact_head": True},
 }
 BEST = {"dpo": "padded", "sft": "padding_free"}
@@ -134,7 +138,9 @@ def options(mode: str, steps: int, folder: str) -> dict[str, Any]:
 def make_trainer(mode: str, pairs: list[w.Pair], shared: dict[str, Any], variant: dict[str, Any]) -> Any:
     """The TRL trainer of ``mode``, ready to train."""
     settings = {**shared, **variant}
+    settings["gradient_accumulation_steps"] = w.BATCH[mode] // settings["per_device_train_batch_size"]
     compact, attention = settings.pop("compact_head", False), settings.pop("attention", "sdpa")
+    settings.pop("grouped", None)
     if compact:  # the path TRL takes on GPUs: only scored positions reach the output layer
         trl_utils._use_triton = lambda device: True
     parts = {"model": make_model(attention), "processing_class": make_tokenizer()}
@@ -145,9 +151,25 @@ def make_trainer(mode: str, pairs: list[w.Pair], shared: dict[str, Any], variant
     return SFTTrainer(args=SFTConfig(**settings, completion_only_loss=True), train_dataset=dataset, **parts)
 
 
+def grouped_batches(mode: str, count: int, seed: int) -> list[list[w.Pair]]:
+    """``count`` batches, evenly spread over the lengths, of what TRL's ``group_by_length`` makes of the workload.
+
+    That sampler sorts every 50 batches by length. It reorders the examples, so this is not the peers' workload.
+    """
+    size = w.BATCH[mode]
+    pairs = w.make_pairs(50 * size, seed)
+    pairs.sort(key=lambda pair: max(len(prompt) + len(response) for prompt, response in pair.sequences(mode)))
+    starts = [size * int(50 * (index + 0.5) / count) for index in range(count)]
+    return [pairs[start : start + size] for start in starts]
+
+
 def measure(mode: str, steps: int, seed: int, variant: str, warmup: int) -> w.Result:
     """Train ``steps`` timed steps after ``warmup`` others."""
-    batches = w.make_batches(mode, steps + warmup - 1, seed)
+    if VARIANTS[variant].get("grouped"):
+        spread = grouped_batches(mode, steps, seed)
+        batches = [spread[-1]] * warmup + spread
+    else:
+        batches = w.make_batches(mode, steps + warmup - 1, seed)
     with tempfile.TemporaryDirectory() as folder:
         shared = options(mode, steps + warmup, folder)
         trainer = make_trainer(mode, sum(batches, []), shared, VARIANTS[variant])
@@ -155,7 +177,8 @@ def measure(mode: str, steps: int, seed: int, variant: str, warmup: int) -> w.Re
         clock = StepClock()
         trainer.add_callback(clock)
         trainer.train()
-    timed = collator.counts[warmup : warmup + steps]
+    each = trainer.args.gradient_accumulation_steps
+    timed = collator.counts[warmup * each : (warmup + steps) * each]
     slots, nonpad, targets = (sum(column) for column in zip(*timed, strict=True))
     if variant != "packing":
         w.check_targets("TRL", targets, sum(batches[warmup:], []), mode)

@@ -8,8 +8,19 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed: uv run --extra tpu pytest")
-COMMON = ["--topology", "v5e:2x2", "--batch.microbatch_rows", "4", "--data.row_length", "512", "--data.max_length", "256"]
+pytestmark = pytest.mark.skipif(
+    find_spec("libtpu") is None, reason="libtpu is not installed: uv run --extra tpu pytest"
+)
+COMMON = [
+    "--topology",
+    "v5e:2x2",
+    "--batch.microbatch_rows",
+    "4",
+    "--data.row_length",
+    "512",
+    "--data.max_length",
+    "256",
+]
 CARDS = Path(__file__).parents[2] / "configs" / "tiny"
 
 
@@ -37,7 +48,9 @@ def test_an_unknown_topology_is_refused() -> None:
 
 
 def test_a_batch_that_does_not_divide_is_refused(shape_only: Path) -> None:
-    said = plan("--config", f"{CARDS}/sft.yaml", "--model.path", str(shape_only), *COMMON, "--batch.microbatch_rows", "2")
+    said = plan(
+        "--config", f"{CARDS}/sft.yaml", "--model.path", str(shape_only), *COMMON, "--batch.microbatch_rows", "2"
+    )
     assert said.returncode == 2
     assert "batch.microbatch_rows (or batch.rows) is 2" in said.stderr
 

@@ -80,10 +80,14 @@ class Examples:
         """A few words per reason for people: counts and the first ids of what was left out."""
         lines = [f"{name}: {len(self):,} examples, {int(self.lengths.sum()):,} tokens"]
         if self.cut:
-            lines.append(f"  cut to fit {len(self.cut):,} ({listing(self.cut, 3)})")
+            lines.append(f"  cut to fit {len(self.cut):,} ({_some(self.cut)})")
         for reason, ids in sorted(self.left_out.items(), key=lambda item: -len(item[1])):
-            lines.append(f"  left out {len(ids):,}: {reason} ({listing(ids, 3)})")
+            lines.append(f"  left out {len(ids):,}: {reason} ({_some(ids)})")
         return "\n".join(lines)
+
+
+def _some(ids: list[str]) -> str:
+    return listing([identity[:16] for identity in ids], 3)
 
 
 def load_conversations(data: DataOptions, tokenizer: ChatTokenizer, path: str, split: str) -> Examples:

@@ -49,7 +49,7 @@ def reference(config: DpoConfig) -> Filled:
     console = Console(stderr=True, quiet=jax.process_index() != 0)
     computed = reused = 0
     for name, examples in splits.items():
-        console.print(examples.summary(name), highlight=False, markup=False)
+        console.print(examples.summary(name), highlight=False, markup=False, soft_wrap=True)
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task(f"reference log-probs, {name}", total=None)
             new, old = fill(
@@ -57,7 +57,9 @@ def reference(config: DpoConfig) -> Filled:
                 config.model.logprob_chunk, partial(_show, bar, task),
             )  # fmt: skip
         computed, reused = computed + new, reused + old
-    console.print(f"{computed:,} computed, {reused:,} reused in {table.folder}", highlight=False, markup=False)
+    console.print(
+        f"{computed:,} computed, {reused:,} reused in {table.folder}", highlight=False, markup=False, soft_wrap=True
+    )
     return Filled(table.folder, computed, reused)
 
 
