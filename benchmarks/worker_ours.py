@@ -40,7 +40,7 @@ SHAPE = ModelShape(
 )
 ROW_LENGTH = {"dpo": 2048, "sft": 1024}
 ROWS = {"dpo": 4, "sft": 4}
-CHUNK = 256
+CHUNK = 128
 
 
 @dataclass(frozen=True)

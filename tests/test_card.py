@@ -218,3 +218,13 @@ def test_differences_name_each_setting_once() -> None:
         "seed": (1, 42),
     }
     assert differences({"a": {"b": 1}}, {"a": {"c": 2}}) == {"a.b": (1, None), "a.c": (None, 2)}
+
+
+def test_no_card_trains_on_a_test_split() -> None:
+    """Law: official test rows are evaluated on and nothing else (the handbook's newest recipe mixes them in)."""
+    cards = sorted((Path(__file__).parents[1] / "configs").glob("zephyr*/*.yaml"))
+    assert len(cards) == 4
+    for card in cards:
+        data = yaml.safe_load(card.read_text())["data"]
+        assert data["split"].startswith("train_")
+        assert data["eval_split"].startswith("test_")
