@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
+import yaml
 
 from zephyr_jax.card import differences, from_dict, load_card, save_card, to_dict
 from zephyr_jax.errors import InputError
