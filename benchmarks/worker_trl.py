@@ -42,7 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "micro2_padding_free": {**FLAT, "per_device_train_batch_size": 2},
     "compact_head": {"compact_head": True},
 }
-BEST = {"dpo": "padded", "sft": "padding_free"}
+BEST = {"dpo": "micro1", "sft": "micro1"}
 
 
 class TokenisedDPOTrainer(DPOTrainer):
