@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The whole Zephyr recipe, to be read from top to bottom and run on every host of a TPU slice (or on one machine).
 #
-#   launch/zephyr.sh                          the 2024 recipe
-#   CARDS=configs/zephyr-7b-beta-paper launch/zephyr.sh
+#   uv run launch/zephyr.sh                   the 2024 recipe; arguments go to sft, reference and dpo alike
+#   CARDS=configs/zephyr-7b-beta-paper uv run launch/zephyr.sh
 #
 # Every line may be killed and run again: training goes on from its newest checkpoint, and the reference pass computes only
 # what its table lacks.

@@ -1,12 +1,13 @@
 """Cards: YAML in, typed config out, and back; what a card may not say."""
 
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
 import yaml
 
+from tests.settings import setting_names
 from zephyr_jax.card import differences, from_dict, load_card, save_card, to_dict
 from zephyr_jax.errors import InputError
 from zephyr_jax.verbs import DpoConfig, EvaluateConfig, ExportConfig, GenerateConfig, PreviewConfig, SftConfig
@@ -15,17 +16,6 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 KINDS: dict[str, type[SftConfig]] = {"sft.yaml": SftConfig, "dpo.yaml": DpoConfig}
 CARDS = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
 ALL_KINDS = (SftConfig, DpoConfig, EvaluateConfig, GenerateConfig, ExportConfig, PreviewConfig)
-
-
-def setting_names(kind: type) -> list[str]:
-    """Full dotted names of every setting of a config type."""
-    types = get_type_hints(kind)
-    inner = {item.name: types[item.name] for item in fields(kind)}
-    return [
-        full
-        for name, each in inner.items()
-        for full in ([f"{name}.{one}" for one in setting_names(each)] if is_dataclass(each) else [name])
-    ]
 
 
 def written(folder: Path, text: str) -> Path:

@@ -3,28 +3,17 @@
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
 
+from tests.settings import setting_names
 from zephyr_jax import cli
 from zephyr_jax.errors import InputError, TrainingError
 from zephyr_jax.verbs import DpoConfig, GenerateConfig, SftConfig
 
 type Called = list[tuple[Any, str]]
-
-
-def setting_names(kind: type) -> list[str]:
-    """Full dotted names of every setting of a config type."""
-    types = get_type_hints(kind)
-    inner = {item.name: types[item.name] for item in fields(kind)}
-    return [
-        full
-        for name, each in inner.items()
-        for full in ([f"{name}.{one}" for one in setting_names(each)] if is_dataclass(each) else [name])
-    ]
 
 
 def stub(monkeypatch: pytest.MonkeyPatch, verb: str, fail: Exception | BaseException | None = None) -> Called:

@@ -46,6 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recipe(config, shlex.join(["zephyr-jax", *words]))
     except InputError as error:
         _stop(f"error: {error}", 2)
+    except OSError as error:
+        reason = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+        _stop(
+            f"error: the system refuses: {reason}. Make room or check permissions; what was complete before stays.", 2
+        )
     except TrainingError as error:
         _stop(f"stopped: {error}", 3)
     except KeyboardInterrupt:

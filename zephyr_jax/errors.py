@@ -29,6 +29,12 @@ def listing(items: Iterable[object], limit: int = 12) -> str:
     return ", ".join(names[:limit]) + cut
 
 
+def check_can_be_written(file: str | None) -> None:
+    """Raise InputError when a file is asked for in a folder that is not there, before any work is done for it."""
+    if file and not Path(file).parent.is_dir():
+        raise InputError(f"{file} cannot be written: its folder is not there. Make it or choose another.")
+
+
 def check_can_be_made(folder: Path) -> None:
     """Raise InputError unless `folder` is, or can become, a folder; nothing is made."""
     for each in (folder, *folder.parents):

@@ -48,7 +48,7 @@ class SftConfig:
         _require(self.data.path, "data.path", "training data: a file, a folder or a hub id")
         _require(self.output, "output", "a folder for the run")
         _check_data(self.data)
-        _check_positive(model__logprob_chunk=self.model.logprob_chunk)
+        _check_model(self.model)
         if self.seed < 0:
             _refuse(f"seed is {self.seed}.", "It must not be negative.")
         _check_batch(self.batch)
@@ -92,11 +92,13 @@ class PlanConfig(DpoConfig):
     step: Literal["sft", "dpo", "reference"] | None = None
     """What to compile; default: `dpo` where the card names a reference table, else `sft`."""
     shape: Literal["mistral-7b"] | None = None
-    """Plan for this model's sizes without looking for model.path; default: look, and use Mistral-7B's when it is nowhere."""
+    """Plan for this model's sizes; default: those of the folder model.path, or Mistral-7B's (and it is said) when that is no
+    folder here. Nothing is downloaded."""
 
     def check(self) -> None:
         """Raise InputError for settings that cannot hold together; model, data and output may be unset or absent."""
         _check_data(self.data)
+        _check_model(self.model)
         _check_batch(self.batch)
         _check_optimizer(self.optimizer, self.schedule)
         _check_dpo(self.dpo)
@@ -128,6 +130,11 @@ class EvaluateConfig:
         _require(self.model.path, "model.path", "a model: a Hugging Face folder, a hub id or a run of ours")
         _require(self.data.path, "data.path", "rows to evaluate on: a file, a folder or a hub id")
         _check_data(self.data)
+        _check_one_split(self.data)
+        if self.dpo != DpoOptions() and not self.reference:
+            _refuse(
+                "`dpo` settings are given without `reference`.", "They have no effect then: pass the table's folder."
+            )
         _check_dpo(self.dpo)
         _check_positive(rows=self.rows)
 
@@ -171,6 +178,11 @@ class GenerateConfig:
                 "Prompts come from `prompts` or from `data`, exactly one of them.", "Pass `--prompts 'Hello!'`, say."
             )
         _check_positive(rows=self.rows, max_new_tokens=self.max_new_tokens, top_p=self.top_p, limit=self.limit)
+        if self.template == "none" and self.system is not None:
+            _refuse(
+                "`system` is given with template `none`.",
+                "Plain text has no system message: drop it or use a template.",
+            )
         if self.temperature < 0 or self.top_p > 1:
             _refuse(f"temperature is {self.temperature}, top_p {self.top_p}.", "It needs temperature >= 0, top_p <= 1.")
         if self.temperature == 0 and self.top_p < 1:
@@ -213,6 +225,7 @@ class PreviewConfig:
         _require(self.model.path, "model.path", "a model folder or hub id, for its tokenizer")
         _require(self.data.path, "data.path", "rows to show: a file, a folder or a hub id")
         _check_data(self.data)
+        _check_one_split(self.data)
         _check_positive(rows=self.rows)
 
 
@@ -246,6 +259,10 @@ def _check_positive(**values: float | None) -> None:
             _refuse(f"{name.replace('__', '.')} is {value}.", "It must be greater than zero.")
 
 
+def _check_model(model: ModelOptions) -> None:
+    _check_positive(model__logprob_chunk=model.logprob_chunk)
+
+
 def _check_data(data: DataOptions) -> None:
     _check_positive(
         data__max_length=data.max_length,
@@ -259,6 +276,14 @@ def _check_data(data: DataOptions) -> None:
         _refuse(
             f"data.max_length is {data.max_length} and data.row_length {data.row_length}.",
             "A row must hold the longest sequence: raise data.row_length or lower data.max_length.",
+        )
+
+
+def _check_one_split(data: DataOptions) -> None:
+    if data.eval_path is not None or data.eval_split is not None:
+        _refuse(
+            f"data.eval_path is {data.eval_path!r} and data.eval_split {data.eval_split!r}.",
+            "This verb looks at one split: name it with data.path and data.split.",
         )
 
 
@@ -296,12 +321,17 @@ def _check_optimizer(optimizer: OptimizerOptions, schedule: ScheduleOptions) -> 
     )
     if not 0 <= optimizer.warmup_ratio < 1:
         _refuse(f"optimizer.warmup_ratio is {optimizer.warmup_ratio}.", "It is a share of all steps: 0 <= ratio < 1.")
-    rmsprop_ignores = optimizer.weight_decay != 0 or optimizer.first_moment_dtype != "float32"
-    if optimizer.name == "rmsprop" and rmsprop_ignores:
+    adamw_only = ("b1", "b2", "weight_decay", "first_moment_dtype")
+    default = OptimizerOptions()
+    set_here = [
+        f"{name} {getattr(optimizer, name)}"
+        for name in adamw_only
+        if getattr(optimizer, name) != getattr(default, name)
+    ]
+    if optimizer.name == "rmsprop" and set_here:
         _refuse(
-            f"optimizer.name is `rmsprop` with weight_decay {optimizer.weight_decay} and first_moment_dtype "
-            f"{optimizer.first_moment_dtype}.",
-            "RMSprop has neither; leave both at their defaults or use `adamw`.",
+            f"optimizer.name is `rmsprop` with {' and '.join(set_here)}.",
+            "RMSprop has none of these; leave them at their defaults or use `adamw`.",
         )
 
 

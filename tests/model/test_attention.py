@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from zephyr_jax.errors import InputError
 from zephyr_jax.model import attention
 from zephyr_jax.model.attention import Where, attend, attend_row, visible
 from zephyr_jax.model.splash import splash_row
@@ -96,6 +97,13 @@ def test_scores_of_long_rows_stay_small() -> None:
 
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(row, row, row, where).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 80 * 2**20
+
+
+def test_the_tpu_kernel_says_which_rows_it_takes() -> None:
+    row = jnp.zeros((1, 200, 1, 128))
+    where = Where(jnp.ones((1, 200), jnp.int32), jnp.arange(200)[None])
+    with pytest.raises(InputError, match="Rows have 200 tokens.*multiples of 128"):
+        splash_row(row, row, row, where, None, interpret=True)
 
 
 @pytest.mark.parametrize("window", [None, 100])

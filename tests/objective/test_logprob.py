@@ -86,6 +86,27 @@ def loss_and_gradient(loaded: Loaded, batch: TokenBatch):
     return jax.jit(jax.value_and_grad(loss))(loaded.parameters)
 
 
+def test_packing_padding_and_chunks_change_no_gradient(gqa: Loaded) -> None:
+    """Loss and every gradient to 1e-5: four rows of one segment, one packed row, another order with gaps, other chunks."""
+    a, b, c, d = random_segments(SIZES)
+    layouts = [
+        (packed_rows([[a], [b], [c], [d]], 48), 8),
+        (packed_rows([[a, b, c, d]], 48), 8),
+        (packed_rows([[d, b], [], [c, a]], 48, gap=5), 8),
+        (packed_rows([[a, b, c, d]], 64), 5),
+    ]
+
+    def loss(parameters, batch, chunk):
+        found = sequence_logprob(gqa.model.definition, parameters, batch, segments=4, chunk=chunk)
+        return -jnp.sum(found.sum) / jnp.sum(found.number)
+
+    (expected, slope), *others = [jax.value_and_grad(loss)(gqa.parameters, batch, chunk) for batch, chunk in layouts]
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(slope)) > 0.1
+    for found, other in others:
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, atol=1e-5), other, slope)
+
+
 MESHES = {
     "8x1x1": MeshOptions(data=8, fsdp=1, tensor=1),
     "1x8x1": MeshOptions(data=1, fsdp=8, tensor=1),

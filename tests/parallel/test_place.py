@@ -6,9 +6,11 @@ import pytest
 
 from zephyr_jax.config import MeshOptions
 from zephyr_jax.errors import InputError
+from zephyr_jax.model.mistral import Compute, abstract_model
+from zephyr_jax.model.shape import ModelShape
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.place import local_part, local_rows, place_batch
-from zephyr_jax.parallel.rules import RULES, Rules
+from zephyr_jax.parallel.rules import Rules, parameter_shardings
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 8, 1), (1, 1, 8)])
@@ -24,9 +26,14 @@ def test_placed_rows_come_back_in_order_and_once(sizes: tuple[int, int, int]) ->
     np.testing.assert_array_equal(local_part(first), rows[0])
 
 
-def test_every_weight_axis_is_in_the_table() -> None:
-    """An axis that the table lacks is an error; no two axes of one weight go to the same mesh axis."""
-    rules = Rules(make_mesh(MeshOptions()))
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_weight_axis_is_in_the_table_and_none_takes_a_mesh_axis_twice(tied: bool) -> None:
+    """Matrices are split over fsdp and over tensor, each once; norms over nothing; an unknown axis is an error."""
+    rules = Rules(make_mesh(MeshOptions(data=2, fsdp=2, tensor=2)))
+    shape = ModelShape(96, 32, 48, 2, 4, 2, 8, 1e-5, 1e4, None, tied, 64)
+    shardings = jax.tree.leaves(parameter_shardings(abstract_model(shape, Compute())[1], rules))
+    used = [[axis for axis in sharding.spec if axis is not None] for sharding in shardings]
+    assert sorted(map(len, used)) == [0] * 3 + [2] * (8 if tied else 9)
+    assert all(set(axes) == {"fsdp", "tensor"} for axes in used if axes)
     with pytest.raises(InputError, match="colour"):
         rules.sharding("colour")
-    assert RULES["embed"] != RULES["mlp"] != RULES["layers"]

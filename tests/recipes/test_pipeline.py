@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 from pathlib import Path
 
@@ -142,3 +143,46 @@ def test_preview_marks_what_counts(aligned: Path, capsys: pytest.CaptureFixture[
     row = json.loads((aligned / "pairs.jsonl").read_text().splitlines()[0])
     answer = row["chosen"][-1]["content"]
     assert f"[{answer}</s>]" in said.replace("\n", " ").replace("  ", " ") or f"[{answer}</s>]" in said
+
+
+def test_preview_needs_a_tokenizer_and_nothing_else(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder with neither config.json nor weights will do."""
+    main(
+        f"preview --model.path {shared}/tokenizers/mistral-v0.1 --data.path {shared}/data/multiturn.jsonl --rows 1".split()
+    )
+    assert "[You too!</s>]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("sft --optimizer.name rmsprop --optimizer.b1 0.5", "`rmsprop` with b1 0.5"),
+        ("evaluate --data.eval_split test", "data.eval_split 'test'"),
+        ("evaluate --dpo.beta 0.5", "`dpo` settings are given without `reference`"),
+        ("preview --data.eval_path x.jsonl", "data.eval_path is 'x.jsonl'"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        rest = "--model.path x --data.path y" + (" --output z --batch.rows 8" if words.startswith("sft") else "")
+        main([*words.split(), *rest.split()])
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_paragraph_and_leaves_nothing(
+    aligned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The kernel refuses to let a file grow past 100 kB in the middle of an export."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main(f"export --model.path {aligned}/hf --output {tmp_path}/out".split())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert "error: the system refuses: File too large" in message
+    assert "Traceback" not in message
+    assert list(tmp_path.iterdir()) == []

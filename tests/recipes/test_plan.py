@@ -40,6 +40,14 @@ def test_every_step_compiles_for_a_tpu(shape_only: Path, card: str, step: str) -
     assert "| verdict | fits" in said.stdout
 
 
+def test_what_is_assumed_is_said() -> None:
+    """No model folder here: Mistral-7B's sizes, and it says so; nothing is looked up or downloaded."""
+    said = plan("--config", f"{CARDS}/dpo.yaml", "--step", "reference", "--model.path", "nobody/nothing", *COMMON)
+    assert said.returncode == 0, said.stderr
+    assert "7.24B parameters" in said.stdout
+    assert "assumed: Mistral-7B's sizes" in said.stdout
+
+
 def test_an_unknown_topology_is_refused() -> None:
     said = plan("--config", f"{CARDS}/sft.yaml", "--topology", "v9z:2x2")
     assert said.returncode == 2

@@ -100,6 +100,15 @@ def test_metrics_beyond_the_restored_step_are_removed(tmp_path: Path) -> None:
     assert kept == [1, 2]
 
 
+def test_a_fresh_run_keeps_nothing_of_a_try_that_never_saved(tmp_path: Path) -> None:
+    """It evaluates step 0 again, so the line of the earlier try must go."""
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 0, "eval/loss": 1.0}) + "\n")
+    recorder = Recorder(tmp_path, [3, 2, 1, 1, 1])
+    recorder.run()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["eval/loss"] for line in lines if line["step"] == 0] == [1.5]
+
+
 def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
     """The event file holds every scalar of the JSON line."""
     reporter = Reporter(tmp_path, ReportOptions(progress=False, tensorboard=True), {}, 5, 0, True)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from zephyr_jax.checkpoint.safetensors_writer import write_safetensors
 from zephyr_jax.checkpoint.tensors import Tensor, tensors_of
 from zephyr_jax.errors import InputError, listing
-from zephyr_jax.model.shape import ModelShape, shape_from_hf
+from zephyr_jax.model.shape import ModelShape
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
@@ -186,8 +186,8 @@ def export_folder(
 ) -> list[Path]:
     """Write a Hugging Face folder: safetensors (with an index when there are several), config.json and `extras`.
 
-    `extras` maps file names to JSON objects, text or paths to copy. `limit` is bytes per safetensors file. Every
-    process takes part in gathering; process 0 writes. Returns the files written. Raises InputError when `out` exists.
+    `extras` maps file names to JSON objects, text or paths to copy. `limit` is bytes per safetensors file. For
+    one process: every shard must be addressable. Returns the files written. Raises InputError when `out` exists.
     """
     if out.exists():
         raise InputError(f"{out} exists already. Choose another folder or remove it first; nothing was overwritten.")
@@ -244,9 +244,3 @@ def _set(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
     tree[path[-1]] = value
-
-
-def model_shape(folder: Path) -> tuple[dict[str, Any], ModelShape]:
-    """config.json as it is, and what we read in it."""
-    config = read_json(folder / "config.json")
-    return config, shape_from_hf(config)

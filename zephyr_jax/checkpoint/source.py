@@ -54,6 +54,12 @@ class AbstractModel:
     shape: ModelShape
 
 
+def tokenizer_path(options: ModelOptions) -> str:
+    """Where a model's tokenizer is: in the run, or at the path itself (a hub id downloads nothing else)."""
+    run = Path(options.path) / MODEL_FOLDER
+    return str(run) if run.is_dir() else options.path
+
+
 def find_model(options: ModelOptions) -> ModelSource:
     """Locate a model and read its config. Raises InputError when it is nowhere or not ours to compute."""
     path = Path(options.path)

@@ -62,7 +62,7 @@ class ChatTemplate:
     @property
     def marks_generation(self) -> bool:
         """Whether the template says itself what the assistant wrote."""
-        return "generation" in self.source and "endgeneration" in self.source
+        return "endgeneration" in self.source
 
     def render(self, messages: list[Message], add_generation_prompt: bool = False) -> RenderedChat:
         """Render checked messages. Raises BadRow with the reason when they cannot be rendered."""

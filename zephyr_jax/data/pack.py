@@ -4,7 +4,7 @@ Every host computes the same plan, so the global order is a property of the seed
 Rows hold whole examples (best-fit: the longest left goes into the fullest row that still has room for it).
 """
 
-from bisect import insort
+from bisect import bisect_left, insort
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +43,7 @@ def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
     open_rows: list[tuple[int, int]] = []  # (room left, row), sorted: the first with enough room fits best
     for position in np.argsort(-lengths, kind="stable"):
         size = int(lengths[position])
-        slot = _first_with_room(open_rows, size)
+        slot = bisect_left(open_rows, (size, 0))
         if slot == len(open_rows):
             room, row = capacity, len(rows)
             rows.append([])
@@ -52,17 +52,6 @@ def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
         rows[row].append(int(position))
         insort(open_rows, (room - size, row))
     return rows
-
-
-def _first_with_room(open_rows: list[tuple[int, int]], size: int) -> int:
-    low, high = 0, len(open_rows)
-    while low < high:
-        middle = (low + high) // 2
-        if open_rows[middle][0] < size:
-            low = middle + 1
-        else:
-            high = middle
-    return low
 
 
 def plan_training(
@@ -77,8 +66,7 @@ def plan_training(
     for epoch in range(epochs):
         if max_steps is not None and len(steps) >= max_steps:
             break
-        order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
-        steps += _epoch_steps(order, lengths, data, batch)
+        steps += _epoch_steps(np.random.default_rng([seed, epoch]), lengths, data, batch)
     return _plan(steps[:max_steps], data.row_length, batch.microbatch_rows or batch.rows or 1)
 
 
@@ -88,14 +76,14 @@ def plan_evaluation(lengths: np.ndarray, data: DataOptions, microbatch_rows: int
     return _plan(_chunks(rows, microbatch_rows), data.row_length, microbatch_rows)
 
 
-def _epoch_steps(order: np.ndarray, lengths: np.ndarray, data: DataOptions, batch: BatchOptions) -> list[Step]:
+def _epoch_steps(rng: np.random.Generator, lengths: np.ndarray, data: DataOptions, batch: BatchOptions) -> list[Step]:
+    order = rng.permutation(len(lengths))
     if batch.examples is not None:
         return [tuple(_pack(group, lengths, data)) for group in _cut(order, batch.examples)]
     rows: list[Row] = []
     for window in _cut(order, data.packing_window):
         packed = _pack(window, lengths, data)
-        shuffle = np.random.default_rng([int(window[0]), len(window)]).permutation(len(packed))
-        rows += [packed[index] for index in shuffle]
+        rows += [packed[index] for index in rng.permutation(len(packed))]
     return _chunks(rows, batch.rows or len(rows))
 
 

@@ -9,10 +9,9 @@ from jax import Array
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
+from zephyr_jax.errors import InputError
 from zephyr_jax.model.attention import Where
 
-LANES = 128
-"""Rows must be a multiple of this."""
 _BLOCKS = (512, 256, 128)
 
 
@@ -38,7 +37,11 @@ def splash_row(
 def _kernel(length: int, group: int, window: int | None, interpret: bool) -> kernels.SplashAttentionKernel:
     shape = (length, length)
     one = masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)
-    block = next(size for size in _BLOCKS if length % size == 0)
+    block = next((size for size in _BLOCKS if length % size == 0), None)
+    if block is None:
+        raise InputError(
+            f"Rows have {length} tokens. The TPU kernel takes multiples of {_BLOCKS[-1]}: set data.row_length so."
+        )
     sizes = kernels.BlockSizes(
         block_q=block,
         block_kv=block,

@@ -9,7 +9,9 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from zephyr_jax.config import MeshOptions
 from zephyr_jax.errors import InputError
+from zephyr_jax.parallel.mesh import emulate_devices, make_mesh
 
 type Axes = tuple[str | None, ...]
 
@@ -78,6 +80,12 @@ class Rules:
                 f"({' x '.join(f'{name} {size}' for name, size in self.mesh.shape.items())}). "
                 f"Choose a multiple of {parts} or another mesh."
             )
+
+
+def open_rules(options: MeshOptions) -> Rules:
+    """Emulate devices where asked, and apply the table to the mesh over what is there. Raises InputError."""
+    emulate_devices(options.emulated_devices)
+    return Rules(make_mesh(options))
 
 
 def parameter_shardings(parameters: nnx.State, rules: Rules) -> Any:

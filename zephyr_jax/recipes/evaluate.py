@@ -13,13 +13,12 @@ from zephyr_jax.data.examples import Examples, load_conversations, load_preferen
 from zephyr_jax.data.loader import BatchSource, iterate
 from zephyr_jax.data.pack import Plan, plan_evaluation
 from zephyr_jax.data.sources import open_rows
-from zephyr_jax.errors import InputError
+from zephyr_jax.errors import InputError, check_can_be_written
 from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.logprob import VERSION
 from zephyr_jax.objective.sft import sft_objective
-from zephyr_jax.parallel.mesh import emulate_devices, make_mesh
 from zephyr_jax.parallel.place import local_rows, place_batch
-from zephyr_jax.parallel.rules import Rules
+from zephyr_jax.parallel.rules import open_rules
 from zephyr_jax.recipes.reference import length_rule
 from zephyr_jax.recipes.run import open_tokenizer
 from zephyr_jax.reference.table import Identity, ReferenceTable, require_complete
@@ -31,10 +30,8 @@ from zephyr_jax.verbs import EvaluateConfig
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
     """Name -> value over the whole split. Raises InputError."""
     config.check()
-    if config.output and not Path(config.output).parent.is_dir():
-        raise InputError(f"{config.output} cannot be written: its folder is not there. Make it or choose another.")
-    emulate_devices(config.mesh.emulated_devices)
-    rules = Rules(make_mesh(config.mesh))
+    check_can_be_written(config.output)
+    rules = open_rules(config.mesh)
     rules.check_divides("batch", config.rows, "rows")
     source = find_model(config.model)
     tokenizer = open_tokenizer(source, config.data)

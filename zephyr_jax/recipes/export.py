@@ -7,8 +7,7 @@ from zephyr_jax.checkpoint.huggingface import export_folder
 from zephyr_jax.checkpoint.source import abstract_of, find_model, load_weights
 from zephyr_jax.data.tokens import load_tokenizer
 from zephyr_jax.errors import check_can_be_made
-from zephyr_jax.parallel.mesh import emulate_devices, make_mesh
-from zephyr_jax.parallel.rules import Rules
+from zephyr_jax.parallel.rules import open_rules
 from zephyr_jax.verbs import ExportConfig
 
 
@@ -16,9 +15,8 @@ def export(config: ExportConfig) -> Path:
     """Write the folder and return it. Raises InputError when it exists or the model cannot be read."""
     config.check()
     check_can_be_made(Path(config.output).parent)
-    emulate_devices(config.mesh.emulated_devices)
     source = find_model(config.model)
-    model = abstract_of(source.shape, config.model, Rules(make_mesh(config.mesh)))
+    model = abstract_of(source.shape, config.model, open_rules(config.mesh))
     parameters = load_weights(source, model)
     extras: dict[str, Any] = {path.name: path for path in source.files() if path.name != "config.json"}
     if "generation_config.json" not in extras:

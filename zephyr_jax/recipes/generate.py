@@ -15,10 +15,9 @@ from zephyr_jax.checkpoint.source import ModelSource, abstract_of, check_vocabul
 from zephyr_jax.data.chat import BadRow, Message, check_messages, load_template
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.data.tokens import ChatTokenizer, bos_token_id, load_tokenizer
-from zephyr_jax.errors import InputError
+from zephyr_jax.errors import InputError, check_can_be_written
 from zephyr_jax.generation.decode import decode, pad_left
-from zephyr_jax.parallel.mesh import emulate_devices, make_mesh
-from zephyr_jax.parallel.rules import Rules
+from zephyr_jax.parallel.rules import Rules, open_rules
 from zephyr_jax.verbs import GenerateConfig
 
 _BUCKET = 64  # prompts are padded to a multiple of this, so that few shapes are compiled
@@ -40,10 +39,8 @@ class Answer:
 def generate(config: GenerateConfig) -> list[Answer]:
     """Answers in the order of the prompts. Raises InputError."""
     config.check()
-    if config.output and not Path(config.output).parent.is_dir():
-        raise InputError(f"{config.output} cannot be written: its folder is not there. Make it or choose another.")
-    emulate_devices(config.mesh.emulated_devices)
-    rules = Rules(make_mesh(config.mesh))
+    check_can_be_written(config.output)
+    rules = open_rules(config.mesh)
     rules.check_divides("batch", config.rows, "rows")
     source = find_model(config.model)
     tokenizer = load_tokenizer(str(source.folder))

@@ -5,6 +5,7 @@ Memory is the TPU compiler's own word for the whole program at full depth. Times
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,7 +28,7 @@ from zephyr_jax.train.step import make_step
 from zephyr_jax.verbs import PlanConfig
 
 MISTRAL_7B = ModelShape(32000, 4096, 14336, 32, 32, 8, 128, 1e-5, 1e4, 4096, False, 32768)
-_PAIRS_PER_ROW = 2  # UltraFeedback pairs have about 1,000 tokens, rows 2,048
+_PAIRS_PER_ROW = 2  # UltraFeedback pairs have about 1,000 tokens, rows 2,048; decides only the accumulation
 _SEGMENTS = 16
 _MFU = 0.4
 
@@ -75,10 +76,14 @@ class Plan:
         seconds = self.tokens * self.flops_per_token / (self.chips * chip.flops)
         left = chip.hbm - self.peak
         verdict = f"fits, {left:.2f} GiB to spare" if self.fits else f"DOES NOT FIT: {-left:.2f} GiB too much"
+        assumed = [] if config.batch.rows else [f"{_PAIRS_PER_ROW} examples a row (a guess; the data decide)"]
+        if self.shape == MISTRAL_7B and not Path(config.model.path).is_dir():
+            assumed.append("Mistral-7B's sizes, since model.path is no folder here")
         lines = [
             f"{config.planned_step} step of {self.shape.parameters / 1e9:.2f}B parameters on {config.topology} "
             f"({self.chips} chips of {chip.hbm:g} GiB), {self.microbatches} x {self.rows} rows of {config.data.row_length}, "
             f"moments {config.optimizer.first_moment_dtype} and {config.optimizer.second_moment_dtype}",
+            *[f"assumed: {each}" for each in assumed],
             "",
             "| compiled, full depth | GiB a chip |",
             "|---|---|",
@@ -110,8 +115,6 @@ def plan(config: PlanConfig) -> Plan:
     rules = Rules(make_mesh(config.mesh, topology_devices(config.topology)))
     rows = microbatch_rows(config)
     rules.check_divides("batch", rows, "batch.microbatch_rows (or batch.rows)")
-    if config.data.row_length % 128:
-        raise InputError(f"data.row_length is {config.data.row_length}. The TPU kernel needs a multiple of 128.")
     shape = _shape(config)
     model = abstract_of(shape, config.model, rules, config.data.max_length)
     start = time.perf_counter()
@@ -135,12 +138,9 @@ def plan(config: PlanConfig) -> Plan:
 
 
 def _shape(config: PlanConfig) -> ModelShape:
-    if config.shape == "mistral-7b":
-        return MISTRAL_7B
-    try:
+    if config.shape is None and Path(config.model.path).is_dir():
         return find_model(config.model).shape
-    except InputError:
-        return MISTRAL_7B
+    return MISTRAL_7B
 
 
 def _microbatches(config: PlanConfig, rows: int) -> int:

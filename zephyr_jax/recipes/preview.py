@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from zephyr_jax.checkpoint.source import find_model
+from zephyr_jax.checkpoint.source import tokenizer_path
 from zephyr_jax.data.chat import load_template
 from zephyr_jax.data.examples import Examples, load_conversations, load_preferences
 from zephyr_jax.data.sources import open_rows
@@ -23,8 +23,7 @@ def preview(config: PreviewConfig, console: Console | None = None) -> Examples:
     """Print rows with their targets in colour (and between [ ] where there is no colour). Raises InputError."""
     config.check()
     console = console or Console()
-    source = find_model(config.model)
-    tokenizer = load_tokenizer(str(source.folder))
+    tokenizer = load_tokenizer(tokenizer_path(config.model), config.model.revision)
     chat_tokenizer = ChatTokenizer(tokenizer, load_template(config.data.template, tokenizer))
     pairs = "chosen" in open_rows(config.data.path, config.data.split, config.data.revision, 1).column_names
     read = load_preferences if pairs else load_conversations

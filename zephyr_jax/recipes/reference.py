@@ -15,8 +15,7 @@ from zephyr_jax.data.examples import Examples, load_preferences
 from zephyr_jax.data.tokens import ChatTokenizer
 from zephyr_jax.errors import check_can_be_made
 from zephyr_jax.objective.logprob import VERSION
-from zephyr_jax.parallel.mesh import emulate_devices, make_mesh
-from zephyr_jax.parallel.rules import Rules
+from zephyr_jax.parallel.rules import open_rules
 from zephyr_jax.recipes.run import evaluation_source, microbatch_rows, open_tokenizer
 from zephyr_jax.reference.compute import fill
 from zephyr_jax.reference.table import Identity, ReferenceTable
@@ -36,8 +35,7 @@ def reference(config: DpoConfig) -> Filled:
     """Fill the table for the training and the evaluation split. Raises InputError."""
     config.check()
     check_can_be_made(Path(config.reference))
-    emulate_devices(config.mesh.emulated_devices)
-    rules = Rules(make_mesh(config.mesh))
+    rules = open_rules(config.mesh)
     rules.check_divides("batch", microbatch_rows(config), "batch.microbatch_rows (or batch.rows)")
     source = find_model(config.model)
     tokenizer = open_tokenizer(source, config.data)

@@ -20,9 +20,8 @@ from zephyr_jax.data.pack import Plan, plan_evaluation, plan_training
 from zephyr_jax.data.tokens import ChatTokenizer, load_tokenizer
 from zephyr_jax.errors import InputError, check_can_be_made
 from zephyr_jax.objective.logprob import Parameters
-from zephyr_jax.parallel.mesh import emulate_devices, make_mesh
 from zephyr_jax.parallel.place import local_rows, place_batch
-from zephyr_jax.parallel.rules import Rules
+from zephyr_jax.parallel.rules import Rules, open_rules
 from zephyr_jax.train.evaluate import make_evaluation
 from zephyr_jax.train.loop import Loop
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
@@ -31,7 +30,17 @@ from zephyr_jax.train.state import TrainState, abstract_state, initial_state, st
 from zephyr_jax.train.step import Objective, make_step
 from zephyr_jax.verbs import SftConfig
 
-_MAY_CHANGE = ("output", "resume", "mesh", "report", "schedule.keep", "model.remat", "data.workers", "reference")
+_MAY_CHANGE = (
+    "output",
+    "resume",
+    "mesh",
+    "report",
+    "schedule.keep",
+    "schedule.log_every",
+    "model.remat",
+    "data.workers",
+    "reference",
+)
 """Settings that a resumed run may change without changing what it computes."""
 
 
@@ -59,10 +68,9 @@ class Run:
 
 
 def open_run(config: SftConfig) -> Run:
-    """Check the config, make the folder, and find out where to start. Raises InputError."""
+    """Check the config and the folder, and find out where to start; nothing is written. Raises InputError."""
     config.check()
-    emulate_devices(config.mesh.emulated_devices)
-    rules = Rules(make_mesh(config.mesh))
+    rules = open_rules(config.mesh)
     rules.check_divides("batch", microbatch_rows(config), "batch.microbatch_rows (or batch.rows)")
     source = find_model(config.model)
     tokenizer = open_tokenizer(source, config.data)

@@ -97,7 +97,8 @@ class Reporter:
     """Turns each step's Means into numbers, adds speed, and hands them to every sink and to the screen."""
 
     def __init__(self, run: Path, options: ReportOptions, config: dict[str, Any], total: int, start: int, writes: bool):
-        self._sinks: list[Sink] = [JsonLines(run / FILE, start)] if writes else []
+        # A run that starts afresh evaluates step 0 again, so nothing of an earlier try may stay.
+        self._sinks: list[Sink] = [JsonLines(run / FILE, start or -1)] if writes else []
         if writes and options.tensorboard:
             self._sinks.append(TensorBoard(run / "tensorboard"))
         if writes and options.wandb_project:
