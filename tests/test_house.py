@@ -20,6 +20,7 @@ LAYERS = [
     {"objective"},
     {"model", "parallel", "data"},
     {"batch", "mean", "card", "verbs"},
+    {"checks"},
     {"config"},
     {"errors"},
 ]

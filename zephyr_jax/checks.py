@@ -1,0 +1,120 @@
+"""What settings must hold, alone and together: each check raises InputError with what it got and what it needs."""
+
+from zephyr_jax.config import BatchOptions, DataOptions, DpoOptions, ModelOptions, OptimizerOptions, ScheduleOptions
+from zephyr_jax.errors import InputError
+
+
+def refuse(got: str, need: str) -> None:
+    """Raise InputError: what was got, and what is needed."""
+    raise InputError(f"{got} {need}")
+
+
+def require(value: str, name: str, what: str) -> None:
+    """A setting without a default must be set."""
+    if not value:
+        refuse(f"`{name}` is not set.", f"It needs {what}. Pass `--{name} ...` or set it in the card.")
+
+
+def check_positive(**values: float | None) -> None:
+    """Numbers that are given must be greater than zero; a double underscore in a name stands for the dot."""
+    for name, value in values.items():
+        if value is not None and value <= 0:
+            refuse(f"{name.replace('__', '.')} is {value}.", "It must be greater than zero.")
+
+
+def check_model(model: ModelOptions) -> None:
+    """How the forward pass computes."""
+    check_positive(model__logprob_chunk=model.logprob_chunk)
+
+
+def check_data(data: DataOptions) -> None:
+    """Lengths fit into each other."""
+    check_positive(
+        data__max_length=data.max_length,
+        data__max_prompt_length=data.max_prompt_length,
+        data__row_length=data.row_length,
+        data__packing_window=data.packing_window,
+        data__limit=data.limit,
+        data__workers=data.workers,
+    )
+    if data.max_length > data.row_length:
+        refuse(
+            f"data.max_length is {data.max_length} and data.row_length {data.row_length}.",
+            "A row must hold the longest sequence: raise data.row_length or lower data.max_length.",
+        )
+
+
+def check_one_split(data: DataOptions) -> None:
+    """For verbs that look at one split only."""
+    if data.eval_path is not None or data.eval_split is not None:
+        refuse(
+            f"data.eval_path is {data.eval_path!r} and data.eval_split {data.eval_split!r}.",
+            "This verb looks at one split: name it with data.path and data.split.",
+        )
+
+
+def check_batch(batch: BatchOptions) -> None:
+    """One measure of a step, and microbatches that divide it."""
+    if (batch.rows is None) == (batch.examples is None):
+        refuse(
+            f"batch.rows is {batch.rows} and batch.examples {batch.examples}.",
+            "Exactly one of them says how large a step is: `rows` counts packed rows, `examples` conversations "
+            "or pairs.",
+        )
+    check_positive(batch__rows=batch.rows, batch__examples=batch.examples, batch__microbatch_rows=batch.microbatch_rows)
+    if batch.examples is not None and batch.microbatch_rows is None:
+        refuse(
+            "batch.examples is set without batch.microbatch_rows.",
+            "The number of rows of a step varies then, so set how many go through one forward and backward.",
+        )
+    if batch.rows is not None and batch.microbatch_rows is not None and batch.rows % batch.microbatch_rows:
+        refuse(
+            f"batch.rows is {batch.rows} and batch.microbatch_rows {batch.microbatch_rows}.",
+            "The second must divide the first.",
+        )
+
+
+def check_optimizer(optimizer: OptimizerOptions, schedule: ScheduleOptions, model: ModelOptions) -> None:
+    """Update rule, schedule and dtypes belong together."""
+    check_positive(
+        optimizer__learning_rate=optimizer.learning_rate,
+        optimizer__eps=optimizer.eps,
+        optimizer__clip_norm=optimizer.clip_norm,
+        schedule__epochs=schedule.epochs,
+        schedule__max_steps=schedule.max_steps,
+        schedule__log_every=schedule.log_every,
+        schedule__keep_last=schedule.keep_last,
+    )
+    if optimizer.gradient_dtype == "bfloat16" and model.compute_dtype != "bfloat16":
+        refuse(
+            f"optimizer.gradient_dtype is bfloat16 and model.compute_dtype {model.compute_dtype}.",
+            "Gradients cannot be finer stored than computed, nor coarser without loss: give both the same dtype.",
+        )
+    if not 0 <= optimizer.warmup_ratio < 1:
+        refuse(f"optimizer.warmup_ratio is {optimizer.warmup_ratio}.", "It is a share of all steps: 0 <= ratio < 1.")
+    adamw_only = ("b1", "b2", "weight_decay", "first_moment_dtype")
+    default = OptimizerOptions()
+    set_here = [
+        f"{name} {getattr(optimizer, name)}"
+        for name in adamw_only
+        if getattr(optimizer, name) != getattr(default, name)
+    ]
+    if optimizer.name == "rmsprop" and set_here:
+        refuse(
+            f"optimizer.name is `rmsprop` with {' and '.join(set_here)}.",
+            "RMSprop has none of these; leave them at their defaults or use `adamw`.",
+        )
+
+
+def check_dpo(dpo: DpoOptions) -> None:
+    """The loss and its constants belong together."""
+    check_positive(dpo__beta=dpo.beta)
+    if not 0 <= dpo.label_smoothing < 0.5:
+        refuse(f"dpo.label_smoothing is {dpo.label_smoothing}.", "It must be at least 0 and below 0.5.")
+    if dpo.label_smoothing and dpo.loss not in ("sigmoid", "robust"):
+        refuse(
+            f"dpo.label_smoothing is {dpo.label_smoothing} with dpo.loss `{dpo.loss}`.",
+            "Only `sigmoid` and `robust` smooth labels; set it to 0 or change the loss.",
+        )
+    if dpo.sft_weight < 0:
+        refuse(f"dpo.sft_weight is {dpo.sft_weight}.", "It must not be negative.")
