@@ -598,6 +598,11 @@ def negative_seed(desk: Desk) -> Words:
     return desk.sft("--seed", -1)
 
 
+@mistake("optimizer.gradient_dtype is bfloat16", "model.compute_dtype float32", "give both the same")
+def gradients_coarser_than_the_computation(desk: Desk) -> Words:
+    return desk.sft("--optimizer.gradient_dtype", "bfloat16")
+
+
 @mistake("model.logprob_chunk", "0")
 def empty_chunks(desk: Desk) -> Words:
     return desk.sft("--model.logprob_chunk", 0)

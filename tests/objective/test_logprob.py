@@ -13,6 +13,7 @@ from zephyr_jax.batch import TokenBatch
 from zephyr_jax.checkpoint.source import abstract_of, find_model
 from zephyr_jax.config import MeshOptions, ModelOptions
 from zephyr_jax.objective.logprob import SegmentLogProb, sequence_logprob
+from zephyr_jax.objective.token_logprob import Chunking
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.rules import Rules
 
@@ -71,6 +72,16 @@ def test_chunk_size_changes_nothing(gqa: Loaded, chunk: int) -> None:
     np.testing.assert_allclose(found.sum[0], alone(gqa), atol=2e-5)
 
 
+def test_rows_of_a_device_share_chunks(gqa: Loaded) -> None:
+    """Rows of a device lie end to end with their targets in front: sums find their way back to row and segment."""
+    a, b, c, d = random_segments(SIZES)
+    batch = packed_rows([[a, b], [c], [d]], 48)
+    whole = score(gqa, packed_rows([[a], [b], [c], [d]], 48), segments=1, chunk=48).sum[:, 0]
+    found = score(gqa, batch, segments=2, chunk=8)
+    np.testing.assert_allclose([*found.sum[0], found.sum[1, 0], found.sum[2, 0]], whole, atol=2e-5)
+    np.testing.assert_array_equal(found.number, [[6, 11], [3, 0], [8, 0]])
+
+
 def test_pad_and_eos_may_be_one_id(gqa: Loaded) -> None:
     """Whatever tokens stand in padding, and whatever id padding has, nothing changes: masks are data."""
     batch = packed_rows([random_segments(SIZES)], 48)
@@ -114,11 +125,18 @@ MESHES = {
 }
 
 
+@pytest.mark.parametrize("columns", [12, 48], ids=["split vocabulary", "split rows"])
 @pytest.mark.parametrize("name", [*MESHES, "2x2x2 permuted"])
-def test_meshes_change_nothing(golden: Path, name: str) -> None:
-    """Loss and every gradient equal those of one device, on each mesh and under a permutation of its devices."""
-    segments = random_segments([9, 14, 6, 11, 7, 20, 8, 5, 13, 10, 4, 12, 16, 9, 7, 6])
-    batch = packed_rows([segments[2 * row : 2 * row + 2] for row in range(8)], 32)
+def test_meshes_change_nothing(golden: Path, name: str, columns: int) -> None:
+    """Loss and every gradient equal those of one device, on each mesh and under a permutation of its devices, whether a
+    device scores its own rows or its own part of the vocabulary (which is what sends less for short rows)."""
+    sizes = [9, 14, 6, 11, 7, 20, 8, 5, 13, 10, 4, 12, 16, 9, 7, 6] if columns == 48 else [12] * 8
+    segments = random_segments(sizes)
+    each = len(sizes) // 8
+    batch = packed_rows([segments[each * row : each * row + each] for row in range(8)], columns)
+    mesh = make_mesh(MESHES[name.split()[0]], jax.devices())
+    chosen = Chunking.choose(8, False, Rules(mesh), 8 * columns, 96)
+    assert chosen.split_vocab == (columns == 12 and mesh.shape["fsdp"] > 1)
     expected, expected_gradient = loss_and_gradient(load(golden / "models" / "gqa"), batch)
     devices = jax.devices()
     if name.endswith("permuted"):

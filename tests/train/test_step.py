@@ -66,6 +66,27 @@ def test_microbatches_equal_one_big_batch_in_pairs(gqa: Loaded) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), whole, parts)
 
 
+def test_bfloat16_gradients_lose_nothing_but_storage(golden: Path) -> None:
+    """Same loss to the last bit; gradients differ from float32 ones by bfloat16's rounding; sums over microbatches and
+    norms' gradients are float32."""
+    loaded = load(golden / "models" / "gqa", dtype="bfloat16")
+    objective = sft_objective(loaded.model.definition, 2, 16)
+    batch = uneven_rows()
+
+    def gradient(dtype: str, microbatches: int):
+        return accumulate(objective, loaded.parameters, split(batch, microbatches), loaded.model.shardings, dtype)
+
+    wide, metrics = gradient("float32", 1)
+    narrow, narrow_metrics = gradient("bfloat16", 1)
+    assert metrics["loss"].sum == narrow_metrics["loss"].sum
+    assert jax.tree.structure(narrow) == jax.tree.structure(loaded.parameters)
+    assert {leaf.dtype for leaf in jax.tree.leaves(wide)} == {jnp.dtype("float32")}
+    assert narrow["embedding"].dtype == narrow["decoder"]["attention"]["query"].dtype == jnp.bfloat16
+    assert narrow["norm"].dtype == narrow["decoder"]["attention"]["norm"].dtype == jnp.float32
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b.astype(jnp.float32), rtol=2**-8, atol=1e-6), wide, narrow)
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradient("bfloat16", 2)[0])} == {jnp.dtype("float32")}
+
+
 def test_one_step_moves_state_and_gives_buffers_away(gqa: Loaded) -> None:
     """The logged learning rate is that of the step; the old state's arrays are donated."""
     options = OptimizerOptions(learning_rate=1e-2, warmup_ratio=0.5)

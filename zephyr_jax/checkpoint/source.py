@@ -76,13 +76,19 @@ def find_model(options: ModelOptions) -> ModelSource:
     return ModelSource(options.path, folder, run, step, config, shape)
 
 
-def abstract_of(shape: ModelShape, options: ModelOptions, rules: Rules, longest: int | None = None) -> AbstractModel:
-    """The model as it will lie on the mesh; `longest` bounds the segments of packed rows.
+def abstract_of(shape: ModelShape, options: ModelOptions, rules: Rules) -> AbstractModel:
+    """The model as it will lie on the mesh.
 
     Raises InputError when a dimension does not divide into the mesh.
     """
     on_tpu = rules.mesh.devices.flat[0].platform == "tpu"
-    compute = Compute(jnp.dtype(options.compute_dtype), options.remat, rules, longest, "splash" if on_tpu else "xla")
+    compute = Compute(
+        dtype=jnp.dtype(options.compute_dtype),
+        remat=options.remat,
+        placement=rules,
+        keep_logits=options.keep_logits,
+        kernel="splash" if on_tpu else "xla",
+    )
     definition, state = abstract_model(shape, compute)
     shardings = parameter_shardings(state, rules)
     parameters = jax.tree.map(

@@ -82,7 +82,7 @@ def _tokenizer_texts() -> list[str]:
 def write_untrained(folder: Path) -> None:
     """A Hugging Face folder with random weights and the tokenizer."""
     shape = shape_from_hf(CONFIG)
-    model = Mistral(shape, Compute(jnp.dtype("float32")), nnx.Rngs(0))
+    model = Mistral(shape, Compute(dtype=jnp.dtype("float32")), nnx.Rngs(0))
     parameters = nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

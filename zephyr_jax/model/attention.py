@@ -1,4 +1,4 @@
-"""Attention of grouped queries over packed rows or a cache, under one mask rule.
+"""Attention of grouped queries, whole, under the one mask rule; `blockwise` and `splash` do packed rows without whole scores.
 
 Letters: B rows, L queries of a row, S keys, K kv heads, G queries per kv head, N = K * G query heads, H head dim.
 """
@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-_QUERY_BLOCK = 256
-_MASKED = -1e30
+MASKED = -1e30
 
 
 class Where(NamedTuple):
@@ -37,7 +36,7 @@ def attend(q_BLNH: Array, k_BSKH: Array, v_BSKH: Array, query: Where, key: Where
     K = k_BSKH.shape[2]
     q_BKGLH = (q_BLNH * H**-0.5).reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4)
     scores_BKGLS = jnp.einsum("bkglh,bskh->bkgls", q_BKGLH, k_BSKH, preferred_element_type=jnp.float32)
-    bias_BLS = jnp.where(visible(query, key, window), 0.0, _MASKED)
+    bias_BLS = jnp.where(visible(query, key, window), 0.0, MASKED)
     scores_BKGLS += bias_BLS[:, None, None]
     # softmax with the division after the product with v: L x H quotients instead of L x S
     largest_BKGL1 = jax.lax.stop_gradient(jnp.max(scores_BKGLS, axis=-1, keepdims=True))
@@ -48,35 +47,3 @@ def attend(q_BLNH: Array, k_BSKH: Array, v_BSKH: Array, query: Where, key: Where
     )
     out_BKGLH = (mixed_BKGLH / total_BKGL1).astype(q_BLNH.dtype)
     return out_BKGLH.transpose(0, 3, 1, 2, 4).reshape(B, L, N, H)
-
-
-def attend_row(
-    q_BLNH: Array,
-    k_BLKH: Array,
-    v_BLKH: Array,
-    where: Where,
-    window: int | None,
-    longest: int | None = None,
-    recompute: bool = True,
-) -> Array:
-    """`attend` of rows to themselves, a block of queries at a time, so that scores never hold a whole L x L.
-
-    Inside a row, positions grow with the column, so a block of queries needs no key to its right, nor any more than a
-    window, or the `longest` segment, to its left. With `recompute` the backward pass makes each block's scores anew.
-    Barriers chain the blocks: were they independent, a compiler might run them at once and hold the scores of all.
-    """
-    L = q_BLNH.shape[1]
-    if L <= _QUERY_BLOCK:
-        return attend(q_BLNH, k_BLKH, v_BLKH, where, where, window)
-    block_attend = jax.checkpoint(attend, static_argnums=(5,)) if recompute else attend
-    reach = min(window or L, longest or L)
-    blocks: list[Array] = []
-    for start in range(0, L, _QUERY_BLOCK):
-        stop = min(start + _QUERY_BLOCK, L)
-        first = max(0, start - reach + 1)
-        queries, keys = slice(start, stop), slice(first, stop)
-        query, key = (Where(where.segments[:, part], where.positions[:, part]) for part in (queries, keys))
-        if blocks:
-            q_BLNH, k_BLKH, blocks[-1] = jax.lax.optimization_barrier((q_BLNH, k_BLKH, blocks[-1]))
-        blocks.append(block_attend(q_BLNH[:, queries], k_BLKH[:, keys], v_BLKH[:, keys], query, key, window))
-    return jnp.concatenate(blocks, axis=1)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from zephyr_jax.model.linear import linear
 from zephyr_jax.model.shape import ModelShape
 
 type Axes = tuple[str | None, ...]
@@ -23,6 +24,9 @@ class Placement(Protocol):
 
     def constrain(self, x: Array, *axes: str | None) -> Array:
         """Pin an array to logical axes: constrain(x_BLD, "batch", "length", "model")."""
+
+    def parts(self, axis: str) -> int:
+        """Number of parts that a logical axis is split into."""
 
     def per_device(
         self, function: Callable[..., Array], inputs: tuple[Axes, ...], output: Axes
@@ -37,6 +41,10 @@ class SingleDevice:
     def constrain(self, x: Array, *axes: str | None) -> Array:
         """The identity."""
         return x
+
+    def parts(self, axis: str) -> int:
+        """One."""
+        return 1
 
     def per_device(
         self, function: Callable[..., Array], inputs: tuple[Axes, ...], output: Axes
@@ -88,14 +96,14 @@ class AttentionWeights(nnx.Module):
     def project(self, x_BLD: Array, cosine: Array, sine: Array) -> tuple[Array, Array, Array]:
         """Rotated queries [B, L, N, H] and keys, and values, [B, L, K, H]."""
         dtype = x_BLD.dtype
-        q_BLNH = jnp.einsum("bld,dnh->blnh", x_BLD, self.query[...].astype(dtype))
-        k_BLKH = jnp.einsum("bld,dkh->blkh", x_BLD, self.key[...].astype(dtype))
-        v_BLKH = jnp.einsum("bld,dkh->blkh", x_BLD, self.value[...].astype(dtype))
+        q_BLNH = linear(x_BLD, self.query[...].astype(dtype))
+        k_BLKH = linear(x_BLD, self.key[...].astype(dtype))
+        v_BLKH = linear(x_BLD, self.value[...].astype(dtype))
         return rotate(q_BLNH, cosine, sine), rotate(k_BLKH, cosine, sine), v_BLKH
 
     def merge(self, x_BLNH: Array) -> Array:
         """Output projection [B, L, D]."""
-        return jnp.einsum("blnh,nhd->bld", x_BLNH, self.output[...].astype(x_BLNH.dtype))
+        return linear(x_BLNH, self.output[...].astype(x_BLNH.dtype), 2)
 
 
 class FeedForwardWeights(nnx.Module):
@@ -110,6 +118,6 @@ class FeedForwardWeights(nnx.Module):
 
     def __call__(self, x_BLD: Array, placement: Placement) -> Array:
         dtype = x_BLD.dtype
-        gate_BLF = jax.nn.silu(x_BLD @ self.gate[...].astype(dtype))
-        hidden_BLF = placement.constrain(gate_BLF * (x_BLD @ self.up[...].astype(dtype)), "batch", "length", "mlp")
-        return hidden_BLF @ self.down[...].astype(dtype)
+        gate_BLF = jax.nn.silu(linear(x_BLD, self.gate[...].astype(dtype)))
+        hidden_BLF = placement.constrain(gate_BLF * linear(x_BLD, self.up[...].astype(dtype)), "batch", "length", "mlp")
+        return linear(hidden_BLF, self.down[...].astype(dtype))

@@ -1,6 +1,6 @@
 """The one sequence log-probability: SFT, DPO, evaluation and the reference pass all call `sequence_logprob`.
 
-Letters: B rows, L row length, C target tokens of a row per chunk, S segments of a row, D model, V vocab.
+Letters: B rows, L row length, S segments of a row, D model, V vocab; R devices along the batch, M columns of each.
 The shift by one lives here and nowhere else: token t is predicted by the hidden state at t - 1.
 """
 
@@ -15,10 +15,11 @@ from jax import Array
 from zephyr_jax.batch import TokenBatch
 from zephyr_jax.model.attention import Where
 from zephyr_jax.model.mistral import Mistral
+from zephyr_jax.objective.token_logprob import Chunking, token_logprob
 
 type Parameters = dict[str, Any]
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the arithmetic changes; part of a reference table's identity."""
 
 
@@ -37,46 +38,40 @@ def sequence_logprob(
 ) -> SegmentLogProb:
     """Log-prob sums and counts of segments 1 ... `segments` of each row, in float32.
 
-    Only target tokens meet the unembedding, `chunk` of a row at a time, and the backward pass recomputes their
-    logits: neither direction ever holds [B, L, V].
+    Only target tokens meet the unembedding, `chunk` of a device at a time, and unless the model keeps logits the backward
+    pass makes them again: neither direction ever holds [B, L, V].
     """
     model = nnx.merge(definition, parameters)
     hidden_BLD = model(batch.tokens, Where(batch.segments, batch.positions))
     # Column t - 1 predicts token t: from here on, column l speaks of token l + 1, and the last column of none.
     next_BL = jnp.roll(batch.tokens, -1, axis=1)
     wanted_BL = jnp.roll(batch.targets, -1, axis=1).at[:, -1].set(False)
-    front_BL = jnp.argsort(~wanted_BL, axis=1, stable=True)
-    logprob_BL = _token_logprob(model, hidden_BLD, next_BL, wanted_BL, front_BL, chunk)
-    owner_BL = jnp.take_along_axis(batch.segments, front_BL, axis=1)
-    wanted_BL = jnp.take_along_axis(wanted_BL, front_BL, axis=1)
-    member_BLS = (owner_BL[..., None] == jnp.arange(1, segments + 1)) & wanted_BL[..., None]
+    logprob_BL = _logprob(model, hidden_BLD, next_BL, wanted_BL, chunk)
+    member_BLS = (batch.segments[..., None] == jnp.arange(1, segments + 1)) & wanted_BL[..., None]
     sum_BS = jnp.sum(jnp.where(member_BLS, logprob_BL[..., None], 0.0), axis=1)
     return SegmentLogProb(sum_BS, jnp.sum(member_BLS, axis=1, dtype=jnp.float32))
 
 
-def _token_logprob(
-    model: Mistral, hidden_BLD: Array, next_BL: Array, wanted_BL: Array, front_BL: Array, chunk: int
-) -> Array:
-    """float32 [B, L] log-probs in the order `front` (targets first); 0 in the columns after the last target."""
-    B, L = next_BL.shape
-    chunk = min(chunk, L)
-    columns = -(-L // chunk) * chunk
-    constrain = model.compute.placement.constrain
+def _logprob(model: Mistral, hidden_BLD: Array, next_BL: Array, wanted_BL: Array, chunk: int) -> Array:
+    """float32 [B, L] log-probs of the wanted tokens, 0 elsewhere.
+
+    Each device lays its rows end to end (R rows of M columns: one a device) and brings the wanted columns to the front,
+    so that all chunks but one hold targets only, and the others are skipped.
+    """
+    placement = model.compute.placement
+    R = placement.parts("batch")
+
+    def fold(x: Array) -> Array:
+        x = x.reshape(R, -1, *x.shape[2:])
+        return placement.constrain(x, "batch", *[None] * (x.ndim - 1))
+
+    hidden_RMD, next_RM, wanted_RM = fold(hidden_BLD), fold(next_BL), fold(wanted_BL)
+    front_RM = jnp.argsort(~wanted_RM, axis=1, stable=True)
+    hidden_RMD = jnp.take_along_axis(hidden_RMD, front_RM[..., None], axis=1)
+    next_RM, wanted_RM = (jnp.take_along_axis(x, front_RM, axis=1) for x in (next_RM, wanted_RM))
+    columns = min(chunk, front_RM.shape[1])
+    chunking = Chunking.choose(columns, model.compute.keep_logits, placement, front_RM.size, model.shape.vocab)
     unembedding_DV = model.unembedding_DV.astype(hidden_BLD.dtype)
-
-    @jax.checkpoint
-    def score(front_BC: Array) -> Array:
-        x_BCD = constrain(jnp.take_along_axis(hidden_BLD, front_BC[..., None], axis=1), "batch", "length", "model")
-        logits_BCV = jnp.einsum("bcd,dv->bcv", x_BCD, unembedding_DV, preferred_element_type=jnp.float32)
-        logits_BCV = constrain(logits_BCV, "batch", "length", "vocab")
-        next_BC1 = jnp.take_along_axis(next_BL, front_BC, axis=1)[..., None]
-        chosen_BC = jnp.take_along_axis(logits_BCV, next_BC1, axis=-1)[..., 0]
-        return chosen_BC - jax.nn.logsumexp(logits_BCV, axis=-1)
-
-    def step(_: None, front_BC: Array) -> tuple[None, Array]:
-        any_wanted = jnp.any(jnp.take_along_axis(wanted_BL, front_BC, axis=1))
-        return None, jax.lax.cond(any_wanted, score, lambda front: jnp.zeros(front.shape, jnp.float32), front_BC)
-
-    padded = jnp.pad(front_BL, ((0, 0), (0, columns - L)), constant_values=L - 1)  # column L - 1 is never wanted
-    _, logprob = jax.lax.scan(step, None, padded.reshape(B, -1, chunk).swapaxes(0, 1))
-    return logprob.swapaxes(0, 1).reshape(B, columns)[:, :L]
+    logprob_RM = token_logprob(hidden_RMD, unembedding_DV, next_RM, wanted_RM, chunking)
+    back_RM = jnp.argsort(front_RM, axis=1)
+    return jnp.take_along_axis(logprob_RM, back_RM, axis=1).reshape(next_BL.shape)

@@ -21,6 +21,9 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
     "length": None,
     "model": None,
+    # look-up and loss, where devices that share one copy of the weights work on each other's rows
+    "copy": "data",
+    "split_vocab": ("fsdp", "tensor"),
     # weights
     "layers": None,
     "norm": None,
@@ -62,7 +65,7 @@ class Rules:
             function, mesh=self.mesh, in_specs=specs, out_specs=self.sharding(*output).spec, check_vma=False
         )
 
-    def size(self, axis: str) -> int:
+    def parts(self, axis: str) -> int:
         """Number of parts that a logical axis is split into."""
         mesh_axes = RULES[axis] or ()
         names = (mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes
@@ -73,7 +76,7 @@ class Rules:
 
     def check_divides(self, axis: str, number: int, what: str) -> None:
         """Raise InputError unless `number` divides into the parts of `axis`."""
-        parts = self.size(axis)
+        parts = self.parts(axis)
         if number % parts:
             raise InputError(
                 f"{what} is {number}, and the mesh splits `{axis}` into {parts} parts "

@@ -21,7 +21,7 @@ def dpo(config: DpoConfig, command: str = "zephyr-jax reference, with the argume
     """
     run = runs.open_run(config)
     splits = preference_splits(config, run.tokenizer)
-    model = abstract_of(run.source.shape, config.model, run.rules, config.data.max_length)
+    model = abstract_of(run.source.shape, config.model, run.rules)
     load = partial(load_weights, run.source, model)
     if run.start:  # the policy has moved on; the reference is the one that the run started with
         table_identity = Identity(**run.progress["identity"]["reference"])

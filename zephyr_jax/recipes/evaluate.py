@@ -39,7 +39,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     read = load_preferences if pairs else load_conversations
     examples = read(config.data, tokenizer, config.data.path, config.data.split)
     plan = plan_evaluation(examples.lengths, config.data, config.rows)
-    model = abstract_of(source.shape, config.model, rules, config.data.max_length)
+    model = abstract_of(source.shape, config.model, rules)
     parameters = load_weights(source, model)
 
     sums = None

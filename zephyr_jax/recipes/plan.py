@@ -116,7 +116,7 @@ def plan(config: PlanConfig) -> Plan:
     rows = microbatch_rows(config)
     rules.check_divides("batch", rows, "batch.microbatch_rows (or batch.rows)")
     shape = _shape(config)
-    model = abstract_of(shape, config.model, rules, config.data.max_length)
+    model = abstract_of(shape, config.model, rules)
     start = time.perf_counter()
     try:
         compiled = _lower(config, model, rules, rows).compile()
@@ -168,7 +168,8 @@ def _lower(config: PlanConfig, model: AbstractModel, rules: Rules, rows: int) ->
         objective = sft_objective(model.definition, _SEGMENTS, chunk)
     optimizer = make_optimizer(config.optimizer, 1000)
     shardings = state_shardings(model.parameters, model.shardings, optimizer, rules)
-    step = make_step(objective, optimizer, learning_rate(config.optimizer, 1000), shardings)
+    rate = learning_rate(config.optimizer, 1000)
+    step = make_step(objective, optimizer, rate, shardings, config.optimizer.gradient_dtype)
     state = abstract_state(model.parameters, optimizer, shardings)
     return step.trace(state, batch).lower(lowering_platforms=("tpu",))
 

@@ -40,7 +40,7 @@ def reference(config: DpoConfig) -> Filled:
     source = find_model(config.model)
     tokenizer = open_tokenizer(source, config.data)
     splits = preference_splits(config, tokenizer)
-    model = abstract_of(source.shape, config.model, rules, config.data.max_length)
+    model = abstract_of(source.shape, config.model, rules)
     parameters = load_weights(source, model)
 
     table = ReferenceTable(Path(config.reference), identity_of(config, tokenizer, weights_fingerprint(parameters)))

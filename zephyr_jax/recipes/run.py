@@ -199,7 +199,8 @@ def fit(
         checkpoints.save(step, state.parameters, (state.step, state.optimizer), progress, metrics)
 
     evaluate = make_evaluation(objective, lambda: _placed(evaluation, run.rules)) if evaluation else None
-    step = make_step(objective, optimizer, learning_rate(config.optimizer, total), shardings)
+    rate = learning_rate(config.optimizer, total)
+    step = make_step(objective, optimizer, rate, shardings, config.optimizer.gradient_dtype)
     placed = (place_batch(run.rules, batch, rows) for batch in batches)
     try:
         return Loop(step, placed, evaluate, save, reporter, config.schedule, total).run(state, run.start)

@@ -18,7 +18,7 @@ def sft(config: SftConfig) -> Path:
     evaluation = held_out and runs.evaluation_split(config, load_conversations(config.data, run.tokenizer, *held_out))
     training, evaluation = runs.align(runs.training_split(config, examples), evaluation or None)
 
-    model = abstract_of(run.source.shape, config.model, run.rules, config.data.max_length)
+    model = abstract_of(run.source.shape, config.model, run.rules)
     load = partial(load_weights, run.source, model)
     objective = sft_objective(model.definition, training.plan.examples_per_row, config.model.logprob_chunk)
     identity = {"tokenizer": run.tokenizer.fingerprint, "data": runs.data_identity(examples)}

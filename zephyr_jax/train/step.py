@@ -5,6 +5,7 @@ tokens or pairs fall on them, and the logged loss is the loss that was optimised
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jax import Array
 
 from zephyr_jax.batch import token_rows
 from zephyr_jax.mean import Mean
+from zephyr_jax.model.tap import Tapped, taps
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.train.state import TrainState
 
@@ -24,13 +26,21 @@ type Step = Any
 
 
 def make_step(
-    objective: Objective, optimizer: optax.GradientTransformation, rate: optax.Schedule, shardings: TrainState
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    rate: optax.Schedule,
+    shardings: TrainState,
+    gradient_dtype: str = "float32",
 ) -> Step:
-    """Jitted (state, batch [A, B, ...]) -> (next state, metrics); the old state's buffers are given to the new one."""
+    """Jitted (state, batch [A, B, ...]) -> (next state, metrics); the old state's buffers are given to the new one.
+
+    `gradient_dtype` is what the backward pass of a microbatch leaves in memory. Sums over microbatches and all that
+    follows are float32.
+    """
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        totals, metrics = accumulate(objective, state.parameters, batch, shardings.parameters)
-        gradients = jax.tree.map(lambda total: total / metrics["loss"].weight, totals)
+        totals, metrics = accumulate(objective, state.parameters, batch, shardings.parameters, gradient_dtype)
+        gradients = jax.tree.map(lambda total: total.astype(jnp.float32) / metrics["loss"].weight, totals)
         updates, moments = optimizer.update(gradients, state.optimizer, state.parameters)
         one = jnp.float32(1)
         metrics["grad_norm"] = Mean(optax.tree.norm(gradients), one)
@@ -41,34 +51,40 @@ def make_step(
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def accumulate(objective: Objective, parameters: Parameters, batch: Any, shardings: Any) -> tuple[Parameters, Metrics]:
+def accumulate(
+    objective: Objective, parameters: Parameters, batch: Any, shardings: Any, gradient_dtype: str = "float32"
+) -> tuple[Parameters, Metrics]:
     """Gradient of the loss's sum over all microbatches (not yet divided), and all metrics, `loss` among them.
 
-    Gradients are pinned to the shardings of their weights, so that no device ever holds more than its part.
+    Gradients are pinned to the shardings of their weights, so that no device ever holds more than its part. With one
+    microbatch they come in `gradient_dtype`, else as a float32 sum.
     """
+    tapped = partial(jax.tree.map, Tapped, parameters)
 
     def loss_sum(parameters: Parameters, microbatch: Any) -> tuple[Array, Metrics]:
         loss, metrics = objective(parameters, microbatch)
         return loss.sum, {"loss": loss, **metrics, **_counts(microbatch)}
 
-    def gradient(parameters: Parameters, microbatch: Any) -> tuple[Parameters, Metrics]:
-        gradients, metrics = jax.grad(loss_sum, has_aux=True)(parameters, microbatch)
+    def gradient(microbatch: Any) -> tuple[Parameters, Metrics]:
+        at = taps(parameters, gradient_dtype)
+        gradients, metrics = jax.grad(lambda at: loss_sum(tapped(at), microbatch), has_aux=True)(at)
         return jax.lax.with_sharding_constraint(gradients, shardings), metrics
 
     microbatches = token_rows(batch).tokens.shape[0]
     first = jax.tree.map(lambda leaf: leaf[0], batch)
     if microbatches == 1:
-        return gradient(parameters, first)
+        return gradient(first)
 
     def add(total: tuple[Parameters, Metrics], microbatch: Any) -> tuple[Parameters, Metrics]:
-        return jax.tree.map(jnp.add, total, gradient(parameters, microbatch))
+        return jax.tree.map(jnp.add, total, gradient(microbatch))
 
     def body(total: tuple[Parameters, Metrics], microbatch: Any) -> tuple[tuple[Parameters, Metrics], None]:
         present = jnp.any(token_rows(microbatch).segments > 0)  # the last ones of a small step may be empty
         return jax.lax.cond(present, add, lambda total, _: total, total, microbatch), None
 
-    shapes = jax.eval_shape(gradient, parameters, first)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    shapes = jax.eval_shape(gradient, first)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shapes)
+    zeros = jax.lax.with_sharding_constraint(zeros[0], shardings), zeros[1]
     return jax.lax.scan(body, zeros, batch)[0]
 
 
