@@ -40,7 +40,7 @@ SHAPE = ModelShape(
 )
 ROW_LENGTH = {"dpo": 2048, "sft": 1024}
 ROWS = {"dpo": 4, "sft": 4}
-CHUNK = 128
+CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def make_batches(mode: str, steps: int, seed: int) -> tuple[BatchSource, Plan, l
 
 def make_trainer(mode: str, plan: Plan, rules: Rules) -> tuple[Any, Any]:
     """The project's step and its first state, float32, nothing rematerialised."""
-    compute = Compute(jnp.dtype("float32"), "none", rules, w.MAX_LENGTH)
+    compute = Compute(dtype=jnp.dtype("float32"), remat="none", placement=rules, keep_logits=True)
     definition, abstract = abstract_model(SHAPE, compute)
     shardings = parameter_shardings(abstract, rules)
 

@@ -9,6 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}  # large pages for large host arrays: a tenth faster on CPUs
 CARDS=${CARDS:-configs/zephyr-7b-beta}          # what to run: a folder with sft.yaml and dpo.yaml
 OUT=${OUT:-runs/zephyr-7b}                      # where everything goes
 
