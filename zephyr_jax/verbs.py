@@ -95,8 +95,10 @@ class PlanConfig(DpoConfig):
 
     topology: str = "v5e:2x4"
     """Chips to plan for: kind and grid, such as v5e:2x4, v5e:4x4, v6e:2x4, v5p:2x2x1."""
-    step: Literal["sft", "dpo", "reference"] | None = None
+    step: Literal["sft", "dpo", "reference", "generate"] | None = None
     """What to compile; default: `dpo` where the card names a reference table, else `sft`."""
+    fit: bool = False
+    """Search the fastest settings that fit: rows of a microbatch, remat, mesh, and dtypes of gradients and moments."""
     shape: Literal["mistral-7b"] | None = None
     """Plan for this model's sizes; default: those of the folder model.path, or Mistral-7B's (and it is said) when that is no
     folder here. Nothing is downloaded."""
@@ -108,6 +110,8 @@ class PlanConfig(DpoConfig):
         check_batch(self.batch)
         check_optimizer(self.optimizer, self.schedule, self.model)
         check_dpo(self.dpo)
+        if self.fit and self.planned_step not in ("sft", "dpo"):
+            refuse(f"`fit` is on for the {self.planned_step} step.", "It searches training steps: plan sft or dpo.")
 
     @property
     def planned_step(self) -> str:

@@ -72,3 +72,49 @@ def shape_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
         '"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 128, "vocab_size": 1024, "rms_norm_eps": 1e-5}'
     )
     return folder
+
+
+def test_generation_is_planned_too(shape_only: Path) -> None:
+    """The decoding loop compiles, and gathering all weights for every token is called what it is."""
+    words = ("--config", f"{CARDS}/dpo.yaml", "--step", "generate", "--model.path", str(shape_only), *COMMON)
+    said = plan(*words, "--data.max_prompt_length", "128")
+    assert said.returncode == 0, said.stderr
+    assert "answers that fill up 512" in said.stdout
+    assert "--mesh.fsdp 1 --mesh.tensor -1" in said.stdout
+
+
+def test_fit_prints_what_to_paste_and_the_pasted_fits(shape_only: Path) -> None:
+    """The search ends with overrides; the same command with them in place of --fit compiles to the same peak."""
+    card = (
+        "--config",
+        f"{CARDS}/sft.yaml",
+        "--model.path",
+        str(shape_only),
+        *COMMON,
+        "--model.compute_dtype",
+        "bfloat16",
+    )
+    said = plan(*card, "--fit", "True")
+    assert said.returncode == 0, said.stderr
+    pasted = plan(*card, *said.stdout.splitlines()[-1].split())
+    assert pasted.returncode == 0, pasted.stderr
+    peaks = [[line for line in each.stdout.splitlines() if line.startswith("| peak")] for each in (said, pasted)]
+    assert peaks[0] == peaks[1] != []
+
+
+def test_what_cannot_fit_says_by_how_much() -> None:
+    """7B in float32 throughout on four small chips: refused by arithmetic or compiler, with what would help."""
+    said = plan(
+        "--config", f"{CARDS}/dpo.yaml", "--model.path", "nobody/nothing", "--topology", "v5e:2x2", "--fit", "True"
+    )
+    assert said.returncode == 2
+    assert "Nothing that was tried fits v5e:2x2 (4 chips)" in said.stderr
+    assert "larger topology" in said.stderr
+
+
+def test_fit_is_for_training(shape_only: Path) -> None:
+    said = plan(
+        "--config", f"{CARDS}/dpo.yaml", "--step", "reference", "--model.path", str(shape_only), "--fit", "True"
+    )
+    assert said.returncode == 2
+    assert "`fit` is on for the reference step" in said.stderr

@@ -18,13 +18,15 @@ class Chip:
     """GiB that a program may use."""
     flops: float
     """Peak bfloat16 operations a second."""
+    ici: float
+    """Bytes a second over all links to other chips together."""
 
 
 CHIPS = {
-    "v4": Chip(32.0, 275e12),
-    "v5e": Chip(15.75, 197e12),
-    "v5p": Chip(95.0, 459e12),
-    "v6e": Chip(31.25, 918e12),
+    "v4": Chip(32.0, 275e12, 300e9),
+    "v5e": Chip(15.75, 197e12, 200e9),
+    "v5p": Chip(95.0, 459e12, 600e9),
+    "v6e": Chip(31.25, 918e12, 448e9),
 }
 """By the part of a topology's name before the colon. HBM: what the compiler allows (v5e, v6e) or the data sheet says."""
 

@@ -1,6 +1,7 @@
 """`zephyr-jax plan`: compile a card's real step for a TPU topology that is not here, and say what it needs.
 
-Memory is the TPU compiler's own word for the whole program at full depth. Times are arithmetic from the chip's peak.
+Memory is the TPU compiler's own word for the whole program at full depth, and so are the bytes of its collectives. Times are
+arithmetic from those and the chip's published peaks.
 """
 
 import time
@@ -14,10 +15,12 @@ import jax.numpy as jnp
 from zephyr_jax.batch import PairBatch, TokenBatch, token_rows
 from zephyr_jax.checkpoint.source import AbstractModel, abstract_of, find_model
 from zephyr_jax.errors import InputError
+from zephyr_jax.generation.decode import decode
 from zephyr_jax.model.shape import ModelShape
 from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.logprob import sequence_logprob
 from zephyr_jax.objective.sft import sft_objective
+from zephyr_jax.parallel.collectives import Collective, collectives
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.rules import Rules
 from zephyr_jax.parallel.topology import GIB, Chip, chip_of, topology_devices
@@ -28,9 +31,12 @@ from zephyr_jax.train.step import make_step
 from zephyr_jax.verbs import PlanConfig
 
 MISTRAL_7B = ModelShape(32000, 4096, 14336, 32, 32, 8, 128, 1e-5, 1e4, 4096, False, 32768)
-_PAIRS_PER_ROW = 2  # UltraFeedback pairs have about 1,000 tokens, rows 2,048; decides only the accumulation
+PER_ROW = 2  # UltraFeedback pairs have about 1,000 tokens, rows 2,048; decides only the accumulation
 _SEGMENTS = 16
-_MFU = 0.4
+EXAMPLES = {"HuggingFaceH4/ultrachat_200k": 207_865, "HuggingFaceH4/ultrafeedback_binarized": 61_135}
+"""Rows of the training splits that the cards name."""
+TOKENS = {"HuggingFaceH4/ultrachat_200k": 1374, "HuggingFaceH4/ultrafeedback_binarized": 1000}
+"""Mean tokens of an example: 285.7M over 207,865 conversations (the handbook's 1,090 steps); a pair is a guess."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,8 @@ class Plan:
     peak: float
     """GiB a chip at the worst moment."""
     compile_seconds: float
+    wires: tuple[Collective, ...]
+    """What a step sends."""
 
     @property
     def fits(self) -> bool:
@@ -65,48 +73,45 @@ class Plan:
     def flops_per_token(self) -> float:
         """Matmul operations a token: 6 (forward and backward; 2 for the reference pass) a weight, and attention's."""
         shape, length = self.shape, self.config.data.row_length
-        passes = 2 if self.config.planned_step == "reference" else 6
+        passes = 6 if self.config.planned_step in ("sft", "dpo") else 2
         lookup = 0 if shape.tied else shape.vocab * shape.model  # the embedding is looked up, not multiplied
         attention = 2 * shape.layers * shape.heads * shape.head_dim * min(length, self.config.data.max_length) / 2
         return passes * (shape.parameters - lookup + attention)
 
-    def table(self) -> str:
-        """For people: what is compiled, what is estimated, and what to do when it does not fit."""
-        config, chip = self.config, self.chip
-        seconds = self.tokens * self.flops_per_token / (self.chips * chip.flops)
-        left = chip.hbm - self.peak
-        verdict = f"fits, {left:.2f} GiB to spare" if self.fits else f"DOES NOT FIT: {-left:.2f} GiB too much"
-        assumed = [] if config.batch.rows else [f"{_PAIRS_PER_ROW} examples a row (a guess; the data decide)"]
-        if self.shape == MISTRAL_7B and not Path(config.model.path).is_dir():
-            assumed.append("Mistral-7B's sizes, since model.path is no folder here")
-        lines = [
-            f"{config.planned_step} step of {self.shape.parameters / 1e9:.2f}B parameters on {config.topology} "
-            f"({self.chips} chips of {chip.hbm:g} GiB), {self.microbatches} x {self.rows} rows of {config.data.row_length}, "
-            f"moments {config.optimizer.first_moment_dtype} and {config.optimizer.second_moment_dtype}",
-            *[f"assumed: {each}" for each in assumed],
-            "",
-            "| compiled, full depth | GiB a chip |",
-            "|---|---|",
-            f"| arguments (weights, moments, batch) | {self.arguments:.2f} |",
-            f"| temporaries | {self.temporaries:.2f} |",
-            f"| peak | {self.peak:.2f} |",
-            f"| verdict | {verdict} |",
-            "",
-            "| estimated | |",
-            "|---|---|",
-            f"| operations a token | {self.flops_per_token / 1e9:.1f} G |",
-            f"| step at the chips' peak | {seconds:.2f} s |",
-            f"| step at {_MFU:.0%} MFU | {seconds / _MFU:.2f} s |",
-            f"| tokens/s/chip at {_MFU:.0%} MFU | {self.tokens * _MFU / seconds / self.chips:,.0f} |",
-            "",
-            f"compiled in {self.compile_seconds:.0f} s",
-        ]
-        if not self.fits:
-            lines.append(
-                "What helps, most first: a larger topology; --optimizer.first_moment_dtype bfloat16 (and second_); a smaller "
-                "--batch.microbatch_rows; --model.remat full; a smaller --model.logprob_chunk."
-            )
-        return "\n".join(lines)
+    @property
+    def seconds(self) -> float:
+        """Step time at the roofline: matmuls (once more forward under `remat: full`) or wires, whichever takes longer."""
+        return max(self.compute_seconds, self.wire_seconds)
+
+    @property
+    def compute_seconds(self) -> float:
+        """Matmuls at the chips' peak, recomputation included."""
+        again = 8 / 6 if self.config.planned_step in ("sft", "dpo") and self.config.model.remat == "full" else 1
+        return again * self.tokens * self.flops_per_token / (self.chips * self.chip.flops)
+
+    @property
+    def wire_seconds(self) -> float:
+        """Collectives over all links of a chip."""
+        return sum(each.bytes for each in self.wires) / self.chip.ici
+
+    @property
+    def mfu(self) -> float:
+        """Share of the peak that useful operations have at the roofline."""
+        return self.tokens * self.flops_per_token / (self.chips * self.chip.flops * self.seconds)
+
+    @property
+    def steps(self) -> int | None:
+        """Steps of the whole run, where the schedule or a data set that is known says so."""
+        config = self.config
+        if config.schedule.max_steps:
+            return config.schedule.max_steps
+        examples, tokens = EXAMPLES.get(config.data.path), TOKENS.get(config.data.path, 0)
+        if examples is None:
+            return None
+        if config.planned_step == "reference":
+            return -(-examples * tokens // (self.rows * config.data.row_length))
+        each = config.batch.examples or (config.batch.rows or 1) * config.data.row_length / tokens
+        return round(config.schedule.epochs * examples / each)
 
 
 def plan(config: PlanConfig) -> Plan:
@@ -115,7 +120,7 @@ def plan(config: PlanConfig) -> Plan:
     rules = Rules(make_mesh(config.mesh, topology_devices(config.topology)))
     rows = microbatch_rows(config)
     rules.check_divides("batch", rows, "batch.microbatch_rows (or batch.rows)")
-    shape = _shape(config)
+    shape = planned_shape(config)
     model = abstract_of(shape, config.model, rules)
     start = time.perf_counter()
     try:
@@ -134,23 +139,31 @@ def plan(config: PlanConfig) -> Plan:
         memory.temp_size_in_bytes / GIB,
         memory.peak_memory_in_bytes / GIB,
         time.perf_counter() - start,
+        tuple(collectives(compiled.as_text())),
     )
 
 
-def _shape(config: PlanConfig) -> ModelShape:
+def planned_shape(config: PlanConfig) -> ModelShape:
+    """The model's sizes: those of the folder that model.path names, or Mistral-7B's."""
     if config.shape is None and Path(config.model.path).is_dir():
         return find_model(config.model).shape
     return MISTRAL_7B
 
 
 def _microbatches(config: PlanConfig, rows: int) -> int:
-    if config.planned_step == "reference":
+    if config.planned_step in ("reference", "generate"):
         return 1
-    total = config.batch.rows or -(-(config.batch.examples or 1) // _PAIRS_PER_ROW)
-    return -(-total // rows)
+    return -(-total_rows(config) // rows)
+
+
+def total_rows(config: PlanConfig) -> int:
+    """Rows of one optimizer step; a guess where the card counts examples."""
+    return config.batch.rows or -(-(config.batch.examples or 1) // PER_ROW)
 
 
 def _lower(config: PlanConfig, model: AbstractModel, rules: Rules, rows: int) -> Any:
+    if config.planned_step == "generate":
+        return _lower_generate(config, model, rules, rows)
     batch = _abstract_batch(config, rules, rows)
     chunk = config.model.logprob_chunk
     if config.planned_step == "reference":
@@ -172,6 +185,20 @@ def _lower(config: PlanConfig, model: AbstractModel, rules: Rules, rows: int) ->
     step = make_step(objective, optimizer, rate, shardings, config.optimizer.gradient_dtype)
     state = abstract_state(model.parameters, optimizer, shardings)
     return step.trace(state, batch).lower(lowering_platforms=("tpu",))
+
+
+def _lower_generate(config: PlanConfig, model: AbstractModel, rules: Rules, rows: int) -> Any:
+    def array(sizes: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=rules.sharding("batch", *[None] * (len(sizes) - 1)))
+
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    stops = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=rules.sharding(None))
+    new = config.data.row_length - config.data.max_prompt_length
+    traced = decode.trace(
+        model.definition, model.parameters, array((rows, config.data.max_prompt_length), jnp.int32), array((rows,), jnp.int32),
+        array(keys.shape, keys.dtype), stops, new_tokens=new, temperature=0.7, top_p=1.0,
+    )  # fmt: skip
+    return traced.lower(lowering_platforms=("tpu",))
 
 
 def _abstract_batch(config: PlanConfig, rules: Rules, rows: int) -> TokenBatch | PairBatch:

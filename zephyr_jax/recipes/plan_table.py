@@ -1,0 +1,128 @@
+"""A plan in words: what the compiler said, what is arithmetic, what was assumed, and what to do when it does not fit."""
+
+from collections import defaultdict
+from pathlib import Path
+
+from zephyr_jax.parallel.topology import GIB
+from zephyr_jax.recipes.plan import EXAMPLES, MISTRAL_7B, PER_ROW, Plan
+
+_MFU = 0.4
+
+
+def table(plan: Plan) -> str:
+    """Markdown for people."""
+    return "\n".join([_title(plan), *_assumed(plan), "", *_compiled(plan), "", *_estimated(plan), *_advice(plan)])
+
+
+def row(plan: Plan) -> str:
+    """One line of a Markdown table; `HEADER` stands above."""
+    config, optimizer = plan.config, plan.config.optimizer
+    moments = f"{_short(optimizer.first_moment_dtype)}, {_short(optimizer.second_moment_dtype)}"
+    cells = [
+        config.planned_step, config.topology, f"{plan.rows} x {plan.microbatches}", _short(optimizer.gradient_dtype), moments,
+        f"{plan.arguments:.2f}", f"{plan.temporaries:.2f}", f"{plan.peak:.2f}", f"{plan.chip.hbm:g}",
+        f"{_sent(plan) / GIB:.1f}", f"{plan.seconds:.2f}", f"{plan.mfu:.0%}",
+        f"{plan.steps * _seconds(plan) / 3600:.2f}" if plan.steps else "", f"{plan.compile_seconds:.0f}",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+HEADER = (
+    "| step | topology | rows x accumulation | gradients | moments | arguments | temporaries | peak | chip | sent GiB | "
+    "roofline s | MFU there | run h | compile s |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def _title(plan: Plan) -> str:
+    config = plan.config
+    text = (
+        f"{config.planned_step} step of {plan.shape.parameters / 1e9:.2f}B parameters on {config.topology} "
+        f"({plan.chips} chips of {plan.chip.hbm:g} GiB), {plan.microbatches} x {plan.rows} rows of {config.data.row_length}"
+    )
+    if config.planned_step not in ("sft", "dpo"):
+        return text
+    optimizer = config.optimizer
+    moments = f"moments {optimizer.first_moment_dtype} and {optimizer.second_moment_dtype}"
+    return f"{text}, gradients {optimizer.gradient_dtype}, {moments}, remat {config.model.remat}"
+
+
+def _assumed(plan: Plan) -> list[str]:
+    config, assumed = plan.config, []
+    if not config.batch.rows and config.planned_step in ("sft", "dpo"):
+        assumed.append(f"{PER_ROW} examples a row (a guess; the data decide)")
+    if plan.shape == MISTRAL_7B and not Path(config.model.path).is_dir():
+        assumed.append("Mistral-7B's sizes, since model.path is no folder here")
+    if config.planned_step == "generate":
+        assumed.append(
+            f"prompts of {config.data.max_prompt_length} tokens, answers that fill up {config.data.row_length}"
+        )
+    return [f"assumed: {each}" for each in assumed]
+
+
+def _compiled(plan: Plan) -> list[str]:
+    left = plan.chip.hbm - plan.peak
+    verdict = f"fits, {left:.2f} GiB to spare" if plan.fits else f"DOES NOT FIT: {-left:.2f} GiB too much"
+    by_kind: dict[str, float] = defaultdict(float)
+    for each in plan.wires:
+        by_kind[each.kind] += each.bytes
+    return [
+        "| compiled, full depth | GiB a chip |",
+        "|---|---|",
+        f"| arguments (weights, moments, batch) | {plan.arguments:.2f} |",
+        f"| temporaries | {plan.temporaries:.2f} |",
+        f"| peak | {plan.peak:.2f} |",
+        f"| verdict | {verdict} |",
+        *[f"| sent in a step by {kind} | {size / GIB:.1f} |" for kind, size in sorted(by_kind.items())],
+    ]
+
+
+def _estimated(plan: Plan) -> list[str]:
+    useful = _seconds(plan)
+    lines = [
+        "| estimated | |",
+        "|---|---|",
+        f"| operations a token | {plan.flops_per_token / 1e9:.1f} G |",
+        f"| token slots a step | {plan.tokens:,} |",
+        f"| matmuls of a step at peak, recomputation included | {plan.compute_seconds:.2f} s |",
+        f"| wires of a step at peak | {plan.wire_seconds:.2f} s |",
+        f"| step at the roofline (the longer) | {plan.seconds:.2f} s, {plan.mfu:.0%} MFU |",
+    ]
+    if plan.config.planned_step != "generate":
+        lines += [
+            f"| step at {_MFU:.0%} MFU | {useful:.2f} s |",
+            f"| tokens/s/chip at {_MFU:.0%} MFU | {plan.tokens / useful / plan.chips:,.0f} |",
+        ]
+    if plan.steps and plan.config.planned_step != "generate":
+        hours = plan.steps * useful / 3600
+        examples = EXAMPLES.get(plan.config.data.path)
+        known = f" ({examples:,} examples)" if examples else ""
+        lines.append(
+            f"| whole run{known}: {plan.steps:,} steps at {_MFU:.0%} MFU | {hours:.1f} h, {hours * plan.chips:,.0f} chip-hours |"
+        )
+    return [*lines, "", f"compiled in {plan.compile_seconds:.0f} s"]
+
+
+def _advice(plan: Plan) -> list[str]:
+    if plan.config.planned_step == "generate" and plan.wire_seconds > plan.compute_seconds:
+        return [
+            "Every new token gathers all weights over `fsdp`: generate with --mesh.fsdp 1 --mesh.tensor -1 instead."
+        ]
+    if plan.fits:
+        return []
+    return [
+        "What helps, most first: a larger topology; --optimizer.gradient_dtype and first_moment_dtype bfloat16; a smaller "
+        "--batch.microbatch_rows; --model.remat full; a smaller --model.logprob_chunk. `--fit true` searches."
+    ]
+
+
+def _seconds(plan: Plan) -> float:
+    """Step time at the MFU that a good run has."""
+    return plan.tokens * plan.flops_per_token / (plan.chips * plan.chip.flops * _MFU)
+
+
+def _sent(plan: Plan) -> float:
+    return sum(each.bytes for each in plan.wires)
+
+
+def _short(dtype: str) -> str:
+    return {"bfloat16": "bf16", "float32": "f32"}[dtype]
