@@ -87,7 +87,11 @@ def _take_card(words: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _stop(message: str, code: int) -> None:
-    print(message, file=sys.stderr)
+    print(message, file=sys.stderr, flush=True)
+    if "zephyr_jax.parallel.hosts" in sys.modules:
+        from zephyr_jax.parallel.hosts import stop_all
+
+        stop_all(message, code)
     raise SystemExit(code)
 
 
@@ -167,10 +171,19 @@ def _demo() -> tuple[type, Callable[[Any, str], None]]:
 def _plan() -> tuple[type, Callable[[Any, str], None]]:
     os.environ["JAX_PLATFORMS"] = "cpu"  # the chips are on paper
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    from zephyr_jax.recipes.fit import fit, report
     from zephyr_jax.recipes.plan import plan
+    from zephyr_jax.recipes.plan_table import table
     from zephyr_jax.verbs import PlanConfig
 
-    return PlanConfig, lambda config, _: print(plan(config).table())
+    def run(config: PlanConfig, _: str) -> None:
+        if not config.fit:
+            print(table(plan(config)))
+            return
+        found, candidate, tried = fit(config)
+        print(f"{table(found)}\n\n{report(found, candidate, tried)}")
+
+    return PlanConfig, run
 
 
 VERBS = {

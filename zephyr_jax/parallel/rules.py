@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from zephyr_jax.config import MeshOptions
 from zephyr_jax.errors import InputError
+from zephyr_jax.parallel.hosts import join_hosts
 from zephyr_jax.parallel.mesh import emulate_devices, make_mesh
 
 type Axes = tuple[str | None, ...]
@@ -86,8 +87,9 @@ class Rules:
 
 
 def open_rules(options: MeshOptions) -> Rules:
-    """Emulate devices where asked, and apply the table to the mesh over what is there. Raises InputError."""
+    """Emulate devices where asked, join the other hosts, and apply the table to the mesh over all. Raises InputError."""
     emulate_devices(options.emulated_devices)
+    join_hosts()
     return Rules(make_mesh(options))
 
 

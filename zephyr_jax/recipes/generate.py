@@ -17,6 +17,7 @@ from zephyr_jax.data.sources import open_rows
 from zephyr_jax.data.tokens import ChatTokenizer, bos_token_id, load_tokenizer
 from zephyr_jax.errors import InputError, check_can_be_written
 from zephyr_jax.generation.decode import decode, pad_left
+from zephyr_jax.parallel.hosts import require_alone
 from zephyr_jax.parallel.rules import Rules, open_rules
 from zephyr_jax.verbs import GenerateConfig
 
@@ -41,6 +42,7 @@ def generate(config: GenerateConfig) -> list[Answer]:
     config.check()
     check_can_be_written(config.output)
     rules = open_rules(config.mesh)
+    require_alone("generate")
     rules.check_divides("batch", config.rows, "rows")
     source = find_model(config.model)
     tokenizer = load_tokenizer(str(source.folder))

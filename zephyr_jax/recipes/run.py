@@ -20,6 +20,7 @@ from zephyr_jax.data.pack import Plan, plan_evaluation, plan_training
 from zephyr_jax.data.tokens import ChatTokenizer, load_tokenizer
 from zephyr_jax.errors import InputError, check_can_be_made
 from zephyr_jax.objective.logprob import Parameters
+from zephyr_jax.parallel.hosts import wait_for_all
 from zephyr_jax.parallel.place import local_rows, place_batch
 from zephyr_jax.parallel.rules import Rules, open_rules
 from zephyr_jax.train.evaluate import make_evaluation
@@ -78,6 +79,7 @@ def open_run(config: SftConfig) -> Run:
     start, progress = _newest(folder, config) if (folder / FOLDER).is_dir() else (0, {})
     if progress:
         _check_same(progress["config"], config)
+    wait_for_all("looked at the run's folder")  # before any process writes into it
     return Run(folder, rules, source, tokenizer, start, progress)
 
 
@@ -91,7 +93,8 @@ def _newest(folder: Path, config: SftConfig) -> tuple[int, dict[str, Any]]:
 
 
 def _begin(config: SftConfig, run: "Run") -> CheckpointManager:
-    """Make the run's folder and put everything but checkpoints into it: nothing is written before all is known good."""
+    """Make the run's folder and put everything but checkpoints into it, once every host has found all to be good."""
+    wait_for_all("know their data and weights")
     run.folder.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         save_card(config, run.folder / "config.yaml")
