@@ -24,6 +24,7 @@ zephyr-jax dpo --config "$CARDS/dpo.yaml" --model.path "$OUT-sft" --reference "$
 
 # 4. A Hugging Face folder that transformers and vLLM load, with tokenizer and chat template.
 #    One process does it, by itself and without the TPU.
-if [ "${JAX_PROCESS_ID:-${TPU_WORKER_ID:-${SLURM_PROCID:-0}}}" = 0 ]; then
-  env -u JAX_COORDINATOR_ADDRESS -u SLURM_STEP_NUM_TASKS JAX_PLATFORMS=cpu zephyr-jax export --model.path "$OUT-dpo" --output "$OUT-hf"
-fi
+[ "${JAX_PROCESS_ID:-${TPU_WORKER_ID:-${SLURM_PROCID:-0}}}" = 0 ] || exit 0
+unset JAX_COORDINATOR_ADDRESS SLURM_STEP_NUM_TASKS
+export JAX_PLATFORMS=cpu
+zephyr-jax export --model.path "$OUT-dpo" --output "$OUT-hf"

@@ -31,12 +31,15 @@ def join_hosts() -> None:
     The environment: JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID; a SLURM step of several tasks; a TPU.
     Raises InputError when the others cannot be reached.
     """
-    if distributed.global_state.client is not None or not _one_of_many(os.environ):
+    told = _told_so(os.environ)
+    if distributed.global_state.client is not None or not (told or _on_tpu(os.environ)):
         return
     count, own = (_number(os.environ, name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
     try:
         jax.distributed.initialize(num_processes=count, process_id=own, heartbeat_timeout_seconds=_HEARTBEAT)
     except (RuntimeError, ValueError) as error:
+        if not told:  # a TPU host that belongs to no cluster JAX knows, such as Colab's: it is alone
+            return
         reason = " ".join(str(error).split())[:300]
         raise InputError(
             f"This process cannot join the others: {reason} Start the same command on every host, with the same "
@@ -79,13 +82,15 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def _one_of_many(environment: Mapping[str, str]) -> bool:
-    if "JAX_COORDINATOR_ADDRESS" in environment:
-        return True
-    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-        return True
-    on_tpu = find_spec("libtpu") is not None and bool(glob("/dev/accel*") or glob("/dev/vfio/[0-9]*"))
-    return on_tpu and environment.get("JAX_PLATFORMS", "tpu").startswith("tpu")
+def _told_so(environment: Mapping[str, str]) -> bool:
+    """Whether a coordinator is named, or SLURM has started several."""
+    return "JAX_COORDINATOR_ADDRESS" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+
+
+def _on_tpu(environment: Mapping[str, str]) -> bool:
+    """Whether this host has TPU chips that are to be used; others may have more of the slice."""
+    chips = glob("/dev/accel*") or glob("/dev/vfio/[0-9]*")
+    return bool(chips) and find_spec("libtpu") is not None and environment.get("JAX_PLATFORMS", "tpu").startswith("tpu")
 
 
 def _number(environment: Mapping[str, str], name: str) -> int | None:
@@ -106,4 +111,3 @@ def _listen(client: Any, done: threading.Event) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what the main thread says of broken collectives helps nobody
             time.sleep(0 if jax.process_index() else 8 * _POLL)  # process 0 keeps what is told: it leaves last
             os._exit(4)
-        time.sleep(_POLL)
