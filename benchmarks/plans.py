@@ -45,7 +45,7 @@ class Case:
             config,
             topology=self.topology,
             step=self.step,
-            data=replace(config.data, row_length=self.length, max_length=max(config.data.max_length, self.length // 2)),
+            data=replace(config.data, row_length=self.length, max_length=self.length if self.step == "sft" else 1024),
             batch=replace(config.batch, examples=None, rows=self.rows, microbatch_rows=self.rows),
             mesh=replace(config.mesh, tensor=self.tensor),
         )

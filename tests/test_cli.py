@@ -11,7 +11,7 @@ import pytest
 from tests.settings import setting_names
 from zephyr_jax import cli
 from zephyr_jax.errors import InputError, TrainingError
-from zephyr_jax.verbs import DpoConfig, GenerateConfig, SftConfig
+from zephyr_jax.verbs import DpoConfig, GenerateConfig, PlanConfig, SftConfig
 
 type Called = list[tuple[Any, str]]
 
@@ -183,6 +183,15 @@ def test_overrides_win_over_the_card(
     assert (config.seed, config.dpo.beta, config.optimizer.b1) == (5, 0.7, 0.5)
     assert (config.optimizer.learning_rate, config.output) == (2e-3, "here")
     assert config.data == DpoConfig().data
+
+
+def test_a_switch_without_a_value_is_on() -> None:
+    """At the end, before another option, and in a section; a value still wins."""
+    assert cli.parse(PlanConfig, "plan", ["--fit"]).fit
+    assert cli.parse(PlanConfig, "plan", ["--fit", "--topology", "v5e:2x2"]).fit
+    assert not cli.parse(PlanConfig, "plan", ["--fit", "False"]).fit
+    assert not cli.parse(SftConfig, "sft", ["--data.packing", "False", "--report.tensorboard"]).data.packing
+    assert cli.parse(SftConfig, "sft", ["--data.packing", "False", "--report.tensorboard"]).report.tensorboard
 
 
 def test_without_a_card_the_defaults_hold(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,8 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, is_dataclass
+from typing import Any, get_type_hints
 
 from zephyr_jax.errors import InputError, TrainingError, suggestion
 
@@ -69,10 +69,25 @@ def parse[C](kind: type[C], verb: str, words: list[str]) -> C:
         kind,
         prog=f"zephyr-jax {verb}",
         default=default,
-        args=overrides,
+        args=_spell_out(overrides, _switches(kind)),
         use_underscores=True,
         config=(tyro.conf.FlagConversionOff,),
     )
+
+
+def _switches(kind: Any, prefix: str = "--") -> set[str]:
+    """The settings of a config that are on or off, as options."""
+    types = get_type_hints(kind)
+    inner = [_switches(each, f"{prefix}{name}.") for name, each in types.items() if is_dataclass(each)]
+    return {prefix + name for name, each in types.items() if each is bool}.union(*inner)
+
+
+def _spell_out(words: list[str], switches: set[str]) -> list[str]:
+    """A switch without a value is on: `--fit` is `--fit True`."""
+    spelt: list[str] = []
+    for word, after in zip(words, [*words[1:], "--"], strict=False):
+        spelt += [word, "True"] if word in switches and after.startswith("--") else [word]
+    return spelt
 
 
 def _take_card(words: list[str]) -> tuple[str | None, list[str]]:
@@ -171,7 +186,7 @@ def _demo() -> tuple[type, Callable[[Any, str], None]]:
 def _plan() -> tuple[type, Callable[[Any, str], None]]:
     os.environ["JAX_PLATFORMS"] = "cpu"  # the chips are on paper
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    from zephyr_jax.recipes.fit import fit, report
+    from zephyr_jax.recipes.fit import fit
     from zephyr_jax.recipes.plan import plan
     from zephyr_jax.recipes.plan_table import table
     from zephyr_jax.verbs import PlanConfig
@@ -180,8 +195,8 @@ def _plan() -> tuple[type, Callable[[Any, str], None]]:
         if not config.fit:
             print(table(plan(config)))
             return
-        found, candidate, tried = fit(config)
-        print(f"{table(found)}\n\n{report(found, candidate, tried)}")
+        found = fit(config)
+        print(f"{table(found.plan)}\n\n{found.report()}")
 
     return PlanConfig, run
 

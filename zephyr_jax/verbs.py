@@ -110,6 +110,11 @@ class PlanConfig(DpoConfig):
         check_batch(self.batch)
         check_optimizer(self.optimizer, self.schedule, self.model)
         check_dpo(self.dpo)
+        if self.planned_step == "generate" and self.data.max_prompt_length >= self.data.row_length:
+            refuse(
+                f"data.max_prompt_length is {self.data.max_prompt_length}, data.row_length {self.data.row_length}.",
+                "The prompt must leave room for an answer: lower data.max_prompt_length.",
+            )
         if self.fit and self.planned_step not in ("sft", "dpo"):
             refuse(f"`fit` is on for the {self.planned_step} step.", "It searches training steps: plan sft or dpo.")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from tests.conftest import write_rows
 from zephyr_jax.cli import main
@@ -83,8 +84,6 @@ def test_two_processes_train_as_one(tiny_model: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(curve(tmp_path / "two"), curve(tmp_path / "one"), rtol=1e-5)
     for name in ("one", "two"):
         main(f"export --model.path {tmp_path / name} --output {tmp_path / name}-hf --dtype float32".split())
-    from safetensors.numpy import load_file
-
     one, two = (load_file(tmp_path / f"{name}-hf" / "model.safetensors") for name in ("one", "two"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, two)
 

@@ -1,6 +1,7 @@
 """Steps compile for real TPUs, in a process of their own; skipped where libtpu is not installed."""
 
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -94,7 +95,7 @@ def test_fit_prints_what_to_paste_and_the_pasted_fits(shape_only: Path) -> None:
         "--model.compute_dtype",
         "bfloat16",
     )
-    said = plan(*card, "--fit", "True")
+    said = plan(*card, "--fit")
     assert said.returncode == 0, said.stderr
     pasted = plan(*card, *said.stdout.splitlines()[-1].split())
     assert pasted.returncode == 0, pasted.stderr
@@ -109,6 +110,7 @@ def test_what_cannot_fit_says_by_how_much() -> None:
     )
     assert said.returncode == 2
     assert "Nothing that was tried fits v5e:2x2 (4 chips)" in said.stderr
+    assert re.search(r"the least that a step needs is 1\d\.\d GiB of a chip's 15.75", said.stderr)
     assert "larger topology" in said.stderr
 
 

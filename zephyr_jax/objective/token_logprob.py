@@ -37,15 +37,19 @@ class Chunking(NamedTuple):
         return cls(columns, keep_logits, placement, splits and 3 * 2 * group <= (2 * 2 + 4) * vocab)
 
     @property
+    def group(self) -> str:
+        """Logical axis that the groups stand along."""
+        return "copy" if self.split_vocab else "batch"
+
+    @property
+    def vocab(self) -> str:
+        """Logical axis of the vocabulary."""
+        return "split_vocab" if self.split_vocab else "vocab"
+
+    @property
     def groups(self) -> int:
         """A."""
-        return self.placement.parts("copy" if self.split_vocab else "batch")
-
-    def constrain(self, x: Array, *rest: str | None) -> Array:
-        """Pin [A, ...] to the groups; `vocab` in `rest` is split as the work is."""
-        axes = {"vocab": "split_vocab"} if self.split_vocab else {}
-        group = "copy" if self.split_vocab else "batch"
-        return self.placement.constrain(x, group, *(axes.get(axis or "", axis) for axis in rest))
+        return self.placement.parts(self.group)
 
     def split(self, x: Array) -> Array:
         """[R, M, ...] -> [Z, A, Q, ...], zeros behind the last column."""
@@ -89,7 +93,7 @@ def token_logprob(
 def _forward(
     hidden_RMD: Array, unembedding_DV: Array, tokens_RM: Array, wanted_RM: Array, chunking: Chunking
 ) -> tuple[Array, _Kept]:
-    unembedding_DV = _where_needed(unembedding_DV, chunking)
+    unembedding_DV = chunking.placement.constrain(unembedding_DV, "model", chunking.vocab)
 
     def score(hidden_AQD: Array, tokens_AQ: Array) -> tuple[Array, Array, Array | None]:
         logits_AQV = _logits(hidden_AQD, unembedding_DV, chunking)
@@ -109,7 +113,7 @@ def _forward(
 
 
 def _backward(chunking: Chunking, kept: _Kept, slope_RM: Array) -> tuple[Array, Array, None, None]:
-    chunks, unembedding_DV = kept
+    (chunks, unembedding_DV), constrain = kept, chunking.placement.constrain
 
     def add(total_ADV: Array, chunk: _Chunk, slope_AQ: Array) -> tuple[Array, Array]:
         logits_AQV = chunk.logits_AQV
@@ -119,7 +123,7 @@ def _backward(chunking: Chunking, kept: _Kept, slope_RM: Array) -> tuple[Array, 
         hit_AQV = _hit(chunk.tokens_AQ, chance_AQV)
         slope_AQV = (slope_AQ[..., None] * (hit_AQV - chance_AQV)).astype(chunk.hidden_AQD.dtype)
         slope_AQV = jax.lax.optimization_barrier(slope_AQV)  # made once for both products: see `model.linear`
-        hidden_AQD = chunking.constrain(chunk.hidden_AQD, None, "model")
+        hidden_AQD = constrain(chunk.hidden_AQD, chunking.group, None, "model")
         more_ADV = jnp.einsum("aqd,aqv->adv", hidden_AQD, slope_AQV, preferred_element_type=jnp.float32)
         return total_ADV + more_ADV, jnp.einsum("aqv,dv->aqd", slope_AQV, unembedding_DV)
 
@@ -129,11 +133,11 @@ def _backward(chunking: Chunking, kept: _Kept, slope_RM: Array) -> tuple[Array, 
     def step(total_ADV: Array, inputs: tuple[_Chunk, Array]) -> tuple[Array, Array]:
         chunk, slope_AQ = inputs
         total_ADV, to_hidden_AQD = jax.lax.cond(jnp.any(chunk.wanted_AQ), add, skip, total_ADV, chunk, slope_AQ)
-        return chunking.constrain(total_ADV, "model", "vocab"), to_hidden_AQD
+        return constrain(total_ADV, chunking.group, "model", chunking.vocab), to_hidden_AQD
 
     slope_ZAQ = jnp.where(chunks.wanted_AQ, chunking.split(slope_RM), 0.0)
     zeros_ADV = jnp.zeros((chunking.groups, *unembedding_DV.shape), jnp.float32)
-    zeros_ADV = chunking.constrain(zeros_ADV, "model", "vocab")
+    zeros_ADV = constrain(zeros_ADV, chunking.group, "model", chunking.vocab)
     total_ADV, to_hidden_ZAQD = jax.lax.scan(step, zeros_ADV, (chunks, slope_ZAQ))
     to_unembedding_DV = jnp.sum(total_ADV, axis=0).astype(unembedding_DV.dtype)
     return chunking.join(to_hidden_ZAQD, slope_RM), to_unembedding_DV, None, None
@@ -142,14 +146,11 @@ def _backward(chunking: Chunking, kept: _Kept, slope_RM: Array) -> tuple[Array, 
 token_logprob.defvjp(_forward, _backward)
 
 
-def _where_needed(unembedding_DV: Array, chunking: Chunking) -> Array:
-    return chunking.placement.constrain(unembedding_DV, "model", "split_vocab" if chunking.split_vocab else "vocab")
-
-
 def _logits(hidden_AQD: Array, unembedding_DV: Array, chunking: Chunking) -> Array:
-    hidden_AQD = chunking.constrain(hidden_AQD, None, "model")
+    constrain = chunking.placement.constrain
+    hidden_AQD = constrain(hidden_AQD, chunking.group, None, "model")
     logits_AQV = jnp.einsum("aqd,dv->aqv", hidden_AQD, unembedding_DV, preferred_element_type=jnp.float32)
-    return chunking.constrain(logits_AQV, None, "vocab")
+    return constrain(logits_AQV, chunking.group, None, chunking.vocab)
 
 
 def _hit(tokens_AQ: Array, values_AQV: Array) -> Array:

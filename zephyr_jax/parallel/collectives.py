@@ -30,7 +30,7 @@ class Collective:
     bytes: float
     """What one chip sends over its links, in all runs together."""
     result: str
-    """Type of the result, such as `bf16[4096,14336]`."""
+    """Type of the result, such as `bf16[4096,14336]`; several arrays that share a collective stand side by side."""
     runs: int
     group: int
     """Devices that take part in one."""
@@ -91,10 +91,10 @@ def _collective(line: str, runs: int) -> Collective | None:
     if operation is None:
         return None
     arrays = [(f"{name}[{sizes}]", _size(name, sizes)) for name, sizes in _ARRAY.findall(operation[1])]
-    kind = operation[2]
-    # an asynchronous start gives its operand and its result: the larger is the gathered one, the smaller the scattered
-    pick = min if kind == "reduce-scatter" else max
-    result, size = pick(arrays, key=lambda each: each[1])
+    kind, asynchronous = operation[2], operation[3]
+    if asynchronous and kind != "all-reduce":  # such a start lists its operand beside its result
+        arrays = [(min if kind == "reduce-scatter" else max)(arrays, key=lambda each: each[1])]
+    result, size = ", ".join(name for name, _ in arrays), sum(size for _, size in arrays)
     group = _group(line)
     share = (group - 1) / group
     sent = {"all-gather": share, "all-reduce": 2 * share, "reduce-scatter": share * group, "all-to-all": share}.get(

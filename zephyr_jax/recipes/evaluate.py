@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from zephyr_jax.checkpoint.identity import weights_fingerprint
@@ -56,7 +57,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     )
     if pairs and not config.reference:
         values = _without_reference(values, config.dpo.beta)
-    if config.output:
+    if config.output and jax.process_index() == 0:
         Path(config.output).write_text(json.dumps({**values, "examples": len(examples)}, indent=2) + "\n")
     return values
 

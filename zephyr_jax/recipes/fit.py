@@ -10,13 +10,13 @@ from itertools import product
 from typing import Literal
 
 from zephyr_jax.errors import InputError
-from zephyr_jax.parallel.topology import GIB, Chip, chip_of, topology_devices
-from zephyr_jax.recipes.plan import Plan, plan, planned_shape, total_rows
+from zephyr_jax.parallel.topology import GIB, chip_of, topology_devices
+from zephyr_jax.recipes.plan import RECOMPUTED, DoesNotFitError, Plan, plan, planned_shape, total_rows
 from zephyr_jax.verbs import PlanConfig
 
-_MOST_COMPILES = 8
+_MOST_COMPILES = 6  # for each choice of moments
 _HOPELESS = 1.15  # times the chip's memory, by arithmetic that leaves working space out
-_RECOMPUTED = {"full": 8 / 6, "dots": 6.4 / 6}
+
 type Dtype = Literal["float32", "bfloat16"]
 type Moments = tuple[Dtype, Dtype]
 _MOMENTS: tuple[Moments, ...] = (("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16"))
@@ -33,90 +33,120 @@ class Candidate:
     gib: float
     """State, gradients and kept activations of one chip."""
 
-    @property
-    def overrides(self) -> str:
-        """To paste behind a command."""
-        config = self.config
-        return (
-            f"--batch.microbatch_rows {config.batch.microbatch_rows} --model.remat {config.model.remat} "
-            f"--mesh.tensor {config.mesh.tensor} --optimizer.gradient_dtype {config.optimizer.gradient_dtype} "
-            f"--optimizer.first_moment_dtype {config.optimizer.first_moment_dtype} "
-            f"--optimizer.second_moment_dtype {config.optimizer.second_moment_dtype}"
-        )
+
+@dataclass(frozen=True)
+class Fit:
+    """The first plan that fits, and a line for each that was compiled before and does not."""
+
+    plan: Plan
+    tried: tuple[str, ...]
+
+    def report(self) -> str:
+        """What was tried, and what to paste."""
+        chosen = self.plan
+        verdict = f"the fastest that fits ({chosen.peak:.2f} of {chosen.chip.hbm:g} GiB); paste:"
+        return "\n".join([*(f"tried {each}" for each in self.tried), verdict, f"  {overrides(chosen.config)}"])
 
 
-def fit(config: PlanConfig) -> tuple[Plan, Candidate, list[str]]:
-    """The first plan that fits, its candidate, and a line for each that was compiled before. Raises InputError if none does.
+def overrides(config: PlanConfig) -> str:
+    """The settings that `fit` searches, as they go behind a command."""
+    batch, model, mesh, optimizer = config.batch, config.model, config.mesh, config.optimizer
+    words = {
+        "batch.microbatch_rows": batch.microbatch_rows,
+        "model.remat": model.remat,
+        "mesh.data": mesh.data,
+        "mesh.fsdp": mesh.fsdp,
+        "mesh.tensor": mesh.tensor,
+        "optimizer.gradient_dtype": optimizer.gradient_dtype,
+        "optimizer.first_moment_dtype": optimizer.first_moment_dtype,
+        "optimizer.second_moment_dtype": optimizer.second_moment_dtype,
+    }
+    return " ".join(f"--{name} {value}" for name, value in words.items())
 
-    Moments are never stored finer or coarser than the card says, unless nothing fits otherwise.
-    """
+
+def fit(config: PlanConfig) -> Fit:
+    """Search. Moments are stored as the card says unless nothing fits so, and then smaller. Raises InputError if none does."""
     config.check()
     chips = len(topology_devices(config.topology))
     tried: list[str] = []
-    for moments in _MOMENTS[_rank(config) :]:
-        for candidate in sorted(_candidates(config, chips, moments), key=lambda each: each.seconds):
-            if len(tried) == _MOST_COMPILES:
-                break
+    for moments in _moments(config):
+        candidates = sorted(_candidates(config, chips, moments), key=lambda each: each.seconds)
+        for candidate in candidates[:_MOST_COMPILES]:
             try:
                 found = plan(candidate.config)
-            except InputError as error:
-                if "refuses" not in str(error):
-                    raise
-                tried.append(f"{candidate.overrides}: the compiler refuses it for want of memory")
+            except DoesNotFitError:
+                tried.append(f"{overrides(candidate.config)}: refused for want of memory")
                 continue
             if found.fits:
-                return found, candidate, tried
-            tried.append(f"{candidate.overrides}: {found.peak:.2f} GiB, {found.peak - found.chip.hbm:.2f} too much")
-    listed = "; ".join(tried) or "by arithmetic all are far too large"
-    raise InputError(
-        f"Nothing that was tried fits {config.topology} ({chips} chips): {listed}. Choose a larger topology, or fewer tokens in "
-        "data.row_length."
+                return Fit(found, tuple(tried))
+            over = found.peak - found.chip.hbm
+            tried.append(f"{overrides(candidate.config)}: {found.peak:.2f} GiB, {over:.2f} too much")
+    raise InputError(_nothing_fits(config, chips, tried))
+
+
+def _nothing_fits(config: PlanConfig, chips: int, tried: list[str]) -> str:
+    hbm = chip_of(config.topology).hbm
+    least = min((each.gib for each in _all_candidates(config, chips, _moments(config)[-1])), default=0)
+    found = "; ".join(tried) or f"by arithmetic the least that a step needs is {least:.1f} GiB of a chip's {hbm:g}"
+    return (
+        f"Nothing that was tried fits {config.topology} ({chips} chips): {found}. Choose a larger topology (with twice the chips "
+        "each holds half of weights, moments and gradients), or a smaller data.row_length."
     )
 
 
-def _rank(config: PlanConfig) -> int:
-    given = (config.optimizer.first_moment_dtype, config.optimizer.second_moment_dtype)
-    return _MOMENTS.index(given) if given in _MOMENTS else len(_MOMENTS) - 1
+def _moments(config: PlanConfig) -> list[Moments]:
+    """As given, and those that are smaller; RMSprop has no first moment."""
+    optimizer = config.optimizer
+    first, second = optimizer.first_moment_dtype, optimizer.second_moment_dtype
+    if optimizer.name == "rmsprop":
+        return [(first, second), (first, "bfloat16")]
+    smaller = [each for each in _MOMENTS if _bytes(*each) < _bytes(first, second)]
+    return [(first, second), *smaller]
 
 
-def _candidates(config: PlanConfig, chips: int, moments: Moments) -> Iterator[Candidate]:
-    chip, total = chip_of(config.topology), total_rows(config)
+def _bytes(*dtypes: Dtype) -> int:
+    return sum({"float32": 4, "bfloat16": 2}[dtype] for dtype in dtypes)
+
+
+def _candidates(config: PlanConfig, chips: int, moments: Moments) -> list[Candidate]:
+    limit = _HOPELESS * chip_of(config.topology).hbm
+    return [each for each in _all_candidates(config, chips, moments) if each.gib <= limit]
+
+
+def _all_candidates(config: PlanConfig, chips: int, moments: Moments) -> Iterator[Candidate]:
+    total, kv_heads = total_rows(config), planned_shape(config).kv_heads
     gradients: Dtype = "bfloat16" if config.model.compute_dtype == "bfloat16" else "float32"
+    optimizer = replace(
+        config.optimizer, gradient_dtype=gradients, first_moment_dtype=moments[0], second_moment_dtype=moments[1]
+    )
     for tensor, each, remat in product((1, 2, 4), (1, 2, 4, 8, 16), _REMAT):
         rows = chips // tensor * each
-        if chips % tensor or planned_shape(config).kv_heads % tensor or (rows > total and each > 1):
+        divides = total % rows == 0 if config.batch.rows else rows <= total or each == 1
+        if chips % tensor or kv_heads % tensor or not divides:
             continue
         settled = replace(
             config,
             fit=False,
             mesh=replace(config.mesh, data=1, fsdp=-1, tensor=tensor),
-            batch=replace(config.batch, microbatch_rows=rows, rows=config.batch.rows and -(-total // rows) * rows),
+            batch=replace(config.batch, microbatch_rows=rows),
             model=replace(config.model, remat=remat),
-            optimizer=replace(
-                config.optimizer,
-                gradient_dtype=gradients,
-                first_moment_dtype=moments[0],
-                second_moment_dtype=moments[1],
-            ),
+            optimizer=optimizer,
         )
-        found = _judge(settled, chip, chips, each / tensor)
-        if found.gib <= _HOPELESS * chip.hbm:
-            yield found
+        yield _judge(settled, chips, each / tensor)
 
 
-def _judge(config: PlanConfig, chip: Chip, chips: int, rows: float) -> Candidate:
+def _judge(config: PlanConfig, chips: int, rows: float) -> Candidate:
     """Arithmetic: `rows` are the rows of a microbatch that fall on one chip."""
-    shape, tensor = planned_shape(config), config.mesh.tensor
-    width = {"float32": 4, "bfloat16": 2}
+    chip, shape, tensor = chip_of(config.topology), planned_shape(config), config.mesh.tensor
     tokens = rows * config.data.row_length
-    compute = _RECOMPUTED[config.model.remat] * 6 * shape.parameters * tokens / chip.flops
+    compute = RECOMPUTED[config.model.remat] * 6 * shape.parameters * tokens / chip.flops
     gathered = 4 * 2 * shape.parameters / tensor  # forward, again, backward, and the gradients' reduction
     # six all-reduces of [tokens, model] a layer, by all chips that share them, and nothing to hide them behind
     exchanged = 6 * 2 * (tensor - 1) * 2 * shape.layers * tokens * shape.model
     microbatches = -(-total_rows(config) // (config.batch.microbatch_rows or 1))
     optimizer = config.optimizer
-    state = 4 + width[optimizer.first_moment_dtype] + width[optimizer.second_moment_dtype]
-    gradients = width[optimizer.gradient_dtype] + (4 if microbatches > 1 else 0)
+    state = 4 + _bytes(optimizer.first_moment_dtype, optimizer.second_moment_dtype)
+    gradients = _bytes(optimizer.gradient_dtype) + (4 if microbatches > 1 else 0)
     kept = 2.0 * shape.model
     if config.model.remat == "dots":
         attention = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
@@ -124,10 +154,3 @@ def _judge(config: PlanConfig, chip: Chip, chips: int, rows: float) -> Candidate
     size = (state + gradients) * shape.parameters / chips + shape.layers * kept * tokens
     waste = microbatches * (config.batch.microbatch_rows or 1) / total_rows(config)
     return Candidate(config, waste * (max(compute, gathered / chip.ici) + exchanged / chip.ici) / tokens, size / GIB)
-
-
-def report(found: Plan, candidate: Candidate, tried: list[str]) -> str:
-    """What was tried and what to paste."""
-    lines = [f"tried {each}" for each in tried]
-    verdict = f"the fastest that fits ({found.peak:.2f} of {found.chip.hbm:g} GiB); paste:"
-    return "\n".join([*lines, verdict, f"  {candidate.overrides}"])

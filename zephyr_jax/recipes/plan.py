@@ -32,6 +32,8 @@ from zephyr_jax.verbs import PlanConfig
 
 MISTRAL_7B = ModelShape(32000, 4096, 14336, 32, 32, 8, 128, 1e-5, 1e4, 4096, False, 32768)
 PER_ROW = 2  # UltraFeedback pairs have about 1,000 tokens, rows 2,048; decides only the accumulation
+RECOMPUTED = {"full": 8 / 6, "dots": 6.4 / 6, "none": 1.0}
+"""Operations of a training step with what `remat` computes twice, over those without: a forward, or about a fifth of one."""
 _SEGMENTS = 16
 EXAMPLES = {"HuggingFaceH4/ultrachat_200k": 207_865, "HuggingFaceH4/ultrafeedback_binarized": 61_135}
 """Rows of the training splits that the cards name."""
@@ -72,21 +74,23 @@ class Plan:
     @property
     def flops_per_token(self) -> float:
         """Matmul operations a token: 6 (forward and backward; 2 for the reference pass) a weight, and attention's."""
-        shape, length = self.shape, self.config.data.row_length
+        shape, length = self.shape, min(self.config.data.row_length, self.config.data.max_length)
+        window = min(shape.sliding_window or length, length)
+        seen = window - window**2 / (2 * length)  # keys that a query of a whole segment sees, on average
         passes = 6 if self.config.planned_step in ("sft", "dpo") else 2
         lookup = 0 if shape.tied else shape.vocab * shape.model  # the embedding is looked up, not multiplied
-        attention = 2 * shape.layers * shape.heads * shape.head_dim * min(length, self.config.data.max_length) / 2
+        attention = 2 * shape.layers * shape.heads * shape.head_dim * seen
         return passes * (shape.parameters - lookup + attention)
 
     @property
     def seconds(self) -> float:
-        """Step time at the roofline: matmuls (once more forward under `remat: full`) or wires, whichever takes longer."""
+        """Step time at the roofline: matmuls or wires, whichever takes longer."""
         return max(self.compute_seconds, self.wire_seconds)
 
     @property
     def compute_seconds(self) -> float:
         """Matmuls at the chips' peak, recomputation included."""
-        again = 8 / 6 if self.config.planned_step in ("sft", "dpo") and self.config.model.remat == "full" else 1
+        again = RECOMPUTED[self.config.model.remat] if self.config.planned_step in ("sft", "dpo") else 1
         return again * self.tokens * self.flops_per_token / (self.chips * self.chip.flops)
 
     @property
@@ -114,8 +118,12 @@ class Plan:
         return round(config.schedule.epochs * examples / each)
 
 
+class DoesNotFitError(InputError):
+    """The compiler found no room for the program."""
+
+
 def plan(config: PlanConfig) -> Plan:
-    """Compile the step. Raises InputError for an unknown topology, or sizes that do not divide into the mesh."""
+    """Compile the step. Raises InputError for an unknown topology, sizes that do not divide into the mesh, or no room."""
     config.check()
     rules = Rules(make_mesh(config.mesh, topology_devices(config.topology)))
     rows = microbatch_rows(config)
@@ -126,7 +134,7 @@ def plan(config: PlanConfig) -> Plan:
     try:
         compiled = _lower(config, model, rules, rows).compile()
     except jax.errors.JaxRuntimeError as error:
-        raise InputError(_out_of_memory(str(error), config)) from error
+        raise _refusal(str(error), config) from error
     memory = compiled.memory_analysis()
     return Plan(
         config,
@@ -216,9 +224,10 @@ def _abstract_batch(config: PlanConfig, rules: Rules, rows: int) -> TokenBatch |
     return PairBatch(tokens, array(2 * _SEGMENTS, jnp.float32), array(_SEGMENTS, jnp.bool_))
 
 
-def _out_of_memory(message: str, config: PlanConfig) -> str:
+def _refusal(message: str, config: PlanConfig) -> InputError:
+    kind = DoesNotFitError if "RESOURCE_EXHAUSTED" in message else InputError
     reason = " ".join(message.split())[:400]
-    return (
+    return kind(
         f"The TPU compiler refuses the {config.planned_step} step on {config.topology}: {reason} "
-        "What helps: a larger topology, bfloat16 moments, a smaller batch.microbatch_rows."
+        "What helps: a larger topology, bfloat16 moments, a smaller batch.microbatch_rows; `--fit` searches."
     )

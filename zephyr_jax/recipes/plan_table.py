@@ -111,7 +111,7 @@ def _advice(plan: Plan) -> list[str]:
         return []
     return [
         "What helps, most first: a larger topology; --optimizer.gradient_dtype and first_moment_dtype bfloat16; a smaller "
-        "--batch.microbatch_rows; --model.remat full; a smaller --model.logprob_chunk. `--fit true` searches."
+        "--batch.microbatch_rows; --model.remat full; a smaller --model.logprob_chunk. `--fit` searches."
     ]
 
 
