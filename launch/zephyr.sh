@@ -11,7 +11,10 @@ cd "$(dirname "$0")/.."
 
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}  # large pages for large host arrays: a tenth faster on CPUs
 CARDS=${CARDS:-configs/zephyr-7b-beta}          # what to run: a folder with sft.yaml and dpo.yaml
-OUT=${OUT:-runs/zephyr-7b}                      # where everything goes
+OUT=${OUT:-runs/zephyr-7b}                      # where everything goes; many hosts need a place that all see: gs://bucket/name
+if [ -n "${TPU_CHIP:-}${TPU_ACCELERATOR_TYPE:-}$(compgen -G '/dev/accel*' || compgen -G '/dev/vfio/[0-9]*')" ]; then
+  . launch/flags.sh ""                          # on a TPU: what its compiler is told, flag by flag
+fi
 
 # 1. dSFT: fine-tune Mistral-7B on a teacher's conversations; the loss counts the assistant's tokens only.
 zephyr-jax sft --config "$CARDS/sft.yaml" --output "$OUT-sft" "$@"
@@ -23,8 +26,4 @@ zephyr-jax reference --config "$CARDS/dpo.yaml" --model.path "$OUT-sft" --refere
 zephyr-jax dpo --config "$CARDS/dpo.yaml" --model.path "$OUT-sft" --reference "$OUT-reference" --output "$OUT-dpo" "$@"
 
 # 4. A Hugging Face folder that transformers and vLLM load, with tokenizer and chat template.
-#    One process does it, by itself and without the TPU.
-[ "${JAX_PROCESS_ID:-${TPU_WORKER_ID:-${SLURM_PROCID:-0}}}" = 0 ] || exit 0
-unset JAX_COORDINATOR_ADDRESS SLURM_STEP_NUM_TASKS
-export JAX_PLATFORMS=cpu
 zephyr-jax export --model.path "$OUT-dpo" --output "$OUT-hf"
