@@ -78,8 +78,8 @@ def make_batches(mode: str, steps: int, seed: int) -> tuple[BatchSource, Plan, l
 
 
 def make_trainer(mode: str, plan: Plan, rules: Rules) -> tuple[Any, Any]:
-    """The project's step and its first state, float32, nothing rematerialised."""
-    compute = Compute(dtype=jnp.dtype("float32"), remat="none", placement=rules, keep_logits=True)
+    """The project's step and its first state, float32, nothing made twice."""
+    compute = Compute(dtype=jnp.dtype("float32"), keep="everything", placement=rules, keep_logits=True)
     definition, abstract = abstract_model(SHAPE, compute)
     shardings = parameter_shardings(abstract, rules)
 

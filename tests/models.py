@@ -26,15 +26,15 @@ class Loaded:
     rules: Rules
 
 
-def load(folder: Path, devices: int = 1, dtype: str = "float32", remat: str = "full", **mesh: int) -> Loaded:
+def load(folder: Path, devices: int = 1, dtype: str = "float32", keep: str = "inputs", **mesh: int) -> Loaded:
     """A checkpoint on a mesh of the first `devices` devices."""
     rules = Rules(make_mesh(MeshOptions(**mesh), jax.devices()[:devices]))
-    return load_on(folder, rules, dtype, remat)
+    return load_on(folder, rules, dtype, keep)
 
 
-def load_on(folder: Path, rules: Rules, dtype: str = "float32", remat: str = "full") -> Loaded:
+def load_on(folder: Path, rules: Rules, dtype: str = "float32", keep: str = "inputs") -> Loaded:
     """A checkpoint on a given mesh."""
-    options = ModelOptions(path=str(folder), compute_dtype=dtype, remat=remat)
+    options = ModelOptions(path=str(folder), compute_dtype=dtype, keep=keep)
     source = find_model(options)
     model = abstract_of(source.shape, options, rules)
     return Loaded(model, load_weights(source, model), rules)

@@ -126,7 +126,7 @@ def test_a_setting_in_the_wrong_card_is_refused(tmp_path: Path) -> None:
         ),
         ("optimizer:\n  name: sgd\n", "`optimizer.name` is 'sgd': Input should be 'adamw' or 'rmsprop'"),
         ("optimizer:\n  learning_rate: null\n", "`optimizer.learning_rate` is None: "),
-        ("model:\n  remat: true\n", "`model.remat` is True: "),
+        ("model:\n  keep: true\n", "`model.keep` is True: "),
         ("data: rows.jsonl\n", "`data` holds 'rows.jsonl'; it needs settings"),
         ("- seed\n- 7\n", "`the card` holds ['seed', 7]; it needs settings"),
         ("just words\n", "`the card` holds 'just words'; it needs settings"),

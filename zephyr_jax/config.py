@@ -17,8 +17,9 @@ class ModelOptions:
     """Hub revision (branch, tag or commit) when `path` is a hub id."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Dtype of matmuls and activations. Weights stay float32; norms, softmax and log-probs are float32 always."""
-    remat: Literal["none", "full", "dots"] = "full"
-    """What the backward pass recomputes: nothing; whole layers; everything but matmul outputs."""
+    keep: Literal["inputs", "inputs-on-host", "attention", "projections", "everything"] = "inputs"
+    """What the forward pass keeps of a layer for the backward pass, which makes the rest again: its input; its input, in the
+    host's memory; input and attention's output; input and the products with weights; everything."""
     logprob_chunk: int = 256
     """Target tokens of a device whose logits exist at one time; memory grows with this, not with the rows."""
     keep_logits: bool = False
@@ -65,10 +66,10 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class MeshOptions:
-    """The device mesh. One size may be -1: whatever is left."""
+    """The device mesh of one TPU slice. One size may be -1: whatever is left. Several slices multiply `data`."""
 
     data: int = 1
-    """Copies of the weights; each sees its part of the batch."""
+    """Copies of the weights in a slice; each sees its part of the batch."""
     fsdp: int = -1
     """Shards of weights and optimizer state along the model dimension; each also sees its part of the batch."""
     tensor: int = 1
@@ -118,6 +119,8 @@ class OptimizerOptions:
     """AdamW: storage of the first moment."""
     second_moment_dtype: Literal["float32", "bfloat16"] = "float32"
     """Storage of the second moment; computed in float32."""
+    moments_on_host: bool = False
+    """Keep the moments in the host's memory between updates: less HBM, and as much traffic a step as the moments are large."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,8 @@ class ScheduleOptions:
     """Steps between checkpoints; one more at the end; 0: only at the end."""
     keep_last: int = 2
     """Newest checkpoints to keep."""
+    grace: float = 120.0
+    """Seconds to finish a step and save after SIGTERM, Ctrl-C or a notice of preemption; longer, and the process ends."""
     keep_best: int = 1
     """Checkpoints with the lowest evaluation loss to keep besides."""
     log_every: int = 1

@@ -7,9 +7,9 @@ import pytest
 
 from zephyr_jax.errors import InputError
 from zephyr_jax.model import blockwise
-from zephyr_jax.model.attention import Where, attend, visible
+from zephyr_jax.model.attention import Where, attend, fused_row, visible
 from zephyr_jax.model.blockwise import attend_row
-from zephyr_jax.model.splash import splash_row
+from zephyr_jax.model.splash import block_size, splash_row
 
 
 def where_of(segments: list[int], positions: list[int]) -> Where:
@@ -101,6 +101,44 @@ def test_the_tpu_kernel_says_which_rows_it_takes() -> None:
     where = Where(jnp.ones((1, 200), jnp.int32), jnp.arange(200)[None])
     with pytest.raises(InputError, match="Rows have 200 tokens.*multiples of 128"):
         splash_row(row, row, row, where, None, interpret=True)
+
+
+@pytest.mark.parametrize(
+    ("length", "chip", "expected"),
+    [(2048, "TPU v5 lite", 512), (8192, "TPU v5 lite", 1024), (8192, "TPU v6 lite", 2048), (8192, "TPU v4", 512)]
+    + [(2048, "TPU v6 lite", 512), (640, "TPU v6 lite", 128), (128, "", 128), (32768, "a chip to come", 512)],
+)
+def test_blocks_grow_with_row_and_chip(length: int, chip: str, expected: int) -> None:
+    """At least four a row where rows allow it, and never more than the chip's working memory holds."""
+    assert block_size(length, chip) == expected
+    assert length % expected == 0
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_the_fused_form_follows_the_same_rule(window: int | None) -> None:
+    """What a GPU runs, in its XLA implementation: forward and gradients of packed rows with grouped queries."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, 21, heads, 4)), jnp.float32) for heads in (4, 2, 2))
+    where = Where(
+        jnp.asarray([[1] * 13 + [2] * 6 + [0] * 2, [1] * 21], jnp.int32),
+        jnp.asarray([[*range(13), *range(6), 0, 0], [*range(21)]], jnp.int32),
+    )
+    real = (np.asarray(where.segments) > 0)[..., None, None]
+
+    def loss(form, q, k, v):
+        out = jnp.where(real, form(q, k, v), 0)
+        return jnp.sum(out**2), out
+
+    def fused(q, k, v):
+        return fused_row(q, k, v, where, window, "xla")
+
+    def whole(q, k, v):
+        return attend(q, k, v, where, where, window)
+
+    gradient = jax.grad(loss, argnums=(1, 2, 3), has_aux=True)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient(fused, q, k, v), gradient(whole, q, k, v)
+    )
 
 
 @pytest.mark.parametrize("window", [None, 100])

@@ -14,7 +14,7 @@ from zephyr_jax.config import (
 )
 from zephyr_jax.verbs import DpoConfig, SftConfig
 
-MODEL = {"compute_dtype": "float32", "remat": "none", "logprob_chunk": 64}
+MODEL = {"compute_dtype": "float32", "keep": "everything", "logprob_chunk": 64}
 MESH = MeshOptions(data=2, fsdp=2, tensor=2)
 
 

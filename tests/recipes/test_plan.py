@@ -64,17 +64,6 @@ def test_a_batch_that_does_not_divide_is_refused(shape_only: Path) -> None:
     assert "batch.microbatch_rows (or batch.rows) is 2" in said.stderr
 
 
-@pytest.fixture(scope="module")
-def shape_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with nothing but a config.json: planning reads no weights."""
-    folder = tmp_path_factory.mktemp("shape")
-    (folder / "config.json").write_text(
-        '{"model_type": "mistral", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, '
-        '"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 128, "vocab_size": 1024, "rms_norm_eps": 1e-5}'
-    )
-    return folder
-
-
 def test_generation_is_planned_too(shape_only: Path) -> None:
     """The decoding loop compiles, and gathering all weights for every token is called what it is."""
     words = ("--config", f"{CARDS}/dpo.yaml", "--step", "generate", "--model.path", str(shape_only), *COMMON)

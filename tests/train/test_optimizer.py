@@ -1,6 +1,7 @@
 """Update rule and schedule equal PyTorch's and Hugging Face's, step by step."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from zephyr_jax.config import OptimizerOptions
+from zephyr_jax.config import MeshOptions, OptimizerOptions
+from zephyr_jax.parallel.mesh import make_mesh
+from zephyr_jax.parallel.rules import Rules
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
+from zephyr_jax.train.state import initial_state, state_shardings
 
 
 @pytest.mark.parametrize(
@@ -67,3 +71,35 @@ def test_moments_are_kept_in_the_dtypes_asked_for(golden: Path) -> None:
         paths[dtype] = parameters
     np.testing.assert_allclose(paths["bfloat16"], paths["float32"], atol=5e-3)
     assert np.abs(paths["bfloat16"] - paths["float32"]).max() > 0
+
+
+def test_moments_on_the_host_give_the_same_path_and_stay_there() -> None:
+    """AdamW with decay and clipping over a tree of sharded weights: equal but for how sums are fused, and in pinned memory."""
+    rules = Rules(make_mesh(MeshOptions(fsdp=4), jax.devices()[:4]))
+    shape = {"a": (8, 4), "b": {"c": (4,), "d": (4, 8)}}
+    axes = {"a": ("embed", None), "b": {"c": (None,), "d": ("embed", None)}}
+    shardings = jax.tree.map(lambda each: rules.sharding(*each), axes, is_leaf=lambda each: isinstance(each, tuple))
+    generator = np.random.default_rng(0)
+
+    def draw(scale: float) -> Any:
+        return jax.tree.map(
+            lambda sizes, to: jax.device_put(scale * generator.normal(size=sizes).astype(np.float32), to),
+            shape, shardings, is_leaf=lambda each: isinstance(each, tuple),
+        )  # fmt: skip
+
+    start, gradients = draw(1.0), [draw(scale) for scale in (0.01, 3.0, 0.3)]
+    paths = {}
+    for on_host in (False, True):
+        options = OptimizerOptions(learning_rate=1e-2, weight_decay=0.1, moments_on_host=on_host)
+        optimizer = make_optimizer(options, 8)
+        placed = state_shardings(start, shardings, optimizer, rules, on_host)
+        state, parameters = initial_state(start, optimizer, placed).optimizer, start
+        for gradient in gradients:
+            updates, state = jax.jit(optimizer.update, out_shardings=(None, placed.optimizer))(
+                gradient, state, parameters
+            )
+            parameters = optax.apply_updates(parameters, updates)
+        kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(state) if leaf.ndim}
+        assert kinds == {"pinned_host" if on_host else "device"}
+        paths[on_host] = parameters
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), paths[False], paths[True])

@@ -3,13 +3,16 @@
 Letters: B rows, L queries of a row, S keys, K kv heads, G queries per kv head, N = K * G query heads, H head dim.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 MASKED = -1e30
+ATTENTION = "attention"
+"""Name under which kernels mark what their backward pass needs of the forward pass."""
 
 
 class Where(NamedTuple):
@@ -47,3 +50,20 @@ def attend(q_BLNH: Array, k_BSKH: Array, v_BSKH: Array, query: Where, key: Where
     )
     out_BKGLH = (mixed_BKGLH / total_BKGL1).astype(q_BLNH.dtype)
     return out_BKGLH.transpose(0, 3, 1, 2, 4).reshape(B, L, N, H)
+
+
+def fused_row(
+    q_BLNH: Array,
+    k_BLKH: Array,
+    v_BLKH: Array,
+    where: Where,
+    window: int | None,
+    implementation: Literal["cudnn", "xla"],
+) -> Array:
+    """`attend` of rows to themselves by `jax.nn.dot_product_attention`, whose `cudnn` is the fused kernel of NVIDIA GPUs.
+
+    The mask rule goes in as an array, one byte a score and row; scores themselves are never whole on a GPU.
+    """
+    mask_B1LS = visible(where, where, window)[:, None]
+    mixed_BLNH = jax.nn.dot_product_attention(q_BLNH, k_BLKH, v_BLKH, mask=mask_B1LS, implementation=implementation)
+    return checkpoint_name(mixed_BLNH, ATTENTION)

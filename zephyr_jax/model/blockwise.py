@@ -13,8 +13,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
-from zephyr_jax.model.attention import MASKED, Where, visible
+from zephyr_jax.model.attention import ATTENTION, MASKED, Where, visible
 
 _BLOCK = 128
 
@@ -33,7 +34,7 @@ class _Row(NamedTuple):
 def attend_row(q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, where: Where, window: int | None) -> Array:
     """`attention.attend` of rows to themselves, [B, L, N, H] in q's dtype; scores and softmax in float32.
 
-    Neither direction holds more scores than N x 256 x 256. Positions inside a row must grow with the column, as packing
+    Neither direction holds more scores than N x 128 x 128. Positions inside a row must grow with the column, as packing
     lays them out. What comes out for padding is finite and means nothing.
     """
     B, L, N, H = q_BLNH.shape
@@ -61,7 +62,8 @@ def _forward(
     q_BZKQH: Array, k_BZKCH: Array, v_BZKCH: Array, where_BZC: Where, window: int | None
 ) -> tuple[Array, tuple[_Row, Array, Array]]:
     rows = _Row(q_BZKQH, k_BZKCH, v_BZKCH, where_BZC, _first_block(where_BZC, window))
-    out_BZKQH, normalizer_BZKQ = jax.lax.map(partial(_forward_row, window=window), rows)
+    made = jax.lax.map(partial(_forward_row, window=window), rows)
+    out_BZKQH, normalizer_BZKQ = (checkpoint_name(each, ATTENTION) for each in made)
     return out_BZKQH, (rows, out_BZKQH, normalizer_BZKQ)
 
 

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
-from zephyr_jax.model.attention import Where, attend
+from zephyr_jax.model.attention import ATTENTION, Where, attend, fused_row
 from zephyr_jax.model.blockwise import attend_row
 from zephyr_jax.model.layers import (
     AttentionWeights,
@@ -28,11 +29,19 @@ from zephyr_jax.model.layers import (
 from zephyr_jax.model.shape import ModelShape
 from zephyr_jax.model.splash import splash_row
 
-_REMAT = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+_POLICIES = jax.checkpoint_policies
+_KEPT = {
+    "inputs": _POLICIES.nothing_saveable,
+    "inputs-on-host": _POLICIES.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["input"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+    "attention": _POLICIES.save_only_these_names(ATTENTION),
+    "projections": _POLICIES.dots_with_no_batch_dims_saveable,
 }
-
+"""By `keep`; "everything" remakes nothing."""
 
 type Attention = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
 """(q, k, v, this layer's past) -> (mixed values, its new past); the past is None without a cache."""
@@ -43,12 +52,15 @@ class Compute:
     """How the forward pass runs; none of it changes what is computed beyond rounding."""
 
     dtype: jnp.dtype = jnp.dtype("bfloat16")
-    remat: str = "full"
+    keep: str = "inputs"
+    """What of a layer is kept for the backward pass."""
     placement: Placement = SingleDevice()
     keep_logits: bool = False
     """Whether the logits of targets are kept for the backward pass, or made anew chunk by chunk."""
-    kernel: Literal["xla", "splash", "splash-interpreted"] = "xla"
-    """Attention of rows: plain XLA, or the TPU kernel (interpreted: on a CPU, for tests)."""
+    kernel: Literal["xla", "cudnn", "splash", "splash-interpreted"] = "xla"
+    """Attention of rows: XLA by blocks, the GPU's kernel, or the TPU's (interpreted: on a CPU, for tests)."""
+    chip: str = ""
+    """Kind of the devices, as JAX names it; decides the TPU kernel's block sizes."""
 
 
 class KVCache(NamedTuple):
@@ -99,9 +111,13 @@ class Mistral(nnx.Module):
 
     def _attend_row(self, q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, where: Where) -> Array:
         window, compute = self.shape.sliding_window, self.compute
-        kernel: Callable[..., Array] = partial(attend_row, window=window)
-        if compute.kernel != "xla":
-            kernel = partial(splash_row, window=window, interpret=compute.kernel == "splash-interpreted")
+        kernels: dict[str, Callable[..., Array]] = {
+            "xla": attend_row,
+            "cudnn": partial(fused_row, implementation="cudnn"),
+            "splash": partial(splash_row, chip=compute.chip),
+            "splash-interpreted": partial(splash_row, interpret=True),
+        }
+        kernel = partial(kernels[compute.kernel], window=window)
         queries, keys = (("batch", "length", heads, "head_dim") for heads in ("heads", "kv_heads"))
         split = compute.placement.per_device(kernel, (queries, keys, keys, ("batch", "length")), queries)
         return split(q_BLNH, k_BLKH, v_BLKH, where)
@@ -131,6 +147,7 @@ class Mistral(nnx.Module):
 
         def layer(x_BLD: Array, inputs: tuple[nnx.State, Any]) -> tuple[Array, Any]:
             weights, layer_past = inputs
+            x_BLD = checkpoint_name(x_BLD, "input")
             block = nnx.merge(definition, self._held(weights, one))
             h_BLD = rms_norm(x_BLD, block.attention.norm[...], shape.norm_eps)
             q, k, v = block.attention.project(h_BLD, cosine, sine)
@@ -140,8 +157,8 @@ class Mistral(nnx.Module):
             x_BLD = constrain(x_BLD + block.feed_forward(h_BLD, compute.placement), "batch", "length", "model")
             return x_BLD, layer_past
 
-        if compute.remat != "none":
-            layer = partial(jax.checkpoint, policy=_REMAT[compute.remat])(layer)
+        if compute.keep != "everything":
+            layer = partial(jax.checkpoint, policy=_KEPT[compute.keep])(layer)
         x_BLD, past = jax.lax.scan(layer, self._embed(tokens_BL), (stacked, past))
         return rms_norm(x_BLD, self.norm[...], shape.norm_eps), past
 

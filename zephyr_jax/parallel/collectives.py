@@ -17,6 +17,7 @@ _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 _CALL = re.compile(r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)")
 _CONDITION = re.compile(r" while\(.*condition=%?([\w.\-]+)")
 _LIMIT = re.compile(r"= [su]32\[\]\S* constant\((\d+)\)")
+_ABROAD = re.compile(r'= \((.+?), .* send\(.*_xla_megascale_target="\{([^}]*)\}.*_xla_megascale_transfer_type="(\w+)"')
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _COUNTED = re.compile(r"replica_groups=\[(\d+),(\d+)\]")
 _NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
@@ -33,7 +34,9 @@ class Collective:
     """Type of the result, such as `bf16[4096,14336]`; several arrays that share a collective stand side by side."""
     runs: int
     group: int
-    """Devices that take part in one."""
+    """Devices, or slices, that take part in one."""
+    abroad: bool = False
+    """Whether it runs between slices, over the data centre's network."""
 
 
 def collectives(text: str) -> list[Collective]:
@@ -87,6 +90,13 @@ def _trips(condition: list[str]) -> int:
 
 
 def _collective(line: str, runs: int) -> Collective | None:
+    abroad = _ABROAD.search(line)
+    if abroad:
+        kind, slices = abroad[3].lower().replace("_", "-"), len(re.findall(r"\d+", abroad[2]))
+        [(name, sizes)] = _ARRAY.findall(abroad[1])
+        return Collective(
+            kind, runs * _size(name, sizes) * _sent(kind, slices), f"{name}[{sizes}]", runs, slices, abroad=True
+        )
     operation = _OPERATION.search(line)
     if operation is None:
         return None
@@ -96,11 +106,14 @@ def _collective(line: str, runs: int) -> Collective | None:
         arrays = [(min if kind == "reduce-scatter" else max)(arrays, key=lambda each: each[1])]
     result, size = ", ".join(name for name, _ in arrays), sum(size for _, size in arrays)
     group = _group(line)
+    return Collective(kind, runs * size * _sent(kind, group), result, runs, group)
+
+
+def _sent(kind: str, group: int) -> float:
+    """Bytes that one of a group sends, over those of the result."""
     share = (group - 1) / group
-    sent = {"all-gather": share, "all-reduce": 2 * share, "reduce-scatter": share * group, "all-to-all": share}.get(
-        kind, 1.0
-    )
-    return Collective(kind, runs * size * sent, result, runs, group)
+    shares = {"all-gather": share, "all-reduce": 2 * share, "reduce-scatter": share * group, "all-to-all": share}
+    return shares.get(kind, 1.0)
 
 
 def _size(name: str, sizes: str) -> int:

@@ -1,9 +1,14 @@
-"""The mesh: axes data, fsdp, tensor. Sizes that do not fit the devices are errors that name axis and number."""
+"""The mesh: axes data, fsdp, tensor. Sizes that do not fit the devices are errors that name axis and number.
+
+Devices of several TPU slices talk over two networks. Copies of the weights (`data`) are spread over the slices and each
+copy lies inside one, so that only sums of gradients and metrics leave a slice.
+"""
 
 import math
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh
 
 from zephyr_jax.config import MeshOptions
@@ -28,15 +33,22 @@ def emulate_devices(count: int | None) -> None:
 
 
 def make_mesh(options: MeshOptions, devices: list[jax.Device] | None = None) -> Mesh:
-    """Mesh over all devices (or those given), in an order where fsdp neighbours are close on TPU tori.
+    """Mesh over all devices (or those given), in an order where neighbours are close on TPU tori.
 
-    Raises InputError when the sizes do not multiply to the number of devices.
+    The sizes asked for are those of one slice; s slices make `data` s times as large. Raises InputError when the sizes do
+    not multiply to the number of devices of a slice.
     """
-    found = jax.devices() if devices is None else devices
-    sizes = _sizes(options, len(found))
-    if devices is None and found[0].platform == "tpu":
-        return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    return Mesh(np.array(found).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    slices: dict[int, list[jax.Device]] = {}
+    for device in jax.devices() if devices is None else devices:
+        slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
+    parts = [_arrange(slices[index], _sizes(options, len(slices[index]))) for index in sorted(slices)]
+    return Mesh(np.concatenate(parts), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arrange(devices: list[jax.Device], sizes: tuple[int, ...]) -> np.ndarray:
+    if devices[0].platform != "tpu":
+        return np.array(devices).reshape(sizes)
+    return create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
 def _sizes(options: MeshOptions, count: int) -> tuple[int, ...]:

@@ -19,20 +19,24 @@ class Chip:
     flops: float
     """Peak bfloat16 operations a second."""
     ici: float
-    """Bytes a second over all links to other chips together."""
+    """Bytes a second over all links to other chips of a slice together."""
+    dcn: float
+    """Bytes a second to other slices, a chip's share of its host's network."""
+    host: float
+    """Bytes a second to the host's memory, a chip's share of its PCIe link."""
 
 
 CHIPS = {
-    "v4": Chip(32.0, 275e12, 300e9),
-    "v5e": Chip(15.75, 197e12, 200e9),
-    "v5p": Chip(95.0, 459e12, 600e9),
-    "v6e": Chip(31.25, 918e12, 448e9),
+    "v4": Chip(32.0, 275e12, 300e9, 6.25e9, 16e9),
+    "v5e": Chip(15.75, 197e12, 200e9, 3.125e9, 16e9),
+    "v5p": Chip(95.0, 459e12, 600e9, 6.25e9, 16e9),
+    "v6e": Chip(31.25, 918e12, 448e9, 12.5e9, 32e9),
 }
 """By the part of a topology's name before the colon. HBM: what the compiler allows (v5e, v6e) or the data sheet says."""
 
 
-def topology_devices(name: str) -> list[jax.Device]:
-    """Devices of a topology such as `v5e:2x4` (8 chips), to compile against; they cannot run anything.
+def topology_devices(name: str, slices: int = 1) -> list[jax.Device]:
+    """Devices of so many slices of a topology such as `v5e:2x4` (8 chips), to compile against; they cannot run anything.
 
     Raises InputError for an unknown name, or when libtpu is not installed.
     """
@@ -41,7 +45,10 @@ def topology_devices(name: str) -> list[jax.Device]:
             f"{name!r} names no TPU topology. It is one of {listing(CHIPS)}, a colon and a grid, such as v5e:2x4 or v5p:2x2x1."
         )
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+        more: dict[str, object] = {"num_slices": slices} if slices > 1 else {}
+        if name.startswith("v4:"):
+            more["chip_config_name"] = "megacore"  # the two cores of a chip as one device, as real slices have it
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **more).devices)
     except Exception as error:  # libtpu and jax raise several kinds here
         reason = " ".join(str(error).split())[:200]
         raise InputError(

@@ -51,7 +51,7 @@ def demo(config: DemoConfig) -> Path:
         )
     data = _write_data(out / "data", config.seed)
     shared: dict[str, Any] = {"mesh": {"emulated_devices": config.emulated_devices}, "seed": config.seed}
-    compute = {"compute_dtype": "float32", "remat": "none"}
+    compute = {"compute_dtype": "float32", "keep": "everything"}
 
     console.rule("1 of 4 · dSFT on a teacher's conversations", align="left")
     sft(

@@ -20,7 +20,7 @@ _HOPELESS = 1.15  # times the chip's memory, by arithmetic that leaves working s
 type Dtype = Literal["float32", "bfloat16"]
 type Moments = tuple[Dtype, Dtype]
 _MOMENTS: tuple[Moments, ...] = (("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16"))
-_REMAT: tuple[Literal["full", "dots"], ...] = ("full", "dots")
+_KEEP: tuple[Literal["inputs", "attention", "projections"], ...] = ("inputs", "attention", "projections")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def overrides(config: PlanConfig) -> str:
     batch, model, mesh, optimizer = config.batch, config.model, config.mesh, config.optimizer
     words = {
         "batch.microbatch_rows": batch.microbatch_rows,
-        "model.remat": model.remat,
+        "model.keep": model.keep,
         "mesh.data": mesh.data,
         "mesh.fsdp": mesh.fsdp,
         "mesh.tensor": mesh.tensor,
@@ -67,7 +67,7 @@ def overrides(config: PlanConfig) -> str:
 def fit(config: PlanConfig) -> Fit:
     """Search. Moments are stored as the card says unless nothing fits so, and then smaller. Raises InputError if none does."""
     config.check()
-    chips = len(topology_devices(config.topology))
+    chips = len(topology_devices(config.topology, config.slices))
     tried: list[str] = []
     for moments in _moments(config):
         candidates = sorted(_candidates(config, chips, moments), key=lambda each: each.seconds)
@@ -119,7 +119,7 @@ def _all_candidates(config: PlanConfig, chips: int, moments: Moments) -> Iterato
     optimizer = replace(
         config.optimizer, gradient_dtype=gradients, first_moment_dtype=moments[0], second_moment_dtype=moments[1]
     )
-    for tensor, each, remat in product((1, 2, 4), (1, 2, 4, 8, 16), _REMAT):
+    for tensor, each, keep in product((1, 2, 4), (1, 2, 4, 8, 16), _KEEP):
         rows = chips // tensor * each
         divides = total % rows == 0 if config.batch.rows else rows <= total or each == 1
         if chips % tensor or kv_heads % tensor or not divides:
@@ -129,7 +129,7 @@ def _all_candidates(config: PlanConfig, chips: int, moments: Moments) -> Iterato
             fit=False,
             mesh=replace(config.mesh, data=1, fsdp=-1, tensor=tensor),
             batch=replace(config.batch, microbatch_rows=rows),
-            model=replace(config.model, remat=remat),
+            model=replace(config.model, keep=keep),
             optimizer=optimizer,
         )
         yield _judge(settled, chips, each / tensor)
@@ -139,18 +139,26 @@ def _judge(config: PlanConfig, chips: int, rows: float) -> Candidate:
     """Arithmetic: `rows` are the rows of a microbatch that fall on one chip."""
     chip, shape, tensor = chip_of(config.topology), planned_shape(config), config.mesh.tensor
     tokens = rows * config.data.row_length
-    compute = RECOMPUTED[config.model.remat] * 6 * shape.parameters * tokens / chip.flops
+    compute = RECOMPUTED[config.model.keep] * 6 * shape.parameters * tokens / chip.flops
     gathered = 4 * 2 * shape.parameters / tensor  # forward, again, backward, and the gradients' reduction
     # six all-reduces of [tokens, model] a layer, by all chips that share them, and nothing to hide them behind
     exchanged = 6 * 2 * (tensor - 1) * 2 * shape.layers * tokens * shape.model
     microbatches = -(-total_rows(config) // (config.batch.microbatch_rows or 1))
     optimizer = config.optimizer
-    state = 4 + _bytes(optimizer.first_moment_dtype, optimizer.second_moment_dtype)
+    state = 4
+    if not optimizer.moments_on_host:
+        state += _bytes(optimizer.first_moment_dtype, optimizer.second_moment_dtype)
     gradients = _bytes(optimizer.gradient_dtype) + (4 if microbatches > 1 else 0)
     kept = 2.0 * shape.model
-    if config.model.remat == "dots":
+    if config.model.keep == "attention":
+        kept += shape.heads * (2 * shape.head_dim + 4) / tensor
+    if config.model.keep == "dots":
         attention = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
         kept += 2 * (attention + 2 * shape.mlp) / tensor + 4 * shape.model
-    size = (state + gradients) * shape.parameters / chips + shape.layers * kept * tokens
+    sharded = shape.parameters * config.slices / chips
+    size = (state + gradients) * sharded + shape.layers * kept * tokens
+    abroad = 2 * (1 - 1 / config.slices) * _bytes(optimizer.gradient_dtype) * sharded / chip.dcn
     waste = microbatches * (config.batch.microbatch_rows or 1) / total_rows(config)
-    return Candidate(config, waste * (max(compute, gathered / chip.ici) + exchanged / chip.ici) / tokens, size / GIB)
+    return Candidate(
+        config, waste * (max(compute, gathered / chip.ici, abroad) + exchanged / chip.ici) / tokens, size / GIB
+    )

@@ -32,8 +32,14 @@ from zephyr_jax.verbs import PlanConfig
 
 MISTRAL_7B = ModelShape(32000, 4096, 14336, 32, 32, 8, 128, 1e-5, 1e4, 4096, False, 32768)
 PER_ROW = 2  # UltraFeedback pairs have about 1,000 tokens, rows 2,048; decides only the accumulation
-RECOMPUTED = {"full": 8 / 6, "dots": 6.4 / 6, "none": 1.0}
-"""Operations of a training step with what `remat` computes twice, over those without: a forward, or about a fifth of one."""
+RECOMPUTED = {
+    "inputs": 8 / 6,
+    "inputs-on-host": 8 / 6,
+    "attention": 7.9 / 6,
+    "projections": 6.4 / 6,
+    "everything": 1.0,
+}
+"""Operations of a training step, with what is not kept and made again, over those without: a forward, or a part of one."""
 _SEGMENTS = 16
 EXAMPLES = {"HuggingFaceH4/ultrachat_200k": 207_865, "HuggingFaceH4/ultrafeedback_binarized": 61_135}
 """Rows of the training splits that the cards name."""
@@ -57,6 +63,8 @@ class Plan:
     """GiB a chip: gradients, activations, buffers of collectives."""
     peak: float
     """GiB a chip at the worst moment."""
+    host: float
+    """GiB of the host's memory for each of its chips: moments or activations that are kept there."""
     compile_seconds: float
     wires: tuple[Collective, ...]
     """What a step sends."""
@@ -84,19 +92,29 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Step time at the roofline: matmuls or wires, whichever takes longer."""
-        return max(self.compute_seconds, self.wire_seconds)
+        """Step time at the roofline: matmuls or wires, whichever takes longest."""
+        return max(self.compute_seconds, self.wire_seconds, self.dcn_seconds, self.host_seconds)
 
     @property
     def compute_seconds(self) -> float:
         """Matmuls at the chips' peak, recomputation included."""
-        again = RECOMPUTED[self.config.model.remat] if self.config.planned_step in ("sft", "dpo") else 1
+        again = RECOMPUTED[self.config.model.keep] if self.config.planned_step in ("sft", "dpo") else 1
         return again * self.tokens * self.flops_per_token / (self.chips * self.chip.flops)
 
     @property
     def wire_seconds(self) -> float:
-        """Collectives over all links of a chip."""
-        return sum(each.bytes for each in self.wires) / self.chip.ici
+        """Collectives inside a slice, over all links of a chip."""
+        return sum(each.bytes for each in self.wires if not each.abroad) / self.chip.ici
+
+    @property
+    def dcn_seconds(self) -> float:
+        """Collectives between slices, over a chip's share of its host's network."""
+        return sum(each.bytes for each in self.wires if each.abroad) / self.chip.dcn
+
+    @property
+    def host_seconds(self) -> float:
+        """What is kept in the host's memory, there and back once a microbatch: too much for moments, which go once a step."""
+        return 2 * self.host * GIB / self.chip.host
 
     @property
     def mfu(self) -> float:
@@ -125,7 +143,7 @@ class DoesNotFitError(InputError):
 def plan(config: PlanConfig) -> Plan:
     """Compile the step. Raises InputError for an unknown topology, sizes that do not divide into the mesh, or no room."""
     config.check()
-    rules = Rules(make_mesh(config.mesh, topology_devices(config.topology)))
+    rules = Rules(make_mesh(config.mesh, topology_devices(config.topology, config.slices)))
     rows = microbatch_rows(config)
     rules.check_divides("batch", rows, "batch.microbatch_rows (or batch.rows)")
     shape = planned_shape(config)
@@ -145,7 +163,8 @@ def plan(config: PlanConfig) -> Plan:
         _microbatches(config, rows),
         memory.argument_size_in_bytes / GIB,
         memory.temp_size_in_bytes / GIB,
-        memory.peak_memory_in_bytes / GIB,
+        (memory.peak_memory_in_bytes - memory.host_argument_size_in_bytes) / GIB,  # the peak counts those of the host
+        (memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes) / GIB,
         time.perf_counter() - start,
         tuple(collectives(compiled.as_text())),
     )
@@ -188,7 +207,7 @@ def _lower(config: PlanConfig, model: AbstractModel, rules: Rules, rows: int) ->
     else:
         objective = sft_objective(model.definition, _SEGMENTS, chunk)
     optimizer = make_optimizer(config.optimizer, 1000)
-    shardings = state_shardings(model.parameters, model.shardings, optimizer, rules)
+    shardings = state_shardings(model.parameters, model.shardings, optimizer, rules, config.optimizer.moments_on_host)
     rate = learning_rate(config.optimizer, 1000)
     step = make_step(objective, optimizer, rate, shardings, config.optimizer.gradient_dtype)
     state = abstract_state(model.parameters, optimizer, shardings)

@@ -19,7 +19,7 @@ def row(plan: Plan) -> str:
     config, optimizer = plan.config, plan.config.optimizer
     moments = f"{_short(optimizer.first_moment_dtype)}, {_short(optimizer.second_moment_dtype)}"
     cells = [
-        config.planned_step, config.topology, f"{plan.rows} x {plan.microbatches}", _short(optimizer.gradient_dtype), moments,
+        config.planned_step, _where(plan), f"{plan.rows} x {plan.microbatches}", _short(optimizer.gradient_dtype), moments,
         f"{plan.arguments:.2f}", f"{plan.temporaries:.2f}", f"{plan.peak:.2f}", f"{plan.chip.hbm:g}",
         f"{_sent(plan) / GIB:.1f}", f"{plan.seconds:.2f}", f"{plan.mfu:.0%}",
         f"{plan.steps * _seconds(plan) / 3600:.2f}" if plan.steps else "", f"{plan.compile_seconds:.0f}",
@@ -36,14 +36,19 @@ HEADER = (
 def _title(plan: Plan) -> str:
     config = plan.config
     text = (
-        f"{config.planned_step} step of {plan.shape.parameters / 1e9:.2f}B parameters on {config.topology} "
+        f"{config.planned_step} step of {plan.shape.parameters / 1e9:.2f}B parameters on {_where(plan)} "
         f"({plan.chips} chips of {plan.chip.hbm:g} GiB), {plan.microbatches} x {plan.rows} rows of {config.data.row_length}"
     )
     if config.planned_step not in ("sft", "dpo"):
         return text
     optimizer = config.optimizer
     moments = f"moments {optimizer.first_moment_dtype} and {optimizer.second_moment_dtype}"
-    return f"{text}, gradients {optimizer.gradient_dtype}, {moments}, remat {config.model.remat}"
+    return f"{text}, gradients {optimizer.gradient_dtype}, {moments}, kept: {config.model.keep}"
+
+
+def _where(plan: Plan) -> str:
+    slices = plan.config.slices
+    return plan.config.topology if slices == 1 else f"{slices} slices of {plan.config.topology}"
 
 
 def _assumed(plan: Plan) -> list[str]:
@@ -64,7 +69,7 @@ def _compiled(plan: Plan) -> list[str]:
     verdict = f"fits, {left:.2f} GiB to spare" if plan.fits else f"DOES NOT FIT: {-left:.2f} GiB too much"
     by_kind: dict[str, float] = defaultdict(float)
     for each in plan.wires:
-        by_kind[each.kind] += each.bytes
+        by_kind[f"{each.kind}{' between slices' if each.abroad else ''}"] += each.bytes
     return [
         "| compiled, full depth | GiB a chip |",
         "|---|---|",
@@ -72,7 +77,8 @@ def _compiled(plan: Plan) -> list[str]:
         f"| temporaries | {plan.temporaries:.2f} |",
         f"| peak | {plan.peak:.2f} |",
         f"| verdict | {verdict} |",
-        *[f"| sent in a step by {kind} | {size / GIB:.1f} |" for kind, size in sorted(by_kind.items())],
+        *([f"| in the host's memory, for each chip | {plan.host:.2f} |"] if plan.host else []),
+        *[f"| sent in a step by {kind} | {size / GIB:.3g} |" for kind, size in sorted(by_kind.items())],
     ]
 
 
@@ -85,7 +91,9 @@ def _estimated(plan: Plan) -> list[str]:
         f"| token slots a step | {plan.tokens:,} |",
         f"| matmuls of a step at peak, recomputation included | {plan.compute_seconds:.2f} s |",
         f"| wires of a step at peak | {plan.wire_seconds:.2f} s |",
-        f"| step at the roofline (the longer) | {plan.seconds:.2f} s, {plan.mfu:.0%} MFU |",
+        *([f"| host's memory, there and back, at peak | {plan.host_seconds:.2f} s |"] if plan.host else []),
+        *([f"| network between slices at peak | {plan.dcn_seconds:.2f} s |"] if plan.config.slices > 1 else []),
+        f"| step at the roofline (the longest) | {plan.seconds:.2f} s, {plan.mfu:.0%} MFU |",
     ]
     if plan.config.planned_step != "generate":
         lines += [
@@ -111,7 +119,7 @@ def _advice(plan: Plan) -> list[str]:
         return []
     return [
         "What helps, most first: a larger topology; --optimizer.gradient_dtype and first_moment_dtype bfloat16; a smaller "
-        "--batch.microbatch_rows; --model.remat full; a smaller --model.logprob_chunk. `--fit` searches."
+        "--batch.microbatch_rows; --model.keep inputs; a smaller --model.logprob_chunk. `--fit` searches."
     ]
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from zephyr_jax.config import OptimizerOptions
+from zephyr_jax.train.offload import on_host
 
 
 def learning_rate(options: OptimizerOptions, total: int) -> optax.Schedule:
@@ -33,7 +34,8 @@ def make_optimizer(options: OptimizerOptions, total: int) -> optax.GradientTrans
     else:
         scale = optax.scale_by_adam(options.b1, options.b2, options.eps, mu_dtype=options.first_moment_dtype)
     moments = _store_second_moment(scale, options.second_moment_dtype)
-    return optax.chain(clip, moments, optax.add_decayed_weights(options.weight_decay), rate)
+    update = optax.chain(moments, optax.add_decayed_weights(options.weight_decay), rate)
+    return optax.chain(clip, on_host(update) if options.moments_on_host else update)
 
 
 def _store_second_moment(inner: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:

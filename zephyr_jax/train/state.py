@@ -23,13 +23,17 @@ class TrainState(NamedTuple):
 
 
 def state_shardings(
-    parameters: Any, shardings: Any, optimizer: optax.GradientTransformation, rules: Rules
+    parameters: Any,
+    shardings: Any,
+    optimizer: optax.GradientTransformation,
+    rules: Rules,
+    moments_on_host: bool = False,
 ) -> TrainState:
-    """Shardings of a TrainState: moments live where their weights do, everything else on every device."""
+    """Shardings of a TrainState: moments live where their weights do, or beside in the host's memory; the rest everywhere."""
     everywhere = NamedSharding(rules.mesh, PartitionSpec())
     moments = optax.tree.map_params(
         optimizer,
-        lambda _, sharding: sharding,
+        lambda _, sharding: sharding.with_memory_kind("pinned_host") if moments_on_host else sharding,
         jax.eval_shape(optimizer.init, parameters),
         shardings,
         transform_non_params=lambda _: everywhere,

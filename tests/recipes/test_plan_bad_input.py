@@ -1,0 +1,82 @@
+"""What cannot be planned is refused in one paragraph: what was got, what is needed, what to do. In one process, no compile."""
+
+import os
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from zephyr_jax.cli import main
+
+CARDS = Path(__file__).parents[2] / "configs" / "tiny"
+SMALL = "--topology v5e:2x2 --batch.microbatch_rows 4 --data.row_length 512 --data.max_length 256"
+
+ANYWHERE = {
+    "v9z:2x2": (f"{SMALL} --topology v9z:2x2", r"'v9z:2x2' names no TPU topology\. It is one of v4, v5e, v5p, v6e"),
+    "no grid": (f"{SMALL} --topology 2x2", r"'2x2' names no TPU topology.*such as v5e:2x4"),
+    "no slice": (f"{SMALL} --slices 0", r"slices is 0\. It must be greater than zero"),
+    "microbatch": (f"{SMALL} --batch.rows 6 --batch.examples None", r"batch\.rows is 6 and batch\.microbatch_rows 4\. "),
+    "two batches": (f"{SMALL} --batch.rows 8", r"batch\.rows is 8 and batch\.examples 16\. Exactly one"),
+    "gradients": (f"{SMALL} --optimizer.gradient_dtype bfloat16", r"gradient_dtype is bfloat16 and model\.compute_dtype float32"),
+    "long sequence": (f"{SMALL} --data.max_length 1024", r"data\.max_length is 1024 and data\.row_length 512\. A row must hold"),
+    "long prompt": (f"{SMALL} --step generate --data.max_prompt_length 512", r"max_prompt_length is 512, data\.row_length 512"),
+    "fit what": (f"{SMALL} --step reference --fit", r"`fit` is on for the reference step\. It searches training steps"),
+    "chunk": (f"{SMALL} --model.logprob_chunk 0", r"model\.logprob_chunk is 0\. It must be greater"),
+}  # fmt: skip
+WITH_COMPILER = {
+    "grid": (f"{SMALL} --topology v5e:3x5", r"The topology 'v5e:3x5' cannot be had.*Check the grid"),
+    "batch": (f"{SMALL} --batch.microbatch_rows 6", r"microbatch_rows \(or batch\.rows\) is 6, and the mesh splits `batch`"),
+    "mesh": (f"{SMALL} --mesh.fsdp 3", r"takes 3 devices per full set and there are 4"),
+    "two free": (f"{SMALL} --mesh.data -1", r"one of them may be -1"),
+    "heads": (f"{SMALL} --mesh.tensor 4", r"`kv_heads` size of weight .* is 1, and the mesh splits `kv_heads` into 4"),
+    "row": (f"{SMALL} --data.row_length 500", r"Rows have 500 tokens\. The TPU kernel takes multiples of 128"),
+    "slices": (f"{SMALL} --slices 2", r"microbatch_rows \(or batch\.rows\) is 4, and the mesh splits `batch` into 8"),
+}  # fmt: skip
+
+
+def refused(words: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command says when it refuses."""
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", "--config", f"{CARDS}/dpo.yaml", "--model.path", str(folder), *words.split()])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said
+
+
+@pytest.mark.parametrize("case", ANYWHERE)
+def test_settings_that_cannot_hold_are_refused(case: str, shape_only: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words, expected = ANYWHERE[case]
+    assert re.search(expected, refused(words, shape_only, capsys), re.DOTALL)
+
+
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed: uv run --extra tpu pytest")
+@pytest.mark.parametrize("case", WITH_COMPILER)
+def test_what_no_topology_can_hold_is_refused(case: str, shape_only: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words, expected = WITH_COMPILER[case]
+    assert re.search(expected, refused(words, shape_only, capsys), re.DOTALL)
+
+
+@pytest.mark.skipif(find_spec("libtpu") is not None, reason="libtpu is installed")
+def test_without_the_compiler_it_says_how_to_get_it(shape_only: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "uv run --extra tpu zephyr-jax plan" in refused(SMALL, shape_only, capsys)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"model_type": "gpt2"}', '{"model_type": "mistral"}'])
+def test_a_folder_that_is_no_model_is_refused(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file is named, and what it lacks."""
+    if find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed")
+    (tmp_path / "config.json").write_text(content)
+    assert "config.json" in refused(SMALL, tmp_path, capsys)
+
+
+def test_an_old_name_is_answered_with_the_known_ones(shape_only: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the parser of the command line, before anything runs."""
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", "--config", f"{CARDS}/dpo.yaml", "--model.keep", "full"])
+    assert stopped.value.code == 2
+    said = capsys.readouterr()
+    assert "inputs-on-host" in said.out + said.err
