@@ -7,7 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import Any, get_type_hints
 
-from zephyr_jax.errors import InputError, TrainingError, suggestion
+from zephyr_jax import startup
+from zephyr_jax.errors import InputError, Stopped, TrainingError, suggestion
+
+_SAVED_AND_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same again goes on
 
 _USAGE = """\
 zephyr-jax: align a chat model with AI feedback (arXiv 2310.16944), in JAX on TPUs
@@ -30,7 +33,7 @@ class Verb:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one verb. Exits 2 on bad input and 3 on a run that had to stop, each with one paragraph on stderr."""
+    """Run one verb. Exits 2 on bad input, 3 on a run that had to stop, 75 on one that was told to and saved."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
     if not sys.stderr.isatty():
@@ -43,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise InputError(f"`{words[0]}` is not a verb.{suggestion(words[0], VERBS)}")
         kind, recipe = VERBS[words[0]].load()
         config: Any = parse(kind, words[0], words[1:])
+        startup.passed("import")
         recipe(config, shlex.join(["zephyr-jax", *words]))
     except InputError as error:
         _stop(f"error: {error}", 2)
@@ -53,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except TrainingError as error:
         _stop(f"stopped: {error}", 3)
+    except Stopped as told:
+        print(told, file=sys.stderr, flush=True)
+        raise SystemExit(_SAVED_AND_STOPPED) from None
     except KeyboardInterrupt:
         _stop("interrupted: run the same command again to go on from the newest checkpoint.", 130)
 
@@ -173,6 +180,13 @@ def _preview() -> tuple[type, Callable[[Any, str], None]]:
     return PreviewConfig, run
 
 
+def _lineage() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.recipes.lineage import lineage
+    from zephyr_jax.verbs import LineageConfig
+
+    return LineageConfig, lambda config, _: print(lineage(config))
+
+
 def _demo() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.demo import demo
     from zephyr_jax.verbs import DemoConfig
@@ -210,5 +224,6 @@ VERBS = {
     "generate": Verb("answer prompts", _generate),
     "plan": Verb("what a card's step needs on a TPU topology, without one", _plan),
     "export": Verb("write a Hugging Face folder", _export),
+    "lineage": Verb("tell what a run or an export was made from, and how", _lineage),
     "demo": Verb("the whole recipe in minutes on this machine's CPU", _demo),
 }

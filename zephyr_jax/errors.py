@@ -1,22 +1,45 @@
-"""The two errors that users meet. Each message is one paragraph: what was got, what is needed, what to do."""
+"""The errors that users meet. Each message is one paragraph: what was got, what is needed, what to do."""
 
+import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
-from pathlib import Path
 
 
 class InputError(ValueError):
-    """Something the user gave (a file, a row, a setting) cannot be used; the command line prints it and exits 2."""
+    """Something the user gave (a file, a row, a setting) cannot be used; the command line prints it and exits 2.
+
+    Messages quote what was given, so line breaks and control characters in them are shown, never obeyed.
+    """
+
+    def __init__(self, message: str):
+        super().__init__("".join(letter if letter.isprintable() else _escaped(letter) for letter in message))
 
 
 class TrainingError(RuntimeError):
     """A run had to stop (a loss that is not finite, say); the command line prints it and exits 3."""
 
 
+class Stopped(Exception):
+    """A run was told to stop and has saved everything; the command line prints it and exits 75 (run the same again)."""
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode()
+
+
+def shown(value: object, longest: int = 80) -> str:
+    """A value as messages quote it: its `repr`, cut where it is long; nested ones to a few levels."""
+    quoted = _SHORT.repr(value)
+    return quoted if len(quoted) <= longest else f"{quoted[:longest]}..."
+
+
+_SHORT = reprlib.Repr(maxstring=70, maxother=70, maxlong=70, maxdict=6, maxlist=6, maxlevel=4)
+
+
 def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:
     """Return ` Did you mean ...?` for the nearest known word, or the sorted known words when none is near."""
     names = sorted(known)
-    near = get_close_matches(word, names, n=1, cutoff=0.6)
+    near = get_close_matches(word[:200], names, n=1, cutoff=0.6)
     return (
         f" Did you mean `{prefix}{near[0]}`?" if near else f" Known here: {listing(prefix + name for name in names)}."
     )
@@ -27,18 +50,3 @@ def listing(items: Iterable[object], limit: int = 12) -> str:
     names = [str(item) for item in items]
     cut = f", ... ({len(names) - limit} more)" if len(names) > limit else ""
     return ", ".join(names[:limit]) + cut
-
-
-def check_can_be_written(file: str | None) -> None:
-    """Raise InputError when a file is asked for in a folder that is not there, before any work is done for it."""
-    if file and not Path(file).parent.is_dir():
-        raise InputError(f"{file} cannot be written: its folder is not there. Make it or choose another.")
-
-
-def check_can_be_made(folder: Path) -> None:
-    """Raise InputError unless `folder` is, or can become, a folder; nothing is made."""
-    for each in (folder, *folder.parents):
-        if each.exists():
-            if not each.is_dir():
-                raise InputError(f"The folder {folder} cannot be made: {each} is a file. Choose another.")
-            return

@@ -4,6 +4,7 @@ A *card* is a YAML file that fills one of these; dotted overrides on the command
 cannot take effect together are refused, never ignored.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -94,11 +95,13 @@ class PlanConfig(DpoConfig):
     """What a card's step needs on a TPU topology, from the TPU compiler, with no hardware."""
 
     topology: str = "v5e:2x4"
-    """Chips to plan for: kind and grid, such as v5e:2x4, v5e:4x4, v6e:2x4, v5p:2x2x1."""
+    """Chips of a slice to plan for: kind and grid, such as v5e:2x4, v5e:4x4, v6e:2x4, v5p:2x2x1."""
+    slices: int = 1
+    """Slices of that topology, joined by the data centre's network; each holds copies of the weights."""
     step: Literal["sft", "dpo", "reference", "generate"] | None = None
     """What to compile; default: `dpo` where the card names a reference table, else `sft`."""
     fit: bool = False
-    """Search the fastest settings that fit: rows of a microbatch, remat, mesh, and dtypes of gradients and moments."""
+    """Search the fastest settings that fit: rows of a microbatch, `model.keep`, mesh, and dtypes of gradients and moments."""
     shape: Literal["mistral-7b"] | None = None
     """Plan for this model's sizes; default: those of the folder model.path, or Mistral-7B's (and it is said) when that is no
     folder here. Nothing is downloaded."""
@@ -110,6 +113,7 @@ class PlanConfig(DpoConfig):
         check_batch(self.batch)
         check_optimizer(self.optimizer, self.schedule, self.model)
         check_dpo(self.dpo)
+        check_positive(slices=self.slices)
         if self.planned_step == "generate" and self.data.max_prompt_length >= self.data.row_length:
             refuse(
                 f"data.max_prompt_length is {self.data.max_prompt_length}, data.row_length {self.data.row_length}.",
@@ -198,7 +202,7 @@ class GenerateConfig:
                 "`system` is given with template `none`.",
                 "Plain text has no system message: drop it or use a template.",
             )
-        if self.temperature < 0 or self.top_p > 1:
+        if not 0 <= self.temperature < math.inf or self.top_p > 1:
             refuse(f"temperature is {self.temperature}, top_p {self.top_p}.", "It needs temperature >= 0, top_p <= 1.")
         if self.temperature == 0 and self.top_p < 1:
             refuse(f"top_p is {self.top_p} at temperature 0.", "Greedy decoding draws nothing: set a temperature.")
@@ -222,6 +226,18 @@ class ExportConfig:
         require(self.model.path, "model.path", "a model: a run of ours, a Hugging Face folder or a hub id")
         require(self.output, "output", "a folder to make")
         check_positive(max_file_gib=self.max_file_gib)
+
+
+@dataclass(frozen=True)
+class LineageConfig:
+    """Where a run or an export comes from: every stage with its data, settings, seed, versions and devices."""
+
+    path: str = ""
+    """Folder of a run or an export."""
+
+    def check(self) -> None:
+        """Raise InputError when no folder is named."""
+        require(self.path, "path", "the folder of a run or an export")
 
 
 @dataclass(frozen=True)

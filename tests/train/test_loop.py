@@ -9,7 +9,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from zephyr_jax.config import ReportOptions, ScheduleOptions
-from zephyr_jax.errors import TrainingError
+from zephyr_jax.errors import Stopped, TrainingError
 from zephyr_jax.mean import Mean
 from zephyr_jax.train.loop import Loop
 from zephyr_jax.train.report import Reporter
@@ -34,8 +34,18 @@ class Recorder:
         self.losses = losses
         options = ScheduleOptions(**{"evaluate_every": 2, "save_every": 3, **schedule})
         self.reporter = Reporter(folder, ReportOptions(progress=False), {}, 5, start, True)
-        self.loop = Loop(self.step, self.batches(start), self.evaluate, self.save, self.reporter, options, len(losses))
-        self.start = start
+        self.loop = Loop(
+            self.step,
+            self.batches(start),
+            self.evaluate,
+            self.save,
+            self.stop,
+            self.reporter,
+            options,
+            len(losses),
+            str,
+        )
+        self.start, self.stop_at = start, len(losses)
 
     def batches(self, start: int):
         for index in range(start, len(self.losses)):
@@ -45,6 +55,9 @@ class Recorder:
     def step(self, state: TrainState, batch: int) -> tuple[TrainState, dict[str, Mean]]:
         self.events.append(f"step {batch}")
         return TrainState(jnp.int32(batch + 1), {}, ()), metrics(self.losses[batch])
+
+    def stop(self, done: int) -> bool:
+        return done >= self.stop_at
 
     def evaluate(self, parameters: dict) -> dict[str, float]:
         self.events.append("evaluate")
@@ -74,6 +87,18 @@ def test_the_order_is_the_one_in_the_docstring(tmp_path: Path) -> None:
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5]
     assert [line["step"] for line in lines if "eval/loss" in line] == [0, 2, 4, 5]
     assert [line["loss"] for line in lines if "loss" in line] == [3, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("at", "last"), [(2, ["evaluate", "save 2"]), (3, ["step 2", "save 3"])])
+def test_a_loop_that_is_told_to_stop_saves_once_and_leaves(tmp_path: Path, at: int, last: list[str]) -> None:
+    """Where a checkpoint is due anyway (step 3) it is not written twice; no batch is drawn after the request."""
+    recorder = Recorder(tmp_path, [3, 2, 1, 1, 1])
+    recorder.stop_at = at
+    with pytest.raises(Stopped, match=f"Step {at} of 5 is saved"):
+        recorder.run()
+    assert recorder.events[-2:] == last
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, at + 1))
 
 
 def test_a_resumed_loop_neither_evaluates_nor_saves_its_first_state_again(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import jax
+import numpy as np
 from jax._src import distributed
 from jax.experimental import multihost_utils
 
@@ -74,6 +75,13 @@ def require_alone(verb: str) -> None:
             f"`{verb}` runs in one process, and {jax.process_count()} have joined. Run it on one host alone: "
             f"env -u JAX_COORDINATOR_ADDRESS JAX_PLATFORMS=cpu zephyr-jax {verb} ..."
         )
+
+
+def as_the_first_says(answer: bool) -> bool:
+    """Process 0's answer, in every process: hosts may see different disks."""
+    if jax.process_count() == 1:
+        return answer
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(answer)))
 
 
 def wait_for_all(what: str) -> None:

@@ -13,6 +13,7 @@ from zephyr_jax.config import MeshOptions
 from zephyr_jax.errors import InputError
 from zephyr_jax.parallel.hosts import join_hosts
 from zephyr_jax.parallel.mesh import emulate_devices, make_mesh
+from zephyr_jax.parallel.programs import keep_programs
 
 type Axes = tuple[str | None, ...]
 
@@ -89,6 +90,7 @@ class Rules:
 def open_rules(options: MeshOptions) -> Rules:
     """Emulate devices where asked, join the other hosts, and apply the table to the mesh over all. Raises InputError."""
     emulate_devices(options.emulated_devices)
+    keep_programs()
     join_hosts()
     return Rules(make_mesh(options))
 

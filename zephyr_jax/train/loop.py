@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 
 from zephyr_jax.config import ScheduleOptions
-from zephyr_jax.errors import TrainingError
+from zephyr_jax.errors import Stopped, TrainingError
 from zephyr_jax.train.evaluate import Evaluate
 from zephyr_jax.train.report import Reporter
 from zephyr_jax.train.state import TrainState
@@ -25,20 +25,25 @@ class Loop:
     batches: Iterator[Any]
     evaluate: Evaluate | None
     save: Save
+    stop: Callable[[int], bool]
+    """Asked after every step: whether somebody wants the run to end here."""
     reporter: Reporter
     schedule: ScheduleOptions
     total: int
+    first_step: Callable[[], str]
+    """Asked once, when the first step is done, for a line about what came before."""
 
     def run(self, state: TrainState, start: int) -> TrainState:
         """Train from `start` to `total` steps.
 
         1. Evaluate the state where due (step 0 too: it shows where training starts from).
         2. Save where due; the data iterator stands right before the next batch then.
-        3. Draw the next batch.
-        4. Step: dispatched, not waited for.
-        5. Report the step before, while this one runs.
+        3. Stop where asked to, with this state saved.
+        4. Draw the next batch.
+        5. Step: dispatched, not waited for.
+        6. Report the step before, while this one runs.
 
-        Raises TrainingError when a loss is not finite, before such a state could be saved.
+        Raises TrainingError when a loss is not finite, before such a state could be saved, and Stopped.
         """
         pending: tuple[int, Metrics] | None = None
         for done in range(start, self.total + 1):
@@ -51,11 +56,24 @@ class Loop:
                 self.save(done, state, measured)
             if done == self.total:
                 break
+            if self.stop(done):
+                self._report(pending)
+                self._leave(done, state, saved=due_save or done == start)
             batch = next(self.batches)
             state, metrics = self.step(state, batch)
             self._report(pending)
             pending = (done + 1, metrics)
+            if done == start:
+                jax.block_until_ready(metrics)
+                self.reporter.note(self.first_step())
         return state
+
+    def _leave(self, done: int, state: TrainState, saved: bool) -> NoReturn:
+        if not saved:
+            self.save(done, state, None)
+        raise Stopped(
+            f"Step {done} of {self.total} is saved and the run has stopped, as asked. Run the same command again to go on."
+        )
 
     def _due(self, done: int, start: int) -> tuple[bool, bool]:
         last = done == self.total

@@ -1,10 +1,15 @@
-"""Metrics out: one JSON line per report always; TensorBoard and Weights & Biases on request; a line for people."""
+"""Metrics out: one JSON line per report always; TensorBoard and Weights & Biases on request; a line for people.
+
+Nothing can be appended to an object on Cloud Storage: there metrics.jsonl is written whole at each evaluation, checkpoint and
+minute, and TensorBoard's files are copied from this machine's disk then.
+"""
 
 import json
+import pathlib
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -14,8 +19,10 @@ from tensorboardX import SummaryWriter
 from zephyr_jax.config import ReportOptions
 from zephyr_jax.errors import InputError
 from zephyr_jax.mean import Mean
+from zephyr_jax.storage.files import Path, is_remote, open_path, write_whole
 
 FILE = "metrics.jsonl"
+_MINUTE = 60
 _SHOWN = ("loss", "rewards/margins", "rewards/accuracies", "tokens_per_second", "targets_per_second", "padding")
 
 
@@ -25,6 +32,9 @@ class Sink(Protocol):
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Record the values of one step."""
 
+    def flush(self) -> None:
+        """Bring everything to where it stays."""
+
     def close(self) -> None:
         """Flush."""
 
@@ -33,19 +43,49 @@ class JsonLines:
     """`metrics.jsonl`; on resume, lines beyond the restored step are removed, so each step stands there once."""
 
     def __init__(self, path: Path, resumed_at: int):
-        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= resumed_at] if path.exists() else []
-        scratch = path.with_suffix(".tmp")
-        scratch.write_text("".join(f"{line}\n" for line in kept))
-        scratch.replace(path)
-        self._file = path.open("a", buffering=1)
+        write_whole(path, _kept(path, resumed_at))
+        self._path = pathlib.Path(path)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append one line."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def flush(self) -> None:
+        """Nothing to do: each line is on disk already."""
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Nothing to do."""
+
+
+class CloudJsonLines:
+    """The same on Cloud Storage, kept in memory and written whole."""
+
+    def __init__(self, path: Path, resumed_at: int):
+        self._path, self._text = path, _kept(path, resumed_at)
+        self._written = None if path.exists() else ""
+        self.flush()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Keep one line."""
+        self._text += json.dumps({"step": step, **values}) + "\n"
+        if time.monotonic() - self._clock > _MINUTE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the object anew if there is anything new."""
+        if self._text != self._written:
+            write_whole(self._path, self._text)
+        self._written, self._clock = self._text, time.monotonic()
+
+    def close(self) -> None:
+        """Write what is new."""
+        self.flush()
+
+
+def _kept(path: Path, resumed_at: int) -> str:
+    lines = path.read_text().splitlines() if path.exists() else []
+    return "".join(f"{line}\n" for line in lines if _step_of(line) <= resumed_at)
 
 
 def _step_of(line: str) -> float:
@@ -55,20 +95,45 @@ def _step_of(line: str) -> float:
         return float("inf")  # a line cut by a kill
 
 
+def last_evaluation(run: Path | None) -> dict[str, float]:
+    """The numbers of a run's last evaluation, without the prefix `eval/`; empty where there are none."""
+    path = run / FILE if run else None
+    for line in reversed(path.read_text().splitlines() if path and path.exists() else []):
+        values = json.loads(line) if _step_of(line) < float("inf") else {}
+        found = {name.removeprefix("eval/"): value for name, value in values.items() if name.startswith("eval/")}
+        if found:
+            return found
+    return {}
+
+
 class TensorBoard:
-    """Event files."""
+    """Event files, written on this machine's disk and copied when the run is on Cloud Storage."""
 
     def __init__(self, folder: Path):
-        self._writer = SummaryWriter(str(folder))
+        self._folder = folder
+        self._scratch = tempfile.TemporaryDirectory(prefix="zephyr-jax-") if is_remote(folder) else None
+        self._writer = SummaryWriter(self._scratch.name if self._scratch else str(folder))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add scalars."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
+    def flush(self) -> None:
+        """Flush the file, and copy it."""
+        self._writer.flush()
+        self._copy()
+
+    def _copy(self) -> None:
+        for file in pathlib.Path(self._scratch.name).iterdir() if self._scratch else ():
+            write_whole(self._folder / file.name, file.read_bytes())
+
     def close(self) -> None:
-        """Flush the file."""
+        """Flush the file, and copy it for the last time."""
         self._writer.close()
+        self._copy()
+        if self._scratch:
+            self._scratch.cleanup()
 
 
 class WeightsAndBiases:
@@ -88,6 +153,9 @@ class WeightsAndBiases:
         """Log the values."""
         self._run.log(dict(values), step=step)
 
+    def flush(self) -> None:
+        """Nothing to do: wandb sends by itself."""
+
     def close(self) -> None:
         """End the run."""
         self._run.finish()
@@ -97,8 +165,10 @@ class Reporter:
     """Turns each step's Means into numbers, adds speed, and hands them to every sink and to the screen."""
 
     def __init__(self, run: Path, options: ReportOptions, config: dict[str, Any], total: int, start: int, writes: bool):
+        run = open_path(run)
+        lines = CloudJsonLines if is_remote(run) else JsonLines
         # A run that starts afresh evaluates step 0 again, so nothing of an earlier try may stay.
-        self._sinks: list[Sink] = [JsonLines(run / FILE, start or -1)] if writes else []
+        self._sinks: list[Sink] = [lines(run / FILE, start or -1)] if writes else []
         if writes and options.tensorboard:
             self._sinks.append(TensorBoard(run / "tensorboard"))
         if writes and options.wandb_project:
@@ -131,7 +201,13 @@ class Reporter:
         self._write(step, {f"eval/{name}": value for name, value in values.items()})
         text = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if not name.startswith("logps"))
         self._console.print(f"step {step}/{self._total} evaluation: {text}", highlight=False, soft_wrap=True)
+        self.flush()
         self._clock = time.perf_counter()
+
+    def flush(self) -> None:
+        """Bring what was reported to where it stays, before a checkpoint says that it happened."""
+        for sink in self._sinks:
+            sink.flush()
 
     def note(self, text: str) -> None:
         """A line for people."""
