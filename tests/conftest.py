@@ -2,15 +2,19 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import fsspec  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from tests.gcs import Gcs  # noqa: E402
 from zephyr_jax.demo.remake import write_untrained  # noqa: E402
+from zephyr_jax.storage import cloud  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 HERE = Path(__file__).parent
@@ -37,6 +41,27 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "model"
     write_untrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def gcs() -> Iterator[Gcs]:
+    """Cloud Storage on loopback with an empty bucket named `bucket`; every client of this process is led there."""
+    with Gcs() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        patch.setitem(fsspec.config.conf.setdefault("gcs", {}), "token", "anon")
+        server.state.buckets["bucket"] = {}
+        cloud.prepare()
+        yield server
+
+
+@pytest.fixture
+def bucket(gcs: Gcs) -> Iterator[Gcs]:
+    """The same, emptied for one test."""
+    gcs.state.buckets = {"bucket": {}}
+    gcs.state.requests.clear()
+    yield gcs
+    gcs.state.fault = None
 
 
 def write_rows(path: Path, rows: list[dict]) -> Path:

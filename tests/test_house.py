@@ -21,8 +21,8 @@ LAYERS = [
     {"model", "parallel", "data"},
     {"batch", "mean", "card", "verbs"},
     {"checks"},
-    {"config"},
-    {"errors"},
+    {"config", "storage"},
+    {"errors", "startup"},
 ]
 """Top first. A room imports from lower layers and from itself; the exceptions stand in BESIDE."""
 BESIDE = {("recipes", "demo"), ("demo", "recipes")}

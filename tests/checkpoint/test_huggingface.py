@@ -72,23 +72,6 @@ def test_a_failed_export_leaves_nothing(golden: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_each_device_reads_its_own_part_only(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On fsdp 8, no read of a matrix brings more than an eighth of it."""
-    sizes: list[tuple[tuple[int, ...], int]] = []
-    read = TensorFiles.read
-
-    def counted(self, name, index):
-        block = read(self, name, index)
-        sizes.append((self.sizes(name), block.size))
-        return block
-
-    monkeypatch.setattr(TensorFiles, "read", counted)
-    load(golden / "models" / "gqa", devices=8, data=1, fsdp=8, tensor=1)
-    matrices = [(whole, got) for whole, got in sizes if len(whole) == 2]
-    assert matrices
-    assert all(got * 8 == np.prod(whole) for whole, got in matrices)
-
-
 def test_fingerprint_is_of_the_bits_and_of_nothing_else(golden: Path) -> None:
     """Equal on every mesh; changed by one bit, by two values changing places, by two tensors changing places."""
     folder = golden / "models" / "gqa"

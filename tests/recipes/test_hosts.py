@@ -10,13 +10,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from etils import epath
+from safetensors.numpy import load, load_file
 
 from tests.conftest import write_rows
+from tests.gcs import Gcs
+from zephyr_jax.checkpoint.provenance import FILE
 from zephyr_jax.cli import main
 from zephyr_jax.demo.corpus import conversations, preferences
 
@@ -61,12 +65,12 @@ def run_all(count: int, words: list[str], scratch: Path) -> None:
             assert process.returncode == 0, said
 
 
-def curve(run: Path) -> list[tuple[int, float, float]]:
+def curve(run: Path | epath.Path) -> list[tuple[int, float, float]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [(line["step"], line["loss"], line["grad_norm"]) for line in lines if "loss" in line]
 
 
-def sft_words(model: Path, rows: Path, output: Path, steps: int = 3) -> list[str]:
+def sft_words(model: Any, rows: Any, output: Any, steps: int = 3) -> list[str]:
     """37 conversations in rows of 256: rows a step that no number of processes divides, so the last microbatch is padded."""
     return (
         f"sft --config {CARDS}/sft.yaml --model.path {model} --data.path {rows} --output {output} --data.max_length 256 "
@@ -136,15 +140,55 @@ def test_a_killed_host_ends_the_others_and_a_restart_goes_on(tiny_model: Path, t
     assert [step for step, _, _ in curve(tmp_path / "run")] == list(range(1, 13))
 
 
-def test_an_export_is_refused_to_many(tiny_model: Path, tmp_path: Path) -> None:
-    """With the command that does it."""
+def test_an_export_by_two_is_the_export_by_one(tiny_model: Path, tmp_path: Path) -> None:
+    """Byte for byte, in several files; process 0 alone writes."""
+    words = f"export --model.path {tiny_model} --dtype bfloat16 --max_file_gib 0.001 --output".split()
+    run_all(2, [*words, str(tmp_path / "two"), "--mesh.tensor", "2"], tmp_path)
+    main([*words, str(tmp_path / "one")])
+    two, one = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("two", "one"))
+    assert two.keys() == one.keys()
+    assert all(two[name] == one[name] for name in one if name not in ("README.md", FILE))  # these name paths
+    assert len([name for name in one if name.endswith(".safetensors")]) > 1
+
+
+def test_an_export_that_fails_on_the_writer_ends_all(tiny_model: Path, tmp_path: Path) -> None:
+    """Process 0 may not write: the other says so and does not wait for ever."""
+    (tmp_path / "hf").mkdir()
     words = f"export --model.path {tiny_model} --output {tmp_path}/hf".split()
     with processes(2, [words] * 2, tmp_path) as started:
         said = [process.communicate(timeout=PATIENCE)[1] for process in started]
-    assert all(process.returncode in (2, 4) for process in started)
-    assert "`export` runs in one process, and 2 have joined" in said[0] + said[1]
-    assert "JAX_PLATFORMS=cpu zephyr-jax export" in said[0] + said[1]
-    assert not (tmp_path / "hf").exists()
+        codes = [process.returncode for process in started]
+    assert codes == [2, 4]
+    assert "process 0 stopped: error: " in said[1]
+    assert "hf exists already" in said[1]
+
+
+def test_two_processes_share_nothing_but_a_bucket(bucket: Gcs, tiny_model: Path, tmp_path: Path) -> None:
+    """Model, rows, run, table and export on gs://, each process with a cache of its own: what one process makes there."""
+    cloud = epath.Path("gs://bucket")
+    for file in tiny_model.iterdir():
+        (cloud / "base" / file.name).write_bytes(file.read_bytes())
+    for name, rows in (("chats", conversations(0, 37, "train")), ("pairs", preferences(0, 21, "train"))):
+        file = write_rows(tmp_path / f"{name}.jsonl", list(rows))
+        (cloud / file.name).write_bytes(file.read_bytes())
+    pairs = (
+        f"--config {CARDS}/dpo.yaml --model.path {cloud}/two --data.path {cloud}/pairs.jsonl --output {cloud}/dpo "
+        f"--reference {cloud}/reference --batch.examples 21 --batch.microbatch_rows 8 --schedule.epochs 1 "
+        "--schedule.evaluate_every 0 --report.progress False"
+    ).split()
+    for name in ("two", "one"):
+        train = sft_words(cloud / "base", cloud / "chats.jsonl", cloud / name, steps=2)
+        export = f"export --model.path {cloud}/{name} --output {cloud}/{name}-hf --dtype float32".split()
+        for words in (train, export, ["reference" if name == "two" else "dpo", *pairs]):
+            if name == "two":
+                run_all(2, words, tmp_path)
+            else:
+                main([*words, "--mesh.emulated_devices", "8"])
+    np.testing.assert_allclose(curve(cloud / "two"), curve(cloud / "one"), rtol=1e-5)
+    np.testing.assert_allclose(curve(cloud / "dpo")[0][1], np.log(2), atol=5e-6)
+    assert len([name for name in bucket.names("bucket", "reference/") if "part-" in name]) == 2
+    one, two = (load((cloud / f"{name}-hf" / "model.safetensors").read_bytes()) for name in ("one", "two"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, two)
 
 
 def test_a_coordinator_that_is_not_there_is_named(tiny_model: Path, tmp_path: Path) -> None:
@@ -155,3 +199,23 @@ def test_a_coordinator_that_is_not_there_is_named(tiny_model: Path, tmp_path: Pa
     said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert said.returncode == 2
     assert "JAX_NUM_PROCESSES is 'two'. It must be a whole number" in said.stderr
+
+
+def test_processes_that_are_told_to_stop_save_one_step_together_and_go_on(tiny_model: Path, tmp_path: Path) -> None:
+    """SIGTERM to one of two: both leave with code 75 after the same step; the same command then ends as if never stopped."""
+    rows = write_rows(tmp_path / "chats.jsonl", list(conversations(0, 37, "train")))
+    words = sft_words(tiny_model, rows, tmp_path / "run", steps=12)
+    with processes(2, [words] * 2, tmp_path) as (first, second):
+        assert first.stderr is not None
+        for line in first.stderr:
+            if line.startswith("step 3/"):
+                break
+        second.send_signal(signal.SIGTERM)
+        said = [process.communicate(timeout=60)[1] for process in (first, second)]
+        assert [process.returncode for process in (first, second)] == [75, 75]
+    stopped = [re.findall(r"Step (\d+) of 12 is saved", each) for each in said]
+    assert stopped[0] == stopped[1]
+    assert 3 <= int(stopped[0][0]) < 12
+    run_all(2, words, tmp_path)
+    run_all(2, sft_words(tiny_model, rows, tmp_path / "whole", steps=12), tmp_path)
+    assert curve(tmp_path / "run") == curve(tmp_path / "whole")

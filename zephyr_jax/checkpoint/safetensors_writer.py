@@ -7,9 +7,10 @@ length (little endian), a JSON header padded with spaces, then the tensors' byte
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
+
+from zephyr_jax.storage.files import Path, whole_file, write_array_bytes, write_whole
 
 type Piece = tuple[str, tuple[int, ...], Callable[[], np.ndarray]]
 """Tensor name, sizes, and the function that brings its value."""
@@ -27,7 +28,7 @@ def write_safetensors(folder: Path, pieces: list[Piece], kind: np.dtype, limit: 
         total = sum(math.prod(sizes) for _, sizes, _ in pieces) * kind.itemsize
         weight_map = {piece[0]: name for name, part in zip(names, files, strict=True) for piece in part}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        write_whole(folder / "model.safetensors.index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def _divide(pieces: list[Piece], item: int, limit: int) -> list[list[Piece]]:
@@ -56,7 +57,7 @@ def _write_file(path: Path, part: list[Piece], kind: np.dtype) -> None:
         offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
+    with whole_file(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, _, bring in part:
-            file.write(np.ascontiguousarray(bring()).tobytes())
+            write_array_bytes(file, np.ascontiguousarray(bring()).reshape(-1).view(np.uint8).data)

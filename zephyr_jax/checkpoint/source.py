@@ -2,24 +2,31 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path as LocalPath
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from zephyr_jax.checkpoint.fields import check_fields
 from zephyr_jax.checkpoint.huggingface import TOKENIZER_FILES, load_parameters, open_folder, read_json
 from zephyr_jax.checkpoint.manager import FOLDER, restore_parameters
+from zephyr_jax.checkpoint.provenance import Record, read_record
 from zephyr_jax.config import ModelOptions
 from zephyr_jax.errors import InputError
 from zephyr_jax.model.mistral import Compute, abstract_model
 from zephyr_jax.model.shape import ModelShape, shape_from_hf
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.parallel.rules import Rules, parameter_shardings
+from zephyr_jax.storage.files import Path, check_can_be_read, local_copy, open_path, write_whole
 
 MODEL_FOLDER = "model"
 """Inside a run: config.json, generation_config.json and the tokenizer's files, copied from where it started."""
+_BESIDE_WEIGHTS = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+
+
+_KERNELS: dict[str, Literal["splash", "cudnn"]] = {"tpu": "splash", "gpu": "cudnn"}
 
 
 @dataclass(frozen=True)
@@ -27,18 +34,28 @@ class ModelSource:
     """A found model: everything but its weights."""
 
     asked: str
-    folder: Path
-    """Holds config.json and tokenizer files."""
+    folder: LocalPath
+    """Holds config.json and tokenizer files; copies of them when the model is on Cloud Storage."""
+    weights: Path
+    """The folder of the safetensors, or the run whose checkpoints hold the weights."""
     run: Path | None
-    """The run whose checkpoints hold the weights; None: `folder` holds safetensors."""
+    """`weights` where that is a run of ours."""
     step: int | None
     config: dict[str, Any]
     shape: ModelShape
 
-    def files(self) -> list[Path]:
+    @property
+    def record(self) -> Record:
+        """The provenance of these weights; of weights that others made, what is known about them."""
+        found = read_record(self.weights)
+        if found is not None:
+            return found if self.step is None else {**found, "step": self.step}
+        snapshot = self.folder.name if self.folder.parent.name == "snapshots" else None  # the hub's cache: a commit
+        return {"path": self.asked, "revision": snapshot, "architecture": self.config.get("model_type")}
+
+    def files(self) -> list[LocalPath]:
         """The files beside the weights that an export carries on."""
-        names = ("config.json", "generation_config.json", *TOKENIZER_FILES)
-        return [self.folder / name for name in names if (self.folder / name).exists()]
+        return [self.folder / name for name in _BESIDE_WEIGHTS if (self.folder / name).exists()]
 
 
 @dataclass(frozen=True)
@@ -56,24 +73,31 @@ class AbstractModel:
 
 def tokenizer_path(options: ModelOptions) -> str:
     """Where a model's tokenizer is: in the run, or at the path itself (a hub id downloads nothing else)."""
-    run = Path(options.path) / MODEL_FOLDER
-    return str(run) if run.is_dir() else options.path
+    check_can_be_read(options.path)
+    path = open_path(options.path)
+    run = path / MODEL_FOLDER
+    if not (run.is_dir() or path.is_dir()):
+        return options.path
+    return str(local_copy(run if run.is_dir() else path, _BESIDE_WEIGHTS))
 
 
 def find_model(options: ModelOptions) -> ModelSource:
     """Locate a model and read its config. Raises InputError when it is nowhere or not ours to compute."""
-    path = Path(options.path)
+    check_can_be_read(options.path)
+    path = open_path(options.path)
     step = None
     if path.parent.name == FOLDER and path.name.isdigit():
         path, step = path.parent.parent, int(path.name)
     run = path if (path / MODEL_FOLDER).is_dir() else None
-    folder = path / MODEL_FOLDER if run else open_folder(options.path, options.revision)
+    weights = run or open_folder(options.path, options.revision)
+    folder = local_copy(weights / MODEL_FOLDER if run else weights, _BESIDE_WEIGHTS)
     config = read_json(folder / "config.json")
     try:
+        check_fields(config)
         shape = shape_from_hf(config)
     except InputError as error:
-        raise InputError(f"{folder}: {error}") from error
-    return ModelSource(options.path, folder, run, step, config, shape)
+        raise InputError(f"{weights}: {error}") from error
+    return ModelSource(options.path, folder, weights, run, step, config, shape)
 
 
 def abstract_of(shape: ModelShape, options: ModelOptions, rules: Rules) -> AbstractModel:
@@ -81,13 +105,14 @@ def abstract_of(shape: ModelShape, options: ModelOptions, rules: Rules) -> Abstr
 
     Raises InputError when a dimension does not divide into the mesh.
     """
-    on_tpu = rules.mesh.devices.flat[0].platform == "tpu"
+    device = rules.mesh.devices.flat[0]
     compute = Compute(
         dtype=jnp.dtype(options.compute_dtype),
-        remat=options.remat,
+        keep=options.keep,
         placement=rules,
         keep_logits=options.keep_logits,
-        kernel="splash" if on_tpu else "xla",
+        kernel=_KERNELS.get(device.platform, "xla"),
+        chip=device.device_kind,
     )
     definition, state = abstract_model(shape, compute)
     shardings = parameter_shardings(state, rules)
@@ -101,20 +126,20 @@ def load_weights(source: ModelSource, model: AbstractModel) -> Parameters:
     """Stream the weights onto the mesh as float32. Raises InputError on missing, unknown or misshapen tensors."""
     if source.run:
         return restore_parameters(source.run, source.step, model.parameters)
-    return load_parameters(source.folder, source.shape, model.parameters, model.shardings)
+    return load_parameters(source.weights, source.shape, model.parameters, model.shardings)
 
 
 def copy_model_files(source: ModelSource, run: Path, chat_template: str) -> None:
     """Put everything but the weights into a run, with the chat template it trains on."""
     target = run / MODEL_FOLDER
     target.mkdir(parents=True, exist_ok=True)
-    for path in source.files():
-        if (target / path.name).absolute() != path.absolute():
-            (target / path.name).write_bytes(path.read_bytes())
-    (target / "chat_template.jinja").write_text(chat_template)
-    settings = target / "tokenizer_config.json"
+    settings = source.folder / "tokenizer_config.json"
     content = read_json(settings) if settings.exists() else {}
-    settings.write_text(json.dumps({**content, "chat_template": chat_template}, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps({**content, "chat_template": chat_template}, indent=2, ensure_ascii=False) + "\n"
+    for path in source.files():
+        write_whole(target / path.name, path.read_bytes())
+    write_whole(target / "chat_template.jinja", chat_template)
+    write_whole(target / settings.name, text)
 
 
 def check_vocabulary(shape: ModelShape, tokens: int, asked: str) -> None:

@@ -50,9 +50,11 @@ class Tensor:
         halves = ((sizes[self.inputs :], index[self.inputs :]), (sizes[: self.inputs], index[: self.inputs]))
         return tuple(_block(half_sizes, half_index) for half_sizes, half_index in halves)
 
-    def from_hf(self, block: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
-        """Our layout of a block of Hugging Face's tensor; `sizes` are those of our block."""
-        return block.reshape(sizes) if not self.inputs else block.T.reshape(sizes)
+    def hf_view(self, block: np.ndarray) -> np.ndarray:
+        """A contiguous block of ours (no layer axis) seen in Hugging Face's layout; what is written there lands in the block."""
+        if not self.inputs:
+            return block
+        return block.reshape(math.prod(block.shape[: self.inputs]), -1).T
 
     def to_hf(self, value: np.ndarray) -> np.ndarray:
         """Hugging Face's layout of one whole tensor of ours (no layer axis)."""

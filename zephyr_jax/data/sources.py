@@ -1,12 +1,15 @@
 """Where rows come from: local or gs:// files and folders, `save_to_disk` folders, hub ids. Gives a `datasets.Dataset`."""
 
-import json
 from pathlib import PurePosixPath
 
 import fsspec
+import pyarrow
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
+from zephyr_jax.data.lines import check_objects, first_bad_line
 from zephyr_jax.errors import InputError, listing
+from zephyr_jax.storage.cloud import is_remote
+from zephyr_jax.storage.files import cached_copy, check_can_be_read, patience
 
 _READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
@@ -14,25 +17,45 @@ _READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 def open_rows(path: str, split: str, revision: str | None = None, limit: int | None = None) -> Dataset:
     """Rows of one split.
 
-    Raises InputError when nothing is there, the split is unknown, a file is not what its name says, or the hub
-    cannot be reached.
+    Raises InputError when nothing is there, the split is unknown, a file is not what its name says, or the hub (or
+    Cloud Storage) cannot be reached.
     """
+    check_can_be_read(path)
+    with patience(path, "reading"):
+        rows = _open(path, split, revision)
+    rows = rows.select(range(min(limit, len(rows)))) if limit else rows
+    _check_text(rows, path)
+    return rows
+
+
+def _check_text(rows: Dataset, path: str) -> None:
+    """Raise InputError for text that is no UTF-8, which Arrow would let pass until somebody reads it."""
+    try:
+        rows.data.validate(full=True)
+    except pyarrow.ArrowException as error:
+        place = _first_bad_line([path]) if PurePosixPath(path).suffix in (".jsonl", ".json") else ""
+        raise InputError(
+            f"{place or path} holds rows that cannot be read: {error}. Write it again as UTF-8."
+        ) from error
+
+
+def _open(path: str, split: str, revision: str | None) -> Dataset:
     try:
         files, folder = fsspec.core.url_to_fs(path)
     except (ValueError, ImportError) as error:
         raise InputError(f"Cannot read {path}: {error}. Check the path, or install what its protocol needs.") from error
     try:
         if files.isfile(folder):
-            rows = _read_files([path], split, path)
-        elif files.exists(f"{folder}/dataset_dict.json") or files.exists(f"{folder}/state.json"):
-            rows = _saved(path, split)
-        elif files.isdir(folder):
-            rows = _folder(path, files, folder, split)
-        else:
-            rows = _hub(path, split, revision)
+            return _read_files([path], split, path)
+        if files.exists(f"{folder}/dataset_dict.json") or files.exists(f"{folder}/state.json"):
+            return _saved(path, split)
+        if files.isdir(folder):
+            return _folder(path, files, folder, split)
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error}. Check the path and its permissions.") from error
-    return rows.select(range(min(limit, len(rows)))) if limit else rows
+    if is_remote(path):
+        raise InputError(f"There is nothing at {path}. Check the spelling.")
+    return _hub(path, split, revision)
 
 
 def _read_files(paths: list[str], split: str, asked: str) -> Dataset:
@@ -47,7 +70,14 @@ def _read_files(paths: list[str], split: str, asked: str) -> Dataset:
     if not any(fsspec.core.url_to_fs(path)[0].size(fsspec.core.url_to_fs(path)[1]) for path in paths):
         raise InputError(f"{listing(paths)} is empty: it has no rows. Give a file with at least one.")
     try:
-        return load_dataset(_READERS[suffix], data_files=[path.replace("[", "[[]") for path in paths], split="train")
+        copies = [_local(path) for path in paths]
+        for path, copy in zip(paths, copies, strict=True):
+            if _READERS[suffix] == "json":
+                check_objects(copy, path)
+        files = [copy.replace("[", "[[]") for copy in copies]
+        return load_dataset(_READERS[suffix], data_files=files, split="train")
+    except InputError:
+        raise
     except Exception as error:  # pyarrow and datasets raise many kinds; find the line that is to blame
         place = _first_bad_line(paths) if _READERS[suffix] == "json" else ""
         reason = " ".join(str(error.__cause__ or error).split())[:300]
@@ -57,15 +87,12 @@ def _read_files(paths: list[str], split: str, asked: str) -> Dataset:
         ) from error
 
 
+def _local(path: str) -> str:
+    return str(cached_copy(path)) if is_remote(path) else path
+
+
 def _first_bad_line(paths: list[str]) -> str:
-    for path in paths:
-        with fsspec.open(path, "rb") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    json.loads(line)
-                except ValueError:
-                    return f"{path} line {number} ({line[:60].decode(errors='replace').strip()})"
-    return ""
+    return next((words for path in paths if (words := first_bad_line(_local(path), path))), "")
 
 
 def _saved(path: str, split: str) -> Dataset:
@@ -73,6 +100,9 @@ def _saved(path: str, split: str) -> Dataset:
         saved = load_from_disk(path)
     except IndexError as error:  # what datasets raises for a folder saved without rows
         raise InputError(f"{path} has no rows. Give a file or split with at least one.") from error
+    except Exception as error:  # and these are for files of such a folder that are missing or damaged
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{path} cannot be read as a `save_to_disk` folder: {reason}. Save it again.") from error
     if isinstance(saved, DatasetDict):
         if split not in saved:
             raise InputError(f"{path} has no split `{split}`; it has {listing(sorted(saved))}.")

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 from zephyr_jax.checkpoint.identity import weights_fingerprint
 from zephyr_jax.checkpoint.source import abstract_of, load_weights
@@ -11,15 +10,19 @@ from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.recipes import run as runs
 from zephyr_jax.recipes.reference import identity_of, preference_splits
 from zephyr_jax.reference.table import Identity, ReferenceTable, require_complete
+from zephyr_jax.storage.cloud import explained
+from zephyr_jax.storage.files import Path, check_can_be_read, open_path
 from zephyr_jax.verbs import DpoConfig
 
 
+@explained()
 def dpo(config: DpoConfig, command: str = "zephyr-jax reference, with the arguments given to dpo") -> Path:
     """Train, or go on training, and return the run's folder. Raises InputError or TrainingError.
 
     `command` is the command line that fills the reference table, for the error that says it is missing.
     """
     run = runs.open_run(config)
+    check_can_be_read(config.reference)
     splits = preference_splits(config, run.tokenizer)
     model = abstract_of(run.source.shape, config.model, run.rules)
     load = partial(load_weights, run.source, model)
@@ -29,9 +32,10 @@ def dpo(config: DpoConfig, command: str = "zephyr-jax reference, with the argume
         parameters: Parameters = load()
         load = partial(_loaded, parameters)
         table_identity = identity_of(config, run.tokenizer, weights_fingerprint(parameters))
-    table = ReferenceTable(Path(config.reference), table_identity)
+    root = open_path(config.reference)
+    table = ReferenceTable(root, table_identity)
     sums = {
-        name: require_complete(Path(config.reference), table, examples.keys(), examples.ids(), command)
+        name: require_complete(root, table, examples.keys(), examples.ids(), command)
         for name, examples in splits.items()
     }
 

@@ -1,7 +1,6 @@
 """`zephyr-jax evaluate`: a checkpoint's numbers on one split."""
 
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,7 +13,7 @@ from zephyr_jax.data.examples import Examples, load_conversations, load_preferen
 from zephyr_jax.data.loader import BatchSource, iterate
 from zephyr_jax.data.pack import Plan, plan_evaluation
 from zephyr_jax.data.sources import open_rows
-from zephyr_jax.errors import InputError, check_can_be_written
+from zephyr_jax.errors import InputError
 from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.logprob import VERSION
 from zephyr_jax.objective.sft import sft_objective
@@ -23,16 +22,19 @@ from zephyr_jax.parallel.rules import open_rules
 from zephyr_jax.recipes.reference import length_rule
 from zephyr_jax.recipes.run import open_tokenizer
 from zephyr_jax.reference.table import Identity, ReferenceTable, require_complete
+from zephyr_jax.storage.cloud import explained
+from zephyr_jax.storage.files import Path, check_can_be_read, check_can_be_written, open_path, write_whole
 from zephyr_jax.train.evaluate import make_evaluation
 from zephyr_jax.train.step import Objective
 from zephyr_jax.verbs import EvaluateConfig
 
 
+@explained()
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
     """Name -> value over the whole split. Raises InputError."""
     config.check()
-    check_can_be_written(config.output)
     rules = open_rules(config.mesh)
+    check_can_be_written(config.output)
     rules.check_divides("batch", config.rows, "rows")
     source = find_model(config.model)
     tokenizer = open_tokenizer(source, config.data)
@@ -49,7 +51,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
         identity = Identity(
             fingerprint, tokenizer.fingerprint, length_rule(config.data), config.model.compute_dtype, VERSION
         )
-        sums = _reference_sums(Path(config.reference), identity, examples)
+        sums = _reference_sums(open_path(config.reference), identity, examples)
     objective = _objective(config, model, plan, pairs)
     batches = BatchSource(examples, plan, local_rows(rules, config.rows), sums)
     values = make_evaluation(objective, lambda: (place_batch(rules, batch, config.rows) for batch in iterate(batches)))(
@@ -58,7 +60,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     if pairs and not config.reference:
         values = _without_reference(values, config.dpo.beta)
     if config.output and jax.process_index() == 0:
-        Path(config.output).write_text(json.dumps({**values, "examples": len(examples)}, indent=2) + "\n")
+        write_whole(config.output, json.dumps({**values, "examples": len(examples)}, indent=2) + "\n")
     return values
 
 
@@ -84,6 +86,7 @@ def _reference_sums(root: Path, identity: Identity, examples: Examples) -> np.nd
     command = (
         f"zephyr-jax reference --reference {root}, with this data, this dtype and the weights that DPO starts from"
     )
+    check_can_be_read(root)
     if not root.is_dir():
         raise InputError(f"There is no reference table in {root}. To make it: {command}")
     return require_complete(root, ReferenceTable(root, identity), examples.keys(), examples.ids(), command)

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,10 +14,12 @@ from zephyr_jax.checkpoint.source import ModelSource, abstract_of, check_vocabul
 from zephyr_jax.data.chat import BadRow, Message, check_messages, load_template
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.data.tokens import ChatTokenizer, bos_token_id, load_tokenizer
-from zephyr_jax.errors import InputError, check_can_be_written
+from zephyr_jax.errors import InputError
 from zephyr_jax.generation.decode import decode, pad_left
 from zephyr_jax.parallel.hosts import require_alone
 from zephyr_jax.parallel.rules import Rules, open_rules
+from zephyr_jax.storage.cloud import explained
+from zephyr_jax.storage.files import check_can_be_written, write_whole
 from zephyr_jax.verbs import GenerateConfig
 
 _BUCKET = 64  # prompts are padded to a multiple of this, so that few shapes are compiled
@@ -37,6 +38,7 @@ class Answer:
     """Whether it ended by itself."""
 
 
+@explained()
 def generate(config: GenerateConfig) -> list[Answer]:
     """Answers in the order of the prompts. Raises InputError."""
     config.check()
@@ -73,7 +75,7 @@ def generate(config: GenerateConfig) -> list[Answer]:
         lines = [
             json.dumps({"prompt": a.prompt, "answer": a.text, "ended": a.ended}, ensure_ascii=False) for a in answers
         ]
-        Path(config.output).write_text("".join(f"{line}\n" for line in lines))
+        write_whole(config.output, "".join(f"{line}\n" for line in lines))
     return answers
 
 

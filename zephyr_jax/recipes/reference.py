@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import jax
 from rich.console import Console
@@ -13,12 +12,13 @@ from zephyr_jax.checkpoint.source import abstract_of, find_model, load_weights
 from zephyr_jax.config import DataOptions
 from zephyr_jax.data.examples import Examples, load_preferences
 from zephyr_jax.data.tokens import ChatTokenizer
-from zephyr_jax.errors import check_can_be_made
 from zephyr_jax.objective.logprob import VERSION
 from zephyr_jax.parallel.rules import open_rules
 from zephyr_jax.recipes.run import evaluation_source, microbatch_rows, open_tokenizer
 from zephyr_jax.reference.compute import fill
 from zephyr_jax.reference.table import Identity, ReferenceTable
+from zephyr_jax.storage.cloud import explained
+from zephyr_jax.storage.files import Path, check_can_be_made, open_path
 from zephyr_jax.verbs import DpoConfig
 
 
@@ -31,11 +31,12 @@ class Filled:
     reused: int
 
 
+@explained()
 def reference(config: DpoConfig) -> Filled:
     """Fill the table for the training and the evaluation split. Raises InputError."""
     config.check()
-    check_can_be_made(Path(config.reference))
     rules = open_rules(config.mesh)
+    check_can_be_made(config.reference)
     rules.check_divides("batch", microbatch_rows(config), "batch.microbatch_rows (or batch.rows)")
     source = find_model(config.model)
     tokenizer = open_tokenizer(source, config.data)
@@ -43,7 +44,7 @@ def reference(config: DpoConfig) -> Filled:
     model = abstract_of(source.shape, config.model, rules)
     parameters = load_weights(source, model)
 
-    table = ReferenceTable(Path(config.reference), identity_of(config, tokenizer, weights_fingerprint(parameters)))
+    table = ReferenceTable(open_path(config.reference), identity_of(config, tokenizer, weights_fingerprint(parameters)))
     console = Console(stderr=True, quiet=jax.process_index() != 0)
     computed = reused = 0
     for name, examples in splits.items():

@@ -3,14 +3,15 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from zephyr_jax import startup
 from zephyr_jax.card import differences, save_card, to_dict
 from zephyr_jax.checkpoint.manager import FOLDER, CheckpointManager
+from zephyr_jax.checkpoint.provenance import Record, make_record, read_record, write_record
 from zephyr_jax.checkpoint.source import AbstractModel, ModelSource, check_vocabulary, copy_model_files, find_model
 from zephyr_jax.config import DataOptions
 from zephyr_jax.data.chat import load_template, without_markers
@@ -18,18 +19,21 @@ from zephyr_jax.data.examples import Examples
 from zephyr_jax.data.loader import BatchSource, iterate
 from zephyr_jax.data.pack import Plan, plan_evaluation, plan_training
 from zephyr_jax.data.tokens import ChatTokenizer, load_tokenizer
-from zephyr_jax.errors import InputError, check_can_be_made
+from zephyr_jax.errors import InputError
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.parallel.hosts import wait_for_all
 from zephyr_jax.parallel.place import local_rows, place_batch
+from zephyr_jax.parallel.programs import Compilations
 from zephyr_jax.parallel.rules import Rules, open_rules
+from zephyr_jax.parallel.stop import StopRequest
+from zephyr_jax.storage.files import Path, check_can_be_made, open_path
 from zephyr_jax.train.evaluate import make_evaluation
 from zephyr_jax.train.loop import Loop
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
 from zephyr_jax.train.report import Reporter
 from zephyr_jax.train.state import TrainState, abstract_state, initial_state, state_shardings
 from zephyr_jax.train.step import Objective, make_step
-from zephyr_jax.verbs import SftConfig
+from zephyr_jax.verbs import DpoConfig, SftConfig
 
 _MAY_CHANGE = (
     "output",
@@ -38,7 +42,9 @@ _MAY_CHANGE = (
     "report",
     "schedule.keep",
     "schedule.log_every",
-    "model.remat",
+    "schedule.grace",
+    "model.keep",
+    "optimizer.moments_on_host",
     "data.workers",
     "reference",
 )
@@ -66,11 +72,13 @@ class Run:
     """Step to start from."""
     progress: dict[str, Any]
     """What the checkpoint at `start` says; empty for a fresh run."""
+    compilations: Compilations
 
 
 def open_run(config: SftConfig) -> Run:
     """Check the config and the folder, and find out where to start; nothing is written. Raises InputError."""
     config.check()
+    compilations = Compilations()
     rules = open_rules(config.mesh)
     rules.check_divides("batch", microbatch_rows(config), "batch.microbatch_rows (or batch.rows)")
     source = find_model(config.model)
@@ -80,7 +88,7 @@ def open_run(config: SftConfig) -> Run:
     if progress:
         _check_same(progress["config"], config)
     wait_for_all("looked at the run's folder")  # before any process writes into it
-    return Run(folder, rules, source, tokenizer, start, progress)
+    return Run(folder, rules, source, tokenizer, start, progress, compilations)
 
 
 def _newest(folder: Path, config: SftConfig) -> tuple[int, dict[str, Any]]:
@@ -92,12 +100,13 @@ def _newest(folder: Path, config: SftConfig) -> tuple[int, dict[str, Any]]:
         checkpoints.close()
 
 
-def _begin(config: SftConfig, run: "Run") -> CheckpointManager:
+def _begin(config: SftConfig, run: "Run", record: Record) -> CheckpointManager:
     """Make the run's folder and put everything but checkpoints into it, once every host has found all to be good."""
     wait_for_all("know their data and weights")
     run.folder.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         save_card(config, run.folder / "config.yaml")
+        write_record(run.folder, record)
         copy_model_files(run.source, run.folder, without_markers(run.tokenizer.template.source))
     return CheckpointManager(run.folder, config.schedule)
 
@@ -110,10 +119,10 @@ def open_tokenizer(source: ModelSource, data: DataOptions) -> ChatTokenizer:
 
 
 def _check_folder(config: SftConfig) -> Path:
-    folder = Path(config.output)
+    folder = open_path(config.output)
+    check_can_be_made(folder, checkpoints=True)
     if not config.resume and (folder / FOLDER).exists():
         raise InputError(f"{folder} holds a run already and `resume` is off. Choose another output or turn resume on.")
-    check_can_be_made(folder)
     return folder
 
 
@@ -177,19 +186,24 @@ def fit(
 
     `identity` is saved with every checkpoint and must be equal on resume.
     """
+    startup.passed("data", run.compilations.take())
     total = len(training.plan.steps)
     optimizer = make_optimizer(config.optimizer, total)
-    shardings = state_shardings(model.parameters, model.shardings, optimizer, run.rules)
+    shardings = state_shardings(
+        model.parameters, model.shardings, optimizer, run.rules, config.optimizer.moments_on_host
+    )
+    record = _record(config, run, training, identity)
     if run.start:
         _check_identity(run.progress["identity"], identity, config.output)
-        checkpoints = _begin(config, run)
+        checkpoints = _begin(config, run, record)
         empty = abstract_state(model.parameters, optimizer, shardings)
         parameters, moments = checkpoints.restore(run.start, empty.parameters, (empty.step, empty.optimizer))
         state = TrainState(moments[0], parameters, moments[1])
     else:
         parameters = load()
-        checkpoints = _begin(config, run)
+        checkpoints = _begin(config, run, record)
         state = initial_state(parameters, optimizer, shardings)
+    startup.passed("weights", run.compilations.take())
     rows = training.plan.microbatch_rows
     batches = iterate(_source(training, run.rules))
     if run.start:
@@ -198,18 +212,40 @@ def fit(
     reporter.note(_headline(run, model, training))
 
     def save(step: int, state: TrainState, metrics: dict[str, float] | None) -> None:
-        progress = {"data": batches.get_state(), "config": to_dict(config), "identity": identity}
+        progress = {"data": batches.get_state(), "config": to_dict(config), "identity": identity, "provenance": record}
+        reporter.flush()  # a checkpoint is never ahead of its metrics
         checkpoints.save(step, state.parameters, (state.step, state.optimizer), progress, metrics)
+
+    def first_step() -> str:
+        startup.passed("evaluate and step" if evaluate else "step", run.compilations.take())
+        return startup.report(run.compilations.sources())
 
     evaluate = make_evaluation(objective, lambda: _placed(evaluation, run.rules)) if evaluation else None
     rate = learning_rate(config.optimizer, total)
     step = make_step(objective, optimizer, rate, shardings, config.optimizer.gradient_dtype)
     placed = (place_batch(run.rules, batch, rows) for batch in batches)
     try:
-        return Loop(step, placed, evaluate, save, reporter, config.schedule, total).run(state, run.start)
+        with StopRequest(config.schedule.grace) as request:
+            loop = Loop(step, placed, evaluate, save, request.reached, reporter, config.schedule, total, first_step)
+            return loop.run(state, run.start)
     finally:
         reporter.close()
         checkpoints.close()
+
+
+def _record(config: SftConfig, run: Run, training: Split, identity: dict[str, Any]) -> Record:
+    """The provenance of what this run makes; one that is resumed keeps its first record and adds where it went on."""
+    verb = "dpo" if isinstance(config, DpoConfig) else "sft"
+    data = f"{len(training.examples):,} examples, content {identity['data']}"
+    facts = {"output": config.output, "config": to_dict(config), "steps": len(training.plan.steps), "data": data}
+    if "reference" in identity:
+        facts["reference"] = f"weights {identity['reference']['weights']}"
+    record = make_record(verb, run.source.record, **facts)
+    first = read_record(run.folder) if run.start else None
+    if first is None:
+        return record
+    again = {name: record[name] for name in ("at", "devices", "versions", "commit")} | {"step": run.start}
+    return {**first, "resumed": [*first.get("resumed", []), again]}
 
 
 def _source(split: Split, rules: Rules) -> BatchSource:

@@ -1,15 +1,17 @@
 """`zephyr-jax sft`: conversations in, a fine-tuned run out."""
 
 from functools import partial
-from pathlib import Path
 
 from zephyr_jax.checkpoint.source import abstract_of, load_weights
 from zephyr_jax.data.examples import load_conversations
 from zephyr_jax.objective.sft import sft_objective
 from zephyr_jax.recipes import run as runs
+from zephyr_jax.storage.cloud import explained
+from zephyr_jax.storage.files import Path
 from zephyr_jax.verbs import SftConfig
 
 
+@explained()
 def sft(config: SftConfig) -> Path:
     """Train, or go on training, and return the run's folder. Raises InputError or TrainingError."""
     run = runs.open_run(config)

@@ -1,0 +1,145 @@
+"""One path type for disk and Cloud Storage, and files that appear whole or not at all."""
+
+import atexit
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
+from typing import IO, Any
+
+from etils import epath
+
+from zephyr_jax.errors import InputError
+from zephyr_jax.storage.cloud import check_bucket, check_writable, client, is_remote, patience, prepare, split
+
+type Path = epath.Path
+_PIECE = 32 * 2**20  # bytes of one request
+
+
+def open_path(path: str | os.PathLike[str]) -> epath.Path:
+    """A path on disk, or on Cloud Storage when it starts with `gs://`. Raises InputError for a `gs://` without a bucket."""
+    if is_remote(path):
+        prepare()
+        if not split(path)[0]:
+            raise InputError(f"{os.fspath(path)!r} names no bucket. Write gs://bucket/folder.")
+    return epath.Path(path)
+
+
+def absolute(path: str | os.PathLike[str]) -> epath.Path:
+    """The same path, not relative to the working directory."""
+    return open_path(path) if is_remote(path) else open_path(pathlib.Path(path).absolute())
+
+
+def check_can_be_read(path: str | os.PathLike[str]) -> None:
+    """Raise InputError when a `gs://` path cannot be asked for: no bucket, permission, credentials or network."""
+    if is_remote(path):
+        check_bucket(path)
+
+
+def check_can_be_made(folder: str | os.PathLike[str], checkpoints: bool = False) -> None:
+    """Raise InputError unless `folder` is, or can become, a folder that we may write to; nothing is made.
+
+    `checkpoints`: whether it is to hold checkpoints.
+    """
+    if is_remote(folder):
+        open_path(folder)
+        check_writable(folder, checkpoints)
+        return
+    local = pathlib.Path(folder)
+    for each in (local, *local.parents):
+        if each.exists():
+            if not each.is_dir():
+                raise InputError(f"The folder {local} cannot be made: {each} is a file. Choose another.")
+            return
+
+
+def check_can_be_written(file: str | None) -> None:
+    """Raise InputError when a file is asked for in a folder that is not there, before any work is done for it."""
+    if file and is_remote(file):
+        check_can_be_made(open_path(file).parent)
+    elif file and not pathlib.Path(file).parent.is_dir():
+        raise InputError(f"{file} cannot be written: its folder is not there. Make it or choose another.")
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A new file's bytes; the file is there, whole, when the block ends well, and untouched when it does not."""
+    with _upload(path) if is_remote(path) else _replacement(pathlib.Path(path)) as file:
+        yield file
+
+
+@contextmanager
+def _replacement(path: pathlib.Path) -> Iterator[IO[bytes]]:
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with scratch.open("wb") as file:
+            yield file
+        scratch.replace(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _upload(path: str | os.PathLike[str]) -> Iterator[Any]:
+    with patience(path, "writing"):
+        file = client().open(os.fspath(path), "wb", block_size=_PIECE)
+        try:
+            yield file
+            file.close()
+        except BaseException:
+            with suppress(Exception):  # what went wrong is on its way up already
+                file.discard()
+            file.closed = True  # otherwise it would be finished when it is collected
+            raise
+
+
+def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a small file, whole or not at all."""
+    with whole_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_array_bytes(file: IO[bytes], view: memoryview) -> None:
+    """Write many bytes in pieces, so that no buffer on the way grows to their size."""
+    for start in range(0, len(view), _PIECE):
+        file.write(view[start : start + _PIECE])
+
+
+def local_copy(folder: Path, names: Iterable[str]) -> pathlib.Path:
+    """Those of a folder's files that exist, on this machine's disk: the folder itself, or copies until this process ends."""
+    if not is_remote(folder):
+        return pathlib.Path(folder)
+    copy = pathlib.Path(tempfile.mkdtemp(prefix="zephyr-jax-"))
+    atexit.register(shutil.rmtree, copy, ignore_errors=True)
+    with patience(folder, "reading"):
+        there = {path.name for path in folder.iterdir()}
+        for name in sorted(there.intersection(names)):
+            (copy / name).write_bytes((folder / name).read_bytes())
+    return copy
+
+
+def cached_copy(path: str | os.PathLike[str]) -> pathlib.Path:
+    """A `gs://` file on this machine's disk, copied again only when it has changed; a local path as it is."""
+    if not is_remote(path):
+        return pathlib.Path(path)
+    home = pathlib.Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    with patience(path, "copying"):
+        version = f"{os.fspath(path)} {client().info(os.fspath(path))['generation']}"
+        folder = home / "zephyr-jax" / blake2b(version.encode(), digest_size=16).hexdigest()
+        copy = folder / pathlib.PurePosixPath(path).name
+        if not copy.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with whole_file(copy) as file, client().open(os.fspath(path), "rb", block_size=_PIECE) as source:
+                shutil.copyfileobj(source, file, _PIECE)
+    return copy
+
+
+def names_in(folder: Path) -> list[str]:
+    """Names of a folder's files and folders, in order; none when it is not there."""
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir())
