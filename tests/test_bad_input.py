@@ -32,7 +32,7 @@ type Words = list[str]
 CHAT = [{"role": "user", "content": "Name a colour."}, {"role": "assistant", "content": "Blue."}]
 PAIR = {"prompt_id": "p1", "chosen": CHAT, "rejected": [CHAT[0], {"role": "assistant", "content": "No."}]}
 SETTINGS: dict[str, Any] = {
-    "model": {"compute_dtype": "float32", "remat": "none", "logprob_chunk": 32},
+    "model": {"compute_dtype": "float32", "keep": "everything", "logprob_chunk": 32},
     "data": {"max_length": 64, "max_prompt_length": 48, "row_length": 128},
     "batch": {"rows": 8},
     "report": {"progress": False},

@@ -7,7 +7,38 @@ from typing import Any, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from zephyr_jax.errors import InputError, suggestion
+from zephyr_jax.errors import InputError, shown, suggestion
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that says each thing once and is no larger than it looks."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        anchor = getattr(self.peek_event(), "anchor", None) if self.check_event(yaml.AliasEvent) else None
+        node = super().compose_node(parent, index)
+        if anchor is not None and not isinstance(node, yaml.ScalarNode):
+            mark = self.peek_event().start_mark
+            raise yaml.YAMLError(f"line {mark.line + 1} repeats the section `{anchor}` by an alias; write it out")
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        said: set[str] = set()
+        for name, _ in node.value:
+            if isinstance(name, yaml.ScalarNode) and name.value in said:
+                line = name.start_mark.line + 1
+                raise yaml.YAMLError(f"line {line} sets {shown(name.value)} a second time; keep one")
+            said.add(name.value if isinstance(name, yaml.ScalarNode) else "")
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        number = super().construct_yaml_int(node)
+        if abs(number) >= 2**63:
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"line {line} holds {shown(node.value)}, more than 64 bits; a smaller number is meant")
+        return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def load_card[C](kind: type[C], path: str | Path) -> C:
@@ -17,25 +48,29 @@ def load_card[C](kind: type[C], path: str | Path) -> C:
     setting's type cannot hold.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.load(Path(path).read_text(), _Loader)
     except OSError as error:
         raise InputError(f"Cannot read the card {path}: {error.strerror}. Pass the path of a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
         raise InputError(f"The card {path} is not valid YAML: {reason}. Fix it at the place named.") from error
-    return from_dict(kind, content or {}, where=str(path))
+    except RecursionError as error:
+        raise InputError(f"The card {path} is nested too deep. A card has sections of settings, no more.") from error
+    return from_dict(kind, {} if content is None else content, where=str(path))
 
 
 def from_dict[C](kind: type[C], content: Any, where: str, prefix: str = "") -> C:
     """Build a config dataclass from plain values; `where` names the source in errors."""
     if not isinstance(content, dict):
         section = prefix.rstrip(".") or "the card"
-        raise InputError(f"{where}: `{section}` holds {content!r}; it needs settings, one `name: value` per line.")
+        raise InputError(f"{where}: `{section}` holds {shown(content)}; it needs settings, one `name: value` per line.")
     types = get_type_hints(kind)
     values = {}
     for name, value in content.items():
         if name not in types:
-            raise InputError(f"{where}: `{prefix}{name}` is not a setting.{suggestion(str(name), types, prefix)}")
+            raise InputError(
+                f"{where}: `{prefix}{str(name)[:80]}` is not a setting.{suggestion(str(name), types, prefix)}"
+            )
         values[name] = _typed(types[name], value, where, f"{prefix}{name}")
     return kind(**values)
 
@@ -44,12 +79,16 @@ def _typed(kind: Any, value: Any, where: str, name: str) -> Any:
     if isinstance(kind, type) and is_dataclass(kind):
         return from_dict(kind, value, where, prefix=f"{name}.")
     if isinstance(value, bool) and kind is not bool:
-        raise InputError(f"{where}: `{name}` is {value!r}: it is no truth value but {getattr(kind, '__name__', kind)}.")
+        raise InputError(
+            f"{where}: `{name}` is {value!r}: it needs no truth value but {getattr(kind, '__name__', kind)}."
+        )
+    if isinstance(value, str) and "\0" in value:
+        raise InputError(f"{where}: `{name}` is {shown(value)}: it holds a NUL character; take that out.")
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
         reason = "; ".join(detail["msg"] for detail in error.errors())
-        raise InputError(f"{where}: `{name}` is {value!r}: {reason}.") from error
+        raise InputError(f"{where}: `{name}` is {shown(value)}: {reason}.") from error
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """What settings must hold, alone and together: each check raises InputError with what it got and what it needs."""
 
 from zephyr_jax.config import BatchOptions, DataOptions, DpoOptions, ModelOptions, OptimizerOptions, ScheduleOptions
-from zephyr_jax.errors import InputError
+from zephyr_jax.errors import InputError, shown
+
+_MOST = 2**31 - 1
+"""Tokens, rows and steps are counted in 32 bits on the device."""
 
 
 def refuse(got: str, need: str) -> None:
@@ -16,10 +19,19 @@ def require(value: str, name: str, what: str) -> None:
 
 
 def check_positive(**values: float | None) -> None:
-    """Numbers that are given must be greater than zero; a double underscore in a name stands for the dot."""
+    """Numbers that are given must be greater than zero, and no larger than counts may be; `a__b` stands for `a.b`."""
     for name, value in values.items():
-        if value is not None and value <= 0:
-            refuse(f"{name.replace('__', '.')} is {value}.", "It must be greater than zero.")
+        if value is not None and not 0 < value <= _MOST:
+            refuse(
+                f"{name.replace('__', '.')} is {shown(value)}.", f"It must be greater than zero and at most {_MOST:,}."
+            )
+
+
+def check_not_negative(**values: float) -> None:
+    """Numbers must be zero or greater, and finite; `a__b` stands for `a.b`."""
+    for name, value in values.items():
+        if not 0 <= value <= _MOST:
+            refuse(f"{name.replace('__', '.')} is {shown(value)}.", f"It must not be negative, and at most {_MOST:,}.")
 
 
 def check_model(model: ModelOptions) -> None:
@@ -84,14 +96,28 @@ def check_optimizer(optimizer: OptimizerOptions, schedule: ScheduleOptions, mode
         schedule__max_steps=schedule.max_steps,
         schedule__log_every=schedule.log_every,
         schedule__keep_last=schedule.keep_last,
+        schedule__grace=schedule.grace,
     )
+    check_not_negative(
+        optimizer__weight_decay=optimizer.weight_decay,
+        schedule__evaluate_every=schedule.evaluate_every,
+        schedule__save_every=schedule.save_every,
+        schedule__keep_best=schedule.keep_best,
+    )
+    if not (0 <= optimizer.b1 < 1 and 0 <= optimizer.b2 < 1):
+        refuse(
+            f"optimizer.b1 is {optimizer.b1} and optimizer.b2 {optimizer.b2}.",
+            "They are decays: each must be at least 0 and below 1.",
+        )
     if optimizer.gradient_dtype == "bfloat16" and model.compute_dtype != "bfloat16":
         refuse(
             f"optimizer.gradient_dtype is bfloat16 and model.compute_dtype {model.compute_dtype}.",
             "Gradients cannot be finer stored than computed, nor coarser without loss: give both the same dtype.",
         )
     if not 0 <= optimizer.warmup_ratio < 1:
-        refuse(f"optimizer.warmup_ratio is {optimizer.warmup_ratio}.", "It is a share of all steps: 0 <= ratio < 1.")
+        refuse(
+            f"optimizer.warmup_ratio is {optimizer.warmup_ratio}.", "It is a share of all steps: set 0 <= ratio < 1."
+        )
     adamw_only = ("b1", "b2", "weight_decay", "first_moment_dtype")
     default = OptimizerOptions()
     set_here = [
@@ -116,5 +142,4 @@ def check_dpo(dpo: DpoOptions) -> None:
             f"dpo.label_smoothing is {dpo.label_smoothing} with dpo.loss `{dpo.loss}`.",
             "Only `sigmoid` and `robust` smooth labels; set it to 0 or change the loss.",
         )
-    if dpo.sft_weight < 0:
-        refuse(f"dpo.sft_weight is {dpo.sft_weight}.", "It must not be negative.")
+    check_not_negative(dpo__sft_weight=dpo.sft_weight)

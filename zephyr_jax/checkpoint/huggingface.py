@@ -1,26 +1,35 @@
 """Hugging Face folders: config, tokenizer files and safetensors, streamed into shards and out of them.
 
-Import reads only the blocks that this process's devices hold, one parameter at a time; export writes one tensor at a
-time. Folders appear whole or not at all.
+Import reads only the rows that this process's devices hold, one tensor at a time; export writes one tensor at a time.
+Folders on disk appear whole or not at all; on Cloud Storage config.json, written last, says that all is there.
 """
 
+import ctypes
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache, partial
+from pathlib import PurePath
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
+from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 
-from zephyr_jax.checkpoint.safetensors_writer import write_safetensors
+from zephyr_jax.checkpoint.safetensors_reader import Target, TensorFile, new_pool
+from zephyr_jax.checkpoint.safetensors_writer import Piece, write_safetensors
 from zephyr_jax.checkpoint.tensors import Tensor, tensors_of
-from zephyr_jax.errors import InputError, listing
+from zephyr_jax.errors import InputError, listing, shown
 from zephyr_jax.model.shape import ModelShape
+from zephyr_jax.parallel.gather import gather, keep_step
+from zephyr_jax.storage.files import Path, check_can_be_read, is_remote, names_in, open_path, write_whole
+from zephyr_jax.storage.text import parsed
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
@@ -37,14 +46,17 @@ _COMPUTED = "rotary_emb.inv_freq"  # older exports store this; it is a function 
 
 
 def open_folder(path: str, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint: `path` itself, or a hub id downloaded into the hub's cache.
+    """The folder of a checkpoint: `path` itself, local or gs://, or a hub id downloaded into the hub's cache.
 
     Raises InputError when it is neither.
     """
-    if Path(path).is_dir():
-        return Path(path)
+    check_can_be_read(path)
+    if open_path(path).is_dir():
+        return open_path(path)
+    if is_remote(path):
+        raise InputError(f"There is nothing at {path}. Check the spelling; a checkpoint is a folder with config.json.")
     try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=_DOWNLOAD))
+        return open_path(snapshot_download(path, revision=revision, allow_patterns=_DOWNLOAD))
     except Exception as error:  # the hub client raises many kinds; all mean: not to be had
         reason = " ".join(str(error).split())[:300]
         raise InputError(
@@ -55,9 +67,10 @@ def open_folder(path: str, revision: str | None = None) -> Path:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises InputError naming the file."""
     try:
-        content = json.loads(path.read_text())
+        content = parsed(path.read_bytes())
     except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror}. A checkpoint folder needs this file.") from error
+        reason = error.strerror or "it is not there"
+        raise InputError(f"Cannot read {path}: {reason}. A checkpoint folder needs this file.") from error
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error}). Copy it again from its source.") from error
     if not isinstance(content, dict):
@@ -66,42 +79,34 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class TensorFiles:
-    """The safetensors of a folder, by tensor name; opened once, read by block."""
+    """The safetensors of a folder, by tensor name; headers are read at once, rows when they are asked for."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        paths = self._paths()
-        self._files = {path: self._open(folder / path) for path in sorted(set(paths))}
-        self._where: dict[str, str] = {}
-        for path, file in self._files.items():
-            self._where |= dict.fromkeys(file.keys(), path)
+        self._files = [TensorFile(folder / path) for path in sorted(set(self._paths()))]
+        self._where = _by_name(self._files)
+        self._pool = new_pool()
 
     def _paths(self) -> list[str]:
         index = self.folder / "model.safetensors.index.json"
-        if index.exists():
+        names = names_in(self.folder)
+        if index.name in names:
             weight_map = read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict) or any(Path(name).name != name for name in weight_map.values()):
+            files = list(weight_map.values()) if isinstance(weight_map, dict) else []
+            wrong = [name for name in files if not _is_file_name(name)] if files else [weight_map]
+            if wrong:
                 raise InputError(
-                    f"{index} has no usable weight_map (tensor name -> file in this folder). Copy it again."
+                    f"{index} has no usable weight_map (tensor name -> safetensors file in this folder) but says "
+                    f"{shown(wrong[0])}. Copy it again."
                 )
-            return list(weight_map.values())
-        found = sorted(path.name for path in self.folder.glob("*.safetensors"))
+            return files
+        found = [name for name in names if name.endswith(".safetensors")]
         if not found:
             raise InputError(
-                f"{self.folder} has no *.safetensors file; it holds "
-                f"{listing(sorted(path.name for path in self.folder.iterdir()))}. Only safetensors are read (no pickle): "
+                f"{self.folder} has no *.safetensors file; it holds {listing(names)}. Only safetensors are read (no pickle): "
                 "convert the weights first."
             )
         return found
-
-    @staticmethod
-    def _open(path: Path) -> Any:
-        try:
-            return safe_open(path, framework="np")
-        except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{path} cannot be opened as safetensors: {error}. It is missing, cut short or damaged: copy it again."
-            ) from error
 
     @property
     def names(self) -> set[str]:
@@ -110,46 +115,97 @@ class TensorFiles:
 
     def sizes(self, name: str) -> tuple[int, ...]:
         """Sizes of a tensor, from the header."""
-        return tuple(self._files[self._where[name]].get_slice(name).get_shape())
+        return self._where[name].entries[name].sizes
 
-    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """One block of a tensor, in its stored dtype."""
-        return self._files[self._where[name]].get_slice(name)[index]
+    def fill(self, name: str, targets: list[Target]) -> None:
+        """Copy blocks of a tensor into float32 arrays; every row is read once."""
+        self._where[name].fill(name, targets, self._pool)
+
+    def close(self) -> None:
+        """End the threads that read."""
+        self._pool.shutdown()
+
+
+def _by_name(files: list[TensorFile]) -> dict[str, TensorFile]:
+    found: dict[str, TensorFile] = {}
+    for file in files:
+        for name in file.entries:
+            if name in found:
+                raise InputError(
+                    f"Tensor {name[:80]} is both in {found[name].path} and in {file.path}, and which is meant nobody says. "
+                    "Remove the file that does not belong to the checkpoint."
+                )
+            found[name] = file
+    return found
+
+
+def _is_file_name(name: Any) -> bool:
+    """Whether it may name a file of this very folder."""
+    plain = isinstance(name, str) and len(name) < 256 and name.isprintable() and "\\" not in name
+    return plain and name.endswith(".safetensors") and PurePath(name).name == name
 
 
 def load_parameters(folder: Path, shape: ModelShape, abstract: Any, shardings: Any) -> Any:
     """Parameters as a pure dict of float32 global arrays with the given shardings.
 
-    `abstract` and `shardings` are pure dicts of the same structure. Raises InputError listing every tensor that is
-    missing, unknown or of another size.
+    `abstract` and `shardings` are pure dicts of the same structure. Besides what the devices hold, host memory needs
+    this process's part of one Hugging Face tensor in float32 and a few MiB. Raises InputError listing every tensor
+    that is missing, unknown or of another size.
     """
     files = TensorFiles(folder)
-    _check(files, shape, abstract)
     parameters: dict[str, Any] = {}
-    for tensor in tensors_of(shape):
-        target, sharding = at(abstract, tensor.path), at(shardings, tensor.path)
-        read = _reader(files, tensor, target.shape, shape.layers)
-        _set(parameters, tensor.path, jax.make_array_from_callback(target.shape, sharding, read))
+    try:
+        _check(files, shape, abstract)
+        for tensor in tensors_of(shape):
+            sizes, sharding = at(abstract, tensor.path).shape, at(shardings, tensor.path)
+            names = tensor.names(shape.layers)
+            whole = _stack(files, tensor, names, sizes, sharding) if tensor.stacked else None
+            _set(parameters, tensor.path, _one(files, tensor, names[0], sizes, sharding) if whole is None else whole)
+    finally:
+        files.close()
     return parameters
 
 
-def _reader(
-    files: TensorFiles, tensor: Tensor, sizes: tuple[int, ...], layers: int
-) -> Callable[[tuple[slice, ...] | None], np.ndarray]:
-    names = tensor.names(layers)
-    one = sizes[1:] if tensor.stacked else sizes
+def _stack(files: TensorFiles, tensor: Tensor, names: list[str], sizes: tuple[int, ...], sharding: Any) -> Array:
+    """All layers [Y, ...] of a parameter, put into place one after another."""
+    one = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    whole = _zeros(sizes, sharding)()
+    for layer, name in enumerate(names):
+        whole = jax.block_until_ready(_put(whole, _one(files, tensor, name, sizes[1:], one), layer))
+    return whole
 
-    def read(index: tuple[slice, ...] | None) -> np.ndarray:
-        index = index or tuple(slice(None) for _ in sizes)
-        wanted = names[index[0]] if tensor.stacked else names
-        inner = index[1:] if tensor.stacked else index
-        block = tuple(len(range(*part.indices(size))) for part, size in zip(inner, one, strict=True))
-        out = np.empty((len(wanted), *block), np.float32)
-        for line, name in enumerate(wanted):
-            out[line] = tensor.from_hf(files.read(name, tensor.hf_index(one, inner)), block)
-        return out if tensor.stacked else out[0]
 
-    return read
+def _trim() -> None:
+    """Give the system back what was freed; glibc's allocator would keep hundreds of MiB between blocks still in use."""
+    with suppress(OSError, AttributeError):  # other C libraries have nothing of the kind
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@lru_cache
+def _zeros(sizes: tuple[int, ...], sharding: NamedSharding) -> Callable[[], Array]:
+    return jax.jit(partial(jnp.zeros, sizes, jnp.float32), out_shardings=sharding)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _put(whole: Array, one: Array, layer: int) -> Array:
+    return jax.lax.dynamic_update_index_in_dim(whole, one, layer, 0)
+
+
+def _one(files: TensorFiles, tensor: Tensor, name: str, sizes: tuple[int, ...], sharding: NamedSharding) -> Array:
+    """One Hugging Face tensor as a float32 global array of ours, without a layer axis."""
+    indices = {
+        device: tuple(slice(*part.indices(size)[:2]) for part, size in zip(index or (), sizes, strict=True))
+        for device, index in sharding.addressable_devices_indices_map(sizes).items()
+    }
+    blocks = {index: np.empty([part.stop - part.start for part in index], np.float32) for index in indices.values()}
+    files.fill(name, [(tensor.hf_index(sizes, index), tensor.hf_view(block)) for index, block in blocks.items()])
+    held: dict[jax.Device, Array] = {}
+    for index in list(blocks):
+        block = blocks.pop(index)  # so that it is freed when it has been copied, before the next one is
+        held |= {device: jax.device_put(block, device) for device, wanted in indices.items() if wanted == index}
+        jax.block_until_ready(list(held.values()))
+    _trim()
+    return jax.make_array_from_single_device_arrays(sizes, sharding, [held[device] for device in indices])
 
 
 def _check(files: TensorFiles, shape: ModelShape, abstract: Any) -> None:
@@ -183,54 +239,89 @@ def export_folder(
     extras: dict[str, Any],
     dtype: str,
     limit: int,
-) -> list[Path]:
-    """Write a Hugging Face folder: safetensors (with an index when there are several), config.json and `extras`.
+) -> None:
+    """Write a Hugging Face folder: safetensors (with an index when there are several), `extras` and config.json.
 
-    `extras` maps file names to JSON objects, text or paths to copy. `limit` is bytes per safetensors file. For
-    one process: every shard must be addressable. Returns the files written. Raises InputError when `out` exists.
+    `extras` maps file names to JSON objects, text or local paths to copy. `limit` is bytes per safetensors file. All
+    processes call this and return when all is written; process 0 writes. Raises InputError when `out` exists.
     """
+    kind = np.dtype(jnp.dtype(dtype))
+    pieces = _pieces(parameters, shape, kind)
+    if jax.process_index() == 0:
+        with _appearing(out) as folder:
+            write_safetensors(folder, pieces, kind, limit)
+            for name, content in {**extras, "config.json": {**config, "dtype": dtype, "torch_dtype": dtype}}.items():
+                _write(folder / name, content)
+    else:
+        for _, _, bring in pieces:
+            bring()
+    keep_step()
+
+
+@contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `out` when the block ends well, and nothing when it does not."""
+    if is_remote(out):
+        _clear(out)
+        write_whole(out / _UNFINISHED, "")
+        try:
+            yield out
+            (out / _UNFINISHED).unlink()
+        except BaseException:
+            with suppress(Exception):  # what went wrong is on its way up already
+                _clear(out)
+            raise
+        return
     if out.exists():
-        raise InputError(f"{out} exists already. Choose another folder or remove it first; nothing was overwritten.")
+        raise InputError(_EXISTS.format(out))
     out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    scratch = open_path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        _write_weights(scratch, parameters, shape, dtype, limit)
-        for name, content in {"config.json": {**config, "dtype": dtype, "torch_dtype": dtype}, **extras}.items():
-            _write(scratch / name, content)
+        yield scratch
         os.chmod(scratch, 0o755)
         os.replace(scratch, out)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    return sorted(out.iterdir())
+
+
+_UNFINISHED = "export-unfinished"
+_EXISTS = "{} exists already. Choose another folder or remove it first; nothing was overwritten."
+
+
+def _clear(out: Path) -> None:
+    """Remove what an export that was cut short has left at a gs:// path. Raises InputError when there is anything else."""
+    names = names_in(out)
+    if names and _UNFINISHED not in names:
+        raise InputError(_EXISTS.format(out))
+    for name in sorted(names, key=_UNFINISHED.__eq__):  # the mark last
+        (out / name).unlink()
 
 
 def _write(path: Path, content: Any) -> None:
-    if isinstance(content, Path):
-        shutil.copyfile(content, path)
+    if isinstance(content, os.PathLike):
+        write_whole(path, open_path(content).read_bytes())
     else:
-        path.write_text(
-            content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        write_whole(
+            path, content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         )
 
 
-def _write_weights(folder: Path, parameters: Any, shape: ModelShape, dtype: str, limit: int) -> None:
-    kind = np.dtype(jax.numpy.dtype(dtype))
-    pieces: list[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]] = []
+def _pieces(parameters: Any, shape: ModelShape, kind: np.dtype) -> list[Piece]:
+    pieces: list[Piece] = []
     for tensor in tensors_of(shape):
         value = at(parameters, tensor.path)
         one = value.shape[1:] if tensor.stacked else value.shape
         for layer, name in enumerate(tensor.names(shape.layers)):
-            pieces.append((name, tensor.hf_sizes(one), _gatherer(tensor, value, layer, kind)))
-    write_safetensors(folder, pieces, kind, limit)
+            bring = partial(_bring, tensor, value, layer if tensor.stacked else None, kind)
+            pieces.append((name, tensor.hf_sizes(one), bring))
+    return pieces
 
 
-def _gatherer(tensor: Tensor, value: jax.Array, layer: int, kind: np.dtype) -> Callable[[], np.ndarray]:
-    def gather() -> np.ndarray:
-        one = value[layer] if tensor.stacked else value
-        return tensor.to_hf(np.asarray(jax.device_get(one))).astype(kind)
-
-    return gather
+def _bring(tensor: Tensor, value: Array, layer: int | None, kind: np.dtype) -> np.ndarray:
+    """One tensor as it is written, on process 0; nothing on the others."""
+    one = gather(value, layer)
+    return np.empty(0, kind) if one is None else tensor.to_hf(one).astype(kind)
 
 
 def at(tree: Any, path: tuple[str, ...]) -> Any:

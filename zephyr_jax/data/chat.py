@@ -7,10 +7,10 @@ the conversation and checking that each is a prefix of the next. A template that
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -57,7 +57,7 @@ class ChatTemplate:
     special_tokens: tuple[tuple[str, str], ...]
     """Names and strings handed to the template: (("bos_token", "<s>"), ...)."""
     reserved: tuple[str, ...]
-    """Every string that the tokenizer would read as a special token, longest first."""
+    """Every string that the tokenizer would read as a token of the template's or of its own, longest first."""
 
     @property
     def marks_generation(self) -> bool:
@@ -68,12 +68,20 @@ class ChatTemplate:
         """Render checked messages. Raises BadRow with the reason when they cannot be rendered."""
         check_messages(messages)
         text, spans = self._render(messages, add_generation_prompt)
-        if any(token in message["content"] for message in messages for token in self.reserved):
+        if any(self._reserved.search(message["content"]) for message in messages):
             twin, _ = self._render([self._disarmed(message) for message in messages], add_generation_prompt)
             if len(twin) != len(text):
                 raise BadRow("a message holds a special token's text and the template changes it")
-            return RenderedChat(text, spans, self._special_spans(twin))
-        return RenderedChat(text, spans, self._special_spans(text))
+            return RenderedChat(text, spans, self.special_spans(twin))
+        return RenderedChat(text, spans, self.special_spans(text))
+
+    def special_spans(self, text: str) -> tuple[Span, ...]:
+        """Where a text spells special tokens, from left to right, each as long as it can be."""
+        return tuple(found.span() for found in self._reserved.finditer(text))
+
+    @cached_property
+    def _reserved(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self.reserved)))
 
     def _render(self, messages: list[Message], add_generation_prompt: bool) -> tuple[str, tuple[Span, ...]]:
         if self.marks_generation:
@@ -93,7 +101,7 @@ class ChatTemplate:
                 return_assistant_tokens_mask=spans,
                 **specials,
             )
-        except (TemplateError, TypeError, KeyError) as error:
+        except Exception as error:  # a template is a program and may fail in every way
             raise BadRow(f"the chat template refuses it: {error}") from error
 
     def _verified_span(self, messages: list[Message], index: int, text: str) -> Span:
@@ -107,25 +115,14 @@ class ChatTemplate:
         start = through.find(content, len(before))
         if start < 0 or through[len(before) : start].strip():
             raise BadRow("the chat template has no generation markers and does not show the answer as it is")
-        stop = [special for special in self._special_spans(through) if special[0] >= start + len(content)]
+        stop = [special for special in self.special_spans(through) if special[0] >= start + len(content)]
         if not stop:
             raise BadRow("the chat template ends answers with no special token, so a model could never stop")
         return start, stop[0][1]
 
     def _disarmed(self, message: Message) -> Message:
-        content = message["content"]
-        for token in self.reserved:
-            content = content.replace(token, _PRIVATE_USE * len(token))
-        return {**message, "content": content}
-
-    def _special_spans(self, text: str) -> tuple[Span, ...]:
-        found = []
-        for token in self.reserved:
-            start = text.find(token)
-            while start >= 0:
-                found.append((start, start + len(token)))
-                start = text.find(token, start + len(token))
-        return tuple(sorted(found))
+        disarmed = self._reserved.sub(lambda found: _PRIVATE_USE * len(found[0]), message["content"])
+        return {**message, "content": disarmed}
 
 
 def check_messages(messages: Any) -> None:
@@ -138,12 +135,22 @@ def check_messages(messages: Any) -> None:
             raise BadRow(f"a message has the role {str(role)[:40]!r}; roles are {listing(ROLES)}")
         if not isinstance(message.get("content"), str):
             raise BadRow(f"a {message['role']} message holds {type(message.get('content')).__name__}, not text")
+        if not _is_unicode(message["content"]):
+            raise BadRow(f"a {message['role']} message holds half a surrogate pair, which is no Unicode text")
     roles = [message["role"] for message in messages]
     turns = roles[1:] if roles[0] == "system" else roles
     if turns != [ROLES[1 + index % 2] for index in range(len(turns))] or not turns:
         raise BadRow(f"roles go {' '.join(roles)[:80]}; they must go [system] user assistant user assistant ...")
     if any(message["role"] == "assistant" and not message["content"].strip() for message in messages):
         raise BadRow("an assistant answer is empty")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def load_template(choice: str, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
@@ -153,15 +160,13 @@ def load_template(choice: str, tokenizer: PreTrainedTokenizerBase) -> ChatTempla
     answers cannot be told from the rest.
     """
     specials = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    reserved = {str(token) for token in tokenizer.all_special_tokens}
     source = _template_source(choice, tokenizer)
     if "eos_token" not in specials:
         raise InputError(
             f"The tokenizer {tokenizer.name_or_path} has no end token. A chat model must learn to stop: set eos_token "
             "in its tokenizer_config.json."
         )
-    longest_first = tuple(sorted(reserved, key=len, reverse=True))
-    template = ChatTemplate(source, tuple(specials.items()), longest_first)
+    template = ChatTemplate(source, tuple(specials.items()), _reserved(tokenizer, source))
     _probe(template, choice)
     return template
 
@@ -170,6 +175,14 @@ def without_markers(source: str) -> str:
     """The same template without generation markers, which not every Jinja engine knows; it renders equal text."""
     keep = {"generation": "if true", "endgeneration": "endif"}
     return re.sub(r"({%[-+]?\s*)((?:end)?generation)(\s*[-+]?%})", lambda tag: tag[1] + keep[tag[2]] + tag[3], source)
+
+
+def _reserved(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[str, ...]:
+    """What nobody may spell: special tokens, named or not, and tokens that were added for the template to write."""
+    added = tokenizer.added_tokens_decoder.values()
+    found = {token.content for token in added if token.special or (token.content.strip() and token.content in source)}
+    found |= {str(token) for token in tokenizer.all_special_tokens}
+    return tuple(sorted(found, key=lambda token: (-len(token), token)))
 
 
 def _template_source(choice: str, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -184,7 +197,7 @@ def _template_source(choice: str, tokenizer: PreTrainedTokenizerBase) -> str:
         return tokenizer.chat_template
     try:
         return Path(choice).read_text()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(
             f"data.template is {choice!r}, which cannot be read ({error}). It is {listing(BUILT_IN)}, `tokenizer` or "
             "the path of a Jinja file."

@@ -32,7 +32,7 @@ _FEATURES = Features(
         "keys": List(Value("string")),
     }
 )
-_VERSION = 2
+_VERSION = 3
 type Tokenise = Callable[[dict[str, Any], bool], list[Segment]]
 """(row, whether to cut it when it is over-long) -> its segments."""
 
@@ -86,8 +86,8 @@ class Examples:
         return "\n".join(lines)
 
 
-def _some(ids: list[str]) -> str:
-    return listing([identity[:16] for identity in ids], 3)
+def _some(ids: list[str], most: int = 3) -> str:
+    return listing([identity[:16] for identity in ids], most)
 
 
 def load_conversations(data: DataOptions, tokenizer: ChatTokenizer, path: str, split: str) -> Examples:
@@ -154,13 +154,13 @@ def _tokenise(
         reason, count = counts.most_common(1)[0]
         raise InputError(
             f"{name}: {sum(counts.values())} of {len(problems)} rows cannot be used; {count} because: {reason} "
-            f"(ids {listing(left_out[reason], 5)}). Fix the rows, or set data.on_bad_row to `drop` or `truncate`."
+            f"(ids {_some(left_out[reason], 5)}). Fix the rows, or set data.on_bad_row to `drop` or `truncate`."
         )
     if not len(good):
         reason, ids = max(left_out.items(), key=lambda item: len(item[1]))
         raise InputError(
             f"{name}: of {len(problems)} rows none can be used; {len(ids)} because: {reason} "
-            f"(ids {listing(ids, 3)}). Look at some with `zephyr-jax preview`."
+            f"(ids {_some(ids)}). Look at some with `zephyr-jax preview`."
         )
     kept = (table.select(good) if len(good) < len(problems) else table).with_format("arrow")
     lengths = np.array([sum(each) for each in kept.with_format(None)["lengths"]], np.int64)

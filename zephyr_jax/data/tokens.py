@@ -5,6 +5,7 @@ from users is never read as a special token, even where it spells one.
 """
 
 import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,7 @@ class ChatTokenizer:
         self._joint = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._joint.no_truncation()
         self._joint.no_padding()
-        self._literal = _literal(self._joint)
+        self._literal = _literal(self._joint, template.reserved)
         vocabulary = tokenizer.get_vocab()
         self._special_ids = {token: vocabulary[token] for token in template.reserved}
         self.bos = bos_token_id(tokenizer)
@@ -56,7 +57,8 @@ class ChatTokenizer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._literal = _literal(self._joint)  # `encode_special_tokens` does not survive pickling
+        # `encode_special_tokens` does not survive pickling
+        self._literal = _literal(self._joint, self.template.reserved)
 
     @property
     def fingerprint(self) -> str:
@@ -86,12 +88,10 @@ class ChatTokenizer:
     def _encode_text(self, rendered: RenderedChat) -> tuple[np.ndarray, np.ndarray]:
         """Token ids and the character offset where each ends."""
         text, specials = rendered.text, rendered.special_spans
-        impostors = sum(text.count(token) for token in self.template.reserved) > len(specials)
+        impostors = self.template.special_spans(text) != specials
         if not impostors:
-            encoding = self._joint.encode(text, add_special_tokens=False)
-            return np.array(encoding.ids, np.int32), np.array([end for _, end in encoding.offsets], np.int64)
-        ids: list[int] = []
-        ends: list[int] = []
+            return self._encode_jointly(text)
+        ids, ends = list[int](), list[int]()
         cursor = 0
         for start, end in (*specials, (len(text), len(text))):
             piece = self._literal.encode(text[cursor:start], add_special_tokens=False)
@@ -103,9 +103,22 @@ class ChatTokenizer:
             cursor = end
         return np.array(ids, np.int32), np.array(ends, np.int64)
 
+    def _encode_jointly(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        encoding = self._joint.encode(text, add_special_tokens=False)
+        ids, offsets = np.array(encoding.ids, np.int32), encoding.offsets
+        ends = np.array([end for _, end in offsets], np.int64)
+        for at in np.flatnonzero(np.isin(ids, list(self._special_ids.values()))):
+            start, end = offsets[at]
+            ends[at] = start + len(text[start:end].rstrip())  # some special tokens swallow the space after them
+        return ids, ends
 
-def _literal(joint: Tokenizer) -> Tokenizer:
-    literal = Tokenizer.from_str(joint.to_str())
+
+def _literal(joint: Tokenizer, reserved: tuple[str, ...]) -> Tokenizer:
+    """The same tokenizer, for which what is reserved is plain text."""
+    content = json.loads(joint.to_str())
+    for token in content["added_tokens"]:
+        token["special"] |= token["content"] in reserved
+    literal = Tokenizer.from_str(json.dumps(content))
     literal.encode_special_tokens = True
     return literal
 
@@ -175,7 +188,10 @@ def preference(
         return sides
     if not cut:
         raise OverLong(f"over-length: more than max_length {max_length} tokens")
-    return [_cut(side, len(prompt), max_length, max_prompt, tokenizer.bos is not None) for side in sides]
+    sides = [_cut(side, len(prompt), max_length, max_prompt, tokenizer.bos is not None) for side in sides]
+    if not all(side.targets.any() for side in sides):
+        raise BadRow(f"max_prompt_length {max_prompt} leaves no room for an answer within max_length {max_length}")
+    return sides
 
 
 def _cut(side: Segment, prompt: int, max_length: int, max_prompt: int, has_bos: bool) -> Segment:

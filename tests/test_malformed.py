@@ -1,0 +1,233 @@
+"""Hundreds of spoilt files: each is refused in one paragraph, at once, and nothing is touched.
+
+What cannot be told from sound content is not here: a byte turned over inside a tensor, or inside text that stays text.
+"""
+
+import json
+import re
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import datasets
+import pytest
+from etils import epath
+
+from tests.malformed import cards, rows, tables, tensors
+from tests.settings import setting_names
+from zephyr_jax.card import load_card
+from zephyr_jax.checkpoint.huggingface import TensorFiles
+from zephyr_jax.checkpoint.source import find_model
+from zephyr_jax.config import DataOptions, ModelOptions
+from zephyr_jax.data.chat import load_template
+from zephyr_jax.data.examples import load_conversations, load_preferences
+from zephyr_jax.data.tokens import ChatTokenizer, load_tokenizer
+from zephyr_jax.demo.remake import CONFIG
+from zephyr_jax.errors import InputError
+from zephyr_jax.reference.table import ReferenceTable, require_complete
+from zephyr_jax.verbs import DpoConfig
+
+CONFIGS = tensors.configs(CONFIG)
+ROWS = {
+    **{("rows.jsonl", name): raw for name, raw in (rows.LINES | rows.MESSAGES | rows.PAIRS).items()},
+    **{("rows.parquet", name): raw for name, raw in rows.PARQUET.items()},
+    **{("rows.json", name): raw for name, raw in rows.OBJECTS.items()},
+}
+OPTIONS = DataOptions(max_length=64, max_prompt_length=32, row_length=128, on_bad_row="error")
+REMEDIES = (
+    r"opy it again|Fix|fix|Take|ake |Delete|Pass|Give|Set |set |keep one|Did you mean|Known here|needs? |must |should be|"
+    r"hoose|Look at|Write it|Save it|A split is|To compute|move it back|Remove|too deep|take that out|Exactly one"
+)
+"""Words of which one tells what to do."""
+SECONDS, LONGEST = 20, 1500
+
+
+@contextmanager
+def in_time() -> Iterator[None]:
+    """Whatever hangs is interrupted."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise AssertionError(f"it hangs: nothing after {SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refusal(folder: Path, attempt: Callable[[], object], *named: str) -> str:
+    """The one paragraph of an InputError that names what was given; nothing in `folder` is new, changed or gone."""
+    before = contents(folder)
+    with in_time(), pytest.raises(InputError) as refused:
+        attempt()
+    message = str(refused.value)
+    assert type(refused.value) is InputError
+    assert message.isprintable(), "more than one line, or control characters of a file's"
+    assert len(message) < LONGEST
+    assert any(name in message for name in named)
+    assert re.search(REMEDIES, message)
+    assert contents(folder) == before
+    return message
+
+
+def test_there_are_enough_of_them() -> None:
+    """Law: hundreds of cases, some dozens of each kind."""
+    kinds = {
+        "cards": len(cards.CARDS),
+        "tables": len(tables.PARTS) + 2 * len(tables.MANIFESTS),
+        "tensors": len(tensors.FILES) + len(tensors.INDEX) + len(CONFIGS),
+        "rows": len(ROWS),
+    }
+    assert min(kinds.values()) >= 50
+    assert sum(kinds.values()) >= 200
+
+
+# ---- cards ----
+
+
+@pytest.mark.parametrize("name", cards.CARDS)
+def test_a_card(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "card.yaml"
+    path.write_bytes(cards.CARDS[name])
+    refusal(tmp_path, lambda: load_card(DpoConfig, path).check(), "card.yaml", *setting_names(DpoConfig))
+
+
+def test_the_sound_card_is_sound(tmp_path: Path) -> None:
+    """Law: what the cards above were made of is no reason to refuse them."""
+    path = tmp_path / "card.yaml"
+    path.write_text(cards.SOUND + "report: {wandb_project: &name tiny}\n")
+    load_card(DpoConfig, path).check()
+
+
+def test_an_alias_of_a_value_is_read(tmp_path: Path) -> None:
+    """Law: a value may be repeated by its name; only whole sections may not."""
+    path = tmp_path / "card.yaml"
+    path.write_text("schedule: {save_every: &often 7, evaluate_every: *often}\n")
+    assert load_card(DpoConfig, path).schedule.evaluate_every == 7
+
+
+# ---- reference tables ----
+
+
+def complete(root: Path) -> None:
+    table = ReferenceTable(root, tables.IDENTITY)
+    ids = [str(index) for index in range(len(tables.KEYS))]
+    require_complete(root, table, tables.KEYS, ids, "zephyr-jax reference --config card.yaml")
+
+
+@pytest.mark.parametrize("name", tables.PARTS)
+def test_a_part_of_a_reference_table(name: str, tmp_path: Path) -> None:
+    part = tables.sound(tmp_path).folder / "part-0.parquet"
+    complete(tmp_path)
+    spoilt = tables.PARTS[name]
+    part.write_bytes(spoilt if isinstance(spoilt, bytes) else spoilt(part.read_bytes()))
+    message = refusal(tmp_path, lambda: complete(tmp_path), str(part), f"The reference table in {tmp_path} lacks")
+    assert "zephyr-jax reference" in message
+
+
+@pytest.mark.parametrize("name", tables.MANIFESTS)
+def test_the_manifest_of_a_reference_table(name: str, tmp_path: Path) -> None:
+    manifest = tables.sound(tmp_path).folder / "manifest.json"
+    manifest.write_bytes(tables.MANIFESTS[name])
+    message = refusal(tmp_path, lambda: complete(tmp_path), str(manifest))
+    assert "zephyr-jax reference" in message
+
+
+@pytest.mark.parametrize("name", tables.MANIFESTS)
+def test_the_manifest_of_another_reference_table(name: str, tmp_path: Path) -> None:
+    """Where the right table is not there, the manifests of others are read to say why."""
+    manifest = tables.sound(tmp_path, tables.OTHER).folder / "manifest.json"
+    manifest.write_bytes(tables.MANIFESTS[name])
+    refusal(tmp_path, lambda: complete(tmp_path), str(manifest), "does not belong to this run")
+
+
+# ---- checkpoints ----
+
+
+@pytest.mark.parametrize("name", tensors.FILES)
+def test_a_safetensors_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(tensors.FILES[name])
+    refusal(tmp_path, lambda: TensorFiles(epath.Path(tmp_path)).close(), str(tmp_path / "model.safetensors"))
+
+
+@pytest.mark.parametrize("name", tensors.INDEX)
+def test_an_index_of_safetensors_files(name: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(tensors.file())
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_bytes(tensors.INDEX[name])
+    refusal(tmp_path, lambda: TensorFiles(epath.Path(tmp_path)).close(), f"{tmp_path}/")
+
+
+def test_a_tensor_in_two_files(tmp_path: Path) -> None:
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors"):
+        (tmp_path / name).write_bytes(tensors.file())
+    refusal(tmp_path, lambda: TensorFiles(epath.Path(tmp_path)).close(), "both in")
+
+
+def test_the_sound_file_is_sound(tmp_path: Path) -> None:
+    """Law: what the files above were made of is no reason to refuse them."""
+    (tmp_path / "model.safetensors").write_bytes(tensors.file())
+    files = TensorFiles(epath.Path(tmp_path))
+    files.close()
+    assert files.names == {"x", "y"}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_of_a_model(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(CONFIGS[name])
+    refusal(tmp_path, lambda: find_model(ModelOptions(path=str(tmp_path))), str(tmp_path))
+
+
+# ---- rows ----
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> ChatTokenizer:
+    tokenizer = load_tokenizer(str(tiny_model))
+    return ChatTokenizer(tokenizer, load_template("zephyr", tokenizer))
+
+
+@pytest.fixture
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cache of its own for every test, and no hub."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+
+
+@pytest.mark.parametrize(("file", "name"), ROWS)
+@pytest.mark.usefixtures("cache")
+def test_a_file_of_rows(file: str, name: str, tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    path = tmp_path / file
+    path.write_bytes(ROWS[file, name])
+    read = load_preferences if name.startswith("pair ") else load_conversations
+    refusal(tmp_path, lambda: read(OPTIONS, tokenizer, str(path), "train"), str(path))
+
+
+SPOILT = ("empty", "cut", "a list", "a null", "ones", "gone")
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
+@pytest.mark.parametrize("spoilt", [b"", b"{", b"[]", b"null", b"\xff" * 40, None], ids=SPOILT)
+@pytest.mark.usefixtures("cache")
+def test_a_saved_folder_of_rows(name: str, spoilt: bytes | None, tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    datasets.Dataset.from_list([json.loads(rows.GOOD)]).save_to_disk(tmp_path / "saved")
+    file = tmp_path / "saved" / name
+    if spoilt is None:
+        file.unlink()
+    else:
+        file.write_bytes(spoilt)
+    refusal(tmp_path, lambda: load_conversations(OPTIONS, tokenizer, str(tmp_path / "saved"), "train"), "saved")
