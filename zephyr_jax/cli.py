@@ -39,13 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not words or words[0] in ("-h", "--help"):
-        print(_USAGE.format(verbs="\n".join(f"  {name:<11} {verb.about}" for name, verb in VERBS.items())))
+        print(_USAGE.format(verbs="\n".join(f"  {name:<12} {verb.about}" for name, verb in VERBS.items())))
         return
     try:
-        if words[0] not in VERBS:
-            raise InputError(f"`{words[0]}` is not a verb.{suggestion(words[0], VERBS)}")
-        kind, recipe = VERBS[words[0]].load()
-        config: Any = parse(kind, words[0], words[1:])
+        verb, options = take_verb(words)
+        kind, recipe = VERBS[verb].load()
+        config: Any = parse(kind, verb, options)
         startup.passed("import")
         recipe(config, shlex.join(["zephyr-jax", *words]))
     except InputError as error:
@@ -62,6 +61,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(_SAVED_AND_STOPPED) from None
     except KeyboardInterrupt:
         _stop("interrupted: run the same command again to go on from the newest checkpoint.", 130)
+
+
+def take_verb(words: list[str]) -> tuple[str, list[str]]:
+    """The verb, of one word or two (`reference ls`), and what follows it. Raises InputError for one that is none."""
+    two = " ".join(words[:2])
+    if two in VERBS and len(words) > 1:
+        return two, words[2:]
+    if words[0] not in VERBS:
+        raise InputError(f"`{words[0]}` is not a verb.{suggestion(words[0], VERBS)}")
+    longer = [name for name in VERBS if name.startswith(f"{words[0]} ")]
+    if longer and len(words) > 1 and not words[1].startswith("-"):
+        raise InputError(f"`{two}` is not a verb.{suggestion(two, longer)}")
+    return words[0], words[1:]
 
 
 def parse[C](kind: type[C], verb: str, words: list[str]) -> C:
@@ -125,10 +137,27 @@ def _sft() -> tuple[type, Callable[[Any, str], None]]:
 
 
 def _reference() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.reference import reference
-    from zephyr_jax.verbs import DpoConfig
+    from zephyr_jax.recipes.reference import reference, verify
+    from zephyr_jax.verbs import ReferenceConfig
 
-    return DpoConfig, lambda config, _: print(reference(config).folder)
+    def run(config: ReferenceConfig, command: str) -> None:
+        print(verify(config, config.verify, command) if config.verify else reference(config, command).folder)
+
+    return ReferenceConfig, run
+
+
+def _reference_ls() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.recipes.reference_tables import reference_ls
+    from zephyr_jax.verbs import ReferenceLsConfig
+
+    return ReferenceLsConfig, lambda config, _: print(reference_ls(config))
+
+
+def _reference_gc() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.recipes.reference_tables import reference_gc
+    from zephyr_jax.verbs import ReferenceGcConfig
+
+    return ReferenceGcConfig, lambda config, _: print(reference_gc(config))
 
 
 def _dpo() -> tuple[type, Callable[[Any, str], None]]:
@@ -219,6 +248,8 @@ VERBS = {
     "preview": Verb("show rows with the tokens that count in colour", _preview),
     "sft": Verb("fine-tune on conversations (dSFT)", _sft),
     "reference": Verb("score all pairs once with the frozen weights", _reference),
+    "reference ls": Verb("what tables a folder has", _reference_ls),
+    "reference gc": Verb("tidy them", _reference_gc),
     "dpo": Verb("align on preferences against that table (dDPO)", _dpo),
     "evaluate": Verb("loss, or preference accuracy, of a checkpoint on a split", _evaluate),
     "generate": Verb("answer prompts", _generate),

@@ -33,7 +33,7 @@ def dpo(config: DpoConfig, command: str = "zephyr-jax reference, with the argume
         load = partial(_loaded, parameters)
         table_identity = identity_of(config, run.tokenizer, weights_fingerprint(parameters))
     root = open_path(config.reference)
-    table = ReferenceTable(root, table_identity)
+    table = ReferenceTable(root, table_identity, command)
     sums = {
         name: require_complete(root, table, examples.keys(), examples.ids(), command)
         for name, examples in splits.items()

@@ -1,6 +1,7 @@
 """The pass that fills a reference table: frozen weights, forward only, the same jitted log-prob that DPO trains with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from uuid import uuid4
 
 import jax
@@ -20,6 +21,19 @@ from zephyr_jax.reference.table import ReferenceTable
 _BATCHES_PER_PART = 64
 
 
+@dataclass(frozen=True)
+class _Scored:
+    """One batch, of this process's rows: n examples."""
+
+    examples: np.ndarray
+    """int64 [n]: their places."""
+    sums: np.ndarray
+    """float32 [n, 2]."""
+    counts: np.ndarray
+    """int32 [n, 2]."""
+    last: bool
+
+
 def fill(
     table: ReferenceTable,
     examples: Examples,
@@ -30,22 +44,58 @@ def fill(
     rows: int,
     chunk: int,
     progress: Callable[[int, int], None],
+    missing: np.ndarray | None = None,
 ) -> tuple[int, int]:
     """Compute what the table lacks of `examples`. Returns (pairs computed, pairs reused).
 
     `rows` rows go through one forward; `progress(done, total)` is called after each. A killed pass loses at most the
-    batches since its last part.
+    batches since its last part. `missing` (bool [N]) says what it lacks, the same on all hosts; default: it is asked.
     """
     keys = examples.keys()
-    wanted = np.flatnonzero(table.missing(keys))
+    wanted = np.flatnonzero(table.missing(keys) if missing is None else missing)
     if not len(wanted):
         return 0, len(keys)
-    plan = plan_evaluation(examples.lengths[wanted], data, rows)
+    waiting: list[_Scored] = []
+    for index, batch in enumerate(
+        _scored(examples.select(wanted), model, parameters, data, rules, rows, chunk, progress)
+    ):
+        waiting += [batch] if len(batch.examples) else []
+        if waiting and (batch.last or (index + 1) % _BATCHES_PER_PART == 0):
+            part_keys = [keys[wanted[each.examples]].reshape(-1) for each in waiting]
+            sums, counts = ([getattr(each, name).reshape(-1) for each in waiting] for name in ("sums", "counts"))
+            part = np.concatenate(part_keys).tolist(), np.concatenate(sums), np.concatenate(counts)
+            table.add(uuid4().hex, *part)
+            waiting = []
+    return len(wanted), len(keys) - len(wanted)
+
+
+def recompute(
+    examples: Examples,
+    model: AbstractModel,
+    parameters: Parameters,
+    data: DataOptions,
+    rules: Rules,
+    rows: int,
+    chunk: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-prob sums of `examples` without any table: int64 [n] places and float32 [n, 2] sums of this process's rows."""
+    batches = list(_scored(examples, model, parameters, data, rules, rows, chunk, lambda done, total: None))
+    return np.concatenate([each.examples for each in batches]), np.concatenate([each.sums for each in batches])
+
+
+def _scored(
+    examples: Examples,
+    model: AbstractModel,
+    parameters: Parameters,
+    data: DataOptions,
+    rules: Rules,
+    rows: int,
+    chunk: int,
+    progress: Callable[[int, int], None],
+) -> Iterator[_Scored]:
+    plan = plan_evaluation(examples.lengths, data, rows)
     mine = local_rows(rules, rows)
-    chosen = examples.select(wanted)
-    source = BatchSource(chosen, plan, mine)
-    part: list[tuple[str, float, float]] = []
-    for index, batch in enumerate(iterate(source)):
+    for index, batch in enumerate(iterate(BatchSource(examples, plan, mine))):
         placed = place_batch(rules, batch, rows)
         microbatch = jax.tree.map(lambda leaf: leaf[0], token_rows(placed))
         found = sequence_logprob(
@@ -53,12 +103,8 @@ def fill(
         )
         step = [*plan.steps[index], *[()] * (rows - len(plan.steps[index]))][mine]
         sums, counts = local_part(found.sum), local_part(found.number)
-        for row, row_sums, row_counts in zip(step, sums, counts, strict=True):
-            row_keys = keys[wanted[list(row)]].reshape(-1).tolist()
-            part += zip(row_keys, row_sums.tolist(), row_counts.tolist(), strict=False)
-        if part and ((index + 1) % _BATCHES_PER_PART == 0 or index + 1 == len(plan.steps)):
-            part_keys, part_sums, part_counts = zip(*part, strict=True)
-            table.add(uuid4().hex, list(part_keys), np.array(part_sums), np.array(part_counts))
-            part = []
+        places = np.array([place for row in step for place in row], np.int64)
+        held = np.array([2 * len(row) for row in step])[:, None] > np.arange(sums.shape[1])
+        last = index + 1 == len(plan.steps)
+        yield _Scored(places, sums[held].reshape(-1, 2), counts[held].reshape(-1, 2), last)
         progress(index + 1, len(plan.steps))
-    return len(wanted), len(keys) - len(wanted)

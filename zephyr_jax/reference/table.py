@@ -2,19 +2,24 @@
 
 One folder may hold tables of several identities (weights, tokenizer and template, dtype, arithmetic), each in a folder of
 its own with a manifest, so nothing is ever mixed up or overwritten. Order, subset, beta, loss and learning rate are no
-part of a key. Parts are written whole or not at all, so a killed pass goes on where it stopped.
+part of a key. Parts are written whole or not at all, so a killed pass goes on where it stopped, and are verified when they
+are read. Where parts share a key, the last part by name wins. Never imports jax.
 """
 
 import json
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 
-from zephyr_jax.errors import InputError, listing
+from zephyr_jax.errors import InputError, listing, shown
+from zephyr_jax.reference.entries import Entries, codes_of, merged, with_more
+from zephyr_jax.reference.parts import PREFIX, SUFFIX, packed, read_part
+from zephyr_jax.storage.files import Path, names_in, open_path, patience, write_whole
+from zephyr_jax.storage.text import parsed
+
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -35,61 +40,85 @@ class Identity:
         """Folder name: a hash of all fields."""
         return blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=8).hexdigest()
 
+    @property
+    def manifest(self) -> bytes:
+        """The manifest's content, to the byte."""
+        return (json.dumps(asdict(self), indent=2) + "\n").encode()
+
 
 class ReferenceTable:
-    """The table of one identity under `root`; entries are read at once and looked up by key."""
+    """The table of one identity under `root`; entries are read, and verified, at once and looked up by key.
 
-    def __init__(self, root: Path, identity: Identity):
-        self.folder = root / identity.name
+    `command` is the command line that fills it, for errors. Raises InputError for a damaged part or manifest.
+    """
+
+    def __init__(self, root: Path, identity: Identity, command: str = "zephyr-jax reference"):
+        self.folder = open_path(root) / identity.name
         self.identity = identity
-        self._sums: dict[str, float] = {}
-        for part in sorted(self.folder.glob("part-*.parquet")):
-            self._read(part)
+        with patience(self.folder, "reading"):
+            self._check_manifest(command)
+            self.parts = part_names(self.folder)
+            self.entries = merged([read_part(self.folder / name, command) for name in self.parts])
 
-    def _read(self, part: Path) -> None:
-        try:
-            content = pyarrow.parquet.read_table(part, columns=["key", "sum"])
-        except (OSError, pyarrow.ArrowException) as error:
+    def _check_manifest(self, command: str) -> None:
+        manifest = self.folder / MANIFEST
+        if not manifest.exists():
+            return
+        other = _difference(read_manifest(manifest), asdict(self.identity))
+        if other:
             raise InputError(
-                f"The reference table's file {part} cannot be read: {error}. Delete that file and run `zephyr-jax reference` "
-                "again: only its entries are computed anew."
-            ) from error
-        self._sums |= dict(zip(content.column("key").to_pylist(), content.column("sum").to_pylist(), strict=True))
+                f"{manifest} is of another table: {other}. Folders of tables must not be renamed: move it back, or delete it "
+                f"and run `{command}` again. If only that file is damaged, delete it alone: nothing is computed anew."
+            )
+        if manifest.read_bytes() != self.identity.manifest:
+            raise InputError(
+                f"{manifest} is not as it was written. Delete that file and run `{command}` again: it is written anew, and "
+                "nothing is computed."
+            )
 
     def __len__(self) -> int:
-        return len(self._sums)
+        return len(self.entries)
 
     def missing(self, keys: np.ndarray) -> np.ndarray:
         """bool [N]: which examples have a segment that is not (finitely) in the table; `keys` is str [N, segments]."""
-        known = [[np.isfinite(self._sums.get(key, np.nan)) for key in row] for row in keys.tolist()]
-        return ~np.array(known, np.bool_).reshape(keys.shape).all(axis=1)
+        return (self.entries.find(keys) < 0).any(axis=1)
 
     def look_up(self, keys: np.ndarray) -> np.ndarray:
         """float32 sums of the shape of `keys`. Raises KeyError for a key that is not there."""
-        return np.array([[self._sums[key] for key in row] for row in keys.tolist()], np.float32).reshape(keys.shape)
+        places = self.entries.find(keys)
+        if (places < 0).any():
+            raise KeyError(str(keys[places < 0][0]))
+        return self.entries.sums[places] if places.size else np.zeros(keys.shape, np.float32)
 
     def add(self, part: str, keys: list[str], sums: np.ndarray, counts: np.ndarray) -> None:
-        """Append entries as one file named after `part`, whole or not at all. Raises InputError when sums are not finite."""
+        """Append entries as one file named after `part`, whole or not at all.
+
+        `keys` are N texts of 32 hexadecimal digits; a key that is there already gets the new value. Raises InputError when
+        sums are not finite, ValueError for other keys.
+        """
         if not np.isfinite(sums).all():
             raise InputError(
                 f"{int((~np.isfinite(sums)).sum())} of {len(sums)} reference log-probs are not finite. The weights or the "
                 "compute dtype are unsound: check model.path, or try model.compute_dtype float32."
             )
+        new = merged([Entries(codes_of(keys), sums.astype(np.float32), counts.astype(np.int32))])
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._write_manifest()
-        content = pyarrow.table({"key": keys, "sum": sums.astype(np.float32), "count": counts.astype(np.int32)})
-        target = self.folder / f"part-{part}.parquet"
-        scratch = target.with_suffix(".tmp")
-        pyarrow.parquet.write_table(content, scratch)
-        scratch.replace(target)
-        self._sums |= dict(zip(keys, sums.astype(float).tolist(), strict=True))
+        self.write_manifest()
+        name = f"{PREFIX}{part}{SUFFIX}"
+        write_whole(self.folder / name, packed(new))
+        self.parts.append(name)
+        self.entries = with_more(self.entries, new)
 
-    def _write_manifest(self) -> None:
-        manifest = self.folder / "manifest.json"
-        if not manifest.exists():
-            scratch = manifest.with_suffix(".tmp")
-            scratch.write_text(json.dumps(asdict(self.identity), indent=2) + "\n")
-            scratch.replace(manifest)
+    def write_manifest(self) -> None:
+        """Write the manifest where the folder has none; nothing where there is no folder yet."""
+        manifest = self.folder / MANIFEST
+        if self.folder.exists() and not manifest.exists():
+            write_whole(manifest, self.identity.manifest)
+
+
+def part_names(folder: Path) -> list[str]:
+    """The parts of a table's folder, in the order in which they count."""
+    return [name for name in names_in(folder) if name.startswith(PREFIX) and name.endswith(SUFFIX)]
 
 
 def require_complete(root: Path, table: ReferenceTable, keys: np.ndarray, ids: list[str], command: str) -> np.ndarray:
@@ -100,9 +129,13 @@ def require_complete(root: Path, table: ReferenceTable, keys: np.ndarray, ids: l
     absent = table.missing(keys)
     if not absent.any():
         return table.look_up(keys)
-    others = [manifest for manifest in sorted(root.glob("*/manifest.json")) if manifest.parent != table.folder]
+    others = _other_manifests(root, table)
     if len(table) == 0 and others:
-        raise InputError(f"{_mismatch(others, table.identity)} To compute the right table: {command}")
+        nearest = _nearest([read_manifest(manifest) for manifest in others], table.identity)
+        raise InputError(
+            f"The reference table does not belong to this run: {_difference(nearest, asdict(table.identity))}. "
+            f"To compute the right table: {command}"
+        )
     raise InputError(
         f"The reference table in {root} lacks {int(absent.sum())} of {len(keys)} pairs "
         f"(ids {listing([ids[int(index)] for index in np.flatnonzero(absent)[:3]])}). "
@@ -110,18 +143,53 @@ def require_complete(root: Path, table: ReferenceTable, keys: np.ndarray, ids: l
     )
 
 
-def _mismatch(manifests: list[Path], wanted: Identity) -> str:
-    """What differs between the wanted identity and the nearest of those that are there, with both values."""
-    need = asdict(wanted)
+def why_anew(root: Path, table: ReferenceTable, pairs: int) -> str:
+    """Why an empty table is no help though the folder has others: the fields that differ from the nearest; else ``.
+
+    Other tables whose manifests cannot be read are passed over.
+    """
     found = []
-    for manifest in manifests:
+    for manifest in _other_manifests(root, table) if len(table) == 0 else []:
         try:
-            found.append(json.loads(manifest.read_text()))
-        except ValueError as error:
-            raise InputError(
-                f"{manifest} is not valid JSON ({error}). Delete its folder and run `zephyr-jax reference` again."
-            ) from error
-    different = min(({k for k in need if have.get(k) != need[k]} for have in found), key=len)
-    nearest = next(have for have in found if {k for k in need if have.get(k) != need[k]} == different)
-    pairs = "; ".join(f"{name} is {nearest.get(name)!r} there and {need[name]!r} here" for name in sorted(different))
-    return f"The reference table does not belong to this run: {pairs}."
+            found.append(read_manifest(manifest))
+        except InputError:
+            continue
+    if not found:
+        return ""
+    nearest, here = _nearest(found, table.identity), asdict(table.identity)
+    fields = "; ".join(
+        f"{name} was {shown(nearest.get(name))} there, is {shown(here[name])} here"
+        for name in _differing(nearest, here)
+    )
+    return f"{fields}: all {pairs:,} pairs are computed anew"
+
+
+def _other_manifests(root: Path, table: ReferenceTable) -> list[Path]:
+    folders = [open_path(root) / name for name in names_in(open_path(root)) if name != table.folder.name]
+    return [folder / MANIFEST for folder in folders if (folder / MANIFEST).exists()]
+
+
+def _nearest(manifests: list[dict[str, Any]], wanted: Identity) -> dict[str, Any]:
+    return min(manifests, key=lambda have: len(_differing(have, asdict(wanted))))
+
+
+def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
+    names = _differing(there, here)
+    return "; ".join(f"{name} is {shown(there.get(name))} there and {shown(here[name])} here" for name in names)
+
+
+def _differing(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    return sorted(name for name in here if there.get(name) != here[name])
+
+
+def read_manifest(manifest: Path) -> dict[str, Any]:
+    """The fields in a manifest. Raises InputError when it is no JSON object."""
+    try:
+        content = parsed(manifest.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds {shown(content)}, not an object")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{manifest} is not valid JSON ({error}). Delete that file and run `zephyr-jax reference` again."
+        ) from error
+    return content
