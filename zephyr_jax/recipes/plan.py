@@ -150,7 +150,7 @@ def plan(config: PlanConfig) -> Plan:
     model = abstract_of(shape, config.model, rules)
     start = time.perf_counter()
     try:
-        compiled = _lower(config, model, rules, rows).compile()
+        compiled = lower(config, model, rules, rows).compile()
     except jax.errors.JaxRuntimeError as error:
         raise _refusal(str(error), config) from error
     memory = compiled.memory_analysis()
@@ -188,7 +188,8 @@ def total_rows(config: PlanConfig) -> int:
     return config.batch.rows or -(-(config.batch.examples or 1) // PER_ROW)
 
 
-def _lower(config: PlanConfig, model: AbstractModel, rules: Rules, rows: int) -> Any:
+def lower(config: PlanConfig, model: AbstractModel, rules: Rules, rows: int) -> Any:
+    """The planned step, traced for the mesh of `rules` and ready to be compiled; nothing is computed."""
     if config.planned_step == "generate":
         return _lower_generate(config, model, rules, rows)
     batch = _abstract_batch(config, rules, rows)
