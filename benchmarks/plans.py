@@ -38,7 +38,6 @@ class Case:
     bar: float | None = None
     length: int = 2048
     tensor: int = 1
-    slices: int = 1
     keep: Literal["inputs", "inputs-on-host"] = "inputs"
     moments_on_host: bool = False
 
@@ -48,7 +47,6 @@ class Case:
         return replace(
             config,
             topology=self.topology,
-            slices=self.slices,
             step=self.step,
             data=replace(config.data, row_length=self.length, max_length=self.length if self.step == "sft" else 1024),
             batch=replace(config.batch, examples=None, rows=self.rows, microbatch_rows=self.rows),
@@ -66,11 +64,10 @@ CASES = [
     *(Case(step, "v6e:2x4", 32, 16.0) for step in ("dpo", "sft")),
     *(Case(step, "v5p:2x2x1", 32, 31.0) for step in ("dpo", "sft")),
     Case("sft", "v6e:4x4", 16, length=8192),
-    # less than eight small chips, more rows on them, and two slices
+    # less than eight small chips, and more rows on them
     Case("dpo", "v5e:2x2", 4, moments_on_host=True),
     Case("dpo", "v5e:2x4", 32, keep="inputs-on-host"),
     Case("dpo", "v5e:2x4", 32),
-    Case("dpo", "v5e:4x4", 32, slices=2),
     # pods with the cards' own batches: 128 rows, and 128 pairs in about 64 rows
     Case("sft", "v5p:4x4x8", 128),
     Case("dpo", "v5p:4x4x8", 64, tensor=2),
