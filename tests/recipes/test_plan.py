@@ -99,7 +99,7 @@ def test_what_cannot_fit_says_by_how_much() -> None:
     )
     assert said.returncode == 2
     assert "Nothing that was tried fits v5e:2x2 (4 chips)" in said.stderr
-    assert re.search(r"the least that a step needs is 1\d\.\d GiB of a chip's 15.75", said.stderr)
+    assert re.search(r"the least that a step needs is 2\d\.\d GiB of a chip's 15.75", said.stderr)
     assert "larger topology" in said.stderr
 
 
