@@ -1,4 +1,4 @@
-"""Where the time before the first step goes: seconds by part, since the process began. Never imports jax."""
+"""Where the time before a run's first step goes: seconds by part, since the process or the run began. Never imports jax."""
 
 import time
 
@@ -18,7 +18,16 @@ def passed(part: str, compiling: float = 0.0) -> None:
     _clock = now
 
 
+def begin() -> None:
+    """A run begins: it is its process's first, to which what has passed belongs, or the clock starts anew."""
+    global _clock
+    if not _parts:
+        _clock = time.perf_counter()
+
+
 def report(programs: str) -> str:
     """All parts in one line for people; `programs` says where the compiled ones came from."""
     parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in _parts.items())
-    return f"first step done after {sum(_parts.values()):.1f} s: {parts} ({programs})"
+    total = sum(_parts.values())
+    _parts.clear()
+    return f"first step done after {total:.1f} s: {parts} ({programs})"

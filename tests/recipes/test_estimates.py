@@ -56,5 +56,5 @@ def test_operations_a_token_are_what_the_compiler_counts(one_layer: Path, step: 
     rules = Rules(make_mesh(config.mesh, topology_devices(config.topology)))
     shape = planned_shape(config)
     counted = lower(config, abstract_of(shape, config.model, rules), rules, ROWS).compile().cost_analysis()["flops"]
-    planned = Plan(config, chip_of(config.topology), 4, shape, ROWS, 1, 0, 0, 0, 0, 0, ())
+    planned = Plan(config, chip_of(config.topology), 4, shape, ROWS, 1, 0, 0, 0, 0, 0, 0, ())
     assert planned.flops_per_token * planned.tokens == pytest.approx(4 * counted, rel=0.06)

@@ -13,6 +13,8 @@ from tests.recipes.hosts import CARDS, curve, run_all, sft_words
 from zephyr_jax.checkpoint.provenance import FILE
 from zephyr_jax.cli import main
 from zephyr_jax.demo.corpus import conversations, preferences
+from zephyr_jax.reference.entries import Entries, merged
+from zephyr_jax.reference.parts import read_part
 
 
 def test_two_processes_train_as_one(tiny_model: Path, tmp_path: Path) -> None:
@@ -28,6 +30,11 @@ def test_two_processes_train_as_one(tiny_model: Path, tmp_path: Path) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, two)
 
 
+def entries(root: Path) -> Entries:
+    """All entries of the one table below a folder."""
+    return merged([read_part(part) for part in map(epath.Path, sorted(root.glob("*/part-*.parquet")))])
+
+
 def test_four_processes_fill_the_table_and_two_align_with_it(tiny_model: Path, tmp_path: Path) -> None:
     """Each process writes its own rows of the reference table; DPO on another number of processes starts at ln 2."""
     pairs = write_rows(tmp_path / "pairs.jsonl", list(preferences(0, 21, "train")))
@@ -37,6 +44,11 @@ def test_four_processes_fill_the_table_and_two_align_with_it(tiny_model: Path, t
         "--schedule.evaluate_every 0 --report.progress False"
     ).split()
     run_all(4, ["reference", *words], tmp_path)
+    alone = [*words, "--reference", f"{tmp_path}/alone", "--mesh.emulated_devices", "8"]
+    main(["reference", *alone])
+    by_four, by_one = (entries(tmp_path / name) for name in ("reference", "alone"))
+    np.testing.assert_array_equal(by_four.codes, by_one.codes)
+    np.testing.assert_allclose(by_four.sums, by_one.sums, rtol=1e-5)
     run_all(2, ["dpo", *words], tmp_path)
     losses = [loss for _, loss, _ in curve(tmp_path / "dpo")]
     np.testing.assert_allclose(losses[0], np.log(2), atol=5e-6)

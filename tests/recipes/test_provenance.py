@@ -1,8 +1,10 @@
 """Records of where weights come from: in runs and exports, as a chain, and as the page that the hub shows."""
 
+import io
 import json
 import shlex
 import subprocess
+import tarfile
 from importlib import metadata
 from pathlib import Path
 
@@ -116,3 +118,17 @@ def test_what_was_exported_goes_on_with_its_history(exported: Path, tmp_path: Pa
     """Weights that are exported once more keep the links behind them."""
     main(f"export --model.path {exported} --output {tmp_path}/again".split())
     assert record(tmp_path / "again")["parent"]["parent"]["made_by"] == "dpo"
+
+
+def test_an_archive_of_the_project_knows_its_commit(tmp_path: Path) -> None:
+    """What `launch/tpu_vm.sh install` sends to hosts has no .git."""
+    root = CARDS.parents[1]
+    if not (root / ".git").exists():
+        pytest.skip("this is no checkout")
+    archive = subprocess.run(
+        ["git", "archive", "HEAD", "launch/commit"], capture_output=True, cwd=root, check=True
+    ).stdout
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        files.extractall(tmp_path, filter="data")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=root, check=True).stdout
+    assert (tmp_path / "launch" / "commit").read_text() == head

@@ -16,10 +16,10 @@ from zephyr_jax.data.examples import Examples, load_preferences
 from zephyr_jax.data.tokens import ChatTokenizer, load_tokenizer
 from zephyr_jax.demo.corpus import preferences
 from zephyr_jax.errors import InputError
-from zephyr_jax.objective.logprob import sequence_logprob
+from zephyr_jax.objective.logprob import Parameters, sequence_logprob
 from zephyr_jax.recipes.reference import reference
 from zephyr_jax.reference import compute
-from zephyr_jax.reference.compute import fill
+from zephyr_jax.reference.compute import Scorer, fill
 from zephyr_jax.reference.table import Identity, ReferenceTable, require_complete
 
 DATA = DataOptions(max_length=256, max_prompt_length=64, row_length=512)
@@ -38,8 +38,12 @@ def pairs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Example
     return load_preferences(DATA, ChatTokenizer(tokenizer, load_template("zephyr", tokenizer)), str(rows), "train")
 
 
+def scorer(loaded: Loaded, parameters: Parameters) -> Scorer:
+    return Scorer(loaded.model, parameters, DATA, loaded.rules, 4, 64)
+
+
 def run(table: ReferenceTable, pairs: Examples, loaded: Loaded) -> tuple[int, int]:
-    return fill(table, pairs, loaded.model, loaded.parameters, DATA, loaded.rules, 4, 64, lambda done, total: None)
+    return fill(table, pairs, scorer(loaded, loaded.parameters), table.missing(pairs.keys()), lambda done, total: None)
 
 
 def test_the_table_equals_scoring_each_answer_alone(tmp_path: Path, pairs: Examples, loaded: Loaded) -> None:
@@ -74,7 +78,7 @@ def test_a_killed_pass_goes_on_where_it_stopped(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fill(table, pairs, loaded.model, loaded.parameters, DATA, loaded.rules, 4, 64, die)
+        fill(table, pairs, scorer(loaded, loaded.parameters), table.missing(pairs.keys()), die)
     again = ReferenceTable(tmp_path / "killed", IDENTITY)
     computed, reused = run(again, pairs, loaded)
     assert computed + reused == 21
@@ -100,7 +104,7 @@ def test_values_that_are_not_finite_are_never_stored(tmp_path: Path, pairs: Exam
     table = ReferenceTable(tmp_path, IDENTITY)
     broken = jax.tree.map(lambda leaf: leaf * np.nan, loaded.parameters)
     with pytest.raises(InputError, match="not finite"):
-        fill(table, pairs, loaded.model, broken, DATA, loaded.rules, 4, 64, lambda done, total: None)
+        fill(table, pairs, scorer(loaded, broken), table.missing(pairs.keys()), lambda done, total: None)
     assert not list(tmp_path.rglob("*.parquet"))
 
 

@@ -101,6 +101,14 @@ def test_a_loop_that_is_told_to_stop_saves_once_and_leaves(tmp_path: Path, at: i
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, at + 1))
 
 
+def test_a_loop_that_is_stopped_before_its_first_step_claims_no_checkpoint(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, [3, 2, 1, 1, 1])
+    recorder.stop_at = 0
+    with pytest.raises(Stopped, match="Stopped before the first step"):
+        recorder.run()
+    assert recorder.events == ["evaluate"]
+
+
 def test_a_resumed_loop_neither_evaluates_nor_saves_its_first_state_again(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, [3, 2, 1, 1, 1], start=3)
     recorder.run()

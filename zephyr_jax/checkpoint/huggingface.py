@@ -285,6 +285,12 @@ def _appearing(out: Path) -> Iterator[Path]:
         raise
 
 
+def check_free(out: Path, mark: str) -> None:
+    """Raise InputError when `out` is there and is neither an export that was cut short nor has a file `mark`."""
+    if out.exists() and not {_UNFINISHED, mark} & set(names_in(out)):
+        raise InputError(_EXISTS.format(out))
+
+
 _UNFINISHED = "export-unfinished"
 _EXISTS = "{} exists already. Choose another folder or remove it first; nothing was overwritten."
 

@@ -5,6 +5,7 @@ The chain travels with the weights: nothing has to be looked up elsewhere, and a
 
 import json
 import platform
+import re
 import subprocess
 from datetime import UTC, datetime
 from importlib import metadata
@@ -77,15 +78,17 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The commit of this package's checkout, with `+` when files were changed since; None where it is no checkout."""
+    """The commit of this package's checkout, with `+` when files were changed since, or of the archive; None elsewhere."""
     here = LocalPath(__file__).parents[2]
     if not (here / ".git").exists():
-        return None
+        archived = here / "launch" / "commit"
+        said = archived.read_text().strip() if archived.exists() else ""
+        return said if re.fullmatch("[0-9a-f]{40,64}", said) else None
     try:
-        said = [_git(here, "rev-parse", "HEAD"), _git(here, "status", "--porcelain", "--untracked-files=no")]
+        here_now = [_git(here, "rev-parse", "HEAD"), _git(here, "status", "--porcelain", "--untracked-files=no")]
     except (OSError, subprocess.SubprocessError):
         return None
-    return said[0] + ("+" if said[1] else "")
+    return here_now[0] + ("+" if here_now[1] else "")
 
 
 def _git(here: LocalPath, *words: str) -> str:

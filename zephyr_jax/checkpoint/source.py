@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from zephyr_jax.checkpoint.fields import check_fields
 from zephyr_jax.checkpoint.huggingface import TOKENIZER_FILES, load_parameters, open_folder, read_json
 from zephyr_jax.checkpoint.manager import FOLDER, restore_parameters
 from zephyr_jax.checkpoint.provenance import Record, read_record
@@ -24,9 +23,6 @@ from zephyr_jax.storage.files import Path, check_can_be_read, local_copy, open_p
 MODEL_FOLDER = "model"
 """Inside a run: config.json, generation_config.json and the tokenizer's files, copied from where it started."""
 _BESIDE_WEIGHTS = ("config.json", "generation_config.json", *TOKENIZER_FILES)
-
-
-_KERNELS: dict[str, Literal["splash", "cudnn"]] = {"tpu": "splash", "gpu": "cudnn"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,6 @@ def find_model(options: ModelOptions) -> ModelSource:
     folder = local_copy(weights / MODEL_FOLDER if run else weights, _BESIDE_WEIGHTS)
     config = read_json(folder / "config.json")
     try:
-        check_fields(config)
         shape = shape_from_hf(config)
     except InputError as error:
         raise InputError(f"{weights}: {error}") from error
@@ -111,7 +106,7 @@ def abstract_of(shape: ModelShape, options: ModelOptions, rules: Rules) -> Abstr
         keep=options.keep,
         placement=rules,
         keep_logits=options.keep_logits,
-        kernel=_KERNELS.get(device.platform, "xla"),
+        kernel=_kernel(device.platform, options.compute_dtype),
         chip=device.device_kind,
     )
     definition, state = abstract_model(shape, compute)
@@ -120,6 +115,12 @@ def abstract_of(shape: ModelShape, options: ModelOptions, rules: Rules) -> Abstr
         lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), nnx.to_pure_dict(state), shardings
     )
     return AbstractModel(definition, parameters, shardings, shape)
+
+
+def _kernel(platform: str, dtype: str) -> Literal["splash", "cudnn", "xla"]:
+    if platform == "tpu":
+        return "splash"
+    return "cudnn" if platform == "gpu" and dtype == "bfloat16" else "xla"
 
 
 def load_weights(source: ModelSource, model: AbstractModel) -> Parameters:

@@ -62,7 +62,7 @@ def fused_row(
 ) -> Array:
     """`attend` of rows to themselves by `jax.nn.dot_product_attention`, whose `cudnn` is the fused kernel of NVIDIA GPUs.
 
-    The mask rule goes in as an array, one byte a score and row; scores themselves are never whole on a GPU.
+    `cudnn` takes bfloat16 only, and the mask rule as an array [B, 1, L, L] of that dtype; scores are never whole there.
     """
     mask_B1LS = visible(where, where, window)[:, None]
     mixed_BLNH = jax.nn.dot_product_attention(q_BLNH, k_BLKH, v_BLKH, mask=mask_B1LS, implementation=implementation)

@@ -168,11 +168,9 @@ class Mistral(nnx.Module):
         A layer casts its weights to the compute dtype. The TPU compiler would rather cast those of all layers at once,
         before the loop, and hold that copy through forward and backward: 1.7 GiB a chip for 7B on eight.
         """
-        return (
-            weights
-            if self.compute.dtype == jnp.float32
-            else jax.tree.map(lambda leaf: leaf * one.astype(leaf.dtype), weights)
-        )
+        if self.compute.dtype == jnp.float32:
+            return weights
+        return jax.tree.map(lambda leaf: leaf * one.astype(leaf.dtype), weights)
 
     def _embed(self, tokens_BL: Array) -> Array:
         """Rows of the embedding, which stays where it is: each device looks its columns up for all rows of its copy."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zephyr_jax.errors import InputError
+from zephyr_jax.model.fields import check_fields
 
 _ARCHITECTURES = {"mistral": "MistralForCausalLM", "llama": "LlamaForCausalLM"}
 _NEEDED = (
@@ -42,13 +43,11 @@ def shape_from_hf(config: dict[str, Any]) -> ModelShape:
     Raises InputError for another architecture, a missing field, or a feature that this model does not compute
     (rope scaling, biases, other activations): it is never ignored.
     """
+    check_fields(config)
     _refuse_foreign(config)
     missing = [name for name in _NEEDED if config.get(name) is None]
     if missing:
         raise InputError(f"config.json lacks {', '.join(missing)}. Take the config.json that belongs to the weights.")
-    for name in _NEEDED:
-        if not isinstance(config[name], int | float) or config[name] <= 0:
-            raise InputError(f"config.json sets {name} to {config[name]!r}; it needs a number above 0. Copy it again.")
     heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
     head_dim = config.get("head_dim") or config["hidden_size"] // heads

@@ -88,10 +88,10 @@ class StopRequest:
                 numbers = reader.recv(16)
             except OSError:
                 return
-            for number in numbers:
+            for number in (number for number in numbers if number in _SIGNALS):
                 if self.reason and number == signal.SIGINT:
                     self._leave("interrupted twice: stopped at once; what was saved before stays.", 130)
-                self._ask_for(signal.Signals(number).name if number in _SIGNALS else str(number))
+                self._ask_for(signal.Signals(number).name)
             if not numbers:
                 return
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from zephyr_jax.checkpoint.huggingface import export_folder
+from zephyr_jax.checkpoint.huggingface import check_free, export_folder
 from zephyr_jax.checkpoint.identity import weights_fingerprint
 from zephyr_jax.checkpoint.provenance import FILE, Record, make_record, read_record
 from zephyr_jax.checkpoint.source import abstract_of, find_model, load_weights
@@ -26,6 +26,7 @@ def export(config: ExportConfig) -> Path:
     rules = open_rules(config.mesh)
     out = open_path(config.output)
     check_can_be_made(out if is_remote(out) else out.parent)
+    check_free(out, FILE)  # before weights are read
     source = find_model(config.model)
     model = abstract_of(source.shape, config.model, rules)
     parameters = load_weights(source, model)

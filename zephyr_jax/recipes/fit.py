@@ -90,7 +90,7 @@ def _nothing_fits(config: PlanConfig, chips: int, tried: list[str]) -> str:
     found = "; ".join(tried) or f"by arithmetic the least that a step needs is {least:.1f} GiB of a chip's {hbm:g}"
     return (
         f"Nothing that was tried fits {config.topology} ({chips} chips): {found}. Choose a larger topology (with twice the chips "
-        "each holds half of weights, moments and gradients), or a smaller data.row_length."
+        "each holds half of weights, moments and gradients), a smaller data.row_length, or --optimizer.moments_on_host."
     )
 
 

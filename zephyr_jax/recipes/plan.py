@@ -65,6 +65,8 @@ class Plan:
     """GiB a chip at the worst moment."""
     host: float
     """GiB of the host's memory for each of its chips: moments or activations that are kept there."""
+    moved: float
+    """GiB between a chip and its host in a step: moments there and back once, activations with every microbatch."""
     compile_seconds: float
     wires: tuple[Collective, ...]
     """What a step sends."""
@@ -113,8 +115,8 @@ class Plan:
 
     @property
     def host_seconds(self) -> float:
-        """What is kept in the host's memory, there and back once a microbatch: too much for moments, which go once a step."""
-        return 2 * self.host * GIB / self.chip.host
+        """What is kept in the host's memory, there and back over a chip's share of PCIe."""
+        return self.moved * GIB / self.chip.host
 
     @property
     def mfu(self) -> float:
@@ -153,18 +155,20 @@ def plan(config: PlanConfig) -> Plan:
         compiled = lower(config, model, rules, rows).compile()
     except jax.errors.JaxRuntimeError as error:
         raise _refusal(str(error), config) from error
-    memory = compiled.memory_analysis()
+    memory, microbatches = compiled.memory_analysis(), _microbatches(config, rows)
+    moments, activations = memory.host_argument_size_in_bytes / GIB, memory.host_temp_size_in_bytes / GIB
     return Plan(
         config,
         chip_of(config.topology),
         rules.mesh.size,
         shape,
         rows,
-        _microbatches(config, rows),
+        microbatches,
         memory.argument_size_in_bytes / GIB,
         memory.temp_size_in_bytes / GIB,
-        (memory.peak_memory_in_bytes - memory.host_argument_size_in_bytes) / GIB,  # the peak counts those of the host
-        (memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes) / GIB,
+        memory.peak_memory_in_bytes / GIB - moments,  # the peak counts arguments in the host's memory
+        moments + activations,
+        2 * (moments + microbatches * activations),
         time.perf_counter() - start,
         tuple(collectives(compiled.as_text())),
     )

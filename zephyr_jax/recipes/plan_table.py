@@ -119,7 +119,8 @@ def _advice(plan: Plan) -> list[str]:
         return []
     return [
         "What helps, most first: a larger topology; --optimizer.gradient_dtype and first_moment_dtype bfloat16; a smaller "
-        "--batch.microbatch_rows; --model.keep inputs; a smaller --model.logprob_chunk. `--fit` searches."
+        "--batch.microbatch_rows; --model.keep inputs; a smaller --model.logprob_chunk; --optimizer.moments_on_host. `--fit` "
+        "searches rows, mesh, dtypes and what is kept."
     ]
 
 

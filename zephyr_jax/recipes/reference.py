@@ -10,16 +10,16 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from zephyr_jax.checkpoint.identity import weights_fingerprint
-from zephyr_jax.checkpoint.source import AbstractModel, abstract_of, find_model, load_weights
+from zephyr_jax.checkpoint.source import abstract_of, find_model, load_weights
 from zephyr_jax.config import DataOptions
 from zephyr_jax.data.examples import Examples, load_preferences
 from zephyr_jax.data.tokens import ChatTokenizer
 from zephyr_jax.errors import InputError
-from zephyr_jax.objective.logprob import VERSION, Parameters
+from zephyr_jax.objective.logprob import VERSION
 from zephyr_jax.parallel.hosts import wait_for_all
-from zephyr_jax.parallel.rules import Rules, open_rules
+from zephyr_jax.parallel.rules import open_rules
 from zephyr_jax.recipes.run import evaluation_source, microbatch_rows, open_tokenizer
-from zephyr_jax.reference.compute import fill, recompute
+from zephyr_jax.reference.compute import Scorer, fill
 from zephyr_jax.reference.table import Identity, ReferenceTable, require_complete, why_anew
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.files import Path, check_can_be_made, open_path
@@ -42,10 +42,8 @@ class Filled:
 class _Desk:
     """What scoring needs, loaded."""
 
-    rules: Rules
     splits: dict[str, Examples]
-    model: AbstractModel
-    parameters: Parameters
+    scorer: Scorer
     table: ReferenceTable
     console: Console
 
@@ -66,7 +64,8 @@ def _open(config: DpoConfig, command: str) -> _Desk:
     parameters = load_weights(source, model)
     identity = identity_of(config, tokenizer, weights_fingerprint(parameters))
     table = ReferenceTable(open_path(config.reference), identity, command)
-    return _Desk(rules, splits, model, parameters, table, Console(stderr=True, quiet=jax.process_index() != 0))
+    scorer = Scorer(model, parameters, config.data, rules, microbatch_rows(config), config.model.logprob_chunk)
+    return _Desk(splits, scorer, table, Console(stderr=True, quiet=jax.process_index() != 0))
 
 
 @explained()
@@ -86,10 +85,7 @@ def reference(config: DpoConfig, command: str = "zephyr-jax reference") -> Fille
         desk.say(examples.summary(name))
         with Progress(console=desk.console, transient=True) as bar:
             task = bar.add_task(f"reference log-probs, {name}", total=None)
-            new, old = fill(
-                table, examples, desk.model, desk.parameters, config.data, desk.rules, microbatch_rows(config),
-                config.model.logprob_chunk, partial(_show, bar, task), missing[name],
-            )  # fmt: skip
+            new, old = fill(table, examples, desk.scorer, missing[name], partial(_show, bar, task))
         computed, reused = computed + new, reused + old
     desk.say(f"{computed:,} computed, {reused:,} reused in {table.folder}")
     return Filled(table.folder, computed, reused)
@@ -110,10 +106,7 @@ def verify(config: DpoConfig, pairs: int, command: str = "zephyr-jax reference")
         stored = require_complete(open_path(config.reference), desk.table, keys, ids, filling)
         share = -(-pairs * len(examples) // sum(map(len, desk.splits.values())))
         drawn = np.random.default_rng(config.seed).choice(len(keys), min(share, len(keys)), replace=False)
-        places, found = recompute(
-            examples.select(drawn), desk.model, desk.parameters, config.data, desk.rules, microbatch_rows(config),
-            config.model.logprob_chunk,
-        )  # fmt: skip
+        places, found = desk.scorer.recompute(examples.select(drawn))
         checked += len(drawn)
         drawn = drawn[places]
         worst = max(worst, _check_sums(desk.table, found, stored[drawn], [ids[place] for place in drawn], config))

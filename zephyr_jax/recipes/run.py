@@ -78,6 +78,7 @@ class Run:
 def open_run(config: SftConfig) -> Run:
     """Check the config and the folder, and find out where to start; nothing is written. Raises InputError."""
     config.check()
+    startup.begin()
     compilations = Compilations()
     rules = open_rules(config.mesh)
     rules.check_divides("batch", microbatch_rows(config), "batch.microbatch_rows (or batch.rows)")

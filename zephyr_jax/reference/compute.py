@@ -34,77 +34,63 @@ class _Scored:
     last: bool
 
 
+@dataclass(frozen=True)
+class Scorer:
+    """What scores sequences: frozen weights on a mesh, `rows` rows of packed pairs in one forward."""
+
+    model: AbstractModel
+    parameters: Parameters
+    data: DataOptions
+    rules: Rules
+    rows: int
+    chunk: int
+    """Target tokens whose logits exist at one time."""
+
+    def recompute(self, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+        """Log-prob sums without any table: int64 [n] places and float32 [n, 2] sums of this process's rows."""
+        batches = list(self.scored(examples, lambda done, total: None))
+        return np.concatenate([each.examples for each in batches]), np.concatenate([each.sums for each in batches])
+
+    def scored(self, examples: Examples, progress: Callable[[int, int], None]) -> Iterator[_Scored]:
+        """All examples, batch by batch; `progress(done, total)` is called after each."""
+        plan = plan_evaluation(examples.lengths, self.data, self.rows)
+        mine = local_rows(self.rules, self.rows)
+        for index, batch in enumerate(iterate(BatchSource(examples, plan, mine))):
+            placed = place_batch(self.rules, batch, self.rows)
+            microbatch = jax.tree.map(lambda leaf: leaf[0], token_rows(placed))
+            found = sequence_logprob(
+                self.model.definition, self.parameters, microbatch, segments=2 * plan.examples_per_row, chunk=self.chunk
+            )
+            step = [*plan.steps[index], *[()] * (self.rows - len(plan.steps[index]))][mine]
+            sums, counts = local_part(found.sum), local_part(found.number)
+            places = np.array([place for row in step for place in row], np.int64)
+            held = np.array([2 * len(row) for row in step])[:, None] > np.arange(sums.shape[1])
+            last = index + 1 == len(plan.steps)
+            yield _Scored(places, sums[held].reshape(-1, 2), counts[held].reshape(-1, 2), last)
+            progress(index + 1, len(plan.steps))
+
+
 def fill(
     table: ReferenceTable,
     examples: Examples,
-    model: AbstractModel,
-    parameters: Parameters,
-    data: DataOptions,
-    rules: Rules,
-    rows: int,
-    chunk: int,
+    scorer: Scorer,
+    missing: np.ndarray,
     progress: Callable[[int, int], None],
-    missing: np.ndarray | None = None,
 ) -> tuple[int, int]:
-    """Compute what the table lacks of `examples`. Returns (pairs computed, pairs reused).
+    """Compute the pairs of `examples` that are `missing` (bool [N], the same on all hosts) from the table.
 
-    `rows` rows go through one forward; `progress(done, total)` is called after each. A killed pass loses at most the
-    batches since its last part. `missing` (bool [N]) says what it lacks, the same on all hosts; default: it is asked.
+    Returns (pairs computed, pairs reused). A killed pass loses at most the batches since its last part.
     """
     keys = examples.keys()
-    wanted = np.flatnonzero(table.missing(keys) if missing is None else missing)
+    wanted = np.flatnonzero(missing)
     if not len(wanted):
         return 0, len(keys)
     waiting: list[_Scored] = []
-    for index, batch in enumerate(
-        _scored(examples.select(wanted), model, parameters, data, rules, rows, chunk, progress)
-    ):
+    for index, batch in enumerate(scorer.scored(examples.select(wanted), progress)):
         waiting += [batch] if len(batch.examples) else []
         if waiting and (batch.last or (index + 1) % _BATCHES_PER_PART == 0):
             part_keys = [keys[wanted[each.examples]].reshape(-1) for each in waiting]
             sums, counts = ([getattr(each, name).reshape(-1) for each in waiting] for name in ("sums", "counts"))
-            part = np.concatenate(part_keys).tolist(), np.concatenate(sums), np.concatenate(counts)
-            table.add(uuid4().hex, *part)
+            table.add(uuid4().hex, np.concatenate(part_keys).tolist(), np.concatenate(sums), np.concatenate(counts))
             waiting = []
     return len(wanted), len(keys) - len(wanted)
-
-
-def recompute(
-    examples: Examples,
-    model: AbstractModel,
-    parameters: Parameters,
-    data: DataOptions,
-    rules: Rules,
-    rows: int,
-    chunk: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Log-prob sums of `examples` without any table: int64 [n] places and float32 [n, 2] sums of this process's rows."""
-    batches = list(_scored(examples, model, parameters, data, rules, rows, chunk, lambda done, total: None))
-    return np.concatenate([each.examples for each in batches]), np.concatenate([each.sums for each in batches])
-
-
-def _scored(
-    examples: Examples,
-    model: AbstractModel,
-    parameters: Parameters,
-    data: DataOptions,
-    rules: Rules,
-    rows: int,
-    chunk: int,
-    progress: Callable[[int, int], None],
-) -> Iterator[_Scored]:
-    plan = plan_evaluation(examples.lengths, data, rows)
-    mine = local_rows(rules, rows)
-    for index, batch in enumerate(iterate(BatchSource(examples, plan, mine))):
-        placed = place_batch(rules, batch, rows)
-        microbatch = jax.tree.map(lambda leaf: leaf[0], token_rows(placed))
-        found = sequence_logprob(
-            model.definition, parameters, microbatch, segments=2 * plan.examples_per_row, chunk=chunk
-        )
-        step = [*plan.steps[index], *[()] * (rows - len(plan.steps[index]))][mine]
-        sums, counts = local_part(found.sum), local_part(found.number)
-        places = np.array([place for row in step for place in row], np.int64)
-        held = np.array([2 * len(row) for row in step])[:, None] > np.arange(sums.shape[1])
-        last = index + 1 == len(plan.steps)
-        yield _Scored(places, sums[held].reshape(-1, 2), counts[held].reshape(-1, 2), last)
-        progress(index + 1, len(plan.steps))

@@ -58,7 +58,7 @@ class Loop:
                 break
             if self.stop(done):
                 self._report(pending)
-                self._leave(done, state, saved=due_save or done == start)
+                self._leave(done, state, new=done > start and not due_save)
             batch = next(self.batches)
             state, metrics = self.step(state, batch)
             self._report(pending)
@@ -68,12 +68,13 @@ class Loop:
                 self.reporter.note(self.first_step())
         return state
 
-    def _leave(self, done: int, state: TrainState, saved: bool) -> NoReturn:
-        if not saved:
+    def _leave(self, done: int, state: TrainState, new: bool) -> NoReturn:
+        if new:
             self.save(done, state, None)
-        raise Stopped(
-            f"Step {done} of {self.total} is saved and the run has stopped, as asked. Run the same command again to go on."
+        what = (
+            f"Step {done} of {self.total} is saved and the run has stopped" if done else "Stopped before the first step"
         )
+        raise Stopped(f"{what}, as asked. Run the same command again to go on.")
 
     def _due(self, done: int, start: int) -> tuple[bool, bool]:
         last = done == self.total
