@@ -25,7 +25,7 @@ from zephyr_jax.recipes.dpo import dpo
 from zephyr_jax.recipes.reference import identity_of, preference_splits
 from zephyr_jax.recipes.run import open_tokenizer
 from zephyr_jax.reference.table import Identity, ReferenceTable
-from zephyr_jax.verbs import DpoConfig, SftConfig
+from zephyr_jax.verbs.training import DpoConfig, SftConfig
 
 type Words = list[str]
 

@@ -10,7 +10,9 @@ import yaml
 from tests.settings import setting_names
 from zephyr_jax.card import differences, from_dict, load_card, save_card, to_dict
 from zephyr_jax.errors import InputError
-from zephyr_jax.verbs import DpoConfig, EvaluateConfig, ExportConfig, GenerateConfig, PreviewConfig, SftConfig
+from zephyr_jax.verbs.looks import PreviewConfig
+from zephyr_jax.verbs.models import EvaluateConfig, ExportConfig, GenerateConfig
+from zephyr_jax.verbs.training import DpoConfig, SftConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 KINDS: dict[str, type[SftConfig]] = {"sft.yaml": SftConfig, "dpo.yaml": DpoConfig}

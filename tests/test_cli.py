@@ -11,7 +11,9 @@ import pytest
 from tests.settings import setting_names
 from zephyr_jax import cli
 from zephyr_jax.errors import InputError, TrainingError
-from zephyr_jax.verbs import DpoConfig, GenerateConfig, PlanConfig, SftConfig
+from zephyr_jax.verbs.models import GenerateConfig
+from zephyr_jax.verbs.planning import PlanConfig
+from zephyr_jax.verbs.training import DpoConfig, SftConfig
 
 type Called = list[tuple[Any, str]]
 

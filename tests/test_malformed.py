@@ -27,7 +27,7 @@ from zephyr_jax.data.tokens import ChatTokenizer, load_tokenizer
 from zephyr_jax.demo.remake import CONFIG
 from zephyr_jax.errors import InputError
 from zephyr_jax.reference.table import ReferenceTable, require_complete
-from zephyr_jax.verbs import DpoConfig
+from zephyr_jax.verbs.training import DpoConfig
 
 CONFIGS = tensors.configs(CONFIG)
 ROWS = {

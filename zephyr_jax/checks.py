@@ -1,6 +1,17 @@
 """What settings must hold, alone and together: each check raises InputError with what it got and what it needs."""
 
-from zephyr_jax.config import BatchOptions, DataOptions, DpoOptions, ModelOptions, OptimizerOptions, ScheduleOptions
+import math
+
+from zephyr_jax.config import (
+    BatchOptions,
+    DataOptions,
+    DpoOptions,
+    HealthOptions,
+    ModelOptions,
+    OptimizerOptions,
+    PairHealthOptions,
+    ScheduleOptions,
+)
 from zephyr_jax.errors import InputError, shown
 
 _MOST = 2**31 - 1
@@ -130,6 +141,15 @@ def check_optimizer(optimizer: OptimizerOptions, schedule: ScheduleOptions, mode
             f"optimizer.name is `rmsprop` with {' and '.join(set_here)}.",
             "RMSprop has none of these; leave them at their defaults or use `adamw`.",
         )
+
+
+def check_health(health: HealthOptions) -> None:
+    """Thresholds can be reached, and only by what is unusual."""
+    check_positive(health__spike_window=health.spike_window, health__stalled_steps=health.stalled_steps)
+    if not 1 < health.spike_factor < math.inf:
+        refuse(f"health.spike_factor is {health.spike_factor}.", "A spike is a larger loss: it needs a number above 1.")
+    if isinstance(health, PairHealthOptions):
+        check_positive(health__margin_limit=health.margin_limit)
 
 
 def check_dpo(dpo: DpoOptions) -> None:

@@ -1,6 +1,7 @@
 """The command line: each verb is a typed config and a thin call into one recipe."""
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not words or words[0] in ("-h", "--help"):
-        print(_USAGE.format(verbs="\n".join(f"  {name:<12} {verb.about}" for name, verb in VERBS.items())))
+        print(_USAGE.format(verbs="\n".join(f"  {name:<16} {verb.about}" for name, verb in VERBS.items())))
         return
     try:
         verb, options = take_verb(words)
@@ -131,38 +132,51 @@ def _stop(message: str, code: int) -> None:
 
 def _sft() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.sft import sft
-    from zephyr_jax.verbs import SftConfig
+    from zephyr_jax.verbs.training import SftConfig
 
     return SftConfig, lambda config, _: print(sft(config))
 
 
 def _reference() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.reference import reference, verify
-    from zephyr_jax.verbs import ReferenceConfig
+    from zephyr_jax.verbs.tables import ReferenceConfig
 
     def run(config: ReferenceConfig, command: str) -> None:
-        print(verify(config, config.verify, command) if config.verify else reference(config, command).folder)
+        print(reference(config, command).folder)
+        if config.verify:
+            print(verify(config, config.verify, command))
 
     return ReferenceConfig, run
 
 
+def _reference_verify() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.recipes.reference import verify
+    from zephyr_jax.verbs.tables import ReferenceVerifyConfig
+
+    def run(config: ReferenceVerifyConfig, command: str) -> None:
+        filling = re.sub(r" --pairs(=| )\d+", "", command).replace("reference verify", "reference", 1)
+        print(verify(config, config.pairs, filling))
+
+    return ReferenceVerifyConfig, run
+
+
 def _reference_ls() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.reference_tables import reference_ls
-    from zephyr_jax.verbs import ReferenceLsConfig
+    from zephyr_jax.verbs.tables import ReferenceLsConfig
 
     return ReferenceLsConfig, lambda config, _: print(reference_ls(config))
 
 
 def _reference_gc() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.reference_tables import reference_gc
-    from zephyr_jax.verbs import ReferenceGcConfig
+    from zephyr_jax.verbs.tables import ReferenceGcConfig
 
     return ReferenceGcConfig, lambda config, _: print(reference_gc(config))
 
 
 def _dpo() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.dpo import dpo
-    from zephyr_jax.verbs import DpoConfig
+    from zephyr_jax.verbs.training import DpoConfig
 
     def run(config: DpoConfig, command: str) -> None:
         print(dpo(config, command.replace("zephyr-jax dpo", "zephyr-jax reference", 1)))
@@ -172,7 +186,7 @@ def _dpo() -> tuple[type, Callable[[Any, str], None]]:
 
 def _evaluate() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.evaluate import evaluate
-    from zephyr_jax.verbs import EvaluateConfig
+    from zephyr_jax.verbs.models import EvaluateConfig
 
     def run(config: EvaluateConfig, _: str) -> None:
         for name, value in evaluate(config).items():
@@ -183,7 +197,7 @@ def _evaluate() -> tuple[type, Callable[[Any, str], None]]:
 
 def _generate() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.generate import generate
-    from zephyr_jax.verbs import GenerateConfig
+    from zephyr_jax.verbs.models import GenerateConfig
 
     def run(config: GenerateConfig, _: str) -> None:
         for answer in generate(config):
@@ -194,14 +208,14 @@ def _generate() -> tuple[type, Callable[[Any, str], None]]:
 
 def _export() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.export import export
-    from zephyr_jax.verbs import ExportConfig
+    from zephyr_jax.verbs.models import ExportConfig
 
     return ExportConfig, lambda config, _: print(export(config))
 
 
 def _preview() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.preview import preview
-    from zephyr_jax.verbs import PreviewConfig
+    from zephyr_jax.verbs.looks import PreviewConfig
 
     def run(config: PreviewConfig, _: str) -> None:
         preview(config)
@@ -211,14 +225,21 @@ def _preview() -> tuple[type, Callable[[Any, str], None]]:
 
 def _lineage() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.lineage import lineage
-    from zephyr_jax.verbs import LineageConfig
+    from zephyr_jax.verbs.models import LineageConfig
 
     return LineageConfig, lambda config, _: print(lineage(config))
 
 
+def _replay() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.recipes.replay import replay
+    from zephyr_jax.verbs.training import ReplayConfig
+
+    return ReplayConfig, lambda config, _: print(replay(config).report())
+
+
 def _demo() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.demo import demo
-    from zephyr_jax.verbs import DemoConfig
+    from zephyr_jax.verbs.looks import DemoConfig
 
     def run(config: DemoConfig, _: str) -> None:
         demo(config)
@@ -232,7 +253,7 @@ def _plan() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.fit import fit
     from zephyr_jax.recipes.plan import plan
     from zephyr_jax.recipes.plan_table import table
-    from zephyr_jax.verbs import PlanConfig
+    from zephyr_jax.verbs.planning import PlanConfig
 
     def run(config: PlanConfig, _: str) -> None:
         if not config.fit:
@@ -249,10 +270,12 @@ VERBS = {
     "sft": Verb("fine-tune on conversations (dSFT)", _sft),
     "reference": Verb("score all pairs once with the frozen weights", _reference),
     "reference ls": Verb("what tables a folder has", _reference_ls),
+    "reference verify": Verb("compute some of their pairs anew", _reference_verify),
     "reference gc": Verb("tidy them", _reference_gc),
     "dpo": Verb("align on preferences against that table (dDPO)", _dpo),
     "evaluate": Verb("loss, or preference accuracy, of a checkpoint on a split", _evaluate),
     "generate": Verb("answer prompts", _generate),
+    "replay": Verb("the batch of a sick step, alone", _replay),
     "plan": Verb("what a card's step needs on a TPU topology, without one", _plan),
     "export": Verb("write a Hugging Face folder", _export),
     "lineage": Verb("tell what a run or an export was made from, and how", _lineage),

@@ -146,8 +146,42 @@ class ScheduleOptions:
 
 
 @dataclass(frozen=True)
+class HealthOptions:
+    """What to do about a sick step: `stop` before it takes effect, `skip` its update, or `continue` with it.
+
+    Each is named with the examples of its batch, and the batch is kept in `<output>/sick` for `zephyr-jax replay`.
+    """
+
+    not_finite: Literal["stop", "skip", "continue"] = "stop"
+    """A loss or a gradient that is NaN or infinite, or a step without a single target."""
+    spike: Literal["stop", "skip", "continue"] = "continue"
+    """A loss larger than `spike_factor` times the median of the `spike_window` steps before the last."""
+    spike_factor: float = 4.0
+    """How many times larger."""
+    spike_window: int = 50
+    """So many steps; none is judged before there are ten."""
+    stalled: Literal["stop", "continue"] = "stop"
+    """Fewer than 1 % of the weights changed in each of `stalled_steps` steps: a learning rate of zero, or lost in rounding."""
+    stalled_steps: int = 20
+    """So many steps."""
+
+
+@dataclass(frozen=True)
+class PairHealthOptions(HealthOptions):
+    """The same for preferences."""
+
+    margin: Literal["stop", "skip", "continue"] = "stop"
+    """A mean reward margin that explodes: beyond `margin_limit`, either way."""
+    margin_limit: float = 100.0
+    """Beta times nats."""
+
+
+@dataclass(frozen=True)
 class ReportOptions:
     """Where metrics go besides `metrics.jsonl`, which is always written."""
+
+    examples: bool = False
+    """Write the ids of each step's examples to `<output>/examples.jsonl`."""
 
     tensorboard: bool = False
     """Write TensorBoard event files under `<output>/tensorboard`."""

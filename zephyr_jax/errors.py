@@ -41,8 +41,15 @@ def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:
     names = sorted(known)
     near = get_close_matches(word[:200], names, n=1, cutoff=0.6)
     return (
-        f" Did you mean `{prefix}{near[0]}`?" if near else f" Known here: {listing(prefix + name for name in names)}."
+        f" Did you mean `{prefix}{near[0]}`?"
+        if near
+        else f" Known here: {listing((prefix + name for name in names), 24)}."
     )
+
+
+def at_revision(revision: str | None) -> str:
+    """Words for the hub revision that was asked for; none where none was."""
+    return f" at revision {revision}" if revision else ""
 
 
 def listing(items: Iterable[object], limit: int = 12) -> str:

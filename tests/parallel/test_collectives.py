@@ -11,12 +11,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from zephyr_jax.batch import PairBatch, TokenBatch
 from zephyr_jax.checkpoint.source import abstract_of, find_model
-from zephyr_jax.config import DpoOptions, MeshOptions, ModelOptions, OptimizerOptions
+from zephyr_jax.config import DpoOptions, MeshOptions, ModelOptions, OptimizerOptions, PairHealthOptions
 from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.token_logprob import Chunking
 from zephyr_jax.parallel.collectives import Collective, collectives
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.rules import Rules
+from zephyr_jax.train.health import Limits
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
 from zephyr_jax.train.state import abstract_state, state_shardings
 from zephyr_jax.train.step import make_step
@@ -79,7 +80,7 @@ def dpo_step(request: pytest.FixtureRequest, golden: Path) -> tuple[list[tuple[i
     optimizer = make_optimizer(OptimizerOptions(), 10)
     shardings = state_shardings(model.parameters, model.shardings, optimizer, rules)
     objective = dpo_objective(model.definition, DpoOptions(), 2 * PAIRS, 16)
-    step = make_step(objective, optimizer, learning_rate(OptimizerOptions(), 10), shardings)
+    step = make_step(objective, optimizer, learning_rate(OptimizerOptions(), 10), shardings, PairHealthOptions())
 
     def array(width: int, dtype: type) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((1, ROWS, width), dtype, sharding=rules.sharding("microbatch", "batch", None))
@@ -87,7 +88,8 @@ def dpo_step(request: pytest.FixtureRequest, golden: Path) -> tuple[list[tuple[i
     ids = array(LENGTH, jnp.int32)
     rows = TokenBatch(ids, ids, ids, array(LENGTH, jnp.bool_))
     batch = PairBatch(rows, array(2 * PAIRS, jnp.float32), array(PAIRS, jnp.bool_))
-    text = step.lower(abstract_state(model.parameters, optimizer, shardings), batch).compile().as_text()
+    limits = Limits(*(jax.ShapeDtypeStruct((), dtype, sharding=shardings.step) for dtype in (jnp.float32, jnp.bool_)))
+    text = step.lower(abstract_state(model.parameters, optimizer, shardings), batch, limits).compile().as_text()
     sent = [name for each in collectives(text) for name in each.result.split(", ")]
     sizes = [tuple(int(size) for size in name[name.index("[") + 1 : -1].split(",") if size) for name in sent]
     return sizes, shape.vocab, shape.model

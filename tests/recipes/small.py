@@ -12,7 +12,7 @@ from zephyr_jax.config import (
     ReportOptions,
     ScheduleOptions,
 )
-from zephyr_jax.verbs import DpoConfig, SftConfig
+from zephyr_jax.verbs.training import DpoConfig, SftConfig
 
 MODEL = {"compute_dtype": "float32", "keep": "everything", "logprob_chunk": 64}
 MESH = MeshOptions(data=2, fsdp=2, tensor=2)

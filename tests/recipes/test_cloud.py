@@ -20,9 +20,9 @@ from tests.conftest import write_rows
 from tests.gcs import Gcs
 from tests.recipes.small import dpo_config, sft_config
 from tests.recipes.test_resume import Killed, kill_after
-from zephyr_jax.checkpoint.manager import restore_parameters
 from zephyr_jax.checkpoint.provenance import FILE
 from zephyr_jax.checkpoint.source import find_model
+from zephyr_jax.checkpoint.steps import restore_parameters
 from zephyr_jax.cli import main
 from zephyr_jax.config import ModelOptions
 from zephyr_jax.data.sources import open_rows
@@ -35,7 +35,7 @@ from zephyr_jax.recipes.generate import generate
 from zephyr_jax.recipes.reference import reference
 from zephyr_jax.recipes.sft import sft
 from zephyr_jax.storage import cloud
-from zephyr_jax.verbs import EvaluateConfig, ExportConfig, GenerateConfig
+from zephyr_jax.verbs.models import EvaluateConfig, ExportConfig, GenerateConfig
 
 CLOUD = epath.Path("gs://bucket")
 

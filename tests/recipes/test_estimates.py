@@ -15,7 +15,7 @@ from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.rules import Rules
 from zephyr_jax.parallel.topology import chip_of, topology_devices
 from zephyr_jax.recipes.plan import Plan, lower, planned_shape
-from zephyr_jax.verbs import PlanConfig
+from zephyr_jax.verbs.planning import PlanConfig
 
 pytestmark = pytest.mark.skipif(
     find_spec("libtpu") is None, reason="libtpu is not installed: uv run --extra tpu pytest"

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from tests.models import load, logits, random_segments, whole_rows
 from zephyr_jax.cli import main
 from zephyr_jax.data.tokens import load_tokenizer
 from zephyr_jax.demo.corpus import conversations, preferences
+from zephyr_jax.generation.engine import Engine, Piece
 
 CARDS = Path(__file__).parents[2] / "configs" / "tiny"
 CHECK = Path(__file__).parents[1] / "golden" / "check_export.py"
@@ -109,6 +111,36 @@ def test_generate_answers_each_prompt(aligned: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert [row["prompt"] for row in rows] == ["Hello!", "Tell me a story."]
     assert all(isinstance(row["answer"], str) for row in rows)
+
+
+def test_a_killed_generation_goes_on_where_it_was(
+    aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Answers that were there are not made again, all are those of one run, and other settings are refused."""
+    words = f"generate --model.path {aligned}/hf --data {aligned}/chats.jsonl --limit 12 --rows 8 --max_new_tokens 9".split()
+    words += ["--temperature", "1", "--top_p", "0.9"]
+    main([*words, "--output", str(tmp_path / "whole.jsonl")])
+    run = Engine.run
+
+    def dying(self: Engine) -> Iterator[Piece]:
+        ended = 0
+        for piece in run(self):
+            yield piece
+            ended += bool(piece.end)
+            if ended == 5:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Engine, "run", dying)
+        main([*words, "--output", str(tmp_path / "killed.jsonl")])
+    assert not (tmp_path / "killed.jsonl").exists()
+    with pytest.raises(SystemExit):
+        main([*words, "--seed", "5", "--output", str(tmp_path / "killed.jsonl")])
+    assert "belongs to other work: seed was 0, is 5" in capsys.readouterr().err
+    main([*words, "--output", str(tmp_path / "killed.jsonl")])
+    assert "7 answers, " in capsys.readouterr().err
+    assert (tmp_path / "killed.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
+    assert not (tmp_path / "killed.jsonl.part").exists()
 
 
 def test_the_export_is_the_run(aligned: Path) -> None:

@@ -69,7 +69,7 @@ def test_generation_is_planned_too(shape_only: Path) -> None:
     words = ("--config", f"{CARDS}/dpo.yaml", "--step", "generate", "--model.path", str(shape_only), *COMMON)
     said = plan(*words, "--data.max_prompt_length", "128")
     assert said.returncode == 0, said.stderr
-    assert "answers that fill up 512" in said.stdout
+    assert "a cache of 512 tokens a row" in said.stdout
     assert "--mesh.fsdp 1 --mesh.tensor -1" in said.stdout
 
 

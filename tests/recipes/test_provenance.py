@@ -15,6 +15,7 @@ from tests.conftest import write_rows
 from zephyr_jax.cli import main
 from zephyr_jax.demo.corpus import conversations, preferences
 
+SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "GOOGLE_AUTH_TOKEN_FOR_TESTING")
 CARDS = Path(__file__).parents[2] / "configs" / "tiny"
 
 
@@ -29,7 +30,15 @@ def exported(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         "--schedule.max_steps 2 --schedule.evaluate_every 0 --data.max_length 256"
     )
     sft = f"sft --config {CARDS}/sft.yaml --model.path {tiny_model} --data.path {chats} --output {folder}/sft --seed 7".split()
-    main([*sft, *common, *["--batch.rows", "None", "--batch.examples", "8", "--data.row_length", "256"]])
+    with pytest.MonkeyPatch.context() as patch:
+        for name in SECRETS:
+            patch.setenv(name, f"secret-{name}")
+        make(folder, pairs, [*sft, "--batch.rows", "None", "--batch.examples", "8", "--data.row_length", "256"], common)
+    return folder / "hf"
+
+
+def make(folder: Path, pairs: Path, sft: list[str], common: list[str]) -> None:
+    main([*sft, *common])
     dpo = (
         f"--config {CARDS}/dpo.yaml --model.path {folder}/sft --data.path {pairs} --data.eval_path {pairs} --output {folder}/dpo "
         f"--reference {folder}/reference --batch.rows None --batch.examples 6 --data.row_length 512 --data.max_prompt_length 64"
@@ -37,7 +46,13 @@ def exported(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     main(["reference", *dpo, *common])
     main(["dpo", *dpo, *common])
     main(f"export --model.path {folder}/dpo --output {folder}/hf".split())
-    return folder / "hf"
+
+
+def test_no_key_is_in_any_file(exported: Path) -> None:
+    """Law: what the environment holds of keys and tokens is in no run, table, record or export."""
+    files = [path for path in exported.parent.rglob("*") if path.is_file()]
+    assert len(files) > 50
+    assert not [path for path in files if b"secret-" in path.read_bytes()]
 
 
 def record(folder: Path) -> dict:

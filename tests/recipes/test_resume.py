@@ -1,6 +1,8 @@
 """Kill a run after any step and start it again: the same curve and the same weights, bit for bit."""
 
 import json
+from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -9,19 +11,20 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from tests.conftest import write_rows
 from tests.recipes.small import dpo_config, sft_config
-from zephyr_jax.checkpoint.manager import CheckpointManager, restore_parameters
-from zephyr_jax.config import ScheduleOptions
+from zephyr_jax.checkpoint.steps import read_progress, restore_parameters, steps_in
+from zephyr_jax.config import MeshOptions
 from zephyr_jax.demo.corpus import conversations, preferences
 from zephyr_jax.errors import InputError
-from zephyr_jax.recipes import run as runs
+from zephyr_jax.recipes import training
 from zephyr_jax.recipes.dpo import dpo
 from zephyr_jax.recipes.reference import reference
 from zephyr_jax.recipes.sft import sft
 from zephyr_jax.train.loop import Loop
-from zephyr_jax.verbs import SftConfig
+from zephyr_jax.verbs.training import SftConfig
 
 
 class Killed(Exception):
@@ -32,14 +35,14 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int | None) -> None:
     """Let the loop die when it has drawn `steps` batches; None: let it live."""
     run = Loop.run
 
-    def dying(self: Loop, state: Any, start: int) -> Any:
+    def dying(self: Loop, state: Any, start: int, unhalted: Any) -> Any:
         def batches():
             yield from islice(self.batches, steps)
             raise Killed
 
-        return run(replace(self, batches=batches()), state, start)
+        return run(replace(self, batches=batches()), state, start, unhalted)
 
-    monkeypatch.setattr(runs, "Loop", Loop)
+    monkeypatch.setattr(training, "Loop", Loop)
     monkeypatch.setattr(Loop, "run", run if steps is None else dying)
 
 
@@ -104,6 +107,83 @@ def test_dpo_goes_on_as_if_nothing_had_happened(
     assert abs(first["rewards/margins"]) < 1e-5
 
 
+def seen(folder: Path) -> list[tuple[int, list[str]]]:
+    lines = [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
+    return [(line["step"], line["ids"]) for line in lines]
+
+
+def test_a_run_goes_on_on_other_meshes(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """After each kill on other devices: the same examples in the same steps, each once an epoch; losses equal to 1e-5."""
+    config = sft_config(tiny_model, data / "chats.jsonl", tmp_path / "whole")
+    config = replace(config, report=replace(config.report, examples=True))
+    sft(config)
+    moved = replace(config, output=str(tmp_path / "moved"))
+    meshes = [
+        MeshOptions(data=2, fsdp=2, tensor=2),
+        MeshOptions(data=1, fsdp=4, tensor=2),
+        MeshOptions(data=4, fsdp=1, tensor=2),
+    ]
+    for mesh, steps in zip(meshes, (3, 2, None), strict=True):
+        with monkeypatch.context() as patch:
+            kill_after(patch, steps)
+            with pytest.raises(Killed) if steps else nullcontext():
+                sft(replace(moved, mesh=mesh))
+    assert seen(tmp_path / "moved") == seen(tmp_path / "whole")
+    ids = [each for _, step in seen(tmp_path / "moved") for each in step]
+    assert Counter(ids) == dict.fromkeys(set(ids), 2)
+    assert len(set(ids)) == 40
+    for one, other in zip(curve(tmp_path / "moved"), curve(tmp_path / "whole"), strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_a_damaged_newest_step_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run says so, keeps what is damaged, goes on from the step before, and ends as if nothing had happened."""
+    config = sft_config(tiny_model, data / "chats.jsonl", tmp_path / "whole")
+    sft(config)
+    killed = replace(config, output=str(tmp_path / "killed"))
+    with monkeypatch.context() as patch:
+        kill_after(patch, 5)
+        with pytest.raises(Killed):
+            sft(killed)
+    damage_a_tensor(tmp_path / "killed", 4)
+    capsys.readouterr()
+    sft(killed)
+    said = capsys.readouterr().err
+    assert f"Step 4 of {tmp_path}/killed is damaged: " in said
+    assert f"set aside step 4 in {tmp_path}/killed/damaged; going on from step 2" in said
+    assert [path.name.split("-")[0] for path in (tmp_path / "killed" / "damaged").iterdir()] == ["4"]
+    equal(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_run_whose_every_step_is_damaged_stops(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """That is no accident of one file, so nothing is moved, and a person is asked."""
+    config = sft_config(tiny_model, data / "chats.jsonl", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        kill_after(patch, 5)
+        with pytest.raises(Killed):
+            sft(config)
+    for step in (2, 4):
+        damage_a_tensor(tmp_path / "run", step)
+    with pytest.raises(InputError, match="All checkpoints of .* are damaged: steps 4, 2"):
+        sft(config)
+    assert not (tmp_path / "run" / "damaged").exists()
+
+
+def damage_a_tensor(run: Path, step: int) -> None:
+    """Flip a bit in the largest file."""
+    files = [path for path in (run / "checkpoints" / str(step) / "parameters").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(bytes(content))
+
+
 def test_a_finished_run_does_nothing_and_a_changed_one_is_refused(data: Path, tiny_model: Path, tmp_path: Path) -> None:
     """Same command again: no step. Another learning rate, or other rows under the same path: refused with both values."""
     rows = write_rows(tmp_path / "chats.jsonl", list(conversations(0, 12, "train")))
@@ -131,10 +211,8 @@ def test_the_newest_and_the_best_checkpoints_are_kept(data: Path, tiny_model: Pa
     losses = {
         line["step"]: line["eval/loss"] for line in curve(tmp_path / "run") if line.get("step") and "eval/loss" in line
     }
-    manager = CheckpointManager(tmp_path / "run", ScheduleOptions())
     last = max(losses)
-    assert set(manager.steps()) == {last - 1, last, min(losses, key=lambda step: losses[step])}
-    progress = manager.progress(last)
+    assert set(steps_in(epath.Path(tmp_path / "run"))) == {last - 1, last, min(losses, key=lambda step: losses[step])}
+    progress = read_progress(epath.Path(tmp_path / "run"), last)
     assert progress["config"]["seed"] == config.seed
     assert progress["data"]
-    manager.close()

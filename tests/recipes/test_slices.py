@@ -10,7 +10,7 @@ import pytest
 
 from zephyr_jax.card import load_card
 from zephyr_jax.recipes.plan import Plan, plan
-from zephyr_jax.verbs import PlanConfig
+from zephyr_jax.verbs.planning import PlanConfig
 
 pytestmark = pytest.mark.skipif(
     find_spec("libtpu") is None, reason="libtpu is not installed: uv run --extra tpu pytest"

@@ -1,5 +1,6 @@
 """Passes of the verb: what never invalidates a table, what does and why it is said, and `--verify`."""
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +11,17 @@ import pytest
 from tests.conftest import write_rows
 from tests.gcs import Gcs
 from tests.recipes.small import dpo_config
+from zephyr_jax.checkpoint.source import load_weights
 from zephyr_jax.cli import main
 from zephyr_jax.config import BatchOptions, DpoOptions, OptimizerOptions
 from zephyr_jax.demo.corpus import preferences
 from zephyr_jax.errors import InputError
+from zephyr_jax.recipes import reference as recipe
 from zephyr_jax.recipes.reference import Filled, reference, verify
 from zephyr_jax.reference.parts import packed, read_part
 from zephyr_jax.reference.table import Identity, ReferenceTable
 from zephyr_jax.storage.files import open_path
-from zephyr_jax.verbs import DpoConfig
+from zephyr_jax.verbs.training import DpoConfig
 
 PAIRS = 12
 
@@ -64,6 +67,21 @@ def test_another_template_says_why_all_is_computed(
     assert "computed anew" not in capsys.readouterr().err
 
 
+def test_a_full_table_needs_no_weights(filled: tuple[DpoConfig, Filled], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: whose fingerprint is known, and whose pairs are all there, is not read; a file that changed is read again."""
+    config, first = filled
+    again = reference(config)
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "load_weights", lambda *_: pytest.fail("weights were read"))
+        assert (reference(config).computed, reference(config).reused) == (0, again.reused)
+    [weights] = Path(config.model.path).glob("*.safetensors")
+    os.utime(weights)
+    read = []
+    monkeypatch.setattr(recipe, "load_weights", lambda *words: read.append(1) or load_weights(*words))
+    assert reference(config).folder == first.folder
+    assert read
+
+
 def test_verify_finds_sound_values_sound(filled: tuple[DpoConfig, Filled]) -> None:
     """Law: so many pairs, computed in other company, are what the table holds; and nothing is written."""
     config, first = filled
@@ -105,14 +123,16 @@ def test_verify_on_the_command_line_and_a_flipped_byte(
         "--batch.examples 8 --batch.rows None --batch.microbatch_rows 4 --mesh.data 2 --mesh.fsdp 2 --mesh.tensor 2"
     )
     capsys.readouterr()
-    main(["reference", *words.split(), "--verify", "4"])
+    main(["reference", "verify", *words.split(), "--pairs", "4"])
     assert capsys.readouterr().out.startswith("4 of 14 pairs computed anew")
+    main(["reference", *words.split(), "--verify", "5"])
+    assert "5 of 14 pairs computed anew" in capsys.readouterr().out
     part = min(first.folder.glob("part-*"), key=lambda path: path.stat().length)
     spoilt = bytearray(part.read_bytes())
     spoilt[len(spoilt) // 2] ^= 16
     part.write_bytes(bytes(spoilt))
     with pytest.raises(SystemExit):
-        main(["reference", *words.split(), "--verify", "4"])
+        main(["reference", "verify", *words.split(), "--pairs", "4"])
     said = capsys.readouterr().err
     assert f"{part} cannot be read: its digest is" in said
     assert f"Delete that file and run `zephyr-jax reference {words}` again: only its entries" in said

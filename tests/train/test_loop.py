@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from zephyr_jax.config import ReportOptions, ScheduleOptions
+from zephyr_jax.config import HealthOptions, ReportOptions, ScheduleOptions
 from zephyr_jax.errors import Stopped, TrainingError
 from zephyr_jax.mean import Mean
+from zephyr_jax.train.health import Health, Limits, Sickness, Signs
 from zephyr_jax.train.loop import Loop
 from zephyr_jax.train.report import Reporter
 from zephyr_jax.train.state import TrainState
@@ -21,6 +22,7 @@ def metrics(loss: float) -> dict[str, Mean]:
     return {
         "loss": Mean(np.float32(loss), one),
         "grad_norm": Mean(one, one),
+        "learning_rate": Mean(one, one),
         "targets": Mean(np.float32(5), np.float32(10)),
         "padding": Mean(one, np.float32(4)),
     }
@@ -31,6 +33,7 @@ class Recorder:
 
     def __init__(self, folder: Path, losses: list[float], start: int = 0, **schedule: int):
         self.events: list[str] = []
+        self.ahead = 0
         self.losses = losses
         options = ScheduleOptions(**{"evaluate_every": 2, "save_every": 3, **schedule})
         self.reporter = Reporter(folder, ReportOptions(progress=False), {}, 5, start, True)
@@ -40,6 +43,8 @@ class Recorder:
             self.evaluate,
             self.save,
             self.stop,
+            Health(HealthOptions()),
+            self.keep_batch,
             self.reporter,
             options,
             len(losses),
@@ -50,11 +55,19 @@ class Recorder:
     def batches(self, start: int):
         for index in range(start, len(self.losses)):
             self.events.append(f"draw {index}")
-            yield index
+            yield index + self.ahead, index
 
-    def step(self, state: TrainState, batch: int) -> tuple[TrainState, dict[str, Mean]]:
+    def step(self, state: TrainState, batch: int, limits: Limits) -> tuple[TrainState, dict[str, Mean], Signs]:
+        """Stands for the jitted step; how that leaves a step out is tested in test_health."""
         self.events.append(f"step {batch}")
-        return TrainState(jnp.int32(batch + 1), {}, ()), metrics(self.losses[batch])
+        sick = not np.isfinite(self.losses[batch])
+        halted = bool(sick or limits.halted)
+        after = state if halted else TrainState(jnp.int32(batch + 1), {}, ())
+        return after, metrics(self.losses[batch]), Signs(sick, False, False, halted, not halted, halted)
+
+    def keep_batch(self, step: int, found: list[Sickness]) -> str:
+        self.events.append(f"keep {step}")
+        return f"Step {step} is sick: {found[0].words}."
 
     def stop(self, done: int) -> bool:
         return done >= self.stop_at
@@ -64,11 +77,12 @@ class Recorder:
         return {"loss": 1.5}
 
     def save(self, step: int, state: TrainState, measured: dict[str, float] | None) -> None:
+        assert int(state.step) == step
         self.events.append(f"save {step}{' best?' if measured else ''}")
 
     def run(self) -> TrainState:
         try:
-            return self.loop.run(TrainState(jnp.int32(self.start), {}, ()), self.start)
+            return self.loop.run(TrainState(jnp.int32(self.start), {}, ()), self.start, np.bool_(False))
         finally:
             self.reporter.close()
 
@@ -117,11 +131,27 @@ def test_a_resumed_loop_neither_evaluates_nor_saves_its_first_state_again(tmp_pa
 
 @pytest.mark.parametrize("sick", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path: Path, sick: float) -> None:
-    """The step is named, and the save that was due right after it does not happen, whatever is logged."""
+    """Its batch is kept, the state from before it is saved, and the save that was due right after it does not happen."""
     recorder = Recorder(tmp_path, [3, 2, sick, 1, 1], log_every=100)
-    with pytest.raises(TrainingError, match="Step 3 has loss (nan|inf)"):
+    with pytest.raises(TrainingError, match="Step 3 is sick: its loss is (nan|inf) .* Step 2 is saved"):
+        recorder.run()
+    assert recorder.events[-2:] == ["keep 3", "save 2"]
+
+
+def test_a_sick_first_step_saves_nothing(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, [float("nan"), 2, 1, 1, 1])
+    with pytest.raises(TrainingError, match="Step 0 is where the run started"):
         recorder.run()
     assert not any(event.startswith("save") for event in recorder.events)
+
+
+def test_data_that_stand_elsewhere_are_refused(tmp_path: Path) -> None:
+    """Law: no example is lost or repeated in silence."""
+    recorder = Recorder(tmp_path, [3, 2, 1, 1, 1])
+    recorder.ahead = 1
+    with pytest.raises(TrainingError, match="stand at step 2 where step 1 is next"):
+        recorder.run()
+    assert "step 0" not in recorder.events
 
 
 def test_metrics_beyond_the_restored_step_are_removed(tmp_path: Path) -> None:

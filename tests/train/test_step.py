@@ -9,12 +9,15 @@ import pytest
 
 from tests.models import Loaded, load, packed_rows, random_segments
 from zephyr_jax.batch import PairBatch
-from zephyr_jax.config import DpoOptions, OptimizerOptions
+from zephyr_jax.config import DpoOptions, HealthOptions, OptimizerOptions
 from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.sft import sft_objective
+from zephyr_jax.train.health import Limits
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
 from zephyr_jax.train.state import initial_state, state_shardings
 from zephyr_jax.train.step import accumulate, make_step
+
+NO_LIMITS = Limits(np.float32(np.inf), np.bool_(False))
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +97,13 @@ def test_one_step_moves_state_and_gives_buffers_away(gqa: Loaded) -> None:
     shardings = state_shardings(gqa.model.parameters, gqa.model.shardings, optimizer, gqa.rules)
     copy = jax.tree.map(jnp.array, gqa.parameters)
     state = initial_state(copy, optimizer, shardings)
-    step = make_step(sft_objective(gqa.model.definition, 2, 16), optimizer, learning_rate(options, 4), shardings)
+    step = make_step(
+        sft_objective(gqa.model.definition, 2, 16), optimizer, learning_rate(options, 4), shardings, HealthOptions()
+    )
     rates = []
     for expected in (1, 2):
         before = state
-        state, metrics = step(state, split(uneven_rows(), 1))
+        state, metrics, _ = step(state, split(uneven_rows(), 1), NO_LIMITS)
         assert int(state.step) == expected
         assert before.parameters["embedding"].is_deleted()
         rates.append(float(metrics["learning_rate"].value))
@@ -113,9 +118,10 @@ def test_four_conversations_are_learnt_by_heart(golden: Path) -> None:
     optimizer = make_optimizer(options, 120)
     shardings = state_shardings(loaded.model.parameters, loaded.model.shardings, optimizer, loaded.rules)
     state = initial_state(loaded.parameters, optimizer, shardings)
-    step = make_step(sft_objective(loaded.model.definition, 2, 32), optimizer, learning_rate(options, 120), shardings)
+    objective = sft_objective(loaded.model.definition, 2, 32)
+    step = make_step(objective, optimizer, learning_rate(options, 120), shardings, HealthOptions())
     segments = random_segments([14, 16, 15, 13])
     batch = split(packed_rows([segments[:2], segments[2:]], 32), 1)
     for _ in range(120):
-        state, metrics = step(state, batch)
+        state, metrics, _ = step(state, batch, NO_LIMITS)
     assert float(metrics["loss"].value) < 0.02

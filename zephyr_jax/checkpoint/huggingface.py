@@ -25,7 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from zephyr_jax.checkpoint.safetensors_reader import Target, TensorFile, new_pool
 from zephyr_jax.checkpoint.safetensors_writer import Piece, write_safetensors
 from zephyr_jax.checkpoint.tensors import Tensor, tensors_of
-from zephyr_jax.errors import InputError, listing, shown
+from zephyr_jax.errors import InputError, at_revision, listing, shown
 from zephyr_jax.model.shape import ModelShape
 from zephyr_jax.parallel.gather import gather, keep_step
 from zephyr_jax.storage.files import Path, check_can_be_read, is_remote, names_in, open_path, write_whole
@@ -60,7 +60,8 @@ def open_folder(path: str, revision: str | None = None) -> Path:
     except Exception as error:  # the hub client raises many kinds; all mean: not to be had
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"{path!r} is no folder here and cannot be had from the hub: {reason} Check the spelling and the network."
+            f"{path!r} is no folder here and cannot be had from the hub{at_revision(revision)}: {reason} Check "
+            "the spelling and the network."
         ) from error
 
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from zephyr_jax.checkpoint.huggingface import TOKENIZER_FILES, load_parameters, open_folder, read_json
-from zephyr_jax.checkpoint.manager import FOLDER, restore_parameters
 from zephyr_jax.checkpoint.provenance import Record, read_record
+from zephyr_jax.checkpoint.steps import FOLDER, restore_parameters
 from zephyr_jax.config import ModelOptions
 from zephyr_jax.errors import InputError
 from zephyr_jax.model.mistral import Compute, abstract_model
@@ -65,6 +65,7 @@ class AbstractModel:
     shardings: Any
     """Pure dict of shardings."""
     shape: ModelShape
+    compute: Compute
 
 
 def tokenizer_path(options: ModelOptions) -> str:
@@ -114,7 +115,7 @@ def abstract_of(shape: ModelShape, options: ModelOptions, rules: Rules) -> Abstr
     parameters = jax.tree.map(
         lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), nnx.to_pure_dict(state), shardings
     )
-    return AbstractModel(definition, parameters, shardings, shape)
+    return AbstractModel(definition, parameters, shardings, shape, compute)
 
 
 def _kernel(platform: str, dtype: str) -> Literal["splash", "cudnn", "xla"]:

@@ -55,13 +55,26 @@ class BatchSource:
         return out if each == 1 else PairBatch(out, reference, present)
 
 
+class Numbered:
+    """The same batches, each with its place in the plan."""
+
+    def __init__(self, source: BatchSource):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: SupportsIndex) -> tuple[int, Batch]:
+        return int(index), self._source[index]
+
+
 def _stack(parts: list[Any]) -> Any:
     if isinstance(parts[0], np.ndarray):
         return np.stack(parts)
     return type(parts[0])(*(_stack(list(field)) for field in zip(*parts, strict=True)))
 
 
-def iterate(source: BatchSource, threads: int = 2, ahead: int = 4) -> grain.DatasetIterator:
+def iterate(source: BatchSource | Numbered, threads: int = 2, ahead: int = 4) -> grain.DatasetIterator:
     """Batches in order, prepared by `threads` while the device computes; `get_state` / `set_state` resume exactly."""
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))

@@ -7,7 +7,7 @@ import pyarrow
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
 from zephyr_jax.data.lines import check_objects, first_bad_line
-from zephyr_jax.errors import InputError, listing
+from zephyr_jax.errors import InputError, at_revision, listing
 from zephyr_jax.storage.cloud import is_remote
 from zephyr_jax.storage.files import cached_copy, check_can_be_read, patience
 
@@ -130,6 +130,6 @@ def _hub(path: str, split: str, revision: str | None) -> Dataset:
     except Exception as error:  # the hub client raises many kinds; all mean: not to be had
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"{path!r} is no file or folder here, and split `{split}` cannot be loaded from the hub under that name: "
-            f"{reason} Check the spelling, the split and the network."
+            f"{path!r} is no file or folder here, and split `{split}` cannot be loaded from the hub under that name"
+            f"{at_revision(revision)}: {reason} Check the spelling, the split and the network."
         ) from error

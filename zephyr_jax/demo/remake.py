@@ -23,7 +23,8 @@ from zephyr_jax.model.shape import shape_from_hf
 from zephyr_jax.parallel.mesh import emulate_devices
 from zephyr_jax.recipes.export import export
 from zephyr_jax.recipes.sft import sft
-from zephyr_jax.verbs import ExportConfig, SftConfig
+from zephyr_jax.verbs.models import ExportConfig
+from zephyr_jax.verbs.training import SftConfig
 
 CONFIG: dict[str, Any] = {
     "architectures": ["MistralForCausalLM"],

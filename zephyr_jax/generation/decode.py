@@ -1,88 +1,83 @@
-"""Batched decoding: prompts are padded on the left, so that every row's next token takes the same cache slot.
+"""The two programs of generation: prompts go into the cache, and rows make tokens from it.
 
-Letters: B rows, P prompt slots, T new tokens, S = P + T cache slots, Y layers, K kv heads, H head dim, V vocab.
+Letters: B rows of the cache, P rows of a prefill, C tokens of its chunk, T new tokens, M stop ids, S slots.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 from jax import Array
 
-from zephyr_jax.generation.sampling import next_token
+from zephyr_jax.generation.sampling import Sampling, next_token
 from zephyr_jax.model.attention import Where
-from zephyr_jax.model.mistral import KVCache, Mistral
-from zephyr_jax.objective.logprob import Parameters
+from zephyr_jax.model.cached import CachedModel, FlatWeights, KVCache, unembed
 
 
-class _Loop(NamedTuple):
-    made: Array
-    """Tokens made so far."""
-    token_B: Array
-    done_B: Array
-    out_BT: Array
-    cache: KVCache
+class Rows(NamedTuple):
+    """What each row is at. Every field is [B] unless said."""
+
+    token: Any
+    """int32: its last token, which is not in the cache yet."""
+    position: Any
+    """int32: where that token stands."""
+    left: Any
+    """int32: how many tokens it may still make; 0: the row is idle."""
+    made: Any
+    """int32: how many it has made; its t-th token is drawn with fold_in(key, t)."""
+    key: Any
+    """uint32 [B, 2]: data of a PRNG key."""
+    stops: Any
+    """int32 [B, M]: ids that end it; -1 where there are fewer."""
+    how: Sampling
 
 
-@partial(jax.jit, static_argnames=("definition", "new_tokens", "temperature", "top_p"))
+@partial(jax.jit, static_argnames=("model", "steps"), donate_argnames="cache")
 def decode(
-    definition: nnx.GraphDef,
-    parameters: Parameters,
-    prompt_BP: Array,
-    length_B: Array,
-    key_B: Array,
-    stop_ids: Array,
-    *,
-    new_tokens: int,
-    temperature: float,
-    top_p: float,
-) -> Array:
-    """int32 [B, T] new tokens after prompts of `length_B` tokens that end at the right edge of `prompt_BP`.
+    model: CachedModel, weights: FlatWeights, cache: KVCache, rows: Rows, *, steps: int
+) -> tuple[Array, Rows, KVCache]:
+    """int32 [B, T] next tokens of every row that is not idle, T = `steps`; -1 after a row's end. And rows and cache after.
 
-    A row ends with the first of `stop_ids` that it makes (kept in the output); -1 fills what comes after. The loop ends
-    when every row has. `key_B` is one PRNG key a row; row r's t-th token is drawn with fold_in(key_B[r], t).
+    A row ends with a stop id of its own (kept in the output), or with the last token that it may make. Ends early when all
+    rows have.
     """
-    model = nnx.merge(definition, parameters)
-    B, P = prompt_BP.shape
-    position_BP = jnp.arange(P) - (P - length_B)[:, None]
-    where = Where((position_BP >= 0).astype(jnp.int32), jnp.maximum(position_BP, 0).astype(jnp.int32))
-    hidden_BPD, cache = model.extend(prompt_BP, where, _empty_cache(model, B, P + new_tokens), jnp.int32(0))
+    B = rows.token.shape[0]
 
-    def draw(hidden_B1D: Array, count: Array) -> Array:
-        keys_B = jax.vmap(lambda key: jax.random.fold_in(key, count))(key_B)
-        return next_token(model.logits(hidden_B1D)[:, 0], keys_B, temperature, top_p)
-
-    def step(loop: _Loop) -> _Loop:
-        out_BT = jax.lax.dynamic_update_slice(
-            loop.out_BT, jnp.where(loop.done_B, -1, loop.token_B)[:, None], (0, loop.made)
+    def step(loop: tuple[Array, Array, Rows, KVCache]) -> tuple[Array, Array, Rows, KVCache]:
+        at, out_BT, rows, cache = loop
+        active_B = rows.left > 0
+        where = Where(active_B.astype(jnp.int32)[:, None], rows.position[:, None])
+        hidden_B1D, cache = model.extend(weights, rows.token[:, None], where, cache)
+        keys_B = jax.vmap(lambda data, t: jax.random.fold_in(jax.random.wrap_key_data(data), t))(rows.key, rows.made)
+        drawn_B = next_token(unembed(weights, hidden_B1D[:, 0]), keys_B, rows.how)
+        out_BT = jax.lax.dynamic_update_slice(out_BT, jnp.where(active_B, drawn_B, -1)[:, None], (0, at))
+        ended_B = jnp.any(drawn_B[:, None] == rows.stops, axis=1)
+        one_B = active_B.astype(jnp.int32)
+        after = rows._replace(
+            token=jnp.where(active_B, drawn_B, rows.token),
+            position=rows.position + one_B,
+            left=jnp.where(ended_B, 0, rows.left - one_B),
+            made=rows.made + one_B,
         )
-        done_B = loop.done_B | jnp.isin(loop.token_B, stop_ids)
-        here = Where(jnp.ones((B, 1), jnp.int32), (length_B + loop.made)[:, None])
-        hidden_B1D, cache = model.extend(loop.token_B[:, None], here, loop.cache, P + loop.made)
-        token_B = draw(hidden_B1D, loop.made + 1)
-        return _Loop(loop.made + 1, token_B, done_B, out_BT, cache)
+        return at + 1, out_BT, after, cache
 
-    first_B = draw(hidden_BPD[:, -1:], jnp.int32(0))
-    empty_BT = jnp.full((B, new_tokens), -1, jnp.int32)
-    start = _Loop(jnp.int32(0), first_B, jnp.zeros(B, jnp.bool_), empty_BT, cache)
-    return jax.lax.while_loop(lambda loop: (loop.made < new_tokens) & ~jnp.all(loop.done_B), step, start).out_BT
+    start = (jnp.int32(0), jnp.full((B, steps), -1, jnp.int32), rows, cache)
+    _, out_BT, rows, cache = jax.lax.while_loop(lambda loop: (loop[0] < steps) & jnp.any(loop[2].left > 0), step, start)
+    return out_BT, rows, cache
 
 
-def _empty_cache(model: Mistral, rows: int, slots: int) -> KVCache:
-    shape, compute = model.shape, model.compute
-    sizes = (shape.layers, rows, slots, shape.kv_heads, shape.head_dim)
-    axes = ("layers", "batch", "length", "kv_heads", "head_dim")
-    keys, values = (compute.placement.constrain(jnp.zeros(sizes, compute.dtype), *axes) for _ in range(2))
-    return KVCache(keys, values, Where(*(jnp.zeros((rows, slots), jnp.int32) for _ in range(2))))
+@partial(jax.jit, static_argnames="model", donate_argnames="cache")
+def prefill(
+    model: CachedModel, weights: FlatWeights, cache: KVCache, row_P: Array, tokens_PC: Array, where: Where
+) -> KVCache:
+    """The cache with a chunk of tokens in some of its rows.
 
-
-def pad_left(prompts: list[np.ndarray], rows: int, slots: int) -> tuple[np.ndarray, np.ndarray]:
-    """(int32 [rows, slots], int32 [rows]) prompts against the right edge and their lengths; spare rows repeat the last."""
-    filled = [*prompts, *[prompts[-1]] * (rows - len(prompts))]
-    tokens = np.zeros((rows, slots), np.int32)
-    for row, prompt in enumerate(filled):
-        tokens[row, slots - len(prompt) :] = prompt
-    return tokens, np.array([len(prompt) for prompt in filled], np.int32)
+    `row_P` are the rows, B or more where one is not used; `where` [P, C] says what of the chunk is padding (segment 0) and
+    where its tokens stand. A chunk that begins at position 0 empties its row first.
+    """
+    fresh_P1 = where.positions[:, :1] == 0
+    part = jax.tree.map(lambda each: each.at[row_P].get(mode="clip"), cache)
+    part = part._replace(where=Where(jnp.where(fresh_P1, 0, part.where.segments), part.where.positions))
+    _, part = model.extend(weights, tokens_PC, where, part)
+    return jax.tree.map(lambda all_rows, some: all_rows.at[row_P].set(some, mode="drop"), cache, part)

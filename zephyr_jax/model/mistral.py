@@ -1,13 +1,13 @@
 """The decoder: tokens to final hidden states, with the unembedding kept apart (`objective.logprob` applies it).
 
 Layers are one module whose weights have a leading layer axis; the forward pass scans over it, so compile time does not
-grow with depth. Letters as in `layers`, V vocab, S cache length.
+grow with depth. `cached` has the same with a cache. Letters as in `layers`, V vocab.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from zephyr_jax.model.attention import ATTENTION, Where, attend, fused_row
+from zephyr_jax.model.attention import ATTENTION, Where, fused_row
 from zephyr_jax.model.blockwise import attend_row
 from zephyr_jax.model.layers import (
     AttentionWeights,
@@ -43,9 +43,6 @@ _KEPT = {
 }
 """By `keep`; "everything" remakes nothing."""
 
-type Attention = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
-"""(q, k, v, this layer's past) -> (mixed values, its new past); the past is None without a cache."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
@@ -61,14 +58,6 @@ class Compute:
     """Attention of rows: XLA by blocks, the GPU's kernel, or the TPU's (interpreted: on a CPU, for tests)."""
     chip: str = ""
     """Kind of the devices, as JAX names it; decides the TPU kernel's block sizes."""
-
-
-class KVCache(NamedTuple):
-    """Keys and values of every layer, [Y, B, S, K, H], and where each of the S slots stands ([B, S])."""
-
-    keys: Array
-    values: Array
-    where: Where
 
 
 class Decoder(nnx.Module):
@@ -103,11 +92,25 @@ class Mistral(nnx.Module):
 
     def __call__(self, tokens_BL: Array, where: Where) -> Array:
         """Final hidden states [B, L, D], in the compute dtype, of packed rows."""
+        shape, compute, constrain = self.shape, self.compute, self.compute.placement.constrain
+        cosine, sine = rotary(where.positions, shape.head_dim, shape.rope_theta)
+        definition, stacked = nnx.split(self.decoder)
+        one = jax.lax.optimization_barrier(jnp.float32(1))
 
-        def row_attention(q: Array, k: Array, v: Array, _: None) -> tuple[Array, None]:
-            return self._attend_row(q, k, v, where), None
+        def layer(x_BLD: Array, weights: nnx.State) -> tuple[Array, None]:
+            x_BLD = checkpoint_name(x_BLD, "input")
+            block = nnx.merge(definition, self._held(weights, one))
+            h_BLD = rms_norm(x_BLD, block.attention.norm[...], shape.norm_eps)
+            mixed_BLNH = self._attend_row(*block.attention.project(h_BLD, cosine, sine), where)
+            x_BLD = constrain(x_BLD + block.attention.merge(mixed_BLNH), "batch", "length", "model")
+            h_BLD = rms_norm(x_BLD, block.feed_forward.norm[...], shape.norm_eps)
+            x_BLD = constrain(x_BLD + block.feed_forward(h_BLD, compute.placement), "batch", "length", "model")
+            return x_BLD, None
 
-        return self._forward(tokens_BL, where, row_attention, None)[0]
+        if compute.keep != "everything":
+            layer = partial(jax.checkpoint, policy=_KEPT[compute.keep])(layer)
+        x_BLD, _ = jax.lax.scan(layer, self._embed(tokens_BL), stacked)
+        return rms_norm(x_BLD, self.norm[...], shape.norm_eps)
 
     def _attend_row(self, q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, where: Where) -> Array:
         window, compute = self.shape.sliding_window, self.compute
@@ -121,46 +124,6 @@ class Mistral(nnx.Module):
         queries, keys = (("batch", "length", heads, "head_dim") for heads in ("heads", "kv_heads"))
         split = compute.placement.per_device(kernel, (queries, keys, keys, ("batch", "length")), queries)
         return split(q_BLNH, k_BLKH, v_BLKH, where)
-
-    def extend(self, tokens_BL: Array, where: Where, cache: KVCache, start: Array) -> tuple[Array, KVCache]:
-        """Hidden states of L new tokens that take the cache's slots start ... start + L - 1, and the filled cache."""
-        slots = jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice(old, new, (0, start)), cache.where, where)
-        window = self.shape.sliding_window
-
-        def cached_attention(
-            q: Array, k: Array, v: Array, past: tuple[Array, Array]
-        ) -> tuple[Array, tuple[Array, Array]]:
-            keys, values = (
-                jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, start, 0, 0))
-                for old, new in zip(past, (k, v), strict=True)
-            )
-            return attend(q, keys, values, where, slots, window), (keys, values)
-
-        x_BLD, filled = self._forward(tokens_BL, where, cached_attention, (cache.keys, cache.values))
-        return x_BLD, KVCache(filled[0], filled[1], slots)
-
-    def _forward(self, tokens_BL: Array, where: Where, attention: Attention, past: Any) -> tuple[Array, Any]:
-        shape, compute, constrain = self.shape, self.compute, self.compute.placement.constrain
-        cosine, sine = rotary(where.positions, shape.head_dim, shape.rope_theta)
-        definition, stacked = nnx.split(self.decoder)
-        one = jax.lax.optimization_barrier(jnp.float32(1))
-
-        def layer(x_BLD: Array, inputs: tuple[nnx.State, Any]) -> tuple[Array, Any]:
-            weights, layer_past = inputs
-            x_BLD = checkpoint_name(x_BLD, "input")
-            block = nnx.merge(definition, self._held(weights, one))
-            h_BLD = rms_norm(x_BLD, block.attention.norm[...], shape.norm_eps)
-            q, k, v = block.attention.project(h_BLD, cosine, sine)
-            mixed_BLNH, layer_past = attention(q, k, v, layer_past)
-            x_BLD = constrain(x_BLD + block.attention.merge(mixed_BLNH), "batch", "length", "model")
-            h_BLD = rms_norm(x_BLD, block.feed_forward.norm[...], shape.norm_eps)
-            x_BLD = constrain(x_BLD + block.feed_forward(h_BLD, compute.placement), "batch", "length", "model")
-            return x_BLD, layer_past
-
-        if compute.keep != "everything":
-            layer = partial(jax.checkpoint, policy=_KEPT[compute.keep])(layer)
-        x_BLD, past = jax.lax.scan(layer, self._embed(tokens_BL), (stacked, past))
-        return rms_norm(x_BLD, self.norm[...], shape.norm_eps), past
 
     def _held(self, weights: nnx.State, one: Array) -> nnx.State:
         """One layer's weights, times a one that the compiler cannot see through.

@@ -84,6 +84,13 @@ def as_the_first_says(answer: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.int32(answer)))
 
 
+def all_say(answer: bool) -> bool:
+    """Whether every process says yes; the same in every process."""
+    if jax.process_count() == 1:
+        return answer
+    return bool(np.all(multihost_utils.process_allgather(np.int32(answer))))
+
+
 def wait_for_all(what: str) -> None:
     """A barrier: no process goes on before all are here."""
     if jax.process_count() > 1:

@@ -3,11 +3,10 @@
 JAX's own settings win: JAX_COMPILATION_CACHE_DIR (gs:// works too) and JAX_ENABLE_COMPILATION_CACHE=false.
 """
 
-import os
-from pathlib import Path
-
 import jax
 from jax import monitoring
+
+from zephyr_jax.storage.files import cache_folder
 
 _LARGEST = 16 * 2**30  # bytes on disk; the programs that were not used longest go first
 _COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -17,8 +16,7 @@ _FOUND, _ASKED = "/jax/compilation_cache/cache_hits", "/jax/compilation_cache/co
 def keep_programs() -> None:
     """Keep what is compiled under the user's cache folder, unless JAX is told another place or not to."""
     if jax.config.jax_compilation_cache_dir is None:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "zephyr-jax" / "programs"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder("programs")))
         jax.config.update("jax_compilation_cache_max_size", _LARGEST)
 
 

@@ -24,13 +24,15 @@ class Chip:
     """Bytes a second to other slices, a chip's share of its host's network."""
     host: float
     """Bytes a second to the host's memory, a chip's share of its PCIe link."""
+    bandwidth: float
+    """Bytes a second from and to HBM."""
 
 
 CHIPS = {
-    "v4": Chip(32.0, 275e12, 300e9, 6.25e9, 16e9),
-    "v5e": Chip(15.75, 197e12, 200e9, 3.125e9, 16e9),
-    "v5p": Chip(95.0, 459e12, 600e9, 6.25e9, 16e9),
-    "v6e": Chip(31.25, 918e12, 448e9, 12.5e9, 32e9),
+    "v4": Chip(32.0, 275e12, 300e9, 6.25e9, 16e9, 1.228e12),
+    "v5e": Chip(15.75, 197e12, 200e9, 3.125e9, 16e9, 0.819e12),
+    "v5p": Chip(95.0, 459e12, 600e9, 6.25e9, 16e9, 2.765e12),
+    "v6e": Chip(31.25, 918e12, 448e9, 12.5e9, 32e9, 1.64e12),
 }
 """By the part of a topology's name before the colon. HBM: what the compiler allows (v5e, v6e) or the data sheet says."""
 

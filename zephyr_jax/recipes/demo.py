@@ -24,7 +24,9 @@ from zephyr_jax.recipes.export import export
 from zephyr_jax.recipes.generate import Answer, generate
 from zephyr_jax.recipes.reference import reference
 from zephyr_jax.recipes.sft import sft
-from zephyr_jax.verbs import DemoConfig, DpoConfig, EvaluateConfig, ExportConfig, GenerateConfig, SftConfig
+from zephyr_jax.verbs.looks import DemoConfig
+from zephyr_jax.verbs.models import EvaluateConfig, ExportConfig, GenerateConfig
+from zephyr_jax.verbs.training import DpoConfig, SftConfig
 
 BASE = Path(__file__).parents[1] / "demo" / "assets" / "base"
 _PROMPTS = 64

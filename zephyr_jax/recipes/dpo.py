@@ -9,10 +9,11 @@ from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.recipes import run as runs
 from zephyr_jax.recipes.reference import identity_of, preference_splits
+from zephyr_jax.recipes.training import fit
 from zephyr_jax.reference.table import Identity, ReferenceTable, require_complete
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.files import Path, check_can_be_read, open_path
-from zephyr_jax.verbs import DpoConfig
+from zephyr_jax.verbs.training import DpoConfig
 
 
 @explained()
@@ -52,7 +53,7 @@ def dpo(config: DpoConfig, command: str = "zephyr-jax reference, with the argume
         "data": runs.data_identity(splits["training"]),
         "reference": asdict(table_identity),
     }
-    runs.fit(config, run, model, load, objective, training, evaluation, identity)
+    fit(config, run, model, load, objective, training, evaluation, identity)
     return run.folder
 
 

@@ -6,9 +6,8 @@ import jax
 import numpy as np
 
 from zephyr_jax.checkpoint.identity import weights_fingerprint
-from zephyr_jax.checkpoint.manager import CheckpointManager
 from zephyr_jax.checkpoint.source import AbstractModel, ModelSource, abstract_of, find_model, load_weights
-from zephyr_jax.config import ScheduleOptions
+from zephyr_jax.checkpoint.steps import read_progress, steps_in
 from zephyr_jax.data.examples import Examples, load_conversations, load_preferences
 from zephyr_jax.data.loader import BatchSource, iterate
 from zephyr_jax.data.pack import Plan, plan_evaluation
@@ -26,7 +25,7 @@ from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.files import Path, check_can_be_read, check_can_be_written, open_path, write_whole
 from zephyr_jax.train.evaluate import make_evaluation
 from zephyr_jax.train.step import Objective
-from zephyr_jax.verbs import EvaluateConfig
+from zephyr_jax.verbs.models import EvaluateConfig
 
 
 @explained()
@@ -75,10 +74,8 @@ def _reference_weights(source: ModelSource) -> str | None:
     """Fingerprint of the weights that a DPO run started from, as its checkpoint tells."""
     if source.run is None:
         return None
-    manager = CheckpointManager(source.run, ScheduleOptions())
-    newest = manager.newest()
-    saved = manager.progress(newest)["identity"].get("reference") if newest else None
-    manager.close()
+    steps = steps_in(source.run)
+    saved = read_progress(source.run, steps[-1])["identity"].get("reference") if steps else None
     return saved["weights"] if saved else None
 
 

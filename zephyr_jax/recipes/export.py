@@ -13,7 +13,7 @@ from zephyr_jax.recipes.model_card import model_card
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.files import Path, check_can_be_made, is_remote, open_path
 from zephyr_jax.train.report import last_evaluation
-from zephyr_jax.verbs import ExportConfig
+from zephyr_jax.verbs.models import ExportConfig
 
 
 @explained()

@@ -12,7 +12,7 @@ from typing import Literal
 from zephyr_jax.errors import InputError
 from zephyr_jax.parallel.topology import GIB, chip_of, topology_devices
 from zephyr_jax.recipes.plan import RECOMPUTED, DoesNotFitError, Plan, plan, planned_shape, total_rows
-from zephyr_jax.verbs import PlanConfig
+from zephyr_jax.verbs.planning import PlanConfig
 
 _MOST_COMPILES = 6  # for each choice of moments
 _HOPELESS = 1.15  # times the chip's memory, by arithmetic that leaves working space out

@@ -1,28 +1,30 @@
 """`zephyr-jax generate`: answers to prompts, batched over the mesh."""
 
 import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from zephyr_jax.checkpoint.huggingface import read_json
 from zephyr_jax.checkpoint.source import ModelSource, abstract_of, check_vocabulary, find_model, load_weights
+from zephyr_jax.config import ModelOptions
 from zephyr_jax.data.chat import BadRow, Message, check_messages, load_template
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.data.tokens import ChatTokenizer, bos_token_id, load_tokenizer
 from zephyr_jax.errors import InputError
-from zephyr_jax.generation.decode import decode, pad_left
+from zephyr_jax.generation.engine import Engine, Request
 from zephyr_jax.parallel.hosts import require_alone
 from zephyr_jax.parallel.rules import Rules, open_rules
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.files import check_can_be_written, write_whole
-from zephyr_jax.verbs import GenerateConfig
-
-_BUCKET = 64  # prompts are padded to a multiple of this, so that few shapes are compiled
+from zephyr_jax.storage.journal import Journal
+from zephyr_jax.verbs.models import GenerateConfig
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,31 @@ class Answer:
     """Whether it ended by itself."""
 
 
+@dataclass(frozen=True)
+class Speaker:
+    """A model that can be asked: weights in an engine, with the tokenizer and the ids that end an answer."""
+
+    engine: Engine
+    tokenizer: PreTrainedTokenizerBase
+    stops: tuple[int, ...]
+
+    def answer(self, prompt: str, tokens: Sequence[int]) -> Answer:
+        """New tokens as an answer."""
+        ended = bool(tokens) and tokens[-1] in self.stops
+        return Answer(prompt, str(self.tokenizer.decode(tokens[:-1] if ended else tokens)), tuple(tokens), ended)
+
+
+def open_speaker(source: ModelSource, options: ModelOptions, rules: Rules, rows: int, context: int) -> Speaker:
+    """Load a model for generation. Raises InputError."""
+    tokenizer = load_tokenizer(str(source.folder))
+    model = abstract_of(source.shape, options, rules)
+    engine = Engine(model, load_weights(source, model), rules, rows=rows, context=context)
+    return Speaker(engine, tokenizer, stop_ids(source, tokenizer))
+
+
 @explained()
 def generate(config: GenerateConfig) -> list[Answer]:
-    """Answers in the order of the prompts. Raises InputError."""
+    """Answers in the order of the prompts. With an `output`, what is done is kept on the way. Raises InputError."""
     config.check()
     check_can_be_written(config.output)
     rules = open_rules(config.mesh)
@@ -52,31 +76,54 @@ def generate(config: GenerateConfig) -> list[Answer]:
     conversations = _conversations(config)
     prompts = _encode(config, tokenizer, conversations)
     _check_lengths(prompts, config.max_new_tokens, source)
-
-    model = abstract_of(source.shape, config.model, rules)
-    parameters = load_weights(source, model)
-    stops = stop_ids(source, tokenizer)
-    root = jax.random.key(config.seed)
-    made: dict[int, list[int]] = {}
-    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    for start in range(0, len(by_length), config.rows):
-        group = by_length[start : start + config.rows]
-        longest = max(len(prompts[index]) for index in group)
-        tokens, lengths = pad_left([prompts[index] for index in group], config.rows, -(-longest // _BUCKET) * _BUCKET)
-        numbers = jnp.array([*group, *[0] * (config.rows - len(group))])
-        out = decode(
-            model.definition, parameters, *_place(rules, tokens, lengths),
-            jax.vmap(lambda number: jax.random.fold_in(root, number))(numbers), jnp.array(stops),
-            new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p,
-        )  # fmt: skip
-        made |= {index: [int(t) for t in row if t >= 0] for index, row in zip(group, jax.device_get(out), strict=False)}
-    answers = [_answer(conversations[i], made[i], stops, tokenizer) for i in range(len(prompts))]
-    if config.output:
+    journal = Journal(f"{config.output}.part", _header(config, prompts)) if config.output else None
+    made = {line["index"]: line["tokens"] for line in journal.lines} if journal else {}
+    missing = [index for index in range(len(prompts)) if index not in made]
+    context = max(map(len, prompts)) + config.max_new_tokens
+    speaker = open_speaker(source, config.model, rules, config.rows, context)
+    for index, tokens in _make(config, speaker, [(index, prompts[index]) for index in missing]):
+        made[index] = tokens
+        if journal:
+            journal.add({"index": index, "tokens": tokens})
+    answers = [speaker.answer(conversations[i][-1]["content"], made[i]) for i in range(len(prompts))]
+    if journal:
         lines = [
             json.dumps({"prompt": a.prompt, "answer": a.text, "ended": a.ended}, ensure_ascii=False) for a in answers
         ]
-        write_whole(config.output, "".join(f"{line}\n" for line in lines))
+        write_whole(str(config.output), "".join(f"{line}\n" for line in lines))
+        journal.delete()
     return answers
+
+
+def _make(
+    config: GenerateConfig, speaker: Speaker, prompts: list[tuple[int, np.ndarray]]
+) -> Iterator[tuple[int, list[int]]]:
+    """Index and new tokens of each prompt, as they end; says how fast."""
+    engine, begun = speaker.engine, time.perf_counter()
+    places = {}
+    for index, prompt in prompts:
+        request = Request(
+            prompt, config.max_new_tokens, speaker.stops, config.temperature, config.top_p, config.top_k, (config.seed, index)
+        )  # fmt: skip
+        places[engine.submit(request)] = index
+    parts: dict[int, list[int]] = {number: [] for number in places}
+    for piece in engine.run():
+        parts[piece.number] += piece.tokens
+        if piece.end:
+            yield places[piece.number], parts[piece.number]
+    seconds, count = time.perf_counter() - begun, sum(map(len, parts.values()))
+    if prompts:
+        print(f"{len(prompts):,} answers, {count:,} tokens, {count / seconds:,.0f} tokens/s", file=sys.stderr)
+
+
+def _header(config: GenerateConfig, prompts: list[np.ndarray]) -> dict[str, Any]:
+    """What answers depend on, in few words."""
+    digest = blake2b(digest_size=16)
+    for prompt in prompts:
+        digest.update(prompt.tobytes() + b"|")
+    model = {"path": config.model.path, "compute_dtype": config.model.compute_dtype}
+    how = {name: getattr(config, name) for name in ("max_new_tokens", "temperature", "top_p", "top_k", "seed")}
+    return {"model": model, **how, "prompts": digest.hexdigest()}
 
 
 def stop_ids(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -140,15 +187,3 @@ def _check_lengths(prompts: list[np.ndarray], new_tokens: int, source: ModelSour
             f"The longest prompt has {longest} tokens; with max_new_tokens {new_tokens} that is more than the {limit} positions "
             f"of {source.asked}. Shorten the prompt or lower max_new_tokens."
         )
-
-
-def _place(rules: Rules, tokens: np.ndarray, lengths: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    return jax.device_put((tokens, lengths), (rules.sharding("batch", "length"), rules.sharding("batch")))
-
-
-def _answer(
-    chat: list[Message], tokens: list[int], stops: tuple[int, ...], tokenizer: PreTrainedTokenizerBase
-) -> Answer:
-    ended = bool(tokens) and tokens[-1] in stops
-    text = str(tokenizer.decode(tokens[:-1] if ended else tokens))
-    return Answer(chat[-1]["content"], text, tuple(tokens), ended)

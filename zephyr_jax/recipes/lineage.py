@@ -6,7 +6,7 @@ from zephyr_jax.checkpoint.provenance import Record, chain, read_record
 from zephyr_jax.errors import InputError
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.files import open_path
-from zephyr_jax.verbs import LineageConfig
+from zephyr_jax.verbs.models import LineageConfig
 
 
 @explained()

@@ -5,7 +5,9 @@ arithmetic from those and the chip's published peaks.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from zephyr_jax.batch import PairBatch, TokenBatch, token_rows
 from zephyr_jax.checkpoint.source import AbstractModel, abstract_of, find_model
 from zephyr_jax.errors import InputError
 from zephyr_jax.generation.decode import decode
+from zephyr_jax.generation.engine import BURST, idle, slots_of
+from zephyr_jax.model.cached import CACHE_AXES, CachedModel
 from zephyr_jax.model.shape import ModelShape
 from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.logprob import sequence_logprob
@@ -25,10 +29,11 @@ from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.rules import Rules
 from zephyr_jax.parallel.topology import GIB, Chip, chip_of, topology_devices
 from zephyr_jax.recipes.run import microbatch_rows
+from zephyr_jax.train.health import Limits
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
 from zephyr_jax.train.state import abstract_state, state_shardings
 from zephyr_jax.train.step import make_step
-from zephyr_jax.verbs import PlanConfig
+from zephyr_jax.verbs.planning import PlanConfig
 
 MISTRAL_7B = ModelShape(32000, 4096, 14336, 32, 32, 8, 128, 1e-5, 1e4, 4096, False, 32768)
 PER_ROW = 2  # UltraFeedback pairs have about 1,000 tokens, rows 2,048; decides only the accumulation
@@ -78,7 +83,9 @@ class Plan:
 
     @property
     def tokens(self) -> int:
-        """Token slots of a step."""
+        """Token slots of a step; of generation, one new token of every row."""
+        if self.config.planned_step == "generate":
+            return self.rows
         return self.microbatches * self.rows * self.config.data.row_length
 
     @property
@@ -94,14 +101,19 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Step time at the roofline: matmuls or wires, whichever takes longest."""
-        return max(self.compute_seconds, self.wire_seconds, self.dcn_seconds, self.host_seconds)
+        """Step time at the roofline: matmuls, wires or memory, whichever takes longest."""
+        return max(self.compute_seconds, self.wire_seconds, self.dcn_seconds, self.host_seconds, self.memory_seconds)
 
     @property
     def compute_seconds(self) -> float:
         """Matmuls at the chips' peak, recomputation included."""
         again = RECOMPUTED[self.config.model.keep] if self.config.planned_step in ("sft", "dpo") else 1
         return again * self.tokens * self.flops_per_token / (self.chips * self.chip.flops)
+
+    @property
+    def memory_seconds(self) -> float:
+        """Generation: weights and cache, read once for a token of every row. Elsewhere matmuls take longer."""
+        return self.arguments * GIB / self.chip.bandwidth if self.config.planned_step == "generate" else 0.0
 
     @property
     def wire_seconds(self) -> float:
@@ -214,23 +226,27 @@ def lower(config: PlanConfig, model: AbstractModel, rules: Rules, rows: int) -> 
     optimizer = make_optimizer(config.optimizer, 1000)
     shardings = state_shardings(model.parameters, model.shardings, optimizer, rules, config.optimizer.moments_on_host)
     rate = learning_rate(config.optimizer, 1000)
-    step = make_step(objective, optimizer, rate, shardings, config.optimizer.gradient_dtype)
+    step = make_step(objective, optimizer, rate, shardings, config.health, config.optimizer.gradient_dtype)
     state = abstract_state(model.parameters, optimizer, shardings)
-    return step.trace(state, batch).lower(lowering_platforms=("tpu",))
+    everywhere = shardings.step
+    limits = Limits(*(jax.ShapeDtypeStruct((), dtype, sharding=everywhere) for dtype in (jnp.float32, jnp.bool_)))
+    return step.trace(state, batch, limits).lower(lowering_platforms=("tpu",))
 
 
 def _lower_generate(config: PlanConfig, model: AbstractModel, rules: Rules, rows: int) -> Any:
-    def array(sizes: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(sizes, dtype, sharding=rules.sharding("batch", *[None] * (len(sizes) - 1)))
+    """A burst of new tokens of every row, with a cache of `data.row_length` positions."""
+    cached = CachedModel(model.shape, model.compute)
 
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-    stops = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=rules.sharding(None))
-    new = config.data.row_length - config.data.max_prompt_length
-    traced = decode.trace(
-        model.definition, model.parameters, array((rows, config.data.max_prompt_length), jnp.int32), array((rows,), jnp.int32),
-        array(keys.shape, keys.dtype), stops, new_tokens=new, temperature=0.7, top_p=1.0,
-    )  # fmt: skip
-    return traced.lower(lowering_platforms=("tpu",))
+    def placed(leaf: Any, names: Sequence[str | None]) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rules.sharding(*names))
+
+    weights = jax.tree.map(placed, jax.eval_shape(cached.flatten, model.parameters), cached.weight_axes())
+    slots = slots_of(model.shape, config.data.row_length)
+    cache = jax.tree.map(
+        lambda leaf: placed(leaf, CACHE_AXES[leaf.ndim]), jax.eval_shape(partial(cached.empty_cache, rows, slots))
+    )
+    state = jax.tree.map(lambda leaf: placed(leaf, ("batch", *[None] * (leaf.ndim - 1))), idle(rows))
+    return decode.trace(cached, weights, cache, state, steps=BURST).lower(lowering_platforms=("tpu",))
 
 
 def _abstract_batch(config: PlanConfig, rules: Rules, rows: int) -> TokenBatch | PairBatch:

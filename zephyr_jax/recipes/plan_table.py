@@ -58,9 +58,7 @@ def _assumed(plan: Plan) -> list[str]:
     if plan.shape == MISTRAL_7B and not Path(config.model.path).is_dir():
         assumed.append("Mistral-7B's sizes, since model.path is no folder here")
     if config.planned_step == "generate":
-        assumed.append(
-            f"prompts of {config.data.max_prompt_length} tokens, answers that fill up {config.data.row_length}"
-        )
+        assumed.append(f"a cache of {config.data.row_length} tokens a row; a step is one new token of every row")
     return [f"assumed: {each}" for each in assumed]
 
 
@@ -89,12 +87,17 @@ def _estimated(plan: Plan) -> list[str]:
         "|---|---|",
         f"| operations a token | {plan.flops_per_token / 1e9:.1f} G |",
         f"| token slots a step | {plan.tokens:,} |",
-        f"| matmuls of a step at peak, recomputation included | {plan.compute_seconds:.2f} s |",
-        f"| wires of a step at peak | {plan.wire_seconds:.2f} s |",
+        f"| matmuls of a step at peak, recomputation included | {_time(plan.compute_seconds)} |",
+        f"| wires of a step at peak | {_time(plan.wire_seconds)} |",
         *([f"| host's memory, there and back, at peak | {plan.host_seconds:.2f} s |"] if plan.host else []),
         *([f"| network between slices at peak | {plan.dcn_seconds:.2f} s |"] if plan.config.slices > 1 else []),
-        f"| step at the roofline (the longest) | {plan.seconds:.2f} s, {plan.mfu:.0%} MFU |",
+        f"| step at the roofline (the longest) | {_time(plan.seconds)}, {plan.mfu:.0%} MFU |",
     ]
+    if plan.config.planned_step == "generate":
+        lines[-1:] = [
+            f"| weights and cache from HBM, once a step, at peak | {_time(plan.memory_seconds)} |",
+            f"| step at the roofline (the longest) | {_time(plan.seconds)}, {plan.tokens / plan.seconds:,.0f} tokens/s |",
+        ]
     if plan.config.planned_step != "generate":
         lines += [
             f"| step at {_MFU:.0%} MFU | {useful:.2f} s |",
@@ -110,8 +113,12 @@ def _estimated(plan: Plan) -> list[str]:
     return [*lines, "", f"compiled in {plan.compile_seconds:.0f} s"]
 
 
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.2f} ms"
+
+
 def _advice(plan: Plan) -> list[str]:
-    if plan.config.planned_step == "generate" and plan.wire_seconds > plan.compute_seconds:
+    if plan.config.planned_step == "generate" and plan.wire_seconds > plan.memory_seconds:
         return [
             "Every new token gathers all weights over `fsdp`: generate with --mesh.fsdp 1 --mesh.tensor -1 instead."
         ]

@@ -13,7 +13,7 @@ from zephyr_jax.data.chat import load_template
 from zephyr_jax.data.examples import Examples, load_conversations, load_preferences
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.data.tokens import ChatTokenizer, Segment, load_tokenizer
-from zephyr_jax.verbs import PreviewConfig
+from zephyr_jax.verbs.looks import PreviewConfig
 
 _SAMPLE = 1000
 _TARGET, _OTHER, _SPECIAL = "bold green", "dim", "magenta"

@@ -1,6 +1,5 @@
 """`zephyr-jax reference`: score every pair of a card once with the frozen weights, into the reference table."""
 
-import re
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,20 +9,21 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from zephyr_jax.checkpoint.identity import weights_fingerprint
+from zephyr_jax.checkpoint.known import known_fingerprint, remember_fingerprint
 from zephyr_jax.checkpoint.source import abstract_of, find_model, load_weights
 from zephyr_jax.config import DataOptions
 from zephyr_jax.data.examples import Examples, load_preferences
 from zephyr_jax.data.tokens import ChatTokenizer
 from zephyr_jax.errors import InputError
 from zephyr_jax.objective.logprob import VERSION
-from zephyr_jax.parallel.hosts import wait_for_all
+from zephyr_jax.parallel.hosts import all_say, wait_for_all
 from zephyr_jax.parallel.rules import open_rules
 from zephyr_jax.recipes.run import evaluation_source, microbatch_rows, open_tokenizer
 from zephyr_jax.reference.compute import Scorer, fill
 from zephyr_jax.reference.table import Identity, ReferenceTable, require_complete, why_anew
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.files import Path, check_can_be_made, open_path
-from zephyr_jax.verbs import DpoConfig
+from zephyr_jax.verbs.training import DpoConfig
 
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
 """How far, relatively, a sum may be off when its pair is computed in other company: by compute dtype."""
@@ -38,42 +38,73 @@ class Filled:
     reused: int
 
 
-@dataclass(frozen=True)
 class _Desk:
-    """What scoring needs, loaded."""
+    """What a pass needs; weights are brought when they are asked for."""
 
-    splits: dict[str, Examples]
-    scorer: Scorer
-    table: ReferenceTable
-    console: Console
+    def __init__(self, config: DpoConfig, command: str):
+        config.check()
+        self._config, self._command = config, command
+        self._rules = open_rules(config.mesh)
+        check_can_be_made(config.reference)
+        self._rules.check_divides("batch", microbatch_rows(config), "batch.microbatch_rows (or batch.rows)")
+        self._source = find_model(config.model)
+        self._tokenizer = open_tokenizer(self._source, config.data)
+        self.splits = preference_splits(config, self._tokenizer)
+        self._model = abstract_of(self._source.shape, config.model, self._rules)
+        self._console = Console(stderr=True, quiet=jax.process_index() != 0)
 
     def say(self, words: str) -> None:
         """A line for people, once for all hosts."""
-        self.console.print(words, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(words, highlight=False, markup=False, soft_wrap=True)
 
+    def bar(self) -> Progress:
+        """A progress bar."""
+        return Progress(console=self._console, transient=True)
 
-def _open(config: DpoConfig, command: str) -> _Desk:
-    config.check()
-    rules = open_rules(config.mesh)
-    check_can_be_made(config.reference)
-    rules.check_divides("batch", microbatch_rows(config), "batch.microbatch_rows (or batch.rows)")
-    source = find_model(config.model)
-    tokenizer = open_tokenizer(source, config.data)
-    splits = preference_splits(config, tokenizer)
-    model = abstract_of(source.shape, config.model, rules)
-    parameters = load_weights(source, model)
-    identity = identity_of(config, tokenizer, weights_fingerprint(parameters))
-    table = ReferenceTable(open_path(config.reference), identity, command)
-    scorer = Scorer(model, parameters, config.data, rules, microbatch_rows(config), config.model.logprob_chunk)
-    return _Desk(splits, scorer, table, Console(stderr=True, quiet=jax.process_index() != 0))
+    def full_table(self) -> ReferenceTable | None:
+        """The table, where the weights' fingerprint is known without reading them, and nothing is missing from it."""
+        known = known_fingerprint(self._source)
+        if not all_say(known is not None) or known is None:
+            return None
+        table = self._table(known)
+        full = not any(table.missing(examples.keys()).any() for examples in self.splits.values())
+        return table if all_say(full) else None
+
+    def with_weights(self) -> tuple[Scorer, ReferenceTable]:
+        """What scores, and the table of these very weights."""
+        parameters = load_weights(self._source, self._model)
+        fingerprint = weights_fingerprint(parameters)
+        remember_fingerprint(self._source, fingerprint)
+        config = self._config
+        scorer = Scorer(
+            self._model, parameters, config.data, self._rules, microbatch_rows(config), config.model.logprob_chunk
+        )
+        return scorer, self._table(fingerprint)
+
+    def _table(self, weights: str) -> ReferenceTable:
+        identity = identity_of(self._config, self._tokenizer, weights)
+        return ReferenceTable(open_path(self._config.reference), identity, self._command)
 
 
 @explained()
 def reference(config: DpoConfig, command: str = "zephyr-jax reference") -> Filled:
-    """Fill the table for the training and the evaluation split. Raises InputError, which names `command` to run again."""
-    desk = _open(config, command)
-    table = desk.table
-    why = why_anew(open_path(config.reference), table, sum(map(len, desk.splits.values())))
+    """Fill the table for the training and the evaluation split. Raises InputError, which names `command` to run again.
+
+    Where nothing is missing, no weights are read.
+    """
+    desk = _Desk(config, command)
+    table = desk.full_table()
+    computed, reused = (0, sum(map(len, desk.splits.values()))) if table else (0, 0)
+    if table is None:
+        scorer, table = desk.with_weights()
+        computed, reused = _fill(desk, scorer, table, open_path(config.reference))
+    desk.say(f"{computed:,} computed, {reused:,} reused in {table.folder}")
+    return Filled(table.folder, computed, reused)
+
+
+def _fill(desk: _Desk, scorer: Scorer, table: ReferenceTable, root: Path) -> tuple[int, int]:
+    """How many pairs were computed, and how many were there."""
+    why = why_anew(root, table, sum(map(len, desk.splits.values())))
     if why:
         desk.say(why)
     missing = {name: table.missing(examples.keys()) for name, examples in desk.splits.items()}
@@ -83,12 +114,11 @@ def reference(config: DpoConfig, command: str = "zephyr-jax reference") -> Fille
     computed = reused = 0
     for name, examples in desk.splits.items():
         desk.say(examples.summary(name))
-        with Progress(console=desk.console, transient=True) as bar:
+        with desk.bar() as bar:
             task = bar.add_task(f"reference log-probs, {name}", total=None)
-            new, old = fill(table, examples, desk.scorer, missing[name], partial(_show, bar, task))
+            new, old = fill(table, examples, scorer, missing[name], partial(_show, bar, task))
         computed, reused = computed + new, reused + old
-    desk.say(f"{computed:,} computed, {reused:,} reused in {table.folder}")
-    return Filled(table.folder, computed, reused)
+    return computed, reused
 
 
 @explained()
@@ -96,23 +126,24 @@ def verify(config: DpoConfig, pairs: int, command: str = "zephyr-jax reference")
     """Compute `pairs` random pairs of the table anew, with the weights of `config`, and say how far they are off.
 
     All parts' digests are checked on the way. Raises InputError for a damaged part, where the table lacks one of the card's
-    pairs, and where a sum differs by more than the tolerance of the compute dtype; `command` is the one that was given.
+    pairs, and where a sum differs by more than the tolerance of the compute dtype; `command` fills the table.
     """
-    filling = _without_verify(command)
-    desk = _open(config, filling)
+    desk = _Desk(config, command)
+    scorer, table = desk.with_weights()
+    total = sum(map(len, desk.splits.values()))
     worst, checked = (0.0, ""), 0
     for examples in desk.splits.values():
         keys, ids = examples.keys(), examples.ids()
-        stored = require_complete(open_path(config.reference), desk.table, keys, ids, filling)
-        share = -(-pairs * len(examples) // sum(map(len, desk.splits.values())))
+        stored = require_complete(open_path(config.reference), table, keys, ids, command)
+        share = -(-pairs * len(examples) // total)
         drawn = np.random.default_rng(config.seed).choice(len(keys), min(share, len(keys)), replace=False)
-        places, found = desk.scorer.recompute(examples.select(drawn))
+        places, found = scorer.recompute(examples.select(drawn))
         checked += len(drawn)
         drawn = drawn[places]
-        worst = max(worst, _check_sums(desk.table, found, stored[drawn], [ids[place] for place in drawn], config))
+        worst = max(worst, _check_sums(table, found, stored[drawn], [ids[place] for place in drawn], config))
     return (
-        f"{checked:,} of {sum(map(len, desk.splits.values())):,} pairs computed anew: at most {worst[0]:.2g} off, relatively"
-        f"{f' ({worst[1]})' if worst[1] else ''}. All {len(desk.table.parts):,} parts of {desk.table.folder} are whole."
+        f"{checked:,} of {total:,} pairs computed anew: at most {worst[0]:.2g} off, relatively"
+        f"{f' ({worst[1]})' if worst[1] else ''}. All {len(table.parts):,} parts of {table.folder} are whole."
     )
 
 
@@ -130,14 +161,9 @@ def _check_sums(
             f"The reference table {table.folder} holds other values than these weights give: pair {ids[pair]}, "
             f"{('chosen', 'rejected')[side]}: {stored[pair, side]:.6f} there, {found[pair, side]:.6f} computed anew, "
             f"{int((off > tolerance).any(axis=1).sum())} of {len(ids)} pairs beyond the relative tolerance {tolerance:g}. "
-            "Delete that folder and run `zephyr-jax reference` again, without --verify, to compute all of it anew."
+            "Delete that folder and run `zephyr-jax reference` again to compute all of it anew."
         )
     return float(off[pair, side]), ids[pair]
-
-
-def _without_verify(command: str) -> str:
-    """The command that fills the table."""
-    return re.sub(r" --verify(=| )\d+", "", command)
 
 
 def _show(bar: Progress, task: TaskID, done: int, total: int) -> None:

@@ -15,7 +15,7 @@ from zephyr_jax.reference.upkeep import (
 )
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.files import check_can_be_read, open_path
-from zephyr_jax.verbs import ReferenceGcConfig, ReferenceLsConfig
+from zephyr_jax.verbs.tables import ReferenceGcConfig, ReferenceLsConfig
 
 
 @explained()

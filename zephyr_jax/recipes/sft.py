@@ -6,9 +6,10 @@ from zephyr_jax.checkpoint.source import abstract_of, load_weights
 from zephyr_jax.data.examples import load_conversations
 from zephyr_jax.objective.sft import sft_objective
 from zephyr_jax.recipes import run as runs
+from zephyr_jax.recipes.training import fit
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.files import Path
-from zephyr_jax.verbs import SftConfig
+from zephyr_jax.verbs.training import SftConfig
 
 
 @explained()
@@ -24,5 +25,5 @@ def sft(config: SftConfig) -> Path:
     load = partial(load_weights, run.source, model)
     objective = sft_objective(model.definition, training.plan.examples_per_row, config.model.logprob_chunk)
     identity = {"tokenizer": run.tokenizer.fingerprint, "data": runs.data_identity(examples)}
-    runs.fit(config, run, model, load, objective, training, evaluation, identity)
+    fit(config, run, model, load, objective, training, evaluation, identity)
     return run.folder

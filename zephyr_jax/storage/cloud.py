@@ -81,17 +81,26 @@ def prepare() -> None:
 def _hush() -> None:
     """No tracebacks from threads of the clients whose errors are raised again, and explained, in the main one."""
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
-    in_threads, in_callbacks = threading.excepthook, sys.unraisablehook
+    in_threads = threading.excepthook
 
     def thread(what: threading.ExceptHookArgs) -> None:
         if not (isinstance(what.exc_value, Exception) and _kind(what.exc_value)):
             in_threads(what)
 
+    threading.excepthook = thread
+    hush_closed_loops()
+
+
+@cache
+def hush_closed_loops() -> None:
+    """No word of answers to orbax, which has given up already."""
+    in_callbacks = sys.unraisablehook
+
     def callback(what: Any) -> None:
-        if str(what.exc_value) != "Event loop is closed":  # an answer to orbax, which has given up already
+        if str(what.exc_value) != "Event loop is closed":
             in_callbacks(what)
 
-    threading.excepthook, sys.unraisablehook = thread, callback
+    sys.unraisablehook = callback
 
 
 def client() -> Any:
@@ -125,6 +134,11 @@ def _message(error: Exception, path: str) -> str | None:
     reason = reason or type(error).__name__
     what, advice = _KINDS[kind]
     return f"Cloud Storage{f', {path}' if path else ''}: {what} ({reason}). {advice}"
+
+
+def out_of_reach(error: Exception) -> bool:
+    """Whether an error says that Cloud Storage could not be asked, and nothing about what is there."""
+    return _kind(error) in ("account", "permission", "bucket", "network")
 
 
 def _kind(error: Exception) -> str | None:

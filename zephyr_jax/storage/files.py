@@ -77,10 +77,23 @@ def _replacement(path: pathlib.Path) -> Iterator[IO[bytes]]:
     try:
         with scratch.open("wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         scratch.replace(path)
+        _settle(path.parent)
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
+
+
+def _settle(folder: pathlib.Path) -> None:
+    """Have a folder's new entries survive the loss of power, where the system can promise that."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @contextmanager
@@ -136,6 +149,23 @@ def cached_copy(path: str | os.PathLike[str]) -> pathlib.Path:
             with whole_file(copy) as file, client().open(os.fspath(path), "rb", block_size=_PIECE) as source:
                 shutil.copyfileobj(source, file, _PIECE)
     return copy
+
+
+def cache_folder(name: str) -> pathlib.Path:
+    """Where this project keeps, on this machine, what it can make again."""
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(home) / "zephyr-jax" / name
+
+
+def move_folder(source: Path, target: Path) -> None:
+    """Move a folder to a place where there is none."""
+    if is_remote(source):
+        with patience(source, "moving"):
+            client().copy(os.fspath(source), os.fspath(target), recursive=True)
+            client().rm(os.fspath(source), recursive=True)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.rename(target)
 
 
 def names_in(folder: Path) -> list[str]:

@@ -9,14 +9,14 @@ import optax
 _HOST, _DEVICE = jax.memory.Space.Host, jax.memory.Space.Device
 
 
-def on_host(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+def on_host(inner: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
     """`inner`, whose moments are in the host's memory between updates; the same numbers.
 
     `inner` must treat each weight by itself (clipping by the global norm comes before). The moments of a weight wait for
     the update before: left to itself, the compiler would bring all of them at once, and nothing would be saved.
     """
 
-    def update(gradients: Any, state: Any, parameters: Any = None) -> tuple[Any, Any]:
+    def update(gradients: Any, state: Any, parameters: Any = None, **more: Any) -> tuple[Any, Any]:
         leaves, tree = _flat(gradients)
         updates: list[Any] = []
         states: list[Any] = []
@@ -24,12 +24,12 @@ def on_host(inner: optax.GradientTransformation) -> optax.GradientTransformation
             far = _of_one(tree, state, index)
             if states:
                 far, states[-1] = jax.lax.optimization_barrier((far, states[-1]))
-            [new], left = inner.update([gradient], _moved(far, _DEVICE), [weight])
+            [new], left = inner.update([gradient], _moved(far, _DEVICE), [weight], **more)
             updates.append(new)
             states.append(_moved(left, _HOST))
         return tree.unflatten(updates), _of_all(tree, state, states)
 
-    return optax.GradientTransformation(inner.init, update)
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def _moments(tree: Any, state: Any) -> tuple[list[Any], Any]:

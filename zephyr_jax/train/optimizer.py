@@ -25,8 +25,12 @@ def learning_rate(options: OptimizerOptions, total: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), shape], [warmup]) if warmup else shape
 
 
-def make_optimizer(options: OptimizerOptions, total: int) -> optax.GradientTransformation:
-    """Clip by global norm, scale by moments, decay, times minus the learning rate."""
+def make_optimizer(options: OptimizerOptions, total: int) -> optax.GradientTransformationExtraArgs:
+    """Clip by global norm, scale by moments, decay, times minus the learning rate.
+
+    `update` takes two more bool scalars, False by default: `left_out` gives the state back as it was, but for the place in
+    the learning rate's schedule; `halted` gives that back, too.
+    """
     rate = optax.scale_by_learning_rate(learning_rate(options, total))
     clip = optax.identity() if options.clip_norm is None else optax.clip_by_global_norm(options.clip_norm)
     if options.name == "rmsprop":
@@ -34,8 +38,25 @@ def make_optimizer(options: OptimizerOptions, total: int) -> optax.GradientTrans
     else:
         scale = optax.scale_by_adam(options.b1, options.b2, options.eps, mu_dtype=options.first_moment_dtype)
     moments = _store_second_moment(scale, options.second_moment_dtype)
-    update = optax.chain(moments, optax.add_decayed_weights(options.weight_decay), rate)
+    update = _optional(optax.chain(moments, optax.add_decayed_weights(options.weight_decay), rate))
     return optax.chain(clip, on_host(update) if options.moments_on_host else update)
+
+
+def _optional(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """`inner`, whose state may stay as it was."""
+
+    def update(
+        gradients: Any, state: Any, parameters: Any = None, *, left_out: Any = False, halted: Any = False, **_: Any
+    ) -> tuple[Any, Any]:
+        def chosen(old: Any, new: Any) -> Any:
+            if isinstance(new, optax.ScaleByScheduleState):
+                return optax.ScaleByScheduleState(jnp.where(halted, old.count, new.count))
+            return jnp.where(left_out, old, new)
+
+        updates, after = inner.update(gradients, state, parameters)
+        return updates, jax.tree.map(chosen, state, after, is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState))
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def _store_second_moment(inner: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:

@@ -9,7 +9,7 @@ import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -22,6 +22,7 @@ from zephyr_jax.mean import Mean
 from zephyr_jax.storage.files import Path, is_remote, open_path, write_whole
 
 FILE = "metrics.jsonl"
+EXAMPLES = "examples.jsonl"
 _MINUTE = 60
 _SHOWN = ("loss", "rewards/margins", "rewards/accuracies", "tokens_per_second", "targets_per_second", "padding")
 
@@ -46,7 +47,7 @@ class JsonLines:
         write_whole(path, _kept(path, resumed_at))
         self._path = pathlib.Path(path)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one line."""
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
@@ -66,7 +67,7 @@ class CloudJsonLines:
         self._written = None if path.exists() else ""
         self.flush()
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Keep one line."""
         self._text += json.dumps({"step": step, **values}) + "\n"
         if time.monotonic() - self._clock > _MINUTE:
@@ -173,6 +174,7 @@ class Reporter:
             self._sinks.append(TensorBoard(run / "tensorboard"))
         if writes and options.wandb_project:
             self._sinks.append(WeightsAndBiases(options.wandb_project, run, config))
+        self._examples = lines(run / EXAMPLES, start) if writes and options.examples else None
         self._console = Console(stderr=True, quiet=not writes)
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -196,6 +198,11 @@ class Reporter:
         self._show(step, values, seconds / max(steps, 1))
         return values
 
+    def drawn(self, step: int, ids: Callable[[], list[str]]) -> None:
+        """Tell which examples a step is about to see, where that is asked for."""
+        if self._examples:
+            self._examples.write(step, {"ids": ids()})
+
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """Report an evaluation; names get the prefix `eval/`."""
         self._write(step, {f"eval/{name}": value for name, value in values.items()})
@@ -206,7 +213,7 @@ class Reporter:
 
     def flush(self) -> None:
         """Bring what was reported to where it stays, before a checkpoint says that it happened."""
-        for sink in self._sinks:
+        for sink in self._all():
             sink.flush()
 
     def note(self, text: str) -> None:
@@ -216,8 +223,11 @@ class Reporter:
     def close(self) -> None:
         """Flush every sink and end the progress bar."""
         self._progress.stop()
-        for sink in self._sinks:
+        for sink in self._all():
             sink.close()
+
+    def _all(self) -> list[Sink]:
+        return [*self._sinks, *([self._examples] if self._examples else [])]
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
         for sink in self._sinks:

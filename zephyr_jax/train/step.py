@@ -1,4 +1,4 @@
-"""One optimizer step: gradients of sums over microbatches, one division by the global weight, one update.
+"""One optimizer step: gradients of sums over microbatches, one division by the global weight, one update, or none.
 
 Because losses are sums until the end, k microbatches give the gradient of one big batch exactly, however unevenly
 tokens or pairs fall on them, and the logged loss is the loss that was optimised.
@@ -14,41 +14,57 @@ import optax
 from jax import Array
 
 from zephyr_jax.batch import token_rows
+from zephyr_jax.config import HealthOptions
 from zephyr_jax.mean import Mean
 from zephyr_jax.model.tap import Tapped, taps
 from zephyr_jax.objective.logprob import Parameters
+from zephyr_jax.train.health import Limits, Signs, look
 from zephyr_jax.train.state import TrainState
 
 type Metrics = dict[str, Mean]
 type Objective = Callable[[Parameters, Any], tuple[Mean, Metrics]]
 type Step = Any
-"""A jitted (state, batch) -> (next state, metrics)."""
+"""A jitted (state, batch, limits) -> (next state, metrics, signs)."""
 
 
 def make_step(
     objective: Objective,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     rate: optax.Schedule,
     shardings: TrainState,
+    health: HealthOptions,
     gradient_dtype: str = "float32",
 ) -> Step:
-    """Jitted (state, batch [A, B, ...]) -> (next state, metrics); the old state's buffers are given to the new one.
+    """Jitted (state, batch [A, B, ...], limits) -> (next state, metrics, signs); the old state's buffers go to the new one.
 
     `gradient_dtype` is what the backward pass of a microbatch leaves in memory. Sums over microbatches and all that
-    follows are float32.
+    follows are float32. A step that `health` says to leave out gives weights and moments back as they were, bit for bit.
     """
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Any, limits: Limits) -> tuple[TrainState, Metrics, Signs]:
         totals, metrics = accumulate(objective, state.parameters, batch, shardings.parameters, gradient_dtype)
-        gradients = jax.tree.map(lambda total: total.astype(jnp.float32) / metrics["loss"].weight, totals)
-        updates, moments = optimizer.update(gradients, state.optimizer, state.parameters)
+        weight = jnp.maximum(metrics["loss"].weight, 1)  # it counts, so it is 0 or at least 1
+        gradients = jax.tree.map(lambda total: total.astype(jnp.float32) / weight, totals)
         one = jnp.float32(1)
         metrics["grad_norm"] = Mean(optax.tree.norm(gradients), one)
         metrics["learning_rate"] = Mean(jnp.asarray(rate(state.step), jnp.float32), one)
-        parameters = optax.apply_updates(state.parameters, updates)
-        return TrainState(state.step + 1, parameters, moments), metrics
+        signs = look(health, metrics, limits)
+        updates, moments = optimizer.update(
+            gradients, state.optimizer, state.parameters, left_out=signs.left_out, halted=signs.halted
+        )
+        parameters = jax.tree.map(
+            lambda old, change: jnp.where(signs.left_out, old, old + change), state.parameters, updates
+        )
+        after = TrainState(jnp.where(signs.halted, state.step, state.step + 1), parameters, moments)
+        return after, metrics, signs._replace(changed=_differ(state.parameters, parameters))
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None, None))
+
+
+def _differ(one: Parameters, other: Parameters) -> Array:
+    """The share of weights that are not the same."""
+    counts = jax.tree.map(lambda x, y: jnp.sum(x != y, dtype=jnp.float32), one, other)
+    return jax.tree.reduce(jnp.add, counts) / sum(leaf.size for leaf in jax.tree.leaves(one))
 
 
 def accumulate(

@@ -1,0 +1,77 @@
+"""Work that is written down as it is done: lines of JSON under a header that says what work it is.
+
+On disk each line is there when `add` returns; on Cloud Storage, where nothing can be appended to, the whole is written every
+half minute and at the end. A line that a kill cut is dropped.
+"""
+
+import json
+import os
+import pathlib
+import time
+from typing import Any
+
+from zephyr_jax.errors import InputError, listing, shown
+from zephyr_jax.storage.files import is_remote, open_path, patience, write_whole
+
+_EVERY = 30.0  # seconds between two writings of a remote journal
+
+
+class Journal:
+    """The lines of a journal so far, and more to come.
+
+    Raises InputError when the file belongs to other work: `header` differs.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], header: dict[str, Any]):
+        self._path, self._header = open_path(path), header
+        with patience(path, "reading"):
+            found = _whole_lines(self._path.read_text()) if self._path.exists() else []
+        if found and found[0] != header:
+            names = [name for name in header.keys() | found[0].keys() if header.get(name) != found[0].get(name)]
+            differences = [
+                f"{name} was {shown(found[0].get(name))}, is {shown(header.get(name))}" for name in sorted(names)
+            ]
+            raise InputError(
+                f"{path} belongs to other work: {listing(differences, 4)}. Put the settings back to go on with it, or move "
+                "the file away to begin anew."
+            )
+        self.lines: list[dict[str, Any]] = found[1:]
+        self._clock = time.monotonic()
+        self._write_all()
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Write a line down."""
+        self.lines.append(line)
+        if not is_remote(self._path):
+            with pathlib.Path(self._path).open("a") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        elif time.monotonic() > self._clock + _EVERY:
+            self._write_all()
+
+    def close(self) -> None:
+        """Have everything where it stays."""
+        if is_remote(self._path):
+            self._write_all()
+
+    def delete(self) -> None:
+        """The work is done, and its result is somewhere else."""
+        self._path.unlink(missing_ok=True)
+
+    def _write_all(self) -> None:
+        lines = [self._header, *self.lines]
+        write_whole(self._path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        self._clock = time.monotonic()
+
+
+def _whole_lines(text: str) -> list[dict[str, Any]]:
+    """The objects in the lines of a text, up to the first that is none."""
+    found = []
+    for line in text.split("\n")[:-1]:
+        try:
+            content = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(content, dict):
+            break
+        found.append(content)
+    return found

@@ -1,0 +1,45 @@
+"""What shows something: `preview` of rows, `demo` of the whole recipe."""
+
+from dataclasses import dataclass, field
+
+from zephyr_jax.checks import check_data, check_one_split, check_positive, require
+from zephyr_jax.config import DataOptions, ModelOptions
+
+
+@dataclass(frozen=True)
+class PreviewConfig:
+    """Rows as the model will see them: targets in colour, token counts, what is cut and what is left out, and why."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    rows: int = 3
+    """How many to print."""
+    start: int = 0
+    """Index of the first."""
+
+    def check(self) -> None:
+        """Raise InputError for settings that are missing or cannot hold together."""
+        require(self.model.path, "model.path", "a model folder or hub id, for its tokenizer")
+        require(self.data.path, "data.path", "rows to show: a file, a folder or a hub id")
+        check_data(self.data)
+        check_one_split(self.data)
+        check_positive(rows=self.rows)
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """The whole recipe on a tiny base and tiny data that the package makes itself, on emulated devices."""
+
+    output: str = "runs/demo"
+    """Folder for everything that the demo makes."""
+    base: str | None = None
+    """Another base to start from (folder or hub id); default: the one that the package ships."""
+    emulated_devices: int = 8
+    """Devices that the CPU poses as."""
+    seed: int = 0
+    """Decides the data and its order."""
+
+    def check(self) -> None:
+        """Raise InputError for settings that cannot hold."""
+        require(self.output, "output", "a folder")
+        check_positive(emulated_devices=self.emulated_devices)

@@ -1,0 +1,134 @@
+"""What is done with a model that is there: `evaluate`, `generate`, `export`, `lineage`."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from zephyr_jax.checks import (
+    check_data,
+    check_dpo,
+    check_not_negative,
+    check_one_split,
+    check_positive,
+    refuse,
+    require,
+)
+from zephyr_jax.config import DataOptions, DpoOptions, MeshOptions, ModelOptions
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Loss of a checkpoint on conversations, or loss, accuracy and margins on preferences; the columns decide which."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    mesh: MeshOptions = field(default_factory=MeshOptions)
+    dpo: DpoOptions = field(default_factory=DpoOptions)
+    reference: str | None = None
+    """Preferences: the reference table that the run was trained with (its run knows which); without it, answers are
+    compared by the model's own log-probs."""
+    rows: int = 8
+    """Rows of one forward pass."""
+    output: str | None = None
+    """Also write the numbers to this JSON file."""
+
+    def check(self) -> None:
+        """Raise InputError for settings that are missing or cannot hold together."""
+        require(self.model.path, "model.path", "a model: a Hugging Face folder, a hub id or a run of ours")
+        require(self.data.path, "data.path", "rows to evaluate on: a file, a folder or a hub id")
+        check_data(self.data)
+        check_one_split(self.data)
+        if self.dpo != DpoOptions() and not self.reference:
+            refuse(
+                "`dpo` settings are given without `reference`.", "They have no effect then: pass the table's folder."
+            )
+        check_dpo(self.dpo)
+        check_positive(rows=self.rows)
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Answers of a model to prompts, many at a time."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    mesh: MeshOptions = field(default_factory=MeshOptions)
+    prompts: tuple[str, ...] = ()
+    """User messages; or give a file in `data`."""
+    data: str | None = None
+    """Rows with `prompt` (text) or `messages` (an assistant answer at the end is cut off)."""
+    split: str = "train"
+    """Split of `data`."""
+    limit: int | None = None
+    """Only the first so many prompts."""
+    template: str = "zephyr"
+    """Chat template, as in `data.template`; `none` continues the plain text of the prompts."""
+    system: str | None = None
+    """System message of every prompt that has none."""
+    rows: int = 8
+    """Prompts decoded together; when one has ended, the next takes its place."""
+    max_new_tokens: int = 256
+    """Longest answer in tokens."""
+    temperature: float = 0.0
+    """0: the likeliest token each time (greedy)."""
+    top_p: float = 1.0
+    """Draw from the smallest set of tokens with this much probability."""
+    top_k: int = 0
+    """Draw from so many of the likeliest tokens; 0: from all."""
+    seed: int = 0
+    """Decides the draws; a prompt's answer does not depend on what else is in the batch."""
+    output: str | None = None
+    """JSONL file to write prompts and answers to; the same command goes on where a killed one was (`<output>.part`)."""
+
+    def check(self) -> None:
+        """Raise InputError for settings that are missing or cannot hold together."""
+        require(self.model.path, "model.path", "a model: a Hugging Face folder, a hub id or a run of ours")
+        if bool(self.prompts) == bool(self.data):
+            refuse(
+                "Prompts come from `prompts` or from `data`, exactly one of them.", "Pass `--prompts 'Hello!'`, say."
+            )
+        check_positive(rows=self.rows, max_new_tokens=self.max_new_tokens, top_p=self.top_p, limit=self.limit)
+        if self.template == "none" and self.system is not None:
+            refuse(
+                "`system` is given with template `none`.",
+                "Plain text has no system message: drop it or use a template.",
+            )
+        if not 0 <= self.temperature < math.inf or self.top_p > 1:
+            refuse(f"temperature is {self.temperature}, top_p {self.top_p}.", "It needs temperature >= 0, top_p <= 1.")
+        check_not_negative(top_k=self.top_k)
+        if self.temperature == 0 and (self.top_p < 1 or self.top_k):
+            refuse(
+                f"top_p is {self.top_p} and top_k {self.top_k} at temperature 0.",
+                "Greedy decoding draws nothing: set a temperature.",
+            )
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """A Hugging Face folder from a run (or another folder): safetensors, config, tokenizer with its chat template."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    mesh: MeshOptions = field(default_factory=MeshOptions)
+    output: str = ""
+    """Folder to make."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Dtype of the written weights; training keeps float32."""
+    max_file_gib: float = 4.0
+    """Largest safetensors file."""
+
+    def check(self) -> None:
+        """Raise InputError for settings that are missing or cannot hold together."""
+        require(self.model.path, "model.path", "a model: a run of ours, a Hugging Face folder or a hub id")
+        require(self.output, "output", "a folder to make")
+        check_positive(max_file_gib=self.max_file_gib)
+
+
+@dataclass(frozen=True)
+class LineageConfig:
+    """Where a run or an export comes from: every stage with its data, settings, seed, versions and devices."""
+
+    path: str = ""
+    """Folder of a run or an export."""
+
+    def check(self) -> None:
+        """Raise InputError when no folder is named."""
+        require(self.path, "path", "the folder of a run or an export")
