@@ -22,7 +22,7 @@ from zephyr_jax.card import load_card
 from zephyr_jax.errors import InputError
 from zephyr_jax.recipes.plan import plan
 from zephyr_jax.recipes.plan_table import HEADER, row
-from zephyr_jax.verbs import PlanConfig
+from zephyr_jax.verbs.planning import PlanConfig
 
 FOLDER = Path(__file__).parent
 CARDS = FOLDER.parent / "configs" / "zephyr-7b-beta"

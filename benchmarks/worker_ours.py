@@ -20,7 +20,7 @@ from flax import nnx
 
 from benchmarks import workload as w
 from zephyr_jax import __version__
-from zephyr_jax.config import BatchOptions, DataOptions, DpoOptions, MeshOptions, OptimizerOptions
+from zephyr_jax.config import BatchOptions, DataOptions, DpoOptions, HealthOptions, MeshOptions, OptimizerOptions
 from zephyr_jax.data.loader import BatchSource
 from zephyr_jax.data.pack import Plan, plan_training
 from zephyr_jax.data.tokens import Segment
@@ -31,6 +31,7 @@ from zephyr_jax.objective.sft import sft_objective
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.place import place_batch
 from zephyr_jax.parallel.rules import Rules, parameter_shardings
+from zephyr_jax.train.health import Limits
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
 from zephyr_jax.train.state import initial_state, state_shardings
 from zephyr_jax.train.step import make_step
@@ -94,7 +95,7 @@ def make_trainer(mode: str, plan: Plan, rules: Rules) -> tuple[Any, Any]:
         objective: Any = dpo_objective(definition, DpoOptions(beta=0.1), 2 * plan.examples_per_row, CHUNK)
     else:
         objective = sft_objective(definition, plan.examples_per_row, CHUNK)
-    return make_step(objective, optimizer, learning_rate(options, 100), state_at), state
+    return make_step(objective, optimizer, learning_rate(options, 100), state_at, HealthOptions()), state
 
 
 def main() -> None:
@@ -108,12 +109,13 @@ def main() -> None:
     source, plan, held = make_batches(options.mode, options.steps, options.seed)
     step, state = make_trainer(options.mode, plan, rules)
     seen = []
+    limits = Limits(np.float32(np.inf), np.bool_(False))
     for index in range(len(source)):
         if index == 1:
             jax.block_until_ready(state)
             cpu, wall = w.clocks()
         batch = place_batch(rules, source[index], plan.microbatch_rows)
-        state, metrics = step(state, batch)
+        state, metrics, _ = step(state, batch, limits)
         seen.append(metrics["targets"].sum)
     jax.block_until_ready(state)
     end_cpu, end_wall = w.clocks()
