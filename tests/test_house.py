@@ -15,6 +15,7 @@ PACKAGE = ROOT / "zephyr_jax"
 LAYERS = [
     {"cli"},
     {"recipes", "demo"},
+    {"serving"},
     {"train", "reference", "generation"},
     {"checkpoint"},
     {"objective"},

@@ -89,7 +89,7 @@ def parse[C](kind: type[C], verb: str, words: list[str]) -> C:
         kind,
         prog=f"zephyr-jax {verb}",
         default=default,
-        args=_spell_out(overrides, _switches(kind)),
+        args=_spell_out(_model_by_path(overrides, kind), _switches(kind)),
         use_underscores=True,
         config=(tyro.conf.FlagConversionOff,),
     )
@@ -108,6 +108,13 @@ def _spell_out(words: list[str], switches: set[str]) -> list[str]:
     for word, after in zip(words, [*words[1:], "--"], strict=False):
         spelt += [word, "True"] if word in switches and after.startswith("--") else [word]
     return spelt
+
+
+def _model_by_path(words: list[str], kind: Any) -> list[str]:
+    """`--model PATH` is short for `--model.path PATH`."""
+    if "model" not in get_type_hints(kind):
+        return words
+    return [re.sub(r"^--model(?==|$)", "--model.path", word) for word in words]
 
 
 def _take_card(words: list[str]) -> tuple[str | None, list[str]]:
@@ -206,6 +213,20 @@ def _generate() -> tuple[type, Callable[[Any, str], None]]:
     return GenerateConfig, run
 
 
+def _chat() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.recipes.chat import chat
+    from zephyr_jax.verbs.models import ChatConfig
+
+    return ChatConfig, lambda config, _: chat(config)
+
+
+def _serve() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.recipes.serve import serve
+    from zephyr_jax.verbs.models import ServeConfig
+
+    return ServeConfig, lambda config, _: serve(config)
+
+
 def _export() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.export import export
     from zephyr_jax.verbs.models import ExportConfig
@@ -275,6 +296,8 @@ VERBS = {
     "dpo": Verb("align on preferences against that table (dDPO)", _dpo),
     "evaluate": Verb("loss, or preference accuracy, of a checkpoint on a split", _evaluate),
     "generate": Verb("answer prompts", _generate),
+    "chat": Verb("talk to a model in the terminal", _chat),
+    "serve": Verb("answer other programs, as OpenAI's API does", _serve),
     "replay": Verb("the batch of a sick step, alone", _replay),
     "plan": Verb("what a card's step needs on a TPU topology, without one", _plan),
     "export": Verb("write a Hugging Face folder", _export),

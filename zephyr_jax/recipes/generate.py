@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -11,16 +11,13 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from zephyr_jax.checkpoint.huggingface import read_json
-from zephyr_jax.checkpoint.source import ModelSource, abstract_of, check_vocabulary, find_model, load_weights
-from zephyr_jax.config import ModelOptions
+from zephyr_jax.checkpoint.source import ModelSource
 from zephyr_jax.data.chat import BadRow, Message, check_messages, load_template
 from zephyr_jax.data.sources import open_rows
-from zephyr_jax.data.tokens import ChatTokenizer, bos_token_id, load_tokenizer
+from zephyr_jax.data.tokens import ChatTokenizer, bos_token_id
 from zephyr_jax.errors import InputError
-from zephyr_jax.generation.engine import Engine, Request
-from zephyr_jax.parallel.hosts import require_alone
-from zephyr_jax.parallel.rules import Rules, open_rules
+from zephyr_jax.generation.engine import Request
+from zephyr_jax.recipes.speaker import Found, find_speaker
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.files import check_can_be_written, write_whole
 from zephyr_jax.storage.journal import Journal
@@ -40,52 +37,24 @@ class Answer:
     """Whether it ended by itself."""
 
 
-@dataclass(frozen=True)
-class Speaker:
-    """A model that can be asked: weights in an engine, with the tokenizer and the ids that end an answer."""
-
-    engine: Engine
-    tokenizer: PreTrainedTokenizerBase
-    stops: tuple[int, ...]
-
-    def answer(self, prompt: str, tokens: Sequence[int]) -> Answer:
-        """New tokens as an answer."""
-        ended = bool(tokens) and tokens[-1] in self.stops
-        return Answer(prompt, str(self.tokenizer.decode(tokens[:-1] if ended else tokens)), tuple(tokens), ended)
-
-
-def open_speaker(source: ModelSource, options: ModelOptions, rules: Rules, rows: int, context: int) -> Speaker:
-    """Load a model for generation. Raises InputError."""
-    tokenizer = load_tokenizer(str(source.folder))
-    model = abstract_of(source.shape, options, rules)
-    engine = Engine(model, load_weights(source, model), rules, rows=rows, context=context)
-    return Speaker(engine, tokenizer, stop_ids(source, tokenizer))
-
-
 @explained()
 def generate(config: GenerateConfig) -> list[Answer]:
     """Answers in the order of the prompts. With an `output`, what is done is kept on the way. Raises InputError."""
     config.check()
     check_can_be_written(config.output)
-    rules = open_rules(config.mesh)
-    require_alone("generate")
-    rules.check_divides("batch", config.rows, "rows")
-    source = find_model(config.model)
-    tokenizer = load_tokenizer(str(source.folder))
-    check_vocabulary(source.shape, len(tokenizer), source.asked)
+    found = find_speaker("generate", config.model, config.mesh, config.rows)
     conversations = _conversations(config)
-    prompts = _encode(config, tokenizer, conversations)
-    _check_lengths(prompts, config.max_new_tokens, source)
+    prompts = _encode(config, found.tokenizer, conversations)
+    _check_lengths(prompts, config.max_new_tokens, found.source)
     journal = Journal(f"{config.output}.part", _header(config, prompts)) if config.output else None
     made = {line["index"]: line["tokens"] for line in journal.lines} if journal else {}
     missing = [index for index in range(len(prompts)) if index not in made]
     context = max(map(len, prompts)) + config.max_new_tokens
-    speaker = open_speaker(source, config.model, rules, config.rows, context)
-    for index, tokens in _make(config, speaker, [(index, prompts[index]) for index in missing]):
+    for index, tokens in _make(config, found, context, [(index, prompts[index]) for index in missing]):
         made[index] = tokens
         if journal:
             journal.add({"index": index, "tokens": tokens})
-    answers = [speaker.answer(conversations[i][-1]["content"], made[i]) for i in range(len(prompts))]
+    answers = [_answer(conversations[i], made[i], found) for i in range(len(prompts))]
     if journal:
         lines = [
             json.dumps({"prompt": a.prompt, "answer": a.text, "ended": a.ended}, ensure_ascii=False) for a in answers
@@ -96,14 +65,16 @@ def generate(config: GenerateConfig) -> list[Answer]:
 
 
 def _make(
-    config: GenerateConfig, speaker: Speaker, prompts: list[tuple[int, np.ndarray]]
+    config: GenerateConfig, found: Found, context: int, prompts: list[tuple[int, np.ndarray]]
 ) -> Iterator[tuple[int, list[int]]]:
     """Index and new tokens of each prompt, as they end; says how fast."""
-    engine, begun = speaker.engine, time.perf_counter()
+    if not prompts:
+        return
+    engine, begun = found.engine(context), time.perf_counter()
     places = {}
     for index, prompt in prompts:
         request = Request(
-            prompt, config.max_new_tokens, speaker.stops, config.temperature, config.top_p, config.top_k, (config.seed, index)
+            prompt, config.max_new_tokens, found.stops, config.temperature, config.top_p, config.top_k, (config.seed, index)
         )  # fmt: skip
         places[engine.submit(request)] = index
     parts: dict[int, list[int]] = {number: [] for number in places}
@@ -112,8 +83,7 @@ def _make(
         if piece.end:
             yield places[piece.number], parts[piece.number]
     seconds, count = time.perf_counter() - begun, sum(map(len, parts.values()))
-    if prompts:
-        print(f"{len(prompts):,} answers, {count:,} tokens, {count / seconds:,.0f} tokens/s", file=sys.stderr)
+    print(f"{len(prompts):,} answers, {count:,} tokens, {count / seconds:,.0f} tokens/s", file=sys.stderr)
 
 
 def _header(config: GenerateConfig, prompts: list[np.ndarray]) -> dict[str, Any]:
@@ -124,14 +94,6 @@ def _header(config: GenerateConfig, prompts: list[np.ndarray]) -> dict[str, Any]
     model = {"path": config.model.path, "compute_dtype": config.model.compute_dtype}
     how = {name: getattr(config, name) for name in ("max_new_tokens", "temperature", "top_p", "top_k", "seed")}
     return {"model": model, **how, "prompts": digest.hexdigest()}
-
-
-def stop_ids(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Ids that end an answer: the tokenizer's end token and those in generation_config.json."""
-    settings = source.folder / "generation_config.json"
-    declared = read_json(settings).get("eos_token_id") if settings.exists() else None
-    ids = declared if isinstance(declared, list) else [declared]
-    return tuple(sorted({int(each) for each in (*ids, tokenizer.eos_token_id) if each is not None}))
 
 
 def _conversations(config: GenerateConfig) -> list[list[Message]]:
@@ -187,3 +149,9 @@ def _check_lengths(prompts: list[np.ndarray], new_tokens: int, source: ModelSour
             f"The longest prompt has {longest} tokens; with max_new_tokens {new_tokens} that is more than the {limit} positions "
             f"of {source.asked}. Shorten the prompt or lower max_new_tokens."
         )
+
+
+def _answer(chat: list[Message], tokens: list[int], found: Found) -> Answer:
+    ended = bool(tokens) and tokens[-1] in found.stops
+    text = str(found.tokenizer.decode(tokens[:-1] if ended else tokens))
+    return Answer(chat[-1]["content"], text, tuple(tokens), ended)

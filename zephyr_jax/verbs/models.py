@@ -1,4 +1,4 @@
-"""What is done with a model that is there: `evaluate`, `generate`, `export`, `lineage`."""
+"""What is done with a model that is there: `evaluate`, `generate`, `serve`, `chat`, `export`, `lineage`."""
 
 import math
 from dataclasses import dataclass, field
@@ -100,6 +100,67 @@ class GenerateConfig:
                 f"top_p is {self.top_p} and top_k {self.top_k} at temperature 0.",
                 "Greedy decoding draws nothing: set a temperature.",
             )
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """An OpenAI-compatible server: /v1/chat/completions, whole or streamed, and /v1/models."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    mesh: MeshOptions = field(default_factory=MeshOptions)
+    name: str | None = None
+    """What clients call the model; default: the last part of `model.path`."""
+    template: str | None = None
+    """Chat template, as in `data.template`; default: the checkpoint's own, and `zephyr` where it has none."""
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 lets other machines in."""
+    port: int = 8000
+    """Port to listen at; 0: any that is free."""
+    api_key_variable: str | None = None
+    """Name of an environment variable with the key that clients must show; the key itself is in no file and no log."""
+    rows: int = 8
+    """Requests at work at one time; the others wait."""
+    waiting: int = 256
+    """Requests that may be open at one time; more are refused with 429."""
+    context: int | None = None
+    """Tokens of prompt and answer together; default: 4,096, or as many positions as the model has."""
+
+    def check(self) -> None:
+        """Raise InputError for settings that are missing or cannot hold."""
+        require(self.model.path, "model.path", "a model: a run of ours, a Hugging Face folder or a hub id")
+        check_positive(rows=self.rows, waiting=self.waiting, context=self.context)
+        if not 0 <= self.port < 2**16:
+            refuse(f"port is {self.port}.", "It must be at least 0 and below 65,536.")
+
+
+@dataclass(frozen=True)
+class ChatConfig:
+    """Talk to a model in the terminal; the answer appears as it is made."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    mesh: MeshOptions = field(default_factory=MeshOptions)
+    template: str | None = None
+    """Chat template, as in `data.template`; default: the checkpoint's own, and `zephyr` where it has none."""
+    system: str | None = None
+    """System message; `/system TEXT` changes it."""
+    max_new_tokens: int = 512
+    """Longest answer in tokens."""
+    temperature: float = 0.7
+    """0: the likeliest token each time (greedy)."""
+    top_p: float = 0.95
+    """Draw from the smallest set of tokens with this much probability."""
+    top_k: int = 50
+    """Draw from so many of the likeliest tokens; 0: from all."""
+    seed: int = 0
+    """Decides the draws."""
+
+    def check(self) -> None:
+        """Raise InputError for settings that are missing or cannot hold."""
+        require(self.model.path, "model.path", "a model: a run of ours, a Hugging Face folder or a hub id")
+        check_positive(max_new_tokens=self.max_new_tokens, top_p=self.top_p)
+        check_not_negative(top_k=self.top_k, temperature=self.temperature)
+        if self.top_p > 1:
+            refuse(f"top_p is {self.top_p}.", "It must be at most 1.")
 
 
 @dataclass(frozen=True)

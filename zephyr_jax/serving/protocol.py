@@ -1,0 +1,137 @@
+"""What the server takes and says: the part of OpenAI's chat completions that a model with its own template can keep.
+
+Whatever would change the answer and is not done here is refused by name, never passed over.
+"""
+
+import time
+from typing import Annotated, Any, Literal
+from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from zephyr_jax.data.chat import Message
+
+
+class Refusal(Exception):
+    """An answer that is an error. `status` is HTTP's."""
+
+    def __init__(self, status: int, message: str, kind: str = "invalid_request_error", param: str | None = None):
+        super().__init__(message)
+        self.status, self.kind, self.param = status, kind, param
+
+    def body(self) -> dict[str, Any]:
+        """OpenAI's form of an error."""
+        return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": None}}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class TextPart(_Strict):
+    """A piece of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(_Strict):
+    """One message of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str | list[TextPart]
+    name: None = None
+
+    @property
+    def plain(self) -> Message:
+        """Role and text."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": self.role, "content": text}
+
+
+class StreamOptions(_Strict):
+    """What a stream has besides text."""
+
+    include_usage: bool = False
+
+
+class TextFormat(_Strict):
+    """Plain text, the only form there is."""
+
+    type: Literal["text"] = "text"
+
+
+type _Stops = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4)]
+
+
+class ChatRequest(_Strict):
+    """The body of `POST /v1/chat/completions`. What is typed as one value only cannot be asked for otherwise."""
+
+    model: str
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, strict=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, strict=False)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    stop: Annotated[str, Field(min_length=1)] | _Stops | None = None
+    n: Annotated[int, Field(ge=1, le=8)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    frequency_penalty: Annotated[float, Field(ge=0, le=0, strict=False)] | None = None
+    presence_penalty: Annotated[float, Field(ge=0, le=0, strict=False)] | None = None
+    logprobs: Literal[False] | None = None
+    response_format: TextFormat | None = None
+    store: Literal[False] | None = None
+
+    @property
+    def most(self) -> int | None:
+        """Tokens to make at most; None: as many as the context holds."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def stops(self) -> list[str]:
+        """Strings that end the answer."""
+        return [self.stop] if isinstance(self.stop, str) else (self.stop or [])
+
+
+def parse_chat(body: bytes) -> ChatRequest:
+    """A request from its JSON. Raises Refusal with status 400 for what is no JSON object, 422 for values that cannot be."""
+    try:
+        return ChatRequest.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        if first["type"] == "json_invalid" or not first["loc"]:
+            raise Refusal(400, f"The body is no JSON object: {first['msg']}.") from error
+        where = ".".join(str(each) for each in first["loc"] if not str(each).startswith(("function-", "constrained-")))
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        unknown = first["type"] == "extra_forbidden"
+        what = f"`{where}` is nothing this server knows" if unknown else f"`{where}`: {first['msg']}"
+        raise Refusal(422, f"{what}{more}.", param=str(first["loc"][0])) from error
+
+
+class Reply:
+    """The frame of one completion: its id, its time, its model."""
+
+    def __init__(self, model: str):
+        self._head = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time.time()), "model": model}
+
+    def whole(self, choices: list[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
+        """The body of an answer that is not streamed."""
+        return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage}
+
+    def chunk(self, index: int, delta: dict[str, str], end: str | None = None) -> dict[str, Any]:
+        """A piece of a stream."""
+        choice = {"index": index, "delta": delta, "finish_reason": end, "logprobs": None}
+        return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
+
+    def usage_chunk(self, usage: dict[str, int]) -> dict[str, Any]:
+        """The last piece of a stream that was asked to count."""
+        return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
+
+
+def usage_of(prompt: int, made: int) -> dict[str, int]:
+    """Token counts."""
+    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
