@@ -15,7 +15,7 @@ PACKAGE = ROOT / "zephyr_jax"
 LAYERS = [
     {"cli"},
     {"recipes", "demo"},
-    {"serving"},
+    {"serving", "evaluation"},
     {"train", "reference", "generation"},
     {"checkpoint"},
     {"objective"},

@@ -6,6 +6,7 @@ from zephyr_jax.config import (
     BatchOptions,
     DataOptions,
     DpoOptions,
+    EndpointOptions,
     HealthOptions,
     ModelOptions,
     OptimizerOptions,
@@ -150,6 +151,19 @@ def check_health(health: HealthOptions) -> None:
         refuse(f"health.spike_factor is {health.spike_factor}.", "A spike is a larger loss: it needs a number above 1.")
     if isinstance(health, PairHealthOptions):
         check_positive(health__margin_limit=health.margin_limit)
+
+
+def check_endpoint(endpoint: EndpointOptions) -> None:
+    """Limits that let anything through, and prices where money is counted."""
+    check_positive(concurrency=endpoint.concurrency, timeout=endpoint.timeout, most_tokens=endpoint.most_tokens)
+    check_not_negative(
+        retries=endpoint.retries, pause=endpoint.pause, price_in=endpoint.price_in, price_out=endpoint.price_out
+    )
+    if endpoint.most_dollars is not None and not (endpoint.price_in or endpoint.price_out):
+        refuse(
+            f"most_dollars is {endpoint.most_dollars:g} and no price is given.",
+            "Money cannot be counted without: set price_in and price_out, dollars per million tokens.",
+        )
 
 
 def check_dpo(dpo: DpoOptions) -> None:

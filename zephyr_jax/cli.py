@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not words or words[0] in ("-h", "--help"):
-        print(_USAGE.format(verbs="\n".join(f"  {name:<16} {verb.about}" for name, verb in VERBS.items())))
+        print(_USAGE.format(verbs="\n".join(f"  {name:<22} {verb.about}" for name, verb in VERBS.items())))
         return
     try:
         verb, options = take_verb(words)
@@ -202,6 +202,17 @@ def _evaluate() -> tuple[type, Callable[[Any, str], None]]:
     return EvaluateConfig, run
 
 
+def _mt_bench() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.recipes.mt_bench import mt_bench, table
+    from zephyr_jax.verbs.benchmarks import MtBenchConfig
+
+    def run(config: MtBenchConfig, _: str) -> None:
+        scores = mt_bench(config)
+        print(table(scores) if scores else f"The answers are in {config.output}. To have them rated, name a --judge.")
+
+    return MtBenchConfig, run
+
+
 def _generate() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.generate import generate
     from zephyr_jax.verbs.models import GenerateConfig
@@ -295,6 +306,7 @@ VERBS = {
     "reference gc": Verb("tidy them", _reference_gc),
     "dpo": Verb("align on preferences against that table (dDPO)", _dpo),
     "evaluate": Verb("loss, or preference accuracy, of a checkpoint on a split", _evaluate),
+    "evaluate mt-bench": Verb("MT-Bench: answers, a judge's ratings, FastChat's files", _mt_bench),
     "generate": Verb("answer prompts", _generate),
     "chat": Verb("talk to a model in the terminal", _chat),
     "serve": Verb("answer other programs, as OpenAI's API does", _serve),

@@ -192,6 +192,32 @@ class ReportOptions:
 
 
 @dataclass(frozen=True)
+class EndpointOptions:
+    """How a model behind an OpenAI-compatible address is asked."""
+
+    model: str | None = None
+    """Its name there; default: the only one that the address serves."""
+    key_variable: str | None = None
+    """Name of the environment variable with the key; the key itself is in no file and no log."""
+    concurrency: int = 8
+    """Requests under way at one time."""
+    timeout: float = 300.0
+    """Seconds until a request is given up and sent again."""
+    retries: int = 6
+    """How often a request is sent again after a failure that may pass."""
+    pause: float = 1.0
+    """Seconds before the first of them; each later pause is twice as long, up to a minute."""
+    most_tokens: int | None = None
+    """Stop when so many tokens, there and back, have been used."""
+    price_in: float = 0.0
+    """Dollars per million tokens sent."""
+    price_out: float = 0.0
+    """Dollars per million tokens that come back."""
+    most_dollars: float | None = None
+    """Stop when so much has been spent."""
+
+
+@dataclass(frozen=True)
 class DpoOptions:
     """The preference loss."""
 

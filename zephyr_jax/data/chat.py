@@ -21,6 +21,8 @@ type Span = tuple[int, int]
 
 ROLES = ("system", "user", "assistant")
 BUILT_IN = {"zephyr": ("empty_system.jinja", "zephyr.jinja"), "zephyr-no-system": ("zephyr.jinja",)}
+_ALSO = {"fastchat-zephyr": "zephyr-no-system"}
+"""FastChat renders Zephyr's template without the empty system message; published MT-Bench scores were made so."""
 _PRIVATE_USE = "\ue000"
 _PROBE: list[Message] = [
     {"role": "user", "content": "first question"},
@@ -186,6 +188,7 @@ def _reserved(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[str, ...
 
 
 def _template_source(choice: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    choice = _ALSO.get(choice, choice)
     if choice in BUILT_IN:
         return "".join(Path(__file__).with_name(name).read_text() for name in BUILT_IN[choice])
     if choice == "tokenizer":

