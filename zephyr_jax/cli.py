@@ -269,6 +269,19 @@ def _replay() -> tuple[type, Callable[[Any, str], None]]:
     return ReplayConfig, lambda config, _: print(replay(config).report())
 
 
+def _check() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.recipes.check import check
+    from zephyr_jax.verbs.looks import CheckConfig
+
+    def run(config: CheckConfig, _: str) -> None:
+        found = check(config)
+        print(found.report())
+        if not found.passed:
+            raise SystemExit(1)
+
+    return CheckConfig, run
+
+
 def _demo() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.demo import demo
     from zephyr_jax.verbs.looks import DemoConfig
@@ -313,6 +326,7 @@ VERBS = {
     "replay": Verb("the batch of a sick step, alone", _replay),
     "plan": Verb("what a card's step needs on a TPU topology, without one", _plan),
     "export": Verb("write a Hugging Face folder", _export),
+    "check": Verb("compare a finished run with what its card expects", _check),
     "lineage": Verb("tell what a run or an export was made from, and how", _lineage),
     "demo": Verb("the whole recipe in minutes on this machine's CPU", _demo),
 }

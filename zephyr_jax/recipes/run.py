@@ -28,6 +28,7 @@ _MAY_CHANGE = (
     "mesh",
     "health",
     "report",
+    "expected",
     "schedule.keep",
     "schedule.log_every",
     "schedule.grace",

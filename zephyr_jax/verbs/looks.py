@@ -1,4 +1,4 @@
-"""What shows something: `preview` of rows, `demo` of the whole recipe."""
+"""What shows something: `preview` of rows, `check` of a run, `demo` of the whole recipe."""
 
 from dataclasses import dataclass, field
 
@@ -24,6 +24,20 @@ class PreviewConfig:
         check_data(self.data)
         check_one_split(self.data)
         check_positive(rows=self.rows)
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """Whether a finished run's last evaluation is what its card expects, or by how much it is not."""
+
+    run: str = ""
+    """Folder of the run."""
+    card: str | None = None
+    """Card whose `expected` to take; default: the run's own."""
+
+    def check(self) -> None:
+        """Raise InputError when no run is named."""
+        require(self.run, "run", "the folder that `sft` or `dpo` wrote")
 
 
 @dataclass(frozen=True)

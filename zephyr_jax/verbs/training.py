@@ -45,6 +45,10 @@ class SftConfig:
     mesh: MeshOptions = field(default_factory=MeshOptions)
     health: HealthOptions = field(default_factory=HealthOptions)
     report: ReportOptions = field(default_factory=ReportOptions)
+    expected: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Ranges in which the last evaluation's numbers should lie, by name; `zephyr-jax check` looks."""
+    expected_with: dict[str, str] = field(default_factory=dict)
+    """Settings, by full name, with which alone that can be expected."""
 
     def check(self) -> None:
         """Raise InputError for settings that are missing or cannot hold together."""
@@ -58,6 +62,9 @@ class SftConfig:
         check_batch(self.batch)
         check_optimizer(self.optimizer, self.schedule, self.model)
         check_health(self.health)
+        for name, (low, high) in self.expected.items():
+            if not low <= high:
+                refuse(f"expected.{name} is [{low}, {high}].", "It is a range: the smaller number comes first.")
 
 
 @dataclass(frozen=True)
