@@ -202,6 +202,13 @@ def _evaluate() -> tuple[type, Callable[[Any, str], None]]:
     return EvaluateConfig, run
 
 
+def _preferences() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.recipes.preferences import preferences
+    from zephyr_jax.verbs.models import PreferencesConfig
+
+    return PreferencesConfig, lambda config, _: print(preferences(config).report())
+
+
 def _mt_bench() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.mt_bench import mt_bench, table
     from zephyr_jax.verbs.benchmarks import MtBenchConfig
@@ -319,6 +326,7 @@ VERBS = {
     "reference gc": Verb("tidy them", _reference_gc),
     "dpo": Verb("align on preferences against that table (dDPO)", _dpo),
     "evaluate": Verb("loss, or preference accuracy, of a checkpoint on a split", _evaluate),
+    "evaluate preferences": Verb("accuracy, margins and calibration by source and length", _preferences),
     "evaluate mt-bench": Verb("MT-Bench: answers, a judge's ratings, FastChat's files", _mt_bench),
     "generate": Verb("answer prompts", _generate),
     "chat": Verb("talk to a model in the terminal", _chat),

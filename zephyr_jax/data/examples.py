@@ -50,6 +50,8 @@ class Examples:
     """Reason -> ids of the rows that could not be used."""
     cut: list[str]
     """Ids of the rows that were over-long and cut to fit."""
+    places: np.ndarray
+    """int64 [N]: the row of the source that each comes from."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -66,7 +68,9 @@ class Examples:
 
     def select(self, indices: np.ndarray) -> "Examples":
         """Only the examples at `indices`, in that order."""
-        return Examples(self.rows.select(indices), self.lengths[indices], self.segments_each, {}, [])
+        return Examples(
+            self.rows.select(indices), self.lengths[indices], self.segments_each, {}, [], self.places[indices]
+        )
 
     def ids(self) -> list[str]:
         """Ids of all examples."""
@@ -174,7 +178,7 @@ def _tokenise(
         for identity, was_cut in zip(kept.with_format(None)["id"], kept.with_format(None)["cut"], strict=True)
         if was_cut
     ]
-    return Examples(kept, lengths, segments_each, left_out, cut)
+    return Examples(kept, lengths, segments_each, left_out, cut, good)
 
 
 def _left_out(table: Dataset, problems: list[str]) -> dict[str, list[str]]:

@@ -1,6 +1,7 @@
 """`zephyr-jax evaluate`: a checkpoint's numbers on one split."""
 
 import json
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from zephyr_jax.data.examples import Examples, load_conversations, load_preferen
 from zephyr_jax.data.loader import BatchSource, iterate
 from zephyr_jax.data.pack import Plan, plan_evaluation
 from zephyr_jax.data.sources import open_rows
+from zephyr_jax.data.tokens import ChatTokenizer
 from zephyr_jax.errors import InputError
 from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.logprob import VERSION
@@ -46,11 +48,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
 
     sums = None
     if pairs and config.reference:
-        fingerprint = _reference_weights(source) or weights_fingerprint(parameters)
-        identity = Identity(
-            fingerprint, tokenizer.fingerprint, length_rule(config.data), config.model.compute_dtype, VERSION
-        )
-        sums = _reference_sums(open_path(config.reference), identity, examples)
+        identity = table_identity(config, source, tokenizer, lambda: weights_fingerprint(parameters))
+        sums = reference_sums(open_path(config.reference), identity, examples)
     objective = _objective(config, model, plan, pairs)
     batches = BatchSource(examples, plan, local_rows(rules, config.rows), sums)
     values = make_evaluation(objective, lambda: (place_batch(rules, batch, config.rows) for batch in iterate(batches)))(
@@ -70,6 +69,14 @@ def _objective(config: EvaluateConfig, model: AbstractModel, plan: Plan, pairs: 
     return sft_objective(model.definition, plan.examples_per_row, chunk)
 
 
+def table_identity(
+    config: EvaluateConfig, source: ModelSource, tokenizer: ChatTokenizer, own: Callable[[], str]
+) -> Identity:
+    """The identity of the table that goes with a model: of the weights that its run started from, or of its `own`."""
+    weights = _reference_weights(source) or own()
+    return Identity(weights, tokenizer.fingerprint, length_rule(config.data), config.model.compute_dtype, VERSION)
+
+
 def _reference_weights(source: ModelSource) -> str | None:
     """Fingerprint of the weights that a DPO run started from, as its checkpoint tells."""
     if source.run is None:
@@ -79,7 +86,8 @@ def _reference_weights(source: ModelSource) -> str | None:
     return saved["weights"] if saved else None
 
 
-def _reference_sums(root: Path, identity: Identity, examples: Examples) -> np.ndarray:
+def reference_sums(root: Path, identity: Identity, examples: Examples) -> np.ndarray:
+    """float32 [N, 2] of a table that must hold them all. Raises InputError."""
     command = (
         f"zephyr-jax reference --reference {root}, with this data, this dtype and the weights that DPO starts from"
     )

@@ -47,6 +47,14 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class PreferencesConfig(EvaluateConfig):
+    """What a model thinks of pairs: accuracy, margins and calibration, over all, by a column and by length."""
+
+    by: str | None = None
+    """Column whose values make groups, such as `source`."""
+
+
+@dataclass(frozen=True)
 class GenerateConfig:
     """Answers of a model to prompts, many at a time."""
 
