@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.settings import setting_names
-from zephyr_jax import cli
+from zephyr_jax import cli, commands
 from zephyr_jax.errors import InputError, TrainingError
 from zephyr_jax.verbs.models import GenerateConfig
 from zephyr_jax.verbs.planning import PlanConfig
@@ -28,7 +28,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, verb: str, fail: Exception | BaseExcep
         if fail is not None:
             raise fail
 
-    monkeypatch.setitem(cli.VERBS, verb, cli.Verb("", lambda: (kind, recipe)))
+    monkeypatch.setitem(cli.VERBS, verb, commands.Verb("", lambda: (kind, recipe)))
     return called
 
 

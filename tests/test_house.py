@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "zephyr_jax"
 LAYERS = [
     {"cli"},
+    {"commands"},
     {"recipes", "demo"},
     {"serving", "evaluation"},
     {"train", "reference", "generation"},

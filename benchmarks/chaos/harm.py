@@ -40,7 +40,7 @@ def terminate(launch: Launch, draw: random.Random) -> None:
 class Disk:
     """A small disk of its own where the system lets us have one (root on Linux), else a limit on the size of files."""
 
-    def __init__(self, folder: Path, megabytes: int = 96):
+    def __init__(self, folder: Path, megabytes: int = 400):
         self.folder = folder
         folder.mkdir()
         command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 PATIENCE = 240.0
 
@@ -89,7 +88,7 @@ class Launch:
 def start(words: list[str], count: int, environment: dict[str, str], clock: int | None = None) -> Launch:
     """Start a command as `count` processes. `clock`: a seed; the processes' clock jumps at moments drawn from it."""
     address, processes = f"localhost:{free_port()}", []
-    module = ["-m", "zephyr_jax"] if clock is None else [str(Path(__file__).with_name("jumping.py")), str(clock)]
+    module = ["-m", "zephyr_jax"] if clock is None else ["-m", "benchmarks.chaos.jumping", str(clock)]
     for index in range(count):
         own = {}
         if count > 1:

@@ -68,6 +68,11 @@ def _explained(folder: Path, doing: str) -> Iterator[None]:
             yield
         except InputError:
             raise
+        except TimeoutError as error:
+            raise InputError(
+                f"It takes too long: {doing} {folder} ({error}). Run the same command again: the steps that were complete "
+                "before stay."
+            ) from None
         except Exception as error:
             found = re.search(r"([^:]*)\s*\[os_error_code='(\d+)'", str(error))
             if not (found or isinstance(error, OSError)):

@@ -1,0 +1,107 @@
+"""AlpacaEval: rows of its leaderboard from preferences, and outputs in its form."""
+
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from zephyr_jax.cli import main
+from zephyr_jax.evaluation.alpaca_eval import read_list, row_of
+
+PUBLISHED = {
+    "zephyr-7b-beta": ((727, 75, 1), 90.5977584059776, 1.0287080531312012),
+    "zephyr-7b-alpha": ((688, 113, 3), 85.7587064676617, 1.2285451680042003),
+    "gpt4_1106_preview": ((783, 16, 5), 97.69900497512438, 0.5104849118311993),
+}
+"""Wins, losses and draws against text-davinci-003 with the published win rate and standard error (version 1)."""
+
+
+def annotations(wins: int, losses: int, draws: int) -> list[dict]:
+    return [{"preference": value} for value in [2] * wins + [1] * losses + [1.5] * draws]
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_published_rows_come_out_exactly(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Version 1's preferences are known from their counts; rate and error come out to the last published digits."""
+    counts, rate, error = PUBLISHED[model]
+    file = tmp_path / f"{model}.json"
+    file.write_text(json.dumps(annotations(*counts)))
+    main(["evaluate", "alpaca-eval", "--replay", str(file), "--output", str(tmp_path / "out")])
+    assert f"| win_rate | {rate:.4f} |" in capsys.readouterr().out
+    row = json.loads((tmp_path / "out" / f"{model}.row.json").read_text())
+    assert row["win_rate"] == pytest.approx(rate, rel=1e-13)
+    assert row["standard_error"] == pytest.approx(error, rel=1e-12)
+    assert (row["n_wins"], row["n_wins_base"], row["n_draws"], row["n_total"]) == (*counts, sum(counts))
+    assert row["discrete_win_rate"] == pytest.approx(rate, rel=1e-13)
+
+
+def test_weighted_preferences_and_what_is_none() -> None:
+    """Version 2's preferences weigh; old draws are 0; what is missing, NaN or out of range counts nowhere."""
+    values = [1.25, 1.75, 1.5, 0, None, math.nan, 3, "2", 2.0]
+    row = row_of([{"preference": value, "output_2": "x" * 10} for value in values])
+    assert row.n_total == 5
+    assert row.win_rate == pytest.approx(100 * (0.25 + 0.75 + 0.5 + 0.5 + 1) / 5)
+    assert row.discrete_win_rate == pytest.approx(100 * (0 + 1 + 0.5 + 0.5 + 1) / 5)
+    assert (row.n_wins, row.n_wins_base, row.n_draws, row.avg_length) == (2, 1, 2, 10)
+
+
+def test_real_annotations_make_rows(shared: Path) -> None:
+    """Scores of four answers each by AlpacaEval 2's judge: every annotation counts in its model's row."""
+    by_model: dict[str, list[dict]] = defaultdict(list)
+    for row in map(json.loads, (shared / "data/rated_answers.jsonl").read_text().splitlines()):
+        for each in row["completions"]:
+            by_model[each["model"]].append({"preference": each["score"] + 1, "output_2": each["response"]})
+    rows = {model: row_of(each) for model, each in by_model.items()}
+    assert sum(row.n_total for row in rows.values()) == 4 * 200
+    often = {model: row for model, row in rows.items() if row.n_total > 20}
+    assert len(often) > 2
+    assert all(0 <= row.win_rate <= 100 and row.standard_error >= 0 for row in often.values())
+
+
+def test_outputs_are_in_the_published_form(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One object for each instruction, in order; the command that judges them is told; a second run makes nothing anew."""
+    rows = [{"dataset": "own", "instruction": f"Say {index}."} for index in range(5)]
+    (tmp_path / "instructions.json").write_text(json.dumps(rows))
+    words = (
+        f"evaluate alpaca-eval --model {tiny_model} --instructions {tmp_path}/instructions.json --output {tmp_path}/out "
+        "--name tiny --template zephyr --max_new_tokens 9 --model.compute_dtype float32"
+    ).split()
+    main(words)
+    first = capsys.readouterr()
+    assert f"alpaca_eval --model_outputs {tmp_path}/out/tiny.json" in first.out
+    assert "5 answers" in first.err
+    found = json.loads((tmp_path / "out/tiny.json").read_text())
+    assert [set(each) for each in found] == [{"dataset", "instruction", "output", "generator"}] * 5
+    assert [each["instruction"] for each in found] == [row["instruction"] for row in rows]
+    main(words)
+    assert "answers" not in capsys.readouterr().err
+    assert json.loads((tmp_path / "out/tiny.json").read_text()) == found
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "is not JSON|holds"),
+        ("[1]", "a list of objects"),
+        ("{", "is not JSON"),
+        ('[{"preference": null}]', "no preference"),
+    ],
+)
+def test_what_is_no_annotation_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, words: str
+) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", "alpaca-eval", "--replay", str(tmp_path / "a.json"), "--output", str(tmp_path / "o")])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert any(each in said for each in words.split("|")), said
+
+
+def test_lines_of_json_are_read_too(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"preference": 1}\n{"preference": 2}\n')
+    assert row_of(read_list(tmp_path / "a.jsonl", "x")).win_rate == 50

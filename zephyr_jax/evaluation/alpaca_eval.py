@@ -1,0 +1,110 @@
+"""AlpacaEval (arXiv 2305.14387, length control 2404.04475): a row of its leaderboard from a judge's preferences.
+
+A preference is 1 where the baseline's answer is the better one, 2 where the model's is, between them where the judge's own
+probabilities weigh (version 2), and 1.5 (in old files 0) for a draw.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+
+from zephyr_jax.errors import InputError, shown
+
+_HUB, _FILE = "tatsu-lab/alpaca_eval", "alpaca_eval.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the leaderboard. Rates and errors in percent."""
+
+    win_rate: float
+    standard_error: float
+    n_wins: int
+    n_wins_base: int
+    n_draws: int
+    n_total: int
+    discrete_win_rate: float
+    """Each preference counted as a win, a loss or a draw."""
+    avg_length: int | None
+    """Characters of an answer of the model."""
+    length_controlled_winrate: float | None = None
+    """What the win rate would be at the baseline's length; by the package `alpaca-eval`, where it is installed."""
+
+
+def row_of(annotations: Sequence[dict[str, Any]]) -> Row:
+    """The row of a model from its annotations. Raises InputError where no preference is in them."""
+    given = [each.get("preference") for each in annotations]
+    numbers = [1.5 if value == 0 else float(value) for value in given if isinstance(value, int | float)]
+    good = [value for value in numbers if 1 <= value <= 2]  # NaN is neither
+    if not good:
+        raise InputError(
+            f"There is no preference from 1 to 2 in {len(annotations)} annotations; the first is {shown(given[:1])}."
+        )
+    wins = [value - 1 for value in good]
+    whole = [0.5 if value == 1.5 else float(round(value) - 1) for value in good]
+    lengths = [len(str(each["output_2"])) for each in annotations if "output_2" in each]
+    return Row(
+        win_rate=100 * fmean(wins),
+        standard_error=100 * stdev(wins) / math.sqrt(len(wins)) if len(wins) > 1 else math.nan,
+        n_wins=sum(value > 0.5 for value in wins),
+        n_wins_base=sum(value < 0.5 for value in wins),
+        n_draws=sum(value == 0.5 for value in wins),
+        n_total=len(wins),
+        discrete_win_rate=100 * fmean(whole),
+        avg_length=int(fmean(lengths)) if lengths else None,
+    )
+
+
+def length_controlled(annotations: Sequence[dict[str, Any]]) -> tuple[float | None, str]:
+    """The length-controlled win rate in percent by the package that defines it, or None and why there is none."""
+    if find_spec("alpaca_eval") is None:
+        return None, "the package alpaca-eval is not installed"
+    try:
+        found = import_module("alpaca_eval.metrics").get_length_controlled_winrate(list(annotations))
+        return float(found["length_controlled_winrate"]), ""
+    except Exception as error:  # it fetches its tables from the hub, and raises many kinds
+        return None, f"the package alpaca-eval says: {' '.join(str(error).split())[:200]}"
+
+
+def read_list(path: str | Path, what: str) -> list[dict[str, Any]]:
+    """Objects from a JSON list, or from lines of JSON. Raises InputError."""
+    try:
+        text = Path(path).read_text()
+        content = (
+            json.loads(text)
+            if text.lstrip().startswith("[")
+            else [json.loads(line) for line in text.split("\n") if line]
+        )
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}. It should hold {what}.") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}). It should hold {what}.") from error
+    if not content or not all(isinstance(each, dict) for each in content):
+        raise InputError(f"{path} holds {shown(content)}. It should hold {what}: a list of objects.")
+    return content
+
+
+def read_instructions(place: str | None) -> list[dict[str, Any]]:
+    """The instructions, from a file or the hub. Raises InputError."""
+    if place is None:
+        try:
+            place = hf_hub_download(_HUB, _FILE, repo_type="dataset")
+        except Exception as error:  # the hub client raises many kinds; all mean: not to be had
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"AlpacaEval's instructions cannot be had from the hub: {reason} Name the file with them in `instructions`."
+            ) from error
+    rows = read_list(place, "instructions")
+    if not all(isinstance(row.get("instruction"), str) for row in rows):
+        raise InputError(
+            f"{place}: not every row has an `instruction`. Take AlpacaEval's alpaca_eval.json, or one like it."
+        )
+    return rows
