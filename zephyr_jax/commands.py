@@ -112,6 +112,13 @@ def _alpaca_eval() -> tuple[type, Callable[[Any, str], None]]:
     return AlpacaEvalConfig, run
 
 
+def _table() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.recipes.table import table
+    from zephyr_jax.verbs.benchmarks import TableConfig
+
+    return TableConfig, lambda config, _: print(table(config))
+
+
 def _generate() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.generate import generate
     from zephyr_jax.verbs.models import GenerateConfig
@@ -221,6 +228,7 @@ VERBS = {
     "evaluate preferences": Verb("accuracy, margins and calibration by source and length", _preferences),
     "evaluate mt-bench": Verb("MT-Bench: answers, a judge's ratings, FastChat's files", _mt_bench),
     "evaluate alpaca-eval": Verb("outputs for AlpacaEval's judge, or the row of annotations", _alpaca_eval),
+    "evaluate table": Verb("the paper's tables with what was measured here", _table),
     "generate": Verb("answer prompts", _generate),
     "chat": Verb("talk to a model in the terminal", _chat),
     "serve": Verb("answer other programs, as OpenAI's API does", _serve),

@@ -13,7 +13,11 @@ import yaml
 
 from tests.conftest import write_rows
 from tests.models import load, logits, random_segments, whole_rows
+from zephyr_jax.checkpoint.identity import weights_fingerprint
+from zephyr_jax.checkpoint.known import known_fingerprint, remember_fingerprint
+from zephyr_jax.checkpoint.source import find_model
 from zephyr_jax.cli import main
+from zephyr_jax.config import ModelOptions
 from zephyr_jax.data.tokens import load_tokenizer
 from zephyr_jax.demo.corpus import conversations, preferences
 from zephyr_jax.generation.engine import Engine, Piece
@@ -141,6 +145,19 @@ def test_a_killed_generation_goes_on_where_it_was(
     assert "7 answers, " in capsys.readouterr().err
     assert (tmp_path / "killed.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
     assert not (tmp_path / "killed.jsonl.part").exists()
+
+
+def test_weights_are_the_same_by_name_in_every_form(aligned: Path) -> None:
+    """The fingerprint that the run's step says is that of its safetensors; a table filled with one serves the other."""
+    run, folder = (
+        find_model(ModelOptions(path=str(aligned / "dpo"))),
+        find_model(ModelOptions(path=str(aligned / "hf"))),
+    )
+    said = known_fingerprint(run)
+    assert said == weights_fingerprint(load(aligned / "hf").parameters)
+    assert known_fingerprint(folder) in (None, said)
+    remember_fingerprint(folder, said)
+    assert known_fingerprint(folder) == said
 
 
 def test_the_export_is_the_run(aligned: Path) -> None:

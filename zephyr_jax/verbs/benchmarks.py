@@ -87,3 +87,16 @@ class AlpacaEvalConfig:
         check_not_negative(seed=self.seed, temperature=self.temperature)
         if self.top_p > 1:
             refuse(f"top_p is {self.top_p}.", "It must be at most 1.")
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """The paper's tables: published numbers, each with its source, and those that were measured here."""
+
+    results: tuple[str, ...] = ()
+    """Folders that `evaluate mt-bench` and `evaluate alpaca-eval` wrote."""
+    output: str | None = None
+    """Folder for table.md, table.csv and table.png."""
+
+    def check(self) -> None:
+        """Nothing can be wrong with these."""

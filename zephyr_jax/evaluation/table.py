@@ -1,0 +1,129 @@
+"""The paper's tables: published rows and measured ones side by side, as Markdown, as CSV and as a picture."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from matplotlib.figure import Figure
+
+from zephyr_jax.errors import InputError
+
+GROUPS = ("chat", "ablation")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A model's scores. None where nobody has measured."""
+
+    model: str
+    source: str
+    """Where the numbers come from: a publication, or the files that were measured into."""
+    group: Literal["chat", "ablation", "measured"]
+    size: float | None = None
+    """Billions of parameters."""
+    alignment: str = ""
+    mt_bench: float | None = None
+    alpaca_eval: float | None = None
+    error: float | None = None
+    """Standard error of `alpaca_eval`, in percent."""
+
+
+def published() -> list[Result]:
+    """The rows that this project knows from publications."""
+    rows = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text())
+    return [Result(**row) for row in rows]
+
+
+def measured(folders: Iterable[str]) -> list[Result]:
+    """What `evaluate mt-bench` and `evaluate alpaca-eval` left in folders, by model. Raises InputError."""
+    found: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise InputError(
+                f"{folder} is no folder. Name those that `evaluate mt-bench` and `evaluate alpaca-eval` wrote."
+            )
+        for path in sorted(Path(folder).glob("*.json")):
+            row = _row(path)
+            if row:
+                found.setdefault(row.pop("model"), {"source": str(folder)}).update(row)
+    if not found:
+        raise InputError(
+            "There are no scores in these folders: an MT-Bench summary or an AlpacaEval row is a .json there."
+        )
+    return [Result(model, group="measured", **row) for model, row in found.items()]
+
+
+def _row(path: Path) -> dict[str, Any]:
+    """What one file says; empty for a file of another kind."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}). Delete it, or make it again.") from error
+    if not isinstance(content, dict):
+        return {}
+    if "by_category" in content:
+        return {"model": content["model"], "mt_bench": content["overall"]}
+    if "discrete_win_rate" in content:
+        name = path.name.removesuffix(".row.json")
+        return {"model": name, "alpaca_eval": content["win_rate"], "error": content["standard_error"]}
+    return {}
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """One table a group; what was measured here stands in both, in bold."""
+    parts = []
+    for group in GROUPS:
+        lines = [
+            "| model | size | alignment | MT-Bench | AlpacaEval (win %) | source |",
+            "|---|---|---|---|---|---|",
+            *(_line(each) for each in sorted(results, key=_order) if each.group in (group, "measured")),
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _order(result: Result) -> tuple[bool, float]:
+    return result.mt_bench is None, result.mt_bench or 0.0
+
+
+def _line(each: Result) -> str:
+    name = f"**{each.model}**" if each.group == "measured" else each.model
+    size = f"{each.size:g}B" if each.size else "-"
+    error = f" ± {each.error:.2f}" if each.error is not None else ""
+    rate = f"{each.alpaca_eval:.2f}{error}" if each.alpaca_eval is not None else "-"
+    bench = f"{each.mt_bench:.2f}" if each.mt_bench is not None else "-"
+    return f"| {name} | {size} | {each.alignment or '-'} | {bench} | {rate} | {each.source} |"
+
+
+def as_csv(results: Sequence[Result]) -> str:
+    """All rows with all fields."""
+    out = io.StringIO()
+    fields = ("model", "group", "size", "alignment", "mt_bench", "alpaca_eval", "error", "source")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(fields)
+    writer.writerows([getattr(each, name) for name in fields] for each in results)
+    return out.getvalue()
+
+
+def picture(results: Sequence[Result]) -> bytes:
+    """A PNG: both scores of every model as bars, with AlpacaEval's standard errors; measured ones in another colour."""
+    shown = sorted((each for each in results if each.mt_bench is not None or each.alpaca_eval is not None), key=_order)
+    figure = Figure(figsize=(10, 0.32 * len(shown) + 1.5))
+    left, right = figure.subplots(1, 2, sharey=True)
+    colours = ["tab:orange" if each.group == "measured" else "tab:blue" for each in shown]
+    names = [each.model for each in shown]
+    left.barh(names, [each.mt_bench or 0 for each in shown], color=colours)
+    left.set(xlabel="MT-Bench, 1 to 10", xlim=(0, 10))
+    errors = [math.nan if each.error is None else each.error for each in shown]
+    right.barh(names, [each.alpaca_eval or 0 for each in shown], xerr=errors, color=colours, capsize=2)
+    right.set(xlabel="AlpacaEval, wins in percent", xlim=(0, 100))
+    figure.suptitle("orange: measured here, blue: published")
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120, bbox_inches="tight")
+    return content.getvalue()

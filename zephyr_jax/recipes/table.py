@@ -1,0 +1,21 @@
+"""`zephyr-jax evaluate table`: the paper's tables with our rows."""
+
+from pathlib import Path
+
+from zephyr_jax.evaluation.table import as_csv, markdown, measured, picture, published
+from zephyr_jax.storage.files import write_whole
+from zephyr_jax.verbs.benchmarks import TableConfig
+
+
+def table(config: TableConfig) -> str:
+    """The tables as Markdown; with an `output`, also files. Raises InputError."""
+    config.check()
+    results = [*published(), *(measured(config.results) if config.results else [])]
+    text = markdown(results)
+    if config.output:
+        out = Path(config.output)
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / "table.md", text + "\n")
+        write_whole(out / "table.csv", as_csv(results))
+        write_whole(out / "table.png", picture(results))
+    return text
