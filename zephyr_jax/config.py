@@ -161,7 +161,8 @@ class HealthOptions:
     spike_window: int = 50
     """So many steps; none is judged before there are ten."""
     stalled: Literal["stop", "continue"] = "stop"
-    """Fewer than 1 % of the weights changed in each of `stalled_steps` steps: a learning rate of zero, or lost in rounding."""
+    """Fewer than 1 % of the weights changed in `stalled_steps` steps in a row: the learning rate is lost in rounding. Steps in
+    which the schedule is below 1 % of its peak do not count."""
     stalled_steps: int = 20
     """So many steps."""
 

@@ -187,6 +187,18 @@ def test_nothing_that_changes_for_long_is_named_once() -> None:
     ]
 
 
+def test_the_tail_of_a_schedule_is_no_sickness() -> None:
+    """Cosine ends so low that float32 weights stand still for dozens of steps; that is not a dead learning rate."""
+    options = HealthOptions(stalled_steps=3)
+    health = Health(options, peak=1e-9)  # the numbers' rate is 1e-12
+    for step in range(1, 30):
+        metrics = numbers(1)
+        assert not health.examine(
+            step, metrics, signs_of(options, metrics, np.float32(9), changed=False), np.float32(9)
+        )
+    assert health.state["unchanged"] == 0
+
+
 def play(losses: list[float], options: HealthOptions, cuts: set[int]) -> list[np.float32]:
     """The limits that each step is told; at each cut the run is saved and goes on from JSON."""
     health, told = Health(options), []

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import PurePath
@@ -12,7 +11,7 @@ import numpy as np
 from zephyr_jax.data.tokens import ChatTokenizer
 from zephyr_jax.evaluation.alpaca_eval import Row, length_controlled, read_instructions, read_list, row_of
 from zephyr_jax.generation.engine import Request
-from zephyr_jax.recipes.speaker import Found, find_speaker
+from zephyr_jax.recipes.speaker import Found, answers, find_speaker
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.files import check_can_be_made, open_path, write_whole
 from zephyr_jax.storage.journal import Journal
@@ -53,7 +52,7 @@ def model_outputs(config: AlpacaEvalConfig) -> str:
     missing = [index for index in range(len(rows)) if index not in made]
     if missing:
         found = find_speaker("evaluate alpaca-eval", config.model, config.mesh, config.rows)
-        for index, text in _answers(config, found, [(index, rows[index]["instruction"]) for index in missing]):
+        for index, text in _answers(config, found, {index: rows[index]["instruction"] for index in missing}):
             made[index] = text
             journal.add({"index": index, "output": text})
     journal.close()
@@ -66,28 +65,19 @@ def model_outputs(config: AlpacaEvalConfig) -> str:
     return str(path)
 
 
-def _answers(config: AlpacaEvalConfig, found: Found, instructions: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """Index and answer of each instruction, as they end; says how fast."""
+def _answers(config: AlpacaEvalConfig, found: Found, instructions: dict[int, str]) -> Iterator[tuple[int, str]]:
+    """Index and answer of each instruction, as they end."""
     tokenizer: ChatTokenizer = found.chat_tokenizer(config.template)
-    prompts = [(index, tokenizer.prompt([{"role": "user", "content": text}])) for index, text in instructions]
-    longest = max(len(prompt) for _, prompt in prompts)
-    context = found.context(longest + config.max_new_tokens)
-    engine, begun = found.engine(context), time.perf_counter()
-    asked: dict[int, int] = {}
-    for index, prompt in prompts:
+    prompts = {index: tokenizer.prompt([{"role": "user", "content": text}]) for index, text in instructions.items()}
+    context = found.context(max(map(len, prompts.values())) + config.max_new_tokens)
+    requests = {}
+    for index, prompt in prompts.items():
         kept = prompt if len(prompt) < context else np.concatenate([prompt[:1], prompt[len(prompt) - context // 2 :]])
         most = min(config.max_new_tokens, context - len(kept))
-        how = (config.temperature, config.top_p)
-        asked[engine.submit(Request(kept, most, found.stops, *how, seed=(config.seed, index)))] = index
-    tokens: dict[int, list[int]] = {number: [] for number in asked}
-    for piece in engine.run():
-        tokens[piece.number] += piece.tokens
-        if piece.end:
-            ended = piece.end == "stop"
-            text = str(found.tokenizer.decode(tokens[piece.number][:-1] if ended else tokens[piece.number]))
-            yield asked[piece.number], text.strip()
-    count, seconds = sum(map(len, tokens.values())), time.perf_counter() - begun
-    print(f"{len(prompts):,} answers, {count:,} tokens, {count / seconds:,.0f} tokens/s", file=sys.stderr)
+        seed = (config.seed, index)
+        requests[index] = Request(kept, most, found.stops, config.temperature, config.top_p, seed=seed)
+    for index, tokens in answers(found.engine(context), requests):
+        yield index, found.text(tokens).strip()
 
 
 def _name(config: AlpacaEvalConfig) -> str:

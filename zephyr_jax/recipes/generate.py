@@ -1,9 +1,6 @@
 """`zephyr-jax generate`: answers to prompts, batched over the mesh."""
 
 import json
-import sys
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -17,7 +14,7 @@ from zephyr_jax.data.sources import open_rows
 from zephyr_jax.data.tokens import ChatTokenizer, bos_token_id
 from zephyr_jax.errors import InputError
 from zephyr_jax.generation.engine import Request
-from zephyr_jax.recipes.speaker import Found, find_speaker
+from zephyr_jax.recipes.speaker import Found, answers, find_speaker
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.files import check_can_be_written, write_whole
 from zephyr_jax.storage.journal import Journal
@@ -49,41 +46,30 @@ def generate(config: GenerateConfig) -> list[Answer]:
     journal = Journal(f"{config.output}.part", _header(config, prompts)) if config.output else None
     made = {line["index"]: line["tokens"] for line in journal.lines} if journal else {}
     missing = [index for index in range(len(prompts)) if index not in made]
-    context = max(map(len, prompts)) + config.max_new_tokens
-    for index, tokens in _make(config, found, context, [(index, prompts[index]) for index in missing]):
-        made[index] = tokens
-        if journal:
-            journal.add({"index": index, "tokens": tokens})
-    answers = [_answer(conversations[i], made[i], found) for i in range(len(prompts))]
+    if missing:
+        engine = found.engine(max(map(len, prompts)) + config.max_new_tokens)
+        for index, tokens in answers(engine, _requests(config, found, prompts, missing)):
+            made[index] = tokens
+            if journal:
+                journal.add({"index": index, "tokens": tokens})
+    spoken = [_answer(conversations[i], made[i], found) for i in range(len(prompts))]
     if journal:
         lines = [
-            json.dumps({"prompt": a.prompt, "answer": a.text, "ended": a.ended}, ensure_ascii=False) for a in answers
+            json.dumps({"prompt": a.prompt, "answer": a.text, "ended": a.ended}, ensure_ascii=False) for a in spoken
         ]
         write_whole(str(config.output), "".join(f"{line}\n" for line in lines))
         journal.delete()
-    return answers
+    return spoken
 
 
-def _make(
-    config: GenerateConfig, found: Found, context: int, prompts: list[tuple[int, np.ndarray]]
-) -> Iterator[tuple[int, list[int]]]:
-    """Index and new tokens of each prompt, as they end; says how fast."""
-    if not prompts:
-        return
-    engine, begun = found.engine(context), time.perf_counter()
-    places = {}
-    for index, prompt in prompts:
-        request = Request(
-            prompt, config.max_new_tokens, found.stops, config.temperature, config.top_p, config.top_k, (config.seed, index)
-        )  # fmt: skip
-        places[engine.submit(request)] = index
-    parts: dict[int, list[int]] = {number: [] for number in places}
-    for piece in engine.run():
-        parts[piece.number] += piece.tokens
-        if piece.end:
-            yield places[piece.number], parts[piece.number]
-    seconds, count = time.perf_counter() - begun, sum(map(len, parts.values()))
-    print(f"{len(prompts):,} answers, {count:,} tokens, {count / seconds:,.0f} tokens/s", file=sys.stderr)
+def _requests(
+    config: GenerateConfig, found: Found, prompts: list[np.ndarray], missing: list[int]
+) -> dict[int, Request]:
+    how = (config.temperature, config.top_p, config.top_k)
+    return {
+        index: Request(prompts[index], config.max_new_tokens, found.stops, *how, seed=(config.seed, index))
+        for index in missing
+    }
 
 
 def _header(config: GenerateConfig, prompts: list[np.ndarray]) -> dict[str, Any]:
@@ -153,5 +139,4 @@ def _check_lengths(prompts: list[np.ndarray], new_tokens: int, source: ModelSour
 
 def _answer(chat: list[Message], tokens: list[int], found: Found) -> Answer:
     ended = bool(tokens) and tokens[-1] in found.stops
-    text = str(found.tokenizer.decode(tokens[:-1] if ended else tokens))
-    return Answer(chat[-1]["content"], text, tuple(tokens), ended)
+    return Answer(chat[-1]["content"], found.text(tokens), tuple(tokens), ended)

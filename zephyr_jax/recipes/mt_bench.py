@@ -169,7 +169,7 @@ class _Writer:
                 if not piece.end:
                     continue
                 question = asked[piece.number]
-                turns[question.number].append(self._text(tokens.pop(piece.number)))
+                turns[question.number].append(self.found.text(tokens.pop(piece.number)).strip())
                 if len(turns[question.number]) < len(question.turns):
                     asked[self._submit(engine, question, turns[question.number], context)] = question
                 else:
@@ -189,10 +189,6 @@ class _Writer:
         most = min(self.config.max_new_tokens, context - len(prompt))
         seed = (self.config.seed, question.number, len(said))
         return engine.submit(Request(prompt, most, self.found.stops, temperature_of(question), seed=seed))
-
-    def _text(self, tokens: list[int]) -> str:
-        ended = tokens[-1] in self.found.stops
-        return str(self.found.tokenizer.decode(tokens[:-1] if ended else tokens)).strip()
 
 
 def _judge(bench: Bench, answers: Answers, judge: Endpoint, tokens: int) -> list[Judgment]:

@@ -2,6 +2,8 @@
 
 import math
 import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -12,7 +14,7 @@ from zephyr_jax.checkpoint.source import ModelSource, abstract_of, check_vocabul
 from zephyr_jax.config import MeshOptions, ModelOptions
 from zephyr_jax.data.chat import load_template
 from zephyr_jax.data.tokens import ChatTokenizer, load_tokenizer
-from zephyr_jax.generation.engine import Engine
+from zephyr_jax.generation.engine import Engine, Request
 from zephyr_jax.model.shape import ModelShape
 from zephyr_jax.parallel.hosts import require_alone
 from zephyr_jax.parallel.rules import Rules, open_rules
@@ -44,9 +46,27 @@ class Found:
             print(f"{self.source.asked} has no chat template: `zephyr` is used", file=sys.stderr)
         return ChatTokenizer(self.tokenizer, load_template(name, self.tokenizer))
 
+    def text(self, tokens: Sequence[int]) -> str:
+        """New tokens as text, without the one that ended them."""
+        ended = bool(tokens) and tokens[-1] in self.stops
+        return str(self.tokenizer.decode(tokens[:-1] if ended else tokens))
+
     def context(self, asked: int | None = None) -> int:
         """Tokens of prompt and answer: as asked, or 4,096, but never more positions than the model has."""
         return min(asked or _CONTEXT, self.source.shape.max_positions or asked or _CONTEXT)
+
+
+def answers(engine: Engine, requests: Mapping[int, Request]) -> Iterator[tuple[int, list[int]]]:
+    """Key and new tokens of each request, as they end; says how fast."""
+    begun = time.perf_counter()
+    asked = {engine.submit(request): key for key, request in requests.items()}
+    made: dict[int, list[int]] = {number: [] for number in asked}
+    for piece in engine.run():
+        made[piece.number] += piece.tokens
+        if piece.end:
+            yield asked[piece.number], made[piece.number]
+    seconds, count = time.perf_counter() - begun, sum(map(len, made.values()))
+    print(f"{len(made):,} answers, {count:,} tokens, {count / seconds:,.0f} tokens/s", file=sys.stderr)
 
 
 def find_speaker(verb: str, options: ModelOptions, mesh: MeshOptions, rows: int) -> Found:

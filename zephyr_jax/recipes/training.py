@@ -67,7 +67,7 @@ def fit(
     startup.passed("weights", run.compilations.take())
     reporter = Reporter(run.folder, config.report, to_dict(config), total, run.start, jax.process_index() == 0)
     reporter.note(_headline(run, model, training))
-    health = Health(config.health, run.progress.get("health"))
+    health = Health(config.health, run.progress.get("health"), config.optimizer.learning_rate)
     data = _Data(training, run.rules, run.progress.get("data"), reporter)
     facts = {"config": to_dict(config), "identity": identity, "provenance": record}
     keeper = _Keeper(run.folder, training, checkpoints, reporter, data, health, facts)

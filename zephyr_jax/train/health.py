@@ -81,8 +81,9 @@ def look(options: HealthOptions, metrics: dict[str, Mean], limits: Limits) -> Si
 class Health:
     """What the host remembers of a run's steps. `state` and `saved` carry it through checkpoints as plain JSON."""
 
-    def __init__(self, options: HealthOptions, saved: dict[str, Any] | None = None):
-        self._options = options
+    def __init__(self, options: HealthOptions, saved: dict[str, Any] | None = None, peak: float = 0.0):
+        """`peak` is the schedule's: near its ends, below a hundredth of it, nothing is expected to change."""
+        self._options, self._least_rate = options, peak / 100
         self._losses: list[tuple[int, float]] = [(step, loss) for step, loss in (saved or {}).get("losses", [])]
         self._unchanged: int = (saved or {}).get("unchanged", 0)
 
@@ -108,13 +109,17 @@ class Health:
         if math.isfinite(loss):
             before = [(each, value) for each, value in self._losses if each < step]  # a step may be done again
             self._losses = [*before, (step, loss)][-self._options.spike_window - 1 :]
-        self._unchanged = 0 if signs.changed >= _ALIVE else self._unchanged + 1
+        stood = self._unchanged
+        if signs.changed >= _ALIVE:
+            self._unchanged = 0
+        elif float(metrics["learning_rate"].value) >= self._least_rate:
+            self._unchanged += 1
         found = [
             Sickness(kind, policy, self._words(kind, metrics, most))
             for kind, policy in policies(self._options).items()
             if getattr(signs, kind)
         ]
-        if self._unchanged == self._options.stalled_steps:
+        if stood < self._unchanged == self._options.stalled_steps:
             rate = float(metrics["learning_rate"].value)
             few = f"fewer than {_ALIVE:.0%} of the weights have changed"
             words = f"{few} in each of {self._unchanged} steps; the learning rate is {rate:.3g}"
