@@ -681,14 +681,9 @@ def prompts_without_roles(desk: Desk) -> Words:
     return desk.generate("--data", desk.rows({"messages": [{"from": "human", "value": "Hi"}]}))
 
 
-@mistake("top_p is 0.5 at temperature 0", "set a temperature")
+@mistake("top_p is 0.5 and top_k 0 at temperature 0", "set a temperature")
 def nucleus_of_nothing(desk: Desk) -> Words:
     return desk.generate("--prompts", "Hello", "--top_p", 0.5)
-
-
-@mistake("rows is 3", "`batch` into 8", "multiple of 8")
-def prompts_do_not_divide_the_mesh(desk: Desk) -> Words:
-    return desk.generate("--prompts", "Hello", "--rows", 3)
 
 
 # ---- the tests ----

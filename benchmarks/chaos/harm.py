@@ -16,12 +16,12 @@ KINDS = ("SIGKILL", "SIGTERM", "full disk", "cut gs://", "damaged step", "clock 
 STOPPED, REFUSED = 75, 2
 
 
-def wait_for_a_moment(launch: Launch, draw: random.Random, usual: float) -> None:
-    """Most often after some steps and a little more; now and then while the command starts."""
+def wait_for_a_moment(launch: Launch, draw: random.Random, usual: float, steps: int) -> None:
+    """Most often after up to so many steps and a little more; now and then while the command starts."""
     if launch.processes and draw.random() < 0.2:
         launch.wait_for_seconds(draw.uniform(0.2, 1) * usual)
     else:
-        launch.wait_for_steps(draw.randint(1, 14))
+        launch.wait_for_steps(draw.randint(1, steps))
         time.sleep(draw.uniform(0, 0.3))
 
 

@@ -4,7 +4,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from zephyr_jax.generation.engine import Engine, Piece, Request
 from zephyr_jax.serving.protocol import Refusal
@@ -20,7 +20,6 @@ class Desk:
         self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
         self._listeners: dict[int, Callable[[Piece | Exception], None]] = {}
         self._open = 0
-        self._broken: Exception | None = None
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
@@ -45,7 +44,8 @@ class Desk:
         number: list[int] = []
 
         def listen(piece: Piece | Exception) -> None:
-            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+            with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
+                loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
         def submit() -> None:
             number.append(self._engine.submit(request))
@@ -66,8 +66,6 @@ class Desk:
 
     async def _pieces(self, pieces: asyncio.Queue[Piece | Exception]) -> AsyncIterator[Piece]:
         while True:
-            if self._broken is not None:
-                raise Refusal(500, f"The engine has stopped: {self._broken}", "server_error")
             piece = await pieces.get()
             if isinstance(piece, Exception):
                 raise Refusal(500, f"The engine has stopped: {piece}", "server_error")
@@ -82,10 +80,15 @@ class Desk:
                     listener = self._listeners.get(piece.number)
                     if listener is not None:
                         listener(piece)
-        except Exception as error:  # whatever it is, those who wait must hear of it
-            self._broken = error
-            for listener in self._listeners.values():
-                listener(error)
+        except Exception as error:  # whatever it is, those who wait must hear of it, and those who come later
+            self._tell_all(error)
+            while (order := self._orders.get()) is not None:
+                order()
+                self._tell_all(error)
+
+    def _tell_all(self, error: Exception) -> None:
+        for listener in self._listeners.values():
+            listener(error)
 
     def _take_orders(self) -> bool:
         """Do what has been ordered; wait for orders where there is nothing else to do. False: the end."""

@@ -1,0 +1,143 @@
+"""Prefill and decode against transformers' `generate` (torch): tokens per CPU-second, in processes that take turns.
+
+    uv run python -m benchmarks.generation --torch-python TORCH_PYTHON [--rounds 3] [--rows 8]
+
+TORCH_PYTHON has torch and transformers. Both sides have random weights of the 58M shape (or --small: 0.26M, as stories260k),
+float32, the same prompts, no stop token. Decoding is the CPU time of 65 new tokens less that of one, prefill that of one.
+Without --torch-python only our side runs, at prompts of several lengths: the cost of a token should not grow with them.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from statistics import median
+
+NEW = 64
+SHAPES = {
+    "58M": {"vocab": 32000, "model": 512, "mlp": 1536, "layers": 8, "heads": 8, "kv_heads": 4, "head_dim": 64},
+    "0.26M": {"vocab": 512, "model": 64, "mlp": 172, "layers": 5, "heads": 8, "kv_heads": 4, "head_dim": 8},
+}
+
+
+def prompts_of(rows: int, length: int, vocab: int) -> list[list[int]]:
+    """Prompts of one length, by arithmetic, so that both sides have the same without sharing code."""
+    return [
+        [1, *((7919 * (row + 1) * (place + 3)) % (vocab - 3) + 3 for place in range(length - 1))] for row in range(rows)
+    ]
+
+
+def ours(shape: dict[str, int], rows: int, length: int) -> tuple[float, float]:
+    """CPU seconds of prefill with one token, and of NEW more tokens."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from flax import nnx
+
+    from zephyr_jax.checkpoint.source import AbstractModel
+    from zephyr_jax.config import MeshOptions
+    from zephyr_jax.generation.engine import Engine, Request
+    from zephyr_jax.model.mistral import Compute, Mistral, abstract_model
+    from zephyr_jax.model.shape import ModelShape
+    from zephyr_jax.parallel.mesh import make_mesh
+    from zephyr_jax.parallel.rules import Rules, parameter_shardings
+
+    rules = Rules(make_mesh(MeshOptions(), jax.devices()[:1]))
+    sizes = ModelShape(
+        shape["vocab"], shape["model"], shape["mlp"], shape["layers"], shape["heads"], shape["kv_heads"], shape["head_dim"],
+        1e-5, 1e4, None, False, 4096,
+    )  # fmt: skip
+    compute = Compute(dtype=jnp.dtype("float32"), placement=rules)
+    definition, abstract = abstract_model(sizes, compute)
+    weights = nnx.to_pure_dict(nnx.split(Mistral(sizes, compute, nnx.Rngs(0)), nnx.Param)[1])
+    model = AbstractModel(definition, nnx.to_pure_dict(abstract), parameter_shardings(abstract, rules), sizes, compute)
+    engine = Engine(model, weights, rules, rows=rows, context=length + NEW + 1, burst=32)
+
+    def run(most: int) -> float:
+        for prompt in prompts_of(rows, length, shape["vocab"]):
+            engine.submit(Request(np.array(prompt, np.int32), most))
+        begun = time.process_time()
+        made = sum(len(piece.tokens) for piece in engine.run())
+        assert made == rows * most
+        return time.process_time() - begun
+
+    run(1), run(NEW + 1)
+    first = median(run(1) for _ in range(3))
+    return first, median(run(NEW + 1) for _ in range(3)) - first
+
+
+def torchs(shape: dict[str, int], rows: int, length: int) -> tuple[float, float]:
+    """The same by transformers."""
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = MistralConfig(
+        vocab_size=shape["vocab"], hidden_size=shape["model"], intermediate_size=shape["mlp"],
+        num_hidden_layers=shape["layers"], num_attention_heads=shape["heads"], num_key_value_heads=shape["kv_heads"],
+        head_dim=shape["head_dim"], sliding_window=None, max_position_embeddings=4096, eos_token_id=None,
+    )  # fmt: skip
+    model = MistralForCausalLM(config).eval()
+    tokens = torch.tensor(prompts_of(rows, length, shape["vocab"]))
+    mask = torch.ones_like(tokens)
+
+    def run(most: int) -> float:
+        begun = time.process_time()
+        with torch.inference_mode():
+            out = model.generate(tokens, attention_mask=mask, max_new_tokens=most, do_sample=False, pad_token_id=0)
+        assert out.shape == (rows, length + most)
+        return time.process_time() - begun
+
+    run(1), run(NEW + 1)
+    first = median(run(1) for _ in range(3))
+    return first, median(run(NEW + 1) for _ in range(3)) - first
+
+
+def measure(python: str, side: str, size: str, rows: int, length: int) -> tuple[float, float]:
+    """Prefill and decode of one side in a process of its own, tokens per CPU-second."""
+    command = [python, __file__ if side == "torch" else "-m", *(["benchmarks.generation"] if side == "ours" else [])]
+    command += ["--worker", side, "--size", size, "--rows", str(rows), "--length", str(length)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr[-2000:])
+    first, rest = json.loads(done.stdout.splitlines()[-1])
+    return rows * length / first, rows * NEW / rest
+
+
+def main() -> None:
+    """Print a line a round, and the medians of the rounds' ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--torch-python")
+    parser.add_argument("--size", choices=SHAPES, default="58M")
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--worker", choices=("ours", "torch"))
+    options = parser.parse_args()
+    size, rows = options.size, options.rows
+    if options.worker:
+        run = ours if options.worker == "ours" else torchs
+        print(json.dumps(run(SHAPES[size], rows, options.length)))
+        return
+    if not options.torch_python:
+        for length in (64, 256, 1024, 2048):
+            prefill, decode = measure(sys.executable, "ours", size, rows, length)
+            print(
+                f"{size}, {rows} rows, prompts of {length}: prefill {prefill:,.0f}, decode {decode:,.0f} tokens/CPU-s"
+            )
+        return
+    ratios = []
+    for number in range(options.rounds):
+        here = measure(sys.executable, "ours", size, rows, options.length)
+        there = measure(options.torch_python, "torch", size, rows, options.length)
+        ratios.append((here[0] / there[0], here[1] / there[1]))
+        print(
+            f"round {number + 1}: prefill {here[0]:,.0f} against {there[0]:,.0f}, decode {here[1]:,.0f} against {there[1]:,.0f} "
+            f"tokens/CPU-s"
+        )
+    prefill, decode = (median(each[place] for each in ratios) for place in (0, 1))
+    print(f"{size}, {rows} rows, prompts of {options.length}: prefill {prefill:.2f}x, decode {decode:.2f}x")
+
+
+if __name__ == "__main__":
+    main()
