@@ -48,7 +48,11 @@ class Desk:
                 loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
         def submit() -> None:
-            number.append(self._engine.submit(request))
+            try:
+                number.append(self._engine.submit(request))
+            except ValueError as error:  # this one does not fit; others do
+                listen(error)
+                return
             self._listeners[number[0]] = listen
 
         def forget() -> None:
