@@ -42,7 +42,11 @@ def sizes(result: str) -> int:
 
 
 def test_only_sums_of_gradients_and_metrics_cross(planned: Plan) -> None:
-    """A chip sends its quarter of the gradients once, the norms' whole, and a handful of numbers; nothing is gathered."""
+    """A chip sends its quarter of the gradients once, the norms' whole, and a handful of numbers; nothing is gathered.
+
+    One of the two vocabulary tables crosses before it is scattered, split in two instead of four: since a step can leave its
+    update out, the compiler orders the two sums so (benchmarks/LOG.md).
+    """
     abroad = [each for each in planned.wires if each.abroad]
     assert {each.kind for each in abroad} == {"all-reduce"}
     assert {each.group for each in abroad} == {2}
@@ -50,7 +54,8 @@ def test_only_sums_of_gradients_and_metrics_cross(planned: Plan) -> None:
     norms = (2 * shape.layers + 1) * shape.model
     gradients = (shape.parameters - norms) // CHIPS + norms
     crossing = sum(sizes(each.result) * each.runs for each in abroad)
-    assert gradients <= crossing <= gradients * 1.01 + 100
+    table = shape.vocab * shape.model
+    assert gradients <= crossing <= gradients * 1.01 + 100 + (table // 2 - table // CHIPS)
 
 
 def test_all_else_stays_inside_a_slice(planned: Plan) -> None:
