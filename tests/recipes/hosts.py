@@ -30,6 +30,7 @@ def processes(count: int, words: list[list[str]], scratch: Path) -> Iterator[lis
         environment = {
             **os.environ,
             "HF_HOME": str(scratch / f"cache-{index}"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # many small programs, the same in every test
             "JAX_COORDINATOR_ADDRESS": address,
             "JAX_NUM_PROCESSES": str(count),
             "JAX_PROCESS_ID": str(index),
