@@ -422,6 +422,15 @@ def test_a_malformed_conversation_is_refused_with_its_reason(messages: Any, reas
         check_messages(messages)
 
 
+def test_an_empty_answer_may_be_read_but_not_learnt(tiny: PreTrainedTokenizerBase) -> None:
+    """Law: a model that said nothing can be asked again; as something to learn, silence is refused."""
+    chat = [CHAT[1], {"role": "assistant", "content": ""}, {"role": "user", "content": "Well?"}]
+    template = load_template("zephyr", tiny)
+    assert template.render(chat, add_generation_prompt=True).text.endswith("Well?</s>\n<|assistant|>\n")
+    with pytest.raises(BadRow, match="an assistant answer is empty"):
+        template.render(chat)
+
+
 def test_empty_users_and_systems_are_fine(tiny: PreTrainedTokenizerBase) -> None:
     """Law: only the assistant must have something to say."""
     chat = [{"role": "system", "content": ""}, {"role": "user", "content": ""}, CHAT[2]]

@@ -1,6 +1,8 @@
 """MT-Bench: judgments are read as FastChat reads them, files are its files, scores are its means."""
 
 import json
+import os
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -142,6 +144,40 @@ def test_from_a_model_to_its_scores(tiny_model: Path, tmp_path: Path, capsys: py
     assert answers[0]["choices"][0]["turns"][0] in judged[0]["user_prompt"]
     assert (tmp_path / "out/tiny.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "out/tiny.json").read_text())["by_category"] == {"writing": 3.5, "math": 10 / 3}
+
+
+def test_another_model_or_other_questions_are_other_work(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Answers are not mixed: weights or questions that changed under the same path are refused by name; fewer are the same."""
+    bench, model = write_bench(tmp_path / "bench"), tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    words = (
+        f"evaluate mt-bench --model {model} --output {tmp_path}/out --questions {bench} --template zephyr --max_new_tokens 4"
+    ).split()
+    main([*words, "--limit", "1"])
+    main(words)
+    assert "To have them rated, name a --judge" in capsys.readouterr().out
+    os.utime(model / "model.safetensors")
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "belongs to other work: weights was" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "out")
+    main(words)
+    file = bench / "mt_bench/question.jsonl"
+    file.write_text(file.read_text().replace("1+1?", "1+2?"))
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "belongs to other work: questions was" in capsys.readouterr().err
+
+
+def test_a_judge_s_name_stays_in_its_folder(tiny_model: Path, tmp_path: Path) -> None:
+    with judge_at(lambda *_: (200, "[[5]]")) as (url, _):
+        main(
+            f"evaluate mt-bench --model {tiny_model} --judge {url} --endpoint.model ../../wise --output {tmp_path}/a/b/out "
+            f"--questions {write_bench(tmp_path / 'bench')} --template zephyr --max_new_tokens 4 --limit 1".split()
+        )
+    assert [path.name for path in (tmp_path / "a/b/out/model_judgment").iterdir()] == [".._.._wise_single.jsonl"]
 
 
 @pytest.mark.parametrize("missing", ["mt_bench/question.jsonl", "judge_prompts.jsonl"])

@@ -20,7 +20,6 @@ ANYWHERE = {
     "two batches": (f"{SMALL} --batch.rows 8", r"batch\.rows is 8 and batch\.examples 16\. Exactly one"),
     "gradients": (f"{SMALL} --optimizer.gradient_dtype bfloat16", r"gradient_dtype is bfloat16 and model\.compute_dtype float32"),
     "long sequence": (f"{SMALL} --data.max_length 1024", r"data\.max_length is 1024 and data\.row_length 512\. A row must hold"),
-    "long prompt": (f"{SMALL} --step generate --data.max_prompt_length 512", r"max_prompt_length is 512, data\.row_length 512"),
     "fit what": (f"{SMALL} --step reference --fit", r"`fit` is on for the reference step\. It searches training steps"),
     "chunk": (f"{SMALL} --model.logprob_chunk 0", r"model\.logprob_chunk is 0\. It must be greater"),
 }  # fmt: skip

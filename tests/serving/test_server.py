@@ -3,6 +3,11 @@
 import asyncio
 import json
 import random
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -137,7 +142,7 @@ def test_64_clients_some_of_whom_leave(served: Served) -> None:
 
     talk(served, doing)
     engine = served.desk._engine
-    assert engine.free_rows() == 8
+    assert not any(engine._rows)
     assert not engine.busy
 
 
@@ -282,3 +287,23 @@ def test_the_official_client_is_content(served: Served) -> None:
         await remote.close()
 
     talk(served, doing)
+
+
+def test_the_verb_serves_until_it_is_told_to_stop(tiny_model: Path) -> None:
+    """The process says where it listens, answers, refuses a port that is taken, and ends well with SIGTERM."""
+    words = [sys.executable, "-m", "zephyr_jax", "serve", "--model", str(tiny_model), "--template", "zephyr", "--port"]
+    first = subprocess.Popen([*words, "0"], stderr=subprocess.PIPE, text=True)
+    assert first.stderr is not None
+    try:
+        address = next(found[1] for line in first.stderr if (found := re.search(r"serving `model` at (\S+)", line)))
+        with urllib.request.urlopen(f"{address}/models", timeout=30) as answer:
+            assert json.load(answer)["data"][0]["id"] == "model"
+        port = address.rsplit(":", 1)[1].split("/")[0]
+        second = subprocess.run([*words, port], capture_output=True, text=True, check=False, timeout=120)
+        assert second.returncode == 2
+        assert f"Cannot listen at 127.0.0.1 port {port}" in second.stderr
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(timeout=30) == 0
+    finally:
+        first.kill()
+        first.communicate()

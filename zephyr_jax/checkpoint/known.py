@@ -22,6 +22,11 @@ def known_fingerprint(source: ModelSource) -> str | None:
     return note.read_text().strip() if note.exists() else None
 
 
+def weights_state(source: ModelSource) -> str:
+    """A text that is another whenever a model's weights are; nothing is read for it but a saved step's own words."""
+    return saved_fingerprint(source.run, source.step) or "" if source.run else _state_of(source.weights)
+
+
 def remember_fingerprint(source: ModelSource, fingerprint: str) -> None:
     """Keep the fingerprint of a folder's weights for as long as its files do not change."""
     if source.run is None:

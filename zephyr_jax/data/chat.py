@@ -68,7 +68,7 @@ class ChatTemplate:
 
     def render(self, messages: list[Message], add_generation_prompt: bool = False) -> RenderedChat:
         """Render checked messages. Raises BadRow with the reason when they cannot be rendered."""
-        check_messages(messages)
+        check_messages(messages, learnt=not add_generation_prompt)
         text, spans = self._render(messages, add_generation_prompt)
         if any(self._reserved.search(message["content"]) for message in messages):
             twin, _ = self._render([self._disarmed(message) for message in messages], add_generation_prompt)
@@ -127,8 +127,11 @@ class ChatTemplate:
         return {**message, "content": disarmed}
 
 
-def check_messages(messages: Any) -> None:
-    """Raise BadRow unless `messages` is [system,] user, assistant, user, assistant, ... with text everywhere."""
+def check_messages(messages: Any, learnt: bool = True) -> None:
+    """Raise BadRow unless `messages` is [system,] user, assistant, user, assistant, ... with text everywhere.
+
+    `learnt`: whether the answers are; then none may be empty, which a model's own answers may be.
+    """
     if not isinstance(messages, list) or not messages:
         raise BadRow(f"messages is {type(messages).__name__}, not a list with at least one message")
     for message in messages:
@@ -143,7 +146,7 @@ def check_messages(messages: Any) -> None:
     turns = roles[1:] if roles[0] == "system" else roles
     if turns != [ROLES[1 + index % 2] for index in range(len(turns))] or not turns:
         raise BadRow(f"roles go {' '.join(roles)[:80]}; they must go [system] user assistant user assistant ...")
-    if any(message["role"] == "assistant" and not message["content"].strip() for message in messages):
+    if learnt and any(message["role"] == "assistant" and not message["content"].strip() for message in messages):
         raise BadRow("an assistant answer is empty")
 
 

@@ -5,7 +5,6 @@ Every reply is written down before it is used; a request that was answered once 
 
 import asyncio
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from zephyr_jax.config import EndpointOptions
 from zephyr_jax.data.chat import Message
 from zephyr_jax.errors import InputError, shown
 from zephyr_jax.storage.journal import Journal
+from zephyr_jax.storage.secret import secret
 
 _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
 _HOPELESS = (401, 403, 404)
@@ -60,14 +60,17 @@ class Endpoint:
     def __init__(self, url: str, options: EndpointOptions, journal: Journal):
         self._url, self._options, self._journal = url.rstrip("/"), options, journal
         self._known = {line["request"]: line for line in journal.lines}
-        self._key = _key(options.key_variable)
+        self._key = secret(options.key_variable, "endpoint.key_variable")
         self._tokens = sum(line["prompt_tokens"] + line["completion_tokens"] for line in journal.lines)
         self._dollars = sum(map(self._price, journal.lines))
         self.model = options.model or asyncio.run(self._only_model())
 
     def ask_all(self, asks: Sequence[Ask], done: Callable[[int], None] = lambda _: None) -> list[Said]:
-        """All replies, in order; `done` is told how many there are so far."""
-        return asyncio.run(self._ask_all(asks, done))
+        """All replies, in order; `done` is told how many there are so far. Whatever ends this, what came is written down."""
+        try:
+            return asyncio.run(self._ask_all(asks, done))
+        finally:
+            self._journal.close()
 
     def spent(self) -> str:
         """Tokens, and money where prices are known, in words."""
@@ -178,14 +181,6 @@ class Endpoint:
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._key}"} if self._key else {}
-
-
-def _key(variable: str | None) -> str | None:
-    if variable is None:
-        return None
-    if not os.environ.get(variable):
-        raise InputError(f"key_variable is {variable!r}, and the environment has no such variable. Set it to the key.")
-    return os.environ[variable]
 
 
 def _parsed(content: str, url: str) -> dict[str, Any]:

@@ -6,8 +6,9 @@ sizes of a prefill's chunk are compiled. What a request makes does not depend on
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any, Literal
 
 import jax
@@ -73,14 +74,6 @@ class _Row:
         return len(self.request.prompt) - 1 - self.filled
 
 
-@dataclass
-class _Queue:
-    """Requests that wait for a row."""
-
-    waiting: deque[tuple[int, Request]] = field(default_factory=deque)
-    next_number: int = 0
-
-
 class Engine:
     """Rows of a cache, `rows` of them, each for prompts and answers of up to `context` tokens together.
 
@@ -96,16 +89,13 @@ class Engine:
         self._cache = jax.jit(partial(self._model.empty_cache, rows, slots_of(model.shape, context)))()
         self._rows: list[_Row | None] = [None] * rows
         self._state = idle(rows)
-        self._queue = _Queue()
+        self._waiting: deque[tuple[int, Request]] = deque()
+        self._numbers = count()
 
     @property
     def busy(self) -> bool:
         """Whether any request is unfinished."""
-        return bool(self._queue.waiting) or any(self._rows)
-
-    def free_rows(self) -> int:
-        """Rows that nobody is in."""
-        return self._rows.count(None)
+        return bool(self._waiting) or any(self._rows)
 
     def submit(self, request: Request) -> int:
         """Queue a request; its number. Raises ValueError where it does not fit into the context."""
@@ -115,14 +105,13 @@ class Engine:
                 f"a prompt of {len(request.prompt)} tokens, {request.most} new ones and {len(request.stops)} stop ids; a row "
                 f"takes 1 to {self.context} tokens in all, and {_STOPS} stop ids"
             )
-        number = self._queue.next_number
-        self._queue.next_number += 1
-        self._queue.waiting.append((number, request))
+        number = next(self._numbers)
+        self._waiting.append((number, request))
         return number
 
     def cancel(self, number: int) -> None:
         """Forget a request, wherever it is; nothing where it has ended."""
-        self._queue.waiting = deque(each for each in self._queue.waiting if each[0] != number)
+        self._waiting = deque(each for each in self._waiting if each[0] != number)
         for place, row in enumerate(self._rows):
             if row and row.number == number:
                 self._leave(place)
@@ -140,8 +129,8 @@ class Engine:
 
     def _admit(self) -> None:
         for place, row in enumerate(self._rows):
-            if row is None and self._queue.waiting:
-                number, request = self._queue.waiting.popleft()
+            if row is None and self._waiting:
+                number, request = self._waiting.popleft()
                 self._rows[place] = _Row(number, request)
                 if len(request.prompt) == 1:
                     self._clear(place)
@@ -164,8 +153,8 @@ class Engine:
         rows = [self._rows[place] for place in places]
         longest = max(row.waits for row in rows if row)
         chunk = next((size for size in CHUNKS if size >= longest), CHUNKS[-1])
-        count = self._parts(1) if len(places) <= self._parts(1) else self._parts(_TOGETHER)
-        tokens, segments, positions = (np.zeros((count, chunk), np.int32) for _ in range(3))
+        lines = self._parts(1) if len(places) <= self._parts(1) else self._parts(_TOGETHER)
+        tokens, segments, positions = (np.zeros((lines, chunk), np.int32) for _ in range(3))
         for line, row in enumerate(rows):
             if row:
                 taken = min(row.waits, chunk)

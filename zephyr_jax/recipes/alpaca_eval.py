@@ -4,14 +4,13 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from hashlib import blake2b
 from pathlib import PurePath
-
-import numpy as np
 
 from zephyr_jax.data.tokens import ChatTokenizer
 from zephyr_jax.evaluation.alpaca_eval import Row, length_controlled, read_instructions, read_list, row_of
 from zephyr_jax.generation.engine import Request
-from zephyr_jax.recipes.speaker import Found, answers, find_speaker
+from zephyr_jax.recipes.speaker import Found, answers, find_speaker, fitted, say_cut
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.files import check_can_be_made, open_path, write_whole
 from zephyr_jax.storage.journal import Journal
@@ -43,18 +42,19 @@ def model_outputs(config: AlpacaEvalConfig) -> str:
     rows = read_instructions(config.instructions)[: config.limit]
     out.mkdir(parents=True, exist_ok=True)
     name = _name(config)
+    found = find_speaker("evaluate alpaca-eval", config.model, config.mesh, config.rows)
+    tokenizer = found.chat_tokenizer(config.template)
     header = {
-        "model": config.model.path, "template": config.template, "temperature": config.temperature, "top_p": config.top_p,
-        "max_new_tokens": config.max_new_tokens, "seed": config.seed, "instructions": len(rows),
+        **found.identity, "tokenizer": tokenizer.fingerprint, "temperature": config.temperature, "top_p": config.top_p,
+        "max_new_tokens": config.max_new_tokens, "seed": config.seed,
+        "instructions": blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest(),
     }  # fmt: skip
     journal = Journal(out / f"{name}.journal", header)
     made = {line["index"]: line["output"] for line in journal.lines}
-    missing = [index for index in range(len(rows)) if index not in made]
-    if missing:
-        found = find_speaker("evaluate alpaca-eval", config.model, config.mesh, config.rows)
-        for index, text in _answers(config, found, {index: rows[index]["instruction"] for index in missing}):
-            made[index] = text
-            journal.add({"index": index, "output": text})
+    missing = {index: row["instruction"] for index, row in enumerate(rows) if index not in made}
+    for index, text in _answers(config, found, tokenizer, missing) if missing else ():
+        made[index] = text
+        journal.add({"index": index, "output": text})
     journal.close()
     outputs = [
         {"dataset": row.get("dataset", ""), "instruction": row["instruction"], "output": made[index], "generator": name}
@@ -65,23 +65,27 @@ def model_outputs(config: AlpacaEvalConfig) -> str:
     return str(path)
 
 
-def _answers(config: AlpacaEvalConfig, found: Found, instructions: dict[int, str]) -> Iterator[tuple[int, str]]:
+def _answers(
+    config: AlpacaEvalConfig, found: Found, tokenizer: ChatTokenizer, instructions: dict[int, str]
+) -> Iterator[tuple[int, str]]:
     """Index and answer of each instruction, as they end."""
-    tokenizer: ChatTokenizer = found.chat_tokenizer(config.template)
     prompts = {index: tokenizer.prompt([{"role": "user", "content": text}]) for index, text in instructions.items()}
     context = found.context(max(map(len, prompts.values())) + config.max_new_tokens)
-    requests = {}
+    requests, cut = {}, 0
     for index, prompt in prompts.items():
-        kept = prompt if len(prompt) < context else np.concatenate([prompt[:1], prompt[len(prompt) - context // 2 :]])
-        most = min(config.max_new_tokens, context - len(kept))
-        seed = (config.seed, index)
-        requests[index] = Request(kept, most, found.stops, config.temperature, config.top_p, seed=seed)
+        kept, most = fitted(prompt, config.max_new_tokens, context)
+        cut += len(kept) < len(prompt)
+        how = (config.temperature, config.top_p)
+        requests[index] = Request(kept, most, found.stops, *how, seed=(config.seed, index))
     for index, tokens in answers(found.engine(context), requests):
         yield index, found.text(tokens).strip()
+    say_cut(cut)
 
 
 def _name(config: AlpacaEvalConfig) -> str:
-    return config.name or PurePath(config.replay or config.model.path).stem
+    if config.name:
+        return config.name
+    return PurePath(config.replay).stem if config.replay else PurePath(config.model.path).name
 
 
 def table(row: Row) -> str:

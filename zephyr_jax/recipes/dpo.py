@@ -5,7 +5,6 @@ from functools import partial
 
 from zephyr_jax.checkpoint.identity import weights_fingerprint
 from zephyr_jax.checkpoint.source import abstract_of, load_weights
-from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.recipes import run as runs
 from zephyr_jax.recipes.reference import identity_of, preference_splits
@@ -45,9 +44,7 @@ def dpo(config: DpoConfig, command: str = "zephyr-jax reference, with the argume
     if "evaluation" in splits:
         evaluation = runs.evaluation_split(config, splits["evaluation"], sums["evaluation"])
     training, evaluation = runs.align(training, evaluation)
-    objective = dpo_objective(
-        model.definition, config.dpo, 2 * training.plan.examples_per_row, config.model.logprob_chunk
-    )
+    objective = runs.make_objective(model, config.dpo, training.plan.examples_per_row, config.model.logprob_chunk)
     identity = {
         "tokenizer": run.tokenizer.fingerprint,
         "data": runs.data_identity(splits["training"]),

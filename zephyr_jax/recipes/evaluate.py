@@ -7,26 +7,23 @@ import jax
 import numpy as np
 
 from zephyr_jax.checkpoint.identity import weights_fingerprint
-from zephyr_jax.checkpoint.source import AbstractModel, ModelSource, abstract_of, find_model, load_weights
+from zephyr_jax.checkpoint.source import ModelSource, abstract_of, find_model, load_weights
 from zephyr_jax.checkpoint.steps import read_progress, steps_in
 from zephyr_jax.data.examples import Examples, load_conversations, load_preferences
 from zephyr_jax.data.loader import BatchSource, iterate
-from zephyr_jax.data.pack import Plan, plan_evaluation
+from zephyr_jax.data.pack import plan_evaluation
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.data.tokens import ChatTokenizer
 from zephyr_jax.errors import InputError
-from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.logprob import VERSION
-from zephyr_jax.objective.sft import sft_objective
 from zephyr_jax.parallel.place import local_rows, place_batch
 from zephyr_jax.parallel.rules import open_rules
 from zephyr_jax.recipes.reference import length_rule
-from zephyr_jax.recipes.run import open_tokenizer
+from zephyr_jax.recipes.run import make_objective, open_tokenizer
 from zephyr_jax.reference.table import Identity, ReferenceTable, require_complete
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.files import Path, check_can_be_read, check_can_be_written, open_path, write_whole
 from zephyr_jax.train.evaluate import make_evaluation
-from zephyr_jax.train.step import Objective
 from zephyr_jax.verbs.models import EvaluateConfig
 
 
@@ -50,7 +47,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     if pairs and config.reference:
         identity = table_identity(config, source, tokenizer, lambda: weights_fingerprint(parameters))
         sums = reference_sums(open_path(config.reference), identity, examples)
-    objective = _objective(config, model, plan, pairs)
+    dpo = config.dpo if pairs else None
+    objective = make_objective(model, dpo, plan.examples_per_row, config.model.logprob_chunk)
     batches = BatchSource(examples, plan, local_rows(rules, config.rows), sums)
     values = make_evaluation(objective, lambda: (place_batch(rules, batch, config.rows) for batch in iterate(batches)))(
         parameters
@@ -60,13 +58,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     if config.output and jax.process_index() == 0:
         write_whole(config.output, json.dumps({**values, "examples": len(examples)}, indent=2) + "\n")
     return values
-
-
-def _objective(config: EvaluateConfig, model: AbstractModel, plan: Plan, pairs: bool) -> Objective:
-    chunk = config.model.logprob_chunk
-    if pairs:
-        return dpo_objective(model.definition, config.dpo, 2 * plan.examples_per_row, chunk)
-    return sft_objective(model.definition, plan.examples_per_row, chunk)
 
 
 def table_identity(

@@ -43,7 +43,7 @@ def generate(config: GenerateConfig) -> list[Answer]:
     conversations = _conversations(config)
     prompts = _encode(config, found.tokenizer, conversations)
     _check_lengths(prompts, config.max_new_tokens, found.source)
-    journal = Journal(f"{config.output}.part", _header(config, prompts)) if config.output else None
+    journal = Journal(f"{config.output}.part", _header(config, found, prompts)) if config.output else None
     made = {line["index"]: line["tokens"] for line in journal.lines} if journal else {}
     missing = [index for index in range(len(prompts)) if index not in made]
     if missing:
@@ -72,14 +72,13 @@ def _requests(
     }
 
 
-def _header(config: GenerateConfig, prompts: list[np.ndarray]) -> dict[str, Any]:
+def _header(config: GenerateConfig, found: Found, prompts: list[np.ndarray]) -> dict[str, Any]:
     """What answers depend on, in few words."""
     digest = blake2b(digest_size=16)
     for prompt in prompts:
         digest.update(prompt.tobytes() + b"|")
-    model = {"path": config.model.path, "compute_dtype": config.model.compute_dtype}
     how = {name: getattr(config, name) for name in ("max_new_tokens", "temperature", "top_p", "top_k", "seed")}
-    return {"model": model, **how, "prompts": digest.hexdigest()}
+    return {**found.identity, **how, "prompts": digest.hexdigest()}
 
 
 def _conversations(config: GenerateConfig) -> list[list[Message]]:

@@ -3,14 +3,13 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import PurePath
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
@@ -33,7 +32,7 @@ from zephyr_jax.evaluation.mt_bench import (
 )
 from zephyr_jax.evaluation.radar import radar
 from zephyr_jax.generation.engine import Engine, Request
-from zephyr_jax.recipes.speaker import Found, find_speaker
+from zephyr_jax.recipes.speaker import Found, find_speaker, fitted, say_cut
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.files import Path, check_can_be_made, open_path, write_whole
 from zephyr_jax.storage.journal import Journal
@@ -52,18 +51,18 @@ def mt_bench(config: MtBenchConfig) -> Scores | None:
     config.check()
     out = open_path(config.output)
     check_can_be_made(out)
-    bench = open_bench(config.questions)
-    bench = Bench(bench.questions[: config.limit], bench.prompts, bench.references)
+    every = open_bench(config.questions)
+    bench = replace(every, questions=every.questions[: config.limit])
     name = config.name or PurePath(config.model.path).name
     out.mkdir(parents=True, exist_ok=True)
     judge = _open_judge(config, out) if config.judge else None
-    answers = _answers(config, bench, out)
+    answers = _answers(config, every, bench.questions, out)
     _write_rows(out / "model_answer" / f"{name}.jsonl", _answer_rows(bench, name, answers))
     if judge is None:
         return None
     judgments = _judge(bench, answers, judge, config.judge_tokens)
     rows = [judgment_row(each, name, time.time()) for each in judgments]
-    _write_rows(out / "model_judgment" / f"{judge.model}_single.jsonl", rows)
+    _write_rows(out / "model_judgment" / f"{judge.model.replace('/', '_')}_single.jsonl", rows)
     scores = scores_of(bench, [(each.question, each.turn, each.score) for each in judgments])
     write_whole(
         out / f"{name}.json", json.dumps({"model": name, "judge": judge.model, **asdict(scores)}, indent=2) + "\n"
@@ -112,28 +111,25 @@ def _answer_rows(bench: Bench, name: str, answers: Answers) -> list[dict[str, An
     ]
 
 
-def _answers(config: MtBenchConfig, bench: Bench, out: Path) -> Answers:
-    """The model's answers; those in the journal as they are."""
+def _answers(config: MtBenchConfig, bench: Bench, asked: Sequence[Question], out: Path) -> Answers:
+    """The model's answers to the questions asked; those in the journal as they are."""
+    found = find_speaker("evaluate mt-bench", config.model, config.mesh, config.rows)
+    tokenizer = found.chat_tokenizer(config.template)
     header = {
-        "model": config.model.path,
-        "template": config.template,
-        "compute_dtype": config.model.compute_dtype,
-        "max_new_tokens": config.max_new_tokens,
-        "seed": config.seed,
-    }
+        **found.identity, "tokenizer": tokenizer.fingerprint, "max_new_tokens": config.max_new_tokens, "seed": config.seed,
+        "questions": blake2b(repr(bench.questions).encode(), digest_size=16).hexdigest(),
+    }  # fmt: skip
     journal = Journal(out / "answers.journal", header)
     answers: Answers = {line["question"]: line["turns"] for line in journal.lines}
-    missing = [question for question in bench.questions if question.number not in answers]
+    missing = [question for question in asked if question.number not in answers]
     if missing:
-        found = find_speaker("evaluate mt-bench", config.model, config.mesh, config.rows)
-        writer = _Writer(config, found, found.chat_tokenizer(config.template))
+        writer = _Writer(config, found, tokenizer)
         with _bar("answers", len(missing)) as advance:
             for done, (question, turns) in enumerate(writer.write(missing), 1):
                 answers[question.number] = turns
                 journal.add({"question": question.number, "turns": turns})
                 advance(done)
-        if writer.cut:
-            print(f"{writer.cut} prompts were longer than the context and lost their beginnings", file=sys.stderr)
+        say_cut(writer.cut)
     journal.close()
     return answers
 
@@ -181,12 +177,9 @@ class _Writer:
             messages.append({"role": "user", "content": turn})
             if place < len(said):
                 messages.append({"role": "assistant", "content": said[place]})
-        prompt = self.tokenizer.prompt(messages)
-        room = context - min(self.config.max_new_tokens, context // 2)
-        if len(prompt) > room:
-            prompt = np.concatenate([prompt[:1], prompt[len(prompt) - room + 1 :]])
-            self.cut += 1
-        most = min(self.config.max_new_tokens, context - len(prompt))
+        whole = self.tokenizer.prompt(messages)
+        prompt, most = fitted(whole, self.config.max_new_tokens, context)
+        self.cut += len(prompt) < len(whole)
         seed = (self.config.seed, question.number, len(said))
         return engine.submit(Request(prompt, most, self.found.stops, temperature_of(question), seed=seed))
 

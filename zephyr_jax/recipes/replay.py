@@ -15,15 +15,15 @@ from zephyr_jax.checkpoint.steps import FOLDER, steps_in
 from zephyr_jax.data.batch_file import read_batch
 from zephyr_jax.data.loader import Batch
 from zephyr_jax.errors import InputError, listing
-from zephyr_jax.objective.dpo import LOSSES, dpo_objective, log_ratio
+from zephyr_jax.objective.dpo import LOSSES, log_ratio
 from zephyr_jax.objective.logprob import Parameters, sequence_logprob
-from zephyr_jax.objective.sft import sft_objective
 from zephyr_jax.parallel.hosts import require_alone
 from zephyr_jax.parallel.place import place_batch
 from zephyr_jax.parallel.rules import open_rules
+from zephyr_jax.recipes.run import make_objective
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.files import Path, open_path
-from zephyr_jax.train.step import Objective, accumulate
+from zephyr_jax.train.step import accumulate
 from zephyr_jax.verbs.training import DpoConfig, ReplayConfig, SftConfig
 
 _MOST_LINES = 20
@@ -74,7 +74,8 @@ def replay(config: ReplayConfig) -> Replayed:
     rows = token_rows(batch).tokens.shape[1]
     rules.check_divides("batch", rows, "rows of the batch")
     placed = place_batch(rules, batch, rows)
-    objective = _objective(settings, model, facts["examples_per_row"])
+    dpo = settings.dpo if isinstance(settings, DpoConfig) else None
+    objective = make_objective(model, dpo, facts["examples_per_row"], settings.model.logprob_chunk)
     totals, metrics = jax.jit(lambda weights, batch: accumulate(objective, weights, batch, model.shardings))(
         parameters, placed
     )
@@ -111,13 +112,6 @@ def _step(run: Path, sick: int, asked: int | None) -> int:
     if asked is not None and asked not in steps:
         raise InputError(f"{run} has no step {asked}; it has {listing(steps)} (0: the weights it started from).")
     return max(step for step in steps if step < sick) if asked is None else asked
-
-
-def _objective(settings: SftConfig, model: AbstractModel, examples: int) -> Objective:
-    chunk = settings.model.logprob_chunk
-    if isinstance(settings, DpoConfig):
-        return dpo_objective(model.definition, settings.dpo, 2 * examples, chunk)
-    return sft_objective(model.definition, examples, chunk)
 
 
 def _examples(

@@ -8,18 +8,21 @@ import numpy as np
 
 from zephyr_jax import startup
 from zephyr_jax.card import differences, to_dict
-from zephyr_jax.checkpoint.source import ModelSource, check_vocabulary, find_model
+from zephyr_jax.checkpoint.source import AbstractModel, ModelSource, check_vocabulary, find_model
 from zephyr_jax.checkpoint.steps import FOLDER, DamagedStepError, read_progress, steps_in
-from zephyr_jax.config import DataOptions
+from zephyr_jax.config import DataOptions, DpoOptions
 from zephyr_jax.data.chat import load_template
 from zephyr_jax.data.examples import Examples
 from zephyr_jax.data.pack import Plan, plan_evaluation, plan_training
 from zephyr_jax.data.tokens import ChatTokenizer, load_tokenizer
 from zephyr_jax.errors import InputError
+from zephyr_jax.objective.dpo import dpo_objective
+from zephyr_jax.objective.sft import sft_objective
 from zephyr_jax.parallel.hosts import wait_for_all
 from zephyr_jax.parallel.programs import Compilations
 from zephyr_jax.parallel.rules import Rules, open_rules
 from zephyr_jax.storage.files import Path, check_can_be_made, open_path
+from zephyr_jax.train.step import Objective
 from zephyr_jax.verbs.training import SftConfig
 
 _MAY_CHANGE = (
@@ -150,6 +153,13 @@ def align(training: Split, evaluation: Split | None) -> tuple[Split, Split | Non
     most = max(training.plan.examples_per_row, evaluation.plan.examples_per_row)
     first, second = (replace(each, plan=replace(each.plan, examples_per_row=most)) for each in (training, evaluation))
     return first, second
+
+
+def make_objective(model: AbstractModel, dpo: DpoOptions | None, examples_per_row: int, chunk: int) -> Objective:
+    """The loss over pairs, or over conversations where there are no options for pairs."""
+    if dpo is not None:
+        return dpo_objective(model.definition, dpo, 2 * examples_per_row, chunk)
+    return sft_objective(model.definition, examples_per_row, chunk)
 
 
 def data_identity(examples: Examples) -> str:

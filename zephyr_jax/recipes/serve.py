@@ -1,6 +1,5 @@
 """`zephyr-jax serve`: a model behind an OpenAI-compatible server on this machine."""
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import PurePath
@@ -13,6 +12,7 @@ from zephyr_jax.recipes.speaker import find_speaker
 from zephyr_jax.serving.app import Served, make_app
 from zephyr_jax.serving.desk import Desk
 from zephyr_jax.storage.cloud import explained
+from zephyr_jax.storage.secret import secret
 from zephyr_jax.verbs.models import ServeConfig
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -22,7 +22,7 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 def open_server(config: ServeConfig) -> Served:
     """Load the model and start its engine. Raises InputError."""
     config.check()
-    key = _key(config.api_key_variable)
+    key = secret(config.api_key_variable, "api_key_variable")
     found = find_speaker("serve", config.model, config.mesh, config.rows)
     context = found.context(config.context)
     desk = Desk(found.engine(context), config.waiting)
@@ -64,15 +64,3 @@ def _say(name: str) -> Callable[..., None]:
             print(f"serving `{name}` at {address}/v1 (Ctrl-C ends it)", file=sys.stderr, flush=True)
 
     return say
-
-
-def _key(variable: str | None) -> str | None:
-    """The key in an environment variable. Raises InputError where it is asked for and not there."""
-    if variable is None:
-        return None
-    key = os.environ.get(variable)
-    if not key:
-        raise InputError(
-            f"api_key_variable is {variable!r}, and the environment has no such variable. Set it to the key."
-        )
-    return key

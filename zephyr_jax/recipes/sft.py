@@ -4,7 +4,6 @@ from functools import partial
 
 from zephyr_jax.checkpoint.source import abstract_of, load_weights
 from zephyr_jax.data.examples import load_conversations
-from zephyr_jax.objective.sft import sft_objective
 from zephyr_jax.recipes import run as runs
 from zephyr_jax.recipes.training import fit
 from zephyr_jax.storage.cloud import explained
@@ -23,7 +22,7 @@ def sft(config: SftConfig) -> Path:
 
     model = abstract_of(run.source.shape, config.model, run.rules)
     load = partial(load_weights, run.source, model)
-    objective = sft_objective(model.definition, training.plan.examples_per_row, config.model.logprob_chunk)
+    objective = runs.make_objective(model, None, training.plan.examples_per_row, config.model.logprob_chunk)
     identity = {"tokenizer": run.tokenizer.fingerprint, "data": runs.data_identity(examples)}
     fit(config, run, model, load, objective, training, evaluation, identity)
     return run.folder

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import jax
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from zephyr_jax.checkpoint.huggingface import read_json
+from zephyr_jax.checkpoint.known import weights_state
 from zephyr_jax.checkpoint.source import ModelSource, abstract_of, check_vocabulary, find_model, load_weights
 from zephyr_jax.config import MeshOptions, ModelOptions
 from zephyr_jax.data.chat import load_template
@@ -39,6 +41,15 @@ class Found:
         model = abstract_of(self.source.shape, self.options, self.rules)
         return Engine(model, load_weights(self.source, model), self.rules, rows=self.rows, context=context)
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What tells this model's answers from another's, for journals."""
+        return {
+            "model": self.source.asked,
+            "weights": weights_state(self.source),
+            "compute_dtype": self.options.compute_dtype,
+        }
+
     def chat_tokenizer(self, template: str | None) -> ChatTokenizer:
         """Conversations to tokens by the template named, or by the checkpoint's own, or Zephyr's. Raises InputError."""
         name = template or ("tokenizer" if self.tokenizer.chat_template else "zephyr")
@@ -54,6 +65,21 @@ class Found:
     def context(self, asked: int | None = None) -> int:
         """Tokens of prompt and answer: as asked, or 4,096, but never more positions than the model has."""
         return min(asked or _CONTEXT, self.source.shape.max_positions or asked or _CONTEXT)
+
+
+def fitted(prompt: np.ndarray, most: int, context: int) -> tuple[np.ndarray, int]:
+    """A prompt and how many tokens to make, so that both fit: up to half of the context is kept for the answer, and a longer
+    prompt loses what comes after its first token."""
+    room = context - min(most, context // 2)
+    if len(prompt) > room:
+        prompt = np.concatenate([prompt[:1], prompt[len(prompt) - room + 1 :]])
+    return prompt, min(most, context - len(prompt))
+
+
+def say_cut(cut: int) -> None:
+    """Tell that prompts were cut, where any was."""
+    if cut:
+        print(f"{cut:,} prompts were longer than the context and lost their beginnings", file=sys.stderr)
 
 
 def answers(engine: Engine, requests: Mapping[int, Request]) -> Iterator[tuple[int, list[int]]]:

@@ -166,9 +166,7 @@ class _Server:
                 texts = self._texts(asked, each)
                 stack.push_async_callback(texts.aclose)
                 async for text, end, count in texts:
-                    if (
-                        not response.prepared
-                    ):  # not before the engine has taken the request: a refusal has its own status
+                    if not response.prepared:  # only now: a refusal would have a status of its own
                         await response.prepare(request)
                         await _send(response, reply.chunk(index, {"role": "assistant", "content": ""}))
                     made += count

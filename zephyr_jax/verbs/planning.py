@@ -31,11 +31,6 @@ class PlanConfig(DpoConfig):
         check_optimizer(self.optimizer, self.schedule, self.model)
         check_dpo(self.dpo)
         check_positive(slices=self.slices)
-        if self.planned_step == "generate" and self.data.max_prompt_length >= self.data.row_length:
-            refuse(
-                f"data.max_prompt_length is {self.data.max_prompt_length}, data.row_length {self.data.row_length}.",
-                "The prompt must leave room for an answer: lower data.max_prompt_length.",
-            )
         if self.fit and self.planned_step not in ("sft", "dpo"):
             refuse(f"`fit` is on for the {self.planned_step} step.", "It searches training steps: plan sft or dpo.")
 
