@@ -8,13 +8,25 @@ import numpy as np
 import pytest
 
 from tests.models import Loaded, load, packed_rows, random_segments
-from zephyr_jax.batch import PairBatch
-from zephyr_jax.config import DpoOptions, HealthOptions, OptimizerOptions
+from zephyr_jax.batch import PairBatch, empty_rows
+from zephyr_jax.checkpoint.source import abstract_of
+from zephyr_jax.config import (
+    DpoOptions,
+    HealthOptions,
+    MeshOptions,
+    ModelOptions,
+    OptimizerOptions,
+    PairHealthOptions,
+)
 from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.sft import sft_objective
+from zephyr_jax.parallel.mesh import make_mesh
+from zephyr_jax.parallel.rules import Rules
+from zephyr_jax.recipes.plan import MISTRAL_7B
+from zephyr_jax.recipes.run import make_objective
 from zephyr_jax.train.health import Limits
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
-from zephyr_jax.train.state import initial_state, state_shardings
+from zephyr_jax.train.state import abstract_state, initial_state, state_shardings
 from zephyr_jax.train.step import accumulate, make_step
 
 NO_LIMITS = Limits(np.float32(np.inf), np.bool_(False))
@@ -109,6 +121,28 @@ def test_one_step_moves_state_and_gives_buffers_away(gqa: Loaded) -> None:
         rates.append(float(metrics["learning_rate"].value))
         assert float(metrics["grad_norm"].value) > 0
     assert rates == [0.0, pytest.approx(5e-3)]
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_step_of_seven_billion_weights_can_be_traced(pairs: bool) -> None:
+    """Mistral-7B's sizes, abstractly: counts of more than 32 bits, shapes and dtypes hold together; nothing is computed."""
+    rules = Rules(make_mesh(MeshOptions(fsdp=4, tensor=2), jax.devices()))
+    model = abstract_of(MISTRAL_7B, ModelOptions(path="none"), rules)
+    options = OptimizerOptions(gradient_dtype="bfloat16", first_moment_dtype="bfloat16")
+    optimizer = make_optimizer(options, 100)
+    shardings = state_shardings(model.parameters, model.shardings, optimizer, rules)
+    objective = make_objective(model, DpoOptions() if pairs else None, 2, 256)
+    health = PairHealthOptions() if pairs else HealthOptions()
+    step = make_step(objective, optimizer, learning_rate(options, 100), shardings, health, "bfloat16")
+    rows = jax.tree.map(lambda leaf: np.zeros((2, 8, 2048), leaf.dtype), empty_rows(8, 2048))
+    batch = PairBatch(rows, np.zeros((2, 8, 4), np.float32), np.zeros((2, 8, 2), bool)) if pairs else rows
+    state = abstract_state(model.parameters, optimizer, shardings)
+    after, metrics, signs = jax.eval_shape(step, state, batch, NO_LIMITS)
+    assert sum(leaf.size for leaf in jax.tree.leaves(after.parameters)) > 2**31
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), state
+    )
+    assert signs.changed.dtype == metrics["loss"].sum.dtype == jnp.float32
 
 
 def test_four_conversations_are_learnt_by_heart(golden: Path) -> None:

@@ -64,7 +64,8 @@ def make_step(
 def _differ(one: Parameters, other: Parameters) -> Array:
     """The share of weights that are not the same."""
     counts = jax.tree.map(lambda x, y: jnp.sum(x != y, dtype=jnp.float32), one, other)
-    return jax.tree.reduce(jnp.add, counts) / sum(leaf.size for leaf in jax.tree.leaves(one))
+    size = float(sum(leaf.size for leaf in jax.tree.leaves(one)))  # more than 32 bits hold, from 2.1 billion weights on
+    return jax.tree.reduce(jnp.add, counts) / size
 
 
 def accumulate(
