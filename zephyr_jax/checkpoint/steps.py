@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 
 from zephyr_jax.checkpoint.identity import weights_fingerprint
 from zephyr_jax.errors import InputError, listing
-from zephyr_jax.storage.cloud import hush_closed_loops, out_of_reach
+from zephyr_jax.storage.cloud import hush_given_up_reads, out_of_reach
 from zephyr_jax.storage.files import Path, absolute, move_folder, names_in, patience
 
 FOLDER = "checkpoints"
@@ -117,4 +117,4 @@ def hush() -> None:
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     for name in ("absl", "asyncio", "concurrent.futures"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    hush_closed_loops()
+    hush_given_up_reads()

@@ -1,5 +1,6 @@
 """Cloud Storage: its client, its refusals as InputError, and a word now and then while it keeps us waiting."""
 
+import inspect
 import logging
 import os
 import re
@@ -88,16 +89,17 @@ def _hush() -> None:
             in_threads(what)
 
     threading.excepthook = thread
-    hush_closed_loops()
+    hush_given_up_reads()
 
 
 @cache
-def hush_closed_loops() -> None:
-    """No word of answers to orbax, which has given up already."""
+def hush_given_up_reads() -> None:
+    """No word of orbax's reads that it has given up: neither of late answers to them nor when they are cleared away."""
     in_callbacks = sys.unraisablehook
 
     def callback(what: Any) -> None:
-        if str(what.exc_value) != "Event loop is closed":
+        of_orbax = inspect.iscoroutine(what.object) and "orbax" in what.object.cr_code.co_filename
+        if not of_orbax and str(what.exc_value) != "Event loop is closed":
             in_callbacks(what)
 
     sys.unraisablehook = callback
