@@ -78,8 +78,8 @@ def test_help_with_a_card_shows_the_values_of_the_card(
 
 
 def test_help_starts_no_device() -> None:
-    """Law: the command line imports no jax and no recipe until a verb runs, so that it answers at once."""
-    code = "import sys; from zephyr_jax.cli import main; main([]); sys.exit('jax' in sys.modules)"
+    """Law: the command line imports no jax, no openai and no recipe until a verb runs, and so answers at once."""
+    code = "import sys; from zephyr_jax.cli import main; main([]); sys.exit(bool({'jax', 'openai'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 

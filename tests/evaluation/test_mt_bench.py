@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.evaluation.endpoints import judge_at
+from tests.generation.endpoints import judge_at
 from zephyr_jax.cli import main
 from zephyr_jax.errors import InputError
 from zephyr_jax.evaluation.mt_bench import (

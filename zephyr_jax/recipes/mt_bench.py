@@ -15,7 +15,6 @@ from rich.progress import Progress
 
 from zephyr_jax.data.chat import Message
 from zephyr_jax.data.tokens import ChatTokenizer
-from zephyr_jax.evaluation.endpoint import Ask, Endpoint
 from zephyr_jax.evaluation.mt_bench import (
     UNRATED,
     Bench,
@@ -31,6 +30,7 @@ from zephyr_jax.evaluation.mt_bench import (
     temperature_of,
 )
 from zephyr_jax.evaluation.radar import radar
+from zephyr_jax.generation.endpoint import Ask, Endpoint
 from zephyr_jax.generation.engine import Engine, Request
 from zephyr_jax.recipes.speaker import Found, find_speaker, fitted, say_cut
 from zephyr_jax.storage.cloud import explained

@@ -4,12 +4,29 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
 
-type Reply = Callable[[dict[str, Any], int], tuple[int, str]]
-"""(body of the request, its number) -> status and text."""
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request gets: text in the usual frame, or an error, or bytes of any kind, or half of them."""
+
+    status: int = 200
+    text: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    raw: str | None = None
+    """Instead of the usual frame."""
+    wait: float = 0.0
+    """Seconds of silence before."""
+    cut: bool = False
+    """The connection ends in the middle of the body."""
+
+
+type Reply = Callable[[dict[str, Any], int], Answer | tuple[int, str]]
+"""(body of the request, its number) -> what it gets; a pair is status and text."""
 
 
 @contextmanager
@@ -21,11 +38,21 @@ def judge_at(reply: Reply) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
     async def chat(request: web.Request) -> web.Response:
         asked.append({**await request.json(), "key": request.headers.get("Authorization")})
-        status, text = reply(asked[-1], len(asked))
-        if status != 200:
-            return web.json_response({"error": {"message": text}}, status=status)
-        message = {"choices": [{"message": {"role": "assistant", "content": text}}]}
-        return web.json_response({**message, "usage": {"prompt_tokens": 100, "completion_tokens": 10}})
+        given = reply(asked[-1], len(asked))
+        answer = given if isinstance(given, Answer) else Answer(*given)
+        await asyncio.sleep(answer.wait)
+        if answer.cut:
+            assert request.transport
+            request.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{")
+            request.transport.close()
+        if answer.raw is not None:
+            return web.Response(status=answer.status, text=answer.raw, headers=answer.headers)
+        if answer.status != 200:
+            error = {"error": {"message": answer.text}}
+            return web.json_response(error, status=answer.status, headers=answer.headers)
+        choice = {"message": {"role": "assistant", "content": answer.text}, "finish_reason": "stop"}
+        content = {"choices": [choice], "usage": {"prompt_tokens": 100, "completion_tokens": 10}}
+        return web.json_response(content, headers=answer.headers)
 
     async def models(_: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": "wise"}]})

@@ -1,0 +1,227 @@
+"""A model behind an OpenAI-compatible address: asked politely, within limits, and never twice for the same.
+
+Every reply is written down before it is used; a request that was answered once is not sent again, in this run or the next.
+"""
+
+import asyncio
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+from zephyr_jax.config import EndpointOptions
+from zephyr_jax.data.chat import Message
+from zephyr_jax.errors import InputError, shown
+from zephyr_jax.generation.budget import Budget, Tokens
+from zephyr_jax.generation.line import Line, Trouble, check_address
+from zephyr_jax.storage.journal import Journal
+from zephyr_jax.storage.secret import secret
+
+_LONGEST_PAUSE = 60.0
+_FRAME = 64  # tokens that a chat template may add to a request, and for each message again an eighth of that
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request."""
+
+    messages: tuple[Message, ...]
+    temperature: float
+    max_tokens: int
+    top_p: float = 1.0
+    seed: int | None = None
+    top_logprobs: int = 0
+    """Also ask for the log-probs of so many candidates for each token."""
+
+    def body(self, model: str) -> dict[str, Any]:
+        """As the endpoint wants it."""
+        settings: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        settings |= {"top_p": self.top_p} if self.top_p != 1 else {}
+        settings |= {"seed": self.seed} if self.seed is not None else {}
+        settings |= {"logprobs": True, "top_logprobs": self.top_logprobs} if self.top_logprobs else {}
+        return {"model": model, "messages": list(self.messages), **settings}
+
+    @property
+    def most(self) -> Tokens:
+        """The most that it can take: no token is shorter than a byte."""
+        letters = sum(len(message["content"].encode(errors="replace")) for message in self.messages)
+        return Tokens(letters + _FRAME + len(self.messages) * _FRAME // 8, self.max_tokens)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What came back: text, or why there is none."""
+
+    text: str
+    refusal: str = ""
+    cut: bool = False
+    """Whether it stopped at its longest, not at an end of its own."""
+    first_token: dict[str, float] = field(default_factory=dict)
+    """Candidates for the first token -> their log-probs, where they were asked for and given."""
+
+
+class Endpoint:
+    """Asks one model. Raises InputError when it cannot be reached at all, or when the next request may pass a limit."""
+
+    def __init__(self, url: str, options: EndpointOptions, journal: Journal):
+        check_address(url)
+        self._url, self._options, self._journal = url.rstrip("/"), options, journal
+        self._known = {line["request"]: line for line in journal.lines if not line.get("lost")}
+        self._key = secret(options.key_variable, "endpoint.key_variable")
+        self._budget = Budget(options)
+        for line in journal.lines:
+            self._budget.spend(_tokens_of(line), bool(line.get("lost")))
+        self.model = options.model or asyncio.run(self._only_model())
+
+    def ask_all(self, asks: Sequence[Ask], done: Callable[[int], None] = lambda _: None) -> list[Said]:
+        """All replies, in order; `done` is told how many there are so far. Whatever ends this, what came is written down."""
+        try:
+            return asyncio.run(self._ask_all(asks, done))
+        finally:
+            self._journal.close()
+
+    def missing(self, asks: Sequence[Ask]) -> list[Ask]:
+        """Those that have no reply yet, each once."""
+        named = {self._name(ask): ask for ask in asks}
+        return [ask for name, ask in named.items() if name not in self._known]
+
+    def spent(self) -> str:
+        """Tokens, and money where prices are known, in words."""
+        return self._budget.spent()
+
+    async def _ask_all(self, asks: Sequence[Ask], done: Callable[[int], None]) -> list[Said]:
+        names = [self._name(ask) for ask in asks]
+        times, said, failed = Counter(names), dict[str, Said](), list[Exception]()
+        waiting = iter(dict(zip(names, asks, strict=True)).items())
+        changed = asyncio.Condition()
+
+        async def work(line: Line) -> None:
+            """Ask for one after the other; what is under way when another fails is still waited for, as it is paid for."""
+            for name, ask in _until(waiting, lambda: bool(failed)):
+                try:
+                    said[name] = await self._ask(line, changed, name, ask)
+                except Exception as error:  # a full disk, say; it is raised below, when nobody is under way any more
+                    failed.append(error)
+                    return
+                done(sum(times[each] for each in said))
+
+        async with Line(self._url, self._options, self._key) as line, asyncio.TaskGroup() as group:
+            for _ in range(min(self._options.concurrency, len(times))):
+                group.create_task(work(line))
+        if failed:
+            raise failed[0]
+        return [said[name] for name in names]
+
+    async def _ask(self, line: Line, changed: asyncio.Condition, name: str, ask: Ask) -> Said:
+        """The reply, known or after some patience. Raises InputError where no request can be answered."""
+        if name in self._known:
+            return _said(self._known[name])
+        body, trouble = ask.body(self.model), Trouble("")
+        for attempt in range(self._options.retries + 1):
+            if attempt:
+                await asyncio.sleep(min(self._options.pause * 2 ** (attempt - 1), _LONGEST_PAUSE))
+            held, used = await self._held(changed, ask.most), Tokens()
+            try:
+                self._known[name] = _line_of(name, await line.chat(body), held)
+                used = _tokens_of(self._known[name])
+                self._journal.add(self._known[name])
+                return _said(self._known[name])
+            except Trouble as this:
+                trouble, used = this, held if this.lost else Tokens()
+                if this.lost:
+                    self._journal.add({"lost": True, "prompt_tokens": held.there, "completion_tokens": held.back})
+                if not this.again:
+                    break
+            finally:
+                self._budget.settle(held, used, lost=trouble.lost and name not in self._known)
+                async with changed:
+                    changed.notify_all()
+        if trouble.alone:
+            return Said("", str(trouble))
+        raise InputError(
+            f"{self._url} does not answer: {trouble}. Check the address, the key and the model's name; what was answered "
+            "before is kept, and the same command goes on."
+        )
+
+    async def _held(self, changed: asyncio.Condition, most: Tokens) -> Tokens:
+        """What a request may take, held back; waits for room while others are under way. Raises InputError."""
+        async with changed:
+            while (held := self._budget.hold(most)) is None:
+                if not self._budget.under_way:
+                    raise self._budget.exhausted(most)
+                await changed.wait()
+        return held
+
+    async def _only_model(self) -> str:
+        try:
+            async with Line(self._url, self._options, self._key) as line:
+                names = await line.models()
+        except Trouble as trouble:
+            raise InputError(
+                f"{self._url} cannot be reached: {trouble}. Check the address (it ends in /v1) and the key."
+            ) from trouble
+        if len(names) != 1:
+            raise InputError(f"{self._url} serves {len(names)} models ({shown(names)}). Name one of them.")
+        return names[0]
+
+    def _name(self, ask: Ask) -> str:
+        body = json.dumps([self._url, ask.body(self.model)], sort_keys=True)
+        return blake2b(body.encode(), digest_size=16).hexdigest()
+
+
+def _until[T](items: Iterator[T], stopped: Callable[[], bool]) -> Iterator[T]:
+    """Items of an iterator that others take from, too."""
+    while not stopped():
+        try:
+            yield next(items)
+        except StopIteration:
+            return
+
+
+def _line_of(name: str, reply: dict[str, Any], held: Tokens) -> dict[str, Any]:
+    """A reply as the journal keeps it; one that counts no tokens has taken all that it could. Raises Trouble."""
+    try:
+        choice = reply["choices"][0]
+        content = choice["message"]["content"]
+    except (KeyError, IndexError, TypeError) as error:
+        raise Trouble(f"a reply without a message: {shown(reply)}", again=True, alone=True, lost=True) from error
+    usage: dict[str, Any] = found if isinstance(found := reply.get("usage"), dict) else {}
+    line = {
+        "request": name,
+        "text": _unicode(content if isinstance(content, str) else ""),
+        "prompt_tokens": _count(usage.get("prompt_tokens"), held.there),
+        "completion_tokens": _count(usage.get("completion_tokens"), held.back),
+        "cut": choice.get("finish_reason") == "length",
+    }
+    first = _first_token(choice)
+    return {**line, "first_token": first} if first else line
+
+
+def _said(line: dict[str, Any]) -> Said:
+    return Said(line["text"], cut=bool(line.get("cut")), first_token=line.get("first_token", {}))
+
+
+def _tokens_of(line: dict[str, Any]) -> Tokens:
+    return Tokens(line["prompt_tokens"], line["completion_tokens"])
+
+
+def _count(value: Any, otherwise: int) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31 else otherwise
+
+
+def _first_token(choice: dict[str, Any]) -> dict[str, float]:
+    """Candidates and log-probs as they are given, the likelier where a text is there twice."""
+    try:
+        candidates = choice["logprobs"]["content"][0]["top_logprobs"]
+        pairs = [(_unicode(each["token"]), float(each["logprob"])) for each in candidates]
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        return {}
+    return dict(sorted(pair for pair in pairs if math.isfinite(pair[1])))
+
+
+def _unicode(text: str) -> str:
+    """The same without halves of surrogate pairs, which no file can hold."""
+    return text.encode(errors="replace").decode()

@@ -1,0 +1,134 @@
+"""One line to an OpenAI-compatible address, by the official client: a request at a time, and what its trouble means."""
+
+import asyncio
+import json
+from typing import Any
+from urllib.parse import urlsplit
+
+from zephyr_jax.config import EndpointOptions
+from zephyr_jax.errors import InputError, shown
+from zephyr_jax.generation.pace import wait_of
+
+_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
+_HOPELESS = (401, 402, 403, 404)
+_EARLY = (429, 503)
+_LONGEST_WISH = 600.0  # seconds; whoever wants a longer pause is asked another day
+_LARGEST = 32 * 2**20  # bytes of a reply; no model says so much
+
+
+class Trouble(Exception):
+    """A request was not answered. `again`: it may be yet; `alone`: others may be; `lost`: it may have cost something."""
+
+    def __init__(self, words: str, *, again: bool = False, alone: bool = False, lost: bool = False):
+        super().__init__(words)
+        self.again, self.alone, self.lost = again, alone, lost
+
+
+def check_address(url: str) -> None:
+    """Raise InputError unless this can be an address, and holds no secret: addresses are written down."""
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        sound = False
+    if not sound or any(letter.isspace() or not letter.isprintable() for letter in url):
+        raise InputError(
+            f"The address {shown(url)} is none: it needs http:// or https://, a host, and mostly /v1 at the end."
+        )
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise InputError(
+            f"The address of {parts.hostname} holds more than scheme, host and path. Addresses are written into files: put "
+            "the key into an environment variable and name that in key_variable."
+        )
+
+
+class Line:
+    """An open client; to be used as an async context, in one event loop."""
+
+    def __init__(self, url: str, options: EndpointOptions, key: str | None):
+        from openai import AsyncOpenAI, Omit
+
+        self._url, self._options, self._key = url, options, key
+        self._client = AsyncOpenAI(base_url=url, api_key=key or "none", max_retries=0, timeout=options.timeout)
+        self._headers = {} if key else {"Authorization": Omit()}
+        self._not_before = 0.0
+
+    async def __aenter__(self) -> "Line":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    async def chat(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The reply to one request, sent when the endpoint lets us. Raises Trouble."""
+        while (wait := self._not_before - _now()) > 0:
+            await asyncio.sleep(wait)
+        return await self._call(self._client.chat.completions.with_raw_response.create, **body)
+
+    async def models(self) -> list[str]:
+        """The models that are served. Raises Trouble."""
+        listed = (await self._call(self._client.models.with_raw_response.list)).get("data")
+        return [str(each.get("id")) for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+
+    async def _call(self, call: Any, **arguments: Any) -> dict[str, Any]:
+        from openai import APIConnectionError, APIStatusError, OpenAIError
+
+        try:
+            async with asyncio.timeout(self._options.timeout):
+                answer = (await call(**arguments, extra_headers=self._headers)).http_response
+        except APIStatusError as error:
+            raise self._refusal(error.response) from error
+        except (APIConnectionError, TimeoutError) as error:
+            cause = error.__cause__ or error
+            words = (
+                "no answer in time" if "Timeout" in type(cause).__name__ else f"{type(cause).__name__} {cause}".strip()
+            )
+            raise Trouble(
+                self._silent(words), again=True, lost=not type(cause).__name__.startswith("Connect")
+            ) from error
+        except (OpenAIError, ValueError, TypeError) as error:
+            raise Trouble(self._silent(f"{type(error).__name__} {error}")) from error
+        self._heed(wait_of(answer.headers, refused=False))
+        return self._parsed(answer.content)
+
+    def _refusal(self, answer: Any) -> Trouble:
+        status = answer.status_code
+        words = self._silent(f"{status} {_message_of(answer.text)}".strip())
+        wait = wait_of(answer.headers, refused=status in _EARLY)
+        if wait > _LONGEST_WISH:
+            return Trouble(f"{words}; it wants {wait:,.0f} seconds of pause")
+        self._heed(wait)
+        return Trouble(words, again=status in _AGAIN, alone=status not in (*_AGAIN, *_HOPELESS))
+
+    def _heed(self, wait: float) -> None:
+        """Let nobody send before the time that the endpoint named."""
+        self._not_before = max(self._not_before, _now() + min(wait, _LONGEST_WISH))
+
+    def _parsed(self, content: bytes) -> dict[str, Any]:
+        if len(content) > _LARGEST:
+            raise Trouble(f"a reply of {len(content):,} bytes", alone=True, lost=True)
+        text = self._silent(content.decode(errors="replace"))
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            words = f"it says {shown(text)}, which is no JSON object. Is it an OpenAI-compatible address?"
+            raise Trouble(words, again=True, lost=True)
+        return found
+
+    def _silent(self, text: str) -> str:
+        """The same without the key, which some servers repeat."""
+        return text.replace(self._key, "[key]") if self._key else text
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _message_of(content: str) -> str:
+    """The words of an error."""
+    try:
+        return str(json.loads(content)["error"]["message"])[:300]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return content.strip()[:200]
