@@ -5,8 +5,8 @@ from collections.abc import Generator
 
 from zephyr_jax.data.chat import BadRow, Message
 from zephyr_jax.generation.engine import Engine, Request
+from zephyr_jax.generation.text_stream import TextStream
 from zephyr_jax.recipes.speaker import Found, find_speaker
-from zephyr_jax.serving.text_stream import TextStream
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.verbs.models import ChatConfig
 

@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from zephyr_jax.data.chat import BadRow
 from zephyr_jax.data.tokens import ChatTokenizer
 from zephyr_jax.generation.engine import Request
+from zephyr_jax.generation.text_stream import TextStream
 from zephyr_jax.serving.desk import Desk
 from zephyr_jax.serving.protocol import ChatRequest, Refusal, Reply, parse_chat, usage_of
-from zephyr_jax.serving.text_stream import TextStream
 
 _LARGEST = 4 * 2**20  # bytes of a body
 type _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

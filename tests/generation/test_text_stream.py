@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from zephyr_jax.data.tokens import load_tokenizer
-from zephyr_jax.serving.text_stream import TextStream
+from zephyr_jax.generation.text_stream import TextStream
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=60) | st.sampled_from(
     ["naïve café 東京 🎉🎉 end", "  two  spaces  ", "\n\nlines\n", "👩‍👩‍👧 family"]
