@@ -96,7 +96,7 @@ def test_every_import_is_a_declared_dependency() -> None:
     declared |= {
         re.split(r"[<>=\[ ]", line)[0] for extra in project["optional-dependencies"].values() for line in extra
     }
-    names = {"yaml": "pyyaml", "orbax": "orbax-checkpoint", "huggingface_hub": "huggingface-hub"}
+    names = {"yaml": "pyyaml", "orbax": "orbax-checkpoint", "huggingface_hub": "huggingface-hub", "lm_eval": "lm-eval"}
     used = set()
     for path in files():
         for node in ast.walk(ast.parse(path.read_text())):

@@ -5,7 +5,7 @@ An example is one segment (a conversation) or two (chosen and rejected of a pair
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -108,6 +108,19 @@ def load_preferences(data: DataOptions, tokenizer: ChatTokenizer, path: str, spl
     _need_columns(rows, path, ["chosen", "rejected"])
     tokenise = partial(_preference, tokenizer, data.max_length, data.max_prompt_length)
     return _tokenise(rows, tokenise, 2, data, tokenizer, f"{path}:{split}")
+
+
+def examples_of(segments: Sequence[Segment]) -> Examples:
+    """Examples of one segment each, from tokens that are in memory."""
+    rows = [
+        {
+            "id": str(place), "problem": "", "cut": False, "tokens": segment.tokens,
+            "targets": segment.targets.astype(np.uint8), "lengths": [len(segment)], "keys": [segment.key],
+        }
+        for place, segment in enumerate(segments)
+    ]  # fmt: skip
+    table = Dataset.from_list(rows, features=_FEATURES).with_format("arrow")
+    return Examples(table, np.array([len(each) for each in segments], np.int64), 1, {}, [], np.arange(len(segments)))
 
 
 def _conversation(

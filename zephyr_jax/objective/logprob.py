@@ -42,14 +42,48 @@ def sequence_logprob(
     pass makes them again: neither direction ever holds [B, L, V].
     """
     model = nnx.merge(definition, parameters)
+    return _scored(model, model(batch.tokens, Where(batch.segments, batch.positions)), batch, segments, chunk)
+
+
+@partial(jax.jit, static_argnames=("definition", "segments", "chunk"))
+def sequence_logprob_and_greedy(
+    definition: nnx.GraphDef, parameters: Parameters, batch: TokenBatch, *, segments: int, chunk: int
+) -> tuple[SegmentLogProb, Array]:
+    """The same, and bool [B, S]: whether all targets of a segment are the likeliest tokens (true where it has none).
+
+    All columns meet the unembedding here, `chunk` of each row at a time.
+    """
+    model = nnx.merge(definition, parameters)
     hidden_BLD = model(batch.tokens, Where(batch.segments, batch.positions))
-    # Column t - 1 predicts token t: from here on, column l speaks of token l + 1, and the last column of none.
-    next_BL = jnp.roll(batch.tokens, -1, axis=1)
-    wanted_BL = jnp.roll(batch.targets, -1, axis=1).at[:, -1].set(False)
+    next_BL, _, member_BLS = _predicted(batch, segments)
+    unembedding_DV = model.unembedding_DV.astype(hidden_BLD.dtype)
+
+    def likeliest(hidden_BCD: Array) -> Array:
+        logits_BCV = jnp.einsum("bcd,dv->bcv", hidden_BCD, unembedding_DV, preferred_element_type=jnp.float32)
+        return jnp.argmax(logits_BCV, axis=-1).astype(jnp.int32)
+
+    B, L, D = hidden_BLD.shape
+    C = min(chunk, L)
+    hidden_ZBCD = jnp.pad(hidden_BLD, ((0, 0), (0, -L % C), (0, 0))).reshape(B, -1, C, D).swapaxes(0, 1)
+    best_BL = jax.lax.map(likeliest, hidden_ZBCD).swapaxes(0, 1).reshape(B, -1)[:, :L]
+    greedy_BS = jnp.all((best_BL == next_BL)[..., None] | ~member_BLS, axis=1)
+    return _scored(model, hidden_BLD, batch, segments, chunk), greedy_BS
+
+
+def _scored(model: Mistral, hidden_BLD: Array, batch: TokenBatch, segments: int, chunk: int) -> SegmentLogProb:
+    next_BL, wanted_BL, member_BLS = _predicted(batch, segments)
     logprob_BL = _logprob(model, hidden_BLD, next_BL, wanted_BL, chunk)
-    member_BLS = (batch.segments[..., None] == jnp.arange(1, segments + 1)) & wanted_BL[..., None]
     sum_BS = jnp.sum(jnp.where(member_BLS, logprob_BL[..., None], 0.0), axis=1)
     return SegmentLogProb(sum_BS, jnp.sum(member_BLS, axis=1, dtype=jnp.float32))
+
+
+def _predicted(batch: TokenBatch, segments: int) -> tuple[Array, Array, Array]:
+    """For each column of hidden states the token that it predicts, int32 [B, L], whether that is a target, and of which
+    segment, bool [B, L, S]: column t - 1 speaks of token t, and the last column of none."""
+    next_BL = jnp.roll(batch.tokens, -1, axis=1)
+    wanted_BL = jnp.roll(batch.targets, -1, axis=1).at[:, -1].set(False)
+    member_BLS = (batch.segments[..., None] == jnp.arange(1, segments + 1)) & wanted_BL[..., None]
+    return next_BL, wanted_BL, member_BLS
 
 
 def _logprob(model: Mistral, hidden_BLD: Array, next_BL: Array, wanted_BL: Array, chunk: int) -> Array:

@@ -13,7 +13,7 @@ from zephyr_jax.config import DataOptions
 from zephyr_jax.data.examples import Examples
 from zephyr_jax.data.loader import BatchSource, iterate
 from zephyr_jax.data.pack import plan_evaluation
-from zephyr_jax.objective.logprob import Parameters, sequence_logprob
+from zephyr_jax.objective.logprob import Parameters, sequence_logprob, sequence_logprob_and_greedy
 from zephyr_jax.parallel.place import local_part, local_rows, place_batch
 from zephyr_jax.parallel.rules import Rules
 from zephyr_jax.reference.table import ReferenceTable
@@ -28,15 +28,17 @@ class _Scored:
     examples: np.ndarray
     """int64 [n]: their places."""
     sums: np.ndarray
-    """float32 [n, 2]."""
+    """float32 [n, segments of an example]."""
     counts: np.ndarray
-    """int32 [n, 2]."""
+    """int32, as many."""
+    greedy: np.ndarray | None
+    """bool, as many: whether all targets are the likeliest tokens, where that is asked."""
     last: bool
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """What scores sequences: frozen weights on a mesh, `rows` rows of packed pairs in one forward."""
+    """What scores sequences: frozen weights on a mesh, `rows` rows of packed examples in one forward."""
 
     model: AbstractModel
     parameters: Parameters
@@ -45,28 +47,34 @@ class Scorer:
     rows: int
     chunk: int
     """Target tokens whose logits exist at one time."""
+    greedy: bool = False
+    """Also tell whether targets are the likeliest tokens."""
 
     def recompute(self, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
-        """Log-prob sums without any table: int64 [n] places and float32 [n, 2] sums of this process's rows."""
+        """Log-prob sums without any table: int64 [n] places and float32 sums of this process's rows."""
         batches = list(self.scored(examples, lambda done, total: None))
         return np.concatenate([each.examples for each in batches]), np.concatenate([each.sums for each in batches])
 
     def scored(self, examples: Examples, progress: Callable[[int, int], None]) -> Iterator[_Scored]:
         """All examples, batch by batch; `progress(done, total)` is called after each."""
         plan = plan_evaluation(examples.lengths, self.data, self.rows)
-        mine = local_rows(self.rules, self.rows)
+        mine, each = local_rows(self.rules, self.rows), examples.segments_each
         for index, batch in enumerate(iterate(BatchSource(examples, plan, mine))):
             placed = place_batch(self.rules, batch, self.rows)
             microbatch = jax.tree.map(lambda leaf: leaf[0], token_rows(placed))
-            found = sequence_logprob(
-                self.model.definition, self.parameters, microbatch, segments=2 * plan.examples_per_row, chunk=self.chunk
-            )
+            how = {"segments": each * plan.examples_per_row, "chunk": self.chunk}
+            what, best = (self.model.definition, self.parameters, microbatch), None
+            if self.greedy:
+                found, best = sequence_logprob_and_greedy(*what, **how)
+            else:
+                found = sequence_logprob(*what, **how)
             step = [*plan.steps[index], *[()] * (self.rows - len(plan.steps[index]))][mine]
             sums, counts = local_part(found.sum), local_part(found.number)
             places = np.array([place for row in step for place in row], np.int64)
-            held = np.array([2 * len(row) for row in step])[:, None] > np.arange(sums.shape[1])
+            held = np.array([each * len(row) for row in step])[:, None] > np.arange(sums.shape[1])
+            greedy = None if best is None else local_part(best)[held].reshape(-1, each)
             last = index + 1 == len(plan.steps)
-            yield _Scored(places, sums[held].reshape(-1, 2), counts[held].reshape(-1, 2), last)
+            yield _Scored(places, sums[held].reshape(-1, each), counts[held].reshape(-1, each), greedy, last)
             progress(index + 1, len(plan.steps))
 
 
