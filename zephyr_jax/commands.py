@@ -99,17 +99,26 @@ def _mt_bench() -> tuple[type, Callable[[Any, str], None]]:
 
 
 def _alpaca_eval() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.alpaca_eval import model_outputs, replay_annotations, table
+    from zephyr_jax.recipes.alpaca_eval import model_outputs
+    from zephyr_jax.recipes.alpaca_judge import judge_again, judge_outputs, replay_annotations, table
     from zephyr_jax.verbs.benchmarks import AlpacaEvalConfig
 
     def run(config: AlpacaEvalConfig, _: str) -> None:
+        config.check()
         if config.replay:
-            print(table(replay_annotations(config)))
+            print(judge_again(config).report() if config.judge else table(replay_annotations(config)))
             return
-        path = model_outputs(config)
-        print(f"{path}\nTo have them judged: pip install alpaca-eval && alpaca_eval --model_outputs {path}")
+        path = config.outputs or model_outputs(config)
+        print(table(judge_outputs(config, path)) if config.judge else f"{path}\nTo have them judged, name a --judge.")
 
     return AlpacaEvalConfig, run
+
+
+def _lm_eval() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.recipes.lm_eval import lm_eval
+    from zephyr_jax.verbs.benchmarks import LmEvalConfig
+
+    return LmEvalConfig, lambda config, _: print(lm_eval(config))
 
 
 def _table() -> tuple[type, Callable[[Any, str], None]]:
@@ -227,7 +236,8 @@ VERBS = {
     "evaluate": Verb("loss, or preference accuracy, of a checkpoint on a split", _evaluate),
     "evaluate preferences": Verb("accuracy, margins and calibration by source and length", _preferences),
     "evaluate mt-bench": Verb("MT-Bench: answers, a judge's ratings, FastChat's files", _mt_bench),
-    "evaluate alpaca-eval": Verb("outputs for AlpacaEval's judge, or the row of annotations", _alpaca_eval),
+    "evaluate alpaca-eval": Verb("AlpacaEval: outputs, a judge's verdicts, the row", _alpaca_eval),
+    "evaluate lm-eval": Verb("ARC, HellaSwag, MMLU, TruthfulQA and others, by lm-eval", _lm_eval),
     "evaluate table": Verb("the paper's tables with what was measured here", _table),
     "generate": Verb("answer prompts", _generate),
     "chat": Verb("talk to a model in the terminal", _chat),

@@ -63,7 +63,7 @@ def test_real_annotations_make_rows(shared: Path) -> None:
 def test_outputs_are_in_the_published_form(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One object for each instruction, in order; the command that judges them is told; a second run makes nothing anew."""
+    """One object for each instruction, in order; how to have them judged is told; a second run makes nothing anew."""
     rows = [{"dataset": "own", "instruction": f"Say {index}."} for index in range(5)]
     (tmp_path / "instructions.json").write_text(json.dumps(rows))
     words = (
@@ -72,7 +72,7 @@ def test_outputs_are_in_the_published_form(
     ).split()
     main(words)
     first = capsys.readouterr()
-    assert f"alpaca_eval --model_outputs {tmp_path}/out/tiny.json" in first.out
+    assert first.out == f"{tmp_path}/out/tiny.json\nTo have them judged, name a --judge.\n"
     assert "5 answers" in first.err
     found = json.loads((tmp_path / "out/tiny.json").read_text())
     assert [set(each) for each in found] == [{"dataset", "instruction", "output", "generator"}] * 5

@@ -7,7 +7,7 @@ probabilities weigh (version 2), and 1.5 (in old files 0) for a draw.
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +18,9 @@ from huggingface_hub import hf_hub_download
 
 from zephyr_jax.errors import InputError, shown
 
-_HUB, _FILE = "tatsu-lab/alpaca_eval", "alpaca_eval.json"
+_HUB = "tatsu-lab/alpaca_eval"
+_BASELINES = {1: "alpaca_eval.json", 2: "alpaca_eval_gpt4_baseline.json"}
+"""Instructions with the answers of text_davinci_003 (version 1) and of gpt4_1106_preview (version 2)."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Row:
     """Characters of an answer of the model."""
     length_controlled_winrate: float | None = None
     """What the win rate would be at the baseline's length; by the package `alpaca-eval`, where it is installed."""
+    lc_standard_error: float | None = None
+
+    def written(self) -> dict[str, Any]:
+        """The row as an object of JSON, in which NaN has no place."""
+        return {name: None if value != value else value for name, value in asdict(self).items()}
 
 
 def row_of(annotations: Sequence[dict[str, Any]]) -> Row:
@@ -63,15 +70,18 @@ def row_of(annotations: Sequence[dict[str, Any]]) -> Row:
     )
 
 
-def length_controlled(annotations: Sequence[dict[str, Any]]) -> tuple[float | None, str]:
-    """The length-controlled win rate in percent by the package that defines it, or None and why there is none."""
+def row_with_length_control(annotations: Sequence[dict[str, Any]]) -> tuple[Row, str]:
+    """The row, with a length-controlled win rate by the package that defines it, or why there is none. Raises InputError."""
+    row = row_of(annotations)
     if find_spec("alpaca_eval") is None:
-        return None, "the package alpaca-eval is not installed"
+        return row, "the package alpaca-eval is not installed"
     try:
-        found = import_module("alpaca_eval.metrics").get_length_controlled_winrate(list(annotations))
-        return float(found["length_controlled_winrate"]), ""
+        measure = import_module("alpaca_eval.metrics").get_length_controlled_winrate
+        found = measure(list(annotations), save_weights_dir=None)
     except Exception as error:  # it fetches its tables from the hub, and raises many kinds
-        return None, f"the package alpaca-eval says: {' '.join(str(error).split())[:200]}"
+        return row, f"the package alpaca-eval says: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    rate, deviation = float(found["length_controlled_winrate"]), float(found["lc_standard_error"])
+    return replace(row, length_controlled_winrate=rate, lc_standard_error=deviation), ""
 
 
 def read_list(path: str | Path, what: str) -> list[dict[str, Any]]:
@@ -94,17 +104,32 @@ def read_list(path: str | Path, what: str) -> list[dict[str, Any]]:
 
 def read_instructions(place: str | None) -> list[dict[str, Any]]:
     """The instructions, from a file or the hub. Raises InputError."""
-    if place is None:
-        try:
-            place = hf_hub_download(_HUB, _FILE, repo_type="dataset")
-        except Exception as error:  # the hub client raises many kinds; all mean: not to be had
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"AlpacaEval's instructions cannot be had from the hub: {reason} Name the file with them in `instructions`."
-            ) from error
+    place = place or _from_hub(_BASELINES[1], "instructions")
     rows = read_list(place, "instructions")
     if not all(isinstance(row.get("instruction"), str) for row in rows):
         raise InputError(
             f"{place}: not every row has an `instruction`. Take AlpacaEval's alpaca_eval.json, or one like it."
         )
     return rows
+
+
+def open_baseline(place: str | None, version: int) -> dict[str, dict[str, Any]]:
+    """The baseline's rows by instruction, from a file or the hub. Raises InputError."""
+    place = place or _from_hub(_BASELINES[version], "baseline")
+    rows = read_list(place, "outputs of the baseline")
+    if not all(isinstance(row.get("instruction"), str) and isinstance(row.get("output"), str) for row in rows):
+        raise InputError(
+            f"{place}: not every row has an `instruction` and an `output`. Name the outputs of a baseline in AlpacaEval's form "
+            "in `baseline`."
+        )
+    return {row["instruction"]: row for row in rows}
+
+
+def _from_hub(file: str, setting: str) -> str:
+    try:
+        return str(hf_hub_download(_HUB, file, repo_type="dataset"))
+    except Exception as error:  # the hub client raises many kinds; all mean: not to be had
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"AlpacaEval's {file} cannot be had from the hub: {reason} Name the file in `{setting}`."
+        ) from error

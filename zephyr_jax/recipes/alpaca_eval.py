@@ -1,36 +1,18 @@
-"""`zephyr-jax evaluate alpaca-eval`: a model's outputs for the judge, or the row that a judge's annotations make."""
+"""`zephyr-jax evaluate alpaca-eval`: a model's outputs, in the form that judges take."""
 
 import json
-import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
 from hashlib import blake2b
 from pathlib import PurePath
 
 from zephyr_jax.data.tokens import ChatTokenizer
-from zephyr_jax.evaluation.alpaca_eval import Row, length_controlled, read_instructions, read_list, row_of
+from zephyr_jax.evaluation.alpaca_eval import read_instructions
 from zephyr_jax.generation.engine import Request
 from zephyr_jax.recipes.speaker import Found, answers, find_speaker, fitted, say_cut
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.files import check_can_be_made, open_path, write_whole
 from zephyr_jax.storage.journal import Journal
 from zephyr_jax.verbs.benchmarks import AlpacaEvalConfig
-
-
-@explained()
-def replay_annotations(config: AlpacaEvalConfig) -> Row:
-    """The leaderboard's row of recorded annotations, also written beside them. Raises InputError."""
-    config.check()
-    annotations = read_list(str(config.replay), "annotations with a `preference`")
-    row = row_of(annotations)
-    controlled, why = length_controlled(annotations)
-    if why:
-        print(f"no length-controlled win rate: {why}", file=sys.stderr)
-    row = replace(row, length_controlled_winrate=controlled)
-    out = open_path(config.output)
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / f"{_name(config)}.row.json", json.dumps(asdict(row), indent=2) + "\n")
-    return row
 
 
 @explained()
@@ -41,7 +23,7 @@ def model_outputs(config: AlpacaEvalConfig) -> str:
     check_can_be_made(out)
     rows = read_instructions(config.instructions)[: config.limit]
     out.mkdir(parents=True, exist_ok=True)
-    name = _name(config)
+    name = config.name or PurePath(config.model.path).name
     found = find_speaker("evaluate alpaca-eval", config.model, config.mesh, config.rows)
     tokenizer = found.chat_tokenizer(config.template)
     header = {
@@ -80,18 +62,3 @@ def _answers(
     for index, tokens in answers(found.engine(context), requests):
         yield index, found.text(tokens).strip()
     say_cut(cut)
-
-
-def _name(config: AlpacaEvalConfig) -> str:
-    if config.name:
-        return config.name
-    return PurePath(config.replay).stem if config.replay else PurePath(config.model.path).name
-
-
-def table(row: Row) -> str:
-    """The row for people."""
-    lines = ["| AlpacaEval | |", "|---|---|"]
-    for name, value in asdict(row).items():
-        if value is not None:
-            lines.append(f"| {name} | {f'{value:.4f}' if isinstance(value, float) else value} |")
-    return "\n".join(lines)

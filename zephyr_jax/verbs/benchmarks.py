@@ -1,6 +1,7 @@
 """Published benchmarks that a judge decides."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from zephyr_jax.checks import check_endpoint, check_not_negative, check_positive, refuse, require
 from zephyr_jax.config import EndpointOptions, MeshOptions, ModelOptions
@@ -49,16 +50,32 @@ class MtBenchConfig:
 
 @dataclass(frozen=True)
 class AlpacaEvalConfig:
-    """AlpacaEval: a model's outputs for its judge (the package alpaca-eval), or the row that annotations make."""
+    """AlpacaEval: a model's outputs, a judge's verdicts against a baseline, and the leaderboard's row (arXiv 2305.14387)."""
 
     model: ModelOptions = field(default_factory=ModelOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     output: str = "runs/alpaca-eval"
     """Folder for outputs and rows; the same command goes on in it."""
     name: str | None = None
-    """What the files call the model; default: the last part of `model.path`."""
+    """What the files call the model; default: the last part of `model.path`, or the file's name."""
+    outputs: str | None = None
+    """Instead of answering: a file of outputs in AlpacaEval's form, for the judge."""
     replay: str | None = None
-    """Instead of answering: a file of recorded annotations (a JSON list with `preference`), whose row is printed."""
+    """Instead of answering: a file of recorded annotations (a JSON list with `preference`), whose row is printed; with a
+    `judge` their pairs are judged anew, and it is told how far the two agree."""
+    judge: str | None = None
+    """OpenAI-compatible address of the judge, ending in /v1; without one only the outputs are made."""
+    endpoint: EndpointOptions = field(default_factory=EndpointOptions)
+    version: Literal[1, 2] = 1
+    """How the judge is asked. 1: to rank the two answers (the paper's 90.60); 2: to name the better one, weighed by the
+    log-probs of the names."""
+    prompt: str | None = None
+    """File with the judge's prompt; default: the version's own, from the installed package alpaca-eval."""
+    baseline: str | None = None
+    """Outputs to be compared with; default: with version 1 those in `instructions` (text_davinci_003's), with version 2
+    those of gpt4_1106_preview, from the hub."""
+    swap: bool = False
+    """Ask the judge in both orders and take the mean; off: in one, drawn by `seed`, as published."""
     instructions: str | None = None
     """JSON file of objects with `instruction`; default: AlpacaEval's own 805, from the hub."""
     template: str | None = None
@@ -78,12 +95,17 @@ class AlpacaEvalConfig:
 
     def check(self) -> None:
         """Raise InputError for settings that are missing or cannot hold together."""
-        if self.replay is None:
+        given = {"model.path": self.model.path, "outputs": self.outputs, "replay": self.replay}
+        named = [f"`{name}`" for name, value in given.items() if value]
+        if len(named) > 1:
+            refuse(f"{' and '.join(named)} are set.", "What was written already needs no model: leave one.")
+        if not named:
             require(self.model.path, "model.path", "a model: a run of ours, a Hugging Face folder or a hub id")
-        elif self.model.path:
-            refuse("`replay` and `model.path` are both set.", "Recorded annotations need no model: leave one out.")
+        if self.outputs:
+            require(self.judge or "", "judge", "the address of a judge for these outputs")
         require(self.output, "output", "a folder")
         check_positive(rows=self.rows, limit=self.limit, max_new_tokens=self.max_new_tokens, top_p=self.top_p)
+        check_endpoint(self.endpoint)
         check_not_negative(seed=self.seed, temperature=self.temperature)
         if self.top_p > 1:
             refuse(f"top_p is {self.top_p}.", "It must be at most 1.")
@@ -100,3 +122,43 @@ class TableConfig:
 
     def check(self) -> None:
         """Nothing can be wrong with these."""
+
+
+LEADERBOARD = {"arc_challenge": 25, "hellaswag": 10, "mmlu": 5, "truthfulqa_mc2": 0}
+"""Tasks of the Open LLM Leaderboard that the paper reports, with their shots (arXiv 2310.16944, table 2)."""
+
+
+@dataclass(frozen=True)
+class LmEvalConfig:
+    """Tasks of EleutherAI's lm-eval, whose log-likelihoods are our sequence log-probs."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    mesh: MeshOptions = field(default_factory=MeshOptions)
+    tasks: tuple[str, ...] = tuple(LEADERBOARD)
+    """Names of tasks or groups; default: those of the paper."""
+    shots: int | None = None
+    """Examples before each question; default: the leaderboard's for its tasks, else what the task says."""
+    include: str | None = None
+    """Folder with YAML files of your own tasks; a task of local files needs no hub."""
+    limit: int | None = None
+    """Only the first so many questions of each task."""
+    template: str | None = None
+    """Ask in this chat template, as in `data.template`; default: plain text, as the leaderboard does."""
+    context: int | None = None
+    """Tokens that a question takes at most, beginnings are cut; default: 4,096, or as many as the model has positions."""
+    rows: int = 8
+    """Rows of one forward."""
+    samples: bool = False
+    """Keep every question with its answers in `output`."""
+    output: str | None = None
+    """JSON file for lm-eval's results."""
+
+    def check(self) -> None:
+        """Raise InputError for settings that are missing or cannot hold together."""
+        require(self.model.path, "model.path", "a model: a run of ours, a Hugging Face folder or a hub id")
+        if not self.tasks:
+            refuse("`tasks` is empty.", "Name one, such as `--tasks hellaswag`.")
+        if self.samples and not self.output:
+            refuse("`samples` are asked for without an `output`.", "Name the file that they are to stand in.")
+        check_positive(rows=self.rows, limit=self.limit, context=self.context)
+        check_not_negative(shots=self.shots or 0)
