@@ -88,10 +88,15 @@ def _preferences() -> tuple[type, Callable[[Any, str], None]]:
 
 
 def _mt_bench() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.mt_bench import mt_bench, table
+    from zephyr_jax.recipes.mt_bench import mt_bench
+    from zephyr_jax.recipes.mt_judge import rate_again, replay_judgments, table
     from zephyr_jax.verbs.benchmarks import MtBenchConfig
 
     def run(config: MtBenchConfig, _: str) -> None:
+        config.check()
+        if config.replay:
+            print(rate_again(config).report() if config.judge else table(replay_judgments(config)))
+            return
         scores = mt_bench(config)
         print(table(scores) if scores else f"The answers are in {config.output}. To have them rated, name a --judge.")
 

@@ -252,3 +252,20 @@ def test_a_judge_that_refuses_everything(words: Callable[..., list[str]], capsys
         main(words(url, "--version", "2"))
     assert stopped.value.code == 2
     assert "refused all 8 pairs, first: 422 no log-probs here" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("words")
+def test_a_model_behind_an_address(tmp_path: Path) -> None:
+    """It answers, its outputs are in AlpacaEval's form, and they are judged in the same command."""
+
+    def answer(body: dict[str, Any], _: int) -> tuple[int, str]:
+        return 200, f"{body['temperature']} {body['messages'][0]['content']}"
+
+    with judge_at(answer) as (model, told), judge_at(by_length) as (judge, _):
+        files = f"--instructions {tmp_path}/baseline.json --prompt {tmp_path}/prompt.txt --output {tmp_path}/out"
+        main(f"evaluate alpaca-eval --model {model} --judge {judge} {files}".split())
+    assert len(told) == 8
+    assert {row["output"] for row in json.loads((tmp_path / "out/wise.json").read_text())} == {
+        f"0.7 {row['instruction']}" for row in ROWS
+    }
+    assert json.loads((tmp_path / "out/wise.row.json").read_text())["win_rate"] == 100

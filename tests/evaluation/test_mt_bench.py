@@ -113,13 +113,98 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def rate(body: dict[str, Any], _: int) -> tuple[int, str]:
+    """Three for a first turn, four for a second one, and no rating for the second of question 2."""
+    asked = body["messages"][-1]["content"]
+    return 200, "I cannot say." if "2+2?" in asked else f"Rating: [[{3 + ('|' in asked)}]]"
+
+
+def test_a_model_behind_an_address(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It hears its own first answer before its second turn, at the published temperatures; killed or not, each once."""
+    bench = write_bench(tmp_path / "bench")
+
+    def answer(body: dict[str, Any], _: int) -> tuple[int, str]:
+        return 200, f"{len(body['messages'])}: {body['messages'][-1]['content']}"
+
+    with judge_at(answer) as (model, told), judge_at(rate) as (judge, _):
+        words = f"evaluate mt-bench --model {model} --judge {judge} --output {tmp_path}/out --questions {bench}".split()
+        main(words)
+        said = capsys.readouterr().out
+        main(words)
+        assert capsys.readouterr().out == said
+    assert "| **overall** | **3.40** |" in said
+    assert len(told) == 6
+    assert {(body["messages"][0]["content"], body["temperature"]) for body in told} == {
+        ("a {b}", 0.7), ("1+1?", 0.0), ("x", 0.0),
+    }  # fmt: skip
+    turns = lines(tmp_path / "out/model_answer/wise.jsonl")[0]["choices"][0]["turns"]
+    assert turns == ["1: a {b}", "3: c"]
+
+
+def test_recorded_judgments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their scores come out, `evaluate table` finds them, and a judge that rates them anew is compared with them."""
+    bench = write_bench(tmp_path / "bench")
+    rows = []
+    for question, turn, score in [(1, 1, 3), (1, 2, 4), (2, 1, 5), (2, 2, 1), (3, 1, 3), (3, 2, UNRATED)]:
+        name, messages = judge_prompt(BENCH, QUESTIONS[question - 1], ["p", "q"], turn)
+        rows.append(
+            {
+                "question_id": question, "model": "old", "judge": ["gpt-4", name], "user_prompt": messages[1]["content"],
+                "judgment": "", "score": score, "turn": turn, "tstamp": 0.0,
+            }
+        )  # fmt: skip
+    file = tmp_path / "gpt-4_single.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = f"evaluate mt-bench --replay {file} --questions {bench} --output {tmp_path}/out".split()
+    main(words)
+    assert f"| **overall** | **{16 / 5:.2f}** |" in capsys.readouterr().out
+    main(f"evaluate table --results {tmp_path}/out".split())
+    assert "| **old** | - | - | 3.20 |" in capsys.readouterr().out
+    with judge_at(rate) as (url, asked):
+        main([*words, "--judge", url])
+    out = capsys.readouterr().out
+    assert "| compared | 4 (2 without a number left out) |" in out  # anew 3 4 3 - 3 4
+    assert "| same verdict | 75.0% ± 21.7% |" in out
+    assert "| mean distance | 0.500 |" in out
+    assert [body["messages"][0]["content"] for body in asked] == ["s"] * 6
+
+
+@pytest.mark.parametrize(
+    ("change", "more", "words_of_it"),
+    [
+        ({"model": "other"}, "", "has judgments of"),
+        ({}, "--name nobody", "has no judgment of nobody"),
+        ({"question_id": 99}, "", "judges question 99"),
+        ({"judge": ["x", "my-prompt"]}, "--judge http://127.0.0.1:9/v1", "was judged by prompt my-prompt"),
+        ({}, "--model x", "`replay` and `model.path` are both set"),
+    ],
+)
+def test_judgments_that_cannot_be_replayed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], more: str, words_of_it: str
+) -> None:
+    row = {"question_id": 1, "model": "m", "judge": ["g", "single-v1"], "user_prompt": "u", "score": 1, "turn": 1}
+    (tmp_path / "j.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({**row, **change}) + "\n")
+    bench = write_bench(tmp_path / "bench")
+    with pytest.raises(SystemExit) as stopped:
+        words = f"evaluate mt-bench --replay {tmp_path}/j.jsonl --questions {bench} --output {tmp_path}/o {more}"
+        main(words.split())
+    assert stopped.value.code == 2
+    assert words_of_it in capsys.readouterr().err
+
+
+def test_settings_that_mean_nothing_to_an_address(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ("--template zephyr", "--seed 3"):
+        with pytest.raises(SystemExit):
+            main(f"evaluate mt-bench --model http://127.0.0.1:9/v1 {words}".split())
+        assert "the model is behind an address" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["evaluate", "alpaca-eval", "--model", "here", "--answering.timeout", "3"])
+    assert "the model is not behind an address" in capsys.readouterr().err
+
+
 def test_from_a_model_to_its_scores(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Answers of the model, ratings of a judge, FastChat's files; once more, and nothing is asked again."""
     bench = write_bench(tmp_path / "bench")
-
-    def rate(body: dict[str, Any], _: int) -> tuple[int, str]:
-        asked = body["messages"][1]["content"]
-        return 200, "I cannot say." if "2+2?" in asked else f"Rating: [[{3 + ('|' in asked)}]]"
 
     with judge_at(rate) as (url, asked):
         words = (

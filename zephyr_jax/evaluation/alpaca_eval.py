@@ -6,6 +6,7 @@ probabilities weigh (version 2), and 1.5 (in old files 0) for a draw.
 
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
@@ -77,7 +78,8 @@ def row_with_length_control(annotations: Sequence[dict[str, Any]]) -> tuple[Row,
         return row, "the package alpaca-eval is not installed"
     try:
         measure = import_module("alpaca_eval.metrics").get_length_controlled_winrate
-        found = measure(list(annotations), save_weights_dir=None)
+        with warnings.catch_warnings(action="ignore"):  # of its libraries about one another
+            found = measure(list(annotations), save_weights_dir=None)
     except Exception as error:  # it fetches its tables from the hub, and raises many kinds
         return row, f"the package alpaca-eval says: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     rate, deviation = float(found["length_controlled_winrate"]), float(found["lc_standard_error"])

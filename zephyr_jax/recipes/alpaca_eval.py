@@ -4,15 +4,18 @@ import json
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import PurePath
+from typing import Any
 
 from zephyr_jax.data.tokens import ChatTokenizer
 from zephyr_jax.evaluation.alpaca_eval import read_instructions
+from zephyr_jax.generation.endpoint import Ask
 from zephyr_jax.generation.engine import Request
+from zephyr_jax.recipes.addressed import ask, open_address
 from zephyr_jax.recipes.speaker import Found, answers, find_speaker, fitted, say_cut
 from zephyr_jax.storage.cloud import explained
-from zephyr_jax.storage.files import check_can_be_made, open_path, write_whole
+from zephyr_jax.storage.files import Path, check_can_be_made, open_path, write_whole
 from zephyr_jax.storage.journal import Journal
-from zephyr_jax.verbs.benchmarks import AlpacaEvalConfig
+from zephyr_jax.verbs.benchmarks import AlpacaEvalConfig, is_address
 
 
 @explained()
@@ -23,7 +26,28 @@ def model_outputs(config: AlpacaEvalConfig) -> str:
     check_can_be_made(out)
     rows = read_instructions(config.instructions)[: config.limit]
     out.mkdir(parents=True, exist_ok=True)
-    name = config.name or PurePath(config.model.path).name
+    if is_address(config.model.path):
+        model = open_address(config.model.path, config.answering, out / "asked.journal")
+        name = config.name or model.model.replace("/", "_")
+        texts = ask(model, [_ask(config, row["instruction"]) for row in rows])
+    else:
+        name = config.name or PurePath(config.model.path).name
+        texts = _own(config, rows, out / f"{name}.journal")
+    outputs = [
+        {"dataset": row.get("dataset", ""), "instruction": row["instruction"], "output": text, "generator": name}
+        for row, text in zip(rows, texts, strict=True)
+    ]
+    path = out / f"{name}.json"
+    write_whole(path, json.dumps(outputs, indent=2, ensure_ascii=False) + "\n")
+    return str(path)
+
+
+def _ask(config: AlpacaEvalConfig, instruction: str) -> Ask:
+    return Ask(({"role": "user", "content": instruction},), config.temperature, config.max_new_tokens, config.top_p)
+
+
+def _own(config: AlpacaEvalConfig, rows: list[dict[str, Any]], path: Path) -> list[str]:
+    """A checkpoint's answers, in order; those in the journal as they are."""
     found = find_speaker("evaluate alpaca-eval", config.model, config.mesh, config.rows)
     tokenizer = found.chat_tokenizer(config.template)
     header = {
@@ -31,20 +55,14 @@ def model_outputs(config: AlpacaEvalConfig) -> str:
         "max_new_tokens": config.max_new_tokens, "seed": config.seed,
         "instructions": blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest(),
     }  # fmt: skip
-    journal = Journal(out / f"{name}.journal", header)
+    journal = Journal(path, header)
     made = {line["index"]: line["output"] for line in journal.lines}
     missing = {index: row["instruction"] for index, row in enumerate(rows) if index not in made}
     for index, text in _answers(config, found, tokenizer, missing) if missing else ():
         made[index] = text
         journal.add({"index": index, "output": text})
     journal.close()
-    outputs = [
-        {"dataset": row.get("dataset", ""), "instruction": row["instruction"], "output": made[index], "generator": name}
-        for index, row in enumerate(rows)
-    ]
-    path = out / f"{name}.json"
-    write_whole(path, json.dumps(outputs, indent=2, ensure_ascii=False) + "\n")
-    return str(path)
+    return [made[index] for index in range(len(rows))]
 
 
 def _answers(

