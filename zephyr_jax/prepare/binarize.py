@@ -25,18 +25,15 @@ class Rule:
     def pair(self, prompt: str, answers: Sequence[Scored]) -> tuple[Scored, Scored]:
         """Chosen and rejected. Raises SetAside when these answers make no pair.
 
-        The chosen one is the first of those with the highest score. Only an answer that differs from it in text, and
-        whose score is low enough, can be rejected.
+        The chosen one is the first of those with the highest score. Only an answer whose score is low enough can be
+        rejected. Their texts differ (see `distinct`), but for `revision-2023`, which takes them as they are.
         """
         if len(answers) < 2:
             raise SetAside("fewer than two of its answers can be used", prompt)
         chosen = max(answers, key=lambda each: each.score)
         if self.rejected == "revision-2023":
             return chosen, _drawn_in_2023(prompt, chosen, answers)
-        others = _distinct([each for each in answers if each.text != chosen.text])
-        if not others:
-            raise SetAside("all its answers are the same text", prompt)
-        low = [each for each in others if self._is_low(chosen.score - each.score)]
+        low = [each for each in answers if each is not chosen and self._is_low(chosen.score - each.score)]
         if not low:
             raise SetAside("no answer is rated low enough below the best", f"scores {_scores(answers)}: {prompt}")
         if self.rejected == "random":
@@ -52,6 +49,13 @@ class Rule:
         return int.from_bytes(blake2b(f"{self.seed}\nrejected\n{folded(text)}".encode(), digest_size=8).digest())
 
 
+def distinct(answers: Sequence[Scored]) -> tuple[list[Scored], list[Scored]]:
+    """Answers of which each text is there once, with its highest score, in their order; and the others."""
+    best = {each.text: each for each in sorted(answers, key=lambda each: (each.score, -each.number))}
+    kept = [each for each in answers if best[each.text] is each]
+    return kept, [each for each in answers if best[each.text] is not each]
+
+
 def _drawn_in_2023(prompt: str, chosen: Scored, answers: Sequence[Scored]) -> Scored:
     """The draw of the data that the first Zephyr saw: one of all answers, again while it is the chosen one, by a generator
     that starts from 42 in every row. So the first answer is rejected, or the third where the first is chosen."""
@@ -65,11 +69,6 @@ def _drawn_in_2023(prompt: str, chosen: Scored, answers: Sequence[Scored]) -> Sc
     if drawn.text == chosen.text:
         raise SetAside("the chosen and the drawn answer are the same text", prompt)
     return drawn
-
-
-def _distinct(answers: list[Scored]) -> list[Scored]:
-    """The first answer of each text."""
-    return list({each.text: each for each in reversed(answers)}.values())[::-1]
 
 
 def _scores(answers: Sequence[Scored]) -> str:

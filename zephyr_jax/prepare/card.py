@@ -55,7 +55,8 @@ class Page:
         return "\n\n".join(part for part in parts if part) + "\n"
 
     def _front(self) -> dict[str, Any]:
-        files = [{"split": name, "path": f"{name}.parquet"} for name in self.splits]
+        # `datasets` opens none of the splits when one that is named here has no rows
+        files = [{"split": name, "path": f"{name}.parquet"} for name, rows in self.splits.items() if rows]
         features = Features.from_arrow_schema(self.schema)._to_yaml_list()
         return {
             "configs": [{"config_name": "default", "data_files": files}],

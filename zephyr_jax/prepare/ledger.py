@@ -24,7 +24,7 @@ class Ledger:
         self.answers: Counter[str] = Counter()
         self.repairs: Counter[str] = Counter()
         self._most, self._samples = samples, dict[str, dict[bytes, str]]()
-        self._file = path.open("w")
+        self._path, self._file = path, path.open("w")
 
     def leave_out(self, place: str, why: SetAside, answer: int | None = None) -> None:
         """A row is set aside, or one of its answers (by its number, from 0)."""
@@ -47,9 +47,16 @@ class Ledger:
         parts = {"rows set aside": self.rows, "answers set aside": self.answers, "repaired": self.repairs}
         return {"rows read": self.read, **{name: dict(sorted(each.items())) for name, each in parts.items()}}
 
-    def close(self) -> None:
-        """Have every line on disk."""
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._file.close()
+
+    def lines(self) -> bytes:
+        """The lines so far."""
+        self._file.flush()
+        return self._path.read_bytes()
 
     def need_rows(self, kept: int, path: str) -> None:
         """Raise InputError when nothing is left."""
@@ -58,9 +65,10 @@ class Ledger:
         if not self.read:
             raise InputError(f"{path} has no rows. Give a file with at least one.")
         reason, count = self.rows.most_common(1)[0]
+        answers = "".join(f" (answers: {why}, {many:,} times)" for why, many in self.answers.most_common(1))
         raise InputError(
-            f"{path}: of {self.read:,} rows none is left; {count:,} because: {reason}. Check that these are the raw rows "
-            "that this verb reads, or loosen its settings."
+            f"{path}: of {self.read:,} rows none is left; {count:,} because: {reason}{answers}. Check that these are the raw "
+            "rows that this verb reads, or loosen its settings."
         )
 
     def _sample(self, kind: str, text: str) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from hashlib import blake2b, sha256
 from pathlib import Path as LocalPath
-from types import TracebackType
 from typing import Any
 
 _PARTS = 64
@@ -28,7 +27,7 @@ class Ordered:
     def __enter__(self) -> "Ordered":
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._open.close()
 
     def add(self, key: str, content: dict[str, Any], place: str) -> None:

@@ -1,7 +1,6 @@
 """Raw rows, one at a time: files and folders are read as they lie, so that a bad row costs that row and no more."""
 
 import csv
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path as LocalPath
@@ -161,8 +160,3 @@ def _record(place: str, batch: pa.RecordBatch) -> RawRow:
         return RawRow(place, batch.to_pylist()[0])
     except UnicodeDecodeError:
         return RawRow(place, {}, "it holds text that is no UTF-8")
-
-
-def as_shown(row: RawRow, longest: int = 200) -> str:
-    """The beginning of a row, for lists of what was set aside."""
-    return json.dumps(row.content, default=str)[:longest] if row.content else ""

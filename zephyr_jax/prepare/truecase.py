@@ -15,12 +15,12 @@ _ALONE = re.compile(
     r"want|know|like|love|feel|believe|understand|hope|guess|mean|see|just|really|always|never|often|usually|"
     r"currently|recently|found|made|tried|wish|appreciate|agree|remember|heard|read|saw|went|live|work|used)\b)"
 )
-_CODE = re.compile(r"[{}=;<>\\_|]|\(\)|//|::|->")
+_CODE = re.compile(r"[{}=;<>\\_|]|\w\((?!s\))|\(\)|//|::|->")
 _COMMANDS = frozenset({"cd", "curl", "def", "docker", "echo", "git", "import", "npm", "pip", "select", "sudo", "var"})
 _WORD_BEFORE = re.compile(r"\S{1,24}\Z")
 _ABBREVIATIONS = (
-    " al approx apt art assn ave blvd bros capt cf ch chap cm co col corp dept dr ed eds eg eq eqs esp est etc ex ext fig figs ft gen "
-    "gov hon hr hrs ie inc incl jr lb lbs lt ltd max messrs min misc mr mrs ms mt nos oz pg pp pres prof pt pts ref refs rep "
+    " al approx apt art assn ave blvd bros cf ch chap cm co col corp dept dr ed eds eg eq eqs esp est etc ex ext fig figs ft "
+    "capt gen gov hon hr hrs ie inc incl jr lb lbs lt ltd max min misc mr mrs ms mt nos pg pp pres prof pt pts ref refs rep "
     "resp rev sec sen sgt sp spp sq sr st syn tel temp univ viz vol vols vs "
 )
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from zephyr_jax.prepare.card import Page
@@ -15,17 +14,7 @@ from zephyr_jax.prepare.raw import RawRow, SetAside
 from zephyr_jax.prepare.refusal import Refusals
 from zephyr_jax.prepare.splits import CHAT_SCHEMA, CHAT_SPLITS, SplitFiles, chat_split, for_split
 from zephyr_jax.prepare.truecase import first_change, truecase
-from zephyr_jax.recipes.preparation import (
-    Columns,
-    Split,
-    check_output,
-    keep_in_order,
-    plain,
-    scratch_folder,
-    share,
-    write_account,
-    write_splits,
-)
+from zephyr_jax.recipes.preparation import Columns, Preparation, Split, plain, preparation, share
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.verbs.preparation import UltrachatConfig
 
@@ -36,25 +25,28 @@ _ABOUT = (
 )
 
 
+_CASED = "the case of a sentence"
+
+
 class Dialogues:
     """The steps of a row, by the settings, and what is counted on the way."""
 
-    def __init__(self, config: UltrachatConfig):
-        self._config = config
+    def __init__(self, config: UltrachatConfig, ledger: Ledger):
+        self._config, self._ledger = config, ledger
         self._refusals = Refusals(config.refusal_phrases)
-        self._tests = TestSets(config.decontaminate)
+        self.tests = TestSets(config.decontaminate)
         self.columns = Columns("turns", "prompt", "answer")
 
-    def take(self, row: RawRow, ledger: Ledger) -> tuple[str, dict[str, Any]]:
+    def take(self, row: RawRow) -> tuple[str, dict[str, Any]]:
         """A raw row to repaired messages under the key that duplicates share. Raises SetAside."""
         messages, unanswered = messages_of(row.need())
         if unanswered:
-            ledger.repaired("a last question without an answer is cut", first_question(messages))
+            self._ledger.repaired("a last question without an answer is cut", first_question(messages))
         if self._config.truecase:
-            messages = self._truecased(messages, ledger)
-        messages = self._without_refusal(messages, ledger)
+            messages = self._truecased(messages)
+        messages = self._without_refusal(messages)
         everything = self._config.decontaminate.where == "everything"
-        self._tests.check(each["content"] for each in messages if everything or each["role"] == "user")
+        self.tests.check(each["content"] for each in messages if everything or each["role"] == "user")
         prompt = first_question(messages)
         alike = prompt if self._config.duplicates == "prompt" else json.dumps([each["content"] for each in messages])
         return order_key(self._config.seed, alike), {"prompt": prompt, "messages": messages}
@@ -69,23 +61,23 @@ class Dialogues:
                 self.columns.add(answer=len(each["content"]))
         yield name, {"prompt": prompt, "prompt_id": prompt_id(prompt), "messages": for_split(name, messages)}
 
-    def _truecased(self, messages: Messages, ledger: Ledger) -> Messages:
+    def _truecased(self, messages: Messages) -> Messages:
         after = [{**each, "content": truecase(each["content"])} for each in messages]
         changed = [
             (one["content"], other["content"]) for one, other in zip(messages, after, strict=True) if one != other
         ]
         if changed:
-            ledger.repaired("the case of a sentence", first_change(*changed[0]))
+            self._ledger.repaired(_CASED, first_change(*changed[0]))
         return after
 
-    def _without_refusal(self, messages: Messages, ledger: Ledger) -> Messages:
+    def _without_refusal(self, messages: Messages) -> Messages:
         found = self._refusals.first(messages) if self._config.refusals != "keep" else None
         if found is None:
             return messages
         before = messages[: found.turn - 1]
         if self._config.refusals == "drop" or not any(each["role"] == "assistant" for each in before):
             raise SetAside("an answer speaks of having no emotions, opinions and the like", found.about)
-        ledger.repaired("cut before an answer about having no emotions, opinions and the like", found.about)
+        self._ledger.repaired("cut before an answer about having no emotions, opinions and the like", found.about)
         return before
 
 
@@ -93,35 +85,29 @@ class Dialogues:
 def prepare_ultrachat(config: UltrachatConfig, command: str) -> str:
     """Write the splits and the account; a summary for people. The same command gives the same files. Raises InputError."""
     config.check()
-    out = check_output("prepare ultrachat", config)
-    with scratch_folder() as name:
-        scratch, dialogues = Path(name), Dialogues(config)
-        ledger = Ledger(scratch / "rows.jsonl", config.samples)
-        ordered = keep_in_order(config, scratch, ledger, dialogues.take)
-        out.mkdir(parents=True, exist_ok=True)
-        with SplitFiles(out, CHAT_SPLITS, CHAT_SCHEMA) as files:
-            unique = config.duplicates != "keep"
-            kept = write_splits(files, ordered, ledger, dialogues.make, unique, config.subset)
-            ledger.need_rows(kept, config.path)
-        page = _page(config, command, dialogues.columns, files.counts, ledger, kept)
-        return write_account(out, "prepare ultrachat", config, page, scratch)
+    with preparation("prepare ultrachat", config) as run:
+        dialogues = Dialogues(config, run.ledger)
+        ordered = run.in_order(dialogues.take)
+        files = SplitFiles(run.out, CHAT_SPLITS, CHAT_SCHEMA)
+        run.write_splits(files, ordered, dialogues.make, config.duplicates != "keep", config.subset)
+        return run.write_account(_page(config, command, dialogues, files, run))
 
 
-def _page(
-    config: UltrachatConfig, command: str, columns: Columns, splits: dict[str, int], ledger: Ledger, kept: int
-) -> Page:
-    turns, prompts, answers = columns["turns"], columns["prompt"], columns["answer"]
+def _page(config: UltrachatConfig, command: str, dialogues: Dialogues, files: SplitFiles, run: Preparation) -> Page:
+    turns, prompts, answers = (dialogues.columns[name] for name in ("turns", "prompt", "answer"))
     histograms = [
         Histogram("questions of a dialogue", "questions", {"all": turns}),
         Histogram("length of the first question", "characters", {"all": prompts}, doubling=True),
         Histogram("length of an answer", "characters", {"all": answers}, doubling=True),
     ]
-    cased = ledger.repairs["the case of a sentence"]
+    cased = run.ledger.repairs[_CASED]
     facts = {
-        "dialogues": f"{kept:,}",
+        "dialogues": f"{len(turns):,}",
         "answers": f"{len(answers):,}",
-        "rows read whose case was repaired": f"{cased:,} ({share(cased, ledger.read)})",
+        "rows read whose case was repaired": f"{cased:,} ({share(cased, run.ledger.read)})",
+        "texts of test sets that were looked for": f"{dialogues.tests.texts:,}",
     }
     return Page(
-        "Conversations", _ABOUT, command, splits, CHAT_SCHEMA, ledger, kept, facts, histograms, plain(config)
+        "Conversations", _ABOUT, command, files.counts, CHAT_SCHEMA, run.ledger, len(turns), facts, histograms,
+        plain(config),
     )  # fmt: skip

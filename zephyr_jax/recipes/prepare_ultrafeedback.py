@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zephyr_jax.prepare.binarize import Rule
+from zephyr_jax.prepare.binarize import Rule, distinct
 from zephyr_jax.prepare.card import Page
 from zephyr_jax.prepare.decontaminate import TestSets
 from zephyr_jax.prepare.histogram import Histogram
@@ -16,17 +15,7 @@ from zephyr_jax.prepare.order import order_key, prompt_id
 from zephyr_jax.prepare.rated import Answer, Scored, answer_of, completions_of, prompt_of, settle, source_of
 from zephyr_jax.prepare.raw import RawRow, SetAside
 from zephyr_jax.prepare.splits import PAIR_SCHEMA, PAIR_SPLITS, SplitFiles, for_split, pair_splits
-from zephyr_jax.recipes.preparation import (
-    Columns,
-    Split,
-    check_output,
-    keep_in_order,
-    plain,
-    scratch_folder,
-    share,
-    write_account,
-    write_splits,
-)
+from zephyr_jax.recipes.preparation import Columns, Preparation, Split, plain, preparation, share
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.verbs.preparation import UltrafeedbackConfig
 
@@ -42,7 +31,7 @@ class Ratings:
     def __init__(self, config: UltrafeedbackConfig, ledger: Ledger):
         self._config, self._ledger = config, ledger
         self._rule = Rule(config.rejected, config.least_gap, config.seed)
-        self._tests = TestSets(config.decontaminate)
+        self.tests = TestSets(config.decontaminate)
         self._shows_bug = False
         self.columns = Columns("chosen", "rejected", "score_chosen", "score_rejected")
 
@@ -51,7 +40,7 @@ class Ratings:
         """Whether scores are put right: known once every row has been taken."""
         return self._config.repair and self._shows_bug
 
-    def take(self, row: RawRow, ledger: Ledger) -> tuple[str, dict[str, Any]]:
+    def take(self, row: RawRow) -> tuple[str, dict[str, Any]]:
         """A raw row to its prompt and answers, under the key of its prompt. Raises SetAside."""
         raw = row.need()
         prompt = prompt_of(raw)
@@ -62,16 +51,20 @@ class Ratings:
             try:
                 answers.append(answer_of(number, each))
             except SetAside as why:
-                ledger.leave_out(row.place, why, number)
+                self._ledger.leave_out(row.place, why, number)
         self._shows_bug |= any(each.was_one for each in answers)
         everything = self._config.decontaminate.where == "everything"
-        self._tests.check([prompt, *(each.text for each in answers if everything)])
+        self.tests.check([prompt, *(each.text for each in answers if everything)])
         return order_key(self._config.seed, prompt), {"prompt": prompt, "answers": [asdict(each) for each in answers]}
 
     def make(self, content: dict[str, Any], place: str) -> Iterator[Split]:
         """Rows of the splits that a pair belongs to. Raises SetAside when there is no pair."""
         prompt = content["prompt"]
-        chosen, rejected = self._rule.pair(prompt, list(self._scored(content["answers"], place)))
+        scored = list(self._scored(content["answers"], place))
+        answers, copies = (scored, []) if self._config.rejected == "revision-2023" else distinct(scored)
+        for each in copies:
+            self._ledger.leave_out(place, SetAside("an answer is the same text as another", each.text), each.number)
+        chosen, rejected = self._rule.pair(prompt, answers)
         question = {"content": prompt, "role": "user"}
         dialogues = [[question, {"content": each.text, "role": "assistant"}] for each in (chosen, rejected)]
         row = {
@@ -101,41 +94,33 @@ class Ratings:
 def prepare_ultrafeedback(config: UltrafeedbackConfig, command: str) -> str:
     """Write the splits and the account; a summary for people. The same command gives the same files. Raises InputError."""
     config.check()
-    out = check_output("prepare ultrafeedback", config)
-    with scratch_folder() as name:
-        scratch = Path(name)
-        ledger = Ledger(scratch / "rows.jsonl", config.samples)
-        ratings = Ratings(config, ledger)
-        ordered = keep_in_order(config, scratch, ledger, ratings.take)
-        out.mkdir(parents=True, exist_ok=True)
-        with SplitFiles(out, PAIR_SPLITS, PAIR_SCHEMA) as files:
-            kept = write_splits(files, ordered, ledger, ratings.make, config.duplicates == "drop")
-            ledger.need_rows(kept, config.path)
-        page = _page(config, command, ratings, files.counts, ledger, kept)
-        return write_account(out, "prepare ultrafeedback", config, page, scratch)
+    with preparation("prepare ultrafeedback", config) as run:
+        ratings = Ratings(config, run.ledger)
+        ordered = run.in_order(ratings.take)
+        files = SplitFiles(run.out, PAIR_SPLITS, PAIR_SCHEMA)
+        run.write_splits(files, ordered, ratings.make, config.duplicates == "drop")
+        return run.write_account(_page(config, command, ratings, files, run))
 
 
-def _page(
-    config: UltrafeedbackConfig, command: str, ratings: Ratings, splits: dict[str, int], ledger: Ledger, kept: int
-) -> Page:
-    columns = ratings.columns
-    lengths = {name: columns[name] for name in ("chosen", "rejected")}
-    scores = {name: columns[f"score_{name}"] for name in lengths}
-    longer = int(np.sum(lengths["chosen"] > lengths["rejected"]))
-    alike = int(np.sum(lengths["chosen"] == lengths["rejected"]))
-    gaps = scores["chosen"] - scores["rejected"]
+def _page(config: UltrafeedbackConfig, command: str, ratings: Ratings, files: SplitFiles, run: Preparation) -> Page:
+    names = ("chosen", "rejected")
+    lengths = {name: ratings.columns[name] for name in names}
+    scores = {name: ratings.columns[f"score_{name}"] for name in names}
+    longer, gaps = lengths["chosen"] - lengths["rejected"], scores["chosen"] - scores["rejected"]
     histograms = [
         Histogram("length of an answer", "characters", lengths, doubling=True),
         Histogram("score", "points", scores),
         Histogram("score of the chosen less that of the rejected", "points", {"all": gaps}),
     ]
+    pairs = len(gaps)
     facts = {
-        "pairs": f"{kept:,}",
-        "the chosen answer is the longer one": share(longer, kept),
-        "both are of one length": share(alike, kept),
-        "both have one score": share(int(np.sum(gaps == 0)), kept),
-        "the bug that stored 1 as 10": "found, and repaired" if ratings.repair else "not repaired, or not there",
+        "pairs": f"{pairs:,}",
+        "the chosen answer is the longer one": share(int(np.sum(longer > 0)), pairs),
+        "both are of one length": share(int(np.sum(longer == 0)), pairs),
+        "both have one score": share(int(np.sum(gaps == 0)), pairs),
+        "the bug that stored 1 as 10": "found, and repaired" if ratings.repair else "not found, or not to be repaired",
+        "texts of test sets that were looked for": f"{ratings.tests.texts:,}",
     }
     return Page(
-        "Preferences", _ABOUT, command, splits, PAIR_SCHEMA, ledger, kept, facts, histograms, plain(config)
+        "Preferences", _ABOUT, command, files.counts, PAIR_SCHEMA, run.ledger, pairs, facts, histograms, plain(config)
     )  # fmt: skip

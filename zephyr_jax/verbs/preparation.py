@@ -77,7 +77,8 @@ class UltrafeedbackConfig:
     a 1, above 4 it is a 10, between them the answer is set aside, as nobody asks the judge again."""
     rejected: Literal["random", "lowest", "second", "revision-2023"] = "random"
     """Which of the other answers: any, as in the paper; the lowest; the second best; or the one that the data set's revision
-    of 2023, which the first Zephyr saw, has drawn."""
+    of 2023, which the first Zephyr saw, has drawn (from the raw rows of then, with `repair False`, `duplicates keep` and no
+    `leave_out_sources`)."""
     ties: Literal["keep", "drop", "margin"] = "keep"
     """Whether the rejected answer may have the same score as the chosen one, as published, must have a lower one, or one that
     is lower by `margin`; rows without such an answer are set aside."""
@@ -107,10 +108,11 @@ class UltrafeedbackConfig:
                 f"ties is `{self.ties}` and margin {self.margin}.", "A margin needs `ties: margin`, and that a margin."
             )
         check_positive(margin=self.margin)
-        if self.rejected == "revision-2023" and (self.ties, self.score) != ("keep", "overall"):
+        if self.rejected == "revision-2023" and (self.ties, self.score, self.repair) != ("keep", "overall", False):
             refuse(
-                f"rejected is `revision-2023` with ties `{self.ties}` and score `{self.score}`.",
-                "That revision kept ties and used the overall score: leave both at their defaults.",
+                f"rejected is `revision-2023` with ties `{self.ties}`, score `{self.score}` and repair {self.repair}.",
+                "That revision kept ties, used the overall score and knew of no bug: set ties keep, score overall and repair "
+                "False.",
             )
 
     @property
