@@ -268,3 +268,16 @@ def test_preparations_are_suggested(words: list[str], capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         main(words)
     assert "prepare ultrafeedback" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_no_half_written_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: when the last rows cannot be written, no split is there and no scratch file is left."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    with pytest.raises(SystemExit) as stopped:
+        main(["prepare", *feedback(tmp_path)])
+    assert stopped.value.code == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["prepared.json"]

@@ -140,6 +140,11 @@ def test_other_answers_are_not(answer: str) -> None:
     assert Refusals().first([{"role": "user", "content": "Do you?"}, {"role": "assistant", "content": answer}]) is None
 
 
+def test_long_answers_are_looked_through_in_one_go() -> None:
+    for piece in ("I ", "I do not have ", "a", "I do not have any, ", "I lack "):
+        assert Refusals().first([{"role": "assistant", "content": piece * 100_000}]) is None
+
+
 def test_only_the_assistant_can_refuse() -> None:
     assert (
         Refusals().first([{"role": "user", "content": SAYS_SO[0]}, {"role": "assistant", "content": "I see."}]) is None

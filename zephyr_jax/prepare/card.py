@@ -45,7 +45,7 @@ class Page:
             f"## What became of the rows\n\n{self.ledger.read:,} were read.\n\n"
             + _table(("rows", "how many"), self.outcomes()),
             *self._answers(),
-            "Each is listed in `set_aside/rows.jsonl`, and `samples.md` shows some of every kind.",
+            "`set_aside/rows.jsonl` lists what was set aside, each with its place; `samples.md` shows some of every kind.",
             "## Numbers\n\n" + _table(("what", "value"), self.facts),
             self._spread(),
             "![histograms](card.png)",

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 _BINS, _BAR = 10, 20
 _BARS = 14  # reasons in the picture
@@ -75,33 +77,43 @@ def quantiles(values: np.ndarray) -> str:
 
 
 def picture(histograms: Sequence[Histogram], outcomes: Mapping[str, int]) -> bytes:
-    """A PNG: three histograms, and bars for what became of the rows. Words of users are drawn letter by letter, as ASCII."""
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
-    places = figure.subplots(2, 2).flat
-    for axes, each in zip(places, histograms, strict=False):
-        for name, values in each.series.items():
-            axes.hist(values, each.edges, alpha=0.55, label=name)
-        axes.set(title=each.title, xlabel=each.unit, ylabel="how many")
-        if each.doubling:
-            axes.set_xscale("log", base=2)
-            ticks = each.edges[:: 1 + len(each.edges) // 8]
-            axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
-        if len(each.series) > 1:
-            axes.legend(frameon=False)
-    axes = list(figure.axes)[-1]
+    """A PNG: the histograms, and below them what became of the rows. Words of users are drawn as ASCII, letter by letter."""
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    places = figure.add_gridspec(2, 1, height_ratios=(3, 2))
+    above, below = figure.add_subfigure(places[0]), figure.add_subfigure(places[1])
+    for axes, each in zip(above.subplots(1, len(histograms), squeeze=False).flat, histograms, strict=True):
+        _draw(axes, each)
     names = [_drawn(name) for name in outcomes][:_BARS]
+    axes = below.subplots()
     colours = ["tab:green"] + ["tab:gray"] * (len(names) - 1)
     bars = axes.barh(range(len(names)), list(outcomes.values())[:_BARS], color=colours)
     axes.bar_label(bars, fmt="{:,.0f}", padding=3)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(max(len(names), 6) - 0.5, -0.5)
-    axes.margins(x=0.15)
+    axes.margins(x=0.1)
     axes.set(title="what became of the rows", xlabel="rows")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
+    figure.savefig(content, format="png", dpi=100)
     return content.getvalue()
 
 
-def _drawn(text: str, longest: int = 45) -> str:
+def _draw(axes: Axes, histogram: Histogram) -> None:
+    edges = histogram.edges
+    for name, values in histogram.series.items():
+        axes.hist(values, edges.tolist(), alpha=0.55, label=name)
+    axes.set(title=histogram.title, xlabel=histogram.unit, ylabel="how many")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    if histogram.doubling:
+        axes.set_xscale("log", base=2)
+        ticks = edges[:: 1 + len(edges) // 6]
+        axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+    elif len(edges) > 1 and edges[0] % 1 == 0.5:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(histogram.series) > 1:
+        axes.legend(frameon=False)
+
+
+def _drawn(text: str, longest: int = 60) -> str:
     short = text if len(text) <= longest else f"{text[: longest - 3]}..."
     return ascii(short)[1:-1].replace("$", r"\$")

@@ -1,6 +1,7 @@
 """The account of a preparation: every row that was read, what became of it, and a few to look at."""
 
 import json
+import shutil
 from collections import Counter
 from hashlib import blake2b
 from pathlib import Path as LocalPath
@@ -8,6 +9,7 @@ from typing import Any
 
 from zephyr_jax.errors import InputError
 from zephyr_jax.prepare.raw import SetAside
+from zephyr_jax.storage.files import Path, whole_file
 
 _SHOWN, _KEPT = 400, 200  # letters of a sample, and of a line about what was set aside
 
@@ -25,6 +27,18 @@ class Ledger:
         self.repairs: Counter[str] = Counter()
         self._most, self._samples = samples, dict[str, dict[bytes, str]]()
         self._path, self._file = path, path.open("w")
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def copy_to(self, path: Path) -> None:
+        """Write the lines so far into a file that appears whole."""
+        self._file.flush()
+        with self._path.open("rb") as lines, whole_file(path) as file:
+            shutil.copyfileobj(lines, file)
 
     def leave_out(self, place: str, why: SetAside, answer: int | None = None) -> None:
         """A row is set aside, or one of its answers (by its number, from 0)."""
@@ -46,17 +60,6 @@ class Ledger:
         """All numbers, plain."""
         parts = {"rows set aside": self.rows, "answers set aside": self.answers, "repaired": self.repairs}
         return {"rows read": self.read, **{name: dict(sorted(each.items())) for name, each in parts.items()}}
-
-    def __enter__(self) -> "Ledger":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def lines(self) -> bytes:
-        """The lines so far."""
-        self._file.flush()
-        return self._path.read_bytes()
 
     def need_rows(self, kept: int, path: str) -> None:
         """Raise InputError when nothing is left."""

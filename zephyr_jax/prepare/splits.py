@@ -48,9 +48,12 @@ class SplitFiles:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if error is None:
-            for name in self.counts:
+        try:
+            for name in self.counts if error is None else ():
                 self._flush(name)
+        except BaseException as failure:
+            self._stack.__exit__(type(failure), failure, failure.__traceback__)
+            raise
         self._stack.__exit__(kind, error, at)
 
     def add(self, name: str, row: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ words with a spelling of their own stay as they are. Names are not known here.
 """
 
 import re
+from bisect import bisect_right
 
 _PROTECTED = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`|(?:https?://|www\.)\S+|\$\$.*?\$\$|<[^<>\n]{1,200}>", re.DOTALL)
 _FIRST = re.compile(r"\s*[\"'“‘(\[]*([a-z][a-z'’]*)(?=[\s,;!?)\"”]|\.(?:\s|\Z))")
@@ -35,11 +36,11 @@ def truecase(text: str) -> str:
     places |= {found.start() for pattern in (_CONTRACTED, _ALONE) for found in pattern.finditer(text)}
     if not places:
         return text
+    ends = [place for found in _PROTECTED.finditer(text) for place in found.span()]
     letters = list(text)
-    for start, end in (found.span() for found in _PROTECTED.finditer(text)):
-        places -= {place for place in places if start <= place < end}
     for place in places:
-        letters[place] = letters[place].upper()
+        if bisect_right(ends, place) % 2 == 0:  # as many spans begin before it as have ended
+            letters[place] = letters[place].upper()
     return "".join(letters)
 
 

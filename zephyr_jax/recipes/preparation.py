@@ -114,7 +114,7 @@ class Preparation:
     def write_account(self, page: Page) -> str:
         """README.md with its picture, samples, the list of what was set aside, and the record; says it in short."""
         (self.out / "set_aside").mkdir(exist_ok=True)
-        write_whole(self.out / "set_aside" / "rows.jsonl", self.ledger.lines())
+        self.ledger.copy_to(self.out / "set_aside" / "rows.jsonl")
         write_whole(self.out / "samples.md", samples_page(self.ledger.samples()))
         write_whole(self.out / "card.png", picture(page.histograms, page.outcomes()))
         write_whole(self.out / "README.md", page.markdown())

@@ -23,8 +23,6 @@ _ABOUT = (
     "answers about having no emotions or opinions left out. The published filter's words are not public; those used here are "
     "this project's own."
 )
-
-
 _CASED = "the case of a sentence"
 
 
