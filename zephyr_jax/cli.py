@@ -62,11 +62,11 @@ def take_verb(words: list[str]) -> tuple[str, list[str]]:
     two = " ".join(words[:2])
     if two in VERBS and len(words) > 1:
         return two, words[2:]
-    if words[0] not in VERBS:
-        raise InputError(f"`{words[0]}` is not a verb.{suggestion(words[0], VERBS)}")
     longer = [name for name in VERBS if name.startswith(f"{words[0]} ")]
     if longer and len(words) > 1 and not words[1].startswith("-"):
         raise InputError(f"`{two}` is not a verb.{suggestion(two, longer)}")
+    if words[0] not in VERBS:
+        raise InputError(f"`{words[0]}` is not a verb.{suggestion(words[0], longer or VERBS)}")
     return words[0], words[1:]
 
 

@@ -202,6 +202,20 @@ def _check() -> tuple[type, Callable[[Any, str], None]]:
     return CheckConfig, run
 
 
+def _prepare_ultrachat() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.recipes.prepare_ultrachat import prepare_ultrachat
+    from zephyr_jax.verbs.preparation import UltrachatConfig
+
+    return UltrachatConfig, lambda config, command: print(prepare_ultrachat(config, command))
+
+
+def _prepare_ultrafeedback() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.recipes.prepare_ultrafeedback import prepare_ultrafeedback
+    from zephyr_jax.verbs.preparation import UltrafeedbackConfig
+
+    return UltrafeedbackConfig, lambda config, command: print(prepare_ultrafeedback(config, command))
+
+
 def _demo() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.demo import demo
     from zephyr_jax.verbs.looks import DemoConfig
@@ -231,6 +245,8 @@ def _plan() -> tuple[type, Callable[[Any, str], None]]:
 
 
 VERBS = {
+    "prepare ultrachat": Verb("raw dialogues to conversations, filtered, repaired and split", _prepare_ultrachat),
+    "prepare ultrafeedback": Verb("rated answers to preferences, with a data card", _prepare_ultrafeedback),
     "preview": Verb("show rows with the tokens that count in colour", _preview),
     "sft": Verb("fine-tune on conversations (dSFT)", _sft),
     "reference": Verb("score all pairs once with the frozen weights", _reference),

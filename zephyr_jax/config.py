@@ -219,6 +219,19 @@ class EndpointOptions:
 
 
 @dataclass(frozen=True)
+class DecontaminationOptions:
+    """Test sets that no prepared row may come from."""
+
+    against: tuple[str, ...] = ()
+    """Files, folders or hub ids of test sets (JSONL, JSON, Parquet, CSV, text); their questions are looked for."""
+    ngram: int = 13
+    """So many words in a row (without case and punctuation) that are a test text's give a row away; shorter texts of six
+    words or more must be there whole. 0: only rows that are a test text, word for word."""
+    where: Literal["prompts", "everything"] = "prompts"
+    """What is looked through: what users say, or the answers too."""
+
+
+@dataclass(frozen=True)
 class DpoOptions:
     """The preference loss."""
 

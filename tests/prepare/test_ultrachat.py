@@ -1,0 +1,264 @@
+"""`prepare ultrachat` from raw dialogues to what `sft` and `datasets` read."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from tests.conftest import write_rows
+from tests.prepare.raw import files, prepare, set_aside, split
+from zephyr_jax.config import DataOptions
+from zephyr_jax.data.chat import load_template
+from zephyr_jax.data.examples import load_conversations
+from zephyr_jax.data.tokens import ChatTokenizer, load_tokenizer
+from zephyr_jax.prepare.refusal import Refusals
+
+SPLITS = ("train_sft", "test_sft", "train_gen", "test_gen")
+
+
+def raw(*turns: Any) -> dict[str, Any]:
+    return {"id": "x", "data": list(turns)}
+
+
+ROWS = [raw(f"Question {n}?", f"Answer {n}.", f"And {n + 1}?", f"Also {n}.") for n in range(150)]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def dialogues(output: Path) -> list[list[str]]:
+    """What is said in every dialogue of the `sft` splits, in order of the text."""
+    rows = [*split(output, "train_sft"), *split(output, "test_sft")]
+    return sorted([each["content"] for each in row["messages"]] for row in rows)
+
+
+def made(folder: Path, rows: list[dict], *words: object) -> tuple[dict[str, Any], list[list[str]]]:
+    """The record and the dialogues, all of them in the `sft` splits."""
+    record = prepare("ultrachat", write_rows(folder / "rows.jsonl", rows), folder / "out", "--gen_share", 0, *words)
+    return record, dialogues(folder / "out")
+
+
+def test_a_dialogue_is_in_one_split(tmp_path: Path) -> None:
+    """Law: four splits share the prompts among them; `gen` splits leave the last answer to a model."""
+    out = tmp_path / "out"
+    record = prepare("ultrachat", write_rows(tmp_path / "rows.jsonl", ROWS), out)
+    prompts = [row["prompt"] for name in SPLITS for row in split(out, name)]
+    assert sorted(prompts) == sorted(row["data"][0] for row in ROWS)
+    assert all(record["splits"][name] > 0 for name in SPLITS)
+    for name in SPLITS:
+        for row in split(out, name):
+            assert list(row) == ["prompt", "prompt_id", "messages"]
+            roles = [each["role"] for each in row["messages"]]
+            assert roles == ["user", "assistant", "user", "assistant"][: 3 if name.endswith("gen") else 4]
+
+
+def test_our_loader_and_datasets_read_it(tmp_path: Path, tiny_model: Path) -> None:
+    """Law: `--data.path FOLDER --data.split train_sft` tokenises every dialogue; `load_dataset(FOLDER)` sees four splits."""
+    out = tmp_path / "out"
+    record = prepare("ultrachat", write_rows(tmp_path / "rows.jsonl", ROWS), out)
+    tokenizer = load_tokenizer(str(tiny_model))
+    chat = ChatTokenizer(tokenizer, load_template("zephyr", tokenizer))
+    examples = load_conversations(DataOptions(max_length=512, row_length=512), chat, str(out), "train_sft")
+    assert len(examples) == record["splits"]["train_sft"]
+    assert not examples.left_out
+    assert {name: len(rows) for name, rows in datasets.load_dataset(str(out)).items()} == record["splits"]
+
+
+def test_the_order_of_rows_changes_nothing(tmp_path: Path) -> None:
+    """Law: shuffled rows with duplicates, refusals and repairs give the same bytes, subset included."""
+    rows = [*ROWS, raw("question 3?", "Other."), raw("hi. how are you?", "Fine."), raw("Sad?", "I have no feelings.")]
+    found = []
+    for seed in range(3):
+        random.Random(seed).shuffle(rows)
+        output = tmp_path / f"{seed}" / "out"
+        prepare("ultrachat", write_rows(tmp_path / "rows.jsonl", rows), output, "--subset", 100)
+        here = str(output).encode()
+        found.append({name: content.replace(here, b"OUT") for name, content in files(output).items()})
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_larger_subset_holds_the_smaller(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", ROWS)
+    kept = []
+    for size in (20, 60):
+        record = prepare("ultrachat", path, tmp_path / f"{size}", "--subset", size)
+        assert sum(record["splits"].values()) == size
+        assert record["rows set aside"] == {"it is outside the subset": 150 - size}
+        kept.append({row["prompt"] for name in SPLITS for row in split(tmp_path / f"{size}", name)})
+    assert kept[0] < kept[1]
+
+
+def test_case_is_repaired_and_shown(tmp_path: Path) -> None:
+    rows = [raw("Hello. how are you?", "fine, i think. and you?"), raw("Good.", "Yes.")]
+    record, said = made(tmp_path, rows)
+    assert said == [["Good.", "Yes."], ["Hello. How are you?", "Fine, I think. And you?"]]
+    assert record["repaired"] == {"the case of a sentence": 1}
+    assert "Hello. how are you?\n-> Hello. How are you?" in (tmp_path / "out" / "samples.md").read_text()
+
+
+def test_case_stays_on_demand(tmp_path: Path) -> None:
+    record, said = made(tmp_path, [raw("Hello. how are you?", "fine.")], "--truecase", "False")
+    assert (record["repaired"], said) == ({}, [["Hello. how are you?", "fine."]])
+
+
+# ---- refusals ----
+
+SAYS_SO = [
+    "As an AI language model, I do not have emotions.",
+    "I don't have personal opinions, but many people like it.",
+    "Well, I don’t have any feelings or beliefs of my own.",
+    "I cannot form opinions.",
+    "As a machine I have no personal preferences.",
+    "I am not able to express personal views on this.",
+    "I lack consciousness.",
+]
+SAYS_NOT = [
+    "They do not have emotions.",
+    "I do not have a recipe for that, sorry.",
+    "Feelings are not facts, and I have three of them.",
+    "I don't think that opinions matter here.",
+    "I do not have the time. Emotions ran high.",
+    "Robots have no feelings, said the professor.",
+]
+
+
+@pytest.mark.parametrize("answer", SAYS_SO)
+def test_answers_about_having_no_feelings_are_known(answer: str) -> None:
+    said = [{"role": "user", "content": "Do you?"}, {"role": "assistant", "content": answer}]
+    found = Refusals().first(said)
+    assert found is not None
+    assert found.turn == 1
+
+
+@pytest.mark.parametrize("answer", SAYS_NOT)
+def test_other_answers_are_not(answer: str) -> None:
+    assert Refusals().first([{"role": "user", "content": "Do you?"}, {"role": "assistant", "content": answer}]) is None
+
+
+def test_long_answers_are_looked_through_in_one_go() -> None:
+    for piece in ("I ", "I do not have ", "a", "I do not have any, ", "I lack "):
+        assert Refusals().first([{"role": "assistant", "content": piece * 100_000}]) is None
+
+
+def test_only_the_assistant_can_refuse() -> None:
+    assert (
+        Refusals().first([{"role": "user", "content": SAYS_SO[0]}, {"role": "assistant", "content": "I see."}]) is None
+    )
+
+
+LATE = raw("Capital of Peru?", "Lima.", "Do you like it?", SAYS_SO[1], "Oh.", "Yes.")
+EARLY = raw("Are you sad?", SAYS_SO[0], "And the capital?", "Lima.")
+
+
+def test_dialogues_with_a_refusal_go(tmp_path: Path) -> None:
+    """Law: the whole dialogue is left out, counted, and its words are shown."""
+    record, said = made(tmp_path, [LATE, EARLY, raw("Hi.", "Hello.")])
+    assert said == [["Hi.", "Hello."]]
+    assert record["rows set aside"] == {"an answer speaks of having no emotions, opinions and the like": 2}
+    assert {line["about"] for line in set_aside(tmp_path / "out")} == {SAYS_SO[0], SAYS_SO[1]}
+    assert SAYS_SO[0] in (tmp_path / "out" / "samples.md").read_text()
+
+
+def test_or_end_before_it(tmp_path: Path) -> None:
+    """Law: under `cut` what came before stays; a dialogue that begins so goes."""
+    record, said = made(tmp_path, [LATE, EARLY], "--refusals", "cut")
+    assert said == [["Capital of Peru?", "Lima."]]
+    assert sum(record["repaired"].values()) == sum(record["rows set aside"].values()) == 1
+
+
+def test_or_stay(tmp_path: Path) -> None:
+    assert len(made(tmp_path, [LATE, EARLY], "--refusals", "keep")[1]) == 2
+
+
+def test_phrases_can_be_added(tmp_path: Path) -> None:
+    rows = [raw("Hi.", "AS AN AI, I’m fine (really)."), raw("Hello.", "As an air force pilot, I fly.")]
+    _, said = made(tmp_path, rows, "--refusal_phrases", "as an ai,", "i'm fine (really)")
+    assert said == [["Hello.", "As an air force pilot, I fly."]]
+
+
+# ---- duplicates and bad rows ----
+
+
+@pytest.mark.parametrize(("duplicates", "left"), [("prompt", 2), ("dialogue", 3), ("keep", 4)])
+def test_duplicates(duplicates: str, left: int, tmp_path: Path) -> None:
+    """Law: the same first question, the same dialogue (case and spacing aside), or none counts as a duplicate."""
+    rows = [raw("A?", "B."), raw("A?", "B."), raw("A?", "C."), raw("D?", "B.")]
+    record, said = made(tmp_path, rows, "--duplicates", duplicates)
+    assert len(said) == left
+    assert sum(record["rows set aside"].values()) == 4 - left
+
+
+def test_chat_messages_are_rows_too(tmp_path: Path) -> None:
+    chat = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi."},
+        {"role": "assistant", "content": "Yes?"},
+    ]
+    _, said = made(tmp_path, [{"messages": chat}, raw("Hello.", "Hm.")])
+    assert said == [["Be brief.", "Hi.", "Yes?"], ["Hello.", "Hm."]]
+    assert {row["prompt"] for row in split(tmp_path / "out", "train_sft")} <= {"Hi.", "Hello."}
+
+
+def test_nothing_is_lost_silently(tmp_path: Path) -> None:
+    """Law: every bad row is listed with its reason; a question without an answer is cut, and counted."""
+    user = {"role": "user", "content": "Hi."}
+    bad: list[dict] = [
+        {"text": "x"},
+        {"data": "x"},
+        raw(),
+        raw("Only this?"),
+        raw("Q?", None),
+        raw("Q?", " "),
+        {"messages": [user, user]},
+        {"messages": [{"role": ["user"], "content": "x"}, user]},
+        {"messages": ["Hi."]},
+        {"messages": [user, {"role": "assistant"}]},
+        raw("Q \ud800?", "A."),
+    ]
+    record, said = made(tmp_path, [*bad, raw("Good?", "Yes.", "And then?")])
+    assert said == [["Good?", "Yes."]]
+    assert record["rows read"] == 12
+    assert record["rows set aside"] == {
+        "a message has no role or no content": 2,
+        "a turn holds half a surrogate pair": 1,
+        "a turn is empty": 1,
+        "a turn is no text": 1,
+        "it has neither a list `data` nor a list `messages`": 2,
+        "it has no question with an answer": 2,
+        "its roles do not alternate": 2,
+    }
+    assert record["repaired"] == {"a last question without an answer is cut": 1}
+    assert len(set_aside(tmp_path / "out")) == 11
+
+
+def test_test_sets_are_looked_for_in_every_question(tmp_path: Path) -> None:
+    """Law: a leak in a later question is found; one in an answer only where answers are looked through."""
+    exam = tmp_path / "exam.txt"
+    exam.write_text("What happens to you if you eat watermelon seeds?\n")
+    leak = exam.read_text()
+    rows = [raw("Hi.", "Yes?", f"So: {leak}", "Nothing."), raw("Tell me a question.", leak), raw("Bye.", "Bye.")]
+    assert len(made(tmp_path, rows, "--decontaminate.against", exam)[1]) == 2
+    (tmp_path / "all").mkdir()
+    words = ("--decontaminate.against", exam, "--decontaminate.where", "everything")
+    assert made(tmp_path / "all", rows, *words)[1] == [["Bye.", "Bye."]]
+
+
+@pytest.mark.parametrize(("name", "rows"), [("multiturn", 300), ("conversations", 1500)])
+def test_real_dialogues(name: str, rows: int, shared: Path, tmp_path: Path) -> None:
+    """Law: of real chats each is kept, or a duplicate; what is kept is what was there but for its case."""
+    path = shared / "data" / f"{name}.jsonl"
+    record = prepare("ultrachat", path, tmp_path / "out", "--gen_share", 0, "--duplicates", "dialogue")
+    assert record["rows read"] == rows
+    assert set(record["rows set aside"]) <= {"it is a duplicate"}
+    before = {
+        tuple(each["content"].casefold() for each in json.loads(line)["messages"])
+        for line in path.read_text().splitlines()
+    }
+    kept = [tuple(text.casefold() for text in said) for said in dialogues(tmp_path / "out")]
+    assert len(kept) + sum(record["rows set aside"].values()) == rows
+    assert set(kept) == before

@@ -1,0 +1,351 @@
+"""`prepare ultrafeedback` from raw rows to what `dpo` and `datasets` read."""
+
+import json
+import random
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import write_rows
+from tests.gcs import Gcs
+from tests.prepare.raw import SPLITS, files, judged, pairs, plain, prepare, set_aside, split, ultrafeedback
+from zephyr_jax.cli import main
+from zephyr_jax.config import DataOptions
+from zephyr_jax.data.chat import load_template
+from zephyr_jax.data.examples import load_preferences
+from zephyr_jax.data.tokens import ChatTokenizer, load_tokenizer
+from zephyr_jax.storage.files import open_path
+
+ROWS = [plain(f"question {n}", 1 + n % 7, 2 + n % 5, 3 + n % 3, 4) for n in range(120)]
+
+COLUMNS = ["prompt", "prompt_id", "chosen", "rejected", "messages", "score_chosen", "score_rejected"]
+
+
+@pytest.fixture
+def tokenizer(tiny_model: Path) -> ChatTokenizer:
+    tokenizer = load_tokenizer(str(tiny_model))
+    return ChatTokenizer(tokenizer, load_template("zephyr", tokenizer))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def test_real_rated_answers_make_a_pair_each(shared: Path, tmp_path: Path) -> None:
+    """Law: 200 rows, 200 pairs, in each the best-scored answer chosen and another one of the same row rejected."""
+    path, out = shared / "data" / "rated_answers.jsonl", tmp_path / "out"
+    record = prepare("ultrafeedback", path, out)
+    assert (record["rows read"], record["rows set aside"], record["finished"]) == (200, {}, True)
+    made = pairs(out)
+    for row in map(json.loads, path.read_text().splitlines()):
+        pair = made.pop(row["prompt"])
+        scores = {each["response"]: each["score"] for each in row["completions"]}
+        assert pair["score_chosen"] == max(scores.values()) == scores[pair["chosen"][1]["content"]]
+        assert pair["score_rejected"] == scores[pair["rejected"][1]["content"]]
+        assert pair["chosen"][1] != pair["rejected"][1]
+    assert not made
+    assert "| pairs | 200 |" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("words", [("--rejected", "lowest"), ("--rejected", "second"), ("--ties", "drop")])
+def test_real_rated_answers_under_every_rule(words: tuple[str, ...], shared: Path, tmp_path: Path) -> None:
+    path, out = shared / "data" / "rated_answers.jsonl", tmp_path / "out"
+    record = prepare("ultrafeedback", path, out, *words)
+    made = pairs(out)
+    assert len(made) + sum(record["rows set aside"].values()) == 200
+    for row in map(json.loads, path.read_text().splitlines()):
+        best, *others = sorted((each["score"] for each in row["completions"]), reverse=True)
+        pair = made.get(row["prompt"])
+        if "lowest" in words:
+            assert pair and pair["score_rejected"] == others[-1]
+        elif "second" in words and len({each["response"] for each in row["completions"]}) == 4:
+            assert pair and pair["score_rejected"] == others[0]
+        elif "drop" in words and pair:
+            assert pair["score_rejected"] < best
+
+
+def test_the_schema_and_the_splits_are_the_published_ones(tmp_path: Path) -> None:
+    """Law: seven columns; three training splits of the same pairs; test_sft and test_gen hold a part of test_prefs; `gen`
+    messages end with the question."""
+    out = tmp_path / "out"
+    prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", ROWS), out, "--test_share", 0.3)
+    message = pa.struct([("content", pa.string()), ("role", pa.string())])
+    for name in SPLITS:
+        schema = pq.read_schema(out / f"{name}.parquet")
+        assert schema.names == COLUMNS
+        assert {schema.field(column).type.value_type for column in ("chosen", "rejected", "messages")} == {message}
+        assert {schema.field(column).type for column in ("score_chosen", "score_rejected")} == {pa.float64()}
+    prompts = {name: [row["prompt"] for row in split(out, name)] for name in SPLITS}
+    assert prompts["train_prefs"] == prompts["train_sft"] == prompts["train_gen"]
+    assert prompts["test_sft"] == prompts["test_gen"]
+    assert 0 < len(prompts["test_sft"]) < len(prompts["test_prefs"])
+    assert set(prompts["test_sft"]) < set(prompts["test_prefs"])
+    assert sorted(prompts["train_prefs"] + prompts["test_prefs"]) == sorted(row["prompt"] for row in ROWS)
+    for name in SPLITS:
+        for row in split(out, name):
+            assert row["chosen"][0] == row["rejected"][0] == {"role": "user", "content": row["prompt"]}
+            assert row["messages"] == (row["chosen"][:1] if name.endswith("gen") else row["chosen"])
+
+
+def test_our_loader_and_datasets_read_it(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
+    """Law: `--data.path FOLDER --data.split train_prefs` tokenises every pair; `load_dataset(FOLDER)` sees six splits."""
+    out = tmp_path / "out"
+    record = prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", ROWS), out, "--test_share", 0.3)
+    for name in ("train_prefs", "test_prefs"):
+        examples = load_preferences(DataOptions(max_length=512, row_length=1024), tokenizer, str(out), name)
+        assert len(examples) == record["splits"][name] > 0
+        assert not examples.left_out
+        assert examples.ids() == [row["prompt_id"] for row in split(out, name)]
+    found = datasets.load_dataset(str(out))
+    assert set(found) == set(SPLITS)
+    assert {name: len(rows) for name, rows in found.items()} == record["splits"]
+    assert found["train_prefs"][0] == split(out, "train_prefs")[0]
+
+
+def test_a_split_without_rows_does_not_stand_in_the_way_of_others(tmp_path: Path) -> None:
+    """Law: its file is there, empty; `load_dataset`, which cannot open such a split, sees the others."""
+    out = tmp_path / "out"
+    record = prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", ROWS[:3]), out, "--test_share", 0)
+    assert record["splits"]["test_prefs"] == 0
+    assert split(out, "test_prefs") == []
+    found = datasets.load_dataset(str(out))
+    assert {name: len(rows) for name, rows in found.items()} == dict.fromkeys(
+        ("train_prefs", "train_sft", "train_gen"), 3
+    )
+
+
+# ---- determinism ----
+
+
+def test_the_order_of_rows_changes_nothing(tmp_path: Path) -> None:
+    """Law: shuffled rows with duplicates and bad ones give the same bytes in every file but the list of places."""
+    rows = [*ROWS, plain("Question  5", 9, 1), plain("question 6", None, 1), plain("", 1, 2), plain("question 7", 5)]
+    found = []
+    for seed in range(3):
+        random.Random(seed).shuffle(rows)
+        output = tmp_path / f"{seed}" / "out"
+        path = write_rows(tmp_path / "rows.jsonl", rows)
+        prepare("ultrafeedback", path, output, "--ties", "drop")
+        here = str(output).encode()
+        found.append({name: content.replace(here, b"OUT") for name, content in files(output).items()})
+        reasons = sorted((line["reason"], line["about"]) for line in set_aside(output))
+        assert reasons == sorted((line["reason"], line["about"]) for line in set_aside(tmp_path / "0" / "out"))
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_pair_does_not_depend_on_the_other_rows(tmp_path: Path) -> None:
+    """Law: with half of the rows, each of their prompts has the same pair in the same split."""
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    prepare("ultrafeedback", write_rows(tmp_path / "a.jsonl", ROWS), whole, "--test_share", 0.3)
+    prepare("ultrafeedback", write_rows(tmp_path / "b.jsonl", ROWS[::2]), half, "--test_share", 0.3)
+    for name in SPLITS:
+        of_whole = {row["prompt"]: row for row in split(whole, name)}
+        for row in split(half, name):
+            assert of_whole[row["prompt"]] == row
+
+
+def test_a_seed_draws_anew_and_splits_stay(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", ROWS)
+    one, two = tmp_path / "one", tmp_path / "two"
+    prepare("ultrafeedback", path, one, "--seed", 1)
+    prepare("ultrafeedback", path, two, "--seed", 2)
+    first, second = split(one, "train_prefs"), split(two, "train_prefs")
+    assert {row["prompt"] for row in first} == {row["prompt"] for row in second}
+    assert [row["prompt"] for row in first] != [row["prompt"] for row in second]
+    assert any(pairs(one)[row["prompt"]]["rejected"] != row["rejected"] for row in second)
+
+
+def test_the_same_command_again_writes_the_same(tmp_path: Path) -> None:
+    path, out = write_rows(tmp_path / "rows.jsonl", ROWS), tmp_path / "out"
+    prepare("ultrafeedback", path, out)
+    before = files(out)
+    (out / "train_gen.parquet").unlink()
+    prepare("ultrafeedback", path, out)
+    assert files(out) == before
+
+
+# ---- what is set aside ----
+
+
+def test_nothing_is_lost_silently(tmp_path: Path) -> None:
+    """Law: every row that was read is kept or listed with its place and reason, once; so is every answer left out."""
+    rows: list[dict] = [
+        plain("good", 1, 2),
+        plain("one answer", 1),
+        plain("no scores", None, None),
+        plain("one score", None, 3, 4),
+        {"prompt": "no completions"},
+        {"completions": []},
+        plain("GOOD ", 5, 6),
+        plain("test", 1, 2, dataset="truthful_qa"),
+        plain("  ", 1, 2),
+        {"prompt": 7, "completions": []},
+        {
+            "prompt": "odd answers",
+            "completions": [None, {"response": 5}, {"response": " "}, {"response": "x", "score": 1}],
+        },
+        {"prompt": "alike", "completions": [{"response": "x", "score": 1}, {"response": "x", "score": 2}]},
+    ]
+    path, out = write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "out"
+    path.write_text(path.read_text() + "{broken\n[1]\n\n")
+    record = prepare("ultrafeedback", path, out)
+    assert record["rows read"] == 14
+    assert len(pairs(out)) == 2
+    assert record["rows set aside"] == {
+        "fewer than two of its answers can be used": 3,
+        "it has fewer than two answers": 1,
+        "it has neither `instruction` nor `prompt`": 1,
+        "it has no list `completions`": 1,
+        "it is a duplicate": 1,
+        "it is no object": 1,
+        "its source is truthful_qa": 1,
+        "the line is no JSON": 1,
+        "the prompt is empty": 1,
+        "the prompt is no text": 1,
+    }
+    lines = set_aside(out)
+    of_rows = [line for line in lines if "answer" not in line]
+    assert len(of_rows) == len({line["place"] for line in of_rows}) == 12
+    assert {"place": "rows.jsonl line 13", "reason": "the line is no JSON", "about": ""} in lines
+    assert record["answers set aside"] == {
+        "an answer has no overall score": 3,
+        "an answer is empty": 1,
+        "an answer is no object": 1,
+        "an answer is no text": 1,
+        "an answer is the same text as another": 1,
+    }
+    assert sum(record["answers set aside"].values()) == len(lines) - len(of_rows)
+
+
+def test_a_duplicate_takes_the_place_of_a_row_that_makes_no_pair(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    rows = [plain("q", 1, 1), plain("Q", 1, 2), plain("q ", 3, 3)]
+    record = prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", rows), out, "--ties", "drop")
+    assert [row["prompt"] for row in pairs(out).values()] == ["Q"]
+    assert sum(record["rows set aside"].values()) == 2
+
+
+def test_duplicates_are_kept_on_demand(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    rows = [plain("q", 1, 2), plain("q", 1, 2), plain("q", 3, 4)]
+    record = prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", rows), out, "--duplicates", "keep")
+    assert record["splits"]["train_prefs"] + record["splits"]["test_prefs"] == 3
+
+
+# ---- UltraFeedback's own rows ----
+
+BUGGED = [
+    ultrafeedback("bug", judged("bad", 10, 1, 1, 2, 1), judged("fine", 7, 4, 4, 4, 4), judged("poor", 3, 2, 2, 2, 2)),
+    ultrafeedback("great", judged("top", 10, 5, 5, 5, 5), judged("fine", 7, 4, 4, 4, 4)),
+    ultrafeedback(
+        "unsure", judged("odd", 10, 3, 3, 3, "N/A"), judged("fine", 7, 4, 4, 4, 4), judged("low", 2, 1, 1, 1, 1)
+    ),
+]
+
+
+def test_the_bug_is_found_and_repaired(tmp_path: Path) -> None:
+    """Law: what must have been a 1 is one, what is doubtful is set aside, and the rest stays; rows before and after alike."""
+    out = tmp_path / "out"
+    path = write_rows(tmp_path / "rows.jsonl", [BUGGED[2], *BUGGED[:2]])
+    record = prepare("ultrafeedback", path, out, "--rejected", "lowest")
+    made = {prompt: (row["chosen"][1]["content"], row["rejected"][1]["content"]) for prompt, row in pairs(out).items()}
+    assert made == {"bug": ("fine", "bad"), "great": ("top", "fine"), "unsure": ("fine", "low")}
+    assert pairs(out)["bug"]["score_rejected"] == 1
+    assert record["repaired"] == {"a score of 10 was a 1": 1}
+    assert record["answers set aside"] == {"an answer's 10 may have been a 1": 1}
+    assert record["numbers"]["the bug that stored 1 as 10"] == "found, and repaired"
+
+
+def test_without_the_bug_every_ten_is_a_ten(tmp_path: Path) -> None:
+    """Law: where no score shows the bug, or on demand, nothing is repaired or set aside."""
+    out = tmp_path / "sound"
+    record = prepare("ultrafeedback", write_rows(tmp_path / "a.jsonl", BUGGED[1:]), out)
+    assert (record["repaired"], record["answers set aside"]) == ({}, {})
+    assert pairs(out)["unsure"]["chosen"][1]["content"] == "odd"
+    prepare("ultrafeedback", write_rows(tmp_path / "b.jsonl", BUGGED), tmp_path / "raw", "--repair", "False")
+    assert pairs(tmp_path / "raw")["bug"]["chosen"][1]["content"] == "bad"
+
+
+def test_the_mean_of_the_ratings_may_decide(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", BUGGED), out, "--score", "mean")
+    made = pairs(out)["bug"]
+    assert (made["chosen"][1]["content"], made["score_chosen"]) == ("fine", 4)
+
+
+def test_the_revision_of_2023(tmp_path: Path) -> None:
+    """Law: first best by the raw overall score, and the draw of that revision, all sources and duplicates kept."""
+    rows = [
+        ultrafeedback("a", *(judged(f"{n}", score, 4) for n, score in enumerate((10, 3, 4, 5)))),
+        ultrafeedback("b", *(judged(f"{n}", score, 4) for n, score in enumerate((2, 3, 9, 9))), source="truthful_qa"),
+        ultrafeedback("b", *(judged(f"{n}", score, 4) for n, score in enumerate((2, 3, 9, 9))), source="truthful_qa"),
+    ]
+    out = tmp_path / "out"
+    words = ("--rejected", "revision-2023", "--repair", "False", "--duplicates", "keep", "--leave_out_sources")
+    record = prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", rows), out, *words)
+    assert record["rows set aside"] == {}
+    made = [(row["prompt"], row["chosen"][1]["content"], row["rejected"][1]["content"]) for row in pairs(out).values()]
+    assert sorted(made) == [("a", "0", "2"), ("b", "2", "0")]
+    assert record["splits"]["train_prefs"] + record["splits"]["test_prefs"] == 3
+
+
+# ---- test sets ----
+
+
+def test_planted_leaks_go_and_near_misses_stay(tmp_path: Path) -> None:
+    """Law: prompts of the named test sets are left out, counted by file; answers are looked through on demand."""
+    leak = "What happens to you if you eat watermelon seeds?"
+    exam = write_rows(tmp_path / "exam.jsonl", [{"question": leak}])
+    rows = [
+        plain(f"Tell me: {leak}", 1, 2),
+        plain("What happens to you if you eat apple seeds?", 1, 2),
+        plain("seeds", 3, 4),
+    ]
+    rows[2]["completions"][1]["response"] = leak.upper()
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    words = ("--decontaminate.against", exam)
+    record = prepare("ultrafeedback", path, tmp_path / "prompts", *words)
+    assert record["rows set aside"] == {"it shares a run of words with the test set exam.jsonl": 1}
+    assert set(pairs(tmp_path / "prompts")) == {"What happens to you if you eat apple seeds?", "seeds"}
+    prepare("ultrafeedback", path, tmp_path / "all", *words, "--decontaminate.where", "everything")
+    assert set(pairs(tmp_path / "all")) == {"What happens to you if you eat apple seeds?"}
+
+
+# ---- where rows come from and go to ----
+
+
+def test_rows_of_every_form_make_the_same_pairs(tmp_path: Path) -> None:
+    """Law: JSONL, a JSON list, Parquet, a folder of files and a `save_to_disk` folder are read alike."""
+    (tmp_path / "folder").mkdir()
+    write_rows(tmp_path / "folder" / "a.jsonl", ROWS[:50])
+    pq.write_table(pa.Table.from_pylist(ROWS[50:]), tmp_path / "folder" / "b.parquet")
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "rows.parquet")
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", ROWS), tmp_path / "expected")
+    for name in ("folder", "rows.json", "rows.parquet", "saved"):
+        prepare("ultrafeedback", tmp_path / name, tmp_path / f"of-{name}")
+        assert split(tmp_path / f"of-{name}", "train_prefs") == split(tmp_path / "expected", "train_prefs")
+
+
+def test_cloud_storage_gives_and_takes(bucket: Gcs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: rows at gs:// become splits at gs://, with the same bytes as on disk."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    path = write_rows(tmp_path / "rows.jsonl", ROWS)
+    prepare("ultrafeedback", path, tmp_path / "out")
+    open_path("gs://bucket/raw/rows.jsonl").write_bytes(path.read_bytes())
+    main(["prepare", "ultrafeedback", "--path", "gs://bucket/raw/rows.jsonl", "--output", "gs://bucket/out"])
+    there = bucket.state.buckets["bucket"]
+    for name in SPLITS:
+        assert there[f"out/{name}.parquet"].data == (tmp_path / "out" / f"{name}.parquet").read_bytes()
+    assert {
+        "out/README.md",
+        "out/card.png",
+        "out/samples.md",
+        "out/set_aside/rows.jsonl",
+        "out/prepared.json",
+    } <= there.keys()

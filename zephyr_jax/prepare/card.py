@@ -1,0 +1,110 @@
+"""The page of prepared data: README.md with what the hub and `datasets` read on top, and samples for the eye.
+
+What users and models wrote is shown as text: in fences that it cannot close, control characters spelt out.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import yaml
+from datasets import Features
+
+from zephyr_jax.prepare.histogram import Histogram, quantiles
+from zephyr_jax.prepare.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a card says."""
+
+    title: str
+    about: str
+    command: str
+    splits: Mapping[str, int]
+    schema: pa.Schema
+    ledger: Ledger
+    kept: int
+    facts: Mapping[str, str]
+    histograms: Sequence[Histogram]
+    settings: Mapping[str, Any]
+
+    def outcomes(self) -> dict[str, int]:
+        """What became of the rows that were read: those kept, then reasons, the commonest first."""
+        return {"kept": self.kept, **dict(sorted(self.ledger.rows.items(), key=lambda item: (-item[1], item[0])))}
+
+    def markdown(self) -> str:
+        """README.md."""
+        parts = [
+            f"---\n{yaml.safe_dump(self._front(), sort_keys=False)}---",
+            f"# {self.title}",
+            self.about,
+            "## Splits\n\n" + _table(("split", "rows"), self.splits),
+            f"## What became of the rows\n\n{self.ledger.read:,} were read.\n\n"
+            + _table(("rows", "how many"), self.outcomes()),
+            *self._answers(),
+            "`set_aside/rows.jsonl` lists what was set aside, each with its place; `samples.md` shows some of every kind.",
+            "## Numbers\n\n" + _table(("what", "value"), self.facts),
+            self._spread(),
+            "![histograms](card.png)",
+            *[each.markdown() for each in self.histograms],
+            f"## How\n\n{_fenced(self.command)}\n\n{_fenced(yaml.safe_dump(dict(self.settings), sort_keys=False), 'yaml')}",
+        ]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+    def _front(self) -> dict[str, Any]:
+        # `datasets` opens none of the splits when one that is named here has no rows
+        files = [{"split": name, "path": f"{name}.parquet"} for name, rows in self.splits.items() if rows]
+        features = Features.from_arrow_schema(self.schema)._to_yaml_list()
+        return {
+            "configs": [{"config_name": "default", "data_files": files}],
+            "dataset_info": {"features": features},
+            "tags": ["zephyr-jax"],
+        }
+
+    def _answers(self) -> list[str]:
+        both = {"answers set aside": self.ledger.answers, "put right": self.ledger.repairs}
+        return [_table((name, "how many"), dict(sorted(each.items()))) for name, each in both.items() if each]
+
+    def _spread(self) -> str:
+        lines = ["| | 5 % | median | mean | 95 % | largest |", "|---|---:|---:|---:|---:|---:|"]
+        for each in self.histograms:
+            for name, values in each.series.items():
+                lines.append(f"| {each.title}: {name} ({each.unit}) | {quantiles(values)} |")
+        return "\n".join(lines)
+
+
+def samples_page(samples: Mapping[str, Sequence[str]]) -> str:
+    """samples.md: some texts of every kind of removal and repair."""
+    parts = ["# What was left out, and what was put right", "The beginnings of a few texts of each kind."]
+    for kind, texts in samples.items():
+        parts += [f"## {_cell(kind)}", *[_fenced(text) for text in texts if text]]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
+    lines = [f"| {head[0]} | {head[1]} |", "|---|---:|"]
+    lines += [
+        f"| {_cell(name)} | {value if isinstance(value, str) else f'{value:,}'} |" for name, value in rows.items()
+    ]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Text that stays within its cell or heading, and is no markup."""
+    return re.sub(r"([\\`*|<>#&\[\]])", r"\\\1", _spelt(text).replace("\n", " "))
+
+
+def _fenced(text: str, kind: str = "text") -> str:
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(longest + 1, 3)
+    return f"{fence}{kind}\n{_spelt(text).rstrip()}\n{fence}"
+
+
+def _spelt(text: str) -> str:
+    """Characters that a terminal or a page would obey, spelt out."""
+    return "".join(
+        each if each.isprintable() or each in "\n\t" else each.encode("unicode_escape").decode() for each in text
+    )

@@ -1,0 +1,67 @@
+"""Rows in an order of their own, however they came, a part at a time: a million need not fit into memory."""
+
+import json
+import unicodedata
+from collections.abc import Iterator
+from contextlib import ExitStack
+from hashlib import blake2b, sha256
+from pathlib import Path as LocalPath
+from typing import Any
+
+_PARTS = 64
+_WHOLE = 2**64
+
+
+class Ordered:
+    """A scratch folder of rows that are read back by the order of their keys, then of their content.
+
+    Only one of 64 parts is in memory at a time.
+    """
+
+    def __init__(self, folder: LocalPath):
+        self._paths = [folder / f"part-{number:02d}" for number in range(_PARTS)]
+        self._open = ExitStack()
+        self._files = [self._open.enter_context(path.open("w")) for path in self._paths]
+        self.rows = 0
+
+    def __enter__(self) -> "Ordered":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def add(self, key: str, content: dict[str, Any], place: str) -> None:
+        """Put a row away; `key` is hexadecimal, `place` where it came from."""
+        part = int(key[:2], 16) * _PARTS // 256
+        self._files[part].write(f"{key}\t{json.dumps(content)}\t{json.dumps(place)}\n")
+        self.rows += 1
+
+    def __iter__(self) -> Iterator[tuple[str, dict[str, Any], str]]:
+        self._open.close()
+        for path in self._paths:
+            with path.open() as file:
+                lines = sorted(line.rstrip("\n").split("\t") for line in file)
+            for key, content, place in lines:
+                yield key, json.loads(content), json.loads(place)
+
+
+def folded(text: str) -> str:
+    """Text as it is compared: words are the same whatever their case, width and spacing."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def order_key(seed: int, text: str) -> str:
+    """Where a row stands: a draw by the seed and the folded text, equal for texts that are the same when folded."""
+    return blake2b(f"{seed}\n{folded(text)}".encode(), digest_size=16).hexdigest()
+
+
+def prompt_id(prompt: str) -> str:
+    """The published name of a prompt: its SHA-256."""
+    return sha256(prompt.encode()).hexdigest()
+
+
+def shares(prompt: str) -> tuple[float, float]:
+    """Two numbers in [0, 1) that decide a prompt's split: by its folded text alone, so that no seed and no other row
+    moves a prompt from one side to the other."""
+    digest = sha256(folded(prompt).encode()).digest()
+    return int.from_bytes(digest[:8]) / _WHOLE, int.from_bytes(digest[8:16]) / _WHOLE

@@ -1,0 +1,77 @@
+"""Sentences begin with a capital and the writer is `I`: "Hello. how are you?" becomes "Hello. How are you?".
+
+Rules for English that would rather miss a case than spoil a text: code, addresses, abbreviations, lists, quotations and
+words with a spelling of their own stay as they are. Names are not known here.
+"""
+
+import re
+from bisect import bisect_right
+
+_PROTECTED = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`|(?:https?://|www\.)\S+|\$\$.*?\$\$|<[^<>\n]{1,200}>", re.DOTALL)
+_FIRST = re.compile(r"\s*[\"'“‘(\[]*([a-z][a-z'’]*)(?=[\s,;!?)\"”]|\.(?:\s|\Z))")
+_NEXT = re.compile(r"[.!?][ \u00a0]+([a-z][a-z'’]*)(?=[\s,;!?)\"”]|\.(?:\s|\Z)|\Z)")
+_CONTRACTED = re.compile(r"(?<![\w.'’/\\@#-])i(?=['’](?:m|ve|ll|d)\b)")
+_ALONE = re.compile(
+    r"(?<=[\s\"“(])i(?= (?:am|was|have|had|will|would|can|can't|could|couldn't|should|do|did|don't|didn't|think|need|"
+    r"want|know|like|love|feel|believe|understand|hope|guess|mean|see|just|really|always|never|often|usually|"
+    r"currently|recently|found|made|tried|wish|appreciate|agree|remember|heard|read|saw|went|live|work|used)\b)"
+)
+_CODE = re.compile(r"[{}=;<>\\_|]|\w\((?!s\))|\(\)|//|::|->")
+_COMMANDS = frozenset({"cd", "curl", "def", "docker", "echo", "git", "import", "npm", "pip", "select", "sudo", "var"})
+_WORD_BEFORE = re.compile(r"\S{1,24}\Z")
+_ABBREVIATIONS = (
+    " al approx apt art assn ave blvd bros cf ch chap cm co col corp dept dr ed eds eg eq eqs esp est etc ex ext fig figs ft "
+    "capt gen gov hon hr hrs ie inc incl jr lb lbs lt ltd max min misc mr mrs ms mt nos pg pp pres prof pt pts ref refs rep "
+    "resp rev sec sen sgt sp spp sq sr st syn tel temp univ viz vol vols vs "
+)
+
+
+def truecase(text: str) -> str:
+    """The same text with sentence starts and the pronoun I in capitals; equal in length, and a second time unchanged."""
+    places = {found.start(1) for found in _NEXT.finditer(text) if _ends_sentence(text, found.start())}
+    first = _FIRST.match(text)
+    if first and _is_prose(text, first):
+        places.add(first.start(1))
+    places = {place for place in places if _is_word(text, place)}
+    places |= {found.start() for pattern in (_CONTRACTED, _ALONE) for found in pattern.finditer(text)}
+    if not places:
+        return text
+    ends = [place for found in _PROTECTED.finditer(text) for place in found.span()]
+    letters = list(text)
+    for place in places:
+        if bisect_right(ends, place) % 2 == 0:  # as many spans begin before it as have ended
+            letters[place] = letters[place].upper()
+    return "".join(letters)
+
+
+def first_change(before: str, after: str, around: int = 40) -> str:
+    """The first letter that differs, with what stands around it, before and after."""
+    place = next(place for place, (one, other) in enumerate(zip(before, after, strict=True)) if one != other)
+    start, end = max(place - around, 0), place + around
+    return f"{before[start:end]}\n-> {after[start:end]}"
+
+
+def _ends_sentence(text: str, mark: int) -> bool:
+    """Whether the mark at a place closes a sentence: not a list's number, an abbreviation, an initial or an ellipsis."""
+    before = _WORD_BEFORE.search(text, max(mark - 24, 0), mark)
+    if before is None:
+        return False
+    word = before[0].lstrip("\"'“‘([")
+    if text[mark] != ".":  # n! and 27! are numbers; after a capital it may be part of a title: "Jeopardy! host"
+        return len(word) > 1 and word[-1].isalpha() and not word[0].isupper()
+    if "." in word or f" {word.lower()} " in _ABBREVIATIONS or not word[-1:].isalnum():
+        return False
+    number = (word.isdigit() and len(word) <= 3) or set(word) <= set("ivx")
+    return not number and len(word) > 1
+
+
+def _is_prose(text: str, first: re.Match[str]) -> bool:
+    """Whether the line that a text begins with is no command, no code and no single word, which may be a label."""
+    line = text[: (text + "\n").index("\n", first.start(1))]
+    return first[1] not in _COMMANDS and not _CODE.search(line) and len(text.split(None, 1)) > 1
+
+
+def _is_word(text: str, place: int) -> bool:
+    """Whether what begins there is a word, and no letter that stands for something (but `a`)."""
+    alone = not text[place + 1 : place + 2].isalpha() and text[place + 1 : place + 2] not in ("'", "’")
+    return not alone or text[place] == "a"

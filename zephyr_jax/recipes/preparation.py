@@ -1,0 +1,182 @@
+"""What both preparations do: read raw rows, set aside or keep, order, drop duplicates, write splits and the account."""
+
+import json
+import os
+import sys
+import tempfile
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path as LocalPath
+from typing import Any, Protocol
+
+import numpy as np
+
+from zephyr_jax.card import differences, to_dict
+from zephyr_jax.errors import InputError, listing, shown
+from zephyr_jax.prepare.card import Page, samples_page
+from zephyr_jax.prepare.histogram import picture
+from zephyr_jax.prepare.ledger import Ledger
+from zephyr_jax.prepare.order import Ordered
+from zephyr_jax.prepare.raw import RawRow, SetAside, raw_rows
+from zephyr_jax.prepare.splits import SplitFiles
+from zephyr_jax.storage.cloud import is_remote
+from zephyr_jax.storage.files import Path, check_can_be_made, open_path, write_whole
+
+RECORD = "prepared.json"
+_SAY_EVERY = 100_000  # rows
+
+type Split = tuple[str, dict[str, Any]]
+"""A split's name, and a row for it."""
+type Make = Callable[[dict[str, Any], str], Iterable[Split]]
+"""(content, place) -> rows for splits; raises SetAside."""
+
+
+class Config(Protocol):
+    """What every preparation is told."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def split(self) -> str | None: ...
+    @property
+    def revision(self) -> str | None: ...
+    @property
+    def output(self) -> str: ...
+    @property
+    def samples(self) -> int: ...
+
+
+class Columns:
+    """Numbers by name, of every row that was kept: eight bytes each."""
+
+    def __init__(self, *names: str):
+        self._columns = {name: array("d") for name in names}
+
+    def add(self, **values: float) -> None:
+        """A number for some of the names."""
+        for name, value in values.items():
+            self._columns[name].append(value)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return np.array(self._columns[name])
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """One run of a verb: its settings, the folder it writes, room for scratch files, and its account."""
+
+    verb: str
+    config: Config
+    out: Path
+    scratch: LocalPath
+    ledger: Ledger
+
+    def in_order(self, take: Callable[[RawRow], tuple[str, dict[str, Any]]]) -> Ordered:
+        """Read every raw row; those that `take` keeps (with a key) come in the order of their keys."""
+        ledger, config = self.ledger, self.config
+        with Ordered(self.scratch) as ordered:
+            for row in raw_rows(config.path, config.split, config.revision):
+                ledger.read += 1
+                try:
+                    ordered.add(*take(row), row.place)
+                except SetAside as why:
+                    ledger.leave_out(row.place, why)
+                if not ledger.read % _SAY_EVERY:
+                    print(f"{ledger.read:,} rows read, {ledger.rows.total():,} set aside", file=sys.stderr, flush=True)
+        ledger.need_rows(ordered.rows, config.path)
+        return ordered
+
+    def write_splits(
+        self, files: SplitFiles, ordered: Ordered, make: Make, unique: bool, most: int | None = None
+    ) -> None:
+        """Write what `make` makes of each row. `unique`: only of the first that can be used of each key."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        with files:
+            used, last = 0, ""
+            for key, content, place in ordered:
+                try:
+                    if unique and key == last:
+                        raise SetAside("it is a duplicate", content["prompt"])
+                    if used == most:
+                        raise SetAside("it is outside the subset")
+                    made = list(make(content, place))
+                except SetAside as why:
+                    self.ledger.leave_out(place, why)
+                    continue
+                used, last = used + 1, key
+                for name, row in made:
+                    files.add(name, row)
+            self.ledger.need_rows(used, self.config.path)
+            self._record({"finished": False})
+
+    def write_account(self, page: Page) -> str:
+        """README.md with its picture, samples, the list of what was set aside, and the record; says it in short."""
+        (self.out / "set_aside").mkdir(exist_ok=True)
+        self.ledger.copy_to(self.out / "set_aside" / "rows.jsonl")
+        write_whole(self.out / "samples.md", samples_page(self.ledger.samples()))
+        write_whole(self.out / "card.png", picture(page.histograms, page.outcomes()))
+        write_whole(self.out / "README.md", page.markdown())
+        self._record(
+            {"finished": True, "splits": dict(page.splits), **self.ledger.counts(), "numbers": dict(page.facts)}
+        )
+        rows, *outcomes = page.outcomes().items()
+        lines = [f"{self.ledger.read:,} rows read, {rows[1]:,} kept"]
+        lines += [f"  {count:,} set aside: {reason}" for reason, count in outcomes]
+        lines += [f"  {count:,} answers set aside: {reason}" for reason, count in sorted(self.ledger.answers.items())]
+        lines += [f"  {count:,} put right: {kind}" for kind, count in sorted(self.ledger.repairs.items())]
+        lines.append(", ".join(f"{name} {count:,}" for name, count in page.splits.items()))
+        return "\n".join([*lines, f"the card: {self.out / 'README.md'}"])
+
+    def _record(self, facts: dict[str, Any]) -> None:
+        record = {"verb": self.verb, "settings": plain(self.config), **facts}
+        write_whole(self.out / RECORD, json.dumps(record, indent=2) + "\n")
+
+
+@contextmanager
+def preparation(verb: str, config: Config) -> Iterator[Preparation]:
+    """A run that may begin, with scratch room on this machine's disk (TMPDIR says where) for the text that is kept.
+
+    Raises InputError when the output cannot be made, holds other rows, or is read from too.
+    """
+    out = _output(verb, config)
+    with tempfile.TemporaryDirectory(prefix="zephyr-jax-") as name:
+        scratch = LocalPath(name)
+        with Ledger(scratch / "rows.jsonl", config.samples) as ledger:
+            yield Preparation(verb, config, out, scratch, ledger)
+
+
+def share(part: float, whole: float) -> str:
+    """A share for people."""
+    return f"{part / whole:.1%}" if whole else "-"
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """All settings as JSON has them."""
+    return json.loads(json.dumps(to_dict(config)))
+
+
+def _output(verb: str, config: Config) -> Path:
+    check_can_be_made(config.output)
+    out = open_path(config.output)
+    if not is_remote(config.output) and os.path.realpath(config.output) == os.path.realpath(config.path):
+        raise InputError(
+            f"`output` and `path` are both {config.output}. Raw rows stay as they are: choose another output."
+        )
+    record = out / RECORD
+    if record.exists():
+        try:
+            found = json.loads(record.read_text())
+            maker, settings = found["verb"], dict(found["settings"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{record} is damaged. Delete the folder or choose another output.") from error
+        if maker != verb:
+            raise InputError(f"{out} holds rows made by `{maker}`, not `{verb}`. Choose another output.")
+        changed = differences(settings, plain(config))
+        if changed:
+            words = [f"{name} was {shown(old)}, is {shown(new)}" for name, (old, new) in changed.items()]
+            raise InputError(f"{out} holds rows made by other settings: {listing(words, 4)}. Choose another output.")
+    elif out.is_dir() and any(path.suffix == ".parquet" for path in out.iterdir()):
+        raise InputError(f"{out} holds Parquet files that this verb has not made. Choose another output.")
+    return out
