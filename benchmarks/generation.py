@@ -4,7 +4,8 @@
 
 TORCH_PYTHON has torch and transformers. Both sides have random weights of the 58M shape (or --small: 0.26M, as stories260k),
 float32, the same prompts, no stop token. Decoding is the CPU time of 65 new tokens less that of one, prefill that of one.
-Without --torch-python only our side runs, at prompts of several lengths: the cost of a token should not grow with them.
+Without --torch-python only our side runs, at prompts of several lengths in one context, of 2,048 and the new tokens: the
+cost of a token should not grow with them.
 """
 
 import argparse
@@ -28,7 +29,7 @@ def prompts_of(rows: int, length: int, vocab: int) -> list[list[int]]:
     ]
 
 
-def ours(shape: dict[str, int], rows: int, length: int) -> tuple[float, float]:
+def ours(shape: dict[str, int], rows: int, length: int, context: int) -> tuple[float, float]:
     """CPU seconds of prefill with one token, and of NEW more tokens."""
     import jax
     import jax.numpy as jnp
@@ -52,7 +53,7 @@ def ours(shape: dict[str, int], rows: int, length: int) -> tuple[float, float]:
     definition, abstract = abstract_model(sizes, compute)
     weights = nnx.to_pure_dict(nnx.split(Mistral(sizes, compute, nnx.Rngs(0)), nnx.Param)[1])
     model = AbstractModel(definition, nnx.to_pure_dict(abstract), parameter_shardings(abstract, rules), sizes, compute)
-    engine = Engine(model, weights, rules, rows=rows, context=length + NEW + 1, burst=32)
+    engine = Engine(model, weights, rules, rows=rows, context=context, burst=32)
 
     def run(most: int) -> float:
         for prompt in prompts_of(rows, length, shape["vocab"]):
@@ -67,8 +68,8 @@ def ours(shape: dict[str, int], rows: int, length: int) -> tuple[float, float]:
     return first, median(run(NEW + 1) for _ in range(3)) - first
 
 
-def torchs(shape: dict[str, int], rows: int, length: int) -> tuple[float, float]:
-    """The same by transformers."""
+def torchs(shape: dict[str, int], rows: int, length: int, _: int) -> tuple[float, float]:
+    """The same by transformers, whose cache grows."""
     import torch
     from transformers import MistralConfig, MistralForCausalLM
 
@@ -93,10 +94,22 @@ def torchs(shape: dict[str, int], rows: int, length: int) -> tuple[float, float]
     return first, median(run(NEW + 1) for _ in range(3)) - first
 
 
-def measure(python: str, side: str, size: str, rows: int, length: int) -> tuple[float, float]:
+def measure(python: str, side: str, size: str, rows: int, length: int, longest: int = 0) -> tuple[float, float]:
     """Prefill and decode of one side in a process of its own, tokens per CPU-second."""
     command = [python, __file__ if side == "torch" else "-m", *(["benchmarks.generation"] if side == "ours" else [])]
-    command += ["--worker", side, "--size", size, "--rows", str(rows), "--length", str(length)]
+    context = max(length, longest) + NEW + 1
+    command += [
+        "--worker",
+        side,
+        "--size",
+        size,
+        "--rows",
+        str(rows),
+        "--length",
+        str(length),
+        "--context",
+        str(context),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr[-2000:])
@@ -112,16 +125,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--context", type=int, default=0)
     parser.add_argument("--worker", choices=("ours", "torch"))
     options = parser.parse_args()
     size, rows = options.size, options.rows
     if options.worker:
         run = ours if options.worker == "ours" else torchs
-        print(json.dumps(run(SHAPES[size], rows, options.length)))
+        print(json.dumps(run(SHAPES[size], rows, options.length, options.context)))
         return
     if not options.torch_python:
         for length in (64, 256, 1024, 2048):
-            prefill, decode = measure(sys.executable, "ours", size, rows, length)
+            prefill, decode = measure(sys.executable, "ours", size, rows, length, 2048)
             print(
                 f"{size}, {rows} rows, prompts of {length}: prefill {prefill:,.0f}, decode {decode:,.0f} tokens/CPU-s"
             )

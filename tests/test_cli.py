@@ -247,3 +247,11 @@ def test_dpo_names_the_reference_command_with_its_own_words(monkeypatch: pytest.
     monkeypatch.setattr(recipe, "dpo", lambda config, command: commands.append(command))
     cli.main(["dpo", "--output", "zephyr-jax dpo"])
     assert commands == ["zephyr-jax reference --output 'zephyr-jax dpo'"]
+
+
+def test_a_reader_that_has_had_enough_is_no_error() -> None:
+    """`zephyr-jax ... | head -1`: nothing is said of a broken pipe."""
+    command = f"{sys.executable} -m zephyr_jax dpo --help | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stdout.count("\n") == 1
+    assert not done.stderr

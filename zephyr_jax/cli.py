@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recipe(config, shlex.join(["zephyr-jax", *words]))
     except InputError as error:
         _stop(f"error: {error}", 2)
+    except BrokenPipeError:  # whoever read what we print has had enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except OSError as error:
         reason = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
         _stop(

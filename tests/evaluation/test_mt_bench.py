@@ -77,6 +77,7 @@ def test_scores_are_means_by_hand() -> None:
     assert (scores.first_turn, scores.second_turn) == (5.0, 3.5)
     assert scores.by_category == {"writing": 7.0, "math": pytest.approx(8 / 3)}
     assert (scores.rated, scores.unrated) == (5, 1)
+    assert scores.error == pytest.approx(2.46644 / 3**0.5, abs=1e-4)  # of 7, 3 and 2.5
     assert scores_of(BENCH, []).overall is None
 
 
@@ -132,7 +133,7 @@ def test_a_model_behind_an_address(tmp_path: Path, capsys: pytest.CaptureFixture
         said = capsys.readouterr().out
         main(words)
         assert capsys.readouterr().out == said
-    assert "| **overall** | **3.40** |" in said
+    assert "| **overall** | **3.40** ± 0.17 |" in said
     assert len(told) == 6
     assert {(body["messages"][0]["content"], body["temperature"]) for body in told} == {
         ("a {b}", 0.7), ("1+1?", 0.0), ("x", 0.0),
@@ -157,9 +158,9 @@ def test_recorded_judgments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = f"evaluate mt-bench --replay {file} --questions {bench} --output {tmp_path}/out".split()
     main(words)
-    assert f"| **overall** | **{16 / 5:.2f}** |" in capsys.readouterr().out
+    assert f"| **overall** | **{16 / 5:.2f}** ± 0.17 |" in capsys.readouterr().out
     main(f"evaluate table --results {tmp_path}/out".split())
-    assert "| **old** | - | - | 3.20 |" in capsys.readouterr().out
+    assert "| **old** | - | - | 3.20 ± 0.17 |" in capsys.readouterr().out
     with judge_at(rate) as (url, asked):
         main([*words, "--judge", url])
     out = capsys.readouterr().out
@@ -213,7 +214,7 @@ def test_from_a_model_to_its_scores(tiny_model: Path, tmp_path: Path, capsys: py
         ).split()
         main(words)
         said = capsys.readouterr()
-        assert "| **overall** | **3.40** |" in said.out
+        assert "| **overall** | **3.40** ± 0.17 |" in said.out
         assert "5 turns rated, 1 judgments without a rating" in said.out
         main(words)
         assert capsys.readouterr().out == said.out

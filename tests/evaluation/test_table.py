@@ -24,7 +24,11 @@ def test_measured_rows_join_them(tmp_path: Path, capsys: pytest.CaptureFixture[s
     """Scores of one model from two folders are one row; it stands in both tables, in the CSV and in the picture."""
     bench, alpaca = tmp_path / "bench", tmp_path / "alpaca"
     for folder, name, content in (
-        (bench, "ours.json", {"model": "ours", "overall": 6.5, "by_category": {}}),
+        (
+            bench,
+            "ours.json",
+            {"model": "ours", "overall": 6.5, "error": 0.25, "parameters": 7241732096, "by_category": {}},
+        ),
         (alpaca, "ours.row.json", {"win_rate": 80.0, "standard_error": 1.5, "discrete_win_rate": 80.0}),
         (alpaca, "ours.json", [{"output": "x"}]),
     ):
@@ -32,7 +36,7 @@ def test_measured_rows_join_them(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (folder / name).write_text(json.dumps(content))
     main(["evaluate", "table", "--results", str(bench), str(alpaca), "--output", str(tmp_path / "out")])
     said = capsys.readouterr().out
-    assert said.count("| **ours** | - | - | 6.50 | 80.00 ± 1.50 |") == 2
+    assert said.count("| **ours** | 7.24B | - | 6.50 ± 0.25 | 80.00 ± 1.50 |") == 2
     assert "| Zephyr-7b-beta | 7B | dDPO | 7.34 | 90.60 ± 1.03 | arXiv 2310.16944, Table 1 |" in said
     rows = list(csv.DictReader((tmp_path / "out/table.csv").read_text().splitlines()))
     assert [row["alpaca_eval"] for row in rows if row["group"] == "measured"] == ["80.0"]

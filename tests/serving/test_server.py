@@ -289,6 +289,30 @@ def test_the_official_client_is_content(served: Served) -> None:
     talk(served, doing)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_lm_eval_asks_as_local_chat_completions(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task of texts by lm-eval's own client, in many requests at a time; greedy, so each is what the server says alone."""
+    lm_eval = pytest.importorskip("lm_eval")
+    from lm_eval.tasks import TaskManager
+
+    folder = Path(__file__).parents[1] / "golden" / "lm_eval"
+    monkeypatch.chdir(folder)
+
+    async def doing(client: TestClient) -> None:
+        where = {"base_url": str(client.make_url(CHAT)), "model": "tiny", "num_concurrent": 4, "max_retries": 1}
+        manager = TaskManager(include_path=str(folder))
+        found = await asyncio.to_thread(
+            lm_eval.simple_evaluate, "local-chat-completions", where, tasks=["zephyr_text"], task_manager=manager,
+            apply_chat_template=True, limit=4, bootstrap_iters=0,
+        )  # fmt: skip
+        assert len(found["samples"]["zephyr_text"]) == 4
+        for row in found["samples"]["zephyr_text"]:
+            alone = await ask(client, text=row["doc"]["question"] + "\n", max_tokens=24, stop=["."])
+            assert row["resps"] == [[alone["choices"][0]["message"]["content"]]]
+
+    talk(served, doing)
+
+
 def test_the_verb_serves_until_it_is_told_to_stop(tiny_model: Path) -> None:
     """The process says where it listens, answers, refuses a port that is taken, and ends well with SIGTERM."""
     words = [sys.executable, "-m", "zephyr_jax", "serve", "--model", str(tiny_model), "--template", "zephyr", "--port"]

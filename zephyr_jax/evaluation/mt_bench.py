@@ -5,13 +5,14 @@ what is made here can be shown there and the other way round. None of its texts 
 """
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 from huggingface_hub import snapshot_download
@@ -176,6 +177,8 @@ class Scores:
     by_category: dict[str, float | None]
     rated: int
     unrated: int
+    error: float | None = None
+    """Standard error of `overall`, over questions: both turns of one are no two independent ratings."""
 
 
 def scores_of(bench: Bench, ratings: Sequence[tuple[int, int, float]]) -> Scores:
@@ -188,8 +191,17 @@ def scores_of(bench: Bench, ratings: Sequence[tuple[int, int, float]]) -> Scores
     by_category = {name: _mean(groups[name]) for name in dict.fromkeys(category.values())}
     first, second = ([score for _, turn, score in good if turn == which] for which in (1, 2))
     return Scores(
-        _mean([each[2] for each in good]), _mean(first), _mean(second), by_category, len(good), len(ratings) - len(good)
-    )
+        _mean([each[2] for each in good]), _mean(first), _mean(second), by_category, len(good), len(ratings) - len(good),
+        _error(good),
+    )  # fmt: skip
+
+
+def _error(good: Sequence[tuple[int, int, float]]) -> float | None:
+    by_question: dict[int, list[float]] = defaultdict(list)
+    for question, _, score in good:
+        by_question[question].append(score)
+    means = [fmean(scores) for scores in by_question.values()]
+    return stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -32,6 +32,8 @@ class Result:
     alpaca_eval: float | None = None
     error: float | None = None
     """Standard error of `alpaca_eval`, in percent."""
+    mt_error: float | None = None
+    """Standard error of `mt_bench`."""
 
 
 def published() -> list[Result]:
@@ -68,7 +70,9 @@ def _row(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         return {}
     if "by_category" in content:
-        return {"model": content["model"], "mt_bench": content["overall"]}
+        size = content.get("parameters")
+        row = {"size": size / 1e9 if size else None, "mt_bench": content["overall"], "mt_error": content.get("error")}
+        return {"model": content["model"], **row}
     if "discrete_win_rate" in content:
         name = path.name.removesuffix(".row.json")
         return {"model": name, "alpaca_eval": content["win_rate"], "error": content["standard_error"]}
@@ -94,17 +98,21 @@ def _order(result: Result) -> tuple[bool, float]:
 
 def _line(each: Result) -> str:
     name = f"**{each.model}**" if each.group == "measured" else each.model
-    size = f"{each.size:g}B" if each.size else "-"
-    error = f" ± {each.error:.2f}" if each.error is not None else ""
-    rate = f"{each.alpaca_eval:.2f}{error}" if each.alpaca_eval is not None else "-"
-    bench = f"{each.mt_bench:.2f}" if each.mt_bench is not None else "-"
+    size = f"{each.size:.3g}B" if each.size else "-"
+    rate, bench = _with_error(each.alpaca_eval, each.error), _with_error(each.mt_bench, each.mt_error)
     return f"| {name} | {size} | {each.alignment or '-'} | {bench} | {rate} | {each.source} |"
+
+
+def _with_error(score: float | None, error: float | None) -> str:
+    if score is None:
+        return "-"
+    return f"{score:.2f}" + (f" ± {error:.2f}" if error is not None else "")
 
 
 def as_csv(results: Sequence[Result]) -> str:
     """All rows with all fields."""
     out = io.StringIO()
-    fields = ("model", "group", "size", "alignment", "mt_bench", "alpaca_eval", "error", "source")
+    fields = ("model", "group", "size", "alignment", "mt_bench", "mt_error", "alpaca_eval", "error", "source")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(fields)
     writer.writerows([getattr(each, name) for name in fields] for each in results)
@@ -112,13 +120,14 @@ def as_csv(results: Sequence[Result]) -> str:
 
 
 def picture(results: Sequence[Result]) -> bytes:
-    """A PNG: both scores of every model as bars, with AlpacaEval's standard errors; measured ones in another colour."""
+    """A PNG: both scores of every model as bars, with standard errors; measured ones in another colour."""
     shown = sorted((each for each in results if each.mt_bench is not None or each.alpaca_eval is not None), key=_order)
     figure = Figure(figsize=(10, 0.32 * len(shown) + 1.5))
     left, right = figure.subplots(1, 2, sharey=True)
     colours = ["tab:orange" if each.group == "measured" else "tab:blue" for each in shown]
     names = [each.model for each in shown]
-    left.barh(names, [each.mt_bench or 0 for each in shown], color=colours)
+    spread = [math.nan if each.mt_error is None else each.mt_error for each in shown]
+    left.barh(names, [each.mt_bench or 0 for each in shown], xerr=spread, color=colours, capsize=2)
     left.set(xlabel="MT-Bench, 1 to 10", xlim=(0, 10))
     errors = [math.nan if each.error is None else each.error for each in shown]
     right.barh(names, [each.alpaca_eval or 0 for each in shown], xerr=errors, color=colours, capsize=2)

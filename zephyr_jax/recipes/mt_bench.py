@@ -20,7 +20,7 @@ from zephyr_jax.evaluation.mt_bench import (
 from zephyr_jax.generation.endpoint import Ask, Endpoint
 from zephyr_jax.generation.engine import Engine, Request
 from zephyr_jax.recipes.addressed import ask, open_address
-from zephyr_jax.recipes.mt_judge import Answers, judged, open_judge, write_rows
+from zephyr_jax.recipes.mt_judge import Answered, Answers, judged, open_judge, write_rows
 from zephyr_jax.recipes.progress import bar
 from zephyr_jax.recipes.speaker import Found, find_speaker, fitted, say_cut
 from zephyr_jax.storage.cloud import explained
@@ -45,12 +45,12 @@ def mt_bench(config: MtBenchConfig) -> Scores | None:
     if is_address(config.model.path):
         model = open_address(config.model.path, config.answering, out / "asked.journal")
         name = config.name or model.model.replace("/", "_")
-        answers = _addressed(config, model, bench.questions)
+        answered = Answered(_addressed(config, model, bench.questions), None)
     else:
         name = config.name or PurePath(config.model.path).name
-        answers = _answers(config, every, bench.questions, out)
-    write_rows(out / "model_answer" / f"{name}.jsonl", _answer_rows(bench, name, answers))
-    return judged(bench, name, answers, judge, config.judge_tokens, out) if judge else None
+        answered = _answers(config, every, bench.questions, out)
+    write_rows(out / "model_answer" / f"{name}.jsonl", _answer_rows(bench, name, answered.turns))
+    return judged(bench, name, answered, judge, config.judge_tokens, out) if judge else None
 
 
 def _addressed(config: MtBenchConfig, model: Endpoint, questions: Sequence[Question]) -> Answers:
@@ -81,7 +81,7 @@ def _answer_rows(bench: Bench, name: str, answers: Answers) -> list[dict[str, An
     ]
 
 
-def _answers(config: MtBenchConfig, bench: Bench, asked: Sequence[Question], out: Path) -> Answers:
+def _answers(config: MtBenchConfig, bench: Bench, asked: Sequence[Question], out: Path) -> Answered:
     """The model's answers to the questions asked; those in the journal as they are."""
     found = find_speaker("evaluate mt-bench", config.model, config.mesh, config.rows)
     tokenizer = found.chat_tokenizer(config.template)
@@ -101,7 +101,7 @@ def _answers(config: MtBenchConfig, bench: Bench, asked: Sequence[Question], out
                 advance(done)
         say_cut(writer.cut)
     journal.close()
-    return answers
+    return Answered(answers, found.source.shape.parameters)
 
 
 @dataclass

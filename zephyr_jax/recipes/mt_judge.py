@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from zephyr_jax.errors import InputError, listing
@@ -34,13 +34,21 @@ type Answers = dict[int, list[str]]
 """Question -> its answers, turn by turn."""
 
 
-def judged(bench: Bench, name: str, answers: Answers, judge: Endpoint, tokens: int, out: Path) -> Scores:
+@dataclass(frozen=True)
+class Answered:
+    """What a model said, and how large it is, where that is known."""
+
+    turns: Answers
+    parameters: int | None
+
+
+def judged(bench: Bench, name: str, answered: Answered, judge: Endpoint, tokens: int, out: Path) -> Scores:
     """Have answers rated; write judgments, a summary and a picture."""
-    judgments = _judge(bench, answers, judge, tokens)
+    judgments = _judge(bench, answered.turns, judge, tokens)
     rows = [judgment_row(each, name, time.time()) for each in judgments]
     write_rows(out / "model_judgment" / f"{judge.model.replace('/', '_')}_single.jsonl", rows)
     scores = scores_of(bench, [(each.question, each.turn, each.score) for each in judgments])
-    _write_summary(out, name, judge.model, scores)
+    _write_summary(out, name, judge.model, answered.parameters, scores)
     print(f"the judge used {judge.spent()}", file=sys.stderr)
     return scores
 
@@ -60,13 +68,13 @@ def replay_judgments(config: MtBenchConfig) -> Scores:
     scores = scores_of(bench, [(row["question_id"], row["turn"], float(row["score"])) for row in rows])
     out = open_path(config.output)
     out.mkdir(parents=True, exist_ok=True)
-    _write_summary(out, str(rows[0]["model"]), listing(sorted({str(row["judge"][0]) for row in rows})), scores)
+    _write_summary(out, str(rows[0]["model"]), listing(sorted({str(row["judge"][0]) for row in rows})), None, scores)
     return scores
 
 
-def _write_summary(out: Path, name: str, judge: str, scores: Scores) -> None:
+def _write_summary(out: Path, name: str, judge: str, parameters: int | None, scores: Scores) -> None:
     """What `evaluate table` reads, and the picture."""
-    summary = {"model": name, "judge": judge, **asdict(scores)}
+    summary = {"model": name, "judge": judge, "parameters": parameters, **asdict(scores)}
     write_whole(out / f"{name.replace('/', '_')}.json", json.dumps(summary, indent=2) + "\n")
     write_whole(out / f"{name.replace('/', '_')}.png", radar({name: scores.by_category}))
 
@@ -117,7 +125,7 @@ def table(scores: Scores) -> str:
     lines = [
         "| MT-Bench | mean rating |",
         "|---|---|",
-        f"| **overall** | **{_shown(scores.overall)}** |",
+        f"| **overall** | **{_shown(scores.overall)}**{f' ± {scores.error:.2f}' if scores.error else ''} |",
         f"| first turn | {_shown(scores.first_turn)} |",
         f"| second turn | {_shown(scores.second_turn)} |",
         *(f"| {name} | {_shown(score)} |" for name, score in scores.by_category.items()),
