@@ -15,7 +15,7 @@ from typing import Any
 from zephyr_jax.config import EndpointOptions
 from zephyr_jax.data.chat import Message
 from zephyr_jax.errors import InputError, shown
-from zephyr_jax.generation.budget import Budget, Tokens
+from zephyr_jax.generation.budget import Budget, Cost
 from zephyr_jax.generation.line import Line, Trouble, check_address
 from zephyr_jax.storage.journal import Journal
 from zephyr_jax.storage.secret import secret
@@ -45,10 +45,10 @@ class Ask:
         return {"model": model, "messages": list(self.messages), **settings}
 
     @property
-    def most(self) -> Tokens:
-        """The most that it can take: no token is shorter than a byte."""
+    def most(self) -> Cost:
+        """The most tokens that it can take: none is shorter than a byte."""
         letters = sum(len(message["content"].encode(errors="replace")) for message in self.messages)
-        return Tokens(letters + _FRAME + len(self.messages) * _FRAME // 8, self.max_tokens)
+        return Cost(letters + _FRAME + len(self.messages) * _FRAME // 8, self.max_tokens)
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,19 @@ class Said:
 
 
 class Endpoint:
-    """Asks one model. Raises InputError when it cannot be reached at all, or when the next request may pass a limit."""
+    """Asks one model. Raises InputError when it cannot be reached at all, or when the next request may pass a limit.
 
-    def __init__(self, url: str, options: EndpointOptions, journal: Journal):
+    `budget`: one that several endpoints share; default: one of its own, with the limits of `options`.
+    """
+
+    def __init__(self, url: str, options: EndpointOptions, journal: Journal, budget: Budget | None = None):
         check_address(url)
         self._url, self._options, self._journal = url.rstrip("/"), options, journal
         self._known = {line["request"]: line for line in journal.lines if not line.get("lost")}
         self._key = secret(options.key_variable, "endpoint.key_variable")
-        self._budget = Budget(options)
+        self._budget, self._surplus = budget or Budget(options), Cost()
         for line in journal.lines:
-            self._budget.spend(_tokens_of(line), bool(line.get("lost")))
+            self._budget.spend(_tokens_of(line).priced(options), bool(line.get("lost")))
         self.model = options.model or asyncio.run(self._only_model())
 
     def ask_all(self, asks: Sequence[Ask], done: Callable[[int], None] = lambda _: None) -> list[Said]:
@@ -123,20 +126,20 @@ class Endpoint:
         for attempt in range(self._options.retries + 1):
             if attempt:
                 await asyncio.sleep(min(self._options.pause * 2 ** (attempt - 1), _LONGEST_PAUSE))
-            held, used = await self._held(changed, ask.most), Tokens()
+            held, used = await self._held(changed, ask), Cost()
             try:
                 self._known[name] = _line_of(name, await line.chat(body), held)
-                used = _tokens_of(self._known[name])
+                used = _tokens_of(self._known[name]).priced(self._options)
                 self._journal.add(self._known[name])
                 return _said(self._known[name])
             except Trouble as this:
-                trouble, used = this, held if this.lost else Tokens()
+                trouble, used = this, held if this.lost else Cost()
                 if this.lost:
                     self._journal.add({"lost": True, "prompt_tokens": held.there, "completion_tokens": held.back})
                 if not this.again:
                     break
             finally:
-                self._budget.settle(held, used, lost=trouble.lost and name not in self._known)
+                self._settle(ask, held, used, lost=name not in self._known)
                 async with changed:
                     changed.notify_all()
         if trouble.alone:
@@ -146,14 +149,20 @@ class Endpoint:
             "before is kept, and the same command goes on."
         )
 
-    async def _held(self, changed: asyncio.Condition, most: Tokens) -> Tokens:
-        """What a request may take, held back; waits for room while others are under way. Raises InputError."""
+    async def _held(self, changed: asyncio.Condition, ask: Ask) -> Cost:
+        """What a request may cost, held back; waits for room while others are under way. Raises InputError."""
         async with changed:
-            while (held := self._budget.hold(most)) is None:
+            while not self._budget.hold(most := (ask.most + self._surplus).priced(self._options)):
                 if not self._budget.under_way:
                     raise self._budget.exhausted(most)
                 await changed.wait()
-        return held
+        return most
+
+    def _settle(self, ask: Ask, held: Cost, used: Cost, lost: bool) -> None:
+        """Count what was used. An endpoint that counts more than we expect is expected to do so again."""
+        self._budget.settle(held, used, lost)
+        over, known = used - ask.most, self._surplus
+        self._surplus = Cost(max(over.there, known.there), max(over.back, known.back))
 
     async def _only_model(self) -> str:
         try:
@@ -181,7 +190,7 @@ def _until[T](items: Iterator[T], stopped: Callable[[], bool]) -> Iterator[T]:
             return
 
 
-def _line_of(name: str, reply: dict[str, Any], held: Tokens) -> dict[str, Any]:
+def _line_of(name: str, reply: dict[str, Any], held: Cost) -> dict[str, Any]:
     """A reply as the journal keeps it; one that counts no tokens has taken all that it could. Raises Trouble."""
     try:
         choice = reply["choices"][0]
@@ -204,8 +213,8 @@ def _said(line: dict[str, Any]) -> Said:
     return Said(line["text"], cut=bool(line.get("cut")), first_token=line.get("first_token", {}))
 
 
-def _tokens_of(line: dict[str, Any]) -> Tokens:
-    return Tokens(line["prompt_tokens"], line["completion_tokens"])
+def _tokens_of(line: dict[str, Any]) -> Cost:
+    return Cost(line["prompt_tokens"], line["completion_tokens"])
 
 
 def _count(value: Any, otherwise: int) -> int:
