@@ -97,31 +97,35 @@ class Endpoint:
 
     async def _ask_all(self, asks: Sequence[Ask], done: Callable[[int], None]) -> list[Said]:
         names = [self._name(ask) for ask in asks]
-        times, said, failed = Counter(names), dict[str, Said](), list[Exception]()
-        waiting = iter(dict(zip(names, asks, strict=True)).items())
-        changed = asyncio.Condition()
+        said = {name: _said(self._known[name]) for name in names if name in self._known}
+        times, failed, changed = Counter(names), list[Exception](), asyncio.Condition()
+        waiting = iter({name: ask for name, ask in zip(names, asks, strict=True) if name not in said}.items())
+        came = sum(times[name] for name in said)
+        if len(said) == len(times):
+            done(came)
+            return [said[name] for name in names]
 
         async def work(line: Line) -> None:
             """Ask for one after the other; what is under way when another fails is still waited for, as it is paid for."""
+            nonlocal came
             for name, ask in _until(waiting, lambda: bool(failed)):
                 try:
                     said[name] = await self._ask(line, changed, name, ask)
                 except Exception as error:  # a full disk, say; it is raised below, when nobody is under way any more
                     failed.append(error)
                     return
-                done(sum(times[each] for each in said))
+                came += times[name]
+                done(came)
 
         async with Line(self._url, self._options, self._key) as line, asyncio.TaskGroup() as group:
-            for _ in range(min(self._options.concurrency, len(times))):
+            for _ in range(min(self._options.concurrency, len(times) - len(said))):
                 group.create_task(work(line))
         if failed:
             raise failed[0]
         return [said[name] for name in names]
 
     async def _ask(self, line: Line, changed: asyncio.Condition, name: str, ask: Ask) -> Said:
-        """The reply, known or after some patience. Raises InputError where no request can be answered."""
-        if name in self._known:
-            return _said(self._known[name])
+        """The reply, after some patience. Raises InputError where no request can be answered."""
         body, trouble = ask.body(self.model), Trouble("")
         for attempt in range(self._options.retries + 1):
             if attempt:

@@ -3,15 +3,11 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import PurePath
 from typing import Any
-
-from rich.console import Console
-from rich.progress import Progress
 
 from zephyr_jax.data.chat import Message
 from zephyr_jax.data.tokens import ChatTokenizer
@@ -32,6 +28,7 @@ from zephyr_jax.evaluation.mt_bench import (
 from zephyr_jax.evaluation.radar import radar
 from zephyr_jax.generation.endpoint import Ask, Endpoint
 from zephyr_jax.generation.engine import Engine, Request
+from zephyr_jax.recipes.progress import bar
 from zephyr_jax.recipes.speaker import Found, find_speaker, fitted, say_cut
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.files import Path, check_can_be_made, open_path, write_whole
@@ -124,7 +121,7 @@ def _answers(config: MtBenchConfig, bench: Bench, asked: Sequence[Question], out
     missing = [question for question in asked if question.number not in answers]
     if missing:
         writer = _Writer(config, found, tokenizer)
-        with _bar("answers", len(missing)) as advance:
+        with bar("answers", len(missing)) as advance:
             for done, (question, turns) in enumerate(writer.write(missing), 1):
                 answers[question.number] = turns
                 journal.add({"question": question.number, "turns": turns})
@@ -132,14 +129,6 @@ def _answers(config: MtBenchConfig, bench: Bench, asked: Sequence[Question], out
         say_cut(writer.cut)
     journal.close()
     return answers
-
-
-@contextmanager
-def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar, as a function of how much is done."""
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda done: progress.update(task, completed=done)
 
 
 @dataclass
@@ -188,7 +177,7 @@ def _judge(bench: Bench, answers: Answers, judge: Endpoint, tokens: int) -> list
     """Both turns of every question, rated; a refusal of the judge is a judgment without a rating."""
     turns = [(question, turn) for question in bench.questions for turn in (1, 2)]
     prompts = [judge_prompt(bench, question, answers[question.number], turn) for question, turn in turns]
-    with _bar("judgments", len(turns)) as advance:
+    with bar("judgments", len(turns)) as advance:
         said = judge.ask_all([Ask(tuple(messages), 0.0, tokens) for _, messages in prompts], advance)
     refusals = [each.refusal for each in said if each.refusal]
     if refusals:
