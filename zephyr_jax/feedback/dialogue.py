@@ -45,6 +45,8 @@ class Talk:
     """What was said, the system message apart."""
     ended: str = ""
     """Why it goes no further, if it does not."""
+    last: str = ""
+    """What was said then, where that is no part of it."""
     head: list[Message] = field(default_factory=list)
     """The system message, if any."""
 
@@ -126,6 +128,7 @@ def _say(
     going = [talk for talk in talks if not talk.ended]
     for talk, said in zip(going, voice.speaker.ask_all([ask(talk) for talk in going], done), strict=True):
         talk.ended = _end_of(said, role)
+        talk.last = said.text if talk.ended else ""
         if not talk.ended:
             talk.messages.append({"role": role, "content": said.text.strip()})
         elif role == "assistant":
@@ -138,7 +141,7 @@ def _end_of(said: Said, role: str) -> str:
     if said.refusal:
         return f"{who}'s model refused: {said.refusal}"
     if said.cut:
-        return f"{who}'s message was longer than allowed"
+        return f"{who}'s message was longer than {'person' if role == 'user' else 'assistant'}_tokens allows"
     if not said.text.strip():
         return f"{who} said nothing"
     return "the person left" if role == "user" and LEAVES in said.text else ""

@@ -32,9 +32,7 @@ class Estimate:
     def words(self) -> str:
         """For people."""
         money = f", at most ${self.dollars:,.2f}" if self.dollars else ""
-        return (
-            f"{self.requests:,} requests to make: about {self.there:,} tokens there, at most {self.back:,} back{money}"
-        )
+        return f"up to {self.requests:,} requests: about {self.there:,} tokens there, at most {self.back:,} back{money}"
 
 
 def estimate(voice: Voice, asks: Iterable[Ask], more: int = 0) -> Estimate:

@@ -6,6 +6,7 @@ Every reply is written down before it is used; a request that was answered once 
 import asyncio
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +15,14 @@ from typing import Any
 
 from zephyr_jax.config import EndpointOptions
 from zephyr_jax.data.chat import Message
-from zephyr_jax.errors import InputError, shown
+from zephyr_jax.errors import InputError, printable, shown
 from zephyr_jax.generation.budget import Budget, Cost
 from zephyr_jax.generation.line import Line, Trouble, check_address
 from zephyr_jax.storage.journal import Journal
 from zephyr_jax.storage.secret import secret
 
 _LONGEST_PAUSE = 60.0
+_KINDS = 8  # of trouble that are told
 _FRAME = 64  # tokens that a chat template may add to a request, and for each message again an eighth of that
 
 
@@ -74,7 +76,7 @@ class Endpoint:
         self._url, self._options, self._journal = url.rstrip("/"), options, journal
         self._known = {line["request"]: line for line in journal.lines if not line.get("lost")}
         self._key = secret(options.key_variable, "endpoint.key_variable")
-        self._budget, self._surplus = budget or Budget(options), Cost()
+        self._budget, self._surplus, self._told = budget or Budget(options), Cost(), set[str]()
         for line in journal.lines:
             self._budget.spend(_tokens_of(line).priced(options), bool(line.get("lost")))
         self.model = options.model or asyncio.run(self._only_model())
@@ -142,6 +144,7 @@ class Endpoint:
                     self._journal.add({"lost": True, "prompt_tokens": held.there, "completion_tokens": held.back})
                 if not this.again:
                     break
+                self._tell(trouble)
             finally:
                 self._settle(ask, held, used, lost=name not in self._known)
                 async with changed:
@@ -167,6 +170,12 @@ class Endpoint:
         self._budget.settle(held, used, lost)
         over, known = used - ask.most, self._surplus
         self._surplus = Cost(max(over.there, known.there), max(over.back, known.back))
+
+    def _tell(self, trouble: Trouble) -> None:
+        """Say why nothing moves, once for each kind of trouble."""
+        if str(trouble) not in self._told and len(self._told) < _KINDS:
+            self._told.add(str(trouble))
+            print(f"{self._url}: {printable(str(trouble))}; it is asked again", file=sys.stderr, flush=True)
 
     async def _only_model(self) -> str:
         try:

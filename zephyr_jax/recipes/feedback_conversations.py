@@ -28,7 +28,7 @@ def feedback_conversations(config: ConversationsConfig) -> str:
     with bar("answers", len(found.seeds) * manner.turns) as advance:
         talks = play(found.seeds, person, assistant, manner, advance)
     rows = [talk.row() for talk in talks if talk.whole]
-    aside = [{**talk.row(), "reason": talk.ended} for talk in talks if not talk.whole]
+    aside = [{**talk.row(), "reason": talk.ended, "said": talk.last[:1000]} for talk in talks if not talk.whole]
     written = write_rows(folder, rows, aside)
     answers = sum(len(talk.messages) // 2 for talk in talks)
     again = f"; {found.repeated:,} rows repeated a prompt" if found.repeated else ""
