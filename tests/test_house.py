@@ -16,7 +16,7 @@ LAYERS = [
     {"cli"},
     {"commands"},
     {"recipes", "demo"},
-    {"serving", "evaluation"},
+    {"serving", "evaluation", "feedback"},
     {"train", "reference", "generation"},
     {"checkpoint"},
     {"objective", "prepare"},

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 from zephyr_jax import startup
 from zephyr_jax.commands import VERBS
-from zephyr_jax.errors import InputError, Stopped, TrainingError, suggestion
+from zephyr_jax.errors import InputError, Stopped, TrainingError, listing, suggestion
 
 _SAVED_AND_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same again goes on
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not words or words[0] in ("-h", "--help"):
-        print(_USAGE.format(verbs="\n".join(f"  {name:<22} {verb.about}" for name, verb in VERBS.items())))
+        print(_USAGE.format(verbs="\n".join(f"  {name:<23} {verb.about}" for name, verb in VERBS.items())))
         return
     try:
         verb, options = take_verb(words)
@@ -66,6 +66,10 @@ def take_verb(words: list[str]) -> tuple[str, list[str]]:
     if two in VERBS and len(words) > 1:
         return two, words[2:]
     longer = [name for name in VERBS if name.startswith(f"{words[0]} ")]
+    if words[0] not in VERBS and not longer:
+        raise InputError(f"`{words[0]}` is not a verb.{suggestion(words[0], VERBS)}")
+    if words[0] not in VERBS and (len(words) == 1 or words[1].startswith("-")):
+        raise InputError(f"`{words[0]}` alone is not a verb. Known here: {listing(longer)}.")
     if longer and len(words) > 1 and not words[1].startswith("-"):
         raise InputError(f"`{two}` is not a verb.{suggestion(two, longer)}")
     if words[0] not in VERBS:

@@ -216,6 +216,27 @@ def _prepare_ultrafeedback() -> tuple[type, Callable[[Any, str], None]]:
     return UltrafeedbackConfig, lambda config, command: print(prepare_ultrafeedback(config, command))
 
 
+def _feedback_conversations() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.recipes.feedback_conversations import feedback_conversations
+    from zephyr_jax.verbs.feedback import ConversationsConfig
+
+    return ConversationsConfig, lambda config, _: print(feedback_conversations(config))
+
+
+def _feedback_answers() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.recipes.feedback_answers import feedback_answers
+    from zephyr_jax.verbs.feedback import AnswersConfig
+
+    return AnswersConfig, lambda config, _: print(feedback_answers(config))
+
+
+def _feedback_rate() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.recipes.feedback_rate import feedback_rate
+    from zephyr_jax.verbs.feedback import RateConfig
+
+    return RateConfig, lambda config, _: print(feedback_rate(config))
+
+
 def _demo() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.demo import demo
     from zephyr_jax.verbs.looks import DemoConfig
@@ -263,6 +284,9 @@ VERBS = {
     "generate": Verb("answer prompts", _generate),
     "chat": Verb("talk to a model in the terminal", _chat),
     "serve": Verb("answer other programs, as OpenAI's API does", _serve),
+    "feedback conversations": Verb("dialogues of two models from seed prompts", _feedback_conversations),
+    "feedback answers": Verb("several models' answers to each prompt", _feedback_answers),
+    "feedback rate": Verb("a judge's ratings of them, in UltraFeedback's form", _feedback_rate),
     "replay": Verb("the batch of a sick step, alone", _replay),
     "plan": Verb("what a card's step needs on a TPU topology, without one", _plan),
     "export": Verb("write a Hugging Face folder", _export),

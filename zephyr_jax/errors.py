@@ -12,7 +12,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str):
-        super().__init__("".join(letter if letter.isprintable() else _escaped(letter) for letter in message))
+        super().__init__(printable(message))
 
 
 class TrainingError(RuntimeError):
@@ -21,6 +21,11 @@ class TrainingError(RuntimeError):
 
 class Stopped(Exception):
     """A run was told to stop and has saved everything; the command line prints it and exits 75 (run the same again)."""
+
+
+def printable(text: str) -> str:
+    """Text with its line breaks and control characters spelt out."""
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
 
 
 def _escaped(letter: str) -> str:

@@ -30,43 +30,14 @@ type Reply = Callable[[dict[str, Any], int], Answer | tuple[int, str]]
 
 
 @contextmanager
-def judge_at(reply: Reply) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """An address, and the requests that came to it."""
-    asked: list[dict[str, Any]] = []
+def serving(app: web.Application) -> Iterator[str]:
+    """The address of an application that runs in a thread of its own, on loopback."""
     ready, loop = threading.Event(), asyncio.new_event_loop()
-    port: list[int] = []
-
-    async def chat(request: web.Request) -> web.Response:
-        asked.append({**await request.json(), "key": request.headers.get("Authorization")})
-        given = reply(asked[-1], len(asked))
-        answer = given if isinstance(given, Answer) else Answer(*given)
-        await asyncio.sleep(answer.wait)
-        if answer.cut:
-            assert request.transport
-            request.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{")
-            request.transport.close()
-        if answer.raw is not None:
-            return web.Response(status=answer.status, text=answer.raw, headers=answer.headers)
-        if answer.status != 200:
-            error = {"error": {"message": answer.text}}
-            return web.json_response(error, status=answer.status, headers=answer.headers)
-        choice = {"message": {"role": "assistant", "content": answer.text}, "finish_reason": "stop"}
-        content = {"choices": [choice], "usage": {"prompt_tokens": 100, "completion_tokens": 10}}
-        return web.json_response(content, headers=answer.headers)
-
-    async def models(_: web.Request) -> web.Response:
-        return web.json_response({"data": [{"id": "wise"}]})
-
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", chat)
-    app.router.add_get("/v1/models", models)
-    runner = web.AppRunner(app)
+    runner = web.AppRunner(app, handler_cancellation=True)
 
     async def start() -> None:
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        port.append(runner.addresses[0][1])
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
         ready.set()
 
     def run() -> None:
@@ -79,8 +50,45 @@ def judge_at(reply: Reply) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     thread.start()
     ready.wait()
     try:
-        yield f"http://127.0.0.1:{port[0]}/v1", asked
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
     finally:
         asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
+
+
+@contextmanager
+def judge_at(reply: Reply) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """An address, and the requests that came to it."""
+    asked: list[dict[str, Any]] = []
+
+    async def chat(request: web.Request) -> web.Response:
+        asked.append({**await request.json(), "key": request.headers.get("Authorization")})
+        given = reply(asked[-1], len(asked))
+        return await answered(request, given if isinstance(given, Answer) else Answer(*given))
+
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "wise"}]})
+
+    app = web.Application(client_max_size=2**26)
+    app.router.add_post("/v1/chat/completions", chat)
+    app.router.add_get("/v1/models", models)
+    with serving(app) as url:
+        yield url, asked
+
+
+async def answered(request: web.Request, answer: Answer) -> web.Response:
+    """What goes over the wire."""
+    await asyncio.sleep(answer.wait)
+    if answer.cut:
+        assert request.transport
+        request.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{")
+        request.transport.close()
+    if answer.raw is not None:
+        return web.Response(status=answer.status, text=answer.raw, headers=answer.headers)
+    if answer.status != 200:
+        error = {"error": {"message": answer.text}}
+        return web.json_response(error, status=answer.status, headers=answer.headers)
+    choice = {"message": {"role": "assistant", "content": answer.text}, "finish_reason": "stop"}
+    content = {"choices": [choice], "usage": {"prompt_tokens": 100, "completion_tokens": 10}}
+    return web.json_response(content, headers=answer.headers)

@@ -6,6 +6,7 @@ Every reply is written down before it is used; a request that was answered once 
 import asyncio
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +15,14 @@ from typing import Any
 
 from zephyr_jax.config import EndpointOptions
 from zephyr_jax.data.chat import Message
-from zephyr_jax.errors import InputError, shown
-from zephyr_jax.generation.budget import Budget, Tokens
+from zephyr_jax.errors import InputError, printable, shown
+from zephyr_jax.generation.budget import Budget, Cost
 from zephyr_jax.generation.line import Line, Trouble, check_address
 from zephyr_jax.storage.journal import Journal
 from zephyr_jax.storage.secret import secret
 
 _LONGEST_PAUSE = 60.0
+_KINDS = 8  # of trouble that are told
 _FRAME = 64  # tokens that a chat template may add to a request, and for each message again an eighth of that
 
 
@@ -45,10 +47,10 @@ class Ask:
         return {"model": model, "messages": list(self.messages), **settings}
 
     @property
-    def most(self) -> Tokens:
-        """The most that it can take: no token is shorter than a byte."""
+    def most(self) -> Cost:
+        """The most tokens that it can take: none is shorter than a byte."""
         letters = sum(len(message["content"].encode(errors="replace")) for message in self.messages)
-        return Tokens(letters + _FRAME + len(self.messages) * _FRAME // 8, self.max_tokens)
+        return Cost(letters + _FRAME + len(self.messages) * _FRAME // 8, self.max_tokens)
 
 
 @dataclass(frozen=True)
@@ -64,16 +66,19 @@ class Said:
 
 
 class Endpoint:
-    """Asks one model. Raises InputError when it cannot be reached at all, or when the next request may pass a limit."""
+    """Asks one model. Raises InputError when it cannot be reached at all, or when the next request may pass a limit.
 
-    def __init__(self, url: str, options: EndpointOptions, journal: Journal):
+    `budget`: one that several endpoints share; default: one of its own, with the limits of `options`.
+    """
+
+    def __init__(self, url: str, options: EndpointOptions, journal: Journal, budget: Budget | None = None):
         check_address(url)
         self._url, self._options, self._journal = url.rstrip("/"), options, journal
         self._known = {line["request"]: line for line in journal.lines if not line.get("lost")}
         self._key = secret(options.key_variable, "endpoint.key_variable")
-        self._budget = Budget(options)
+        self._budget, self._surplus, self._told = budget or Budget(options), Cost(), set[str]()
         for line in journal.lines:
-            self._budget.spend(_tokens_of(line), bool(line.get("lost")))
+            self._budget.spend(_tokens_of(line).priced(options), bool(line.get("lost")))
         self.model = options.model or asyncio.run(self._only_model())
 
     def ask_all(self, asks: Sequence[Ask], done: Callable[[int], None] = lambda _: None) -> list[Said]:
@@ -94,49 +99,54 @@ class Endpoint:
 
     async def _ask_all(self, asks: Sequence[Ask], done: Callable[[int], None]) -> list[Said]:
         names = [self._name(ask) for ask in asks]
-        times, said, failed = Counter(names), dict[str, Said](), list[Exception]()
-        waiting = iter(dict(zip(names, asks, strict=True)).items())
-        changed = asyncio.Condition()
+        said = {name: _said(self._known[name]) for name in names if name in self._known}
+        times, failed, changed = Counter(names), list[Exception](), asyncio.Condition()
+        waiting = iter({name: ask for name, ask in zip(names, asks, strict=True) if name not in said}.items())
+        came = sum(times[name] for name in said)
+        if len(said) == len(times):
+            done(came)
+            return [said[name] for name in names]
 
         async def work(line: Line) -> None:
             """Ask for one after the other; what is under way when another fails is still waited for, as it is paid for."""
+            nonlocal came
             for name, ask in _until(waiting, lambda: bool(failed)):
                 try:
                     said[name] = await self._ask(line, changed, name, ask)
                 except Exception as error:  # a full disk, say; it is raised below, when nobody is under way any more
                     failed.append(error)
                     return
-                done(sum(times[each] for each in said))
+                came += times[name]
+                done(came)
 
         async with Line(self._url, self._options, self._key) as line, asyncio.TaskGroup() as group:
-            for _ in range(min(self._options.concurrency, len(times))):
+            for _ in range(min(self._options.concurrency, len(times) - len(said))):
                 group.create_task(work(line))
         if failed:
             raise failed[0]
         return [said[name] for name in names]
 
     async def _ask(self, line: Line, changed: asyncio.Condition, name: str, ask: Ask) -> Said:
-        """The reply, known or after some patience. Raises InputError where no request can be answered."""
-        if name in self._known:
-            return _said(self._known[name])
+        """The reply, after some patience. Raises InputError where no request can be answered."""
         body, trouble = ask.body(self.model), Trouble("")
         for attempt in range(self._options.retries + 1):
             if attempt:
                 await asyncio.sleep(min(self._options.pause * 2 ** (attempt - 1), _LONGEST_PAUSE))
-            held, used = await self._held(changed, ask.most), Tokens()
+            held, used = await self._held(changed, ask), Cost()
             try:
                 self._known[name] = _line_of(name, await line.chat(body), held)
-                used = _tokens_of(self._known[name])
+                used = _tokens_of(self._known[name]).priced(self._options)
                 self._journal.add(self._known[name])
                 return _said(self._known[name])
             except Trouble as this:
-                trouble, used = this, held if this.lost else Tokens()
+                trouble, used = this, held if this.lost else Cost()
                 if this.lost:
                     self._journal.add({"lost": True, "prompt_tokens": held.there, "completion_tokens": held.back})
                 if not this.again:
                     break
+                self._tell(trouble)
             finally:
-                self._budget.settle(held, used, lost=trouble.lost and name not in self._known)
+                self._settle(ask, held, used, lost=name not in self._known)
                 async with changed:
                     changed.notify_all()
         if trouble.alone:
@@ -146,14 +156,26 @@ class Endpoint:
             "before is kept, and the same command goes on."
         )
 
-    async def _held(self, changed: asyncio.Condition, most: Tokens) -> Tokens:
-        """What a request may take, held back; waits for room while others are under way. Raises InputError."""
+    async def _held(self, changed: asyncio.Condition, ask: Ask) -> Cost:
+        """What a request may cost, held back; waits for room while others are under way. Raises InputError."""
         async with changed:
-            while (held := self._budget.hold(most)) is None:
+            while not self._budget.hold(most := (ask.most + self._surplus).priced(self._options)):
                 if not self._budget.under_way:
                     raise self._budget.exhausted(most)
                 await changed.wait()
-        return held
+        return most
+
+    def _settle(self, ask: Ask, held: Cost, used: Cost, lost: bool) -> None:
+        """Count what was used. An endpoint that counts more than we expect is expected to do so again."""
+        self._budget.settle(held, used, lost)
+        over, known = used - ask.most, self._surplus
+        self._surplus = Cost(max(over.there, known.there), max(over.back, known.back))
+
+    def _tell(self, trouble: Trouble) -> None:
+        """Say why nothing moves, once for each kind of trouble."""
+        if str(trouble) not in self._told and len(self._told) < _KINDS:
+            self._told.add(str(trouble))
+            print(f"{self._url}: {printable(str(trouble))}; it is asked again", file=sys.stderr, flush=True)
 
     async def _only_model(self) -> str:
         try:
@@ -181,7 +203,7 @@ def _until[T](items: Iterator[T], stopped: Callable[[], bool]) -> Iterator[T]:
             return
 
 
-def _line_of(name: str, reply: dict[str, Any], held: Tokens) -> dict[str, Any]:
+def _line_of(name: str, reply: dict[str, Any], held: Cost) -> dict[str, Any]:
     """A reply as the journal keeps it; one that counts no tokens has taken all that it could. Raises Trouble."""
     try:
         choice = reply["choices"][0]
@@ -204,8 +226,8 @@ def _said(line: dict[str, Any]) -> Said:
     return Said(line["text"], cut=bool(line.get("cut")), first_token=line.get("first_token", {}))
 
 
-def _tokens_of(line: dict[str, Any]) -> Tokens:
-    return Tokens(line["prompt_tokens"], line["completion_tokens"])
+def _tokens_of(line: dict[str, Any]) -> Cost:
+    return Cost(line["prompt_tokens"], line["completion_tokens"])
 
 
 def _count(value: Any, otherwise: int) -> int:

@@ -1,0 +1,99 @@
+"""Dialogues: who says what to whom, and when they end."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from zephyr_jax.data.chat import check_messages
+from zephyr_jax.feedback.dialogue import LEAVES, Manner, estimate_play, play
+from zephyr_jax.feedback.seeds import Seed
+from zephyr_jax.feedback.voice import Voice
+from zephyr_jax.generation.endpoint import Ask, Said
+
+MANNER = Manner(3, 20, 50, 1.0, 0, None)
+
+
+@dataclass
+class Script:
+    """A speaker whose words a test decides."""
+
+    says: Callable[[Ask], Said]
+    heard: list[Ask] = field(default_factory=list)
+
+    def ask_all(self, asks: Sequence[Ask], done: Callable[[int], None] = lambda _: None) -> list[Said]:
+        self.heard += asks
+        done(len(asks))
+        return [self.says(ask) for ask in asks]
+
+    def missing(self, asks: Sequence[Ask]) -> list[Ask]:
+        return list(asks)
+
+
+def seeds(*prompts: str) -> list[Seed]:
+    return [Seed(prompt, f"id {prompt}", "") for prompt in prompts]
+
+
+def person_says(text: str) -> Callable[[Ask], Said]:
+    return lambda ask: Said(f"{text} {len(ask.messages)}")
+
+
+def test_both_sides_hear_the_same_dialogue() -> None:
+    """The assistant's words are the user's to the model that plays the person; rows alternate and end with an answer."""
+    person, assistant = Script(person_says("question")), Script(lambda ask: Said(f" answer {len(ask.messages)} "))
+    counts: list[int] = []
+    talks = play(seeds("a?", "b?"), Voice("p", person, 0.5), Voice("a", assistant, 0.7), MANNER, counts.append)
+    for talk in talks:
+        check_messages(talk.messages)
+        assert [each["content"] for each in talk.messages[1:]] == [
+            "answer 1", "question 4", "answer 3", "question 6", "answer 5"
+        ]  # fmt: skip
+    last = person.heard[-1].messages
+    assert [each["role"] for each in last] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert [each["content"] for each in last[2:]] == ["b?", "answer 1", "question 4", "answer 3"]
+    assert (person.heard[0].temperature, assistant.heard[0].temperature) == (0.5, 0.7)
+    assert len({ask.seed for ask in (*person.heard, *assistant.heard)}) == 10
+    assert counts == sorted(counts)
+    assert counts[-1] == 6
+
+
+def test_the_system_message_is_kept_and_the_person_does_not_see_it() -> None:
+    person, assistant = Script(person_says("q")), Script(lambda _: Said("a"))
+    talk = play(seeds("a?"), Voice("p", person, 0), Voice("a", assistant, 0), Manner(2, 9, 9, 1, None, "Be kind."))[0]
+    assert talk.row()["messages"][0] == {"role": "system", "content": "Be kind."}
+    assert assistant.heard[0].messages[0]["content"] == "Be kind."
+    assert "Be kind." not in str(person.heard)
+    assert {ask.seed for ask in (*person.heard, *assistant.heard)} == {None}
+
+
+def test_ends() -> None:
+    """A person who leaves, and messages that are refused, cut or empty, end a dialogue before them; others go on."""
+
+    def person_does(ask: Ask) -> Said:
+        prompt = ask.messages[2]["content"]
+        ends = {"leaves": Said(LEAVES), "cut": Said("x", cut=True), "mute": Said(" ")}
+        return ends.get(prompt, Said("go on"))
+
+    def assistant_does(ask: Ask) -> Said:
+        prompt, turn = ask.messages[0]["content"], len(ask.messages)
+        if prompt == "refused" or (prompt == "later" and turn > 1):
+            return Said("", "422 no")
+        return Said(f"As they say, {LEAVES}")
+
+    names = ("leaves", "cut", "mute", "refused", "later", "stays")
+    talks = play(seeds(*names), Voice("p", Script(person_does), 0), Voice("a", Script(assistant_does), 0), MANNER)
+    found = {talk.seed.prompt: (len(talk.messages), talk.whole) for talk in talks}
+    assert found == {
+        "leaves": (2, True), "cut": (2, True), "mute": (2, True), "refused": (0, False), "later": (2, True), "stays": (6, True)
+    }  # fmt: skip
+    assert talks[3].ended == "the assistant's model refused: 422 no"
+
+
+def test_the_estimate_is_no_less_than_what_it_takes() -> None:
+    person, assistant = Script(lambda _: Said("q" * 80)), Script(lambda _: Said("a" * 200))
+    voices = Voice("p", person, 0, 1.0, 2.0), Voice("a", assistant, 0, 1.0, 2.0)
+    ahead = estimate_play(seeds("a?", "b?"), *voices, MANNER)
+    play(seeds("a?", "b?"), *voices, MANNER)
+    heard = [*person.heard, *assistant.heard]
+    assert ahead.requests == len(heard) == 10
+    assert ahead.there >= sum(len(message["content"]) for ask in heard for message in ask.messages) // 4 - len(heard)
+    assert ahead.back == sum(ask.max_tokens for ask in heard)
+    assert ahead.dollars == (ahead.there + 2 * ahead.back) / 1e6

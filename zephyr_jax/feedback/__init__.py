@@ -1,0 +1,1 @@
+"""Feedback by models: dialogues, answers and ratings that people have no part in."""

@@ -1,0 +1,47 @@
+"""What an answering model is asked to hold to: one principle a row and model, in one of several wordings."""
+
+from zephyr_jax.errors import InputError, suggestion
+from zephyr_jax.feedback.draw import draw
+
+PRINCIPLES: dict[str, tuple[str, ...]] = {
+    "helpfulness": (
+        "Work out what the person is trying to get done and give them an answer they can use at once.",
+        "Answer the whole request. Prefer concrete steps, examples and figures to general remarks.",
+        "Think of what the person will need next and include it, without padding the answer.",
+    ),
+    "truthfulness": (
+        "State only what you have good reason to hold true, and correct false premises of the question before you answer it.",
+        "Get names, dates, figures and code right. Leave out what you would have to make up.",
+        "Keep facts, inferences and opinions apart, and let nothing in the answer contradict the rest of it.",
+    ),
+    "honesty": (
+        "Say plainly what you do not know or cannot do, and answer the part that you can.",
+        "Sound no surer than you are: where you doubt, say so and say why.",
+        "Be open about the limits of your answer, and never pretend to have looked, tried or felt something.",
+    ),
+    "harmlessness": (
+        "Help as far as nobody comes to harm by it. Where you have to decline, say so kindly and offer something safe.",
+        "Stay respectful towards everyone who is spoken to or about, and avoid stereotypes.",
+        "Mind the risks of what you advise, name those that matter, and point to people who can help where it is serious.",
+    ),
+    "calibration": (
+        "Give the answer, and with every important claim how likely you think it to be right, in per cent.",
+        "Close with a short line that says how confident you are in the answer as a whole, and what would change your mind.",
+    ),
+}  # fmt: skip
+
+
+def check_principles(names: tuple[str, ...]) -> None:
+    """Raise InputError for a principle that is none."""
+    for name in names:
+        if name not in PRINCIPLES:
+            raise InputError(f"`{name}` is not a principle.{suggestion(name, PRINCIPLES)}")
+
+
+def drawn_principle(names: tuple[str, ...], seed: int, prompt_id: str, model: str) -> tuple[str, str]:
+    """A principle's name and wording for one answer; nothing where there are no names."""
+    if not names:
+        return "", ""
+    name = names[draw(seed, "principle", prompt_id, model) % len(names)]
+    wordings = PRINCIPLES[name]
+    return name, wordings[draw(seed, "wording", prompt_id, model) % len(wordings)]

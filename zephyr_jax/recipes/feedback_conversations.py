@@ -1,0 +1,35 @@
+"""`zephyr-jax feedback conversations`: dialogues from seed prompts, for `zephyr-jax sft`."""
+
+from zephyr_jax.feedback.dialogue import Manner, estimate_play, play
+from zephyr_jax.feedback.seeds import read_seeds
+from zephyr_jax.recipes.feedback import open_folder, say, write_rows
+from zephyr_jax.recipes.progress import bar
+from zephyr_jax.recipes.voices import Voices
+from zephyr_jax.storage.cloud import explained
+from zephyr_jax.verbs.feedback import ConversationsConfig
+
+
+@explained()
+def feedback_conversations(config: ConversationsConfig) -> str:
+    """What came of it, in words. Killed, the same command goes on and asks for nothing twice. Raises InputError."""
+    config.check()
+    found = read_seeds(config.data, config.split, config.limit)
+    folder = open_folder(config.output)
+    voices = Voices("feedback conversations", config, config.temperature, folder, keep=True)
+    assistant = voices.open(config.assistant)
+    person = voices.open(config.person) if config.person else assistant
+    manner = Manner(
+        config.turns, config.person_tokens, config.assistant_tokens, config.top_p,
+        config.seed if config.send_seed else None, config.system,
+    )  # fmt: skip
+    words = say(estimate_play(found.seeds, person, assistant, manner))
+    if config.estimate:
+        return words
+    with bar("answers", len(found.seeds) * manner.turns) as advance:
+        talks = play(found.seeds, person, assistant, manner, advance)
+    rows = [talk.row() for talk in talks if talk.whole]
+    aside = [{**talk.row(), "reason": talk.ended, "said": talk.last[:1000]} for talk in talks if not talk.whole]
+    written = write_rows(folder, rows, aside)
+    answers = sum(len(talk.messages) // 2 for talk in talks)
+    again = f"; {found.repeated:,} rows repeated a prompt" if found.repeated else ""
+    return f"{written}; {answers:,} answers{again}; addresses took {voices.spent()}"

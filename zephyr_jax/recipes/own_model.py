@@ -1,0 +1,85 @@
+"""A checkpoint in this process that is asked as an endpoint is, with a journal of its own."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import blake2b
+
+from zephyr_jax.data.chat import BadRow
+from zephyr_jax.generation.endpoint import Ask, Said
+from zephyr_jax.generation.engine import Engine, Request
+from zephyr_jax.recipes.speaker import Found, answers
+from zephyr_jax.storage.files import Path
+from zephyr_jax.storage.journal import Journal
+
+
+class OwnModel:
+    """Answers by our engine. Its weights are read when they are first needed, and with `keep` they stay."""
+
+    def __init__(self, found: Found, template: str | None, context: int | None, journal: Path, *, keep: bool):
+        self._found, self._keep = found, keep
+        self._tokenizer, self._context = found.chat_tokenizer(template), found.context(context)
+        header = {**found.identity, "tokenizer": self._tokenizer.fingerprint, "context": self._context}
+        self._journal = Journal(journal, header)
+        self._known = {line["request"]: line for line in self._journal.lines}
+        self._engine: Engine | None = None
+
+    def ask_all(self, asks: Sequence[Ask], done: Callable[[int], None] = lambda _: None) -> list[Said]:
+        """All answers, in order, each written down before it is given; `done` is told how many there are."""
+        named = {_name(ask): ask for ask in asks}
+        times = Counter(map(_name, asks))
+        requests, refused = self._requests({name: ask for name, ask in named.items() if name not in self._known})
+        count = sum(times[name] for name in named if name not in requests)
+        done(count)
+        names = dict(enumerate(requests))
+        try:
+            for number, tokens in self._answers({number: requests[name] for number, name in names.items()}):
+                name = names[number]
+                ended = bool(tokens) and tokens[-1] in self._found.stops
+                line = {"request": name, "text": self._found.text(tokens), "cut": not ended}
+                self._journal.add(line)
+                self._known[name] = line
+                count += times[name]
+                done(count)
+        finally:
+            self._journal.close()
+        return [
+            refused[name] if name in refused else Said(self._known[name]["text"], cut=self._known[name]["cut"])
+            for name in map(_name, asks)
+        ]
+
+    def missing(self, asks: Sequence[Ask]) -> list[Ask]:
+        """Those that were never answered, each once."""
+        named = {_name(ask): ask for ask in asks}
+        return [ask for name, ask in named.items() if name not in self._known]
+
+    def _answers(self, requests: dict[int, Request]) -> Iterator[tuple[int, list[int]]]:
+        if not requests:
+            return
+        if self._engine is None:
+            self._engine = self._found.engine(self._context)
+        yield from answers(self._engine, requests)
+        if not self._keep:
+            self._engine = None
+
+    def _requests(self, asks: dict[str, Ask]) -> tuple[dict[str, Request], dict[str, Said]]:
+        """What the engine is asked, and what it cannot be asked."""
+        requests: dict[str, Request] = {}
+        refused: dict[str, Said] = {}
+        for name, ask in asks.items():
+            try:
+                prompt = self._tokenizer.prompt(list(ask.messages))
+            except BadRow as error:
+                refused[name] = Said("", str(error))
+                continue
+            room = self._context - len(prompt)
+            if room < 1:
+                refused[name] = Said("", f"a prompt of {len(prompt):,} tokens; the context holds {self._context:,}")
+                continue
+            how = (ask.temperature, ask.top_p)
+            requests[name] = Request(prompt, min(ask.max_tokens, room), self._found.stops, *how, seed=(ask.seed or 0,))
+        return requests, refused
+
+
+def _name(ask: Ask) -> str:
+    return blake2b(json.dumps(ask.body(""), sort_keys=True).encode(), digest_size=16).hexdigest()
