@@ -188,6 +188,13 @@ def _check() -> tuple[type, Callable[[Any, str], None]]:
     return CheckConfig, run
 
 
+def _page() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.recipes.page import page
+    from zephyr_jax.verbs.looks import PageConfig
+
+    return PageConfig, lambda config, _: print(page(config))
+
+
 def _demo() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.demo import demo
     from zephyr_jax.verbs.looks import DemoConfig
@@ -236,6 +243,7 @@ VERBS = {
     "plan": Verb("what a card's step needs on a TPU topology, without one", _plan),
     "export": Verb("write a Hugging Face folder", _export),
     "check": Verb("compare a finished run with what its card expects", _check),
+    "page": Verb("all about a run in one file of HTML", _page),
     "lineage": Verb("tell what a run or an export was made from, and how", _lineage),
     "demo": Verb("the whole recipe in minutes on this machine's CPU", _demo),
 }
