@@ -41,6 +41,8 @@ class View:
     """x, y, width and height of each chart by its title."""
     requests: list[str] = field(default_factory=list)
     """Every address that was asked for, the page's own too."""
+    stopped: list[str] = field(default_factory=list)
+    """Those of them that the page's policy stopped before anything was sent."""
     complaints: list[str] = field(default_factory=list)
     """What the browser had to say."""
 
@@ -129,5 +131,7 @@ async def _seen(tab: _Tab, page: Path, width: int, height: int, dark: bool, sele
     shot = await tab.ask("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB"))
     complaints = [each["entry"]["text"] for each in tab.told("Log.entryAdded")]
-    requests = [each["request"]["url"] for each in tab.told("Network.requestWillBeSent")]
-    return View(pixels, measured["width"], dict(measured["boxes"]), requests, complaints)
+    asked = {each["requestId"]: each["request"]["url"] for each in tab.told("Network.requestWillBeSent")}
+    failed = tab.told("Network.loadingFailed")
+    stopped = [asked[each["requestId"]] for each in failed if each.get("blockedReason") == "csp"]
+    return View(pixels, measured["width"], dict(measured["boxes"]), list(asked.values()), stopped, complaints)

@@ -78,8 +78,9 @@ def path(node: Node) -> list[np.ndarray]:
 
 
 def dots(node: Node) -> np.ndarray:
-    """Middles of drawn dots: float [n, 2]."""
-    return np.array([[each.number("cx"), each.number("cy")] for each in node.all("circle", "dot")])
+    """Middles of the dots of a picture, not of its legend: float [n, 2]."""
+    (picture,) = [each for each in node.all("svg") if each.attributes.get("role") == "img"]
+    return np.array([[each.number("cx"), each.number("cy")] for each in picture.all("circle", "dot")])
 
 
 def measured(figure: Node, points: np.ndarray, first: float, last: float) -> np.ndarray:

@@ -35,12 +35,12 @@ EVIL = [
     "<b" * 50,
 ]  # fmt: skip
 ELEMENTS = """
-html head meta title style body header h1 h2 h3 h4 p dl div dt dd nav a main section footer figure figcaption strong span ul li svg
-line text path circle rect b table thead tbody tr th td article i details summary pre
+html head meta title style body header h1 h2 h3 h4 p dl div dt dd nav a main section footer figure figcaption strong span ul li
+svg line text path circle rect b table thead tbody tr th td article i details summary pre
 """
 ATTRIBUTES = """
-lang charset http-equiv content name class href id scope tabindex dir role aria-label aria-hidden viewbox d x y x1 x2 y1 y2 cx cy r
-width height
+lang charset http-equiv content name class href id scope tabindex dir role aria-label aria-hidden viewbox d x y x1 x2 y1 y2 cx
+cy r width height
 """
 
 
