@@ -62,7 +62,7 @@ def look(page: Path, width: int, height: int, dark: bool = False, selector: str 
 
 
 async def _look(page: Path, width: int, height: int, dark: bool, selector: str) -> View:
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:  # its helpers write a little longer
         browser = await asyncio.create_subprocess_exec(
             str(found()), "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
             "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank",

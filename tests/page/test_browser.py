@@ -14,7 +14,6 @@ from zephyr_jax.recipes.page import answers_section, stage_section, write_page
 pytestmark = pytest.mark.skipif(found() is None, reason="no Chromium is installed (apt-get install chromium)")
 
 PHONE, DESK = (390, 844), (1280, 900)
-LOADED = "document.documentElement"
 
 
 @pytest.fixture(scope="module")
@@ -22,18 +21,28 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page with every chart there is, and with text that would break out if it could."""
     folder = tmp_path_factory.mktemp("run")
     draw = np.random.default_rng(0)
-    names = (
-        "loss rewards/accuracies rewards/margins rewards/chosen rewards/rejected logps/chosen logps/rejected learning_rate grad_norm "
-        "padding tokens_per_second targets_per_second eval/loss eval/rewards/accuracies"
-    )
-    lines = [{"step": step} | {name: float(draw.random()) for name in names.split()} for step in range(1, 200)]
+    names = [
+        "loss",
+        "rewards/accuracies",
+        "rewards/margins",
+        "rewards/chosen",
+        "rewards/rejected",
+        "logps/chosen",
+        "logps/rejected",
+        "padding",
+    ]
+    names += [
+        "learning_rate",
+        "grad_norm",
+        "tokens_per_second",
+        "targets_per_second",
+        "eval/loss",
+        "eval/rewards/accuracies",
+    ]
+    lines = [{"step": step} | {name: float(draw.random()) for name in names} for step in range(1, 200)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    record = {
-        "made_by": "dpo",
-        "output": "x" * 300,
-        "steps": 199,
-        "config": {"dpo": {"loss": "sigmoid"}, "data": {"path": "y" * 200}},
-    }
+    config = {"dpo": {"loss": "sigmoid"}, "data": {"path": "y" * 200}}
+    record = {"made_by": "dpo", "output": "x" * 300, "steps": 199, "config": config}
     (folder / "provenance.json").write_text(json.dumps(record))
     counts = {
         "edges": [0.5, 1.5, 2.5],
@@ -119,6 +128,6 @@ def test_what_could_run_is_stopped_by_the_page_itself(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text(text.replace("<main>", f"<main>{evil}"))
     seen = look(path, *PHONE)
-    assert seen.requests == [path.as_uri()]
+    assert set(seen.requests) - set(seen.stopped) == {path.as_uri()}
     assert seen.width == 390
     assert sum("Content Security Policy" in each for each in seen.complaints) >= 3
