@@ -51,6 +51,13 @@ class View:
         x, y, width, height = (round(each) for each in self.boxes[title])
         return self.pixels[y : y + height, x : x + width]
 
+    def blank(self, title: str) -> bool:
+        """Whether a chart shows no curve and no bar: inside its axes hardly a pixel has a colour, as text and rules have none."""
+        chart = self.inside(title)
+        plot = chart[len(chart) // 3 : -20, 50:-12].astype(int)
+        colours = plot.max(axis=-1) - plot.min(axis=-1)
+        return bool((colours > 60).mean() < 0.002 or plot.std() < 3)
+
     def save(self, path: Path) -> None:
         """As a PNG."""
         Image.fromarray(self.pixels).save(path)

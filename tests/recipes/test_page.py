@@ -12,6 +12,7 @@ from etils import epath
 
 from tests.conftest import write_rows
 from tests.gcs import Gcs
+from tests.page.browser import found, look
 from tests.page.reading import Node, dots, measured, read
 from tests.recipes.small import dpo_config, sft_config
 from tests.recipes.test_resume import Killed, kill_after
@@ -27,6 +28,8 @@ from zephyr_jax.recipes.run import open_tokenizer
 from zephyr_jax.recipes.sft import sft
 
 EXCUSE = recipe.excuse
+CONVERSATIONS = {"Loss", "Learning rate", "Gradient norm", "Padding", "Throughput", "Length"}
+PAIRS = CONVERSATIONS | {"Accuracy", "Margin", "Rewards", "Log-probs", "Score"}
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +78,7 @@ def metrics(run: Path) -> list[dict[str, float]]:
 def test_a_run_leaves_its_page(runs: Path) -> None:
     """All that was asked for: curves, data, numbers, settings, versions; each number is the run's own."""
     page = page_of(runs / "dpo")
-    assert set(pictures(page)) == {
-        "Loss", "Accuracy", "Margin", "Rewards", "Log-probs", "Learning rate", "Gradient norm", "Padding", "Throughput",
-        "Length", "Score",
-    }  # fmt: skip
+    assert set(pictures(page)) == PAIRS
     held_out = [(line["step"], line["eval/loss"]) for line in metrics(runs / "dpo") if "eval/loss" in line]
     back = measured(pictures(page)["Loss"], dots(pictures(page)["Loss"]), 0, held_out[-1][0])
     np.testing.assert_allclose(back, held_out, atol=0.02)
@@ -95,10 +95,22 @@ def test_a_run_leaves_its_page(runs: Path) -> None:
 
 def test_a_run_of_conversations_has_its_own_curves_and_what_its_card_expects(runs: Path) -> None:
     page = page_of(runs / "sft")
-    assert set(pictures(page)) == {"Loss", "Learning rate", "Gradient norm", "Padding", "Throughput", "Length"}
+    assert set(pictures(page)) == CONVERSATIONS
     assert "nats per target token" in pictures(page)["Loss"].words()
     assert "conversations median" in pictures(page)["Length"].words()
     assert "6 to 7.5" in page.all("table")[0].words()
+
+
+@pytest.mark.skipif(found() is None, reason="no Chromium is installed (apt-get install chromium)")
+@pytest.mark.parametrize("size", [(390, 844), (1280, 900)], ids=str)
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_a_real_browser_draws_every_chart(runs: Path, stage: str, size: tuple[int, int]) -> None:
+    """On a phone's screen and on a desk's, with nothing to push sideways and nothing asked for but the file."""
+    seen = look(runs / stage / "report.html", *size, selector=".part > .charts > .chart")
+    assert set(seen.boxes) == {"sft": CONVERSATIONS, "dpo": PAIRS}[stage]
+    assert [title for title in seen.boxes if seen.blank(title)] == []
+    assert seen.width == size[0]
+    assert seen.requests == [(runs / stage / "report.html").as_uri()] and seen.complaints == []
 
 
 def test_earlier_stages_stand_on_the_page_of_the_later(runs: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from zephyr_jax.page.scale import Scale, across, fixed, spelt, upwards
 
 _COLUMNS = RIGHT - LEFT
 _STRIPS = 80
-_SMOOTHED = 60  # points from which on a line is drawn with its moving mean
+_SMOOTHED = 60  # points from which on a line is drawn with its moving median
 _LARGEST = 1e300
 
 
@@ -92,24 +92,24 @@ def _drawn(series: Series, x: Scale, y: Scale) -> Markup:
     alone = [_dot(piece[0], f"dot {name}") for piece in pieces if len(piece) == 1]
     if not smoothed:
         return joined(line, *alone)
-    steps, values = moving_mean(series.steps, np.where(series.finite, series.values, np.nan))
-    mean = _path(_pieces(np.stack([x.place(steps), y.place(values)], axis=1)))
-    return joined(line, *alone, element("path", d=mean, class_=f"line mean {name}"))
+    steps, values = moving_median(series.steps, np.where(series.finite, series.values, np.nan))
+    middle = _path(_pieces(np.stack([x.place(steps), y.place(values)], axis=1)))
+    return joined(line, *alone, element("path", d=middle, class_=f"line middle {name}"))
 
 
-def moving_mean(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each value's mean with its neighbours (a twentieth of all, fewer at the ends), of at most two a column; NaN in gaps."""
+def moving_median(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each value's median with its neighbours' (a twentieth of all, fewer at the ends), of at most two a column; NaN in gaps."""
     parts = min(len(values), 2 * _COLUMNS)
     middles = np.array([part.mean() for part in np.array_split(steps, parts)])
-    means = np.array([_mean(part) for part in np.array_split(values, parts)])
+    medians = np.array([_median(part) for part in np.array_split(values, parts)])
     half, last = parts // 40, parts - 1
     reach = [min(half, place, last - place) for place in range(parts)]
-    return middles, np.array([_mean(means[place - r : place + r + 1]) for place, r in enumerate(reach)])
+    return middles, np.array([_median(medians[place - r : place + r + 1]) for place, r in enumerate(reach)])
 
 
-def _mean(values: np.ndarray) -> float:
+def _median(values: np.ndarray) -> float:
     finite = values[np.isfinite(values)]
-    return float(finite.mean()) if len(finite) else np.nan
+    return float(np.median(finite)) if len(finite) else np.nan
 
 
 def _pieces(points: np.ndarray) -> list[np.ndarray]:
@@ -189,7 +189,7 @@ def _scale_note(y: Scale) -> str:
 def _smoothed_note(series: Series) -> str:
     if series.dots or len(series.steps) <= _SMOOTHED:
         return ""
-    return "Bold: moving mean of a twentieth of all."
+    return "Bold: moving median of a twentieth of all."
 
 
 def _gaps(series: Series) -> str:

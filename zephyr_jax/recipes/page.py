@@ -1,6 +1,7 @@
 """`zephyr-jax page`, and what each training run leaves by itself: one file of HTML that tells all about a run."""
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -190,12 +191,15 @@ def _spelt(name: str, value: float | None) -> str:
 
 def _no_answers(folder: Path, stage: Stage, earlier: Sequence[Stage]) -> Section:
     """How answers come to be on the page."""
-    models = {each.verb: each.record.get("output") for each in earlier} | {stage.verb: folder}
+    base = chain(stage.record)[0].get("path")
+    models = {"base": base} if base else {}
+    models |= {each.verb: each.record.get("output") for each in earlier} | {stage.verb: str(folder)}
+    asked = ["--data", "PROMPTS.jsonl", "--limit", "10"]
     made = [
-        f"zephyr-jax generate --model.path {model} --data PROMPTS.jsonl --limit 10 --output {name}.jsonl"
+        shlex.join(["zephyr-jax", "generate", "--model.path", str(model), *asked, "--output", f"{name}.jsonl"])
         for name, model in models.items()
     ]
-    shown = f"zephyr-jax page --run {folder} --answers {' '.join(f'{name}.jsonl' for name in models)}"
+    shown = shlex.join(["zephyr-jax", "page", "--run", str(folder), "--answers", *(f"{name}.jsonl" for name in models)])
     return Section(
         "Answers",
         (commands([*made, shown]),),
