@@ -14,6 +14,7 @@ import pytest  # noqa: E402
 
 from tests.gcs import Gcs  # noqa: E402
 from zephyr_jax.demo.remake import write_untrained  # noqa: E402
+from zephyr_jax.recipes import page  # noqa: E402
 from zephyr_jax.storage import cloud  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -53,6 +54,16 @@ def gcs() -> Iterator[Gcs]:
         server.state.buckets["bucket"] = {}
         cloud.prepare()
         yield server
+
+
+@pytest.fixture(autouse=True)
+def pages_that_cannot_be_written_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For users a page that fails is one line on stderr; here it is an error like any other."""
+
+    def fail(error: Exception, folder: Path, what: str) -> None:
+        raise AssertionError(f"{what} in {folder}") from error
+
+    monkeypatch.setattr(page, "excuse", fail)
 
 
 @pytest.fixture

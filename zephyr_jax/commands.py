@@ -237,6 +237,13 @@ def _feedback_rate() -> tuple[type, Callable[[Any, str], None]]:
     return RateConfig, lambda config, _: print(feedback_rate(config))
 
 
+def _page() -> tuple[type, Callable[[Any, str], None]]:
+    from zephyr_jax.recipes.page import page
+    from zephyr_jax.verbs.looks import PageConfig
+
+    return PageConfig, lambda config, _: print(page(config))
+
+
 def _demo() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.demo import demo
     from zephyr_jax.verbs.looks import DemoConfig
@@ -291,6 +298,7 @@ VERBS = {
     "plan": Verb("what a card's step needs on a TPU topology, without one", _plan),
     "export": Verb("write a Hugging Face folder", _export),
     "check": Verb("compare a finished run with what its card expects", _check),
+    "page": Verb("all about a run in one file of HTML", _page),
     "lineage": Verb("tell what a run or an export was made from, and how", _lineage),
     "demo": Verb("the whole recipe in minutes on this machine's CPU", _demo),
 }

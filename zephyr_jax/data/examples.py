@@ -6,7 +6,7 @@ An example is one segment (a conversation) or two (chosen and rejected of a pair
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from typing import Any
@@ -52,6 +52,8 @@ class Examples:
     """Ids of the rows that were over-long and cut to fit."""
     places: np.ndarray
     """int64 [N]: the row of the source that each comes from."""
+    scores: np.ndarray | None = None
+    """float64 [N, 2]: `score_chosen` and `score_rejected`, where the rows of a source of pairs carry such numbers."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -68,8 +70,9 @@ class Examples:
 
     def select(self, indices: np.ndarray) -> "Examples":
         """Only the examples at `indices`, in that order."""
+        scores = None if self.scores is None else self.scores[indices]
         return Examples(
-            self.rows.select(indices), self.lengths[indices], self.segments_each, {}, [], self.places[indices]
+            self.rows.select(indices), self.lengths[indices], self.segments_each, {}, [], self.places[indices], scores
         )
 
     def ids(self) -> list[str]:
@@ -79,6 +82,10 @@ class Examples:
     def keys(self) -> np.ndarray:
         """str [N, segments_each]: content address of every segment."""
         return np.array(list(self.rows.with_format(None)["keys"]), dtype=np.str_).reshape(len(self), self.segments_each)
+
+    def segment_lengths(self) -> np.ndarray:
+        """int64 [N, segments_each]: tokens of every segment."""
+        return np.array(list(self.rows.with_format(None)["lengths"]), np.int64).reshape(len(self), self.segments_each)
 
     def summary(self, name: str) -> str:
         """A few words per reason for people: counts and the first ids of what was left out."""
@@ -107,7 +114,18 @@ def load_preferences(data: DataOptions, tokenizer: ChatTokenizer, path: str, spl
     rows = open_rows(path, split, data.revision, data.limit)
     _need_columns(rows, path, ["chosen", "rejected"])
     tokenise = partial(_preference, tokenizer, data.max_length, data.max_prompt_length)
-    return _tokenise(rows, tokenise, 2, data, tokenizer, f"{path}:{split}")
+    examples = _tokenise(rows, tokenise, 2, data, tokenizer, f"{path}:{split}")
+    return replace(examples, scores=_scores(rows, examples.places))
+
+
+def _scores(rows: Dataset, places: np.ndarray) -> np.ndarray | None:
+    """float64 [N, 2] of the rows at `places`, NaN where a row has none; None where the source has no such numbers."""
+    names = ("score_chosen", "score_rejected")
+    kinds = [rows.features.get(name) for name in names]
+    if not all(isinstance(kind, Value) and kind.dtype.startswith(("float", "int", "uint")) for kind in kinds):
+        return None
+    table = rows.select_columns(list(names)).with_format("arrow")[:]
+    return np.stack([table.column(name).cast("float64", safe=False).to_numpy()[places] for name in names], axis=1)
 
 
 def examples_of(segments: Sequence[Segment]) -> Examples:

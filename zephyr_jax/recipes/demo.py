@@ -18,10 +18,12 @@ from zephyr_jax.demo.corpus import conversations, preferences, requested_nouns
 from zephyr_jax.demo.picture import draw_curves
 from zephyr_jax.demo.words import CLOSINGS
 from zephyr_jax.errors import InputError
+from zephyr_jax.page.answers import Prompt, Said
 from zephyr_jax.recipes.dpo import dpo
 from zephyr_jax.recipes.evaluate import evaluate
 from zephyr_jax.recipes.export import export
 from zephyr_jax.recipes.generate import Answer, generate
+from zephyr_jax.recipes.page import PAGE, answers_section, notes_section, results_section, stage_section, write_page
 from zephyr_jax.recipes.reference import reference
 from zephyr_jax.recipes.sft import sft
 from zephyr_jax.verbs.looks import DemoConfig
@@ -30,6 +32,12 @@ from zephyr_jax.verbs.training import DpoConfig, SftConfig
 
 BASE = Path(__file__).parents[1] / "demo" / "assets" / "base"
 _PROMPTS = 64
+_SHOWN = 10  # of them, on the page
+_HEADER = ("", "loss", "preference accuracy", "margin (nats)", "requested words used*", "ends properly*")
+_NOTES = (
+    f"* counted by rule in greedy answers to {_PROMPTS} prompts; the other columns are the models' own log-probs",
+    "The teacher that wrote the conversations and the rater that scored the pairs are rules, too, of this package.",
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,13 @@ class Stage:
     name: str
     model: str
     measures: dict[str, float]
-    sample: Answer
+    answers: list[Answer]
+
+    def told(self) -> list[str]:
+        """The row."""
+        m = self.measures
+        shares = f"{m['accuracy']:.1%}", f"{m['margin']:+.2f}", f"{m['words']:.1%}", f"{m['ends']:.1%}"
+        return [self.name, f"{m['loss']:.3f}", *shares]
 
 
 def demo(config: DemoConfig) -> Path:
@@ -78,8 +92,31 @@ def demo(config: DemoConfig) -> Path:
     models = {"base": config.base or str(BASE), "dSFT": str(out / "sft"), "dSFT + dDPO": str(exported)}
     stages = [_measure(name, {"path": path, **compute}, data, shared["mesh"]) for name, path in models.items()]
     picture = draw_curves(out / "curves.png", out / "sft" / "metrics.jsonl", out / "dpo" / "metrics.jsonl")
-    _tell(stages, picture, exported)
+    _tell(stages, picture, _page(out, stages), exported)
     return exported
+
+
+def _page(out: Path, stages: list[Stage]) -> Path:
+    """One page about everything."""
+    first = {answer.prompt: place for place, answer in reversed(list(enumerate(stages[0].answers)))}
+    prompts = [
+        Prompt(prompt, tuple(Said(stage.name, stage.answers[n].text, stage.answers[n].ended) for stage in stages))
+        for prompt, n in sorted(first.items(), key=lambda item: item[1])[:_SHOWN]
+    ]
+    write_page(
+        out / PAGE,
+        "The whole recipe, small",
+        ["A tiny base, fine-tuned on a teacher's conversations (dSFT), then aligned on preference pairs (dDPO)."],
+        {},
+        [
+            results_section(_HEADER, [stage.told() for stage in stages], "On held-out prompts and pairs."),
+            notes_section(_NOTES),
+            answers_section(prompts, "Greedy answers to prompts with words that were never seen in training."),
+            stage_section(out / "sft", "dSFT"),
+            stage_section(out / "dpo", "dDPO"),
+        ],
+    )
+    return out / PAGE
 
 
 def _write_data(folder: Path, seed: int) -> dict[str, str]:
@@ -145,7 +182,7 @@ def _measure(name: str, model: dict[str, str], data: dict[str, str], mesh: dict[
         "ends": sum(answer.ended and answer.text.strip().endswith(tuple(CLOSINGS)) for answer in answers)
         / len(answers),
     }
-    return Stage(name, model["path"], measures, answers[0])
+    return Stage(name, model["path"], measures, answers)
 
 
 def _share_of_words(answers: list[Answer]) -> float:
@@ -154,23 +191,19 @@ def _share_of_words(answers: list[Answer]) -> float:
     return sum(len(asked & said) for asked, said in wanted) / sum(len(asked) for asked, _ in wanted)
 
 
-def _tell(stages: list[Stage], picture: Path, exported: Path) -> None:
+def _tell(stages: list[Stage], picture: Path, page: Path, exported: Path) -> None:
     console = Console()
     table = Table(title="held-out prompts and pairs")
-    for title in ("", "loss", "preference accuracy", "margin (nats)", "requested words used*", "ends properly*"):
+    for title in _HEADER:
         table.add_column(title, justify="left" if not title else "right")
     for stage in stages:
-        m = stage.measures
-        table.add_row(
-            stage.name, f"{m['loss']:.3f}", f"{m['accuracy']:.1%}", f"{m['margin']:+.2f}", f"{m['words']:.1%}",
-            f"{m['ends']:.1%}",
-        )  # fmt: skip
+        table.add_row(*stage.told())
     console.print(table)
-    console.print(
-        f"* counted by rule in greedy answers to {_PROMPTS} prompts; the other columns are the models' own log-probs"
-    )
+    console.print(_NOTES[0])
     for stage in stages:
-        answer = stage.sample
+        answer = stage.answers[0]
         console.print(f"\n[bold]{stage.name}[/] > {answer.prompt}", highlight=False)
         console.print(answer.text + ("" if answer.ended else " ..."), highlight=False, markup=False)
-    console.print(f"\ncurves           {picture}\nexported model   {exported}", highlight=False)
+    console.print(
+        f"\npage             {page}\ncurves           {picture}\nexported model   {exported}", highlight=False
+    )

@@ -22,7 +22,9 @@ from zephyr_jax.parallel.hosts import all_say, wait_for_all
 from zephyr_jax.parallel.place import local_rows, place_batch
 from zephyr_jax.parallel.rules import Rules
 from zephyr_jax.parallel.stop import StopRequest
+from zephyr_jax.recipes.page import leave_histograms, leave_page
 from zephyr_jax.recipes.run import Run, Split
+from zephyr_jax.recipes.stages import SICK
 from zephyr_jax.storage.files import Path, names_in
 from zephyr_jax.train.evaluate import make_evaluation
 from zephyr_jax.train.health import Health, Sickness, unhalted
@@ -33,7 +35,6 @@ from zephyr_jax.train.state import TrainState, abstract_state, initial_state, st
 from zephyr_jax.train.step import Objective, make_step
 from zephyr_jax.verbs.training import DpoConfig, SftConfig
 
-SICK = "sick"
 _MOST_KEPT = 20  # batches of sick steps; they may have hundreds of megabytes together
 
 
@@ -63,7 +64,7 @@ def fit(
         _check_identity(run.progress["identity"], identity, config.output)
     state = found.state or initial_state(load(), optimizer, shardings)
     record = _record(config, run, training, identity)
-    checkpoints = _begin(config, run, record)
+    checkpoints = _begin(config, run, record, training)
     startup.passed("weights", run.compilations.take())
     reporter = Reporter(run.folder, config.report, to_dict(config), total, run.start, jax.process_index() == 0)
     reporter.note(_headline(run, model, training))
@@ -89,6 +90,8 @@ def fit(
     finally:
         reporter.close()
         checkpoints.close()
+        if jax.process_index() == 0:
+            leave_page(run.folder)
 
 
 class _Data:
@@ -207,7 +210,7 @@ def _put_away(folder: Path, damaged: list[int], then: str) -> None:
         print(f"set aside {steps} in {folder / DAMAGED}; {then}", file=sys.stderr, flush=True)
 
 
-def _begin(config: SftConfig, run: Run, record: Record) -> CheckpointManager:
+def _begin(config: SftConfig, run: Run, record: Record, training: Split) -> CheckpointManager:
     """Make the run's folder and put everything but checkpoints into it, once every host has found all to be good."""
     wait_for_all("know their data and weights")
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -215,6 +218,8 @@ def _begin(config: SftConfig, run: Run, record: Record) -> CheckpointManager:
         save_card(config, run.folder / "config.yaml")
         write_record(run.folder, record)
         copy_model_files(run.source, run.folder, without_markers(run.tokenizer.template.source))
+        leave_histograms(run.folder, training.examples)
+        leave_page(run.folder)  # of a run that was killed this is the first one
     return CheckpointManager(run.folder, config.schedule)
 
 

@@ -1,4 +1,4 @@
-"""What shows something: `preview` of rows, `check` of a run, `demo` of the whole recipe."""
+"""What shows something: `preview` of rows, `check` and `page` of a run, `demo` of the whole recipe."""
 
 from dataclasses import dataclass, field
 
@@ -38,6 +38,24 @@ class CheckConfig:
     def check(self) -> None:
         """Raise InputError when no run is named."""
         require(self.run, "run", "the folder that `sft` or `dpo` wrote")
+
+
+@dataclass(frozen=True)
+class PageConfig:
+    """The page of a run, finished or not: curves, data, answers, settings and versions in RUN/report.html."""
+
+    run: str = ""
+    """Folder of the run."""
+    answers: tuple[str, ...] = ()
+    """Files that `generate --output` wrote for the same prompts, one a stage, as FILE or NAME=FILE; they are shown side by side
+    and kept for later pages of the run."""
+    prompts: int = 10
+    """How many prompts of these files to take."""
+
+    def check(self) -> None:
+        """Raise InputError when no run is named, or no prompt is asked for."""
+        require(self.run, "run", "the folder that `sft` or `dpo` wrote")
+        check_positive(prompts=self.prompts)
 
 
 @dataclass(frozen=True)

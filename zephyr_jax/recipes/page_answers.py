@@ -1,0 +1,85 @@
+"""Answers for a run's page: read from what `zephyr-jax generate` wrote, and kept beside the run for pages to come."""
+
+import json
+from dataclasses import asdict
+from pathlib import PurePath
+from typing import Any
+
+from zephyr_jax.errors import InputError, shown
+from zephyr_jax.page.answers import Prompt, Said
+from zephyr_jax.storage.files import Path, check_can_be_read, open_path, write_whole
+from zephyr_jax.storage.text import parsed
+
+ANSWERS = "answers.json"
+
+type _Row = tuple[str, str, bool]
+
+
+def read_answers(files: tuple[str, ...], most: int) -> list[Prompt]:
+    """The first `most` prompts of the first file, each with the answers of all. Raises InputError for what is no answer.
+
+    A file is named by its path, or as NAME=PATH; otherwise the stage is called after the file. Of a prompt that is asked
+    more than once the first answer is taken.
+    """
+    stages = [_stage(each) for each in files]
+    said = {name: {row[0]: Said(name, *row[1:]) for row in reversed(_rows(path))} for name, path in stages}
+    if len(said) < len(stages):
+        raise InputError(f"Two of {', '.join(files)} have the same name. Tell them apart: NAME=FILE.")
+    prompts = list(dict.fromkeys(row[0] for row in _rows(stages[0][1])))
+    found = [Prompt(each, tuple(said[name][each] for name in said if each in said[name])) for each in prompts]
+    if not any(len(each.answers) == len(stages) for each in found):
+        raise InputError(
+            f"No prompt of {stages[0][1]} is answered in all of {', '.join(path for _, path in stages)}. Give each stage the "
+            "same prompts: zephyr-jax generate --data PROMPTS.jsonl --output FILE"
+        )
+    return found[:most]
+
+
+def write_kept(folder: Path, prompts: list[Prompt]) -> None:
+    """Keep them in a run's folder."""
+    write_whole(folder / ANSWERS, json.dumps([asdict(each) for each in prompts], ensure_ascii=False, indent=1) + "\n")
+
+
+def read_kept(folder: Path) -> list[Prompt]:
+    """What was kept; nothing where nothing was. Raises InputError where the file is damaged."""
+    path = folder / ANSWERS
+    if not path.exists():
+        return []
+    try:
+        return [
+            Prompt(
+                str(each["text"]),
+                tuple(Said(str(a["stage"]), str(a["text"]), bool(a["ended"])) for a in each["answers"]),
+            )
+            for each in parsed(path.read_bytes())
+        ]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path} cannot be read ({error}). Delete it and give the answers again.") from error
+
+
+def _stage(word: str) -> tuple[str, str]:
+    name, equals, path = word.partition("=")
+    return (name, path) if equals and name and "/" not in name else (PurePath(word).stem, word)
+
+
+def _rows(path: str) -> list[_Row]:
+    check_can_be_read(path)
+    file = open_path(path)
+    if not file.is_file():
+        raise InputError(f"There is no file {path}. Name one that `zephyr-jax generate --output` wrote.")
+    lines = file.read_bytes().splitlines()
+    return [_row(line, f"{path} line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _row(line: bytes, where: str) -> _Row:
+    try:
+        row: Any = parsed(line)
+    except ValueError as error:
+        raise InputError(
+            f"{where} is no JSON: {error}. Name a file that `zephyr-jax generate --output` wrote."
+        ) from error
+    if not (isinstance(row, dict) and isinstance(row.get("prompt"), str) and isinstance(row.get("answer"), str)):
+        raise InputError(
+            f"{where} is {shown(row)}. It needs the texts `prompt` and `answer`, as `zephyr-jax generate` writes."
+        )
+    return row["prompt"], row["answer"], row.get("ended") is not False

@@ -1,0 +1,115 @@
+"""What the files of a run tell: its record, its metrics, how its data are distributed, and the runs that it came from."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from zephyr_jax.checkpoint.provenance import Record, chain, read_record
+from zephyr_jax.checkpoint.steps import steps_in
+from zephyr_jax.data.examples import Examples
+from zephyr_jax.errors import InputError
+from zephyr_jax.page.curves import Line, metric_lines
+from zephyr_jax.page.histogram import Counts, counted, counts_from
+from zephyr_jax.storage.cloud import is_remote, split
+from zephyr_jax.storage.files import Path, names_in, open_path, write_whole
+from zephyr_jax.storage.text import parsed
+from zephyr_jax.train.report import FILE as METRICS
+
+HISTOGRAMS = "histograms.json"
+SICK = "sick"
+"""Where a run keeps the batches of sick steps."""
+VERBS = {"sft": "dSFT", "dpo": "dDPO"}
+"""What trains -> what the paper calls it."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run, as its folder tells."""
+
+    record: Record
+    lines: list[Line] = field(default_factory=list)
+    """Of its metrics, by step."""
+    histograms: dict[str, Counts] = field(default_factory=dict)
+    """`lengths` and, where rows carry them, `scores`."""
+    saved: int = 0
+    """The newest saved step."""
+    sick: tuple[str, ...] = ()
+    """Names of the batches that were kept of sick steps."""
+    here: bool = False
+    """Whether its folder was found; otherwise there is nothing but its record."""
+
+    @property
+    def verb(self) -> str:
+        """`sft` or `dpo`."""
+        return str(self.record.get("made_by"))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Every setting."""
+        return self.record.get("config") or {}
+
+    def evaluations(self) -> list[Line]:
+        """The lines with held-out numbers; `eval/` is taken off their names."""
+        found = [line for line in self.lines if any(name.startswith("eval/") for name in line)]
+        return [{name.removeprefix("eval/"): value for name, value in line.items()} for line in found]
+
+
+def read_stage(folder: Path) -> Stage:
+    """All that a run's folder tells. Raises InputError where it is no run of ours."""
+    record = read_record(folder) if folder.is_dir() else None
+    if record is None or record.get("made_by") not in VERBS:
+        raise InputError(
+            f"{folder} is no run of ours: it has no provenance.json of `sft` or `dpo`. Name the folder that one of them wrote."
+        )
+    metrics = folder / METRICS
+    lines = metric_lines(metrics.read_bytes().decode(errors="replace")) if metrics.exists() else []
+    newest = steps_in(folder)[-1:] or [0]
+    return Stage(record, lines, _read_histograms(folder), newest[0], tuple(names_in(folder / SICK)), here=True)
+
+
+def earlier_stages(stage: Stage, folder: Path) -> list[Stage]:
+    """The runs that a run came from, oldest first: with all that they tell where they still lie where they were made."""
+    behind = [record for record in chain(stage.record)[:-1] if record.get("made_by") in VERBS]
+    return [_found_again(record, folder) for record in behind]
+
+
+def _found_again(record: Record, child: Path) -> Stage:
+    where = str(record.get("output") or "")
+    if not where or (is_remote(where) and split(where)[0] != split(child)[0]):  # nobody is asked over a network
+        return Stage(record)
+    there = open_path(where)
+    try:
+        found = read_stage(there)
+    except (InputError, OSError):
+        return Stage(record)
+    same = all(found.record.get(name) == record.get(name) for name in ("made_by", "at"))
+    return found if same else Stage(record)
+
+
+def write_histograms(folder: Path, examples: Examples) -> None:
+    """Count the examples' lengths, and their scores where rows carry some, and keep the counts in the run's folder."""
+    sides = ("chosen", "rejected") if examples.segments_each == 2 else ("conversations",)
+    values = {"lengths": examples.segment_lengths(), "scores": examples.scores}
+    found = {
+        name: counts
+        for name, each in values.items()
+        if each is not None and (counts := counted(dict(zip(sides, np.asarray(each).T, strict=True))))
+    }
+    content = {name: asdict(counts) for name, counts in found.items()}
+    write_whole(folder / HISTOGRAMS, json.dumps(content) + "\n")
+
+
+def _read_histograms(folder: Path) -> dict[str, Counts]:
+    path = folder / HISTOGRAMS
+    if not path.exists():
+        return {}
+    try:
+        content = parsed(path.read_bytes())
+        if not isinstance(content, Mapping):
+            raise ValueError("it holds no object")
+        return {str(name): counts_from(each) for name, each in content.items()}
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read: {error}. Delete it; the run's next start makes it again.") from error
