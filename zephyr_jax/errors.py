@@ -48,7 +48,7 @@ def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:
     return (
         f" Did you mean `{prefix}{near[0]}`?"
         if near
-        else f" Known here: {listing((prefix + name for name in names), 24)}."
+        else f" Known here: {listing((prefix + name for name in names), 40)}."
     )
 
 

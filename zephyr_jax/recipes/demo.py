@@ -1,7 +1,7 @@
-"""`zephyr-jax demo`: the whole recipe on a tiny base that the package ships, on an emulated mesh, in minutes.
+"""`zephyr-jax demo`: the paper's experiment in small, on a tiny base that the package ships, on an emulated mesh, in minutes.
 
-Everything goes through the public verbs. What is rule-based: the teacher and the rater that made the data, and the share
-of requested words; the losses and accuracies are the models' own.
+Everything goes through the public verbs. What is rule-based: the teacher that wrote the conversations, the rater that rates the
+samples, and the judge, another rule, that scores the answers at the end; losses and accuracies are the models' own.
 """
 
 import json
@@ -11,199 +11,153 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from zephyr_jax.card import from_dict
-from zephyr_jax.demo.corpus import conversations, preferences, requested_nouns
-from zephyr_jax.demo.picture import draw_curves
-from zephyr_jax.demo.words import CLOSINGS
+from zephyr_jax.demo.corpus import conversations, preferences, rate, requested_nouns
 from zephyr_jax.errors import InputError
-from zephyr_jax.page.answers import Prompt, Said
+from zephyr_jax.recipes.demo_results import PROMPTS, Stage, leave_results, measure
 from zephyr_jax.recipes.dpo import dpo
-from zephyr_jax.recipes.evaluate import evaluate
 from zephyr_jax.recipes.export import export
-from zephyr_jax.recipes.generate import Answer, generate
-from zephyr_jax.recipes.page import PAGE, answers_section, notes_section, results_section, stage_section, write_page
+from zephyr_jax.recipes.feedback_answers import feedback_answers
+from zephyr_jax.recipes.page import PAGE
+from zephyr_jax.recipes.prepare_ultrafeedback import prepare_ultrafeedback
 from zephyr_jax.recipes.reference import reference
 from zephyr_jax.recipes.sft import sft
+from zephyr_jax.verbs.feedback import AnswersConfig
 from zephyr_jax.verbs.looks import DemoConfig
-from zephyr_jax.verbs.models import EvaluateConfig, ExportConfig, GenerateConfig
+from zephyr_jax.verbs.models import ExportConfig
+from zephyr_jax.verbs.preparation import UltrafeedbackConfig
 from zephyr_jax.verbs.training import DpoConfig, SftConfig
 
 BASE = Path(__file__).parents[1] / "demo" / "assets" / "base"
-_PROMPTS = 64
-_SHOWN = 10  # of them, on the page
-_HEADER = ("", "loss", "preference accuracy", "margin (nats)", "requested words used*", "ends properly*")
-_NOTES = (
-    f"* counted by rule in greedy answers to {_PROMPTS} prompts; the other columns are the models' own log-probs",
-    "The teacher that wrote the conversations and the rater that scored the pairs are rules, too, of this package.",
-)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One row of the final table."""
-
-    name: str
-    model: str
-    measures: dict[str, float]
-    answers: list[Answer]
-
-    def told(self) -> list[str]:
-        """The row."""
-        m = self.measures
-        shares = f"{m['accuracy']:.1%}", f"{m['margin']:+.2f}", f"{m['words']:.1%}", f"{m['ends']:.1%}"
-        return [self.name, f"{m['loss']:.3f}", *shares]
+STAGES = ("base", "dDPO without dSFT", "dSFT", "dSFT twice", "dSFT + dDPO")
+"""As in the paper's Table 3, with the base; `twice`: the second time on the chosen answers."""
+_SAMPLES = 4  # of a prompt, as in UltraFeedback
+_COMPUTE = {"compute_dtype": "float32", "keep": "everything"}
 
 
 def demo(config: DemoConfig) -> Path:
-    """Run the recipe and return the exported folder. Raises InputError when the output folder holds another demo."""
+    """Run the experiment and return the exported folder. Raises InputError when the output folder holds another demo."""
     config.check()
-    console = Console(stderr=True)
     out = Path(config.output)
-    if (out / "export").exists():
+    if (out / PAGE).exists():
         raise InputError(
             f"{out} holds a finished demo. Remove the folder or choose another: --output runs/another-demo."
         )
-    data = _write_data(out / "data", config.seed)
-    shared: dict[str, Any] = {"mesh": {"emulated_devices": config.emulated_devices}, "seed": config.seed}
-    compute = {"compute_dtype": "float32", "keep": "everything"}
-
-    console.rule("1 of 4 · dSFT on a teacher's conversations", align="left")
-    sft(
-        from_dict(
-            SftConfig, {**shared, **_sft_settings(out, data, {"path": config.base or str(BASE), **compute})}, "demo"
-        )
-    )
-
-    preference_run = {**shared, **_dpo_settings(out, data, {"path": str(out / "sft"), **compute})}
-    dpo_config = from_dict(DpoConfig, preference_run, "demo")
-    console.rule("2 of 4 · the frozen reference's log-probs", align="left")
-    reference(dpo_config)
-    console.rule("3 of 4 · dDPO on preference pairs", align="left")
-    dpo(dpo_config)
-
-    console.rule("4 of 4 · export and evaluation on prompts with words never seen in training", align="left")
-    exported = export(
-        from_dict(
-            ExportConfig, {"model": {"path": str(out / "dpo")}, "output": str(out / "export"), "dtype": "float32"}, ""
-        )
-    )
-    models = {"base": config.base or str(BASE), "dSFT": str(out / "sft"), "dSFT + dDPO": str(exported)}
-    stages = [_measure(name, {"path": path, **compute}, data, shared["mesh"]) for name, path in models.items()]
-    picture = draw_curves(out / "curves.png", out / "sft" / "metrics.jsonl", out / "dpo" / "metrics.jsonl")
-    _tell(stages, picture, _page(out, stages), exported)
+    seeds = range(config.seed, config.seed + config.seeds)
+    made = []
+    for seed in seeds:
+        folder = out / f"seed-{seed}" if len(seeds) > 1 else out
+        made.append(_Experiment(config, seed, folder, f"seed {seed} · " if len(seeds) > 1 else "").run())
+    aligned = made[0][-1].folder
+    settings = {"model": {"path": str(aligned)}, "output": str(out / "export"), "dtype": "float32"}
+    exported = Path(export(from_dict(ExportConfig, settings, "demo")))
+    leave_results(out, made, exported)
     return exported
 
 
-def _page(out: Path, stages: list[Stage]) -> Path:
-    """One page about everything."""
-    first = {answer.prompt: place for place, answer in reversed(list(enumerate(stages[0].answers)))}
-    prompts = [
-        Prompt(prompt, tuple(Said(stage.name, stage.answers[n].text, stage.answers[n].ended) for stage in stages))
-        for prompt, n in sorted(first.items(), key=lambda item: item[1])[:_SHOWN]
-    ]
-    write_page(
-        out / PAGE,
-        "The whole recipe, small",
-        ["A tiny base, fine-tuned on a teacher's conversations (dSFT), then aligned on preference pairs (dDPO)."],
-        {},
-        [
-            results_section(_HEADER, [stage.told() for stage in stages], "On held-out prompts and pairs."),
-            notes_section(_NOTES),
-            answers_section(prompts, "Greedy answers to prompts with words that were never seen in training."),
-            stage_section(out / "sft", "dSFT"),
-            stage_section(out / "dpo", "dDPO"),
-        ],
-    )
-    return out / PAGE
+@dataclass(frozen=True)
+class _Experiment:
+    """One seed's runs, from the base to the table's rows."""
 
+    config: DemoConfig
+    seed: int
+    folder: Path
+    title: str
 
-def _write_data(folder: Path, seed: int) -> dict[str, str]:
-    folder.mkdir(parents=True, exist_ok=True)
-    made: dict[str, Iterable[Mapping[str, Any]]] = {
-        "conversations-train": conversations(seed, 2400, "train"),
-        "conversations-test": conversations(seed + 1, 128, "test"),
-        "preferences-train": preferences(seed + 2, 1600, "train"),
-        "preferences-test": preferences(seed + 3, 128, "test"),
-    }
-    paths = {name: folder / f"{name}.jsonl" for name in made}
-    for name, rows in made.items():
-        paths[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {name: str(path) for name, path in paths.items()}
+    def run(self) -> list[Stage]:
+        """Train and measure every stage of STAGES."""
+        data = self._write_data()
+        self._say("1 of 6 · dSFT on a teacher's conversations")
+        self._sft("dsft", self._base, {"path": data["conversations-train"], "eval_path": data["conversations-test"]})
+        self._say("2 of 6 · AI feedback: four samples for each prompt, rated; the best against another one")
+        pairs = self._pairs(data["prompts"])
+        self._say("3 of 6 · dDPO: the frozen reference's log-probs once, then preference pairs")
+        self._dpo("dsft-ddpo", str(self.folder / "dsft"), pairs, data["preferences-test"])
+        self._say("4 of 6 · for comparison: dDPO without dSFT")
+        self._dpo("ddpo", self._base, pairs, data["preferences-test"])
+        self._say("5 of 6 · for comparison: dSFT twice, the second time on the chosen answers")
+        self._sft("dsft-twice", str(self.folder / "dsft"), {"path": str(pairs), "split": "train_sft"})
+        self._say("6 of 6 · evaluation on prompts with words never seen in training")
+        places = [self._base, *(str(self.folder / name) for name in ("ddpo", "dsft", "dsft-twice", "dsft-ddpo"))]
+        return [
+            measure(name, {"path": place, **_COMPUTE}, data["preferences-test"], self._mesh)
+            for name, place in zip(STAGES, places, strict=True)
+        ]
 
+    @property
+    def _base(self) -> str:
+        return self.config.base or str(BASE)
 
-def _sft_settings(out: Path, data: dict[str, str], model: dict[str, str]) -> dict[str, Any]:
-    return {
-        "output": str(out / "sft"),
-        "model": model,
-        "data": {
-            "path": data["conversations-train"], "eval_path": data["conversations-test"],
-            "max_length": 384, "row_length": 480,
-        },
-        "batch": {"rows": 16},
-        "schedule": {"epochs": 1, "evaluate_every": 15, "save_every": 0},
-        "optimizer": {"learning_rate": 2e-3},
-    }  # fmt: skip
+    @property
+    def _mesh(self) -> dict[str, Any]:
+        return {"emulated_devices": self.config.emulated_devices}
 
+    def _say(self, text: str) -> None:
+        Console(stderr=True).rule(self.title + text, align="left")
 
-def _dpo_settings(out: Path, data: dict[str, str], model: dict[str, str]) -> dict[str, Any]:
-    return {
-        "output": str(out / "dpo"),
-        "reference": str(out / "reference"),
-        "model": model,
-        "data": {
-            "path": data["preferences-train"], "eval_path": data["preferences-test"],
-            "max_length": 192, "max_prompt_length": 64, "row_length": 704,
-        },
-        "batch": {"rows": 16},
-        "schedule": {"epochs": 1, "evaluate_every": 10, "save_every": 0},
-        "optimizer": {"learning_rate": 3e-4, "schedule": "linear"},
-        "dpo": {"beta": 0.1},
-    }  # fmt: skip
+    def _write_data(self) -> dict[str, str]:
+        """Paths of the teacher's conversations, of prompts to be sampled, and of held-out pairs."""
+        seed, folder = self.seed, self.folder / "data"
+        folder.mkdir(parents=True, exist_ok=True)
+        asked = preferences(seed + 2, self.config.prompts, "train")
+        made: dict[str, Iterable[Mapping[str, Any]]] = {
+            "conversations-train": conversations(seed, 2400, "train"),
+            "conversations-test": conversations(seed + 1, 128, "test"),
+            "prompts": [{"prompt": row["prompt"], "prompt_id": row["prompt_id"]} for row in asked],
+            "preferences-test": preferences(seed + 3, PROMPTS, "test"),
+        }
+        paths = {name: folder / f"{name}.jsonl" for name in made}
+        for name, rows in made.items():
+            paths[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return {name: str(path) for name, path in paths.items()}
 
+    def _sft(self, name: str, start: str, data: dict[str, str]) -> None:
+        settings = {
+            **self._shared(name, start),
+            "data": {**data, "max_length": 384, "row_length": 480},
+            "batch": {"rows": 16},
+            "schedule": {"epochs": 1, "evaluate_every": 15, "save_every": 0},
+            "optimizer": {"learning_rate": 2e-3},
+        }
+        sft(from_dict(SftConfig, settings, "demo"))
 
-def _measure(name: str, model: dict[str, str], data: dict[str, str], mesh: dict[str, Any]) -> Stage:
-    def numbers(rows: str, lengths: dict[str, int]) -> dict[str, float]:
-        return evaluate(
-            from_dict(EvaluateConfig, {"model": model, "mesh": mesh, "data": {"path": rows, **lengths}}, "")
-        )
+    def _pairs(self, prompts: str) -> Path:
+        """Samples of the dSFT model, rated by rule, binarised by the verb; the folder of the splits."""
+        settings = {
+            "data": prompts, "output": str(self.folder / "answers"), "mesh": self._mesh, "rows": 64, "principles": [],
+            "models": [f"{self.folder / 'dsft'},name=sample {n}" for n in range(1, _SAMPLES + 1)], "temperature": 1.0,
+            "max_tokens": 128, "context": 256, "compute_dtype": "float32", "seed": self.seed,
+        }  # fmt: skip
+        feedback_answers(from_dict(AnswersConfig, settings, "demo"))
+        rows = [json.loads(line) for line in (self.folder / "answers" / "train.jsonl").read_text().splitlines()]
+        for row in rows:
+            for each in row["completions"]:
+                each["overall_score"] = rate(requested_nouns(row["instruction"]), each["response"])
+        rated = self.folder / "data" / "rated.jsonl"
+        rated.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        out = self.folder / "pairs"
+        settings = {"path": str(rated), "output": str(out), "ties": "drop", "test_share": 0.0, "seed": self.seed}
+        prepare_ultrafeedback(from_dict(UltrafeedbackConfig, settings, "demo"), "zephyr-jax demo")
+        return out
 
-    loss = numbers(data["conversations-test"], {"max_length": 384, "row_length": 384})["loss"]
-    pairs = numbers(data["preferences-test"], {"max_length": 192, "max_prompt_length": 64, "row_length": 512})
-    asked = [json.loads(line)["prompt"] for line in Path(data["preferences-test"]).read_text().splitlines()[:_PROMPTS]]
-    settings = {"model": model, "mesh": mesh, "prompts": asked, "max_new_tokens": 128, "rows": _PROMPTS}
-    answers = generate(from_dict(GenerateConfig, settings, "demo"))
-    measures = {
-        "loss": loss,
-        "accuracy": pairs["accuracy"],
-        "margin": pairs["margin"],
-        "words": _share_of_words(answers),
-        "ends": sum(answer.ended and answer.text.strip().endswith(tuple(CLOSINGS)) for answer in answers)
-        / len(answers),
-    }
-    return Stage(name, model["path"], measures, answers)
+    def _dpo(self, name: str, start: str, pairs: Path, held_out: str) -> None:
+        settings = {
+            **self._shared(name, start),
+            "reference": str(self.folder / "reference"),
+            "data": {
+                "path": str(pairs), "split": "train_prefs", "eval_path": held_out, "eval_split": "train",
+                "max_length": 256, "max_prompt_length": 64, "row_length": 768, "on_bad_row": "truncate",
+            },
+            "batch": {"rows": 16},
+            "schedule": {"epochs": 2, "evaluate_every": 10, "save_every": 0},
+            "optimizer": {"learning_rate": 3e-4, "schedule": "linear"},
+            "dpo": {"beta": 0.1},
+        }  # fmt: skip
+        config = from_dict(DpoConfig, settings, "demo")
+        reference(config)
+        dpo(config)
 
-
-def _share_of_words(answers: list[Answer]) -> float:
-    """Share of the requested nouns that appear in the answers, as whole words."""
-    wanted = [(set(requested_nouns(answer.prompt)), set(requested_nouns(answer.text))) for answer in answers]
-    return sum(len(asked & said) for asked, said in wanted) / sum(len(asked) for asked, _ in wanted)
-
-
-def _tell(stages: list[Stage], picture: Path, page: Path, exported: Path) -> None:
-    console = Console()
-    table = Table(title="held-out prompts and pairs")
-    for title in _HEADER:
-        table.add_column(title, justify="left" if not title else "right")
-    for stage in stages:
-        table.add_row(*stage.told())
-    console.print(table)
-    console.print(_NOTES[0])
-    for stage in stages:
-        answer = stage.answers[0]
-        console.print(f"\n[bold]{stage.name}[/] > {answer.prompt}", highlight=False)
-        console.print(answer.text + ("" if answer.ended else " ..."), highlight=False, markup=False)
-    console.print(
-        f"\npage             {page}\ncurves           {picture}\nexported model   {exported}", highlight=False
-    )
+    def _shared(self, name: str, start: str) -> dict[str, Any]:
+        model = {"path": start, **_COMPUTE}
+        return {"output": str(self.folder / name), "model": model, "mesh": self._mesh, "seed": self.seed}

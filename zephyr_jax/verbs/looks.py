@@ -60,7 +60,7 @@ class PageConfig:
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """The whole recipe on a tiny base and tiny data that the package makes itself, on emulated devices."""
+    """The paper's experiment in small: from a tiny base over dSFT, AI feedback and dDPO to its table, on emulated devices."""
 
     output: str = "runs/demo"
     """Folder for everything that the demo makes."""
@@ -68,10 +68,14 @@ class DemoConfig:
     """Another base to start from (folder or hub id); default: the one that the package ships."""
     emulated_devices: int = 8
     """Devices that the CPU poses as."""
+    prompts: int = 600
+    """Prompts that the dSFT model answers four times, for the pairs."""
     seed: int = 0
-    """Decides the data and its order."""
+    """Decides the data, its order, and the samples."""
+    seeds: int = 1
+    """Do it all so many times, with `seed` and those after it; the table then has means over them."""
 
     def check(self) -> None:
         """Raise InputError for settings that cannot hold."""
         require(self.output, "output", "a folder")
-        check_positive(emulated_devices=self.emulated_devices)
+        check_positive(emulated_devices=self.emulated_devices, prompts=self.prompts, seeds=self.seeds)

@@ -1,0 +1,164 @@
+"""What comes out of `zephyr-jax demo`: every stage measured, the paper's table in small, and the page."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from zephyr_jax.card import from_dict
+from zephyr_jax.demo import judge
+from zephyr_jax.demo.corpus import requested_nouns
+from zephyr_jax.demo.words import CLOSINGS
+from zephyr_jax.page.answers import Prompt, Said
+from zephyr_jax.recipes.evaluate import evaluate
+from zephyr_jax.recipes.generate import Answer, generate
+from zephyr_jax.recipes.page import PAGE, answers_section, notes_section, results_section, stage_section, write_page
+from zephyr_jax.verbs.models import EvaluateConfig, GenerateConfig
+
+PROMPTS = 128
+"""Held-out pairs; their prompts are answered."""
+_SHOWN = 10  # of them, on the page
+_HEADER = ("", "judge, 1-10*", "wins over dSFT*", "preference accuracy", "requested words used*", "ends properly*")
+_NOTES = (
+    f"* by rule, in greedy answers to {PROMPTS} prompts whose key words were never seen in training. The preference accuracy is the "
+    "models' own: how often the better one of two held-out answers is the likelier one.",
+    "Rules of this package also wrote the conversations (the teacher) and rated the samples that became pairs (the rater: "
+    "requested nouns and a proper ending, 1 to 5).",
+    f"The judge is another rule than the rater: {judge.RULE}.",
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A model of the table, measured."""
+
+    name: str
+    folder: Path
+    accuracy: float
+    answers: list[Answer]
+
+    @property
+    def scores(self) -> list[float]:
+        """The judge's score of each answer."""
+        return [judge.score(answer.prompt, answer.text) for answer in self.answers]
+
+    @property
+    def words(self) -> float:
+        """Share of the requested nouns that appear in the answers, as whole words."""
+        wanted = [(set(requested_nouns(each.prompt)), set(requested_nouns(each.text))) for each in self.answers]
+        return sum(len(asked & said) for asked, said in wanted) / sum(len(asked) for asked, _ in wanted)
+
+    @property
+    def ends(self) -> float:
+        """Share of the answers that end by themselves, with one of the closing sentences."""
+        proper = [each.ended and each.text.strip().endswith(tuple(CLOSINGS)) for each in self.answers]
+        return sum(proper) / len(proper)
+
+
+def measure(name: str, model: dict[str, str], held_out: str, mesh: dict[str, Any]) -> Stage:
+    """Answers and preference accuracy of a model on held-out pairs, by the public verbs."""
+    data = {"path": held_out, "max_length": 256, "max_prompt_length": 64, "row_length": 512, "on_bad_row": "truncate"}
+    pairs = evaluate(from_dict(EvaluateConfig, {"model": model, "mesh": mesh, "data": data}, "demo"))
+    prompts = [json.loads(line)["prompt"] for line in Path(held_out).read_text().splitlines()]
+    settings = {"model": model, "mesh": mesh, "prompts": prompts, "max_new_tokens": 128, "rows": 64}
+    answers = generate(from_dict(GenerateConfig, settings, "demo"))
+    return Stage(name, Path(model["path"]), pairs["accuracy"], answers)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A stage over all seeds: a value a seed."""
+
+    name: str
+    judged: list[float]
+    wins: list[judge.Rate]
+    accuracy: list[float]
+    words: list[float]
+    ends: list[float]
+
+    def told(self) -> list[str]:
+        """As the table shows it: means, ± the standard error over prompts, or over seeds where there are several."""
+        wins = [rate.value for rate in self.wins]
+        error = stdev(wins) / len(wins) ** 0.5 if len(wins) > 1 else self.wins[0].error
+        return [
+            self.name, f"{fmean(self.judged):.2f}", f"{fmean(wins):.1f} % ± {error:.1f}", f"{fmean(self.accuracy):.1%}",
+            f"{fmean(self.words):.1%}", f"{fmean(self.ends):.1%}",
+        ]  # fmt: skip
+
+
+def leave_results(out: Path, made: Sequence[Sequence[Stage]], exported: Path) -> None:
+    """Print the table over all seeds and write the page; `made` holds each seed's stages, in the table's order."""
+    rows = [_row([stages[place] for stages in made], made) for place in range(len(made[0]))]
+    verdict = _verdict(rows)
+    page = _page(out, rows, made[0], verdict)
+    console = Console()
+    seeds = f", {len(made)} seeds" if len(made) > 1 else ""
+    table = Table(title=f"the paper's ablation, small: held-out prompts and pairs{seeds}")
+    for title in _HEADER:
+        table.add_column(title, justify="left" if not title else "right")
+    for row in rows:
+        table.add_row(*row.told())
+    console.print(table)
+    for note in (verdict, *_NOTES):
+        console.print(note, highlight=False)
+    for stage in made[0]:
+        answer = stage.answers[0]
+        console.print(f"\n[bold]{stage.name}[/] > {answer.prompt}", highlight=False)
+        console.print(answer.text + ("" if answer.ended else " ..."), highlight=False, markup=False)
+    console.print(f"\npage             {page}\nexported model   {exported}", highlight=False)
+
+
+def _row(stages: Sequence[Stage], made: Sequence[Sequence[Stage]]) -> _Row:
+    dsft = [next(stage for stage in each if stage.name == "dSFT") for each in made]
+    return _Row(
+        stages[0].name,
+        [fmean(stage.scores) for stage in stages],
+        [judge.win_rate(stage.scores, other.scores) for stage, other in zip(stages, dsft, strict=True)],
+        [stage.accuracy for stage in stages],
+        [stage.words for stage in stages],
+        [stage.ends for stage in stages],
+    )
+
+
+def _verdict(rows: Sequence[_Row]) -> str:
+    """Whether the paper's order came out, seed by seed."""
+    by_name = {row.name: row.judged for row in rows}
+    best, dsft, without = by_name["dSFT + dDPO"], by_name["dSFT"], by_name["dDPO without dSFT"]
+    holds = [
+        without[seed] < dsft[seed] and best[seed] == max(judged[seed] for judged in by_name.values())
+        for seed in range(len(best))
+    ]
+    order = "dDPO without dSFT below dSFT, and dSFT + dDPO above all"
+    if all(holds):
+        return f"The paper's order came out{' for every seed' if len(holds) > 1 else ''}: {order}."
+    return f"The paper's order ({order}) came out for {sum(holds)} of {len(holds)} seeds only."
+
+
+def _page(out: Path, rows: Sequence[_Row], stages: Sequence[Stage], verdict: str) -> Path:
+    first = {answer.prompt: place for place, answer in reversed(list(enumerate(stages[0].answers)))}
+    prompts = [
+        Prompt(prompt, tuple(Said(stage.name, stage.answers[n].text, stage.answers[n].ended) for stage in stages))
+        for prompt, n in sorted(first.items(), key=lambda item: item[1])[:_SHOWN]
+    ]
+    runs = [stage_section(stage.folder, stage.name) for stage in stages if (stage.folder / "metrics.jsonl").exists()]
+    write_page(
+        out / PAGE,
+        "Zephyr, small",
+        [
+            "A tiny base, fine-tuned on a teacher's conversations, then aligned on its own samples, as a rater rated them.",
+            verdict,
+        ],
+        {},
+        [
+            results_section(_HEADER, [row.told() for row in rows], "On held-out prompts and pairs."),
+            notes_section(_NOTES),
+            answers_section(prompts, "Greedy answers to prompts with words that were never seen in training."),
+            *runs,
+        ],
+    )
+    return out / PAGE
