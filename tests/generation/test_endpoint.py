@@ -64,8 +64,8 @@ def test_replies_come_in_order_and_are_asked_for_once(tmp_path: Path) -> None:
         assert again.spent() == "2,420 tokens"
 
 
-def test_trouble_that_passes_is_waited_for(tmp_path: Path) -> None:
-    """Every first two tries fail, by different codes; the third is answered."""
+def test_trouble_that_passes_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every first two tries fail, by different codes; the third is answered. Each kind is told once."""
     tries: dict[str, int] = {}
 
     def moody(body: dict[str, Any], _: int) -> tuple[int, str]:
@@ -76,6 +76,11 @@ def test_trouble_that_passes_is_waited_for(tmp_path: Path) -> None:
     with judge_at(moody) as (url, asked):
         assert [each.text for each in endpoint(url, tmp_path).ask_all(asks(5))] == ["fine"] * 5
         assert len(asked) == 15
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition(": ")[2] for line in told] == [
+        "429 slow down; it is asked again",
+        "503 busy; it is asked again",
+    ]
 
 
 def test_a_request_that_is_refused_stands_alone(tmp_path: Path) -> None:
