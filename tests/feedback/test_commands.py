@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,7 +120,7 @@ def test_from_prompts_to_ratings(prompts: Path, tmp_path: Path, capsys: pytest.C
             assert each["fine-grained_score"] == sum(ratings) / 4
             assert 1 <= each["overall_score"] <= 10
             assert each["custom_system_prompt"] and each["principle"]
-    assert "1 rows repeated a prompt" in capsys.readouterr().out
+    assert "rows that repeat a prompt: 1" in capsys.readouterr().out
 
 
 def test_a_judge_who_errs_once_is_asked_again_and_one_who_errs_twice_is_not(
@@ -260,7 +261,7 @@ def test_an_estimate_asks_for_nothing(prompts: Path, tmp_path: Path, capsys: pyt
         assert not asked
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("up to 3 requests: about 80 tokens there")
-    assert said[0].endswith("at most 3,072 back, at most $0.01")
+    assert said[0].endswith("at most 3,072 back, at most $0.0062")
     assert said[1].startswith("up to 15 requests")
 
 
@@ -346,9 +347,10 @@ def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_other_weights_under_the_same_path_are_other_work(
     talker: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["feedback answers --data", prompts, "--output", tmp_path / "out", OWN, "--max_tokens 4 --models", talker]
-    run(*words)
-    os.utime(talker / "model.safetensors")
+    model = Path(shutil.copytree(talker, tmp_path / "model"))
+    words = ["feedback answers --data", prompts, "--output", tmp_path / "out", OWN, "--max_tokens 4 --models", model]
+    run(*words, "--temperature 1")
+    os.utime(model / "model.safetensors")
     with pytest.raises(SystemExit):
         run(*words)
     assert "belongs to other work: weights was" in capsys.readouterr().err

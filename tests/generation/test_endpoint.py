@@ -64,8 +64,8 @@ def test_replies_come_in_order_and_are_asked_for_once(tmp_path: Path) -> None:
         assert again.spent() == "2,420 tokens"
 
 
-def test_trouble_that_passes_is_waited_for(tmp_path: Path) -> None:
-    """Every first two tries fail, by different codes; the third is answered."""
+def test_trouble_that_passes_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every first two tries fail, by different codes; the third is answered. Each kind is told once."""
     tries: dict[str, int] = {}
 
     def moody(body: dict[str, Any], _: int) -> tuple[int, str]:
@@ -76,6 +76,11 @@ def test_trouble_that_passes_is_waited_for(tmp_path: Path) -> None:
     with judge_at(moody) as (url, asked):
         assert [each.text for each in endpoint(url, tmp_path).ask_all(asks(5))] == ["fine"] * 5
         assert len(asked) == 15
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition(": ")[2] for line in told] == [
+        "429 slow down; it is asked again",
+        "503 busy; it is asked again",
+    ]
 
 
 def test_a_request_that_is_refused_stands_alone(tmp_path: Path) -> None:
@@ -213,7 +218,9 @@ def test_text_that_no_file_can_hold_and_a_key_that_is_repeated(
 ) -> None:
     """Half a surrogate pair becomes a question mark; a server that says the key back does not get it into a file or a log."""
     monkeypatch.setenv("MY_KEY", "open-sesame")
-    text = json.dumps({"choices": [{"message": {"content": "\ud800 open-sesame \x00"}}]})
+    text = json.dumps({"choices": [{"message": {"content": "\ud800 open-sesame \x00"}}]}).replace(
+        "sesame", "\\u0073esame"
+    )
     replies = [Answer(raw=text), Answer(422, "key open-sesame"), Answer(401, "wrong key open-sesame")]
     with judge_at(lambda _, number: replies[number - 1]) as (url, _):
         one = EndpointOptions(key_variable="MY_KEY", concurrency=1)
@@ -223,6 +230,15 @@ def test_text_that_no_file_can_hold_and_a_key_that_is_repeated(
             found.ask_all([Ask(asks(1)[0].messages, 0.9, 5)])
     assert b"sesame" not in (tmp_path / "journal").read_bytes()
     assert "sesame" not in "".join(capsys.readouterr())
+
+
+def test_a_key_that_everybody_uses_is_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "EMPTY")
+    with judge_at(lambda *_: (200, "The set is EMPTY.")) as (url, _):
+        assert (
+            endpoint(url, tmp_path, EndpointOptions(key_variable="MY_KEY")).ask_all(asks(1))[0].text
+            == "The set is EMPTY."
+        )
 
 
 def test_candidates_of_the_first_token(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class Estimate:
 
     def words(self) -> str:
         """For people."""
-        money = f", at most ${self.dollars:,.2f}" if self.dollars else ""
+        money = f", at most ${self.dollars:,.{2 if self.dollars >= 1 else 4}f}" if self.dollars else ""
         return f"up to {self.requests:,} requests: about {self.there:,} tokens there, at most {self.back:,} back{money}"
 
 

@@ -13,6 +13,7 @@ _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
 _HOPELESS = (401, 402, 403, 404)
 _EARLY = (429, 503)
 _LONGEST_WISH = 600.0  # seconds; whoever wants a longer pause is asked another day
+_SECRET = 8  # letters
 _LARGEST = 32 * 2**20  # bytes of a reply; no model says so much
 
 
@@ -107,19 +108,20 @@ class Line:
     def _parsed(self, content: bytes) -> dict[str, Any]:
         if len(content) > _LARGEST:
             raise Trouble(f"a reply of {len(content):,} bytes", alone=True, lost=True)
-        text = self._silent(content.decode(errors="replace"))
+        text = content.decode(errors="replace")
         try:
             found = json.loads(text)
+            found = json.loads(self._silent(json.dumps(found, ensure_ascii=False))) if self._key else found
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
-            words = f"it says {shown(text)}, which is no JSON object. Is it an OpenAI-compatible address?"
+            words = f"it says {shown(self._silent(text))}, which is no JSON object. Is it an OpenAI-compatible address?"
             raise Trouble(words, again=True, lost=True)
         return found
 
     def _silent(self, text: str) -> str:
-        """The same without the key, which some servers repeat."""
-        return text.replace(self._key, "[key]") if self._key else text
+        """The same without the key, which some servers repeat; a key of few letters is no secret but a word."""
+        return text.replace(self._key, "[key]") if self._key and len(self._key) >= _SECRET else text
 
 
 def _now() -> float:

@@ -1,6 +1,7 @@
 """What the three feedback verbs do alike: say what it will take, write rows, and tell what came of it."""
 
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from typing import Any
 from zephyr_jax.errors import InputError, listing
 from zephyr_jax.feedback.estimate import Estimate
 from zephyr_jax.feedback.plain import plain
+from zephyr_jax.feedback.seeds import Seeds
 from zephyr_jax.storage.files import Path, check_can_be_made, open_path, write_whole
 
 
@@ -26,11 +28,15 @@ def say(estimate: Estimate) -> str:
     return estimate.words()
 
 
+def repeated(found: Seeds) -> str:
+    """How many rows said nothing new, in words; nothing where there were none."""
+    return f"; rows that repeat a prompt: {found.repeated:,}" if found.repeated else ""
+
+
 def write_rows(folder: Path, rows: list[dict[str, Any]], aside: list[dict[str, Any]]) -> str:
     """Write what can be used and what cannot, and say how much that is. Raises InputError where nothing can be."""
     _write(folder / "aside.jsonl", aside)
-    reasons = Counter(_short(row["reason"]) for row in aside)
-    told = listing((f"{count:,} x {reason}" for reason, count in reasons.most_common()), 4)
+    told = _reasons([row["reason"] for row in aside])
     if not rows:
         raise InputError(
             f"None of the rows can be used ({told}). {folder}/aside.jsonl says why for each; replies are kept."
@@ -48,5 +54,9 @@ def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _short(reason: str) -> str:
-    return plain(" ".join(reason.split())[:100])
+def _reasons(reasons: list[str]) -> str:
+    """How often each; those that differ in numbers only are one, and the first of them is quoted."""
+    kinds = [re.sub(r"\d[\d,.]*", "", reason) for reason in reasons]
+    first = dict(zip(reversed(kinds), reversed(reasons), strict=True))
+    counted = Counter(kinds).most_common()
+    return listing((f"{count:,} x {plain(' '.join(first[kind].split())[:120])}" for kind, count in counted), 4)

@@ -9,7 +9,7 @@ from zephyr_jax.feedback.principles import check_principles
 from zephyr_jax.feedback.seeds import read_seeds
 from zephyr_jax.feedback.voice import Voice
 from zephyr_jax.generation.endpoint import Said
-from zephyr_jax.recipes.feedback import open_folder, say, write_rows
+from zephyr_jax.recipes.feedback import open_folder, repeated, say, write_rows
 from zephyr_jax.recipes.progress import bar
 from zephyr_jax.recipes.voices import Voices
 from zephyr_jax.storage.cloud import explained
@@ -34,8 +34,7 @@ def feedback_answers(config: AnswersConfig) -> str:
     with bar("answers", len(wished)) as advance:
         said = _ask(voices, wished, advance)
     rows, aside = answer_rows(wished, said)
-    again = f"; {found.repeated:,} rows repeated a prompt" if found.repeated else ""
-    return f"{write_rows(folder, rows, aside)}{again}; addresses took {opened.spent()}"
+    return f"{write_rows(folder, rows, aside)}{repeated(found)}{opened.spent()}"
 
 
 def _estimate(voices: list[Voice], wished: list[Wish]) -> Estimate:

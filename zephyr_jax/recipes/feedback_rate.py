@@ -44,7 +44,7 @@ def feedback_rate(config: RateConfig) -> str:
                 else:
                     rated.append({**rated_row(row, found), "judge": judge.name})
             advance(len(rated) + len(aside))
-    return f"{write_rows(folder, rated, aside)}; addresses took {voices.spent()}"
+    return f"{write_rows(folder, rated, aside)}{voices.spent()}"
 
 
 def _read(config: RateConfig) -> tuple[list[Row], list[Row]]:

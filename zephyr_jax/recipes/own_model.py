@@ -77,7 +77,8 @@ class OwnModel:
                 refused[name] = Said("", f"a prompt of {len(prompt):,} tokens; the context holds {self._context:,}")
                 continue
             how = (ask.temperature, ask.top_p)
-            requests[name] = Request(prompt, min(ask.max_tokens, room), self._found.stops, *how, seed=(ask.seed or 0,))
+            seed = int(name[:7], 16) if ask.seed is None else ask.seed
+            requests[name] = Request(prompt, min(ask.max_tokens, room), self._found.stops, *how, seed=(seed,))
         return requests, refused
 
 

@@ -42,8 +42,9 @@ class Voices:
         return self._open(read_voice(words))
 
     def spent(self) -> str:
-        """What addresses took, in words."""
-        return self._budget.spent()
+        """What addresses took, in words; nothing where none was asked."""
+        asked = any(isinstance(each, Endpoint) for each in self._opened.values())
+        return f"; addresses took {self._budget.spent()}" if asked else ""
 
     def _open(self, words: VoiceWords) -> Voice:
         temperature = self._temperature if words.temperature is None else words.temperature
