@@ -60,8 +60,8 @@ def gcs() -> Iterator[Gcs]:
 def pages_that_cannot_be_written_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """For users a page that fails is one line on stderr; here it is an error like any other."""
 
-    def fail(error: Exception, folder: Path, what: str) -> None:
-        raise AssertionError(f"{what} in {folder}") from error
+    def fail(error: Exception, what: str, remedy: str) -> None:
+        raise AssertionError(what) from error
 
     monkeypatch.setattr(page, "excuse", fail)
 

@@ -20,14 +20,14 @@ from zephyr_jax.page.page import page as document
 from zephyr_jax.page.scale import spelt
 from zephyr_jax.page.table import facts, flat, table
 from zephyr_jax.recipes.page_answers import read_answers, read_kept, write_kept
-from zephyr_jax.recipes.stages import VERBS, Stage, earlier_stages, read_stage, write_histograms
+from zephyr_jax.recipes.stages import PAPER_NAMES, Stage, earlier_stages, read_stage, write_histograms
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.files import Path, open_path, write_whole
 from zephyr_jax.verbs.looks import PageConfig
 from zephyr_jax.verbs.training import DpoConfig, SftConfig
 
 PAGE = "report.html"
-_KINDS = {"sft": SftConfig, "dpo": DpoConfig}
+_CONFIGS = {"sft": SftConfig, "dpo": DpoConfig}
 _SHARES = ("rewards/accuracies", "accuracy", "padding")
 _TITLES = {
     "loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin", "rewards/chosen": "chosen reward",
@@ -51,7 +51,7 @@ def leave_page(folder: Path) -> None:
     try:
         _write(folder, read_stage(folder))
     except Exception as error:  # whatever it is, training matters more
-        excuse(error, folder, f"{folder / PAGE} could not be written")
+        excuse(error, f"{folder / PAGE} could not be written", f"To make it: zephyr-jax page --run {folder}")
 
 
 def leave_histograms(folder: Path, examples: Examples) -> None:
@@ -59,13 +59,15 @@ def leave_histograms(folder: Path, examples: Examples) -> None:
     try:
         write_histograms(folder, examples)
     except Exception as error:  # as above
-        excuse(error, folder, "lengths and scores could not be counted for the page")
+        excuse(
+            error, f"The page of {folder} will show no lengths and scores", "The run's next start counts them again."
+        )
 
 
-def excuse(error: Exception, folder: Path, what: str) -> None:
-    """Say what went wrong with a page, and how to make it."""
+def excuse(error: Exception, what: str, remedy: str) -> None:
+    """Say what went wrong with a page, and what to do about it."""
     reason = " ".join(str(error).split())[:300] or type(error).__name__
-    print(f"{what} ({reason}). To make it: zephyr-jax page --run {folder}", file=sys.stderr, flush=True)
+    print(f"{what} ({reason}). {remedy}", file=sys.stderr, flush=True)
 
 
 def write_page(
@@ -120,18 +122,20 @@ def _write(folder: Path, stage: Stage) -> Path:
 
 
 def _about(stage: Stage) -> list[str]:
-    data, total = stage.config.get("data") or {}, stage.record.get("steps")
-    what = f"{VERBS[stage.verb]} of {(stage.config.get('model') or {}).get('path')} on {data.get('path')} ({data.get('split')})."
-    where = f"Step {stage.saved:,} of {total:,} is the newest that is saved." if isinstance(total, int) else ""
-    state = "Finished." if stage.saved == total else f"Not finished. {where} The same command goes on."
+    data, total = stage.section("data"), stage.record.get("steps", 0)
+    what = f"{PAPER_NAMES[stage.verb]} of {stage.section('model').get('path')} on {data.get('path')} ({data.get('split')})."
+    state = (
+        "Finished."
+        if stage.saved == total
+        else f"Not finished. Step {stage.saved:,} of {total:,} is the newest that is saved. The same command goes on."
+    )
     sick = [f"Sick steps were met; their batches are kept: {', '.join(stage.sick)}."] if stage.sick else []
     return [f"{what} {state}", *sick]
 
 
 def _tiles(stage: Stage) -> dict[str, str]:
     """The few numbers to see first: held out where there are such, of the last step otherwise."""
-    total = stage.record.get("steps")
-    tiles = {"steps": f"{stage.saved:,} of {total:,}" if isinstance(total, int) else f"{stage.saved:,}"}
+    tiles = {"steps": f"{stage.saved:,} of {stage.record.get('steps', 0):,}"}
     measured = stage.evaluations()
     trained = [line for line in stage.lines if "loss" in line]
     last, where = (measured[-1], "held out") if measured else (trained[-1] if trained else {}, "last step")
@@ -139,7 +143,7 @@ def _tiles(stage: Stage) -> dict[str, str]:
         if name in last:
             tiles[f"{_TITLES[name]}, {where}"] = _spelt(name, last[name])
     speed = [line["tokens_per_second"] for line in stage.lines if "tokens_per_second" in line]
-    return tiles | ({"tokens a second, median": spelt(round(float(np.median(speed))))} if speed else {})
+    return tiles | ({"tokens a second, median": spelt(float(np.median(speed)))} if speed else {})
 
 
 def _told(stage: Stage) -> tuple[Markup, ...]:
@@ -156,13 +160,13 @@ def _told(stage: Stage) -> tuple[Markup, ...]:
 
 
 def _curves(stage: Stage) -> tuple[Markup, ...]:
-    drawn = curves(stage.lines, curves_of(stage.verb, (stage.config.get("dpo") or {}).get("loss")))
+    drawn = curves(stage.lines, curves_of(stage.verb, stage.section("dpo").get("loss")))
     return (charts(drawn),) if drawn else (notes(["No step has been reported yet."]),)
 
 
 def _numbers(stage: Stage) -> Section:
     """The first and the last evaluation, and what the card expects of the last."""
-    measured, expected = stage.evaluations(), stage.config.get("expected") or {}
+    measured, expected = stage.evaluations(), stage.section("expected")
     if not measured:
         words = "Nothing was held out. To evaluate on the way, name rows: data.eval_path or data.eval_split."
         return Section("Held-out numbers", (notes([words]),))
@@ -182,7 +186,8 @@ def _place(name: str) -> tuple[int, str]:
 
 
 def _range(expected: Any) -> str:
-    return " to ".join(f"{float(each):g}" for each in expected) if expected else ""
+    """The two ends of what a card expects."""
+    return " to ".join(str(each) for each in expected) if isinstance(expected, list) else ""
 
 
 def _spelt(name: str, value: float | None) -> str:
@@ -217,7 +222,7 @@ def _data(stage: Stage) -> tuple[Markup, ...]:
 def _before(earlier: Sequence[Stage]) -> Section:
     stages = [
         folded(
-            f"{VERBS[each.verb]}: {each.record.get('output')}",
+            f"{PAPER_NAMES[each.verb]}: {each.record.get('output')}",
             *_told(each),
             subheading("Settings"),
             _all_settings(each),
@@ -228,8 +233,8 @@ def _before(earlier: Sequence[Stage]) -> Section:
 
 
 def _settings(stage: Stage) -> Section:
-    changed = differences(stage.config, to_dict(_KINDS[stage.verb]()))
-    own = {name: "" if ours is None else ours for name, (ours, _) in changed.items()}
+    changed = differences(stage.config, to_dict(_CONFIGS[stage.verb]()))
+    own = {name: value for name, value in flat(stage.config).items() if name in changed}
     about = "What differs from the defaults."
     return Section("Settings", (facts(own), folded("Every setting", _all_settings(stage))), about)
 
@@ -244,6 +249,7 @@ def _made_with(record: Record) -> Markup:
     again = [
         f"at step {each.get('step')}, {each.get('at')}, on {each.get('devices')}"
         for each in record.get("resumed") or []
+        if isinstance(each, dict)
     ]
     return facts(told | ({"went on": "; ".join(again)} if again else {}) | (record.get("versions") or {}))
 

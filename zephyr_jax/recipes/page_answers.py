@@ -16,23 +16,25 @@ type _Row = tuple[str, str, bool]
 
 
 def read_answers(files: tuple[str, ...], most: int) -> list[Prompt]:
-    """The first `most` prompts of the first file, each with the answers of all. Raises InputError for what is no answer.
+    """The first `most` prompts that are answered in every file. Raises InputError for what is no answer.
 
     A file is named by its path, or as NAME=PATH; otherwise the stage is called after the file. Of a prompt that is asked
     more than once the first answer is taken.
     """
     stages = [_stage(each) for each in files]
-    said = {name: {row[0]: Said(name, *row[1:]) for row in reversed(_rows(path))} for name, path in stages}
+    rows = {name: _rows(path) for name, path in stages}
+    said = {name: {row[0]: Said(name, *row[1:]) for row in reversed(each)} for name, each in rows.items()}
     if len(said) < len(stages):
         raise InputError(f"Two of {', '.join(files)} have the same name. Tell them apart: NAME=FILE.")
-    prompts = list(dict.fromkeys(row[0] for row in _rows(stages[0][1])))
-    found = [Prompt(each, tuple(said[name][each] for name in said if each in said[name])) for each in prompts]
-    if not any(len(each.answers) == len(stages) for each in found):
+    shared = [
+        each for each in dict.fromkeys(row[0] for row in rows[stages[0][0]]) if all(each in of for of in said.values())
+    ]
+    if not shared:
         raise InputError(
             f"No prompt of {stages[0][1]} is answered in all of {', '.join(path for _, path in stages)}. Give each stage the "
             "same prompts: zephyr-jax generate --data PROMPTS.jsonl --output FILE"
         )
-    return found[:most]
+    return [Prompt(each, tuple(of[each] for of in said.values())) for each in shared[:most]]
 
 
 def write_kept(folder: Path, prompts: list[Prompt]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from zephyr_jax.checkpoint.provenance import Record, chain, read_record
 from zephyr_jax.checkpoint.steps import steps_in
 from zephyr_jax.data.examples import Examples
-from zephyr_jax.errors import InputError
+from zephyr_jax.errors import InputError, listing, shown
 from zephyr_jax.page.curves import Line, metric_lines
 from zephyr_jax.page.histogram import Counts, counted, counts_from
 from zephyr_jax.storage.cloud import is_remote, split
@@ -21,8 +21,9 @@ from zephyr_jax.train.report import FILE as METRICS
 HISTOGRAMS = "histograms.json"
 SICK = "sick"
 """Where a run keeps the batches of sick steps."""
-VERBS = {"sft": "dSFT", "dpo": "dDPO"}
+PAPER_NAMES = {"sft": "dSFT", "dpo": "dDPO"}
 """What trains -> what the paper calls it."""
+_KINDS: dict[str, type] = {"config": dict, "versions": dict, "resumed": list, "steps": int}
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Stage:
         """Every setting."""
         return self.record.get("config") or {}
 
+    def section(self, name: str) -> dict[str, Any]:
+        """The settings of one section."""
+        found = self.config.get(name)
+        return found if isinstance(found, dict) else {}
+
     def evaluations(self) -> list[Line]:
         """The lines with held-out numbers; `eval/` is taken off their names."""
         found = [line for line in self.lines if any(name.startswith("eval/") for name in line)]
@@ -60,25 +66,44 @@ class Stage:
 def read_stage(folder: Path) -> Stage:
     """All that a run's folder tells. Raises InputError where it is no run of ours."""
     record = read_record(folder) if folder.is_dir() else None
-    if record is None or record.get("made_by") not in VERBS:
+    if record is None or record.get("made_by") not in PAPER_NAMES:
         raise InputError(
             f"{folder} is no run of ours: it has no provenance.json of `sft` or `dpo`. Name the folder that one of them wrote."
         )
+    _check_record(record, folder)
     metrics = folder / METRICS
     lines = metric_lines(metrics.read_bytes().decode(errors="replace")) if metrics.exists() else []
     newest = steps_in(folder)[-1:] or [0]
     return Stage(record, lines, _read_histograms(folder), newest[0], tuple(names_in(folder / SICK)), here=True)
 
 
+def _check_record(record: Record, folder: Path) -> None:
+    """Raise InputError for one whose parts are of other kinds than a run writes, its parents' too."""
+    link: Any = record
+    while link:
+        parts = (
+            {"its parent": (link, dict)}
+            if not isinstance(link, dict)
+            else {name: (link.get(name) or kind(), kind) for name, kind in _KINDS.items()}
+        )
+        wrong = [f"{name} is {shown(value)}" for name, (value, kind) in parts.items() if not isinstance(value, kind)]
+        if wrong:
+            raise InputError(
+                f"{folder}/provenance.json is damaged: {listing(wrong)}. Put back the file that the run wrote."
+            )
+        link = link.get("parent")
+
+
 def earlier_stages(stage: Stage, folder: Path) -> list[Stage]:
     """The runs that a run came from, oldest first: with all that they tell where they still lie where they were made."""
-    behind = [record for record in chain(stage.record)[:-1] if record.get("made_by") in VERBS]
+    behind = [record for record in chain(stage.record)[:-1] if record.get("made_by") in PAPER_NAMES]
     return [_found_again(record, folder) for record in behind]
 
 
 def _found_again(record: Record, child: Path) -> Stage:
     where = str(record.get("output") or "")
-    if not where or (is_remote(where) and split(where)[0] != split(child)[0]):  # nobody is asked over a network
+    asks = is_remote(where) and not (is_remote(child) and split(where)[0] == split(child)[0])
+    if not where or asks:  # nobody else is asked over a network
         return Stage(record)
     there = open_path(where)
     try:
