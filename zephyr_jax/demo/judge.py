@@ -1,22 +1,24 @@
 """The demo's judge: a rule from 1 to 10 over a whole answer, which is not the rater's rule (`corpus.rate`).
 
-The rater, whose ratings make the pairs, looks for the requested nouns and a proper ending. The judge reads for a story: whether it
-comes back to what was asked for, keeps to it, goes somewhere, and ends once.
+The rater, whose ratings make the pairs, looks for the requested nouns and a proper ending. The judge reads: whether the language
+is sound, whether the story comes back to what was asked for and keeps to it, and whether it ends once.
 """
 
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import fmean, stdev
 
-from zephyr_jax.demo.corpus import requested_nouns
-from zephyr_jax.demo.words import ALL_NOUNS, CLOSINGS
+from zephyr_jax.demo.corpus import documents, requested_nouns
+from zephyr_jax.demo.words import ALL_NOUNS, CLOSINGS, NAMES
 
 RULE = (
-    "1 point; 4 for the requested nouns that occur at least twice; 2 if no other noun of the lists occurs; 2 if one of the closing "
-    "sentences stands at the end, and only there; 1 if there are 3 to 9 sentences and none twice"
+    "1 point; 4 less one for each pair of neighbouring words that the teacher's language does not have; 3 for the requested "
+    "nouns that occur at least twice; 1 if no other noun does; 1 if it ends with one of the closing sentences, said once"
 )
+_SOUND = 4.0
 
 
 def score(prompt: str, answer: str) -> float:
@@ -27,9 +29,20 @@ def score(prompt: str, answer: str) -> float:
     strays = set(words) & set(ALL_NOUNS) - set(wanted)
     endings = sum(answer.count(closing) for closing in CLOSINGS)
     ends = endings == 1 and answer.rstrip().endswith(CLOSINGS)
-    sentences = [each.strip() for each in re.split(r"(?<=[.!?])\s+", answer.strip()) if each.strip()]
-    told = 3 <= len(sentences) <= 9 and len(set(sentences)) == len(sentences)
-    return 1.0 + 4.0 * again + 2.0 * (bool(words) and not strays) + 2.0 * ends + 1.0 * told
+    broken = sum(pair not in _language() for pair in _pairs(answer))
+    return 1.0 + max(0.0, _SOUND - broken) * bool(words) + 3.0 * again + (bool(words) and not strays) + ends
+
+
+def _pairs(text: str) -> list[tuple[str, str]]:
+    """Neighbouring words and stops; nouns and names stand for each other, and ends of the text are stops, too."""
+    found = re.findall(r"[A-Za-z]+|[.,!?]", text)
+    words = ["noun" if w.lower() in ALL_NOUNS else "name" if w in NAMES else w.lower() for w in found]
+    return list(zip(["", *words], [*words, ""], strict=True))
+
+
+@cache
+def _language() -> frozenset[tuple[str, str]]:
+    return frozenset(pair for text in documents(seed=0, count=3000) for pair in _pairs(text))
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from rich.console import Console
 
 from zephyr_jax.card import from_dict
 from zephyr_jax.demo.corpus import conversations, preferences, rate, requested_nouns
+from zephyr_jax.demo.lengths import Lengths
 from zephyr_jax.errors import InputError
-from zephyr_jax.recipes.demo_results import PROMPTS, Stage, leave_results, measure
+from zephyr_jax.recipes.demo_results import Stage, leave_results, measure
 from zephyr_jax.recipes.dpo import dpo
 from zephyr_jax.recipes.export import export
 from zephyr_jax.recipes.feedback_answers import feedback_answers
@@ -44,11 +45,11 @@ def demo(config: DemoConfig) -> Path:
         raise InputError(
             f"{out} holds a finished demo. Remove the folder or choose another: --output runs/another-demo."
         )
-    seeds = range(config.seed, config.seed + config.seeds)
-    made = []
+    lengths = Lengths.of(config.base or str(BASE))
+    seeds, made = range(config.seed, config.seed + config.seeds), []
     for seed in seeds:
-        folder = out / f"seed-{seed}" if len(seeds) > 1 else out
-        made.append(_Experiment(config, seed, folder, f"seed {seed} · " if len(seeds) > 1 else "").run())
+        folder, title = (out / f"seed-{seed}", f"seed {seed} · ") if len(seeds) > 1 else (out, "")
+        made.append(_Experiment(config, lengths, seed, folder, title).run())
     aligned = made[0][-1].folder
     settings = {"model": {"path": str(aligned)}, "output": str(out / "export"), "dtype": "float32"}
     exported = Path(export(from_dict(ExportConfig, settings, "demo")))
@@ -61,6 +62,7 @@ class _Experiment:
     """One seed's runs, from the base to the table's rows."""
 
     config: DemoConfig
+    lengths: Lengths
     seed: int
     folder: Path
     title: str
@@ -81,7 +83,7 @@ class _Experiment:
         self._say("6 of 6 · evaluation on prompts with words never seen in training")
         places = [self._base, *(str(self.folder / name) for name in ("ddpo", "dsft", "dsft-twice", "dsft-ddpo"))]
         return [
-            measure(name, {"path": place, **_COMPUTE}, data["preferences-test"], self._mesh)
+            measure(name, {"path": place, **_COMPUTE}, data["preferences-test"], self._mesh, self.lengths)
             for name, place in zip(STAGES, places, strict=True)
         ]
 
@@ -102,10 +104,10 @@ class _Experiment:
         folder.mkdir(parents=True, exist_ok=True)
         asked = preferences(seed + 2, self.config.prompts, "train")
         made: dict[str, Iterable[Mapping[str, Any]]] = {
-            "conversations-train": conversations(seed, 2400, "train"),
+            "conversations-train": conversations(seed, self.config.conversations, "train"),
             "conversations-test": conversations(seed + 1, 128, "test"),
             "prompts": [{"prompt": row["prompt"], "prompt_id": row["prompt_id"]} for row in asked],
-            "preferences-test": preferences(seed + 3, PROMPTS, "test"),
+            "preferences-test": preferences(seed + 3, self.config.held_out, "test"),
         }
         paths = {name: folder / f"{name}.jsonl" for name in made}
         for name, rows in made.items():
@@ -113,10 +115,11 @@ class _Experiment:
         return {name: str(path) for name, path in paths.items()}
 
     def _sft(self, name: str, start: str, data: dict[str, str]) -> None:
+        size = self.lengths.conversation
         settings = {
             **self._shared(name, start),
-            "data": {**data, "max_length": 384, "row_length": 480},
-            "batch": {"rows": 16},
+            "data": {**data, "max_length": size, "row_length": 2 * size},
+            "batch": {"rows": 8},
             "schedule": {"epochs": 1, "evaluate_every": 15, "save_every": 0},
             "optimizer": {"learning_rate": 2e-3},
         }
@@ -127,7 +130,7 @@ class _Experiment:
         settings = {
             "data": prompts, "output": str(self.folder / "answers"), "mesh": self._mesh, "rows": 64, "principles": [],
             "models": [f"{self.folder / 'dsft'},name=sample {n}" for n in range(1, _SAMPLES + 1)], "temperature": 1.0,
-            "max_tokens": 128, "context": 256, "compute_dtype": "float32", "seed": self.seed,
+            "max_tokens": self.lengths.answer, "context": self.lengths.pair, "compute_dtype": "float32", "seed": self.seed,
         }  # fmt: skip
         feedback_answers(from_dict(AnswersConfig, settings, "demo"))
         rows = [json.loads(line) for line in (self.folder / "answers" / "train.jsonl").read_text().splitlines()]
@@ -147,11 +150,11 @@ class _Experiment:
             "reference": str(self.folder / "reference"),
             "data": {
                 "path": str(pairs), "split": "train_prefs", "eval_path": held_out, "eval_split": "train",
-                "max_length": 256, "max_prompt_length": 64, "row_length": 768, "on_bad_row": "truncate",
+                **self.lengths.of_pairs, "row_length": 4 * self.lengths.pair,
             },
-            "batch": {"rows": 16},
+            "batch": {"rows": 8},
             "schedule": {"epochs": 2, "evaluate_every": 10, "save_every": 0},
-            "optimizer": {"learning_rate": 3e-4, "schedule": "linear"},
+            "optimizer": {"learning_rate": 1.5e-4, "schedule": "linear"},
             "dpo": {"beta": 0.1},
         }  # fmt: skip
         config = from_dict(DpoConfig, settings, "demo")

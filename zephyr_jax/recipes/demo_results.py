@@ -13,6 +13,7 @@ from rich.table import Table
 from zephyr_jax.card import from_dict
 from zephyr_jax.demo import judge
 from zephyr_jax.demo.corpus import requested_nouns
+from zephyr_jax.demo.lengths import Lengths
 from zephyr_jax.demo.words import CLOSINGS
 from zephyr_jax.page.answers import Prompt, Said
 from zephyr_jax.recipes.evaluate import evaluate
@@ -20,13 +21,12 @@ from zephyr_jax.recipes.generate import Answer, generate
 from zephyr_jax.recipes.page import PAGE, answers_section, notes_section, results_section, stage_section, write_page
 from zephyr_jax.verbs.models import EvaluateConfig, GenerateConfig
 
-PROMPTS = 128
-"""Held-out pairs; their prompts are answered."""
 _SHOWN = 10  # of them, on the page
-_HEADER = ("", "judge, 1-10*", "wins over dSFT*", "preference accuracy", "requested words used*", "ends properly*")
+_HEADER = ("", "judge*", "beats dSFT*", "pairs right", "words*", "ends*")
 _NOTES = (
-    f"* by rule, in greedy answers to {PROMPTS} prompts whose key words were never seen in training. The preference accuracy is the "
-    "models' own: how often the better one of two held-out answers is the likelier one.",
+    "* by rule, in greedy answers to prompts whose key words were never seen in training: the judge's score from 1 to 10, how "
+    "often it is above that of dSFT's answer, the share of requested words that are used, and of answers that end properly. "
+    "Pairs are the models' own: how often the better one of two held-out answers is the likelier one.",
     "Rules of this package also wrote the conversations (the teacher) and rated the samples that became pairs (the rater: "
     "requested nouns and a proper ending, 1 to 5).",
     f"The judge is another rule than the rater: {judge.RULE}.",
@@ -60,12 +60,12 @@ class Stage:
         return sum(proper) / len(proper)
 
 
-def measure(name: str, model: dict[str, str], held_out: str, mesh: dict[str, Any]) -> Stage:
+def measure(name: str, model: dict[str, str], held_out: str, mesh: dict[str, Any], lengths: Lengths) -> Stage:
     """Answers and preference accuracy of a model on held-out pairs, by the public verbs."""
-    data = {"path": held_out, "max_length": 256, "max_prompt_length": 64, "row_length": 512, "on_bad_row": "truncate"}
+    data = {"path": held_out, **lengths.of_pairs, "row_length": 2 * lengths.pair}
     pairs = evaluate(from_dict(EvaluateConfig, {"model": model, "mesh": mesh, "data": data}, "demo"))
     prompts = [json.loads(line)["prompt"] for line in Path(held_out).read_text().splitlines()]
-    settings = {"model": model, "mesh": mesh, "prompts": prompts, "max_new_tokens": 128, "rows": 64}
+    settings = {"model": model, "mesh": mesh, "prompts": prompts, "max_new_tokens": lengths.answer, "rows": 64}
     answers = generate(from_dict(GenerateConfig, settings, "demo"))
     return Stage(name, Path(model["path"]), pairs["accuracy"], answers)
 
@@ -85,10 +85,9 @@ class _Row:
         """As the table shows it: means, ± the standard error over prompts, or over seeds where there are several."""
         wins = [rate.value for rate in self.wins]
         error = stdev(wins) / len(wins) ** 0.5 if len(wins) > 1 else self.wins[0].error
-        return [
-            self.name, f"{fmean(self.judged):.2f}", f"{fmean(wins):.1f} % ± {error:.1f}", f"{fmean(self.accuracy):.1%}",
-            f"{fmean(self.words):.1%}", f"{fmean(self.ends):.1%}",
-        ]  # fmt: skip
+        told = "-" if self.name == "dSFT" else f"{fmean(wins):.0f} ± {error:.0f} %"
+        shares = [f"{fmean(each):.1%}" for each in (self.accuracy, self.words, self.ends)]
+        return [self.name, f"{fmean(self.judged):.2f}", told, *shares]
 
 
 def leave_results(out: Path, made: Sequence[Sequence[Stage]], exported: Path) -> None:
@@ -100,7 +99,7 @@ def leave_results(out: Path, made: Sequence[Sequence[Stage]], exported: Path) ->
     seeds = f", {len(made)} seeds" if len(made) > 1 else ""
     table = Table(title=f"the paper's ablation, small: held-out prompts and pairs{seeds}")
     for title in _HEADER:
-        table.add_column(title, justify="left" if not title else "right")
+        table.add_column(title, justify="left" if not title else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row.told())
     console.print(table)

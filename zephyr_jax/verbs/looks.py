@@ -68,8 +68,12 @@ class DemoConfig:
     """Another base to start from (folder or hub id); default: the one that the package ships."""
     emulated_devices: int = 8
     """Devices that the CPU poses as."""
+    conversations: int = 2400
+    """Conversations of the teacher for dSFT."""
     prompts: int = 600
     """Prompts that the dSFT model answers four times, for the pairs."""
+    held_out: int = 128
+    """Prompts and pairs, with words that training never shows, on which all stages are measured."""
     seed: int = 0
     """Decides the data, its order, and the samples."""
     seeds: int = 1
@@ -78,4 +82,5 @@ class DemoConfig:
     def check(self) -> None:
         """Raise InputError for settings that cannot hold."""
         require(self.output, "output", "a folder")
-        check_positive(emulated_devices=self.emulated_devices, prompts=self.prompts, seeds=self.seeds)
+        check_positive(emulated_devices=self.emulated_devices, conversations=self.conversations)
+        check_positive(prompts=self.prompts, held_out=self.held_out, seeds=self.seeds)
