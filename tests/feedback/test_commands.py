@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import write_rows
@@ -121,6 +122,17 @@ def test_from_prompts_to_ratings(prompts: Path, tmp_path: Path, capsys: pytest.C
             assert 1 <= each["overall_score"] <= 10
             assert each["custom_system_prompt"] and each["principle"]
     assert "rows that repeat a prompt: 1" in capsys.readouterr().out
+    run(
+        "prepare ultrafeedback --score mean --test_share 0 --path",
+        tmp_path / "r/train.jsonl",
+        "--output",
+        tmp_path / "p",
+    )
+    assert "3 rows read, 3 kept" in capsys.readouterr().out
+    pairs = {row["prompt"]: row for row in pq.read_table(tmp_path / "p/train_prefs.parquet").to_pylist()}
+    for row in rows:
+        best = max(each["fine-grained_score"] for each in row["completions"])
+        assert pairs[row["instruction"]]["score_chosen"] == best
 
 
 def test_a_judge_who_errs_once_is_asked_again_and_one_who_errs_twice_is_not(

@@ -119,7 +119,7 @@ class _Experiment:
         settings = {
             **self._shared(name, start),
             "data": {**data, "max_length": size, "row_length": 2 * size},
-            "batch": {"rows": 8},
+            "batch": {"rows": 16},
             "schedule": {"epochs": 1, "evaluate_every": 15, "save_every": 0},
             "optimizer": {"learning_rate": 2e-3},
         }
@@ -152,7 +152,7 @@ class _Experiment:
                 "path": str(pairs), "split": "train_prefs", "eval_path": held_out, "eval_split": "train",
                 **self.lengths.of_pairs, "row_length": 4 * self.lengths.pair,
             },
-            "batch": {"rows": 8},
+            "batch": {"rows": 16},
             "schedule": {"epochs": 2, "evaluate_every": 10, "save_every": 0},
             "optimizer": {"learning_rate": 1.5e-4, "schedule": "linear"},
             "dpo": {"beta": 0.1},

@@ -70,7 +70,7 @@ class DemoConfig:
     """Devices that the CPU poses as."""
     conversations: int = 2400
     """Conversations of the teacher for dSFT."""
-    prompts: int = 600
+    prompts: int = 1000
     """Prompts that the dSFT model answers four times, for the pairs."""
     held_out: int = 128
     """Prompts and pairs, with words that training never shows, on which all stages are measured."""
