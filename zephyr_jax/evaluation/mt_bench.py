@@ -19,6 +19,7 @@ from huggingface_hub import snapshot_download
 
 from zephyr_jax.data.chat import Message
 from zephyr_jax.errors import InputError, listing
+from zephyr_jax.evaluation.blanks import filled
 
 TEMPERATURES = {
     "writing": 0.7, "roleplay": 0.7, "extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0, "stem": 0.1,
@@ -132,13 +133,8 @@ def judge_prompt(bench: Bench, question: Question, answers: Sequence[str], turn:
     else:
         fields |= {f"question_{place}": each for place, each in enumerate(question.turns, 1)}
         fields |= {f"answer_{place}": each for place, each in enumerate(answers, 1)}
-    user = _filled(prompt["prompt_template"], fields)
+    user = filled(prompt["prompt_template"], fields)
     return name, [{"role": "system", "content": prompt["system_prompt"]}, {"role": "user", "content": user}]
-
-
-def _filled(template: str, fields: dict[str, str]) -> str:
-    """The template with its fields; braces in answers mean nothing."""
-    return re.sub(r"\{(\w+)\}", lambda found: fields.get(found[1], found[0]), template)
 
 
 def rating_in(text: str) -> float:

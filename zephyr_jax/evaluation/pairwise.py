@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from zephyr_jax.data.chat import Message
 from zephyr_jax.errors import InputError, shown
+from zephyr_jax.evaluation.blanks import filled
 from zephyr_jax.generation.endpoint import Ask, Said
 
 type Version = Literal[1, 2]
@@ -104,11 +105,7 @@ def messages_of(template: str, fields: dict[str, str]) -> tuple[Message, ...]:
     Fields go in after the parts were told apart, so that nothing in an answer can end a message or open another.
     """
     parts = re.findall(r"<\|im_start\|>(system|user|assistant)\n(.*?)\n?<\|im_end\|>", template, re.DOTALL)
-    return tuple({"role": role, "content": _filled(content, fields)} for role, content in parts)
-
-
-def _filled(content: str, fields: dict[str, str]) -> str:
-    return re.sub(r"\{(\w+)\}", lambda found: fields.get(found[1], found[0]), content)
+    return tuple({"role": role, "content": filled(content, fields)} for role, content in parts)
 
 
 def ranking_in(text: str) -> float:

@@ -149,7 +149,7 @@ def _page(out: Path, rows: Sequence[_Row], stages: Sequence[Stage], verdict: str
         out / PAGE,
         "Zephyr, small",
         [
-            "A tiny base, fine-tuned on a teacher's conversations, then aligned on its own samples, as a rater rated them.",
+            "A tiny base, fine-tuned on a teacher's conversations, then aligned on pairs of its own samples.",
             verdict,
         ],
         {},
