@@ -105,16 +105,17 @@ def _mt_bench() -> tuple[type, Callable[[Any, str], None]]:
 
 def _alpaca_eval() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.alpaca_eval import model_outputs
-    from zephyr_jax.recipes.alpaca_judge import judge_again, judge_outputs, replay_annotations, table
+    from zephyr_jax.recipes.alpaca_judge import judge_again, judge_outputs, open_jury, replay_annotations, table
     from zephyr_jax.verbs.benchmarks import AlpacaEvalConfig
 
     def run(config: AlpacaEvalConfig, _: str) -> None:
         config.check()
+        jury = open_jury(config) if config.judge else None
         if config.replay:
-            print(judge_again(config).report() if config.judge else table(replay_annotations(config)))
+            print(judge_again(config, jury).report() if jury else table(replay_annotations(config)))
             return
         path = config.outputs or model_outputs(config)
-        print(table(judge_outputs(config, path)) if config.judge else f"{path}\nTo have them judged, name a --judge.")
+        print(table(judge_outputs(config, jury, path)) if jury else f"{path}\nTo have them judged, name a --judge.")
 
     return AlpacaEvalConfig, run
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from zephyr_jax.cli import main
-from zephyr_jax.evaluation.alpaca_eval import read_list, row_of
+from zephyr_jax.evaluation.alpaca_eval import read_list, row_of, row_with_length_control
+from zephyr_jax.storage.files import open_path
 
 PUBLISHED = {
     "zephyr-7b-beta": ((727, 75, 1), 90.5977584059776, 1.0287080531312012),
@@ -39,7 +40,7 @@ def test_published_rows_come_out_exactly(model: str, tmp_path: Path, capsys: pyt
 
 def test_weighted_preferences_and_what_is_none() -> None:
     """Version 2's preferences weigh; old draws are 0; what is missing, NaN or out of range counts nowhere."""
-    values = [1.25, 1.75, 1.5, 0, None, math.nan, 3, "2", 2.0]
+    values = [1.25, 1.75, 1.5, 0, None, math.nan, 3, "2", 2.0, True]
     row = row_of([{"preference": value, "output_2": "x" * 10} for value in values])
     assert row.n_total == 5
     assert row.win_rate == pytest.approx(100 * (0.25 + 0.75 + 0.5 + 0.5 + 1) / 5)
@@ -105,3 +106,19 @@ def test_what_is_no_annotation_is_refused(
 def test_lines_of_json_are_read_too(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"preference": 1}\n{"preference": 2}\n')
     assert row_of(read_list(tmp_path / "a.jsonl", "x")).win_rate == 50
+
+
+def test_length_control_is_told_only_where_it_is_defined() -> None:
+    """Version 2 and all instructions in their order; for anything else the reason is told."""
+    own = [{"preference": 2, "annotator": "weighted_alpaca_eval_gpt4_turbo"}] * 7
+    first = [{"preference": 2, "annotator": "alpaca_eval_gpt4"}] * 805
+    for rows in (own, first):
+        row, why = row_with_length_control(rows)
+        assert row.length_controlled_winrate is None
+        assert "version 2 and all 805" in why
+
+
+@pytest.mark.usefixtures("bucket")
+def test_files_on_cloud_storage_are_read() -> None:
+    open_path("gs://bucket/a.json").write_text('[{"preference": 2}]')
+    assert row_of(read_list("gs://bucket/a.json", "x")).win_rate == 100

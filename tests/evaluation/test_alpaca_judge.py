@@ -69,7 +69,8 @@ def test_a_ranking_judge_end_to_end(
         assert len(asked) == count == 8
     assert "| win_rate | 62.5000 |" in said.out
     rows = json.loads((tmp_path / "out/mine.annotations.json").read_text())
-    assert [row["preference"] for row in rows] == [1, 1, 1, 2, 2, 2, 2, 2]
+    assert [row["instruction"] for row in rows] == [row["instruction"] for row in ROWS[::-1]]  # in the baseline's order
+    assert [row["preference"] for row in rows] == [2, 2, 2, 2, 2, 1, 1, 1]
     assert {(row["generator_1"], row["generator_2"]) for row in rows} == {("old", "mine")}
     assert rows[0]["annotator"] == "alpaca_eval_gpt4 by wise"
     firsts = {answers_in(body)[0] == "b" * 5 for body in asked}
@@ -116,9 +117,12 @@ def test_a_weighing_judge(words: Callable[..., list[str]], tmp_path: Path) -> No
     with judge_at(weighted) as (url, asked):
         main(words(url, "--version", "2"))
     assert all(body["logprobs"] and body["top_logprobs"] == 5 and body["max_tokens"] == 1 for body in asked)
-    rows = json.loads((tmp_path / "out/mine.annotations.json").read_text())
-    assert [row["preference"] for row in rows] == pytest.approx([1.25] * 3 + [1.75] * 5)
-    assert json.loads((tmp_path / "out/mine.row.json").read_text())["n_total"] == 8
+    rows = json.loads((tmp_path / "out/mine.v2.annotations.json").read_text())
+    assert [row["preference"] for row in rows] == pytest.approx([1.75] * 5 + [1.25] * 3)
+    row = json.loads((tmp_path / "out/mine.v2.row.json").read_text())
+    assert (row["n_total"], row["version"], row["baseline"]) == (8, 2, "old")
+    with pytest.raises(SystemExit):
+        main(["evaluate", "table", "--results", str(tmp_path / "out")])  # its rates are not the paper's
 
 
 def test_agreement_with_recorded_judgments(
@@ -139,8 +143,66 @@ def test_agreement_with_recorded_judgments(
         main(line.split())
     out = capsys.readouterr().out
     assert "| compared | 8 (1 without a number left out) |" in out
+    assert json.loads((tmp_path / "again/agreement.json").read_text())["compared"] == 8
     assert f"| same verdict | 75.0% ± {math.sqrt(0.75 * 0.25 / 8):.1%} |" in out
     assert "| mean distance | 0.250 |" in out
+
+
+def test_equal_answers_are_a_draw_that_nobody_is_asked_about(
+    words: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "same.json").write_text(json.dumps([{**row, "generator": "twin"} for row in ROWS[:3]] + MINE[3:4]))
+    with judge_at(by_length) as (url, asked):
+        main(words(url, "--outputs", str(tmp_path / "same.json"), "--name", "org/twin"))
+    assert len(asked) == 1
+    assert "| win_rate | 62.5000 |" in capsys.readouterr().out  # three halves and a win, of four
+    assert (tmp_path / "out/org_twin.row.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "words_of_it"),
+    [
+        ("--model x --swap True", "`swap` is set without a judge"),
+        ("--model x --version 2", "`version` is set without a judge"),
+        ("--replay x --judge http://127.0.0.1:9/v1 --baseline y", "`baseline` is set with recorded annotations"),
+        ("--outputs x --judge http://127.0.0.1:9/v1 --temperature 1", "with answers that are written already"),
+        ("--model x --endpoint.retries 9", "`endpoint` is set without a judge"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(
+    capsys: pytest.CaptureFixture[str], line: str, words_of_it: str
+) -> None:
+    with pytest.raises(SystemExit):
+        main(f"evaluate alpaca-eval {line}".split())
+    assert words_of_it in capsys.readouterr().err
+
+
+def test_the_judge_is_opened_before_answers_are_paid_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither a baseline without answers nor an address where nobody is costs a single request."""
+    (tmp_path / "bare.json").write_text(json.dumps([{"instruction": "Say."}]))
+    (tmp_path / "prompt.txt").write_text(TEMPLATE)
+    with judge_at(lambda *_: (200, "x")) as (model, told):
+        for judge, instructions in ((model, "bare.json"), ("http://127.0.0.1:9/v1", "baseline.json")):
+            (tmp_path / "baseline.json").write_text(json.dumps(ROWS))
+            files = f"--instructions {tmp_path}/{instructions} --prompt {tmp_path}/prompt.txt --output {tmp_path}/out"
+            with pytest.raises(SystemExit):
+                main(f"evaluate alpaca-eval --model {model} --judge {judge} --endpoint.retries 0 {files}".split())
+            assert "error:" in capsys.readouterr().err
+    assert not told
+
+
+@pytest.mark.parametrize("bad", [{"output_2": 5}, {"instruction": None}, {"output_1": ["x"]}])
+def test_recorded_pairs_without_texts_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], bad: dict[str, Any]
+) -> None:
+    row = {"instruction": "i", "output_1": "a", "output_2": "b", "preference": 1}
+    (tmp_path / "r.json").write_text(json.dumps([row, {**row, **bad}]))
+    (tmp_path / "prompt.txt").write_text(TEMPLATE)
+    with judge_at(by_length) as (url, asked), pytest.raises(SystemExit):
+        files = f"--replay {tmp_path}/r.json --prompt {tmp_path}/prompt.txt --output {tmp_path}/o"
+        main(f"evaluate alpaca-eval --judge {url} {files}".split())
+    assert "is no text" in capsys.readouterr().err
+    assert not asked
 
 
 def test_agreement_by_hand() -> None:
@@ -251,7 +313,7 @@ def test_a_judge_that_refuses_everything(words: Callable[..., list[str]], capsys
     with judge_at(lambda *_: (422, "no log-probs here")) as (url, _), pytest.raises(SystemExit) as stopped:
         main(words(url, "--version", "2"))
     assert stopped.value.code == 2
-    assert "refused all 8 pairs, first: 422 no log-probs here" in capsys.readouterr().err
+    assert "refused all 8 requests, first: 422 no log-probs here" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("words")

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from zephyr_jax.cli import main
+from zephyr_jax.config import ModelOptions
 from zephyr_jax.recipes.demo import BASE
+from zephyr_jax.verbs.benchmarks import LmEvalConfig
 
 FOLDER = Path(__file__).parents[1] / "golden" / "lm_eval"
 pytestmark = pytest.mark.filterwarnings("ignore")  # lm-eval and its tables
@@ -67,3 +69,20 @@ def test_metrics_are_theirs(found: dict[str, Any], golden: dict[str, Any], task:
     assert numbers
     for name, value in numbers.items():
         assert found["results"][task][name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_what_has_no_context_disturbs_nobody() -> None:
+    """An empty context is BOS; a continuation of nothing is refused; each request scores as it does alone."""
+    from zephyr_jax.recipes.lm_eval import _adapter
+
+    options = ModelOptions(path=str(BASE), compute_dtype="float32")
+    lm = _adapter(LmEvalConfig(model=options, tasks=("x",)))
+    first, second = (
+        lm.tok_encode(text, add_special_tokens=False) for text in ("One day, a fox", "It was a happy ending.")
+    )
+    asked = [(("", "x"), [5, 9], first), (("", "y"), [], second), (("", "z"), [7], second[:3])]
+    together = lm._loglikelihood_tokens(asked)
+    for one, (alone, _) in zip(asked, together, strict=True):
+        assert lm._loglikelihood_tokens([one])[0][0] == pytest.approx(alone, abs=1e-3)
+    with pytest.raises(ValueError, match="there must be one"):
+        lm._loglikelihood_tokens([(("a", ""), [5], [])])

@@ -178,6 +178,17 @@ def test_recorded_judgments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ({"question_id": 99}, "", "judges question 99"),
         ({"judge": ["x", "my-prompt"]}, "--judge http://127.0.0.1:9/v1", "was judged by prompt my-prompt"),
         ({}, "--model x", "`replay` and `model.path` are both set"),
+        ({}, "--template zephyr", "`template` is set with recorded judgments"),
+        ({}, "--judge_tokens 9", "`judge_tokens` is set without a judge"),
+        ({"score": None}, "", "is no judgment"),
+        ({"score": float("nan")}, "", "is no judgment"),
+        ({"score": 11}, "", "is no judgment"),
+        ({"score": True}, "", "is no judgment"),
+        ({"turn": "2"}, "", "is no judgment"),
+        ({"judge": "gpt-4"}, "", "is no judgment"),
+        ({"judge": ["g"]}, "", "is no judgment"),
+        ({"question_id": [2]}, "", "is no judgment"),
+        ({"user_prompt": None}, "--judge http://127.0.0.1:9/v1", "is no judgment"),
     ],
 )
 def test_judgments_that_cannot_be_replayed(
@@ -191,6 +202,40 @@ def test_judgments_that_cannot_be_replayed(
         main(words.split())
     assert stopped.value.code == 2
     assert words_of_it in capsys.readouterr().err
+
+
+def test_a_question_of_one_turn_has_one(tmp_path: Path) -> None:
+    """Nobody is asked about a turn that is not there, and a third one is not judged, as published."""
+    bench = write_bench(tmp_path / "bench")
+    turns = (("only",), ("a", "b", "c"))
+    rows = [{"question_id": number, "category": "writing", "turns": each} for number, each in enumerate(turns, 1)]
+    (bench / "mt_bench/question.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with judge_at(lambda *_: (200, "x")) as (model, told), judge_at(lambda *_: (200, "[[5]]")) as (judge, asked):
+        main(f"evaluate mt-bench --model {model} --judge {judge} --output {tmp_path}/o --questions {bench}".split())
+    assert (len(told), len(asked)) == (4, 3)
+    assert not [body for body in asked if "{" in body["messages"][-1]["content"]]
+
+
+@pytest.mark.parametrize(
+    "row", [[1], {"question_id": 1, "turns": ["x"]}, {"question_id": 1, "category": "c", "turns": 3}]
+)
+def test_questions_in_another_form_are_refused(tmp_path: Path, row: Any) -> None:
+    bench = write_bench(tmp_path / "bench")
+    (bench / "mt_bench/question.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(InputError, match="is not in FastChat's form"):
+        open_bench(str(bench))
+
+
+def test_a_judge_that_refuses_everything_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench = write_bench(tmp_path / "bench")
+    with (
+        judge_at(lambda *_: (200, "x")) as (model, _),
+        judge_at(lambda *_: (422, "never")) as (judge, _),
+        pytest.raises(SystemExit) as stopped,
+    ):
+        main(f"evaluate mt-bench --model {model} --judge {judge} --output {tmp_path}/o --questions {bench}".split())
+    assert stopped.value.code == 2
+    assert "The judge refused all 6 requests, first: 422 never" in capsys.readouterr().err
 
 
 def test_settings_that_mean_nothing_to_an_address(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,9 @@
 """How well a judge agrees with what was recorded of another, on the very same answers."""
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import StatisticsError, correlation, fmean
 
 
@@ -21,6 +22,11 @@ class Agreement:
     """Mean difference of the numbers, without its sign."""
     correlation: float
     """Pearson's; NaN where one of the two always says the same."""
+
+    def written(self) -> str:
+        """As JSON, in which NaN has no place."""
+        content = {name: None if value != value else value for name, value in asdict(self).items()}
+        return json.dumps(content, indent=2) + "\n"
 
     def report(self) -> str:
         """A table for people."""

@@ -6,22 +6,25 @@ probabilities weigh (version 2), and 1.5 (in old files 0) for a draw.
 
 import json
 import math
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from huggingface_hub import hf_hub_download
 
 from zephyr_jax.errors import InputError, shown
+from zephyr_jax.storage.files import open_path
 
 _HUB = "tatsu-lab/alpaca_eval"
 _BASELINES = {1: "alpaca_eval.json", 2: "alpaca_eval_gpt4_baseline.json"}
 """Instructions with the answers of text_davinci_003 (version 1) and of gpt4_1106_preview (version 2)."""
+_ANNOTATORS = {1: "alpaca_eval_gpt4", 2: "weighted_alpaca_eval_gpt4_turbo"}
+_INSTRUCTIONS = 805
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,11 @@ class Row:
     length_controlled_winrate: float | None = None
     """What the win rate would be at the baseline's length; by the package `alpaca-eval`, where it is installed."""
     lc_standard_error: float | None = None
+    version: int | None = None
+    """1 or 2, where the annotator's name tells: rates of the two are no more alike than their baselines."""
+    annotator: str | None = None
+    baseline: str | None = None
+    """Whose answers it was compared with."""
 
     def written(self) -> dict[str, Any]:
         """The row as an object of JSON, in which NaN has no place."""
@@ -50,7 +58,7 @@ class Row:
 def row_of(annotations: Sequence[dict[str, Any]]) -> Row:
     """The row of a model from its annotations. Raises InputError where no preference is in them."""
     given = [each.get("preference") for each in annotations]
-    numbers = [1.5 if value == 0 else float(value) for value in given if isinstance(value, int | float)]
+    numbers = [preference_of(value) for value in given]
     good = [value for value in numbers if 1 <= value <= 2]  # NaN is neither
     if not good:
         raise InputError(
@@ -68,12 +76,35 @@ def row_of(annotations: Sequence[dict[str, Any]]) -> Row:
         n_total=len(wins),
         discrete_win_rate=100 * fmean(whole),
         avg_length=int(fmean(lengths)) if lengths else None,
+        version=_version(annotations),
+        annotator=_only(annotations, "annotator"),
+        baseline=_only(annotations, "generator_1"),
     )
+
+
+def preference_of(value: Any) -> float:
+    """A recorded preference as a number, where 0 is an old draw; NaN where there is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    return 1.5 if value == 0 else float(value)
+
+
+def _only(annotations: Sequence[dict[str, Any]], name: str) -> str | None:
+    """What all rows say of themselves, if it is the same."""
+    found = {str(each.get(name)) for each in annotations if each.get(name) is not None}
+    return found.pop() if len(found) == 1 else None
+
+
+def _version(annotations: Sequence[dict[str, Any]]) -> int | None:
+    annotator = _only(annotations, "annotator") or ""
+    return next((version for version, name in _ANNOTATORS.items() if annotator.startswith(name)), None)
 
 
 def row_with_length_control(annotations: Sequence[dict[str, Any]]) -> tuple[Row, str]:
     """The row, with a length-controlled win rate by the package that defines it, or why there is none. Raises InputError."""
     row = row_of(annotations)
+    if row.version != 2 or len(annotations) != _INSTRUCTIONS:
+        return row, f"length control is defined for version 2 and all {_INSTRUCTIONS} instructions in their order"
     if find_spec("alpaca_eval") is None:
         return row, "the package alpaca-eval is not installed"
     try:
@@ -86,17 +117,17 @@ def row_with_length_control(annotations: Sequence[dict[str, Any]]) -> tuple[Row,
     return replace(row, length_controlled_winrate=rate, lc_standard_error=deviation), ""
 
 
-def read_list(path: str | Path, what: str) -> list[dict[str, Any]]:
+def read_list(path: str | os.PathLike[str], what: str) -> list[dict[str, Any]]:
     """Objects from a JSON list, or from lines of JSON. Raises InputError."""
     try:
-        text = Path(path).read_text()
+        text = open_path(path).read_text()
         content = (
             json.loads(text)
             if text.lstrip().startswith("[")
             else [json.loads(line) for line in text.split("\n") if line]
         )
     except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror}. It should hold {what}.") from error
+        raise InputError(f"Cannot read {path}: {error.strerror or error}. It should hold {what}.") from error
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}). It should hold {what}.") from error
     if not content or not all(isinstance(each, dict) for each in content):

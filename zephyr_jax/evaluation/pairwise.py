@@ -54,17 +54,19 @@ class Judge:
     """Ask in both orders and take the mean; off: one order for each pair, drawn from the seed and the pair itself."""
 
     def asks(self, pair: Pair) -> list[tuple[bool, Ask]]:
-        """The requests for a pair, each with whether the model's answer stands first in it."""
+        """The requests for a pair, each with whether the model's answer stands first in it; none where both say the same."""
+        if pair.first == pair.second:
+            return []
         orders = (False, True) if self.swap else (self._drawn(pair),)
         return [(swapped, self._ask(pair, swapped)) for swapped in orders]
 
     def preference(self, asked: Sequence[tuple[bool, Ask]], said: Sequence[Said]) -> float:
-        """From 1 (the baseline's answer is better) to 2 (the model's is); NaN where a verdict says neither."""
+        """From 1 (the baseline's answer is better) to 2 (the model's is); NaN where a verdict says neither, 1.5 without any."""
         found = []
         for (swapped, _), each in zip(asked, said, strict=True):
             value = math.nan if each.refusal else (ranking_in(each.text) if self.version == 1 else choice_in(each))
             found.append(3 - value if swapped else value)
-        return fmean(found)
+        return fmean(found) if found else 1.5
 
     def _drawn(self, pair: Pair) -> bool:
         text = repr((self.seed, pair.instruction, pair.first, pair.second))

@@ -4,15 +4,16 @@ import csv
 import io
 import json
 import math
+import pathlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from matplotlib.figure import Figure
 
 from zephyr_jax.errors import InputError
+from zephyr_jax.storage.files import Path, open_path
 
 GROUPS = ("chat", "ablation")
 
@@ -38,7 +39,7 @@ class Result:
 
 def published() -> list[Result]:
     """The rows that this project knows from publications."""
-    rows = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text())
+    rows = yaml.safe_load(pathlib.Path(__file__).with_name("published.yaml").read_text())
     return [Result(**row) for row in rows]
 
 
@@ -46,11 +47,11 @@ def measured(folders: Iterable[str]) -> list[Result]:
     """What `evaluate mt-bench` and `evaluate alpaca-eval` left in folders, by model. Raises InputError."""
     found: dict[str, dict[str, Any]] = {}
     for folder in folders:
-        if not Path(folder).is_dir():
+        if not open_path(folder).is_dir():
             raise InputError(
                 f"{folder} is no folder. Name those that `evaluate mt-bench` and `evaluate alpaca-eval` wrote."
             )
-        for path in sorted(Path(folder).glob("*.json")):
+        for path in sorted(open_path(folder).glob("*.json")):
             row = _row(path)
             if row:
                 found.setdefault(row.pop("model"), {"source": str(folder)}).update(row)
@@ -62,21 +63,28 @@ def measured(folders: Iterable[str]) -> list[Result]:
 
 
 def _row(path: Path) -> dict[str, Any]:
-    """What one file says; empty for a file of another kind."""
+    """What one file says; empty for a file of another kind, and for AlpacaEval 2, whose rates have another baseline."""
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}). Delete it, or make it again.") from error
     if not isinstance(content, dict):
         return {}
-    if "by_category" in content:
-        size = content.get("parameters")
-        row = {"size": size / 1e9 if size else None, "mt_bench": content["overall"], "mt_error": content.get("error")}
-        return {"model": content["model"], **row}
-    if "discrete_win_rate" in content:
-        name = path.name.removesuffix(".row.json")
-        return {"model": name, "alpaca_eval": content["win_rate"], "error": content["standard_error"]}
+    try:
+        if "by_category" in content:
+            size = _number(content.get("parameters"))
+            scores = {"mt_bench": _number(content["overall"]), "mt_error": _number(content.get("error"))}
+            return {"model": str(content["model"]), "size": size and size / 1e9, **scores}
+        if "discrete_win_rate" in content and content.get("version") != 2:
+            rate = {"alpaca_eval": _number(content["win_rate"]), "error": _number(content["standard_error"])}
+            return {"model": path.name.removesuffix(".row.json"), **rate}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is no result of ours ({error!r}). Delete it, or make it again.") from error
     return {}
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def markdown(results: Sequence[Result]) -> str:

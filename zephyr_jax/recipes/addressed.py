@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from zephyr_jax.config import EndpointOptions
 from zephyr_jax.errors import InputError
-from zephyr_jax.generation.endpoint import Ask, Endpoint
+from zephyr_jax.generation.endpoint import Ask, Endpoint, Said
 from zephyr_jax.recipes.progress import bar
 from zephyr_jax.storage.files import Path
 from zephyr_jax.storage.journal import Journal
@@ -19,11 +19,16 @@ def open_address(url: str, options: EndpointOptions, journal: Path) -> Endpoint:
 
 def ask(endpoint: Endpoint, asks: Sequence[Ask]) -> list[str]:
     """Its answers, in order; empty where it refused. Raises InputError where it refused everything."""
-    with bar("answers", len(asks)) as advance:
+    return [each.text.strip() for each in heard(endpoint, asks, "answers", "the model")]
+
+
+def heard(endpoint: Endpoint, asks: Sequence[Ask], what: str, who: str) -> list[Said]:
+    """What comes back, in order, with a word about refusals. Raises InputError where everything was refused."""
+    with bar(what, len(asks)) as advance:
         said = endpoint.ask_all(asks, advance)
     refusals = [each.refusal for each in said if each.refusal]
     if refusals and len(refusals) == len(said):
-        raise InputError(f"The model refused all {len(said)} requests, first: {refusals[0]}")
+        raise InputError(f"{who.capitalize()} refused all {len(said)} requests, first: {refusals[0]}")
     if refusals:
-        print(f"the model refused {len(refusals)} of {len(said)} requests, first: {refusals[0]}", file=sys.stderr)
-    return [each.text.strip() for each in said]
+        print(f"{who} refused {len(refusals)} of {len(said)} requests, first: {refusals[0]}", file=sys.stderr)
+    return said

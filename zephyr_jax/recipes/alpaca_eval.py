@@ -24,15 +24,16 @@ def model_outputs(config: AlpacaEvalConfig) -> str:
     config.check()
     out = open_path(config.output)
     check_can_be_made(out)
-    rows = read_instructions(config.instructions)[: config.limit]
+    every = read_instructions(config.instructions)
+    rows = every[: config.limit]
     out.mkdir(parents=True, exist_ok=True)
     if is_address(config.model.path):
         model = open_address(config.model.path, config.answering, out / "asked.journal")
-        name = config.name or model.model.replace("/", "_")
+        name = file_name(config.name or model.model)
         texts = ask(model, [_ask(config, row["instruction"]) for row in rows])
     else:
-        name = config.name or PurePath(config.model.path).name
-        texts = _own(config, rows, out / f"{name}.journal")
+        name = file_name(config.name or PurePath(config.model.path).name)
+        texts = _own(config, every, out / f"{name}.journal")
     outputs = [
         {"dataset": row.get("dataset", ""), "instruction": row["instruction"], "output": text, "generator": name}
         for row, text in zip(rows, texts, strict=True)
@@ -46,14 +47,20 @@ def _ask(config: AlpacaEvalConfig, instruction: str) -> Ask:
     return Ask(({"role": "user", "content": instruction},), config.temperature, config.max_new_tokens, config.top_p)
 
 
-def _own(config: AlpacaEvalConfig, rows: list[dict[str, Any]], path: Path) -> list[str]:
-    """A checkpoint's answers, in order; those in the journal as they are."""
+def file_name(name: str) -> str:
+    """A model's name in the names of files."""
+    return name.replace("/", "_")
+
+
+def _own(config: AlpacaEvalConfig, every: list[dict[str, Any]], path: Path) -> list[str]:
+    """A checkpoint's answers, in order, up to the limit; those in the journal as they are."""
+    rows = every[: config.limit]
     found = find_speaker("evaluate alpaca-eval", config.model, config.mesh, config.rows)
     tokenizer = found.chat_tokenizer(config.template)
     header = {
         **found.identity, "tokenizer": tokenizer.fingerprint, "temperature": config.temperature, "top_p": config.top_p,
         "max_new_tokens": config.max_new_tokens, "seed": config.seed,
-        "instructions": blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest(),
+        "instructions": blake2b(json.dumps(every).encode(), digest_size=16).hexdigest(),
     }  # fmt: skip
     journal = Journal(path, header)
     made = {line["index"]: line["output"] for line in journal.lines}

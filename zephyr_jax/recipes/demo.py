@@ -80,7 +80,7 @@ class _Experiment:
         self._dpo("ddpo", self._base, pairs, data["preferences-test"])
         self._say("5 of 6 · for comparison: dSFT twice, the second time on the chosen answers")
         self._sft("dsft-twice", str(self.folder / "dsft"), {"path": str(pairs), "split": "train_sft"})
-        self._say("6 of 6 · evaluation on prompts with words never seen in training")
+        self._say("6 of 6 · evaluation on prompts with words that no prompt of the training named")
         places = [self._base, *(str(self.folder / name) for name in ("ddpo", "dsft", "dsft-twice", "dsft-ddpo"))]
         return [
             measure(name, {"path": place, **_COMPUTE}, data["preferences-test"], self._mesh, self.lengths)

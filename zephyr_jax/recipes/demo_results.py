@@ -24,9 +24,9 @@ from zephyr_jax.verbs.models import EvaluateConfig, GenerateConfig
 _SHOWN = 10  # of them, on the page
 _HEADER = ("", "judge*", "beats dSFT*", "pairs right", "words*", "ends*")
 _NOTES = (
-    "* by rule, in greedy answers to prompts whose key words were never seen in training: the judge's score from 1 to 10, how "
-    "often it is above that of dSFT's answer, the share of requested words that are used, and of answers that end properly. "
-    "Pairs are the models' own: how often the better one of two held-out answers is the likelier one.",
+    "* by rule, in greedy answers to prompts that each ask for a word which no prompt of the training named: the judge's score "
+    "from 1 to 10, how often it is above that of dSFT's answer, the share of requested words that are used, and of answers that "
+    "end properly. Pairs are the models' own: how often the better one of two held-out answers is the likelier one.",
     "Rules of this package also wrote the conversations (the teacher) and rated the samples that became pairs (the rater: "
     "requested nouns and a proper ending, 1 to 5).",
     f"The judge is another rule than the rater: {judge.RULE}.",
@@ -129,7 +129,7 @@ def _verdict(rows: Sequence[_Row]) -> str:
     by_name = {row.name: row.judged for row in rows}
     best, dsft, without = by_name["dSFT + dDPO"], by_name["dSFT"], by_name["dDPO without dSFT"]
     holds = [
-        without[seed] < dsft[seed] and best[seed] == max(judged[seed] for judged in by_name.values())
+        without[seed] < dsft[seed] and all(best[seed] > row.judged[seed] for row in rows if row.name != "dSFT + dDPO")
         for seed in range(len(best))
     ]
     order = "dDPO without dSFT below dSFT, and dSFT + dDPO above all"
@@ -156,7 +156,9 @@ def _page(out: Path, rows: Sequence[_Row], stages: Sequence[Stage], verdict: str
         [
             results_section(_HEADER, [row.told() for row in rows], "On held-out prompts and pairs."),
             notes_section(_NOTES),
-            answers_section(prompts, "Greedy answers to prompts with words that were never seen in training."),
+            answers_section(
+                prompts, "Greedy answers to prompts that each ask for a word which no prompt of the training named."
+            ),
             *runs,
         ],
     )

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 @explained()
 def lm_eval(config: LmEvalConfig) -> str:
-    """Run the tasks; lm-eval's own table. Raises InputError, also where the package or a task is not to be had."""
+    """Run the tasks; lm-eval's own table. Raises InputError, also where the package or a task is not to be had.
+
+    Results are written after each task, so that one that cannot be run loses none of those before it.
+    """
     config.check()
     check_can_be_written(config.output)
     if find_spec("lm_eval") is None:
@@ -41,15 +44,21 @@ def lm_eval(config: LmEvalConfig) -> str:
             "with your own YAML files in `include`."
         )
     lm = _adapter(config)
-    runs = [_run(config, name, lm, manager) for name in config.tasks]
-    whole = runs[0]
-    for each in runs[1:]:
-        for part, content in each.items():
-            if isinstance(content, dict) and isinstance(whole.setdefault(part, {}), dict):
-                whole[part] |= content
-    if config.output:
-        text = json.dumps(whole, indent=2, default=handle_non_serializable, ensure_ascii=False)
-        write_whole(config.output, text + "\n")
+    whole: dict[str, Any] = {}
+    for name in config.tasks:
+        try:
+            found = _run(config, name, lm, manager)
+        except InputError:
+            if whole:
+                print(make_table(whole))  # of those that were done before
+            raise
+        for part, content in found.items():
+            together = whole.setdefault(part, content)
+            if isinstance(content, dict) and isinstance(together, dict):
+                together |= content
+        if config.output:
+            text = json.dumps(whole, indent=2, default=handle_non_serializable, ensure_ascii=False)
+            write_whole(config.output, text + "\n")
     return str(make_table(whole)) + (f"\n{make_table(whole, 'groups')}" if whole.get("groups") else "")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from zephyr_jax.errors import InputError, listing
+from zephyr_jax.errors import InputError, listing, shown
 from zephyr_jax.evaluation.agreement import Agreement, agreement
 from zephyr_jax.evaluation.alpaca_eval import read_list
 from zephyr_jax.evaluation.mt_bench import (
@@ -24,7 +24,7 @@ from zephyr_jax.evaluation.mt_bench import (
 )
 from zephyr_jax.evaluation.radar import radar
 from zephyr_jax.generation.endpoint import Ask, Endpoint
-from zephyr_jax.recipes.progress import bar
+from zephyr_jax.recipes.addressed import heard
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.files import Path, open_path, write_whole
 from zephyr_jax.storage.journal import Journal
@@ -93,11 +93,17 @@ def rate_again(config: MtBenchConfig) -> Agreement:
     out.mkdir(parents=True, exist_ok=True)
     judge = open_judge(config, out)
     asks = [_ask(prompts[row["judge"][1]]["system_prompt"], row["user_prompt"], config.judge_tokens) for row in rows]
-    with bar("judgments", len(asks)) as advance:
-        said = judge.ask_all(asks, advance)
+    said = heard(judge, asks, "judgments", "the judge")
     anew = [UNRATED if each.refusal else rating_in(each.text) for each in said]
     print(f"the judge used {judge.spent()}", file=sys.stderr)
-    return agreement(_numbers([float(row["score"]) for row in rows]), _numbers(anew))
+    again = [
+        {**row, "judge": [judge.model, row["judge"][1]], "judgment": each.text, "score": score, "tstamp": time.time()}
+        for row, each, score in zip(rows, said, anew, strict=True)
+    ]
+    write_rows(out / "model_judgment" / f"{judge.model.replace('/', '_')}_single.jsonl", again)
+    found = agreement(_numbers([float(row["score"]) for row in rows]), _numbers(anew))
+    write_whole(out / "agreement.json", found.written())
+    return found
 
 
 def _numbers(scores: Sequence[float]) -> list[float]:
@@ -108,16 +114,37 @@ def _recorded(config: MtBenchConfig) -> list[dict[str, Any]]:
     """The judgments of one model."""
     rows = read_list(str(config.replay), "judgments in FastChat's form")
     for row in rows:
-        if missing := {"question_id", "model", "judge", "user_prompt", "score", "turn"} - row.keys():
-            raise InputError(
-                f"{config.replay}: a judgment lacks {listing(sorted(missing))}. Take FastChat's model_judgment."
-            )
+        _check_judgment(row, str(config.replay))
     models = sorted({str(row["model"]) for row in rows})
     if config.name is None and len(models) > 1:
         raise InputError(f"{config.replay} has judgments of {listing(models)}. Name one of them in `name`.")
     if config.name and config.name not in models:
         raise InputError(f"{config.replay} has no judgment of {config.name}; it has {listing(models)}.")
-    return [row for row in rows if config.name in (None, row["model"])][: config.limit]
+    rows = [row for row in rows if config.name in (None, row["model"])]
+    asked = list(dict.fromkeys(row["question_id"] for row in rows))[: config.limit]
+    return [row for row in rows if row["question_id"] in asked]
+
+
+def _check_judgment(row: dict[str, Any], where: str) -> None:
+    """Raise InputError for one that is not in FastChat's form, or says what cannot be."""
+    texts = [row.get("model"), row.get("user_prompt"), *_pair(row.get("judge"))]
+    score = row.get("score")
+    number = isinstance(score, int | float) and not isinstance(score, bool)
+    if not (
+        all(isinstance(text, str) for text in texts)
+        and isinstance(row.get("question_id"), int)
+        and row.get("turn") in (1, 2)
+        and number
+        and (score == UNRATED or 0 <= float(str(score)) <= 10)
+    ):
+        raise InputError(
+            f"{where}: {shown(row)} is no judgment. It needs question_id (a number), model, judge [name, prompt], user_prompt, "
+            "turn (1 or 2) and score (0 to 10, or -1), as in FastChat's model_judgment."
+        )
+
+
+def _pair(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) and len(value) == 2 else [None]
 
 
 def table(scores: Scores) -> str:
@@ -152,14 +179,11 @@ def open_judge(config: MtBenchConfig, out: Path) -> Endpoint:
 
 
 def _judge(bench: Bench, answers: Answers, judge: Endpoint, tokens: int) -> list[Judgment]:
-    """Both turns of every question, rated; a refusal of the judge is a judgment without a rating."""
-    turns = [(question, turn) for question in bench.questions for turn in (1, 2)]
+    """The first two turns of every question, rated; a refusal of the judge is a judgment without a rating."""
+    turns = [(question, turn) for question in bench.questions for turn in (1, 2)[: len(question.turns)]]
     prompts = [judge_prompt(bench, question, answers[question.number], turn) for question, turn in turns]
-    with bar("judgments", len(turns)) as advance:
-        said = judge.ask_all([Ask(tuple(messages), 0.0, tokens) for _, messages in prompts], advance)
-    refusals = [each.refusal for each in said if each.refusal]
-    if refusals:
-        print(f"the judge refused {len(refusals)} of {len(said)} turns, first: {refusals[0]}", file=sys.stderr)
+    asks = [Ask(tuple(messages), 0.0, tokens) for _, messages in prompts]
+    said = heard(judge, asks, "judgments", "the judge")
     return [
         Judgment(
             question.number, turn, UNRATED if each.refusal else rating_in(each.text), messages[1]["content"], each.text,

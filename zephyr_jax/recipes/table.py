@@ -1,9 +1,7 @@
 """`zephyr-jax evaluate table`: the paper's tables with our rows."""
 
-from pathlib import Path
-
 from zephyr_jax.evaluation.table import as_csv, markdown, measured, picture, published
-from zephyr_jax.storage.files import write_whole
+from zephyr_jax.storage.files import open_path, write_whole
 from zephyr_jax.verbs.benchmarks import TableConfig
 
 
@@ -13,7 +11,7 @@ def table(config: TableConfig) -> str:
     results = [*published(), *(measured(config.results) if config.results else [])]
     text = markdown(results)
     if config.output:
-        out = Path(config.output)
+        out = open_path(config.output)
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / "table.md", text + "\n")
         write_whole(out / "table.csv", as_csv(results))

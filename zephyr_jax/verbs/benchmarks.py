@@ -1,7 +1,7 @@
 """Published benchmarks that a judge decides."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from zephyr_jax.checks import check_endpoint, check_not_negative, check_positive, refuse, require
 from zephyr_jax.config import EndpointOptions, MeshOptions, ModelOptions
@@ -24,6 +24,16 @@ def _check_address(path: str, template: str | None, seed: int, answering: Endpoi
         )
     if not is_address(path) and answering != EndpointOptions():
         refuse("`answering` is set, and the model is not behind an address.", "Leave that out.")
+
+
+def _refuse_idle(config: Any, names: tuple[str, ...], why: str) -> None:
+    """Refuse settings that were given and would do nothing."""
+    default = type(config)()
+    if idle := [f"`{name}`" for name in names if getattr(config, name) != getattr(default, name)]:
+        refuse(
+            f"{' and '.join(idle)} {'is' if len(idle) == 1 else 'are'} set {why}.",
+            "That would do nothing: leave it out.",
+        )
 
 
 @dataclass(frozen=True)
@@ -65,8 +75,12 @@ class MtBenchConfig:
         """Raise InputError for settings that are missing or cannot hold together."""
         if self.replay and self.model.path:
             refuse("`replay` and `model.path` are both set.", "Recorded judgments need no model: leave one out.")
-        if not self.replay:
+        if self.replay:
+            _refuse_idle(self, ("template", "max_new_tokens", "seed", "answering"), "with recorded judgments")
+        else:
             require(self.model.path, "model.path", _MODEL)
+        if not self.judge:
+            _refuse_idle(self, ("endpoint", "judge_tokens"), "without a judge")
         _check_address(self.model.path, self.template, self.seed, self.answering)
         require(self.output, "output", "a folder")
         check_positive(
@@ -131,6 +145,13 @@ class AlpacaEvalConfig:
             refuse(f"{' and '.join(named)} are set.", "What was written already needs no model: leave one.")
         if not named:
             require(self.model.path, "model.path", _MODEL)
+        if not self.judge:
+            _refuse_idle(self, ("endpoint", "version", "prompt", "baseline", "swap"), "without a judge")
+        if self.replay:
+            _refuse_idle(self, ("baseline", "instructions"), "with recorded annotations")
+        if self.replay or self.outputs:
+            idle = ("template", "temperature", "top_p", "max_new_tokens", "answering")
+            _refuse_idle(self, idle, "with answers that are written already")
         _check_address(self.model.path, self.template, self.seed if not self.judge else 0, self.answering)
         if self.outputs:
             require(self.judge or "", "judge", "the address of a judge for these outputs")

@@ -73,7 +73,7 @@ class DemoConfig:
     prompts: int = 1000
     """Prompts that the dSFT model answers four times, for the pairs."""
     held_out: int = 128
-    """Prompts and pairs, with words that training never shows, on which all stages are measured."""
+    """Prompts and pairs, each about a word that no prompt of the training names, on which all stages are measured."""
     seed: int = 0
     """Decides the data, its order, and the samples."""
     seeds: int = 1
