@@ -226,16 +226,16 @@ def test_questions_in_another_form_are_refused(tmp_path: Path, row: Any) -> None
         open_bench(str(bench))
 
 
-def test_a_judge_that_refuses_everything_is_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_judge_that_refuses_everything_has_rated_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The answers and unrated judgments are there, as FastChat leaves them; no score is, and the reason is told."""
     bench = write_bench(tmp_path / "bench")
-    with (
-        judge_at(lambda *_: (200, "x")) as (model, _),
-        judge_at(lambda *_: (422, "never")) as (judge, _),
-        pytest.raises(SystemExit) as stopped,
-    ):
+    with judge_at(lambda *_: (200, "x")) as (model, _), judge_at(lambda *_: (422, "never")) as (judge, _):
         main(f"evaluate mt-bench --model {model} --judge {judge} --output {tmp_path}/o --questions {bench}".split())
-    assert stopped.value.code == 2
-    assert "The judge refused all 6 requests, first: 422 never" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "the judge refused 6 of 6 requests, first: 422 never" in said.err
+    assert "| **overall** | **-** |" in said.out
+    assert "0 turns rated, 6 judgments without a rating" in said.out
+    assert {row["score"] for row in lines(tmp_path / "o/model_judgment/wise_single.jsonl")} == {UNRATED}
 
 
 def test_settings_that_mean_nothing_to_an_address(capsys: pytest.CaptureFixture[str]) -> None:

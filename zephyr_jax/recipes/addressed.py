@@ -22,12 +22,12 @@ def ask(endpoint: Endpoint, asks: Sequence[Ask]) -> list[str]:
     return [each.text.strip() for each in heard(endpoint, asks, "answers", "the model")]
 
 
-def heard(endpoint: Endpoint, asks: Sequence[Ask], what: str, who: str) -> list[Said]:
-    """What comes back, in order, with a word about refusals. Raises InputError where everything was refused."""
+def heard(endpoint: Endpoint, asks: Sequence[Ask], what: str, who: str, some: bool = True) -> list[Said]:
+    """What comes back, in order, with a word about refusals. Raises InputError where `some` must be there and none is."""
     with bar(what, len(asks)) as advance:
         said = endpoint.ask_all(asks, advance)
     refusals = [each.refusal for each in said if each.refusal]
-    if refusals and len(refusals) == len(said):
+    if some and refusals and len(refusals) == len(said):
         raise InputError(f"{who.capitalize()} refused all {len(said)} requests, first: {refusals[0]}")
     if refusals:
         print(f"{who} refused {len(refusals)} of {len(said)} requests, first: {refusals[0]}", file=sys.stderr)

@@ -183,7 +183,7 @@ def _judge(bench: Bench, answers: Answers, judge: Endpoint, tokens: int) -> list
     turns = [(question, turn) for question in bench.questions for turn in (1, 2)[: len(question.turns)]]
     prompts = [judge_prompt(bench, question, answers[question.number], turn) for question, turn in turns]
     asks = [Ask(tuple(messages), 0.0, tokens) for _, messages in prompts]
-    said = heard(judge, asks, "judgments", "the judge")
+    said = heard(judge, asks, "judgments", "the judge", some=False)  # FastChat keeps unrated judgments, too
     return [
         Judgment(
             question.number, turn, UNRATED if each.refusal else rating_in(each.text), messages[1]["content"], each.text,
