@@ -26,11 +26,25 @@ from zephyr_jax.recipes import page as recipe
 from zephyr_jax.recipes.dpo import dpo
 from zephyr_jax.recipes.reference import reference
 from zephyr_jax.recipes.run import open_tokenizer
+from zephyr_jax.recipes.run_answers import leave_answers
 from zephyr_jax.recipes.sft import sft
+from zephyr_jax.verbs.training import DpoConfig, SftConfig
 
 EXCUSE = recipe.excuse
 CONVERSATIONS = {"Loss", "Learning rate", "Gradient norm", "Padding", "Throughput", "Length"}
 PAIRS = CONVERSATIONS | {"Accuracy", "Margin", "Rewards", "Log-probs", "Score"}
+
+
+def first_config(model: Path, home: Path, out: Path) -> SftConfig:
+    first = sft_config(model, home / "chats.jsonl", out / "sft", epochs=1)
+    data, schedule = replace(first.data, eval_path=first.data.path), replace(first.schedule, evaluate_every=2)
+    return replace(first, data=data, schedule=schedule, expected={"loss": (6.0, 7.5)})
+
+
+def second_config(home: Path, out: Path) -> DpoConfig:
+    second = dpo_config(out / "sft", home / "pairs.jsonl", out / "dpo", home / "reference")
+    data, schedule = replace(second.data, eval_path=second.data.path), replace(second.schedule, evaluate_every=2)
+    return replace(second, data=data, schedule=schedule)
 
 
 @pytest.fixture(scope="module")
@@ -39,20 +53,33 @@ def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs")
     write_rows(out / "chats.jsonl", list(conversations(0, 40, "train")))
     write_rows(out / "pairs.jsonl", list(preferences(0, 24, "train")))
-    first = sft_config(tiny_model, out / "chats.jsonl", out / "sft", epochs=1)
-    first = replace(
-        first, data=replace(first.data, eval_path=first.data.path), schedule=replace(first.schedule, evaluate_every=2)
-    )
-    sft(replace(first, expected={"loss": (6.0, 7.5)}))
-    second = dpo_config(out / "sft", out / "pairs.jsonl", out / "dpo", out / "reference")
-    second = replace(
-        second,
-        data=replace(second.data, eval_path=second.data.path),
-        schedule=replace(second.schedule, evaluate_every=2),
-    )
+    sft(first_config(tiny_model, out, out))
+    second = second_config(out, out)
     reference(second)
     dpo(second)
     return out
+
+
+def test_a_run_answers_held_out_prompts_beside_the_stages_before_it(
+    tiny_model: Path, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The base, dSFT and dDPO, each to the same three prompts, when a run has ended; started again, it answers nothing anew."""
+    for name in ("sft", "dpo"):
+        shutil.copytree(runs / name, tmp_path / name)
+    first, second = first_config(tiny_model, runs, tmp_path), second_config(runs, tmp_path)
+    sft(replace(first, report=replace(first.report, answers=3)))
+    leave_answers(replace(second, report=replace(second.report, answers=3)), epath.Path(tmp_path / "dpo"))
+    told = [json.loads((tmp_path / name / "answers.json").read_text()) for name in ("sft", "dpo")]
+    for prompts, stages in zip(told, (["base", "sft"], ["base", "sft", "dpo"]), strict=True):
+        assert [[said["stage"] for said in prompt["answers"]] for prompt in prompts] == [stages] * 3
+    asked = [json.loads(line)["prompt"] for line in (runs / "chats.jsonl").read_text().splitlines()]
+    for prompts in told:
+        assert [prompt["text"] for prompt in prompts] == list(dict.fromkeys(asked))[:3]
+    page = read((tmp_path / "dpo/report.html").read_text())
+    assert {"base", "sft", "dpo"} <= {node.words() for node in page.all("h4")}
+    capsys.readouterr()
+    sft(replace(first, report=replace(first.report, answers=3)))
+    assert "3 answers" not in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from zephyr_jax.checkpoint.source import abstract_of, load_weights
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.recipes import run as runs
 from zephyr_jax.recipes.reference import identity_of, preference_splits
+from zephyr_jax.recipes.run_answers import leave_answers
 from zephyr_jax.recipes.training import fit
 from zephyr_jax.reference.table import Identity, ReferenceTable, require_complete
 from zephyr_jax.storage.cloud import explained
@@ -21,6 +22,12 @@ def dpo(config: DpoConfig, command: str = "zephyr-jax reference, with the argume
 
     `command` is the command line that fills the reference table, for the error that says it is missing.
     """
+    folder = _train(config, command)
+    leave_answers(config, folder)  # when nothing of the training is in memory any more
+    return folder
+
+
+def _train(config: DpoConfig, command: str) -> Path:
     run = runs.open_run(config)
     check_can_be_read(config.reference)
     splits = preference_splits(config, run.tokenizer)

@@ -5,6 +5,7 @@ from functools import partial
 from zephyr_jax.checkpoint.source import abstract_of, load_weights
 from zephyr_jax.data.examples import load_conversations
 from zephyr_jax.recipes import run as runs
+from zephyr_jax.recipes.run_answers import leave_answers
 from zephyr_jax.recipes.training import fit
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.files import Path
@@ -14,6 +15,12 @@ from zephyr_jax.verbs.training import SftConfig
 @explained()
 def sft(config: SftConfig) -> Path:
     """Train, or go on training, and return the run's folder. Raises InputError or TrainingError."""
+    folder = _train(config)
+    leave_answers(config, folder)  # when nothing of the training is in memory any more
+    return folder
+
+
+def _train(config: SftConfig) -> Path:
     run = runs.open_run(config)
     examples = load_conversations(config.data, run.tokenizer, config.data.path, config.data.split)
     held_out = runs.evaluation_source(config.data)

@@ -9,6 +9,7 @@ from zephyr_jax.checks import (
     check_dpo,
     check_health,
     check_model,
+    check_not_negative,
     check_optimizer,
     refuse,
     require,
@@ -57,6 +58,7 @@ class SftConfig:
         require(self.output, "output", "a folder for the run")
         check_data(self.data)
         check_model(self.model)
+        check_not_negative(report__answers=self.report.answers)
         if self.seed < 0:
             refuse(f"seed is {self.seed}.", "It must not be negative.")
         check_batch(self.batch)
