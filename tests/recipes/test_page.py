@@ -70,13 +70,13 @@ def test_a_run_answers_held_out_prompts_beside_the_stages_before_it(
     sft(replace(first, report=replace(first.report, answers=3)))
     leave_answers(replace(second, report=replace(second.report, answers=3)), epath.Path(tmp_path / "dpo"))
     told = [json.loads((tmp_path / name / "answers.json").read_text()) for name in ("sft", "dpo")]
-    for prompts, stages in zip(told, (["base", "sft"], ["base", "sft", "dpo"]), strict=True):
+    for prompts, stages in zip(told, (["model", "sft"], ["model", "sft", "dpo"]), strict=True):
         assert [[said["stage"] for said in prompt["answers"]] for prompt in prompts] == [stages] * 3
     asked = [json.loads(line)["prompt"] for line in (runs / "chats.jsonl").read_text().splitlines()]
     for prompts in told:
         assert [prompt["text"] for prompt in prompts] == list(dict.fromkeys(asked))[:3]
     page = read((tmp_path / "dpo/report.html").read_text())
-    assert {"base", "sft", "dpo"} <= {node.words() for node in page.all("h4")}
+    assert {"model", "sft", "dpo"} <= {node.words() for node in page.all("h4")}
     capsys.readouterr()
     sft(replace(first, report=replace(first.report, answers=3)))
     assert "3 answers" not in capsys.readouterr().err

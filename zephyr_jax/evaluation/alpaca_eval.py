@@ -23,7 +23,8 @@ from zephyr_jax.storage.files import open_path
 _HUB = "tatsu-lab/alpaca_eval"
 _BASELINES = {1: "alpaca_eval.json", 2: "alpaca_eval_gpt4_baseline.json"}
 """Instructions with the answers of text_davinci_003 (version 1) and of gpt4_1106_preview (version 2)."""
-_ANNOTATORS = {1: "alpaca_eval_gpt4", 2: "weighted_alpaca_eval_gpt4_turbo"}
+JUDGES = {1: "alpaca_eval_gpt4", 2: "weighted_alpaca_eval_gpt4_turbo"}
+"""AlpacaEval's names of the two ways to ask, by version."""
 _INSTRUCTIONS = 805
 
 
@@ -97,7 +98,7 @@ def _only(annotations: Sequence[dict[str, Any]], name: str) -> str | None:
 
 def _version(annotations: Sequence[dict[str, Any]]) -> int | None:
     annotator = _only(annotations, "annotator") or ""
-    return next((version for version, name in _ANNOTATORS.items() if annotator.startswith(name)), None)
+    return next((version for version, name in JUDGES.items() if annotator.startswith(name)), None)
 
 
 def row_with_length_control(annotations: Sequence[dict[str, Any]]) -> tuple[Row, str]:

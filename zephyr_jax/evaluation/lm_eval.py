@@ -26,7 +26,7 @@ _MOST = 256
 """Tokens of an answer, where a task does not say."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Parts:
     """What the adapter is made of."""
 

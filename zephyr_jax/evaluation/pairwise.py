@@ -25,8 +25,6 @@ _PROMPTS: dict[Version, str] = {
     1: "alpaca_eval_gpt4/alpaca_eval.txt",
     2: "alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt",
 }
-JUDGES: dict[Version, str] = {1: "alpaca_eval_gpt4", 2: "weighted_alpaca_eval_gpt4_turbo"}
-"""AlpacaEval's names of the two ways to ask."""
 _FIELDS = ("instruction", "output_1", "output_2")
 _FIRST, _SECOND = "m", "M"
 """What version 2 calls the answers."""

@@ -10,8 +10,6 @@ from zephyr_jax.page.scale import Scale, spelt_ticks
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 44, 352, 10, 174
-COLOURS = 6
-"""So many the style sheet has, as the classes c0, c1, ..."""
 
 
 @dataclass(frozen=True)

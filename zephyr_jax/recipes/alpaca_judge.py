@@ -10,6 +10,7 @@ from typing import Any
 from zephyr_jax.errors import InputError, listing
 from zephyr_jax.evaluation.agreement import Agreement, agreement
 from zephyr_jax.evaluation.alpaca_eval import (
+    JUDGES,
     Row,
     open_baseline,
     preference_of,
@@ -17,7 +18,7 @@ from zephyr_jax.evaluation.alpaca_eval import (
     read_list,
     row_with_length_control,
 )
-from zephyr_jax.evaluation.pairwise import JUDGES, Judge, Pair, open_template
+from zephyr_jax.evaluation.pairwise import Judge, Pair, open_template
 from zephyr_jax.generation.endpoint import Endpoint
 from zephyr_jax.recipes.addressed import heard
 from zephyr_jax.recipes.alpaca_eval import file_name

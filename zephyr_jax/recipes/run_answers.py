@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from zephyr_jax.config import DataOptions
+from zephyr_jax.config import DataOptions, ModelOptions
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.page.answers import Prompt, Said
 from zephyr_jax.recipes.generate import generate
@@ -39,18 +39,17 @@ def leave_answers(config: SftConfig, folder: Path) -> None:
         kept = read_kept(folder)
         if kept and any(said.stage == name for said in kept[0].answers):
             return
-        prompts = kept or read_kept(open_path(config.model.path)) or _answered(_asked(config), config, None)
-        write_kept(folder, _answered(prompts, config, (name, str(folder))))
+        prompts = kept or read_kept(open_path(config.model.path)) or _answered(_asked(config), config, config.model)
+        write_kept(folder, _answered(prompts, config, replace(config.model, path=str(folder), revision=None)))
         leave_page(folder)
     except Exception as error:  # whatever it is, the run is done
         excuse(error, "no answers were made for the page", _LATER)
 
 
-def _answered(prompts: list[Prompt], config: SftConfig, stage: tuple[str, str] | None) -> list[Prompt]:
-    """The prompts with one more stage's answers: greedy ones of the model at a path, or of what the run started from."""
-    name, path = stage or ("base", config.model.path)
+def _answered(prompts: list[Prompt], config: SftConfig, model: ModelOptions) -> list[Prompt]:
+    """The prompts with one more stage's greedy answers; the stage is called after the last part of its path."""
     settings = GenerateConfig(
-        model=config.model if stage is None else replace(config.model, path=path, revision=None),
+        model=model,
         mesh=config.mesh,
         prompts=tuple(prompt.text for prompt in prompts),
         template=config.data.template,
@@ -59,7 +58,7 @@ def _answered(prompts: list[Prompt], config: SftConfig, stage: tuple[str, str] |
     )
     answers = generate(settings)
     return [
-        Prompt(prompt.text, (*prompt.answers, Said(name, answer.text, answer.ended)))
+        Prompt(prompt.text, (*prompt.answers, Said(PurePath(model.path).name, answer.text, answer.ended)))
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
 
