@@ -7,11 +7,8 @@ takes about as many sequences as a peer's. The reference's log-probs stand in fo
 from __future__ import annotations
 
 import argparse
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import jax.numpy as jnp
@@ -36,11 +33,9 @@ from zephyr_jax.train.optimizer import learning_rate, make_optimizer
 from zephyr_jax.train.state import initial_state, state_shardings
 from zephyr_jax.train.step import make_step
 
-SHAPE = ModelShape(
-    w.VOCAB, w.DIM, w.FFN, w.LAYERS, w.HEADS, w.KV_HEADS, w.HEAD_DIM, w.NORM_EPS, w.ROPE_THETA, None, False, 4096
-)
+COMPUTE = Compute(dtype=jnp.dtype("float32"), keep="everything", keep_logits=True)
 ROW_LENGTH = {"dpo": 2048, "sft": 1024}
-ROWS = {"dpo": 4, "sft": 4}
+ROWS = 4
 CHUNK = 512
 
 
@@ -67,34 +62,47 @@ def segments_of(pair: w.Pair, mode: str) -> list[Segment]:
     return made
 
 
-def make_batches(mode: str, steps: int, seed: int) -> tuple[BatchSource, Plan, list[list[w.Pair]]]:
-    """Packed batches of the workload's examples, one to warm up and `steps` to time, and what each holds."""
-    pairs = w.make_pairs(40 * (steps + 1), seed)
+def shape_of(dims: w.Dims) -> ModelShape:
+    """Of the benchmark's models."""
+    sizes = (dims.model, dims.mlp, dims.layers, dims.heads, dims.kv_heads, dims.head_dim)
+    return ModelShape(w.VOCAB, *sizes, w.NORM_EPS, w.ROPE_THETA, None, False, 4096)
+
+
+def make_batches(
+    mode: str, steps: int, seed: int, row_length: int, batch: BatchOptions
+) -> tuple[BatchSource, Plan, list[list[w.Pair]]]:
+    """`steps` packed batches of the workload's examples, and what each holds."""
+    rows = batch.rows or 1
+    pairs = w.make_pairs(rows * row_length // 200 * steps, seed)  # more than fit
     examples = InMemory([segments_of(pair, mode) for pair in pairs], 2 if mode == "dpo" else 1)
     lengths = np.array([sum(map(len, each)) for each in examples.examples])
-    data = DataOptions(max_length=w.MAX_LENGTH, row_length=ROW_LENGTH[mode])
-    plan = plan_training(lengths, data, BatchOptions(rows=ROWS[mode]), 1, steps + 1, seed)
+    data = DataOptions(max_length=w.MAX_LENGTH, row_length=row_length)
+    plan = plan_training(lengths, data, batch, 1, steps, seed)
+    if any(len(step) < rows for step in plan.steps) or len(plan.steps) < steps:
+        raise RuntimeError(f"{len(pairs)} examples do not fill {steps} steps of {rows} rows: draw more")
     held = [[pairs[index] for row in step for index in row] for step in plan.steps]
-    return BatchSource(examples, plan, slice(0, ROWS[mode])), plan, held
+    return BatchSource(examples, plan, slice(0, plan.microbatch_rows)), plan, held
 
 
-def make_trainer(mode: str, plan: Plan, rules: Rules) -> tuple[Any, Any]:
-    """The project's step and its first state, float32, nothing made twice."""
-    compute = Compute(dtype=jnp.dtype("float32"), keep="everything", placement=rules, keep_logits=True)
-    definition, abstract = abstract_model(SHAPE, compute)
+def make_trainer(
+    mode: str, plan: Plan, rules: Rules, shape: ModelShape, compute: Compute, chunk: int
+) -> tuple[Any, Any]:
+    """The project's step and its first state."""
+    compute = replace(compute, placement=rules)
+    definition, abstract = abstract_model(shape, compute)
     shardings = parameter_shardings(abstract, rules)
 
     def init() -> Any:
-        return nnx.to_pure_dict(nnx.split(Mistral(SHAPE, compute, nnx.Rngs(0)), nnx.Param)[1])
+        return nnx.to_pure_dict(nnx.split(Mistral(shape, compute, nnx.Rngs(0)), nnx.Param)[1])
 
     options = OptimizerOptions(learning_rate=w.LEARNING_RATE, schedule="constant", warmup_ratio=0)
     optimizer = make_optimizer(options, 100)
     state_at = state_shardings(nnx.to_pure_dict(abstract), shardings, optimizer, rules)
     state = initial_state(jax.jit(init, out_shardings=shardings)(), optimizer, state_at)
     if mode == "dpo":
-        objective: Any = dpo_objective(definition, DpoOptions(beta=0.1), 2 * plan.examples_per_row, CHUNK)
+        objective: Any = dpo_objective(definition, DpoOptions(beta=0.1), 2 * plan.examples_per_row, chunk)
     else:
-        objective = sft_objective(definition, plan.examples_per_row, CHUNK)
+        objective = sft_objective(definition, plan.examples_per_row, chunk)
     return make_step(objective, optimizer, learning_rate(options, 100), state_at, HealthOptions()), state
 
 
@@ -106,8 +114,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     rules = Rules(make_mesh(MeshOptions(), jax.devices()[:1]))
-    source, plan, held = make_batches(options.mode, options.steps, options.seed)
-    step, state = make_trainer(options.mode, plan, rules)
+    mode = options.mode
+    source, plan, held = make_batches(mode, options.steps + 1, options.seed, ROW_LENGTH[mode], BatchOptions(rows=ROWS))
+    step, state = make_trainer(mode, plan, rules, shape_of(w.DIMS["58m"]), COMPUTE, CHUNK)
     seen = []
     limits = Limits(np.float32(np.inf), np.bool_(False))
     for index in range(len(source)):
@@ -121,11 +130,11 @@ def main() -> None:
     end_cpu, end_wall = w.clocks()
     timed = [pair for pairs in held[1:] for pair in pairs]
     targets = int(sum(map(float, seen[1:])))
-    w.check_targets("ours", targets, timed, options.mode)
+    w.check_targets("ours", targets, timed, mode)
     slots = options.steps * plan.microbatches * plan.microbatch_rows * plan.row_length
     note = f"zephyr-jax {__version__}, rows of {plan.row_length}"
-    nonpad = w.count_tokens(timed, options.mode)
-    w.Result("ours", options.mode, targets, end_cpu - cpu, end_wall - wall, slots, nonpad, note).emit()
+    nonpad = w.count_tokens(timed, mode)
+    w.Result("ours", mode, targets, end_cpu - cpu, end_wall - wall, slots, nonpad, note).emit()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Times TRL's own DPOTrainer and SFTTrainer loops on torch CPU; speaks the protocol of ``benchmarks.peers``.
+"""Times TRL's own DPOTrainer and SFTTrainer loops on torch; speaks the protocol of ``benchmarks.peers``.
+
+On a CPU it takes the 58M model in float32. With ``--shape 1.1b --device gpu`` it takes the model of ``benchmarks.throughput``,
+float32 weights under bfloat16 autocast, with ``--micro`` sequences (SFT) or pairs (DPO) in a forward and ``--batch`` in a step.
 
 The variant ``best`` stands for the fastest of TRL's public settings found on CPU (``benchmarks/peers.md`` has
 the trials); the others exist to repeat those trials. Timing runs from the end of the last warm-up step to the
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -45,6 +49,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
 BEST = {"dpo": "micro1", "sft": "micro1"}
 
 
+@dataclass(frozen=True)
+class Job:
+    """What to measure."""
+
+    mode: str
+    steps: int
+    seed: int
+    variant: str
+    warmup: int
+    shape: str
+    device: str
+    batch: int
+    """Sequences or pairs of a step."""
+    micro: int
+    """How many of them go into a forward at a time, where the variant does not say."""
+
+
 class TokenisedDPOTrainer(DPOTrainer):
     """DPOTrainer fed with token ids: TRL 1.16 has no switch that skips its tokenisation for DPO."""
 
@@ -59,6 +80,8 @@ class StepClock(TrainerCallback):
         self.marks: list[tuple[float, float]] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.marks.append(w.clocks())
 
 
@@ -78,17 +101,17 @@ class CountingCollator:
         return batch
 
 
-def make_model(attention: str) -> MistralForCausalLM:
+def make_model(attention: str, dims: w.Dims) -> MistralForCausalLM:
     """The benchmark's model with random float32 weights."""
     torch.manual_seed(0)
     shape: dict[str, Any] = {
         "vocab_size": w.VOCAB,
-        "hidden_size": w.DIM,
-        "intermediate_size": w.FFN,
-        "num_hidden_layers": w.LAYERS,
-        "num_attention_heads": w.HEADS,
-        "num_key_value_heads": w.KV_HEADS,
-        "head_dim": w.HEAD_DIM,
+        "hidden_size": dims.model,
+        "intermediate_size": dims.mlp,
+        "num_hidden_layers": dims.layers,
+        "num_attention_heads": dims.heads,
+        "num_key_value_heads": dims.kv_heads,
+        "head_dim": dims.head_dim,
     }
     tokens: dict[str, Any] = {"pad_token_id": w.PAD, "bos_token_id": w.BOS, "eos_token_id": w.EOS}
     config = MistralConfig(**shape, **tokens, tie_word_embeddings=False, rms_norm_eps=w.NORM_EPS)
@@ -113,20 +136,21 @@ def make_dataset(pairs: list[w.Pair], mode: str) -> Dataset:
     return Dataset.from_list([{"input_ids": ids, "completion_mask": mask} for ids, mask in rows])
 
 
-def options(mode: str, steps: int, folder: str) -> dict[str, Any]:
+def options(job: Job, folder: str) -> dict[str, Any]:
     """The settings that all variants share."""
+    gpu = job.device == "gpu"
     return {
         "output_dir": folder,
-        "per_device_train_batch_size": w.BATCH[mode],
-        "max_steps": steps,
+        "per_device_train_batch_size": job.micro,
+        "max_steps": job.steps + job.warmup,
         "learning_rate": w.LEARNING_RATE,
         "max_length": w.MAX_LENGTH,
-        "use_cpu": True,
-        "bf16": False,
+        "use_cpu": not gpu,
+        "bf16": gpu,
         "gradient_checkpointing": False,
         "optim": "adamw_torch_fused",
         "train_sampling_strategy": "sequential",
-        "dataloader_pin_memory": False,
+        "dataloader_pin_memory": gpu,
         "report_to": [],
         "save_strategy": "no",
         "logging_strategy": "no",
@@ -135,17 +159,17 @@ def options(mode: str, steps: int, folder: str) -> dict[str, Any]:
     }
 
 
-def make_trainer(mode: str, pairs: list[w.Pair], shared: dict[str, Any], variant: dict[str, Any]) -> Any:
-    """The TRL trainer of ``mode``, ready to train."""
-    settings = {**shared, **variant}
-    settings["gradient_accumulation_steps"] = w.BATCH[mode] // settings["per_device_train_batch_size"]
+def make_trainer(job: Job, pairs: list[w.Pair], folder: str) -> Any:
+    """The TRL trainer of the job, ready to train."""
+    settings = {**options(job, folder), **VARIANTS[job.variant]}
+    settings["gradient_accumulation_steps"] = job.batch // settings["per_device_train_batch_size"]
     compact, attention = settings.pop("compact_head", False), settings.pop("attention", "sdpa")
     settings.pop("grouped", None)
     if compact:  # the path TRL takes on GPUs: only scored positions reach the output layer
         trl_utils._use_triton = lambda device: True
-    parts = {"model": make_model(attention), "processing_class": make_tokenizer()}
-    dataset = make_dataset(pairs, mode)
-    if mode == "dpo":
+    parts = {"model": make_model(attention, w.DIMS[job.shape]), "processing_class": make_tokenizer()}
+    dataset = make_dataset(pairs, job.mode)
+    if job.mode == "dpo":
         config = DPOConfig(**settings, precompute_ref_log_probs=True)
         return TokenisedDPOTrainer(args=config, train_dataset=dataset, **parts)
     return SFTTrainer(args=SFTConfig(**settings, completion_only_loss=True), train_dataset=dataset, **parts)
@@ -163,16 +187,16 @@ def grouped_batches(mode: str, count: int, seed: int) -> list[list[w.Pair]]:
     return [pairs[start : start + size] for start in starts]
 
 
-def measure(mode: str, steps: int, seed: int, variant: str, warmup: int) -> w.Result:
+def measure(job: Job) -> w.Result:
     """Train ``steps`` timed steps after ``warmup`` others."""
-    if VARIANTS[variant].get("grouped"):
-        spread = grouped_batches(mode, steps, seed)
+    warmup, steps = job.warmup, job.steps
+    if VARIANTS[job.variant].get("grouped"):
+        spread = grouped_batches(job.mode, steps, job.seed)
         batches = [spread[-1]] * warmup + spread
     else:
-        batches = w.make_batches(mode, steps + warmup - 1, seed)
+        batches = w.make_batches(job.mode, steps + warmup - 1, job.seed, job.batch)
     with tempfile.TemporaryDirectory() as folder:
-        shared = options(mode, steps + warmup, folder)
-        trainer = make_trainer(mode, sum(batches, []), shared, VARIANTS[variant])
+        trainer = make_trainer(job, sum(batches, []), folder)
         collator = trainer.data_collator = CountingCollator(trainer.data_collator)
         clock = StepClock()
         trainer.add_callback(clock)
@@ -180,12 +204,14 @@ def measure(mode: str, steps: int, seed: int, variant: str, warmup: int) -> w.Re
     each = trainer.args.gradient_accumulation_steps
     timed = collator.counts[warmup * each : (warmup + steps) * each]
     slots, nonpad, targets = (sum(column) for column in zip(*timed, strict=True))
-    if variant != "packing":
-        w.check_targets("TRL", targets, sum(batches[warmup:], []), mode)
+    if job.variant != "packing":
+        w.check_targets("TRL", targets, sum(batches[warmup:], []), job.mode)
     (cpu, wall), (cpu_end, wall_end) = clock.marks[warmup - 1], clock.marks[-1]
     versions = [f"{name} {version(name)}" for name in ("trl", "transformers", "torch")]
-    note = ", ".join([*versions, variant])
-    return w.Result("trl", mode, targets, cpu_end - cpu, wall_end - wall, slots, nonpad, note)
+    note = ", ".join([*versions, job.variant, f"{job.micro} of {job.batch} at a time"])
+    if torch.cuda.is_available():
+        note += f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+    return w.Result("trl", job.mode, targets, cpu_end - cpu, wall_end - wall, slots, nonpad, note)
 
 
 def main() -> None:
@@ -195,10 +221,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--variant", choices=("best", *VARIANTS), default="best")
     parser.add_argument("--warmup", type=int, default=1, help="steps before the timed ones; more for compile")
+    parser.add_argument("--shape", choices=w.DIMS, default="58m")
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--batch", type=int, help="sequences (SFT) or pairs (DPO) of a step")
+    parser.add_argument("--micro", type=int, help="how many of them in a forward")
     args = parser.parse_args()
     torch.set_num_threads(2)
+    batch = args.batch or w.BATCH[args.mode]
     variant = BEST[args.mode] if args.variant == "best" else args.variant
-    measure(args.mode, args.steps, args.seed, variant, args.warmup).emit()
+    measure(
+        Job(args.mode, args.steps, args.seed, variant, args.warmup, args.shape, args.device, batch, args.micro or batch)
+    ).emit()
 
 
 if __name__ == "__main__":

@@ -32,14 +32,15 @@ RESPONSE_LENGTH = w.MAX_LENGTH - w.MAX_PROMPT_LENGTH
 
 def make_model() -> llama.Llama3:
     """The benchmark's model, float32 and random; Tunix's Llama 3 at this shape is Mistral's arithmetic."""
+    d = w.DIMS["58m"]
     config = llama.ModelConfig(
-        num_layers=w.LAYERS,
+        num_layers=d.layers,
         vocab_size=w.VOCAB,
-        embed_dim=w.DIM,
-        hidden_dim=w.FFN,
-        num_heads=w.HEADS,
-        head_dim=w.HEAD_DIM,
-        num_kv_heads=w.KV_HEADS,
+        embed_dim=d.model,
+        hidden_dim=d.mlp,
+        num_heads=d.heads,
+        head_dim=d.head_dim,
+        num_kv_heads=d.kv_heads,
         rope_theta=w.ROPE_THETA,
         norm_eps=w.NORM_EPS,
     )

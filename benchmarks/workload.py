@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-VOCAB, DIM, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN = 32_000, 512, 8, 8, 4, 64, 1536
+VOCAB = 32_000
 ROPE_THETA, NORM_EPS = 10_000, 1e-5
 MAX_LENGTH, MAX_PROMPT_LENGTH = 1024, 512
 PAD, BOS, EOS = 0, 1, 2
@@ -30,6 +30,22 @@ BATCH = {"dpo": 4, "sft": 8}  # pairs, rows: both give a padded batch of eight s
 LEARNING_RATE = 5e-7
 USER_HEADER = [523, 28766, 1838, 28766, 28767, 13]
 ASSISTANT_HEADER = [28705, 13, 28789, 28766, 489, 11143, 28766, 28767, 13]
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Sizes of a model."""
+
+    model: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+
+
+DIMS = {"58m": Dims(512, 8, 8, 4, 64, 1536), "1.1b": Dims(2048, 22, 32, 4, 64, 5632)}
+"""The second has the shape of TinyLlama."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +85,9 @@ def make_pairs(count: int, seed: int) -> list[Pair]:
     return [make_pair(seed, index) for index in range(count)]
 
 
-def make_batches(mode: str, steps: int, seed: int) -> list[list[Pair]]:
-    """One warm-up batch and ``steps`` batches to time, of ``BATCH[mode]`` examples each, in stream order."""
-    size = BATCH[mode]
+def make_batches(mode: str, steps: int, seed: int, size: int | None = None) -> list[list[Pair]]:
+    """One warm-up batch and ``steps`` batches to time, of ``size`` examples (``BATCH[mode]``) each, in stream order."""
+    size = size or BATCH[mode]
     pairs = make_pairs(size * (steps + 1), seed)
     return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 

@@ -62,8 +62,14 @@ def fused_row(
 ) -> Array:
     """`attend` of rows to themselves by `jax.nn.dot_product_attention`, whose `cudnn` is the fused kernel of NVIDIA GPUs.
 
-    `cudnn` takes bfloat16 only, and the mask rule as an array [B, 1, L, L] of that dtype; scores are never whole there.
+    `cudnn` takes bfloat16 only; scores are never whole there. A segment's tokens stand side by side in order, so the kernel's
+    own causal rule, which skips half the work, holds inside segments too; the rest of the rule comes as an array [B, 1, L, L].
     """
-    mask_B1LS = visible(where, where, window)[:, None]
-    mixed_BLNH = jax.nn.dot_product_attention(q_BLNH, k_BLKH, v_BLKH, mask=mask_B1LS, implementation=implementation)
+    i_L1, j_1L = jnp.arange(q_BLNH.shape[1])[:, None], jnp.arange(q_BLNH.shape[1])[None]
+    mask_BLL = (where.segments[:, :, None] == where.segments[:, None, :]) & (where.segments[:, None, :] > 0)
+    if window is not None:
+        mask_BLL &= j_1L > i_L1 - window
+    mixed_BLNH = jax.nn.dot_product_attention(
+        q_BLNH, k_BLKH, v_BLKH, mask=mask_BLL[:, None], is_causal=True, implementation=implementation
+    )
     return checkpoint_name(mixed_BLNH, ATTENTION)
