@@ -96,7 +96,8 @@ def spelt_ticks(ticks: tuple[float, ...], share: bool = False) -> list[str]:
             return [f"{each / unit:.4g}{letter}" if each else "0" for each in ticks]
     if 1e-2 <= largest < 1e15 or not largest:
         return [f"{each:.6g}" for each in ticks]
-    return [_power(f"{each:.3g}") for each in ticks]
+    power = math.floor(math.log10(largest) + 1e-9)
+    return [f"{each / 10.0**power:.3g}e{power}" if each else "0" for each in ticks]
 
 
 def _power(text: str) -> str:
