@@ -158,7 +158,14 @@ def test_prompts_that_leave_no_room_for_an_answer_are_passed_over(tiny_model: Pa
 
 def test_the_verb_has_stages_answer_later(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By the settings of the run's own record, once."""
-    words = ["page", "--run", str(copied / "dpo"), "--ask", "2", *"--mesh.data 2 --mesh.fsdp 2 --mesh.tensor 2".split()]
+    words = [
+        "page",
+        "--run",
+        str(copied / "dpo"),
+        "--ask",
+        "2",
+        *["--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2"],
+    ]
     main(words)
     assert stages(copied / "dpo") == ["base (model)", "dSFT (sft)", "dDPO (dpo)"]
     assert "by itself" in page_of(copied / "dpo").words() and len(kept(copied / "dpo")["prompts"]) == 2
@@ -462,6 +469,17 @@ def test_damaged_files_of_the_page_are_named(
     assert stopped.value.code == 2
     said = capsys.readouterr().err
     assert re.search(rf"{name} (cannot be read|is damaged|is not)", said) and "Traceback" not in said
+
+
+def test_held_out_numbers_are_those_that_were_measured_there(tmp_path: Path) -> None:
+    """Whichever line they stand on, and whatever else it says."""
+    (tmp_path / "provenance.json").write_text('{"made_by": "dpo", "steps": 9, "config": {}}')
+    lines = [{"step": 4, "eval/loss": 0.25, "loss": 0.5, "padding": 0.1}, {"step": 9, "loss": 0.75}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    main(["page", "--run", str(tmp_path)])
+    page = page_of(tmp_path)
+    assert [cell.words() for cell in page.all("table")[0].all("td")] == ["0.25", "0.25"]
+    assert "Not finished. Nothing is saved yet of 9 steps." in page.words()
 
 
 def test_a_record_that_says_little_makes_a_page_that_says_little(tmp_path: Path) -> None:
