@@ -61,7 +61,8 @@ def ask(config: PageConfig) -> None:
 def _answer(config: SftConfig, folder: Path, most: int) -> bool:
     """Have whoever has not answered yet do so, and keep it; whether there was anything to do."""
     stage = read_stage(folder)
-    own = called({**stage.record, "output": str(folder)}) + (f", step {stage.saved}" * (stage.saved < stage.total))
+    name = called({**stage.record, "output": str(folder)})
+    own = name if stage.saved == stage.total else f"{name}, step {stage.saved:,}"
     kept = read_kept(folder)
     if own in kept.stages:
         return False
@@ -69,9 +70,9 @@ def _answer(config: SftConfig, folder: Path, most: int) -> bool:
     kept = kept if kept.prompts else _inherited(config, most)
     models = {} if kept.prompts else _before(config, stage, folder)
     model = replace(config.model, path=str(folder), revision=None)
-    kept = kept if kept.prompts else _asked(config, model, called(stage.record), most)
-    for name, earlier in models.items():
-        kept = _with_earlier(kept, config, name, earlier)
+    kept = kept if kept.prompts else _asked(config, model, name, most)
+    for each, earlier in models.items():
+        kept = _with_earlier(kept, config, each, earlier)
     kept = _with(kept, config, own, model)
     write_kept(folder, kept)
     who, seconds = ", ".join(kept.stages), time.perf_counter() - begun
@@ -83,7 +84,7 @@ def _inherited(config: SftConfig, most: int) -> Kept:
     """What the run that this one started from has on its page, unless better prompts are to be had."""
     try:
         found = read_kept(open_path(config.model.path))
-    except (InputError, OSError):
+    except Exception:  # whatever it is, others answer
         return Kept()
     better = not found.held_out and evaluation_source(config.data)
     return Kept() if better else replace(found, prompts=found.prompts[:most])
@@ -107,8 +108,8 @@ def _with_earlier(kept: Kept, config: SftConfig, name: str, model: ModelOptions)
             raise InputError("its weights are not on this machine")
         return _with(kept, config, name, model)
     except Exception as error:  # whatever it is, the others answer
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        return replace(kept, about=f"{kept.about} {name} is not among them: {reason}.".replace("..", "."))
+        reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+        return replace(kept, about=f"{kept.about} {name} is not among them: {reason}.")
 
 
 def _with(kept: Kept, config: SftConfig, name: str, model: ModelOptions) -> Kept:
