@@ -485,7 +485,8 @@ def test_held_out_numbers_are_those_that_were_measured_there(tmp_path: Path) -> 
 def test_a_record_that_says_little_makes_a_page_that_says_little(tmp_path: Path) -> None:
     """Sections that are something else are as good as none."""
     (tmp_path / "provenance.json").write_text(
-        '{"made_by": "dpo", "config": {"data": [1], "model": null, "expected": 3, "dpo": "x"}, "resumed": [null, {"step": 3}]}'
+        '{"made_by": "dpo", "config": {"data": [1], "model": null, "expected": 3, "dpo": "x"}, '
+        '"resumed": [null, {"step": 3, "processes": "two"}]}'
     )
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2, "tokens_per_second": NaN, "eval/loss": 1}\n')
     main(["page", "--run", str(tmp_path)])

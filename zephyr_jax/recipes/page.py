@@ -203,7 +203,7 @@ def _no_answers(folder: Path, stage: Stage) -> Section:
     processes, wanted = runs[-1].get("processes") or 1, stage.section("report").get("answers")
     if wanted == 0:
         why = "None, as the run was told (report.answers: 0)."
-    elif processes > 1:
+    elif isinstance(processes, int) and processes > 1:
         why = f"None: the weights of this run were spread over {processes} processes, and one alone makes answers."
     elif stage.saved < stage.total:
         why = "None yet: they are made when the run has ended."
