@@ -14,7 +14,7 @@ import pytest  # noqa: E402
 
 from tests.gcs import Gcs  # noqa: E402
 from zephyr_jax.demo.remake import write_untrained  # noqa: E402
-from zephyr_jax.recipes import page  # noqa: E402
+from zephyr_jax.recipes import page, run_answers  # noqa: E402
 from zephyr_jax.storage import cloud  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -64,6 +64,7 @@ def pages_that_cannot_be_written_fail(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError(what) from error
 
     monkeypatch.setattr(page, "excuse", fail)
+    monkeypatch.setattr(run_answers, "excuse", fail)
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ SETTINGS: dict[str, Any] = {
     "model": {"compute_dtype": "float32", "keep": "everything", "logprob_chunk": 32},
     "data": {"max_length": 64, "max_prompt_length": 48, "row_length": 128},
     "batch": {"rows": 8},
-    "report": {"progress": False},
+    "report": {"progress": False, "answers": 0},
 }
 
 

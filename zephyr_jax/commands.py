@@ -242,7 +242,14 @@ def _page() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.page import page
     from zephyr_jax.verbs.looks import PageConfig
 
-    return PageConfig, lambda config, _: print(page(config))
+    def run(config: PageConfig, _: str) -> None:
+        if config.ask:
+            from zephyr_jax.recipes.run_answers import ask
+
+            ask(config)
+        print(page(config))
+
+    return PageConfig, run
 
 
 def _demo() -> tuple[type, Callable[[Any, str], None]]:

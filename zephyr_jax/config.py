@@ -190,9 +190,9 @@ class ReportOptions:
     """Log to this Weights & Biases project (needs the `wandb` extra)."""
     progress: bool = True
     """Draw a progress bar; off: a plain line per report."""
-    answers: int = 0
-    """When a run of one process has ended, answer so many held-out prompts for its page (`report.html`), beside the answers of
-    the stages before it; 0: none."""
+    answers: int = 10
+    """When a run of one process has ended, it and the stages before it answer so many held-out prompts (of the training rows,
+    where nothing is held out) for its page, `report.html`; 0: none."""
 
 
 @dataclass(frozen=True)

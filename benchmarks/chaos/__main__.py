@@ -39,7 +39,7 @@ COMMON = (
 )
 TRAINING = (
     "--schedule.save_every 4 --schedule.evaluate_every 0 --schedule.keep_last 3 --report.examples True "
-    "--batch.microbatch_rows 8"
+    "--batch.microbatch_rows 8 --report.answers 0"
 )
 
 

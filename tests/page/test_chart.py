@@ -8,6 +8,7 @@ import pytest
 from tests.page.reading import Node, dots, measured, path, read
 from zephyr_jax.page.chart import Level, Series, line_chart, moving_median, thinned
 from zephyr_jax.page.frame import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
+from zephyr_jax.page.scale import spelt_ticks
 
 
 def series(values: list[float] | np.ndarray, start: int = 1, name: str = "training", is_dots: bool = False) -> Series:
@@ -44,6 +45,24 @@ def test_numbers_that_are_not_finite_are_gaps_and_are_named() -> None:
     assert [len(piece) for piece in path(figure.all("path", "line")[1])] == [2, 2, 1]
     assert len(dots(figure)) == 1  # a line of one point would be invisible
     assert "Not finite: training at step 3, 6, 7." in figure.words()
+
+
+def test_the_legend_tells_the_last_number_whatever_it_is() -> None:
+    """A run that ended in NaN does not look as if it had ended well."""
+    assert drawn(series([1.0, 2.0, math.nan])).all("ul", "legend")[0].words().split() == ["training", "NaN"]
+
+
+@pytest.mark.parametrize(
+    ("ticks", "said"),
+    [
+        ((0, 5e-5, 1e-4, 1.5e-4), ["0", "0.5e-4", "1e-4", "1.5e-4"]),
+        ((1e-7, 1e-5, 1e-3), ["1e-7", "1e-5", "0.001"]),
+        ((-0.02, 0, 0.02), ["-0.02", "0", "0.02"]),
+        ((0, 2e18), ["0", "2e18"]),
+    ],
+)
+def test_figures_of_an_axis_are_of_one_kind(ticks: tuple[float, ...], said: list[str]) -> None:
+    assert spelt_ticks(ticks) == said
 
 
 def test_nothing_but_gaps_is_no_error() -> None:
@@ -159,7 +178,10 @@ def test_words_for_those_who_cannot_see_it() -> None:
     assert picture.attributes["viewbox"] == f"0 0 {WIDTH} {HEIGHT}"
 
 
-@pytest.mark.parametrize("values", [[1e308, -1e308], [5e-324, 1.0], [1e299, 1.0], [-0.0, 0.0], [1.0, 1.0 + 1e-15]])
+@pytest.mark.parametrize(
+    "values",
+    [[1e308, -1e308], [5e-324, 1.0], [1e299, 1.0], [-0.0, 0.0], [1.0, 1.0 + 1e-15], [0.0, 5e-324], [1e-299, 2e-299]],
+)
 def test_numbers_at_the_edge_of_what_a_float_holds(values: list[float]) -> None:
     """Nothing is drawn outside, and no figure is NaN."""
     text = line_chart("Loss", "", [series(values)])

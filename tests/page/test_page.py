@@ -138,6 +138,38 @@ def test_a_phone_can_read_it() -> None:
         assert "100%" in large or large == "0" or int(re.sub(r"\D", "", large)) <= 170
 
 
+def test_those_who_cannot_see_it_can_read_it() -> None:
+    """Its language is named, headings go down one by one, and pictures and what can be pushed sideways say what they are."""
+    nodes = list(walk(read(full_page("tame"))))
+    assert nodes[1].name == "html" and nodes[1].attributes["lang"] == "en"
+    levels = [int(node.name[1]) for node in nodes if re.fullmatch("h[1-6]", node.name)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    named = [node for node in nodes if node.name == "nav" or "tabindex" in node.attributes]
+    named += [node for node in nodes if node.name == "svg" and node.attributes.get("aria-hidden") != "true"]
+    assert len(named) == 4 and all(node.attributes["aria-label"] for node in named)
+    assert {node.attributes.get("role") for node in named} == {"img", "region", None}
+
+
+def brightness(colour: str) -> float:
+    """Relative luminance, as WCAG has it."""
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("night", [False, True])
+def test_text_and_curves_stand_out(night: bool) -> None:
+    """By WCAG's measure: 4.5 for text, 3 for what is drawn."""
+    (style,) = [node.text for node in walk(read(full_page("tame"))) if node.name == "style"]
+    scheme = style.split("@media (prefers-color-scheme: dark)")[night].partition("* {")[0]
+    colours = dict(re.findall(r"--(\w+): (#\w{6});", scheme))
+    for name, least in ({"ink": 4.5, "soft": 4.5} | {f"c{number}": 3 for number in range(6)}).items():
+        for ground in ("ground", "card"):
+            light, dark = sorted((brightness(colours[name]), brightness(colours[ground])), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= least, (name, ground)
+
+
 def test_ten_megabytes_are_cut_with_a_note() -> None:
     long = "x<" * 5_000_000
     document = full_page(long[:100])
@@ -180,6 +212,16 @@ def test_metrics_are_read_from_any_lines() -> None:
     assert lines[0].keys() == {"step", "loss"}
     assert lines[2]["loss"] == float("inf")
     assert metric_lines("[" * 100_000) == metric_lines("") == []
+
+
+def test_twenty_thousand_steps_are_a_small_file() -> None:
+    """Every curve full of noise, which is what costs most."""
+    names = [name for curve in curves_of("dpo", "sigmoid") for name, _ in curve.names]
+    noise = np.random.default_rng(0).normal(size=(20_000, len(names)))
+    lines = [{"step": float(n)} | dict(zip(names, map(float, row), strict=True)) for n, row in enumerate(noise)]
+    drawn = curves(lines, curves_of("dpo", "sigmoid"))
+    assert len(drawn) == 9
+    assert 100_000 < len(page("a", [], {}, [Section("Curves", (charts(drawn),))])) < 700_000
 
 
 def test_every_curve_of_the_issue_is_there_and_those_without_points_are_not() -> None:

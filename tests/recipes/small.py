@@ -16,6 +16,7 @@ from zephyr_jax.verbs.training import DpoConfig, SftConfig
 
 MODEL = {"compute_dtype": "float32", "keep": "everything", "logprob_chunk": 64}
 MESH = MeshOptions(data=2, fsdp=2, tensor=2)
+REPORT = ReportOptions(progress=False, answers=0)
 
 
 def sft_config(model: Path, rows: Path, output: Path, epochs: int = 2) -> SftConfig:
@@ -28,7 +29,7 @@ def sft_config(model: Path, rows: Path, output: Path, epochs: int = 2) -> SftCon
         schedule=ScheduleOptions(epochs=epochs, save_every=2, evaluate_every=0),
         optimizer=OptimizerOptions(learning_rate=1e-3),
         mesh=MESH,
-        report=ReportOptions(progress=False),
+        report=REPORT,
     )
 
 
@@ -44,5 +45,5 @@ def dpo_config(model: Path, rows: Path, output: Path, reference: Path) -> DpoCon
         optimizer=OptimizerOptions(learning_rate=1e-4),
         dpo=DpoOptions(beta=0.1),
         mesh=MESH,
-        report=ReportOptions(progress=False),
+        report=REPORT,
     )

@@ -26,7 +26,12 @@ def test_from_a_base_to_the_table_and_the_page(tmp_path: Path, capsys: pytest.Ca
     assert len(pairs) > 4
     assert all(row["score_chosen"] > row["score_rejected"] for row in pairs)
     page = (out / "report.html").read_text()
+    prompts = page.count("<article>")
+    assert prompts > 5
     assert all(f"<h2>{stage}" in page or stage == "base" for stage in STAGES)
+    for run in ("dsft", "ddpo", "dsft-twice", "dsft-ddpo"):  # each has the answers of all on its own page
+        page = (out / run / "report.html").read_text()
+        assert {page.count(f"<h4>{stage}</h4>") for stage in STAGES} == {page.count("<article>")} == {prompts}
     assert (out / "export" / "model.safetensors").exists()
     with pytest.raises(SystemExit):
         main(f"demo --output {out}".split())

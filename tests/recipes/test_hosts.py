@@ -52,6 +52,8 @@ def test_four_processes_fill_the_table_and_two_align_with_it(tiny_model: Path, t
     run_all(2, ["dpo", *words], tmp_path)
     losses = [loss for _, loss, _ in curve(tmp_path / "dpo")]
     np.testing.assert_allclose(losses[0], np.log(2), atol=5e-6)
+    page = (tmp_path / "dpo" / "report.html").read_text()
+    assert "spread over 2 processes" in page and f"zephyr-jax page --run {tmp_path}/dpo --ask 10" in page
 
 
 def test_an_export_by_two_is_the_export_by_one(tiny_model: Path, tmp_path: Path) -> None:
@@ -76,7 +78,7 @@ def test_two_processes_share_nothing_but_a_bucket(bucket: Gcs, tiny_model: Path,
     pairs = (
         f"--config {CARDS}/dpo.yaml --model.path {cloud}/two --data.path {cloud}/pairs.jsonl --output {cloud}/dpo "
         f"--reference {cloud}/reference --batch.examples 21 --batch.microbatch_rows 8 --schedule.epochs 1 "
-        "--schedule.evaluate_every 0 --report.progress False"
+        "--schedule.evaluate_every 0 --report.progress False --report.answers 0"
     ).split()
     for name in ("two", "one"):
         train = sft_words(cloud / "base", cloud / "chats.jsonl", cloud / name, steps=2)

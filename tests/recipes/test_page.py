@@ -23,6 +23,7 @@ from zephyr_jax.data.examples import Examples, load_preferences
 from zephyr_jax.demo.corpus import conversations, preferences
 from zephyr_jax.errors import TrainingError
 from zephyr_jax.recipes import page as recipe
+from zephyr_jax.recipes import run_answers
 from zephyr_jax.recipes.dpo import dpo
 from zephyr_jax.recipes.reference import reference
 from zephyr_jax.recipes.run import open_tokenizer
@@ -60,34 +61,155 @@ def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_run_answers_held_out_prompts_beside_the_stages_before_it(
-    tiny_model: Path, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The base, dSFT and dDPO, each to the same three prompts, when a run has ended; started again, it answers nothing anew."""
-    for name in ("sft", "dpo"):
-        shutil.copytree(runs / name, tmp_path / name)
-    first, second = first_config(tiny_model, runs, tmp_path), second_config(runs, tmp_path)
-    sft(replace(first, report=replace(first.report, answers=3)))
-    leave_answers(replace(second, report=replace(second.report, answers=3)), epath.Path(tmp_path / "dpo"))
-    told = [json.loads((tmp_path / name / "answers.json").read_text()) for name in ("sft", "dpo")]
-    for prompts, stages in zip(told, (["model", "sft"], ["model", "sft", "dpo"]), strict=True):
-        assert [[said["stage"] for said in prompt["answers"]] for prompt in prompts] == [stages] * 3
-    asked = [json.loads(line)["prompt"] for line in (runs / "chats.jsonl").read_text().splitlines()]
-    for prompts in told:
-        assert [prompt["text"] for prompt in prompts] == list(dict.fromkeys(asked))[:3]
-    page = read((tmp_path / "dpo/report.html").read_text())
-    assert {"model", "sft", "dpo"} <= {node.words() for node in page.all("h4")}
-    capsys.readouterr()
-    sft(replace(first, report=replace(first.report, answers=3)))
-    assert "3 answers" not in capsys.readouterr().err
-
-
 @pytest.fixture
 def for_users(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What fails on a page is what it is for users: a line."""
     with monkeypatch.context() as patch:
         patch.setattr(recipe, "excuse", EXCUSE)
+        patch.setattr(run_answers, "excuse", EXCUSE)
         yield
+
+
+@pytest.fixture
+def copied(runs: Path, tmp_path: Path) -> Path:
+    """A folder with copies of both runs, each of which says that it lies there."""
+    for name in ("sft", "dpo"):
+        shutil.copytree(runs / name, tmp_path / name)
+        for record in (tmp_path / name / "provenance.json", *(tmp_path / name).glob("checkpoints/*/*/metadata")):
+            record.write_text(record.read_text().replace(str(runs / "sft"), str(tmp_path / "sft")))
+    return tmp_path
+
+
+def asking[C: SftConfig](config: C, prompts: int) -> C:
+    return replace(config, report=replace(config.report, answers=prompts))
+
+
+def kept(run: Path) -> dict:
+    return json.loads((run / "answers.json").read_text())
+
+
+def stages(run: Path) -> list[str]:
+    """Who answered, the same for each prompt."""
+    (who,) = {tuple(said["stage"] for said in prompt["answers"]) for prompt in kept(run)["prompts"]}
+    return list(who)
+
+
+def first_prompts(rows: Path, count: int) -> list[str]:
+    return list(dict.fromkeys(json.loads(line)["prompt"] for line in rows.read_text().splitlines()))[:count]
+
+
+def test_a_run_answers_held_out_prompts_beside_the_stages_before_it(
+    tiny_model: Path, runs: Path, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The base, dSFT and dDPO, each to the same three prompts, when a run has ended; started again, it answers nothing anew."""
+    first, second = first_config(tiny_model, runs, copied), second_config(runs, copied)
+    sft(asking(first, 3))
+    leave_answers(asking(second, 3), epath.Path(copied / "dpo"))
+    assert stages(copied / "sft") == ["base (model)", "dSFT (sft)"]
+    assert stages(copied / "dpo") == ["base (model)", "dSFT (sft)", "dDPO (dpo)"]
+    for name in ("sft", "dpo"):
+        assert [each["text"] for each in kept(copied / name)["prompts"]] == first_prompts(runs / "chats.jsonl", 3)
+        page = page_of(copied / name)
+        assert [node.words() for node in page.all("h4")][: len(stages(copied / name))] == stages(copied / name)
+        assert f"{runs}/chats.jsonl (train), which was held out when dSFT (sft) was trained" in page.words()
+    assert "the page has 3 answers each of base (model), dSFT (sft), dDPO (dpo)" in capsys.readouterr().err
+    sft(asking(first, 3))
+    assert " answers" not in capsys.readouterr().err
+
+
+def test_prompts_of_the_training_are_told_and_give_way_to_held_out_ones(
+    tiny_model: Path, runs: Path, copied: Path
+) -> None:
+    first, second = first_config(tiny_model, runs, copied), second_config(runs, copied)
+    first = replace(first, data=replace(first.data, eval_path=None))
+    leave_answers(asking(first, 2), epath.Path(copied / "sft"))
+    assert "prompts that dSFT (sft) was trained on, as nothing was held out" in page_of(copied / "sft").words()
+    leave_answers(asking(second, 2), epath.Path(copied / "dpo"))
+    assert [each["text"] for each in kept(copied / "dpo")["prompts"]] == first_prompts(runs / "pairs.jsonl", 2)
+    assert stages(copied / "dpo") == ["base (model)", "dSFT (sft)", "dDPO (dpo)"]
+    assert "pairs.jsonl (train), which was held out when dDPO (dpo) was trained" in page_of(copied / "dpo").words()
+
+
+def test_stages_whose_weights_are_gone_are_told_and_the_others_answer(runs: Path, copied: Path) -> None:
+    """Nobody is asked over a network, neither."""
+    run, second = copied / "dpo", asking(second_config(runs, copied), 2)
+    record = json.loads((run / "provenance.json").read_text())
+    record["parent"]["parent"]["path"] = "mistralai/Mistral-7B-v0.1"
+    (run / "provenance.json").write_text(json.dumps(record))
+    leave_answers(second, epath.Path(run))
+    assert stages(run) == ["dSFT (sft)", "dDPO (dpo)"]
+    gone = "base (Mistral-7B-v0.1) is not among them: its weights are not on this machine."
+    assert kept(run)["about"].endswith(gone) and gone in page_of(run).words()
+    (run / "answers.json").unlink()
+    shutil.rmtree(copied / "sft")
+    leave_answers(second, epath.Path(run))
+    assert stages(run) == ["dDPO (dpo)"]
+    assert "dSFT (sft) is not among them" in page_of(run).words()
+
+
+def test_prompts_that_leave_no_room_for_an_answer_are_passed_over(tiny_model: Path, runs: Path, copied: Path) -> None:
+    texts = ["long " * 300, "five words are enough here " * 20, " ", "Hello!"]
+    rows = [{"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "a"}]} for text in texts]
+    first = asking(first_config(tiny_model, runs, copied), 4)
+    first = replace(first, data=replace(first.data, eval_path=str(write_rows(copied / "rows.jsonl", rows))))
+    leave_answers(first, epath.Path(copied / "sft"))
+    assert [each["text"] for each in kept(copied / "sft")["prompts"]] == ["Hello!"]
+
+
+def test_the_verb_has_stages_answer_later(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the settings of the run's own record, once."""
+    words = [
+        "page",
+        "--run",
+        str(copied / "dpo"),
+        "--ask",
+        "2",
+        *["--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2"],
+    ]
+    main(words)
+    assert stages(copied / "dpo") == ["base (model)", "dSFT (sft)", "dDPO (dpo)"]
+    assert "by itself" in page_of(copied / "dpo").words() and len(kept(copied / "dpo")["prompts"]) == 2
+    capsys.readouterr()
+    main(words)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("for_users")
+def test_answers_that_fail_cost_a_line(
+    tiny_model: Path, runs: Path, copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run ends as it would have, and its page names the command."""
+
+    def fail(config: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(run_answers, "generate", fail)
+    sft(asking(first_config(tiny_model, runs, copied), 3))
+    said = capsys.readouterr().err.splitlines()[-1]
+    command = f"zephyr-jax page --run {copied}/sft --ask 10"
+    assert said == f"no answers were made for the page (no room). To have them there: {command}"
+    assert command in page_of(copied / "sft").words()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "as the run was told (report.answers: 0)"),
+        ({"answers": 10}, "could not make them"),
+        ({"answers": 10, "steps": 99}, "they are made when the run has ended"),
+        ({"answers": 10, "processes": 4}, "spread over 4 processes"),
+        ({"answers": 10, "resumed": [{"processes": 8}]}, "spread over 8 processes"),
+        ({"answers": 10, "processes": 4, "resumed": [{"processes": 1}, None]}, "could not make them"),
+    ],
+)
+def test_a_page_without_answers_says_why_and_how(copied: Path, changes: dict, said: str) -> None:
+    run = copied / "dpo"
+    record = json.loads((run / "provenance.json").read_text())
+    record["config"]["report"]["answers"] = changes.pop("answers", 0)
+    (run / "provenance.json").write_text(json.dumps(record | changes))
+    main(["page", "--run", str(run)])
+    (part,) = [each for each in page_of(run).all("section") if "Answers" in [h.words() for h in each.all("h2")]]
+    assert said in part.words() and f"zephyr-jax page --run {run} --ask 10" in part.words()
 
 
 def page_of(run: Path) -> Node:
@@ -112,7 +234,7 @@ def test_a_run_leaves_its_page(runs: Path) -> None:
     np.testing.assert_allclose(back, held_out, atol=0.02)
     tiles = dict(zip((e.words() for e in page.all("dt")), (e.words() for e in page.all("dd")), strict=True))
     assert tiles["loss, held out"] == f"{held_out[-1][1]:.4g}"
-    assert tiles["steps"] == f"{held_out[-1][0]} of {held_out[-1][0]}"
+    assert tiles["steps"] == f"{held_out[-1][0]}"
     said = page.words()
     record = json.loads((runs / "dpo" / "provenance.json").read_text())
     for name, value in record["versions"].items():
@@ -260,7 +382,7 @@ def test_answers_stand_side_by_side_and_stay(runs: Path, tmp_path: Path) -> None
     main(["page", "--run", str(run), "--answers", one, f"dSFT + dDPO={two}"])
     main(["page", "--run", str(run)])
     articles = page_of(run).all("article")
-    assert [each.all("p", "asked")[0].words() for each in articles] == asked[:10]
+    assert [each.all("h3", "asked")[0].words() for each in articles] == asked[:10]
     for each, prompt in zip(articles, asked, strict=False):
         assert [title.words() for title in each.all("h4")] == ["base", "dSFT + dDPO"]
         assert [text.words() for text in each.all("div", "said")] == [f"a {prompt}", evil]
@@ -304,6 +426,8 @@ def test_answers_that_are_none_are_refused(
         ("page --run {home}", "is no run of ours"),
         ("page --run {home}/nothing", "is no run of ours"),
         ("page --run {runs}/dpo --prompts 0", "prompts is 0"),
+        ("page --run {runs}/dpo --ask -1", "ask is -1"),
+        ("page --run {runs}/dpo --ask 3 --answers {home}/a.jsonl", "both given"),
         ("page --run {runs}/dpo --answers {home}/none.jsonl", "There is no file"),
         ("page --run {runs}/dpo --answers {home}/a.jsonl {home}/a.jsonl", "have the same name"),
     ],
@@ -331,7 +455,7 @@ def test_mistakes_are_one_paragraph(
         ("provenance.json", '{"made_by": "dpo", "parent": "sft"}'),
         ("provenance.json", '{"made_by": "dpo", "parent": {"made_by": "sft", "versions": "x"}}'),
         ("answers.json", "[3]"),
-        ("answers.json", '[{"text": "x"}]'),
+        ("answers.json", '{"prompts": [{"text": "x"}]}'),
         ("answers.json", "\xff"),
     ],
 )
@@ -347,10 +471,22 @@ def test_damaged_files_of_the_page_are_named(
     assert re.search(rf"{name} (cannot be read|is damaged|is not)", said) and "Traceback" not in said
 
 
+def test_held_out_numbers_are_those_that_were_measured_there(tmp_path: Path) -> None:
+    """Whichever line they stand on, and whatever else it says."""
+    (tmp_path / "provenance.json").write_text('{"made_by": "dpo", "steps": 9, "config": {}}')
+    lines = [{"step": 4, "eval/loss": 0.25, "loss": 0.5, "padding": 0.1}, {"step": 9, "loss": 0.75}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    main(["page", "--run", str(tmp_path)])
+    page = page_of(tmp_path)
+    assert [cell.words() for cell in page.all("table")[0].all("td")] == ["0.25", "0.25"]
+    assert "Not finished. Nothing is saved yet of 9 steps." in page.words()
+
+
 def test_a_record_that_says_little_makes_a_page_that_says_little(tmp_path: Path) -> None:
     """Sections that are something else are as good as none."""
     (tmp_path / "provenance.json").write_text(
-        '{"made_by": "dpo", "config": {"data": [1], "model": null, "expected": 3, "dpo": "x"}, "resumed": [null, {"step": 3}]}'
+        '{"made_by": "dpo", "config": {"data": [1], "model": null, "expected": 3, "dpo": "x"}, '
+        '"resumed": [null, {"step": 3, "processes": "two"}]}'
     )
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2, "tokens_per_second": NaN, "eval/loss": 1}\n')
     main(["page", "--run", str(tmp_path)])

@@ -34,11 +34,12 @@ def aligned(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs = write_rows(out / "pairs.jsonl", list(preferences(0, 32, "train")))
     main(
         f"sft --config {CARDS}/sft.yaml --model.path {tiny_model} --data.path {chats} --output {out}/sft "
-        "--schedule.max_steps 2 --report.progress False".split()
+        "--schedule.max_steps 2 --report.progress False --report.answers 0".split()
     )
     same = (
         f"--config {CARDS}/dpo.yaml --model.path {out}/sft --data.path {pairs} --data.eval_path {pairs} --output {out}/dpo "
-        f"--reference {out}/reference --schedule.max_steps 2 --report.progress False"
+        f"--reference {out}/reference --schedule.max_steps 2 --report.progress False "
+        "--report.answers 0"
     ).split()
     main(["reference", *same])
     main(["dpo", *same])

@@ -42,6 +42,7 @@ def make_record(verb: str, parent: Record, **facts: Any) -> Record:
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         **facts,
         "devices": f"{len(devices)} x {devices[0].device_kind} in {jax.process_count()} process(es)",
+        "processes": jax.process_count(),
         "versions": {"python": platform.python_version(), **_versions()},
         "commit": _commit(),
         "parent": parent,

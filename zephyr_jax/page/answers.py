@@ -30,7 +30,7 @@ def side_by_side(prompts: Sequence[Prompt]) -> Markup:
 
 
 def _prompt(number: int, prompt: Prompt) -> Markup:
-    asked = element("p", prompt.text, class_="asked", dir="auto")
+    asked = element("h3", prompt.text, class_="asked", dir="auto")
     answers = element("div", *[_said(each) for each in prompt.answers], class_="answers")
     return element("article", element("span", number, class_="number"), asked, answers)
 

@@ -134,9 +134,7 @@ def _level(level: Level, y: Scale) -> Markup:
 
 
 def _key(series: Series, share: bool) -> Key:
-    finite = series.values[series.finite]
-    last = spelt(float(finite[-1]), share) if len(finite) else ""
-    return Key(series.name, series.colour, last, "dots" if series.dots else "line")
+    return Key(series.name, series.colour, spelt(float(series.values[-1]), share), "dots" if series.dots else "line")
 
 
 def _hints(drawn: Sequence[Series], x: Scale, share: bool) -> list[Hint]:

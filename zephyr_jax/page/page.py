@@ -30,7 +30,7 @@ def page(title: str, about: Sequence[str], tiles: Mapping[str, str], sections: S
         "header", element("p", "zephyr-jax", class_="kicker"), element("h1", title),
         *[element("p", words) for words in about],
         element("dl", *[_tile(name, value) for name, value in tiles.items()], class_="tiles") if tiles else None,
-        element("nav", *links),
+        element("nav", *links, aria_label="parts of this page"),
     )  # fmt: skip
     main = element("main", *map(_section, sections, anchors))
     foot = element(

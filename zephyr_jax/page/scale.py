@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _ROUND = (1, 2, 5, 10)
+_SMALLEST = 1e-300
 _LETTERS = ((1e12, 1e12, "T"), (1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k"))
 
 
@@ -45,7 +46,7 @@ def upwards(values: np.ndarray, start: float, end: float, most: int = 4) -> Scal
     low, high = (float(np.min(values)), float(np.max(values))) if len(values) else (0.0, 1.0)
     if low > 0 and high > 50 * float(np.median(values)):
         return _powers(low, high, start, end)
-    if high - low <= 1e-9 * max(abs(low), abs(high)):  # as good as constant
+    if high - low <= max(1e-9 * max(abs(low), abs(high)), _SMALLEST):  # as good as constant
         low, high = low - (abs(low) * 0.1 or 1), high + (abs(high) * 0.1 or 1)
     step = _round_step((high - low) / most)
     low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
@@ -96,7 +97,10 @@ def spelt_ticks(ticks: tuple[float, ...], share: bool = False) -> list[str]:
             return [f"{each / unit:.4g}{letter}" if each else "0" for each in ticks]
     if 1e-2 <= largest < 1e15 or not largest:
         return [f"{each:.6g}" for each in ticks]
-    return [_power(f"{each:.3g}") for each in ticks]
+    if min(abs(each) for each in ticks if each) < largest / 100:  # powers of ten
+        return [_power(f"{each:.3g}") for each in ticks]
+    power = math.floor(math.log10(largest) + 1e-9)
+    return [f"{each / 10.0**power:.3g}e{power}" if each else "0" for each in ticks]
 
 
 def _power(text: str) -> str:

@@ -12,7 +12,9 @@ def table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> Markup:
     """A table whose first column names its rows; it can be pushed sideways where the screen is narrow."""
     head = element("thead", element("tr", *[element("th", _cell(each), scope="col") for each in header]))
     body = element("tbody", *[_row(row) for row in rows])
-    return element("div", element("table", head, body), class_="scroll", tabindex="0")
+    return element(
+        "div", element("table", head, body), class_="scroll", tabindex="0", role="region", aria_label="table"
+    )
 
 
 def facts(values: Mapping[str, object]) -> Markup:

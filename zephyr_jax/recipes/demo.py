@@ -163,4 +163,5 @@ class _Experiment:
 
     def _shared(self, name: str, start: str) -> dict[str, Any]:
         model = {"path": start, **_COMPUTE}
-        return {"output": str(self.folder / name), "model": model, "mesh": self._mesh, "seed": self.seed}
+        settings = {"output": str(self.folder / name), "model": model, "mesh": self._mesh, "seed": self.seed}
+        return {**settings, "report": {"answers": 0}}  # the last step has the answers of all

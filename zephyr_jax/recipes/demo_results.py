@@ -18,10 +18,21 @@ from zephyr_jax.demo.words import CLOSINGS
 from zephyr_jax.page.answers import Prompt, Said
 from zephyr_jax.recipes.evaluate import evaluate
 from zephyr_jax.recipes.generate import Answer, generate
-from zephyr_jax.recipes.page import PAGE, answers_section, notes_section, results_section, stage_section, write_page
+from zephyr_jax.recipes.page import (
+    PAGE,
+    answers_section,
+    leave_page,
+    notes_section,
+    results_section,
+    stage_section,
+    write_page,
+)
+from zephyr_jax.recipes.page_answers import Kept, write_kept
+from zephyr_jax.storage.files import open_path
 from zephyr_jax.verbs.models import EvaluateConfig, GenerateConfig
 
 _SHOWN = 10  # of them, on the page
+_ANSWERED = "Greedy answers to prompts that each ask for a word which no prompt of the training named."
 _HEADER = ("", "judge*", "beats dSFT*", "pairs right", "words*", "ends*")
 _NOTES = (
     "* by rule, in greedy answers to prompts that each ask for a word which no prompt of the training named: the judge's score "
@@ -94,6 +105,8 @@ def leave_results(out: Path, made: Sequence[Sequence[Stage]], exported: Path) ->
     """Print the table over all seeds and write the page; `made` holds each seed's stages, in the table's order."""
     rows = [_row([stages[place] for stages in made], made) for place in range(len(made[0]))]
     verdict = _verdict(rows)
+    for stages in made:
+        _leave_answers(stages)
     page = _page(out, rows, made[0], verdict)
     console = Console()
     seeds = f", {len(made)} seeds" if len(made) > 1 else ""
@@ -138,12 +151,25 @@ def _verdict(rows: Sequence[_Row]) -> str:
     return f"The paper's order ({order}) came out for {sum(holds)} of {len(holds)} seeds only."
 
 
-def _page(out: Path, rows: Sequence[_Row], stages: Sequence[Stage], verdict: str) -> Path:
+def _prompts(stages: Sequence[Stage]) -> tuple[Prompt, ...]:
+    """The first prompts with the answers of all stages."""
     first = {answer.prompt: place for place, answer in reversed(list(enumerate(stages[0].answers)))}
-    prompts = [
+    return tuple(
         Prompt(prompt, tuple(Said(stage.name, stage.answers[n].text, stage.answers[n].ended) for stage in stages))
         for prompt, n in sorted(first.items(), key=lambda item: item[1])[:_SHOWN]
-    ]
+    )
+
+
+def _leave_answers(stages: Sequence[Stage]) -> None:
+    """Put them on each run's own page, too."""
+    kept = Kept(_prompts(stages), _ANSWERED)
+    for stage in stages[1:]:  # the base is somebody else's
+        folder = open_path(stage.folder)
+        write_kept(folder, kept)
+        leave_page(folder)
+
+
+def _page(out: Path, rows: Sequence[_Row], stages: Sequence[Stage], verdict: str) -> Path:
     runs = [stage_section(stage.folder, stage.name) for stage in stages if (stage.folder / "metrics.jsonl").exists()]
     write_page(
         out / PAGE,
@@ -156,9 +182,7 @@ def _page(out: Path, rows: Sequence[_Row], stages: Sequence[Stage], verdict: str
         [
             results_section(_HEADER, [row.told() for row in rows], "On held-out prompts and pairs."),
             notes_section(_NOTES),
-            answers_section(
-                prompts, "Greedy answers to prompts that each ask for a word which no prompt of the training named."
-            ),
+            answers_section(_prompts(stages), _ANSWERED),
             *runs,
         ],
     )

@@ -19,15 +19,13 @@ from zephyr_jax.page.page import Section, charts, commands, folded, notes, subhe
 from zephyr_jax.page.page import page as document
 from zephyr_jax.page.scale import spelt
 from zephyr_jax.page.table import facts, flat, table
-from zephyr_jax.recipes.page_answers import read_answers, read_kept, write_kept
-from zephyr_jax.recipes.stages import PAPER_NAMES, Stage, earlier_stages, read_stage, write_histograms
+from zephyr_jax.recipes.page_answers import Kept, read_answers, read_kept, write_kept
+from zephyr_jax.recipes.stages import CONFIGS, PAPER_NAMES, Stage, earlier_stages, read_stage, write_histograms
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.files import Path, open_path, write_whole
 from zephyr_jax.verbs.looks import PageConfig
-from zephyr_jax.verbs.training import DpoConfig, SftConfig
 
 PAGE = "report.html"
-_CONFIGS = {"sft": SftConfig, "dpo": DpoConfig}
 _SHARES = ("rewards/accuracies", "accuracy", "padding")
 _TITLES = {
     "loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin", "rewards/chosen": "chosen reward",
@@ -42,7 +40,7 @@ def page(config: PageConfig) -> Path:
     folder = open_path(config.run)
     stage = read_stage(folder)
     if config.answers:
-        write_kept(folder, read_answers(config.answers, config.prompts))
+        write_kept(folder, Kept(tuple(read_answers(config.answers, config.prompts))))
     return _write(folder, stage)
 
 
@@ -62,6 +60,11 @@ def leave_histograms(folder: Path, examples: Examples) -> None:
         excuse(
             error, f"The page of {folder} will show no lengths and scores", "The run's next start counts them again."
         )
+
+
+def asking(folder: Path) -> str:
+    """The command that has a run and the stages before it answer, for its page."""
+    return shlex.join(["zephyr-jax", "page", "--run", str(folder), "--ask", "10"])
 
 
 def excuse(error: Exception, what: str, remedy: str) -> None:
@@ -107,11 +110,11 @@ def stage_section(folder: str | os.PathLike[str], heading: str) -> Section:
 
 def _write(folder: Path, stage: Stage) -> Path:
     earlier = earlier_stages(stage, folder)
-    prompts = read_kept(folder)
+    kept = read_kept(folder)
     sections = [
         _numbers(stage),
-        Section("Curves", _curves(stage)),
-        answers_section(prompts) if prompts else _no_answers(folder, stage, earlier),
+        Section("Curves", _curves(stage), "Over the steps. Pointed at, each tells its numbers."),
+        answers_section(kept.prompts, kept.about) if kept.prompts else _no_answers(folder, stage),
         *([Section("Data", _data(stage))] if _data(stage) else []),
         *([_before(earlier)] if earlier else []),
         _settings(stage),
@@ -122,20 +125,20 @@ def _write(folder: Path, stage: Stage) -> Path:
 
 
 def _about(stage: Stage) -> list[str]:
-    data, total = stage.section("data"), stage.record.get("steps", 0)
+    data, total = stage.section("data"), stage.total
     what = f"{PAPER_NAMES[stage.verb]} of {stage.section('model').get('path')} on {data.get('path')} ({data.get('split')})."
-    state = (
-        "Finished."
-        if stage.saved == total
-        else f"Not finished. Step {stage.saved:,} of {total:,} is the newest that is saved. The same command goes on."
-    )
+    state = f"Not finished. Step {stage.saved:,} of {total:,} is the newest that is saved. The same command goes on."
+    if not stage.saved:
+        state = f"Not finished. Nothing is saved yet of {total:,} steps. The same command begins anew."
+    state = "Finished." if stage.saved == total else state
     sick = [f"Sick steps were met; their batches are kept: {', '.join(stage.sick)}."] if stage.sick else []
     return [f"{what} {state}", *sick]
 
 
 def _tiles(stage: Stage) -> dict[str, str]:
     """The few numbers to see first: held out where there are such, of the last step otherwise."""
-    tiles = {"steps": f"{stage.saved:,} of {stage.record.get('steps', 0):,}"}
+    ended = stage.saved == stage.total
+    tiles = {"steps": f"{stage.saved:,}"} if ended else {"steps saved": f"{stage.saved:,} of {stage.total:,}"}
     measured = stage.evaluations()
     trained = [line for line in stage.lines if "loss" in line]
     last, where = (measured[-1], "held out") if measured else (trained[-1] if trained else {}, "last step")
@@ -194,21 +197,20 @@ def _spelt(name: str, value: float | None) -> str:
     return "" if value is None else spelt(value, name in _SHARES)
 
 
-def _no_answers(folder: Path, stage: Stage, earlier: Sequence[Stage]) -> Section:
-    """How answers come to be on the page."""
-    base = chain(stage.record)[0].get("path")
-    models = {"base": base} if base else {}
-    models |= {each.verb: each.record.get("output") for each in earlier} | {stage.verb: str(folder)}
-    asked = ["--data", "PROMPTS.jsonl", "--limit", "10"]
-    made = [
-        shlex.join(["zephyr-jax", "generate", "--model.path", str(model), *asked, "--output", f"{name}.jsonl"])
-        for name, model in models.items()
-    ]
-    shown = shlex.join(["zephyr-jax", "page", "--run", str(folder), "--answers", *(f"{name}.jsonl" for name in models)])
+def _no_answers(folder: Path, stage: Stage) -> Section:
+    """Why there are none, and how they come to be on the page."""
+    runs = [stage.record, *(each for each in stage.record.get("resumed") or [] if isinstance(each, dict))]
+    processes, wanted = runs[-1].get("processes") or 1, stage.section("report").get("answers")
+    if wanted == 0:
+        why = "None, as the run was told (report.answers: 0)."
+    elif isinstance(processes, int) and processes > 1:
+        why = f"None: the weights of this run were spread over {processes} processes, and one alone makes answers."
+    elif stage.saved < stage.total:
+        why = "None yet: they are made when the run has ended."
+    else:
+        why = "None yet: the run had no time for them, or could not make them; its output says why."
     return Section(
-        "Answers",
-        (commands([*made, shown]),),
-        "None yet. To have ten prompts here with each stage's answers:",
+        "Answers", (commands([asking(folder)]),), f"{why} To have ten prompts here with each stage's answers:"
     )
 
 
@@ -233,7 +235,7 @@ def _before(earlier: Sequence[Stage]) -> Section:
 
 
 def _settings(stage: Stage) -> Section:
-    changed = differences(stage.config, to_dict(_CONFIGS[stage.verb]()))
+    changed = differences(stage.config, to_dict(CONFIGS[stage.verb]()))
     own = {name: value for name, value in flat(stage.config).items() if name in changed}
     about = "What differs from the defaults."
     return Section("Settings", (facts(own), folded("Every setting", _all_settings(stage))), about)

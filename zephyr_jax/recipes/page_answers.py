@@ -1,7 +1,7 @@
 """Answers for a run's page: read from what `zephyr-jax generate` wrote, and kept beside the run for pages to come."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import PurePath
 from typing import Any
 
@@ -13,6 +13,22 @@ from zephyr_jax.storage.text import parsed
 ANSWERS = "answers.json"
 
 type _Row = tuple[str, str, bool]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The answers that a run's folder holds for its page."""
+
+    prompts: tuple[Prompt, ...] = ()
+    about: str = ""
+    """Where the prompts are from, and which stage did not answer, and why."""
+    held_out: bool = True
+    """Whether the prompts are none of the training rows."""
+
+    @property
+    def stages(self) -> list[str]:
+        """Who has answered."""
+        return [said.stage for said in self.prompts[0].answers] if self.prompts else []
 
 
 def read_answers(files: tuple[str, ...], most: int) -> list[Prompt]:
@@ -37,26 +53,27 @@ def read_answers(files: tuple[str, ...], most: int) -> list[Prompt]:
     return [Prompt(each, tuple(of[each] for of in said.values())) for each in shared[:most]]
 
 
-def write_kept(folder: Path, prompts: list[Prompt]) -> None:
+def write_kept(folder: Path, kept: Kept) -> None:
     """Keep them in a run's folder."""
-    write_whole(folder / ANSWERS, json.dumps([asdict(each) for each in prompts], ensure_ascii=False, indent=1) + "\n")
+    write_whole(folder / ANSWERS, json.dumps(asdict(kept), ensure_ascii=False, indent=1) + "\n")
 
 
-def read_kept(folder: Path) -> list[Prompt]:
+def read_kept(folder: Path) -> Kept:
     """What was kept; nothing where nothing was. Raises InputError where the file is damaged."""
     path = folder / ANSWERS
     if not path.exists():
-        return []
+        return Kept()
     try:
-        return [
-            Prompt(
-                str(each["text"]),
-                tuple(Said(str(a["stage"]), str(a["text"]), bool(a["ended"])) for a in each["answers"]),
-            )
-            for each in parsed(path.read_bytes())
-        ]
+        content = parsed(path.read_bytes())
+        prompts = tuple(_prompt(each) for each in content["prompts"])
+        return Kept(prompts, str(content["about"]), content["held_out"] is True)
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path} cannot be read ({error}). Delete it and give the answers again.") from error
+        raise InputError(f"{path} cannot be read ({error!r}). Delete it and give the answers again.") from error
+
+
+def _prompt(content: Any) -> Prompt:
+    said = (Said(str(each["stage"]), str(each["text"]), bool(each["ended"])) for each in content["answers"])
+    return Prompt(str(content["text"]), tuple(said))
 
 
 def _stage(word: str) -> tuple[str, str]:

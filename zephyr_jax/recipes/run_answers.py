@@ -1,80 +1,165 @@
-"""What a run answers to held-out prompts when it has ended, for its page: beside what the stages before it answered."""
+"""What a run and the stages before it answer to the same ten prompts, for its page: when it has ended, or when asked later."""
 
 import sys
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
-from pathlib import PurePath
 from typing import Any
 
 import jax
 
-from zephyr_jax.config import DataOptions, ModelOptions
+from zephyr_jax.card import from_dict
+from zephyr_jax.checkpoint.provenance import chain
+from zephyr_jax.checkpoint.source import find_model
+from zephyr_jax.config import ModelOptions
+from zephyr_jax.data.chat import BadRow
 from zephyr_jax.data.sources import open_rows
+from zephyr_jax.errors import InputError
 from zephyr_jax.page.answers import Prompt, Said
 from zephyr_jax.recipes.generate import generate
-from zephyr_jax.recipes.page import excuse, leave_page
-from zephyr_jax.recipes.page_answers import read_kept, write_kept
-from zephyr_jax.recipes.run import evaluation_source
+from zephyr_jax.recipes.page import asking, excuse, leave_page
+from zephyr_jax.recipes.page_answers import Kept, read_kept, write_kept
+from zephyr_jax.recipes.run import evaluation_source, open_tokenizer
+from zephyr_jax.recipes.stages import CONFIGS, Stage, called, earlier_stages, read_stage
+from zephyr_jax.storage.cloud import explained, is_remote
 from zephyr_jax.storage.files import Path, open_path
+from zephyr_jax.verbs.looks import PageConfig
 from zephyr_jax.verbs.models import GenerateConfig
 from zephyr_jax.verbs.training import SftConfig
 
-_NEW = 256
+_NEW = 256  # tokens of an answer
 _LONGEST = 1000  # characters of a prompt
-_LATER = (
-    "To have answers on the page: zephyr-jax generate --output FILE, then zephyr-jax page --run RUN --answers FILE."
-)
 
 
 def leave_answers(config: SftConfig, folder: Path) -> None:
     """Answer `report.answers` prompts, once, and write the page again; what goes wrong is one line: the run has ended well."""
     if not config.report.answers:
         return
+    later = f"To have them there: {asking(folder)}"
     if jax.process_count() > 1:
         if jax.process_index() == 0:
-            print(f"answers are made by one process, and this run has {jax.process_count()}. {_LATER}", file=sys.stderr)
+            print(f"a run of several processes makes no answers for its page. {later}", file=sys.stderr, flush=True)
         return
     try:
-        name = PurePath(str(folder)).name
-        kept = read_kept(folder)
-        if kept and any(said.stage == name for said in kept[0].answers):
-            return
-        prompts = kept or read_kept(open_path(config.model.path)) or _answered(_asked(config), config, config.model)
-        write_kept(folder, _answered(prompts, config, replace(config.model, path=str(folder), revision=None)))
-        leave_page(folder)
+        if _answer(config, folder, config.report.answers):
+            leave_page(folder)
     except Exception as error:  # whatever it is, the run is done
-        excuse(error, "no answers were made for the page", _LATER)
+        excuse(error, "no answers were made for the page", later)
 
 
-def _answered(prompts: list[Prompt], config: SftConfig, model: ModelOptions) -> list[Prompt]:
-    """The prompts with one more stage's greedy answers; the stage is called after the last part of its path."""
+@explained()
+def ask(config: PageConfig) -> None:
+    """Have a run and the stages before it answer now, unless they have. Raises InputError."""
+    config.check()
+    folder = open_path(config.run)
+    stage = read_stage(folder)
+    made: SftConfig = from_dict(CONFIGS[stage.verb], stage.config, f"{folder}/provenance.json")
+    _answer(replace(made, mesh=config.mesh), folder, config.ask)
+
+
+def _answer(config: SftConfig, folder: Path, most: int) -> bool:
+    """Have whoever has not answered yet do so, and keep it; whether there was anything to do."""
+    stage = read_stage(folder)
+    name = called({**stage.record, "output": str(folder)})
+    own = name if stage.saved == stage.total else f"{name}, step {stage.saved:,}"
+    kept = read_kept(folder)
+    if own in kept.stages:
+        return False
+    begun = time.perf_counter()
+    kept = kept if kept.prompts else _inherited(config, most)
+    models = {} if kept.prompts else _before(config, stage, folder)
+    model = replace(config.model, path=str(folder), revision=None)
+    kept = kept if kept.prompts else _asked(config, model, name, most)
+    for each, earlier in models.items():
+        kept = _with_earlier(kept, config, each, earlier)
+    kept = _with(kept, config, own, model)
+    write_kept(folder, kept)
+    who, seconds = ", ".join(kept.stages), time.perf_counter() - begun
+    print(f"the page has {len(kept.prompts)} answers each of {who} ({seconds:.1f} s)", file=sys.stderr, flush=True)
+    return True
+
+
+def _inherited(config: SftConfig, most: int) -> Kept:
+    """What the run that this one started from has on its page, unless better prompts are to be had."""
+    try:
+        found = read_kept(open_path(config.model.path))
+    except Exception:  # whatever it is, others answer
+        return Kept()
+    better = not found.held_out and evaluation_source(config.data)
+    return Kept() if better else replace(found, prompts=found.prompts[:most])
+
+
+def _before(config: SftConfig, stage: Stage, folder: Path) -> dict[str, ModelOptions]:
+    """The base and the runs before this one, by name; the last of them is what this one started from."""
+    base = chain(stage.record)[0]
+    path = str(base.get("path") or "")
+    near = bool(path) and not is_remote(path) and open_path(path).is_dir()  # nothing is downloaded for a page
+    places = {called(base): path if near else ""}
+    places |= {called(s.record): str(s.record["output"]) if s.here else "" for s in earlier_stages(stage, folder)}
+    models = {name: replace(config.model, path=place, revision=None) for name, place in places.items()}
+    return models | {list(models)[-1]: config.model}
+
+
+def _with_earlier(kept: Kept, config: SftConfig, name: str, model: ModelOptions) -> Kept:
+    """The same, or a word why not: an earlier stage's weights may be gone."""
+    try:
+        if not model.path:
+            raise InputError("its weights are not on this machine")
+        return _with(kept, config, name, model)
+    except Exception as error:  # whatever it is, the others answer
+        reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+        return replace(kept, about=f"{kept.about} {name} is not among them: {reason}.")
+
+
+def _with(kept: Kept, config: SftConfig, name: str, model: ModelOptions) -> Kept:
+    """The prompts with one more stage's greedy answers."""
     settings = GenerateConfig(
         model=model,
         mesh=config.mesh,
-        prompts=tuple(prompt.text for prompt in prompts),
+        prompts=tuple(prompt.text for prompt in kept.prompts),
         template=config.data.template,
-        rows=len(prompts),
-        max_new_tokens=min(_NEW, config.data.max_length // 2),
+        rows=len(kept.prompts),
+        max_new_tokens=_new(config),
     )
-    answers = generate(settings)
-    return [
-        Prompt(prompt.text, (*prompt.answers, Said(PurePath(model.path).name, answer.text, answer.ended)))
-        for prompt, answer in zip(prompts, answers, strict=True)
-    ]
+    answered = zip(kept.prompts, generate(settings), strict=True)
+    return replace(kept, prompts=tuple(Prompt(p.text, (*p.answers, Said(name, a.text, a.ended))) for p, a in answered))
 
 
-def _asked(config: SftConfig) -> list[Prompt]:
+def _new(config: SftConfig) -> int:
+    return min(_NEW, config.data.max_length // 2)
+
+
+def _asked(config: SftConfig, model: ModelOptions, name: str, most: int) -> Kept:
     """The first different prompts of the held-out rows, or where there are none, of the training rows."""
-    path, split = evaluation_source(config.data) or (config.data.path, config.data.split)
-    texts = dict.fromkeys(_texts(config.data, path, split))
-    return [Prompt(text, ()) for text, _ in zip(texts, range(config.report.answers), strict=False)]
+    held_out = evaluation_source(config.data)
+    path, split = held_out or (config.data.path, config.data.split)
+    texts = dict.fromkeys(_texts(config, model, path, split))
+    prompts = tuple(Prompt(text, ()) for text, _ in zip(texts, range(most), strict=False))
+    if not prompts:
+        raise InputError(
+            f"{path} ({split}) has no prompt of at most {_LONGEST:,} characters that leaves room to answer"
+        )
+    what = (
+        f"of {path} ({split}), which was held out when {name} was trained"
+        if held_out
+        else f"that {name} was trained on, as nothing was held out (data.eval_path or data.eval_split names such rows)"
+    )
+    return Kept(prompts, f"Greedy answers of at most {_new(config)} tokens to prompts {what}.", bool(held_out))
 
 
-def _texts(data: DataOptions, path: str, split: str) -> Iterator[str]:
+def _texts(config: SftConfig, model: ModelOptions, path: str, split: str) -> Iterator[str]:
+    """First questions that leave room for an answer."""
+    source, data = find_model(model), config.data
+    tokenizer = open_tokenizer(source, data)
+    most = min(data.max_length, source.shape.max_positions or data.max_length) - _new(config)
     for row in open_rows(path, split, data.revision, data.limit):
         text = _first_question(row)
-        if text and len(text) <= _LONGEST:
-            yield text
+        if not text.strip() or len(text) > _LONGEST:
+            continue
+        with suppress(BadRow):
+            if len(tokenizer.prompt([{"role": "user", "content": text}])) <= most:
+                yield text
 
 
 def _first_question(row: Mapping[str, Any]) -> str:

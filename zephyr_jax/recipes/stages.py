@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,16 @@ from zephyr_jax.storage.cloud import is_remote, split
 from zephyr_jax.storage.files import Path, names_in, open_path, write_whole
 from zephyr_jax.storage.text import parsed
 from zephyr_jax.train.report import FILE as METRICS
+from zephyr_jax.verbs.training import DpoConfig, SftConfig
 
 HISTOGRAMS = "histograms.json"
 SICK = "sick"
 """Where a run keeps the batches of sick steps."""
 PAPER_NAMES = {"sft": "dSFT", "dpo": "dDPO"}
 """What trains -> what the paper calls it."""
-_KINDS: dict[str, type] = {"config": dict, "versions": dict, "resumed": list, "steps": int}
+CONFIGS = {"sft": SftConfig, "dpo": DpoConfig}
+"""What trains -> the type of its settings."""
+_KINDS: dict[str, type] = {"config": dict, "versions": dict, "resumed": list, "steps": int, "processes": int}
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,21 @@ class Stage:
         found = self.config.get(name)
         return found if isinstance(found, dict) else {}
 
+    @property
+    def total(self) -> int:
+        """Steps from its beginning to its end."""
+        return int(self.record.get("steps") or 0)
+
     def evaluations(self) -> list[Line]:
-        """The lines with held-out numbers; `eval/` is taken off their names."""
-        found = [line for line in self.lines if any(name.startswith("eval/") for name in line)]
-        return [{name.removeprefix("eval/"): value for name, value in line.items()} for line in found]
+        """The held-out numbers by step; `eval/` is taken off their names."""
+        held_out = [{name[5:]: line[name] for name in line if name.startswith("eval/")} for line in self.lines]
+        return [{"step": line["step"], **each} for line, each in zip(self.lines, held_out, strict=True) if each]
+
+
+def called(record: Record) -> str:
+    """A stage's name for people: what the paper calls it, and the last part of its path."""
+    path = PurePath(str(record.get("output") or record.get("path") or ""))
+    return f"{PAPER_NAMES.get(str(record.get('made_by')), 'base')} ({path.name})"
 
 
 def read_stage(folder: Path) -> Stage:

@@ -234,7 +234,7 @@ def _record(config: SftConfig, run: Run, training: Split, identity: dict[str, An
     first = read_record(run.folder) if run.start else None
     if first is None:
         return record
-    again = {name: record[name] for name in ("at", "devices", "versions", "commit")} | {"step": run.start}
+    again = {name: record[name] for name in ("at", "devices", "processes", "versions", "commit")} | {"step": run.start}
     return {**first, "resumed": [*first.get("resumed", []), again]}
 
 

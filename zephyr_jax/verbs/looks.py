@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from zephyr_jax.checks import check_data, check_one_split, check_positive, require
-from zephyr_jax.config import DataOptions, ModelOptions
+from zephyr_jax.checks import check_data, check_not_negative, check_one_split, check_positive, refuse, require
+from zephyr_jax.config import DataOptions, MeshOptions, ModelOptions
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,19 @@ class PageConfig:
     and kept for later pages of the run."""
     prompts: int = 10
     """How many prompts of these files to take."""
+    ask: int = 0
+    """Have the run and the stages before it answer so many held-out prompts now, if they have not yet: a run of one process
+    does so when it has ended, one of several does not."""
+    mesh: MeshOptions = field(default_factory=MeshOptions)
+    """Where they answer."""
 
     def check(self) -> None:
         """Raise InputError when no run is named, or no prompt is asked for."""
         require(self.run, "run", "the folder that `sft` or `dpo` wrote")
         check_positive(prompts=self.prompts)
+        check_not_negative(ask=self.ask)
+        if self.ask and self.answers:
+            refuse("ask and answers are both given.", "Give files, or have the stages asked.")
 
 
 @dataclass(frozen=True)
