@@ -131,6 +131,31 @@ def test_keys_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.Monk
         assert b"sesame" not in (tmp_path / "journal").read_bytes()
 
 
+def test_the_key_that_was_named_is_the_one_that_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And none where none was named, whatever the client finds in the environment for itself."""
+    monkeypatch.setenv("MY_KEY", "sesame")
+    monkeypatch.setenv("OPENAI_API_KEY", "not for you")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer neither this")
+    with judge_at(echo) as (url, asked):
+        endpoint(url, tmp_path, EndpointOptions(key_variable="MY_KEY")).ask_all(asks(1))
+        endpoint(url, tmp_path).ask_all(asks(2))
+    assert [each["key"] for each in asked] == ["Bearer sesame", None]
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9", "nonsense"])
+def test_no_proxy_stands_between_us_and_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    """The environment's proxy is for other machines, and there it is used, or said to be of no use."""
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy)
+    with judge_at(echo) as (url, _):
+        for each in (url, url.replace("127.0.0.1", "localhost")):
+            assert endpoint(each, tmp_path).ask_all(asks(1))[0].text == "re: question 0"
+    with pytest.raises(InputError, match="cannot be reached|through the proxy that the environment names"):
+        endpoint("http://wise.invalid/v1", tmp_path)
+
+
 def test_an_address_where_nobody_is(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be reached: .*it ends in /v1"):
         endpoint("http://127.0.0.1:9/v1", tmp_path)

@@ -17,7 +17,7 @@ def test_from_a_base_to_the_table_and_the_page(tmp_path: Path, capsys: pytest.Ca
     table = said[: said.index("* by rule")]
     assert all(stage in table for stage in STAGES)
     assert "The paper's order" in said
-    for answers in (out / "answers" / "train.jsonl", out / "data" / "rated.jsonl"):
+    for answers in (out / "answers" / "train.jsonl", out / "ratings" / "train.jsonl"):
         rows = [json.loads(line) for line in answers.read_text().splitlines()]
         assert len(rows) == 16
         assert {len(row["completions"]) for row in rows} == {4}
