@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -209,11 +210,12 @@ def command(*words: object) -> subprocess.Popen[str]:
 def journaled(folder: Path) -> list[str]:
     """Requests whose replies are on disk."""
     found = [line for path in folder.glob("*.journal") for line in path.read_text().split("\n")[1:-1]]
-    return [json.loads(line)["request"] for line in found]
+    return [line["request"] for line in map(json.loads, found) if "text" in line]
 
 
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
-    """SIGKILL, twice: the files of a run that nobody disturbed, and no reply that came is asked for again."""
+    """SIGKILL, twice: the files of a run that nobody disturbed, and no reply that came is asked for again. What was under way may
+    have been paid for, and counts."""
     data = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Question {number}?"} for number in range(40)])
     gate, allowed = threading.Event(), [23]
 
@@ -221,7 +223,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
         status, text = echo(body, number)
         return Answer(status, text) if number <= allowed[0] or gate.is_set() else Answer(status, text, wait=30)
 
-    words = "--answers 2 --max_tokens 50 --endpoint.concurrency 4 --models"
+    words = "--answers 2 --max_tokens 50 --endpoint.concurrency 4 --endpoint.most_tokens 100000 --models"
     with judge_at(held) as (url, asked):
         models = [f"{name}@{url}" for name in ("ape", "bee", "cow")]
         for stop in (23, 23 + 4 + 17):
@@ -237,8 +239,10 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
         assert len(done) == len(set(done)) == 40
         gate.set()
         last = command("feedback answers --data", data, "--output", tmp_path / "out", words, *models)
-        assert last.wait() == 0, last.communicate()
-        last.communicate()
+        told = last.communicate()
+        assert last.returncode == 0, told
+        used, lost = re.search(r"took ([\d,]+) tokens \(up to ([\d,]+) of them", told[0]).groups()
+        assert int(used.replace(",", "")) - int(lost.replace(",", "")) == 80 * 110
         counts = Counter(json.dumps({**each, "key": None}, sort_keys=True) for each in asked)
         assert len(counts) == 80
         assert sum(counts.values()) == 80 + 8  # four under way at each kill, whose replies never came

@@ -168,9 +168,36 @@ def test_no_limit_is_passed_however_many_are_under_way(tmp_path: Path) -> None:
         long = [Ask(({"role": "user", "content": f"{index} {'word ' * 20}"},), 0.0, 50) for index in range(100)]
         with pytest.raises(InputError, match="and most_tokens is 3,000"):
             endpoint(url, tmp_path, wide).ask_all(long)
-        used = sum(each["prompt_tokens"] + each["completion_tokens"] for each in lines(tmp_path))
-        assert len(asked) == len(lines(tmp_path)) == used // 110
+        replies = [each for each in lines(tmp_path) if "text" in each]
+        used = sum(each["prompt_tokens"] + each["completion_tokens"] for each in replies)
+        assert len(asked) == len(replies) == used // 110
         assert 3000 - long[50].most.tokens < used <= 3000
+
+
+def test_what_was_under_way_when_the_work_was_ended_counts_in_full(tmp_path: Path) -> None:
+    """It may have been paid for: a limit is not passed by ending the same command again and again."""
+
+    def ended(_: int) -> None:
+        raise KeyboardInterrupt
+
+    options = EndpointOptions(concurrency=4, most_tokens=1100)
+    with judge_at(lambda _, number: Answer(200, "fine", wait=0.1 if number % 4 == 1 else 30.0)) as (url, asked):
+        for runs in (1, 2):
+            with pytest.raises(KeyboardInterrupt):
+                endpoint(url, tmp_path, options).ask_all(asks(40), ended)
+            used = runs * 110 + (len(asked) - runs) * asks(1)[0].most.tokens
+            assert endpoint(url, tmp_path, options).spent().startswith(f"{used:,} tokens (up to {used - runs * 110}")
+        with pytest.raises(InputError, match="and most_tokens is 1,100"):
+            endpoint(url, tmp_path, options).ask_all(asks(40))
+        assert len(asked) == 8
+
+
+def test_what_was_refused_costs_nothing_in_the_next_run_either(tmp_path: Path) -> None:
+    options = EndpointOptions(pause=0.01, retries=2, concurrency=1, most_tokens=1000)
+    replies = [Answer(429, "slow down"), Answer(422, "too long"), Answer(200, "fine")]
+    with judge_at(lambda _, number: replies[number - 1]) as (url, _):
+        endpoint(url, tmp_path, options).ask_all(asks(2))
+        assert endpoint(url, tmp_path, options).spent() == "110 tokens"
 
 
 def test_an_endpoint_that_counts_nothing_is_counted_in_full(tmp_path: Path) -> None:

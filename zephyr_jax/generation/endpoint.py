@@ -74,11 +74,11 @@ class Endpoint:
     def __init__(self, url: str, options: EndpointOptions, journal: Journal, budget: Budget | None = None):
         check_address(url)
         self._url, self._options, self._journal = url.rstrip("/"), options, journal
-        self._known = {line["request"]: line for line in journal.lines if not line.get("lost")}
+        self._known = {line["request"]: line for line in journal.lines if "text" in line}
         self._key = secret(options.key_variable, "endpoint.key_variable")
         self._budget, self._surplus, self._told = budget or Budget(options), Cost(), set[str]()
-        for line in journal.lines:
-            self._budget.spend(_tokens_of(line).priced(options), bool(line.get("lost")))
+        for cost, lost in _paid(journal.lines):
+            self._budget.spend(cost.priced(options), lost)
         self.model = options.model or asyncio.run(self._only_model())
 
     def ask_all(self, asks: Sequence[Ask], done: Callable[[int], None] = lambda _: None) -> list[Said]:
@@ -134,14 +134,14 @@ class Endpoint:
                 await asyncio.sleep(min(self._options.pause * 2 ** (attempt - 1), _LONGEST_PAUSE))
             held, used = await self._held(changed, ask), Cost()
             try:
+                self._note(name, "sent", held)
                 self._known[name] = _line_of(name, await line.chat(body), held)
                 used = _tokens_of(self._known[name]).priced(self._options)
                 self._journal.add(self._known[name])
                 return _said(self._known[name])
             except Trouble as this:
                 trouble, used = this, held if this.lost else Cost()
-                if this.lost:
-                    self._journal.add({"lost": True, "prompt_tokens": held.there, "completion_tokens": held.back})
+                self._note(name, "lost" if this.lost else "free", used)
                 if not this.again:
                     break
                 self._tell(trouble)
@@ -155,6 +155,13 @@ class Endpoint:
             f"{self._url} does not answer: {trouble}. Check the address, the key and the model's name; what was answered "
             "before is kept, and the same command goes on."
         )
+
+    def _note(self, name: str, what: str, cost: Cost) -> None:
+        """Write down what becomes of a request; where there is no limit, only what was lost."""
+        if self._budget.limited or what == "lost":
+            self._journal.add({
+                "request": name, what: True, "prompt_tokens": cost.there, "completion_tokens": cost.back
+            })  # fmt: skip
 
     async def _held(self, changed: asyncio.Condition, ask: Ask) -> Cost:
         """What a request may cost, held back; waits for room while others are under way. Raises InputError."""
@@ -224,6 +231,21 @@ def _line_of(name: str, reply: dict[str, Any], held: Cost) -> dict[str, Any]:
 
 def _said(line: dict[str, Any]) -> Said:
     return Said(line["text"], cut=bool(line.get("cut")), first_token=line.get("first_token", {}))
+
+
+def _paid(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[Cost, bool]]:
+    """What requests took, and whether for nothing. One that was sent, and killed before its end, counts in full."""
+    under_way: dict[str, Cost] = {}
+    for line in lines:
+        before = under_way.pop(line.get("request", ""), None)
+        if "sent" in line:
+            under_way[line["request"]] = _tokens_of(line)
+            if before is not None:
+                yield before, True
+        else:
+            yield _tokens_of(line), "lost" in line
+    for cost in under_way.values():
+        yield cost, True
 
 
 def _tokens_of(line: dict[str, Any]) -> Cost:

@@ -75,7 +75,7 @@ class _Experiment:
         data = self._write_data()
         self._say("1 of 6 · dSFT on a teacher's conversations")
         self._sft("dsft", self._base, {"path": data["conversations-train"], "eval_path": data["conversations-test"]})
-        self._say("2 of 6 · AI feedback: four samples of each prompt, rated by rules; the best against another")
+        self._say("2 of 6 · AI feedback: four samples a prompt, rated by rules, made into pairs")
         pairs = self._pairs(data["prompts"])
         self._say("3 of 6 · dDPO: the frozen reference's log-probs once, then preference pairs")
         self._dpo("dsft-ddpo", str(self.folder / "dsft"), pairs, data["preferences-test"])
