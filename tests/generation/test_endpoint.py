@@ -94,6 +94,25 @@ def test_a_request_that_is_refused_stands_alone(tmp_path: Path) -> None:
         assert len(asked) == 5
 
 
+def test_what_no_setting_of_ours_can_mend_is_not_tried_for_ever(tmp_path: Path) -> None:
+    """A hundred refusals and no answer; where one was answered once, each stands alone."""
+    with judge_at(lambda *_: (400, "'max_tokens' is not supported. Use 'max_completion_tokens'.")) as (url, asked):
+        with pytest.raises(InputError, match="refused all of the first 100 requests: 400 'max_tokens' is not"):
+            endpoint(url, tmp_path).ask_all(asks(500))
+        assert 100 <= len(asked) <= 108
+    with judge_at(lambda _, number: (200, "fine") if number == 1 else (400, "no")) as (url, asked):
+        assert len(endpoint(url, tmp_path, EndpointOptions(concurrency=1)).ask_all(asks(150))) == len(asked) == 150
+
+
+def test_the_longest_reply_by_another_name(tmp_path: Path) -> None:
+    """What was answered under one name is not asked for under the other."""
+    other = EndpointOptions(longest_as="max_completion_tokens")
+    with judge_at(echo) as (url, asked):
+        endpoint(url, tmp_path).ask_all(asks(1))
+        endpoint(url, tmp_path, other).ask_all(asks(2))
+    assert [(each.get("max_tokens"), each.get("max_completion_tokens")) for each in asked] == [(50, None), (None, 50)]
+
+
 @pytest.mark.parametrize(("status", "tries"), [(401, 1), (404, 1), (500, 4)])
 def test_an_endpoint_that_never_answers_ends_the_work(tmp_path: Path, status: int, tries: int) -> None:
     """What came before is kept."""
@@ -125,6 +144,9 @@ def test_keys_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.Monk
     with judge_at(echo) as (url, asked):
         with pytest.raises(InputError, match="no such variable"):
             endpoint(url, tmp_path, options)
+        with pytest.raises(InputError, match="no name of a variable") as pasted:
+            endpoint(url, tmp_path, EndpointOptions(key_variable="sk-open-sesame"))
+        assert "sesame" not in str(pasted.value)
         monkeypatch.setenv("MY_KEY", "sesame")
         endpoint(url, tmp_path, options).ask_all(asks(1))
         assert asked[0]["key"] == "Bearer sesame"

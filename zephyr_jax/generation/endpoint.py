@@ -22,6 +22,7 @@ from zephyr_jax.storage.journal import Journal
 from zephyr_jax.storage.secret import secret
 
 _LONGEST_PAUSE = 60.0
+_HOPELESS = 100  # requests that are refused, and none answered: no setting of ours will do
 _KINDS = 8  # of trouble that are told
 _FRAME = 64  # tokens that a chat template may add to a request, and for each message again an eighth of that
 
@@ -77,6 +78,7 @@ class Endpoint:
         self._known = {line["request"]: line for line in journal.lines if "text" in line}
         self._key = secret(options.key_variable, "endpoint.key_variable")
         self._budget, self._surplus, self._told = budget or Budget(options), Cost(), set[str]()
+        self._refused = 0
         for cost, lost in _paid(journal.lines):
             self._budget.spend(cost.priced(options), lost)
         self.model = options.model or asyncio.run(self._only_model())
@@ -128,7 +130,7 @@ class Endpoint:
 
     async def _ask(self, line: Line, changed: asyncio.Condition, name: str, ask: Ask) -> Said:
         """The reply, after some patience. Raises InputError where no request can be answered."""
-        body, trouble = ask.body(self.model), Trouble("")
+        body, trouble = self._body(ask), Trouble("")
         for attempt in range(self._options.retries + 1):
             if attempt:
                 await asyncio.sleep(min(self._options.pause * 2 ** (attempt - 1), _LONGEST_PAUSE))
@@ -150,11 +152,19 @@ class Endpoint:
                 async with changed:
                     changed.notify_all()
         if trouble.alone:
+            self._refused += 1
+            if self._refused >= _HOPELESS and not self._known:
+                raise InputError(f"{self._url} refused all of the first {_HOPELESS} requests: {_told(trouble)}.")
             return Said("", str(trouble))
         raise InputError(
-            f"{self._url} does not answer: {trouble}. Check the address, the key and the model's name; what was answered "
+            f"{self._url} does not answer: {_told(trouble)}. Check the address, the key and the model's name; what was answered "
             "before is kept, and the same command goes on."
         )
+
+    def _body(self, ask: Ask) -> dict[str, Any]:
+        body = ask.body(self.model)
+        longest = body.pop("max_tokens")
+        return {**body, self._options.longest_as: longest}
 
     def _note(self, name: str, what: str, cost: Cost) -> None:
         """Write down what becomes of a request; where there is no limit, only what was lost."""
@@ -190,7 +200,7 @@ class Endpoint:
                 names = await line.models()
         except Trouble as trouble:
             raise InputError(
-                f"{self._url} cannot be reached: {trouble}. Check the address (it ends in /v1) and the key."
+                f"{self._url} cannot be reached: {_told(trouble)}. Check the address (it ends in /v1) and the key."
             ) from trouble
         if len(names) != 1:
             raise InputError(f"{self._url} serves {len(names)} models ({shown(names)}). Name one of them.")
@@ -199,6 +209,11 @@ class Endpoint:
     def _name(self, ask: Ask) -> str:
         body = json.dumps([self._url, ask.body(self.model)], sort_keys=True)
         return blake2b(body.encode(), digest_size=16).hexdigest()
+
+
+def _told(trouble: Trouble) -> str:
+    """Words in the middle of a sentence."""
+    return str(trouble).rstrip(". ")
 
 
 def _until[T](items: Iterator[T], stopped: Callable[[], bool]) -> Iterator[T]:
