@@ -172,6 +172,20 @@ def test_a_judge_who_errs_once_is_asked_again_and_one_who_errs_twice_is_not(
     assert reasons["hopeless"].startswith("instruction_following: it is no single JSON object")
     assert reasons["refused"].endswith("the judge's model refused: 400 this is too long")
     assert "set aside in aside.jsonl: 1 x" in capsys.readouterr().out
+    run("prepare ultrafeedback --test_share 0 --path", tmp_path / "out", "--output", tmp_path / "pairs")
+    assert "2 rows read, 2 kept" in capsys.readouterr().out  # not those aside, which may have scores of before
+
+
+def test_it_is_told_why_dialogues_are_short(prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def leaves(body: dict[str, Any], _: int) -> tuple[int, str]:
+        person = body["messages"][0]["role"] == "system"
+        return 200, "[THAT IS ALL]" if person and "colour" in str(body["messages"]) else "Go on."
+
+    with judge_at(leaves) as (url, _):
+        run("feedback conversations --turns 2 --data", prompts, "--output", tmp_path / "out --assistant", url)
+    told = capsys.readouterr().out
+    assert "3 rows in" in told
+    assert "5 answers; ended before turn 2: 1 x the person left; rows that repeat a prompt: 1" in told
 
 
 def test_malicious_answers_are_contained(prompts: Path, tmp_path: Path) -> None:
