@@ -136,6 +136,24 @@ def test_from_prompts_to_ratings(prompts: Path, tmp_path: Path, capsys: pytest.C
         assert pairs[row["instruction"]]["score_chosen"] == best
 
 
+def test_samples_of_one_model_are_answered_one_by_one(prompts: Path, tmp_path: Path) -> None:
+    """Also where no seed is sent, and all requests for a prompt read the same."""
+    with judge_at(lambda _, number: (200, f"answer {number}")) as (url, asked):
+        words = [
+            "feedback answers --send_seed False --data",
+            prompts,
+            "--output",
+            tmp_path / "out --principles --models",
+        ]
+        words += [f"{url},name=sample{number}" for number in range(4)]
+        for _ in range(2):
+            run(*words)
+        assert len(asked) == 12
+    assert all("seed" not in each for each in asked)
+    for row in lines(tmp_path / "out/train.jsonl"):
+        assert len({each["response"] for each in row["completions"]}) == 4
+
+
 def test_a_judge_who_errs_once_is_asked_again_and_one_who_errs_twice_is_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,6 +38,8 @@ class Ask:
     seed: int | None = None
     top_logprobs: int = 0
     """Also ask for the log-probs of so many candidates for each token."""
+    draw: int = 0
+    """Not sent: tells apart requests that read the same and are to be answered one by one."""
 
     def body(self, model: str) -> dict[str, Any]:
         """As the endpoint wants it."""
@@ -46,6 +48,11 @@ class Ask:
         settings |= {"seed": self.seed} if self.seed is not None else {}
         settings |= {"logprobs": True, "top_logprobs": self.top_logprobs} if self.top_logprobs else {}
         return {"model": model, "messages": list(self.messages), **settings}
+
+    def name(self, address: str, model: str) -> str:
+        """What tells this request from all others, in journals."""
+        told = [address, self.body(model), *([self.draw] if self.draw else [])]
+        return blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     @property
     def most(self) -> Cost:
@@ -207,8 +214,7 @@ class Endpoint:
         return names[0]
 
     def _name(self, ask: Ask) -> str:
-        body = json.dumps([self._url, ask.body(self.model)], sort_keys=True)
-        return blake2b(body.encode(), digest_size=16).hexdigest()
+        return ask.name(self._url, self.model)
 
 
 def _told(trouble: Trouble) -> str:

@@ -26,10 +26,11 @@ def open_folder(output: str) -> Path:
     return folder
 
 
-def say(estimate: Estimate) -> str:
+def say(estimate: Estimate, more: str = "") -> str:
     """Tell what is ahead; the same words are given back."""
-    print(estimate.words(), file=sys.stderr, flush=True)
-    return estimate.words()
+    words = estimate.words() + more
+    print(words, file=sys.stderr, flush=True)
+    return words
 
 
 def repeated(found: Seeds) -> str:

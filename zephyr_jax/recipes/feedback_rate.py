@@ -33,7 +33,8 @@ def feedback_rate(config: RateConfig) -> str:
     bench = Bench(
         judge.temperature, config.max_tokens, config.top_p, config.longest_answer, config.seed, config.send_seed
     )
-    words = say(sum((_estimate(judge, each, bench) for each in batched(rows, _TOGETHER)), Estimate()))
+    ahead = sum((_estimate(judge, each, bench) for each in batched(rows, _TOGETHER)), Estimate())
+    words = say(ahead, ", and again for judgments that cannot be used")
     if config.estimate:
         return words
     rated: list[Row] = []
