@@ -83,14 +83,15 @@ def test_trouble_that_passes_is_waited_for(tmp_path: Path, capsys: pytest.Captur
     ]
 
 
-def test_a_request_that_is_refused_stands_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", [400, 403, 413, 422])
+def test_a_request_that_is_refused_stands_alone(tmp_path: Path, status: int) -> None:
     def strict(body: dict[str, Any], _: int) -> tuple[int, str]:
-        return (422, "too long") if "3" in body["messages"][0]["content"] else (200, "fine")
+        return (status, "too long") if "3" in body["messages"][0]["content"] else (200, "fine")
 
     with judge_at(strict) as (url, asked):
         found = endpoint(url, tmp_path).ask_all(asks(5))
         assert [each.text for each in found] == ["fine"] * 3 + ["", "fine"]
-        assert found[3].refusal == "422 too long"
+        assert found[3].refusal == f"{status} too long"
         assert len(asked) == 5
 
 
