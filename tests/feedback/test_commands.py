@@ -282,6 +282,38 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "out/train.jsonl").read_bytes() == (tmp_path / "whole/train.jsonl").read_bytes()
 
 
+@pytest.mark.parametrize("verb", ["rate", "conversations"])
+def test_what_was_broken_off_ends_in_the_same_files(prompts: Path, tmp_path: Path, verb: str) -> None:
+    """Three times, repairs and second turns among what was missing; nothing that was answered is asked for again."""
+    gone = [0]
+    answers = [{"response": "a"}, {"response": "b" * 9}]
+    rows = [{"instruction": f"Question {number}?", "completions": answers} for number in range(3)]
+    given = write_rows(tmp_path / "rows.jsonl", rows) if verb == "rate" else prompts
+
+    def reply(body: dict[str, Any], number: int) -> tuple[int, str]:
+        if number == gone[0]:
+            return 401, "who are you?"
+        if verb == "conversations":
+            return 200, f"after {len(str(body['messages']))}"
+        hasty = "Question 1?" in str(body["messages"]) and len(body["messages"]) == 2
+        return 200, "five!" if hasty else judgment(body)
+
+    who = "--judge" if verb == "rate" else "--turns 2 --assistant"
+    with judge_at(reply) as (url, asked):
+        words = f"feedback {verb} --endpoint.concurrency 1 --data {given} {who} wise@{url} --output {tmp_path}"
+        run(f"{words}/whole")
+        whole = len(asked)
+        for replies in (0, 3, 1):
+            gone[0] = len(asked) + replies + 1
+            with pytest.raises(SystemExit):
+                run(f"{words}/out")
+        run(f"{words}/out")
+        done = journaled(tmp_path / "out")
+        assert len(done) == len(set(done)) == whole > 5
+        assert len(asked) == 2 * whole + 3
+    assert (tmp_path / "out/train.jsonl").read_bytes() == (tmp_path / "whole/train.jsonl").read_bytes()
+
+
 def test_a_limit_holds_over_all_models_and_can_be_raised(
     prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
