@@ -140,13 +140,7 @@ class _Experiment:
         with rater() as judge:
             settings = {"data": str(answers), "output": str(ratings), "judge": judge, "seed": self.seed}
             feedback_rate(from_dict(RateConfig, settings, "demo"))
-        settings = {
-            "path": str(ratings / "train.jsonl"),
-            "output": str(out),
-            "ties": "drop",
-            "test_share": 0.0,
-            "seed": self.seed,
-        }
+        settings = {"path": str(ratings), "output": str(out), "ties": "drop", "test_share": 0.0, "seed": self.seed}
         prepare_ultrafeedback(from_dict(UltrafeedbackConfig, settings, "demo"), "zephyr-jax demo")
         return out
 
