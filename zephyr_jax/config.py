@@ -203,6 +203,8 @@ class EndpointOptions:
     """Its name there; default: the only one that the address serves."""
     key_variable: str | None = None
     """Name of the environment variable with the key; the key itself is in no file and no log."""
+    longest_as: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the address calls the longest reply; OpenAI's reasoning models refuse `max_tokens`."""
     concurrency: int = 8
     """Requests under way at one time."""
     timeout: float = 300.0

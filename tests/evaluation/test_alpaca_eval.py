@@ -79,8 +79,25 @@ def test_outputs_are_in_the_published_form(
     assert [set(each) for each in found] == [{"dataset", "instruction", "output", "generator"}] * 5
     assert [each["instruction"] for each in found] == [row["instruction"] for row in rows]
     main(words)
-    assert "answers" not in capsys.readouterr().err
+    assert "tokens/s" not in capsys.readouterr().err
     assert json.loads((tmp_path / "out/tiny.json").read_text()) == found
+    main([*words, "--seed", "1", "--limit", "3"])
+    assert "3 answers" in capsys.readouterr().err
+    others = json.loads((tmp_path / "out/tiny.json").read_text())
+    assert [each["output"] for each in others] != [each["output"] for each in found[:3]]
+
+
+def test_an_instruction_that_does_not_fit_loses_its_beginning(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "i.json").write_text(json.dumps([{"instruction": "Hi."}, {"instruction": "and so on " * 5000}]))
+    main(
+        f"evaluate alpaca-eval --model {tiny_model} --instructions {tmp_path}/i.json --output {tmp_path}/out "
+        "--name tiny --template zephyr --max_new_tokens 9 --model.compute_dtype float32".split()
+    )
+    told = capsys.readouterr().err
+    assert "1 prompts were longer than the context and lost their beginnings" in told
+    assert "2 answers" in told
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from aiohttp import ClientSession, web
 
-from tests.generation.endpoints import Answer, answered, serving
+from tests.generation.endpoints import Answer, answered
 from zephyr_jax.config import ModelOptions
 from zephyr_jax.recipes.serve import open_server
 from zephyr_jax.serving.app import make_app
+from zephyr_jax.serving.loopback import on_loopback
 from zephyr_jax.verbs.models import ServeConfig
 
 
@@ -19,7 +20,7 @@ def our_server(model: Path) -> Iterator[str]:
     options = ModelOptions(path=str(model), compute_dtype="float32")
     served = open_server(ServeConfig(model=options, name="tiny", context=512, rows=8, template="zephyr"))
     try:
-        with serving(make_app(served)) as url:
+        with on_loopback(make_app(served)) as url:
             yield url
     finally:
         served.desk.close()
@@ -48,5 +49,5 @@ def bad_connection(there: str, fault: Callable[[int], Answer | None]) -> Iterato
     app = web.Application()
     app.router.add_post("/v1/chat/completions", chat)
     app.router.add_get("/v1/models", hand_on)
-    with serving(app) as url:
+    with on_loopback(app) as url:
         yield url, passed

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -135,6 +136,24 @@ def test_from_prompts_to_ratings(prompts: Path, tmp_path: Path, capsys: pytest.C
         assert pairs[row["instruction"]]["score_chosen"] == best
 
 
+def test_samples_of_one_model_are_answered_one_by_one(prompts: Path, tmp_path: Path) -> None:
+    """Also where no seed is sent, and all requests for a prompt read the same."""
+    with judge_at(lambda _, number: (200, f"answer {number}")) as (url, asked):
+        words = [
+            "feedback answers --send_seed False --data",
+            prompts,
+            "--output",
+            tmp_path / "out --principles --models",
+        ]
+        words += [f"{url},name=sample{number}" for number in range(4)]
+        for _ in range(2):
+            run(*words)
+        assert len(asked) == 12
+    assert all("seed" not in each for each in asked)
+    for row in lines(tmp_path / "out/train.jsonl"):
+        assert len({each["response"] for each in row["completions"]}) == 4
+
+
 def test_a_judge_who_errs_once_is_asked_again_and_one_who_errs_twice_is_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,6 +190,20 @@ def test_a_judge_who_errs_once_is_asked_again_and_one_who_errs_twice_is_not(
     assert reasons["hopeless"].startswith("instruction_following: it is no single JSON object")
     assert reasons["refused"].endswith("the judge's model refused: 400 this is too long")
     assert "set aside in aside.jsonl: 1 x" in capsys.readouterr().out
+    run("prepare ultrafeedback --test_share 0 --path", tmp_path / "out", "--output", tmp_path / "pairs")
+    assert "2 rows read, 2 kept" in capsys.readouterr().out  # not those aside, which may have scores of before
+
+
+def test_it_is_told_why_dialogues_are_short(prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def leaves(body: dict[str, Any], _: int) -> tuple[int, str]:
+        person = body["messages"][0]["role"] == "system"
+        return 200, "[THAT IS ALL]" if person and "colour" in str(body["messages"]) else "Go on."
+
+    with judge_at(leaves) as (url, _):
+        run("feedback conversations --turns 2 --data", prompts, "--output", tmp_path / "out --assistant", url)
+    told = capsys.readouterr().out
+    assert "3 rows in" in told
+    assert "5 answers; ended before turn 2: 1 x the person left; rows that repeat a prompt: 1" in told
 
 
 def test_malicious_answers_are_contained(prompts: Path, tmp_path: Path) -> None:
@@ -209,11 +242,12 @@ def command(*words: object) -> subprocess.Popen[str]:
 def journaled(folder: Path) -> list[str]:
     """Requests whose replies are on disk."""
     found = [line for path in folder.glob("*.journal") for line in path.read_text().split("\n")[1:-1]]
-    return [json.loads(line)["request"] for line in found]
+    return [line["request"] for line in map(json.loads, found) if "text" in line]
 
 
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
-    """SIGKILL, twice: the files of a run that nobody disturbed, and no reply that came is asked for again."""
+    """SIGKILL, twice: the files of a run that nobody disturbed, and no reply that came is asked for again. What was under way may
+    have been paid for, and counts."""
     data = write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"Question {number}?"} for number in range(40)])
     gate, allowed = threading.Event(), [23]
 
@@ -221,7 +255,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
         status, text = echo(body, number)
         return Answer(status, text) if number <= allowed[0] or gate.is_set() else Answer(status, text, wait=30)
 
-    words = "--answers 2 --max_tokens 50 --endpoint.concurrency 4 --models"
+    words = "--answers 2 --max_tokens 50 --endpoint.concurrency 4 --endpoint.most_tokens 100000 --models"
     with judge_at(held) as (url, asked):
         models = [f"{name}@{url}" for name in ("ape", "bee", "cow")]
         for stop in (23, 23 + 4 + 17):
@@ -237,12 +271,46 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
         assert len(done) == len(set(done)) == 40
         gate.set()
         last = command("feedback answers --data", data, "--output", tmp_path / "out", words, *models)
-        assert last.wait() == 0, last.communicate()
-        last.communicate()
+        told = last.communicate()
+        assert last.returncode == 0, told
+        used, lost = re.search(r"took ([\d,]+) tokens \(up to ([\d,]+) of them", told[0]).groups()
+        assert int(used.replace(",", "")) - int(lost.replace(",", "")) == 80 * 110
         counts = Counter(json.dumps({**each, "key": None}, sort_keys=True) for each in asked)
         assert len(counts) == 80
         assert sum(counts.values()) == 80 + 8  # four under way at each kill, whose replies never came
         run("feedback answers --data", data, "--output", tmp_path / "whole", words, *models)
+    assert (tmp_path / "out/train.jsonl").read_bytes() == (tmp_path / "whole/train.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("verb", ["rate", "conversations"])
+def test_what_was_broken_off_ends_in_the_same_files(prompts: Path, tmp_path: Path, verb: str) -> None:
+    """Three times, repairs and second turns among what was missing; nothing that was answered is asked for again."""
+    gone = [0]
+    answers = [{"response": "a"}, {"response": "b" * 9}]
+    rows = [{"instruction": f"Question {number}?", "completions": answers} for number in range(3)]
+    given = write_rows(tmp_path / "rows.jsonl", rows) if verb == "rate" else prompts
+
+    def reply(body: dict[str, Any], number: int) -> tuple[int, str]:
+        if number == gone[0]:
+            return 401, "who are you?"
+        if verb == "conversations":
+            return 200, f"after {len(str(body['messages']))}"
+        hasty = "Question 1?" in str(body["messages"]) and len(body["messages"]) == 2
+        return 200, "five!" if hasty else judgment(body)
+
+    who = "--judge" if verb == "rate" else "--turns 2 --assistant"
+    with judge_at(reply) as (url, asked):
+        words = f"feedback {verb} --endpoint.concurrency 1 --data {given} {who} wise@{url} --output {tmp_path}"
+        run(f"{words}/whole")
+        whole = len(asked)
+        for replies in (0, 3, 1):
+            gone[0] = len(asked) + replies + 1
+            with pytest.raises(SystemExit):
+                run(f"{words}/out")
+        run(f"{words}/out")
+        done = journaled(tmp_path / "out")
+        assert len(done) == len(set(done)) == whole > 5
+        assert len(asked) == 2 * whole + 3
     assert (tmp_path / "out/train.jsonl").read_bytes() == (tmp_path / "whole/train.jsonl").read_bytes()
 
 

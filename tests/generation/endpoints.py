@@ -1,13 +1,14 @@
 """A judge on loopback whose replies a test decides."""
 
 import asyncio
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
+
+from zephyr_jax.serving.loopback import on_loopback
 
 
 @dataclass(frozen=True)
@@ -30,34 +31,6 @@ type Reply = Callable[[dict[str, Any], int], Answer | tuple[int, str]]
 
 
 @contextmanager
-def serving(app: web.Application) -> Iterator[str]:
-    """The address of an application that runs in a thread of its own, on loopback."""
-    ready, loop = threading.Event(), asyncio.new_event_loop()
-    runner = web.AppRunner(app, handler_cancellation=True)
-
-    async def start() -> None:
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        ready.set()
-
-    def run() -> None:
-        asyncio.set_event_loop(loop)
-        loop.run_until_complete(start())
-        loop.run_forever()
-        loop.close()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    ready.wait()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    finally:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-
-
-@contextmanager
 def judge_at(reply: Reply) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """An address, and the requests that came to it."""
     asked: list[dict[str, Any]] = []
@@ -73,7 +46,7 @@ def judge_at(reply: Reply) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     app = web.Application(client_max_size=2**26)
     app.router.add_post("/v1/chat/completions", chat)
     app.router.add_get("/v1/models", models)
-    with serving(app) as url:
+    with on_loopback(app) as url:
         yield url, asked
 
 

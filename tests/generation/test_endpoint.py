@@ -83,15 +83,35 @@ def test_trouble_that_passes_is_waited_for(tmp_path: Path, capsys: pytest.Captur
     ]
 
 
-def test_a_request_that_is_refused_stands_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", [400, 403, 413, 422])
+def test_a_request_that_is_refused_stands_alone(tmp_path: Path, status: int) -> None:
     def strict(body: dict[str, Any], _: int) -> tuple[int, str]:
-        return (422, "too long") if "3" in body["messages"][0]["content"] else (200, "fine")
+        return (status, "too long") if "3" in body["messages"][0]["content"] else (200, "fine")
 
     with judge_at(strict) as (url, asked):
         found = endpoint(url, tmp_path).ask_all(asks(5))
         assert [each.text for each in found] == ["fine"] * 3 + ["", "fine"]
-        assert found[3].refusal == "422 too long"
+        assert found[3].refusal == f"{status} too long"
         assert len(asked) == 5
+
+
+def test_what_no_setting_of_ours_can_mend_is_not_tried_for_ever(tmp_path: Path) -> None:
+    """A hundred refusals and no answer; where one was answered once, each stands alone."""
+    with judge_at(lambda *_: (400, "'max_tokens' is not supported. Use 'max_completion_tokens'.")) as (url, asked):
+        with pytest.raises(InputError, match="refused all of the first 100 requests: 400 'max_tokens' is not"):
+            endpoint(url, tmp_path).ask_all(asks(500))
+        assert 100 <= len(asked) <= 108
+    with judge_at(lambda _, number: (200, "fine") if number == 1 else (400, "no")) as (url, asked):
+        assert len(endpoint(url, tmp_path, EndpointOptions(concurrency=1)).ask_all(asks(150))) == len(asked) == 150
+
+
+def test_the_longest_reply_by_another_name(tmp_path: Path) -> None:
+    """What was answered under one name is not asked for under the other."""
+    other = EndpointOptions(longest_as="max_completion_tokens")
+    with judge_at(echo) as (url, asked):
+        endpoint(url, tmp_path).ask_all(asks(1))
+        endpoint(url, tmp_path, other).ask_all(asks(2))
+    assert [(each.get("max_tokens"), each.get("max_completion_tokens")) for each in asked] == [(50, None), (None, 50)]
 
 
 @pytest.mark.parametrize(("status", "tries"), [(401, 1), (404, 1), (500, 4)])
@@ -125,10 +145,38 @@ def test_keys_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.Monk
     with judge_at(echo) as (url, asked):
         with pytest.raises(InputError, match="no such variable"):
             endpoint(url, tmp_path, options)
+        with pytest.raises(InputError, match="no name of a variable") as pasted:
+            endpoint(url, tmp_path, EndpointOptions(key_variable="sk-open-sesame"))
+        assert "sesame" not in str(pasted.value)
         monkeypatch.setenv("MY_KEY", "sesame")
         endpoint(url, tmp_path, options).ask_all(asks(1))
         assert asked[0]["key"] == "Bearer sesame"
         assert b"sesame" not in (tmp_path / "journal").read_bytes()
+
+
+def test_the_key_that_was_named_is_the_one_that_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And none where none was named, whatever the client finds in the environment for itself."""
+    monkeypatch.setenv("MY_KEY", "sesame")
+    monkeypatch.setenv("OPENAI_API_KEY", "not for you")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer neither this")
+    with judge_at(echo) as (url, asked):
+        endpoint(url, tmp_path, EndpointOptions(key_variable="MY_KEY")).ask_all(asks(1))
+        endpoint(url, tmp_path).ask_all(asks(2))
+    assert [each["key"] for each in asked] == ["Bearer sesame", None]
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9", "nonsense"])
+def test_no_proxy_stands_between_us_and_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    """The environment's proxy is for other machines, and there it is used, or said to be of no use."""
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy)
+    with judge_at(echo) as (url, _):
+        for each in (url, url.replace("127.0.0.1", "localhost")):
+            assert endpoint(each, tmp_path).ask_all(asks(1))[0].text == "re: question 0"
+    with pytest.raises(InputError, match="cannot be reached|through the proxy that the environment names"):
+        endpoint("http://wise.invalid/v1", tmp_path)
 
 
 def test_an_address_where_nobody_is(tmp_path: Path) -> None:
@@ -143,9 +191,36 @@ def test_no_limit_is_passed_however_many_are_under_way(tmp_path: Path) -> None:
         long = [Ask(({"role": "user", "content": f"{index} {'word ' * 20}"},), 0.0, 50) for index in range(100)]
         with pytest.raises(InputError, match="and most_tokens is 3,000"):
             endpoint(url, tmp_path, wide).ask_all(long)
-        used = sum(each["prompt_tokens"] + each["completion_tokens"] for each in lines(tmp_path))
-        assert len(asked) == len(lines(tmp_path)) == used // 110
+        replies = [each for each in lines(tmp_path) if "text" in each]
+        used = sum(each["prompt_tokens"] + each["completion_tokens"] for each in replies)
+        assert len(asked) == len(replies) == used // 110
         assert 3000 - long[50].most.tokens < used <= 3000
+
+
+def test_what_was_under_way_when_the_work_was_ended_counts_in_full(tmp_path: Path) -> None:
+    """It may have been paid for: a limit is not passed by ending the same command again and again."""
+
+    def ended(_: int) -> None:
+        raise KeyboardInterrupt
+
+    options = EndpointOptions(concurrency=4, most_tokens=1100)
+    with judge_at(lambda _, number: Answer(200, "fine", wait=0.1 if number % 4 == 1 else 30.0)) as (url, asked):
+        for runs in (1, 2):
+            with pytest.raises(KeyboardInterrupt):
+                endpoint(url, tmp_path, options).ask_all(asks(40), ended)
+            used = runs * 110 + (len(asked) - runs) * asks(1)[0].most.tokens
+            assert endpoint(url, tmp_path, options).spent().startswith(f"{used:,} tokens (up to {used - runs * 110}")
+        with pytest.raises(InputError, match="and most_tokens is 1,100"):
+            endpoint(url, tmp_path, options).ask_all(asks(40))
+        assert len(asked) == 8
+
+
+def test_what_was_refused_costs_nothing_in_the_next_run_either(tmp_path: Path) -> None:
+    options = EndpointOptions(pause=0.01, retries=2, concurrency=1, most_tokens=1000)
+    replies = [Answer(429, "slow down"), Answer(422, "too long"), Answer(200, "fine")]
+    with judge_at(lambda _, number: replies[number - 1]) as (url, _):
+        endpoint(url, tmp_path, options).ask_all(asks(2))
+        assert endpoint(url, tmp_path, options).spent() == "110 tokens"
 
 
 def test_an_endpoint_that_counts_nothing_is_counted_in_full(tmp_path: Path) -> None:

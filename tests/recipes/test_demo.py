@@ -17,11 +17,13 @@ def test_from_a_base_to_the_table_and_the_page(tmp_path: Path, capsys: pytest.Ca
     table = said[: said.index("* by rule")]
     assert all(stage in table for stage in STAGES)
     assert "The paper's order" in said
-    for answers in (out / "answers" / "train.jsonl", out / "data" / "rated.jsonl"):
+    for answers in (out / "answers" / "train.jsonl", out / "ratings" / "train.jsonl"):
         rows = [json.loads(line) for line in answers.read_text().splitlines()]
         assert len(rows) == 16
         assert {len(row["completions"]) for row in rows} == {4}
     assert all(len({each["response"] for each in row["completions"]}) > 1 for row in rows)  # four draws, not one
+    assert {row["judge"] for row in rows} == {"rater-by-rule"}
+    assert all(len(each["annotations"]) == 4 and each["critique"] for row in rows for each in row["completions"])
     pairs = load_dataset(str(out / "pairs"), split="train_prefs")
     assert len(pairs) > 4
     assert all(row["score_chosen"] > row["score_rejected"] for row in pairs)

@@ -1,4 +1,4 @@
-"""The demo's judge: a rule from 1 to 10 over a whole answer, which is not the rater's rule (`corpus.rate`).
+"""The demo's judge: a rule from 1 to 10 over a whole answer, which is not the rater's rule (`rater.RULE`).
 
 The rater, whose ratings make the pairs, looks for the requested nouns and a proper ending. The judge reads: whether the language
 is sound, whether the story comes back to what was asked for and keeps to it, and whether it ends once.

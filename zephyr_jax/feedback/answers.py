@@ -57,11 +57,11 @@ def wishes(seeds: Sequence[Seed], voices: Sequence[Voice], style: Style) -> list
 def _wish(seed: Seed, voice: Voice, style: Style) -> Wish:
     principle, wording = drawn_principle(style.principles, style.seed, seed.prompt_id, voice.name)
     system = ({"role": "system", "content": wording},) if wording else ()
-    number = draw(style.seed, "answer", seed.prompt_id, voice.name) % 2**31 if style.send_seed else None
+    number = draw(style.seed, "answer", seed.prompt_id, voice.name) % 2**31
     messages = (*system, {"role": "user", "content": seed.prompt})
-    return Wish(
-        seed, voice, principle, wording, Ask(messages, voice.temperature, style.max_tokens, style.top_p, number)
-    )
+    told, untold = (number, 0) if style.send_seed else (None, number)
+    ask = Ask(messages, voice.temperature, style.max_tokens, style.top_p, told, draw=untold)
+    return Wish(seed, voice, principle, wording, ask)
 
 
 def unusable(said: Said) -> str:

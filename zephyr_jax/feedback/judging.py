@@ -25,6 +25,8 @@ _FORM = (
     'or two sentences", "rating": NUMBER}}, ...]}}'
 )
 _KEPT_OF_A_BAD_ONE = 2000
+SHEETS = len(ASPECTS) + 1
+"""Judgments of a row: the aspects and the whole."""
 
 
 @dataclass(frozen=True)

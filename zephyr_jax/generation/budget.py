@@ -39,6 +39,11 @@ class Budget:
         self._under_way = 0
 
     @property
+    def limited(self) -> bool:
+        """Whether there is a limit at all."""
+        return self._most_tokens is not None or self._most_dollars is not None
+
+    @property
     def under_way(self) -> bool:
         """Whether anything is held back, so that there may be more room later."""
         return self._under_way > 0

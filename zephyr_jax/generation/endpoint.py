@@ -22,6 +22,7 @@ from zephyr_jax.storage.journal import Journal
 from zephyr_jax.storage.secret import secret
 
 _LONGEST_PAUSE = 60.0
+_HOPELESS = 100  # requests that are refused, and none answered: no setting of ours will do
 _KINDS = 8  # of trouble that are told
 _FRAME = 64  # tokens that a chat template may add to a request, and for each message again an eighth of that
 
@@ -37,6 +38,8 @@ class Ask:
     seed: int | None = None
     top_logprobs: int = 0
     """Also ask for the log-probs of so many candidates for each token."""
+    draw: int = 0
+    """Not sent: tells apart requests that read the same and are to be answered one by one."""
 
     def body(self, model: str) -> dict[str, Any]:
         """As the endpoint wants it."""
@@ -45,6 +48,11 @@ class Ask:
         settings |= {"seed": self.seed} if self.seed is not None else {}
         settings |= {"logprobs": True, "top_logprobs": self.top_logprobs} if self.top_logprobs else {}
         return {"model": model, "messages": list(self.messages), **settings}
+
+    def name(self, address: str, model: str) -> str:
+        """What tells this request from all others, in journals."""
+        told = [address, self.body(model), *([self.draw] if self.draw else [])]
+        return blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     @property
     def most(self) -> Cost:
@@ -74,11 +82,12 @@ class Endpoint:
     def __init__(self, url: str, options: EndpointOptions, journal: Journal, budget: Budget | None = None):
         check_address(url)
         self._url, self._options, self._journal = url.rstrip("/"), options, journal
-        self._known = {line["request"]: line for line in journal.lines if not line.get("lost")}
+        self._known = {line["request"]: line for line in journal.lines if "text" in line}
         self._key = secret(options.key_variable, "endpoint.key_variable")
         self._budget, self._surplus, self._told = budget or Budget(options), Cost(), set[str]()
-        for line in journal.lines:
-            self._budget.spend(_tokens_of(line).priced(options), bool(line.get("lost")))
+        self._refused = 0
+        for cost, lost in _paid(journal.lines):
+            self._budget.spend(cost.priced(options), lost)
         self.model = options.model or asyncio.run(self._only_model())
 
     def ask_all(self, asks: Sequence[Ask], done: Callable[[int], None] = lambda _: None) -> list[Said]:
@@ -128,20 +137,20 @@ class Endpoint:
 
     async def _ask(self, line: Line, changed: asyncio.Condition, name: str, ask: Ask) -> Said:
         """The reply, after some patience. Raises InputError where no request can be answered."""
-        body, trouble = ask.body(self.model), Trouble("")
+        body, trouble = self._body(ask), Trouble("")
         for attempt in range(self._options.retries + 1):
             if attempt:
                 await asyncio.sleep(min(self._options.pause * 2 ** (attempt - 1), _LONGEST_PAUSE))
             held, used = await self._held(changed, ask), Cost()
             try:
+                self._note(name, "sent", held)
                 self._known[name] = _line_of(name, await line.chat(body), held)
                 used = _tokens_of(self._known[name]).priced(self._options)
                 self._journal.add(self._known[name])
                 return _said(self._known[name])
             except Trouble as this:
                 trouble, used = this, held if this.lost else Cost()
-                if this.lost:
-                    self._journal.add({"lost": True, "prompt_tokens": held.there, "completion_tokens": held.back})
+                self._note(name, "lost" if this.lost else "free", used)
                 if not this.again:
                     break
                 self._tell(trouble)
@@ -150,11 +159,26 @@ class Endpoint:
                 async with changed:
                     changed.notify_all()
         if trouble.alone:
+            self._refused += 1
+            if self._refused >= _HOPELESS and not self._known:
+                raise InputError(f"{self._url} refused all of the first {_HOPELESS} requests: {_told(trouble)}.")
             return Said("", str(trouble))
         raise InputError(
-            f"{self._url} does not answer: {trouble}. Check the address, the key and the model's name; what was answered "
+            f"{self._url} does not answer: {_told(trouble)}. Check the address, the key and the model's name; what was answered "
             "before is kept, and the same command goes on."
         )
+
+    def _body(self, ask: Ask) -> dict[str, Any]:
+        body = ask.body(self.model)
+        longest = body.pop("max_tokens")
+        return {**body, self._options.longest_as: longest}
+
+    def _note(self, name: str, what: str, cost: Cost) -> None:
+        """Write down what becomes of a request; where there is no limit, only what was lost."""
+        if self._budget.limited or what == "lost":
+            self._journal.add({
+                "request": name, what: True, "prompt_tokens": cost.there, "completion_tokens": cost.back
+            })  # fmt: skip
 
     async def _held(self, changed: asyncio.Condition, ask: Ask) -> Cost:
         """What a request may cost, held back; waits for room while others are under way. Raises InputError."""
@@ -183,15 +207,19 @@ class Endpoint:
                 names = await line.models()
         except Trouble as trouble:
             raise InputError(
-                f"{self._url} cannot be reached: {trouble}. Check the address (it ends in /v1) and the key."
+                f"{self._url} cannot be reached: {_told(trouble)}. Check the address (it ends in /v1) and the key."
             ) from trouble
         if len(names) != 1:
             raise InputError(f"{self._url} serves {len(names)} models ({shown(names)}). Name one of them.")
         return names[0]
 
     def _name(self, ask: Ask) -> str:
-        body = json.dumps([self._url, ask.body(self.model)], sort_keys=True)
-        return blake2b(body.encode(), digest_size=16).hexdigest()
+        return ask.name(self._url, self.model)
+
+
+def _told(trouble: Trouble) -> str:
+    """Words in the middle of a sentence."""
+    return str(trouble).rstrip(". ")
 
 
 def _until[T](items: Iterator[T], stopped: Callable[[], bool]) -> Iterator[T]:
@@ -224,6 +252,21 @@ def _line_of(name: str, reply: dict[str, Any], held: Cost) -> dict[str, Any]:
 
 def _said(line: dict[str, Any]) -> Said:
     return Said(line["text"], cut=bool(line.get("cut")), first_token=line.get("first_token", {}))
+
+
+def _paid(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[Cost, bool]]:
+    """What requests took, and whether for nothing. One that was sent, and killed before its end, counts in full."""
+    under_way: dict[str, Cost] = {}
+    for line in lines:
+        before = under_way.pop(line.get("request", ""), None)
+        if "sent" in line:
+            under_way[line["request"]] = _tokens_of(line)
+            if before is not None:
+                yield before, True
+        else:
+            yield _tokens_of(line), "lost" in line
+    for cost in under_way.values():
+        yield cost, True
 
 
 def _tokens_of(line: dict[str, Any]) -> Cost:

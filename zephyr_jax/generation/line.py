@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,7 +11,7 @@ from zephyr_jax.errors import InputError, shown
 from zephyr_jax.generation.pace import wait_of
 
 _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
-_HOPELESS = (401, 402, 403, 404)
+_HOPELESS = (401, 402, 404)  # not 403: routers of several models say so of a text that was flagged
 _EARLY = (429, 503)
 _LONGEST_WISH = 600.0  # seconds; whoever wants a longer pause is asked another day
 _SECRET = 8  # letters
@@ -43,15 +44,35 @@ def check_address(url: str) -> None:
         )
 
 
+def _is_here(url: str) -> bool:
+    """Whether an address is on this machine's loopback; a proxy would look for it on a machine of its own."""
+    parts = urlsplit(url)
+    try:
+        return parts.scheme == "http" and (parts.hostname == "localhost" or ip_address(str(parts.hostname)).is_loopback)
+    except ValueError:
+        return False
+
+
 class Line:
     """An open client; to be used as an async context, in one event loop."""
 
     def __init__(self, url: str, options: EndpointOptions, key: str | None):
-        from openai import AsyncOpenAI, Omit
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Omit
 
         self._url, self._options, self._key = url, options, key
-        self._client = AsyncOpenAI(base_url=url, api_key=key or "none", max_retries=0, timeout=options.timeout)
-        self._headers = {} if key else {"Authorization": Omit()}
+        try:
+            client = DefaultAsyncHttpxClient(trust_env=not _is_here(url))
+        except (
+            Exception
+        ) as error:  # of many kinds: a scheme that is none, a port that is none, a package that is missing
+            raise InputError(
+                f"{url} cannot be asked through the proxy that the environment names (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY): "
+                f"{error} Unset it, or name another."
+            ) from error
+        self._client = AsyncOpenAI(
+            base_url=url, api_key=key or "none", max_retries=0, timeout=options.timeout, http_client=client
+        )
+        self._headers = {"Authorization": f"Bearer {key}" if key else Omit()}  # whatever else the environment names
         self._not_before = 0.0
 
     async def __aenter__(self) -> "Line":

@@ -17,6 +17,8 @@ from zephyr_jax.storage.files import cached_copy, check_can_be_read, names_in, o
 from zephyr_jax.storage.text import parsed
 
 READABLE = (".jsonl", ".json", ".parquet", ".csv", ".txt")
+ASIDE = "aside.jsonl"
+"""Where the feedback verbs put what cannot be used; in a folder it is no part of the rows."""
 _SAVED = {"dataset_dict.json", "state.json"}
 
 
@@ -55,7 +57,9 @@ def raw_rows(path: str, split: str | None = None, revision: str | None = None) -
         if place.is_dir():
             names = names_in(place)
             files = [] if _SAVED.intersection(names) else [f"{path.rstrip('/')}/{name}" for name in names]
-            found = [file for file in files if PurePosixPath(file).suffix in READABLE]
+            found = [
+                file for file in files if PurePosixPath(file).suffix in READABLE and PurePosixPath(file).name != ASIDE
+            ]
             if files and not found:
                 raise InputError(f"The folder {path} holds no file that ends in {listing(READABLE)}. Name another.")
         else:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from zephyr_jax.config import EndpointOptions
 from zephyr_jax.errors import InputError
+from zephyr_jax.feedback.voice import Speaker
 from zephyr_jax.generation.endpoint import Ask, Endpoint, Said
 from zephyr_jax.recipes.progress import bar
 from zephyr_jax.storage.files import Path
@@ -17,15 +18,15 @@ def open_address(url: str, options: EndpointOptions, journal: Path) -> Endpoint:
     return Endpoint(url, options, Journal(journal, header))
 
 
-def ask(endpoint: Endpoint, asks: Sequence[Ask]) -> list[str]:
+def ask(model: Speaker, asks: Sequence[Ask]) -> list[str]:
     """Its answers, in order; empty where it refused. Raises InputError where it refused everything."""
-    return [each.text.strip() for each in heard(endpoint, asks, "answers", "the model")]
+    return [each.text.strip() for each in heard(model, asks, "answers", "the model")]
 
 
-def heard(endpoint: Endpoint, asks: Sequence[Ask], what: str, who: str, some: bool = True) -> list[Said]:
+def heard(model: Speaker, asks: Sequence[Ask], what: str, who: str, some: bool = True) -> list[Said]:
     """What comes back, in order, with a word about refusals. Raises InputError where `some` must be there and none is."""
     with bar(what, len(asks)) as advance:
-        said = endpoint.ask_all(asks, advance)
+        said = model.ask_all(asks, advance)
     refusals = [each.refusal for each in said if each.refusal]
     if some and refusals and len(refusals) == len(said):
         raise InputError(f"{who.capitalize()} refused all {len(said)} requests, first: {refusals[0]}")

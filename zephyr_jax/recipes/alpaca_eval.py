@@ -1,20 +1,17 @@
 """`zephyr-jax evaluate alpaca-eval`: a model's outputs, in the form that judges take."""
 
 import json
-from collections.abc import Iterator
-from hashlib import blake2b
 from pathlib import PurePath
 from typing import Any
 
-from zephyr_jax.data.tokens import ChatTokenizer
 from zephyr_jax.evaluation.alpaca_eval import read_instructions
-from zephyr_jax.generation.endpoint import Ask
-from zephyr_jax.generation.engine import Request
+from zephyr_jax.feedback.draw import draw
+from zephyr_jax.generation.endpoint import Ask, Endpoint
 from zephyr_jax.recipes.addressed import ask, open_address
-from zephyr_jax.recipes.speaker import Found, answers, find_speaker, fitted, say_cut
+from zephyr_jax.recipes.own_model import OwnModel
+from zephyr_jax.recipes.speaker import find_speaker
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.files import Path, check_can_be_made, open_path, write_whole
-from zephyr_jax.storage.journal import Journal
 from zephyr_jax.verbs.benchmarks import AlpacaEvalConfig, is_address
 
 
@@ -27,13 +24,14 @@ def model_outputs(config: AlpacaEvalConfig) -> str:
     every = read_instructions(config.instructions)
     rows = every[: config.limit]
     out.mkdir(parents=True, exist_ok=True)
+    model: Endpoint | OwnModel
     if is_address(config.model.path):
         model = open_address(config.model.path, config.answering, out / "asked.journal")
-        name = file_name(config.name or model.model)
-        texts = ask(model, [_ask(config, row["instruction"]) for row in rows])
+        name, own = file_name(config.name or model.model), False
     else:
-        name = file_name(config.name or PurePath(config.model.path).name)
-        texts = _own(config, every, out / f"{name}.journal")
+        name, own = file_name(config.name or PurePath(config.model.path).name), True
+        model = _own(config, every, out / f"{name}.journal")
+    texts = ask(model, [_ask(config, row["instruction"], own) for row in rows])
     outputs = [
         {"dataset": row.get("dataset", ""), "instruction": row["instruction"], "output": text, "generator": name}
         for row, text in zip(rows, texts, strict=True)
@@ -43,8 +41,12 @@ def model_outputs(config: AlpacaEvalConfig) -> str:
     return str(path)
 
 
-def _ask(config: AlpacaEvalConfig, instruction: str) -> Ask:
-    return Ask(({"role": "user", "content": instruction},), config.temperature, config.max_new_tokens, config.top_p)
+def _ask(config: AlpacaEvalConfig, instruction: str, own: bool) -> Ask:
+    """The request for an answer; only a model of ours is told a seed."""
+    seed = draw(config.seed, "answer", instruction) % 2**31 if own else None
+    return Ask(
+        ({"role": "user", "content": instruction},), config.temperature, config.max_new_tokens, config.top_p, seed
+    )
 
 
 def file_name(name: str) -> str:
@@ -52,38 +54,10 @@ def file_name(name: str) -> str:
     return name.replace("/", "_")
 
 
-def _own(config: AlpacaEvalConfig, every: list[dict[str, Any]], path: Path) -> list[str]:
-    """A checkpoint's answers, in order, up to the limit; those in the journal as they are."""
-    rows = every[: config.limit]
+def _own(config: AlpacaEvalConfig, every: list[dict[str, Any]], path: Path) -> OwnModel:
+    """A checkpoint with its journal; its context holds every instruction with its answer, if the model's positions do."""
     found = find_speaker("evaluate alpaca-eval", config.model, config.mesh, config.rows)
     tokenizer = found.chat_tokenizer(config.template)
-    header = {
-        **found.identity, "tokenizer": tokenizer.fingerprint, "temperature": config.temperature, "top_p": config.top_p,
-        "max_new_tokens": config.max_new_tokens, "seed": config.seed,
-        "instructions": blake2b(json.dumps(every).encode(), digest_size=16).hexdigest(),
-    }  # fmt: skip
-    journal = Journal(path, header)
-    made = {line["index"]: line["output"] for line in journal.lines}
-    missing = {index: row["instruction"] for index, row in enumerate(rows) if index not in made}
-    for index, text in _answers(config, found, tokenizer, missing) if missing else ():
-        made[index] = text
-        journal.add({"index": index, "output": text})
-    journal.close()
-    return [made[index] for index in range(len(rows))]
-
-
-def _answers(
-    config: AlpacaEvalConfig, found: Found, tokenizer: ChatTokenizer, instructions: dict[int, str]
-) -> Iterator[tuple[int, str]]:
-    """Index and answer of each instruction, as they end."""
-    prompts = {index: tokenizer.prompt([{"role": "user", "content": text}]) for index, text in instructions.items()}
-    context = found.context(max(map(len, prompts.values())) + config.max_new_tokens)
-    requests, cut = {}, 0
-    for index, prompt in prompts.items():
-        kept, most = fitted(prompt, config.max_new_tokens, context)
-        cut += len(kept) < len(prompt)
-        how = (config.temperature, config.top_p)
-        requests[index] = Request(kept, most, found.stops, *how, seed=(config.seed, index))
-    for index, tokens in answers(found.engine(context), requests):
-        yield index, found.text(tokens).strip()
-    say_cut(cut)
+    longest = max(len(tokenizer.prompt([{"role": "user", "content": row["instruction"]}])) for row in every)
+    context = found.context(longest + config.max_new_tokens)
+    return OwnModel(found, tokenizer, context, path, keep=False, cut=True)

@@ -1,7 +1,8 @@
 """`zephyr-jax demo`: the paper's experiment in small, on a tiny base that the package ships, on an emulated mesh, in minutes.
 
 Everything goes through the public verbs. What is rule-based: the teacher that wrote the conversations, the rater that rates the
-samples, and the judge, another rule, that scores the answers at the end; losses and accuracies are the models' own.
+samples (at an address on loopback, where `feedback rate` asks it), and the judge, another rule, that scores the answers at the
+end; losses and accuracies are the models' own.
 """
 
 import json
@@ -13,18 +14,20 @@ from typing import Any
 from rich.console import Console
 
 from zephyr_jax.card import from_dict
-from zephyr_jax.demo.corpus import conversations, preferences, rate, requested_nouns
+from zephyr_jax.demo.corpus import conversations, preferences
 from zephyr_jax.demo.lengths import Lengths
+from zephyr_jax.demo.rater import rater
 from zephyr_jax.errors import InputError
 from zephyr_jax.recipes.demo_results import Stage, leave_results, measure
 from zephyr_jax.recipes.dpo import dpo
 from zephyr_jax.recipes.export import export
 from zephyr_jax.recipes.feedback_answers import feedback_answers
+from zephyr_jax.recipes.feedback_rate import feedback_rate
 from zephyr_jax.recipes.page import PAGE
 from zephyr_jax.recipes.prepare_ultrafeedback import prepare_ultrafeedback
 from zephyr_jax.recipes.reference import reference
 from zephyr_jax.recipes.sft import sft
-from zephyr_jax.verbs.feedback import AnswersConfig
+from zephyr_jax.verbs.feedback import AnswersConfig, RateConfig
 from zephyr_jax.verbs.looks import DemoConfig
 from zephyr_jax.verbs.models import ExportConfig
 from zephyr_jax.verbs.preparation import UltrafeedbackConfig
@@ -72,7 +75,7 @@ class _Experiment:
         data = self._write_data()
         self._say("1 of 6 · dSFT on a teacher's conversations")
         self._sft("dsft", self._base, {"path": data["conversations-train"], "eval_path": data["conversations-test"]})
-        self._say("2 of 6 · AI feedback: four samples for each prompt, rated; the best against another one")
+        self._say("2 of 6 · AI feedback: four samples a prompt, rated by rules, made into pairs")
         pairs = self._pairs(data["prompts"])
         self._say("3 of 6 · dDPO: the frozen reference's log-probs once, then preference pairs")
         self._dpo("dsft-ddpo", str(self.folder / "dsft"), pairs, data["preferences-test"])
@@ -126,21 +129,18 @@ class _Experiment:
         sft(from_dict(SftConfig, settings, "demo"))
 
     def _pairs(self, prompts: str) -> Path:
-        """Samples of the dSFT model, rated by rule, binarised by the verb; the folder of the splits."""
+        """Samples of the dSFT model, rated by rules and binarised, each by its verb; the folder of the splits."""
+        answers, ratings, out = (self.folder / name for name in ("answers", "ratings", "pairs"))
         settings = {
-            "data": prompts, "output": str(self.folder / "answers"), "mesh": self._mesh, "rows": 64, "principles": [],
+            "data": prompts, "output": str(answers), "mesh": self._mesh, "rows": 64, "principles": [],
             "models": [f"{self.folder / 'dsft'},name=sample {n}" for n in range(1, _SAMPLES + 1)], "temperature": 1.0,
             "max_tokens": self.lengths.answer, "context": self.lengths.pair, "compute_dtype": "float32", "seed": self.seed,
         }  # fmt: skip
         feedback_answers(from_dict(AnswersConfig, settings, "demo"))
-        rows = [json.loads(line) for line in (self.folder / "answers" / "train.jsonl").read_text().splitlines()]
-        for row in rows:
-            for each in row["completions"]:
-                each["overall_score"] = rate(requested_nouns(row["instruction"]), each["response"])
-        rated = self.folder / "data" / "rated.jsonl"
-        rated.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        out = self.folder / "pairs"
-        settings = {"path": str(rated), "output": str(out), "ties": "drop", "test_share": 0.0, "seed": self.seed}
+        with rater() as judge:
+            settings = {"data": str(answers), "output": str(ratings), "judge": judge, "seed": self.seed}
+            feedback_rate(from_dict(RateConfig, settings, "demo"))
+        settings = {"path": str(ratings), "output": str(out), "ties": "drop", "test_share": 0.0, "seed": self.seed}
         prepare_ultrafeedback(from_dict(UltrafeedbackConfig, settings, "demo"), "zephyr-jax demo")
         return out
 

@@ -14,6 +14,7 @@ from zephyr_jax.card import from_dict
 from zephyr_jax.demo import judge
 from zephyr_jax.demo.corpus import requested_nouns
 from zephyr_jax.demo.lengths import Lengths
+from zephyr_jax.demo.rater import RULE
 from zephyr_jax.demo.words import CLOSINGS
 from zephyr_jax.page.answers import Prompt, Said
 from zephyr_jax.recipes.evaluate import evaluate
@@ -38,9 +39,9 @@ _NOTES = (
     "* by rule, in greedy answers to prompts that each ask for a word which no prompt of the training named: the judge's score "
     "from 1 to 10, how often it is above that of dSFT's answer, the share of requested words that are used, and of answers that "
     "end properly. Pairs are the models' own: how often the better one of two held-out answers is the likelier one.",
-    "Rules of this package also wrote the conversations (the teacher) and rated the samples that became pairs (the rater: "
-    "requested nouns and a proper ending, 1 to 5).",
-    f"The judge is another rule than the rater: {judge.RULE}.",
+    "Rules of this package also wrote the conversations (the teacher) and rated the samples that became pairs (the rater). "
+    f"`feedback rate` asked the rater at an address, as it asks any model; its overall score: {RULE}.",
+    f"The judge is another rule: {judge.RULE}.",
 )
 
 

@@ -5,13 +5,17 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from textwrap import shorten
 from typing import Any
 
 from zephyr_jax.errors import InputError, listing
 from zephyr_jax.feedback.estimate import Estimate
 from zephyr_jax.feedback.plain import plain
 from zephyr_jax.feedback.seeds import Seeds
+from zephyr_jax.prepare.raw import ASIDE
 from zephyr_jax.storage.files import Path, check_can_be_made, open_path, write_whole
+
+_QUOTED = 160  # letters of a reason
 
 
 def open_folder(output: str) -> Path:
@@ -22,10 +26,11 @@ def open_folder(output: str) -> Path:
     return folder
 
 
-def say(estimate: Estimate) -> str:
+def say(estimate: Estimate, more: str = "") -> str:
     """Tell what is ahead; the same words are given back."""
-    print(estimate.words(), file=sys.stderr, flush=True)
-    return estimate.words()
+    words = estimate.words() + more
+    print(words, file=sys.stderr, flush=True)
+    return words
 
 
 def repeated(found: Seeds) -> str:
@@ -35,14 +40,14 @@ def repeated(found: Seeds) -> str:
 
 def write_rows(folder: Path, rows: list[dict[str, Any]], aside: list[dict[str, Any]]) -> str:
     """Write what can be used and what cannot, and say how much that is. Raises InputError where nothing can be."""
-    _write(folder / "aside.jsonl", aside)
-    told = _reasons([row["reason"] for row in aside])
+    _write(folder / ASIDE, aside)
+    told = reasons([row["reason"] for row in aside])
     if not rows:
         raise InputError(
-            f"None of the rows can be used ({told}). {folder}/aside.jsonl says why for each; replies are kept."
+            f"None of the rows can be used ({told}). {folder}/{ASIDE} says why for each; replies are kept."
         )
     _write(folder / "train.jsonl", rows)
-    more = f"; set aside in aside.jsonl: {told}" if aside else ""
+    more = f"; set aside in {ASIDE}: {told}" if aside else ""
     return f"{len(rows):,} rows in {folder}/train.jsonl{more}"
 
 
@@ -54,9 +59,11 @@ def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _reasons(reasons: list[str]) -> str:
+def reasons(said: list[str]) -> str:
     """How often each; those that differ in numbers only are one, and the first of them is quoted."""
-    kinds = [re.sub(r"\d[\d,.]*", "", reason) for reason in reasons]
-    first = dict(zip(reversed(kinds), reversed(reasons), strict=True))
+    kinds = [re.sub(r"\d[\d,.]*", "", reason) for reason in said]
+    first = dict(zip(reversed(kinds), reversed(said), strict=True))
     counted = Counter(kinds).most_common()
-    return listing((f"{count:,} x {plain(' '.join(first[kind].split())[:120])}" for kind, count in counted), 4)
+    return listing(
+        (f"{count:,} x {shorten(plain(first[kind]), _QUOTED, placeholder=' ...')}" for kind, count in counted), 4
+    )

@@ -2,7 +2,7 @@
 
 from zephyr_jax.feedback.dialogue import Manner, estimate_play, play
 from zephyr_jax.feedback.seeds import read_seeds
-from zephyr_jax.recipes.feedback import open_folder, repeated, say, write_rows
+from zephyr_jax.recipes.feedback import open_folder, reasons, repeated, say, write_rows
 from zephyr_jax.recipes.progress import bar
 from zephyr_jax.recipes.voices import Voices
 from zephyr_jax.storage.cloud import explained
@@ -31,4 +31,6 @@ def feedback_conversations(config: ConversationsConfig) -> str:
     aside = [{**talk.row(), "reason": talk.ended, "said": talk.last[:1000]} for talk in talks if not talk.whole]
     written = write_rows(folder, rows, aside)
     answers = sum(len(talk.messages) // 2 for talk in talks)
-    return f"{written}; {answers:,} answers{repeated(found)}{voices.spent()}"
+    early = reasons([talk.ended for talk in talks if talk.whole and talk.ended])
+    told = f"; ended before turn {config.turns}: {early}" if early else ""
+    return f"{written}; {answers:,} answers{told}{repeated(found)}{voices.spent()}"

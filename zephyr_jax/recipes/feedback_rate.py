@@ -1,13 +1,14 @@
 """`zephyr-jax feedback rate`: a judge's ratings of answers, in the form of openbmb/UltraFeedback."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import batched
 from typing import Any
 
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.errors import InputError, shown
 from zephyr_jax.feedback.estimate import Estimate, estimate
-from zephyr_jax.feedback.judging import Bench, Sheet, rated_row, sheets
+from zephyr_jax.feedback.judging import SHEETS, Bench, Sheet, rated_row, sheets
 from zephyr_jax.feedback.judgment import BadJudgment, Rating
 from zephyr_jax.feedback.voice import Voice
 from zephyr_jax.generation.endpoint import Said
@@ -32,18 +33,19 @@ def feedback_rate(config: RateConfig) -> str:
     bench = Bench(
         judge.temperature, config.max_tokens, config.top_p, config.longest_answer, config.seed, config.send_seed
     )
-    words = say(sum((_estimate(judge, each, bench) for each in batched(rows, _TOGETHER)), Estimate()))
+    ahead = sum((_estimate(judge, each, bench) for each in batched(rows, _TOGETHER)), Estimate())
+    words = say(ahead, ", and again for judgments that cannot be used")
     if config.estimate:
         return words
     rated: list[Row] = []
-    with bar("rows", len(rows)) as advance:
-        for some in batched(rows, _TOGETHER):
-            for row, found in zip(some, _rate(judge, some, bench), strict=True):
+    with bar("judgments", len(rows) * SHEETS) as advance:
+        for place, some in enumerate(batched(rows, _TOGETHER)):
+            done = partial(lambda before, count: advance(before + count), place * _TOGETHER * SHEETS)
+            for row, found in zip(some, _rate(judge, some, bench, done), strict=True):
                 if isinstance(found, str):
                     aside.append({"reason": found, **row})
                 else:
                     rated.append({**rated_row(row, found), "judge": judge.name})
-            advance(len(rated) + len(aside))
     return f"{write_rows(folder, rated, aside)}{voices.spent()}"
 
 
@@ -91,10 +93,12 @@ def _estimate(judge: Voice, rows: Iterable[Row], bench: Bench) -> Estimate:
     return estimate(judge, judge.speaker.missing([sheet.ask for sheet in _sheets(rows, bench)]))
 
 
-def _rate(judge: Voice, rows: tuple[Row, ...], bench: Bench) -> list[dict[str, list[Rating]] | str]:
+def _rate(
+    judge: Voice, rows: tuple[Row, ...], bench: Bench, done: Callable[[int], None]
+) -> list[dict[str, list[Rating]] | str]:
     """Of each row its ratings by aspect, or why there are none. What cannot be used is asked for once more."""
     asked = _sheets(rows, bench)
-    first = judge.speaker.ask_all([sheet.ask for sheet in asked])
+    first = judge.speaker.ask_all([sheet.ask for sheet in asked], done)
     found = [_ratings(sheet, said) for sheet, said in zip(asked, first, strict=True)]
     bad = {place: each for place, each in enumerate(found) if isinstance(each, BadJudgment)}
     second = judge.speaker.ask_all([asked[place].repair(first[place].text, reason) for place, reason in bad.items()])

@@ -1,25 +1,26 @@
 """A checkpoint in this process that is asked as an endpoint is, with a journal of its own."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from hashlib import blake2b
 
 from zephyr_jax.data.chat import BadRow
+from zephyr_jax.data.tokens import ChatTokenizer
 from zephyr_jax.generation.endpoint import Ask, Said
 from zephyr_jax.generation.engine import Engine, Request
-from zephyr_jax.recipes.speaker import Found, answers
+from zephyr_jax.recipes.speaker import Found, answers, fitted, say_cut
 from zephyr_jax.storage.files import Path
 from zephyr_jax.storage.journal import Journal
 
 
 class OwnModel:
-    """Answers by our engine. Its weights are read when they are first needed, and with `keep` they stay."""
+    """Answers by our engine. Its weights are read when they are first needed, and with `keep` they stay. A prompt that leaves too
+    little room for an answer loses its beginning with `cut`; without it, one that leaves none is refused."""
 
-    def __init__(self, found: Found, template: str | None, context: int | None, journal: Path, *, keep: bool):
-        self._found, self._keep = found, keep
-        self._tokenizer, self._context = found.chat_tokenizer(template), found.context(context)
-        header = {**found.identity, "tokenizer": self._tokenizer.fingerprint, "context": self._context}
+    def __init__(
+        self, found: Found, tokenizer: ChatTokenizer, context: int, journal: Path, *, keep: bool, cut: bool = False
+    ):
+        self._found, self._tokenizer, self._context, self._keep, self._cut = found, tokenizer, context, keep, cut
+        header = {**found.identity, "tokenizer": tokenizer.fingerprint, "context": context}
         self._journal = Journal(journal, header)
         self._known = {line["request"]: line for line in self._journal.lines}
         self._engine: Engine | None = None
@@ -66,21 +67,25 @@ class OwnModel:
         """What the engine is asked, and what it cannot be asked."""
         requests: dict[str, Request] = {}
         refused: dict[str, Said] = {}
+        cut = 0
         for name, ask in asks.items():
             try:
                 prompt = self._tokenizer.prompt(list(ask.messages))
             except BadRow as error:
                 refused[name] = Said("", str(error))
                 continue
-            room = self._context - len(prompt)
+            kept, most = fitted(prompt, ask.max_tokens, self._context) if self._cut else (prompt, ask.max_tokens)
+            room = self._context - len(kept)
             if room < 1:
                 refused[name] = Said("", f"a prompt of {len(prompt):,} tokens; the context holds {self._context:,}")
                 continue
+            cut += len(kept) < len(prompt)
             how = (ask.temperature, ask.top_p)
             seed = int(name[:7], 16) if ask.seed is None else ask.seed
-            requests[name] = Request(prompt, min(ask.max_tokens, room), self._found.stops, *how, seed=(seed,))
+            requests[name] = Request(kept, min(most, room), self._found.stops, *how, seed=(seed,))
+        say_cut(cut)
         return requests, refused
 
 
 def _name(ask: Ask) -> str:
-    return blake2b(json.dumps(ask.body(""), sort_keys=True).encode(), digest_size=16).hexdigest()
+    return ask.name("", "")

@@ -79,8 +79,8 @@ class Voices:
             options = ModelOptions(path=path, compute_dtype=self._config.compute_dtype)
             found = find_speaker(self._verb, options, self._config.mesh, self._config.rows)
             journal = self._folder / f"replies-{_digest(path)}.journal"
-            template, context = self._config.template, self._config.context
-            self._opened[(path,)] = OwnModel(found, template, context, journal, keep=self._keep)
+            tokenizer, context = found.chat_tokenizer(self._config.template), found.context(self._config.context)
+            self._opened[(path,)] = OwnModel(found, tokenizer, context, journal, keep=self._keep)
         return cast(OwnModel, self._opened[(path,)])
 
 
