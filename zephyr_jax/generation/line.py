@@ -62,9 +62,7 @@ class Line:
         self._url, self._options, self._key = url, options, key
         try:
             client = DefaultAsyncHttpxClient(trust_env=not _is_here(url))
-        except (
-            Exception
-        ) as error:  # of many kinds: a scheme that is none, a port that is none, a package that is missing
+        except Exception as error:  # of many kinds: no scheme, no port, a package that is missing
             raise InputError(
                 f"{url} cannot be asked through the proxy that the environment names (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY): "
                 f"{error} Unset it, or name another."
