@@ -84,7 +84,7 @@ def test_a_checkpoint_in_this_process_answers_as_behind_an_address(
     tiny_model: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same interface and, at temperature 0, the same words; the second time nothing is loaded and nobody asked."""
-    words = ["feedback answers --data", prompts, "--output", tmp_path / "out", QUICK, OWN, "--max_tokens 20 --models"]
+    words = ["feedback answers --data", prompts, "--output", tmp_path / "out", QUICK, OWN, "--max_new_tokens 20 --models"]
     with our_server(tiny_model) as url, bad_connection(url, lambda _: None) as (there, passed):
         words += [f"{tiny_model},name=own,temperature=0", f"{there},name=there,temperature=0", "--principles"]
         run(*words)
@@ -255,7 +255,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
         status, text = echo(body, number)
         return Answer(status, text) if number <= allowed[0] or gate.is_set() else Answer(status, text, wait=30)
 
-    words = "--answers 2 --max_tokens 50 --endpoint.concurrency 4 --endpoint.most_tokens 100000 --models"
+    words = "--answers 2 --max_new_tokens 50 --endpoint.concurrency 4 --endpoint.most_tokens 100000 --models"
     with judge_at(held) as (url, asked):
         models = [f"{name}@{url}" for name in ("ape", "bee", "cow")]
         for stop in (23, 23 + 4 + 17):
@@ -319,7 +319,7 @@ def test_a_limit_holds_over_all_models_and_can_be_raised(
 ) -> None:
     """Dollars of a dear and a cheap model together stay below; with more money the same command goes on."""
     with judge_at(echo) as (url, asked):
-        words = ["feedback answers --data", prompts, "--output", tmp_path / "out --max_tokens 20 --models"]
+        words = ["feedback answers --data", prompts, "--output", tmp_path / "out --max_new_tokens 20 --models"]
         words += [f"dear@{url},price_in=10,price_out=1000", f"cheap@{url},price_in=1,price_out=1"]
         with pytest.raises(SystemExit):
             run(*words, "--endpoint.most_dollars 0.035")
@@ -428,7 +428,7 @@ def test_other_weights_under_the_same_path_are_other_work(
     talker: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = Path(shutil.copytree(talker, tmp_path / "model"))
-    words = ["feedback answers --data", prompts, "--output", tmp_path / "out", OWN, "--max_tokens 4 --models", model]
+    words = ["feedback answers --data", prompts, "--output", tmp_path / "out", OWN, "--max_new_tokens 4 --models", model]
     run(*words, "--temperature 1")
     os.utime(model / "model.safetensors")
     with pytest.raises(SystemExit):
@@ -444,7 +444,7 @@ def test_a_server_that_we_did_not_write(prompts: Path, tmp_path: Path) -> None:
         "feedback answers --data",
         prompts,
         "--output",
-        tmp_path / "out --max_tokens 16 --models",
+        tmp_path / "out --max_new_tokens 16 --models",
         f"{url},name=there",
     ]
     run(*words)

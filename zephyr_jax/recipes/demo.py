@@ -134,7 +134,7 @@ class _Experiment:
         settings = {
             "data": prompts, "output": str(answers), "mesh": self._mesh, "rows": 64, "principles": [],
             "models": [f"{self.folder / 'dsft'},name=sample {n}" for n in range(1, _SAMPLES + 1)], "temperature": 1.0,
-            "max_tokens": self.lengths.answer, "context": self.lengths.pair, "compute_dtype": "float32", "seed": self.seed,
+            "max_new_tokens": self.lengths.answer, "context": self.lengths.pair, "compute_dtype": "float32", "seed": self.seed,
         }  # fmt: skip
         feedback_answers(from_dict(AnswersConfig, settings, "demo"))
         with rater() as judge:

@@ -26,7 +26,7 @@ def feedback_answers(config: AnswersConfig) -> str:
     opened = Voices("feedback answers", config, config.temperature, folder, keep=False)
     voices = opened.open_all(config.models)
     each = config.answers or len(voices)
-    style = Style(each, config.principles, config.max_tokens, config.top_p, config.seed, config.send_seed)
+    style = Style(each, config.principles, config.max_new_tokens, config.top_p, config.seed, config.send_seed)
     wished = wishes(found.seeds, voices, style)
     words = say(_estimate(voices, wished))
     if config.estimate:

@@ -31,7 +31,7 @@ def feedback_rate(config: RateConfig) -> str:
     voices = Voices("feedback rate", config, config.temperature, folder, keep=True)
     judge = voices.open(config.judge)
     bench = Bench(
-        judge.temperature, config.max_tokens, config.top_p, config.longest_answer, config.seed, config.send_seed
+        judge.temperature, config.max_new_tokens, config.top_p, config.longest_answer, config.seed, config.send_seed
     )
     ahead = sum((_estimate(judge, each, bench) for each in batched(rows, _TOGETHER)), Estimate())
     words = say(ahead, ", and again for judgments that cannot be used")

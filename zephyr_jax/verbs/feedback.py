@@ -100,7 +100,7 @@ class AnswersConfig(FeedbackConfig):
     `--principles` without a word."""
     temperature: float = 1.0
     """Of models that name none of their own."""
-    max_tokens: int = 1024
+    max_new_tokens: int = 1024
     """Longest answer in tokens."""
 
     def check(self) -> None:
@@ -110,7 +110,7 @@ class AnswersConfig(FeedbackConfig):
             refuse(
                 "`models` is not set.", "It needs models: PATH, or MODEL@http://HOST:PORT/v1, several after each other."
             )
-        check_positive(answers=self.answers, max_tokens=self.max_tokens)
+        check_positive(answers=self.answers, max_new_tokens=self.max_new_tokens)
         check_not_negative(temperature=self.temperature)
         if self.answers is not None and self.answers > len(self.models):
             refuse(
@@ -127,7 +127,7 @@ class RateConfig(FeedbackConfig):
     """The model that rates: PATH, or MODEL@http://HOST:PORT/v1; after a comma `key=VARIABLE`, `price_in=`, `price_out=`."""
     temperature: float = 0.0
     """0: the likeliest token each time."""
-    max_tokens: int = 1024
+    max_new_tokens: int = 1024
     """Longest judgment in tokens; all answers of a row are rated in one, aspect by aspect."""
     longest_answer: int = 20_000
     """Characters of an answer that the judge is shown."""
@@ -136,5 +136,5 @@ class RateConfig(FeedbackConfig):
         """Raise InputError for settings that are missing or cannot hold."""
         super().check()
         require(self.judge, "judge", "a model: PATH, or MODEL@http://HOST:PORT/v1")
-        check_positive(max_tokens=self.max_tokens, longest_answer=self.longest_answer)
+        check_positive(max_new_tokens=self.max_new_tokens, longest_answer=self.longest_answer)
         check_not_negative(temperature=self.temperature)
