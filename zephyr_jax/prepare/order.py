@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import ExitStack
 from hashlib import blake2b, sha256
-from pathlib import Path as LocalPath
+from tempfile import TemporaryFile
 from typing import Any
 
 _PARTS = 64
@@ -13,15 +13,16 @@ _WHOLE = 2**64
 
 
 class Ordered:
-    """A scratch folder of rows that are read back by the order of their keys, then of their content.
+    """Rows on scratch disk that are read back once, by the order of their keys, then of their content.
 
-    Only one of 64 parts is in memory at a time.
+    Only one of 64 parts is in memory at a time. The files have no names, so that nothing is left of them when the process is
+    killed.
     """
 
-    def __init__(self, folder: LocalPath):
-        self._paths = [folder / f"part-{number:02d}" for number in range(_PARTS)]
+    def __init__(self) -> None:
         self._open = ExitStack()
-        self._files = [self._open.enter_context(path.open("w")) for path in self._paths]
+        files = (TemporaryFile("w+", encoding="utf-8") for _ in range(_PARTS))  # noqa: SIM115
+        self._files = [self._open.enter_context(file) for file in files]
         self.rows = 0
 
     def __enter__(self) -> "Ordered":
@@ -37,9 +38,9 @@ class Ordered:
         self.rows += 1
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any], str]]:
-        self._open.close()
-        for path in self._paths:
-            with path.open() as file:
+        for part in self._files:
+            with part as file:
+                file.seek(0)
                 lines = sorted(line.rstrip("\n").split("\t") for line in file)
             for key, content, place in lines:
                 yield key, json.loads(content), json.loads(place)
