@@ -1,15 +1,14 @@
 """The account of a preparation: every row that was read, what became of it, and a few to look at."""
 
 import json
-import shutil
 from collections import Counter
+from contextlib import ExitStack
 from hashlib import blake2b
-from tempfile import TemporaryFile
 from typing import Any
 
 from zephyr_jax.errors import InputError
 from zephyr_jax.prepare.raw import SetAside
-from zephyr_jax.storage.files import Path, whole_file
+from zephyr_jax.storage.files import Path, scratch_file, whole_file
 
 _SHOWN, _KEPT = 400, 200  # letters of a sample, and of a line about what was set aside
 
@@ -29,19 +28,20 @@ class Ledger:
         self.repairs: Counter[str] = Counter()
         self._first: dict[str, str] = {}
         self._most, self._samples = samples, dict[str, dict[bytes, str]]()
-        self._file = TemporaryFile("w+b")  # noqa: SIM115
+        self._open = ExitStack()
+        self._file = self._open.enter_context(scratch_file())
 
     def __enter__(self) -> "Ledger":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._open.close()
 
     def copy_to(self, path: Path) -> None:
         """Write the lines so far into a file that appears whole."""
         self._file.seek(0)
         with whole_file(path) as file:
-            shutil.copyfileobj(self._file, file)
+            file.writelines(line.encode() for line in self._file)
 
     def leave_out(self, place: str, why: SetAside, whole: Any, answer: int | None = None) -> None:
         """A row is set aside, or one of its answers (by its number, from 0); `whole` is shown where `why` shows nothing."""
@@ -50,7 +50,7 @@ class Ledger:
         about = why.about or repr(whole)[:_SHOWN]
         self._sample(why.reason, about)
         line: dict[str, Any] = {"place": place, "reason": why.reason, "about": about[:_KEPT]}
-        self._file.write((json.dumps(line if answer is None else {**line, "answer": answer}) + "\n").encode())
+        self._file.write(json.dumps(line if answer is None else {**line, "answer": answer}) + "\n")
 
     def repaired(self, kind: str, about: str) -> None:
         """A row is kept, and something about it was put right."""

@@ -5,8 +5,9 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import ExitStack
 from hashlib import blake2b, sha256
-from tempfile import TemporaryFile
 from typing import Any
+
+from zephyr_jax.storage.files import scratch_file
 
 _PARTS = 64
 _WHOLE = 2**64
@@ -15,14 +16,12 @@ _WHOLE = 2**64
 class Ordered:
     """Rows on scratch disk that are read back once, by the order of their keys, then of their content.
 
-    Only one of 64 parts is in memory at a time. The files have no names, so that nothing is left of them when the process is
-    killed.
+    Only one of 64 parts is in memory at a time.
     """
 
     def __init__(self) -> None:
         self._open = ExitStack()
-        files = (TemporaryFile("w+", encoding="utf-8") for _ in range(_PARTS))  # noqa: SIM115
-        self._files = [self._open.enter_context(file) for file in files]
+        self._files = [self._open.enter_context(scratch_file()) for _ in range(_PARTS)]
         self.rows = 0
 
     def __enter__(self) -> "Ordered":

@@ -86,6 +86,13 @@ def _replacement(path: pathlib.Path) -> Iterator[IO[bytes]]:
         raise
 
 
+@contextmanager
+def scratch_file() -> Iterator[IO[str]]:
+    """Room on this machine's disk, where TMPDIR says; it has no name, so that it is gone with the process, however that ends."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+        yield file
+
+
 def sweep(folder: Path) -> None:
     """Remove what processes that were killed have left in a local folder of files that were not whole yet."""
     for scratch in () if is_remote(folder) else pathlib.Path(folder).glob(".*.tmp"):
