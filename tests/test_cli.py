@@ -139,7 +139,7 @@ def test_a_value_of_another_type_is_refused(
         (
             KeyboardInterrupt(),
             130,
-            "interrupted: run the same command again to go on from the newest checkpoint.\n",
+            "interrupted: run the same command again; it goes on from what is complete.\n",
         ),
     ],
     ids=["input", "training", "interrupt"],

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(told, file=sys.stderr, flush=True)
         raise SystemExit(_SAVED_AND_STOPPED) from None
     except KeyboardInterrupt:
-        _stop("interrupted: run the same command again to go on from the newest checkpoint.", 130)
+        _stop("interrupted: run the same command again; it goes on from what is complete.", 130)
 
 
 def take_verb(words: list[str]) -> tuple[str, list[str]]:

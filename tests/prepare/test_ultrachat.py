@@ -237,9 +237,14 @@ def test_chat_messages_are_rows_too(tmp_path: Path) -> None:
         {"role": "user", "content": "Hi."},
         {"role": "assistant", "content": "Yes?"},
     ]
-    _, said = made(tmp_path, [{"messages": chat}, raw("Hello.", "Hm.")])
-    assert said == [["Be brief.", "Hi.", "Yes?"], ["Hello.", "Hm."]]
-    assert {row["prompt"] for row in split(tmp_path / "out", "train_sft")} <= {"Hi.", "Hello."}
+    silent = [
+        {"role": "system", "content": ""},
+        {"role": "user", "content": "So?"},
+        {"role": "assistant", "content": "No."},
+    ]
+    _, said = made(tmp_path, [{"messages": chat}, {"messages": silent}, raw("Hello.", "Hm.")])
+    assert said == [["Be brief.", "Hi.", "Yes?"], ["Hello.", "Hm."], ["So?", "No."]]
+    assert {row["prompt"] for row in split(tmp_path / "out", "train_sft")} <= {"Hi.", "Hello.", "So?"}
 
 
 def test_nothing_is_lost_silently(tmp_path: Path) -> None:
