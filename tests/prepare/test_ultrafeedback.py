@@ -394,11 +394,11 @@ def test_a_folder_is_read_but_for_what_holds_no_rows(tmp_path: Path, capsys: pyt
     (folder / "more.jsonl").mkdir(parents=True)
     write_rows(folder / "a.jsonl", ROWS[:20])
     write_rows(folder / ".a.jsonl", ROWS[20:])
-    (folder / "b.jsonl.gz").write_bytes(b"x")
+    (folder / "b\x1b[2J.gz").write_bytes(b"x")
     record = prepare("ultrafeedback", folder, tmp_path / "out")
     assert record["rows read"] == 20
-    assert record["passed over"] == [".a.jsonl", "b.jsonl.gz", "more.jsonl"]
-    assert f"passed over in {folder}: .a.jsonl, b.jsonl.gz, more.jsonl" in capsys.readouterr().out
+    assert record["passed over"] == [".a.jsonl", "b\x1b[2J.gz", "more.jsonl"]
+    assert rf"passed over in {folder}: .a.jsonl, b\x1b[2J.gz, more.jsonl" in capsys.readouterr().out
     assert "Passed over in the folder, as they hold no rows: .a.jsonl" in (tmp_path / "out" / "README.md").read_text()
 
 

@@ -106,16 +106,16 @@ def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
 
 def _cell(text: str) -> str:
     """Text that stays within its cell or heading, and is no markup."""
-    return re.sub(r"([\\`*|<>#&\[\]])", r"\\\1", _spelt(text).replace("\n", " "))
+    return re.sub(r"([\\`*|<>#&\[\]])", r"\\\1", spelt(text).replace("\n", " "))
 
 
 def _fenced(text: str, kind: str = "text") -> str:
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(longest + 1, 3)
-    return f"{fence}{kind}\n{_spelt(text).rstrip()}\n{fence}"
+    return f"{fence}{kind}\n{spelt(text).rstrip()}\n{fence}"
 
 
-def _spelt(text: str) -> str:
+def spelt(text: str) -> str:
     """Characters that a terminal or a page would obey, spelt out."""
     return "".join(
         each if each.isprintable() or each in "\n\t" else each.encode("unicode_escape").decode() for each in text

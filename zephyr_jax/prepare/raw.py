@@ -85,7 +85,9 @@ def passed_over(path: str) -> list[str]:
 
 
 def _is_read(folder: Path, name: str) -> bool:
-    return name[0] != "." and PurePosixPath(name).suffix in READABLE and (folder / name).is_file()
+    if name[0] == "." or PurePosixPath(name).suffix not in READABLE:
+        return False
+    return is_remote(folder) or (folder / name).is_file()  # a bucket is not asked about each of its files
 
 
 def _opened(path: str, split: str, revision: str | None) -> Iterator[RawRow]:

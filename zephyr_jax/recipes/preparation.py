@@ -15,7 +15,7 @@ import numpy as np
 
 from zephyr_jax.card import differences, to_dict
 from zephyr_jax.errors import InputError, listing, shown
-from zephyr_jax.prepare.card import Page, samples_page
+from zephyr_jax.prepare.card import Page, samples_page, spelt
 from zephyr_jax.prepare.ledger import Ledger
 from zephyr_jax.prepare.order import Ordered
 from zephyr_jax.prepare.raw import RawRow, SetAside, passed_over, raw_rows
@@ -126,7 +126,7 @@ class Preparation:
         lines += [f"  {count:,} answers set aside: {reason}" for reason, count in sorted(self.ledger.answers.items())]
         lines += [f"  {count:,} put right: {kind}" for kind, count in sorted(self.ledger.repairs.items())]
         if self.ledger.passed_over:
-            lines.append(f"  passed over in {self.config.path}: {listing(self.ledger.passed_over, 6)}")
+            lines.append(f"  passed over in {self.config.path}: {spelt(listing(self.ledger.passed_over, 6))}")
         lines.append(", ".join(f"{name} {count:,}" for name, count in page.splits.items()))
         return "\n".join([*lines, f"the card: {self.out / 'README.md'}"])
 
