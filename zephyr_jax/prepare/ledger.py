@@ -1,6 +1,7 @@
 """The account of a preparation: every row that was read, what became of it, and a few to look at."""
 
 import json
+import shutil
 from collections import Counter
 from contextlib import ExitStack
 from hashlib import blake2b
@@ -41,7 +42,7 @@ class Ledger:
         """Write the lines so far into a file that appears whole."""
         self._file.seek(0)
         with whole_file(path) as file:
-            file.writelines(line.encode() for line in self._file)
+            shutil.copyfileobj(self._file, file)
 
     def leave_out(self, place: str, why: SetAside, whole: Any, answer: int | None = None) -> None:
         """A row is set aside, or one of its answers (by its number, from 0); `whole` is shown where `why` shows nothing."""
@@ -50,7 +51,7 @@ class Ledger:
         about = why.about or repr(whole)[:_SHOWN]
         self._sample(why.reason, about)
         line: dict[str, Any] = {"place": place, "reason": why.reason, "about": about[:_KEPT]}
-        self._file.write(json.dumps(line if answer is None else {**line, "answer": answer}) + "\n")
+        self._file.write(json.dumps(line if answer is None else {**line, "answer": answer}).encode() + b"\n")
 
     def repaired(self, kind: str, about: str) -> None:
         """A row is kept, and something about it was put right."""

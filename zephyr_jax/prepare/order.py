@@ -5,7 +5,9 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import ExitStack
 from hashlib import blake2b, sha256
-from typing import Any
+from itertools import groupby
+from operator import itemgetter
+from typing import IO, Any
 
 from zephyr_jax.storage.files import scratch_file
 
@@ -16,7 +18,7 @@ _WHOLE = 2**64
 class Ordered:
     """Rows on scratch disk that are read back once, by the order of their keys, then of their content.
 
-    Only one of 64 parts is in memory at a time.
+    In memory are the keys of one of 64 parts at a time, and the rows of one key.
     """
 
     def __init__(self) -> None:
@@ -33,16 +35,30 @@ class Ordered:
     def add(self, key: str, content: dict[str, Any], place: str) -> None:
         """Put a row away; `key` is hexadecimal, `place` where it came from."""
         part = int(key[:2], 16) * _PARTS // 256
-        self._files[part].write(f"{key}\t{json.dumps(content)}\t{json.dumps(place)}\n")
+        self._files[part].write(f"{key}\t{json.dumps(content)}\t{json.dumps(place)}\n".encode())
         self.rows += 1
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any], str]]:
         for part in self._files:
             with part as file:
-                file.seek(0)
-                lines = sorted(line.rstrip("\n").split("\t") for line in file)
-            for key, content, place in lines:
-                yield key, json.loads(content), json.loads(place)
+                for line in _sorted(file):
+                    key, content, place = line.split(b"\t")
+                    yield key.decode(), json.loads(content), json.loads(place)
+
+
+def _sorted(file: IO[bytes]) -> Iterator[bytes]:
+    """The lines of a file in the order of their keys (what stands before a tab), those of one key in that of their bytes."""
+    file.seek(0)
+    starts, place = list[tuple[bytes, int]](), 0
+    for line in file:
+        starts.append((line.partition(b"\t")[0], place))
+        place += len(line)
+    for _, alike in groupby(sorted(starts), key=itemgetter(0)):
+        lines = []
+        for _, start in alike:
+            file.seek(start)
+            lines.append(file.readline())
+        yield from sorted(lines)
 
 
 def folded(text: str) -> str:

@@ -87,9 +87,9 @@ def _replacement(path: pathlib.Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def scratch_file() -> Iterator[IO[str]]:
+def scratch_file() -> Iterator[IO[bytes]]:
     """Room on this machine's disk, where TMPDIR says; it has no name, so that it is gone with the process, however that ends."""
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+    with tempfile.TemporaryFile("w+b") as file:
         yield file
 
 
