@@ -388,6 +388,18 @@ def test_rows_of_every_form_make_the_same_pairs(tmp_path: Path) -> None:
         assert split(tmp_path / f"of-{name}", "train_prefs") == split(tmp_path / "expected", "train_prefs")
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_files_are_read_as_editors_leave_them(name: str, tmp_path: Path) -> None:
+    """Law: a byte order mark, line ends of Windows and empty lines change nothing and lose no row."""
+    lines = [json.dumps(row) for row in ROWS[:5]]
+    text = "\r\n\r\n".join(lines) if name.endswith("l") else f"[{','.join(lines)}]\r\n"
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    record = prepare("ultrafeedback", tmp_path / name, tmp_path / "out")
+    assert (record["rows read"], record["rows set aside"]) == (5, {})
+    prepare("ultrafeedback", write_rows(tmp_path / "plain.jsonl", ROWS[:5]), tmp_path / "plain")
+    assert split(tmp_path / "out", "train_prefs") == split(tmp_path / "plain", "train_prefs")
+
+
 def test_a_folder_is_read_but_for_what_holds_no_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Law: hidden files, folders and files of other kinds are passed over by name, never silently."""
     folder = tmp_path / "folder"
