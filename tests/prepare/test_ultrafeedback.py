@@ -305,7 +305,9 @@ def test_without_the_bug_every_ten_is_a_ten(tmp_path: Path) -> None:
     record = prepare("ultrafeedback", write_rows(tmp_path / "a.jsonl", BUGGED[1:]), out)
     assert (record["repaired"], record["answers set aside"]) == ({}, {})
     assert pairs(out)["unsure"]["chosen"][1]["content"] == "odd"
-    prepare("ultrafeedback", write_rows(tmp_path / "b.jsonl", BUGGED), tmp_path / "raw", "--repair", "False")
+    assert record["numbers"]["the bug that stored 1 as 10"] == "not found"
+    record = prepare("ultrafeedback", write_rows(tmp_path / "b.jsonl", BUGGED), tmp_path / "raw", "--repair", "False")
+    assert record["numbers"]["the bug that stored 1 as 10"] == "found, and left as it is"
     assert pairs(tmp_path / "raw")["bug"]["chosen"][1]["content"] == "bad"
 
 

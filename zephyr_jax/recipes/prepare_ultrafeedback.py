@@ -40,6 +40,12 @@ class Ratings:
         """Whether scores are put right: known once every row has been taken."""
         return self._config.repair and self._shows_bug
 
+    @property
+    def bug(self) -> str:
+        """Whether the bug was found and repaired, in words."""
+        found = "found, and repaired" if self._config.repair else "found, and left as it is"
+        return found if self._shows_bug else "not found"
+
     def take(self, row: RawRow) -> tuple[str, dict[str, Any]]:
         """A raw row to its prompt and answers, under the key of its prompt. Raises SetAside."""
         raw = row.need()
@@ -125,7 +131,7 @@ def _page(config: UltrafeedbackConfig, command: str, ratings: Ratings, files: Sp
         "the chosen answer is the longer one": share(int(np.sum(longer > 0)), pairs),
         "both are of one length": share(int(np.sum(longer == 0)), pairs),
         "both have one score": share(int(np.sum(gaps == 0)), pairs),
-        "the bug that stored 1 as 10": "found, and repaired" if ratings.repair else "not found, or not to be repaired",
+        "the bug that stored 1 as 10": ratings.bug,
         "texts of test sets that were looked for": f"{ratings.tests.texts:,}",
     }
     return Page(
