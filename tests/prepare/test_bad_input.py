@@ -1,6 +1,10 @@
 """Mistakes of users: each ends with exit code 2 and one paragraph that names values and a way out; nothing is written."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,7 +91,9 @@ def a_damaged_parquet_file(folder: Path) -> Words:
     return ["ultrachat", "--path", str(folder / "rows.parquet"), "--output", str(folder / "out")]
 
 
-@mistake("of 3 rows none is left", "3 because: it has neither `instruction` nor `prompt`")
+@mistake(
+    "of 3 rows none is left", "3 because: it has neither `instruction` nor `prompt`; the first is rows.jsonl line 1"
+)
 def rows_of_another_kind(folder: Path) -> Words:
     return feedback(folder, rows=[{"messages": []}] * 3)
 
@@ -186,11 +192,24 @@ def output_in_a_file(folder: Path) -> Words:
     return [*feedback(folder)[:-1], str(folder / "file" / "out")]
 
 
-@mistake("holds Parquet files that this verb has not made")
+@mistake("holds train.parquet, which this verb has not made", "Choose another output")
 def output_among_other_data(folder: Path) -> Words:
     (folder / "out").mkdir()
     pq.write_table(pa.table({"x": [1]}), folder / "out" / "train.parquet")
     return feedback(folder)
+
+
+@mistake("holds README.md, which this verb has not made", "Choose another output")
+def output_among_words_of_the_user(folder: Path) -> Words:
+    (folder / "out").mkdir()
+    (folder / "out" / "README.md").write_text("my notes")
+    return feedback(folder)
+
+
+@mistake("ends in `.gz`", "Unpack it")
+def a_packed_file(folder: Path) -> Words:
+    (folder / "rows.jsonl.gz").write_bytes(b"\x1f\x8b")
+    return ["ultrachat", "--path", str(folder / "rows.jsonl.gz"), "--output", str(folder / "out")]
 
 
 @mistake("made by other settings", "seed was 0, is 5", "Choose another output")
@@ -253,7 +272,7 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "picture", killed)
+        patch.setattr(preparation.Page, "picture", killed)
         with pytest.raises(SystemExit):
             main(["prepare", *feedback(tmp_path)])
     assert not json.loads((tmp_path / "out" / "prepared.json").read_text())["finished"]
@@ -270,7 +289,9 @@ def test_preparations_are_suggested(words: list[str], capsys: pytest.CaptureFixt
     assert "prepare ultrafeedback" in capsys.readouterr().err
 
 
-def test_a_full_disk_leaves_no_half_written_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_half_written_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Law: when the last rows cannot be written, no split is there and no scratch file is left."""
 
     def full(*_: object) -> None:
@@ -281,3 +302,27 @@ def test_a_full_disk_leaves_no_half_written_split(tmp_path: Path, monkeypatch: p
         main(["prepare", *feedback(tmp_path)])
     assert stopped.value.code == 2
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["prepared.json"]
+    assert "TMPDIR" in capsys.readouterr().err
+
+
+def test_a_killed_run_leaves_nothing_that_stays(tmp_path: Path) -> None:
+    """Law: scratch rows go with the process; unfinished splits of a process that is gone go with the next run, those of one
+    that is still there stay."""
+    scratch, out = tmp_path / "scratch", tmp_path / "out"
+    scratch.mkdir()
+    words = feedback(tmp_path)
+    script = (
+        "import os, signal; from zephyr_jax.recipes import prepare_ultrafeedback as recipe\n"
+        "recipe.Ratings.make = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"from zephyr_jax.cli import main; main({['prepare', *words]!r})"
+    )
+    run = subprocess.run([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(scratch)}, check=False)
+    assert run.returncode == -signal.SIGKILL
+    assert list(scratch.iterdir()) == []
+    left = list(out.iterdir())
+    assert left
+    assert all(path.suffix == ".tmp" for path in left)
+    other = out / f".x.parquet.{os.getppid()}.tmp"
+    other.touch()
+    main(["prepare", *words])
+    assert [path for path in out.iterdir() if path.suffix == ".tmp"] == [other]

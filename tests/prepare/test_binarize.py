@@ -51,6 +51,13 @@ def test_the_draw_is_the_seeds_and_the_prompts() -> None:
     assert one != other
 
 
+def test_the_draw_is_that_of_the_prompts_words() -> None:
+    """Law: case, width and spacing of a prompt change nothing, as they do not make another prompt."""
+    for n in range(50):
+        one, other = (picked(Rule(), 3, 1, 9, 7, prompt=prompt) for prompt in (f"question {n}", f" QUESTION\n {n}"))
+        assert one == other
+
+
 def test_ties() -> None:
     """Law: kept unless told otherwise; else only lower answers, or lower by the margin, can be rejected."""
     assert picked(Rule("second"), 9, 9, 1) == (0, 1)
@@ -134,7 +141,7 @@ def test_scores_are_numbers_however_they_are_written() -> None:
     }
     found = answer_of(0, {"response": "x", "overall_score": "7.5", "annotations": annotations})
     assert (found.overall, found.mean) == (7.5, 2.5)
-    for nothing in (None, "N/A", float("nan"), float("inf"), True, [], {}, "1" * 400):
+    for nothing in (None, "N/A", float("nan"), float("inf"), -1e308, True, [], {}, "1" * 400):
         bare = answer_of(0, {"response": "x", "overall_score": nothing, "annotations": nothing})
         assert (bare.overall, bare.mean) == (None, None)
         with pytest.raises(SetAside, match="no overall score"):

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from zephyr_jax.data.chat import load_template
 from zephyr_jax.data.examples import load_conversations
 from zephyr_jax.data.tokens import ChatTokenizer, load_tokenizer
 from zephyr_jax.prepare.refusal import Refusals
+from zephyr_jax.prepare.splits import chat_split
+from zephyr_jax.verbs.preparation import UltrachatConfig
 
 SPLITS = ("train_sft", "test_sft", "train_gen", "test_gen")
 
@@ -55,6 +58,18 @@ def test_a_dialogue_is_in_one_split(tmp_path: Path) -> None:
             assert list(row) == ["prompt", "prompt_id", "messages"]
             roles = [each["role"] for each in row["messages"]]
             assert roles == ["user", "assistant", "user", "assistant"][: 3 if name.endswith("gen") else 4]
+
+
+def test_splits_have_the_published_shares() -> None:
+    """Law: by default prompts fall into the splits as the published 515,311 do, each by its words alone."""
+    config = UltrachatConfig()
+    prompts = [f"question {n}?" for n in range(20_000)]
+    found = Counter(chat_split(prompt, config.test_share, config.gen_share) for prompt in prompts)
+    published = {"train_sft": 207_865, "test_sft": 23_110, "train_gen": 256_032, "test_gen": 28_304}
+    for name, rows in published.items():
+        assert found[name] / 20_000 == pytest.approx(rows / sum(published.values()), abs=0.01)
+    for prompt in prompts[:200]:
+        assert chat_split(prompt, 0.5, 0.5) == chat_split(f" {prompt.upper()}\n", 0.5, 0.5)
 
 
 def test_our_loader_and_datasets_read_it(tmp_path: Path, tiny_model: Path) -> None:
@@ -116,6 +131,14 @@ SAYS_SO = [
     "As a machine I have no personal preferences.",
     "I am not able to express personal views on this.",
     "I lack consciousness.",
+    "I am not capable of feeling emotions.",
+    "I'm incapable of forming opinions.",
+    "I am an AI language model and do not have the capacity for emotions.",
+    "I'm only a program, so I don't have opinions.",
+    "I, as an AI language model, do not have feelings.",
+    "I can't give you my personal opinion.",
+    "I am not programmed to have beliefs.",
+    "I do not have any bias.",
 ]
 SAYS_NOT = [
     "They do not have emotions.",
@@ -124,6 +147,12 @@ SAYS_NOT = [
     "I don't think that opinions matter here.",
     "I do not have the time. Emotions ran high.",
     "Robots have no feelings, said the professor.",
+    "I have no doubt that her feelings matter.",
+    "I cannot hold back my emotions any longer, she cried.",
+    "I can't give you a discount on opinions.",
+    "I am afraid of dogs, so they do not have feelings for me.",
+    "I'm sure that robots do not have feelings.",
+    "I am not able to provide medical advice.",
 ]
 
 
@@ -141,7 +170,16 @@ def test_other_answers_are_not(answer: str) -> None:
 
 
 def test_long_answers_are_looked_through_in_one_go() -> None:
-    for piece in ("I ", "I do not have ", "a", "I do not have any, ", "I lack "):
+    for piece in (
+        "I ",
+        "I do not have ",
+        "a",
+        "I do not have any, ",
+        "I lack ",
+        "I'm and ",
+        "I, as an ",
+        "I can't give any ",
+    ):
         assert Refusals().first([{"role": "assistant", "content": piece * 100_000}]) is None
 
 
@@ -199,9 +237,14 @@ def test_chat_messages_are_rows_too(tmp_path: Path) -> None:
         {"role": "user", "content": "Hi."},
         {"role": "assistant", "content": "Yes?"},
     ]
-    _, said = made(tmp_path, [{"messages": chat}, raw("Hello.", "Hm.")])
-    assert said == [["Be brief.", "Hi.", "Yes?"], ["Hello.", "Hm."]]
-    assert {row["prompt"] for row in split(tmp_path / "out", "train_sft")} <= {"Hi.", "Hello."}
+    silent = [
+        {"role": "system", "content": ""},
+        {"role": "user", "content": "So?"},
+        {"role": "assistant", "content": "No."},
+    ]
+    _, said = made(tmp_path, [{"messages": chat}, {"messages": silent}, raw("Hello.", "Hm.")])
+    assert said == [["Be brief.", "Hi.", "Yes?"], ["Hello.", "Hm."], ["So?", "No."]]
+    assert {row["prompt"] for row in split(tmp_path / "out", "train_sft")} <= {"Hi.", "Hello.", "So?"}
 
 
 def test_nothing_is_lost_silently(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 import json
 import random
+import re
+from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 
 import datasets
@@ -89,6 +92,35 @@ def test_the_schema_and_the_splits_are_the_published_ones(tmp_path: Path) -> Non
         for row in split(out, name):
             assert row["chosen"][0] == row["rejected"][0] == {"role": "user", "content": row["prompt"]}
             assert row["messages"] == (row["chosen"][:1] if name.endswith("gen") else row["chosen"])
+
+
+def test_a_row_is_the_published_one(tmp_path: Path) -> None:
+    """Law: the row that the data set's own card shows, name of the prompt included; texts stay to the last line break."""
+    prompt, best, other = "Which books are still banned in Canada?", "I cannot provide a list.\n", "Several are banned."
+    row = ultrafeedback(prompt, judged(other, 5.0, 3), judged(best, 8.0, 4))
+    prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", [row]), tmp_path / "out", "--test_share", 0)
+    user = {"content": prompt, "role": "user"}
+    expected = {
+        "prompt": prompt,
+        "prompt_id": "aeccf551d9ba42fdf5f2044de43b8ce6e360fb523ace428317b81d804594e090",
+        "chosen": [user, {"content": best, "role": "assistant"}],
+        "rejected": [user, {"content": other, "role": "assistant"}],
+        "messages": [user, {"content": best, "role": "assistant"}],
+        "score_chosen": 8.0,
+        "score_rejected": 5.0,
+    }
+    for name in ("train_prefs", "train_sft"):
+        assert split(tmp_path / "out", name) == [expected]
+    assert split(tmp_path / "out", "train_gen") == [{**expected, "messages": [user]}]
+
+
+def test_any_answer_is_rejected_unless_told_otherwise(tmp_path: Path) -> None:
+    """Law: by default each of the other three is drawn for about a third of the prompts."""
+    rows = [plain(f"prompt {n}", 1, 2, 3, 4) for n in range(300)]
+    prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "out")
+    drawn = Counter(row["score_rejected"] for row in pairs(tmp_path / "out").values())
+    assert set(drawn) == {1, 2, 3}
+    assert min(drawn.values()) > 70
 
 
 def test_our_loader_and_datasets_read_it(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
@@ -210,7 +242,14 @@ def test_nothing_is_lost_silently(tmp_path: Path) -> None:
     lines = set_aside(out)
     of_rows = [line for line in lines if "answer" not in line]
     assert len(of_rows) == len({line["place"] for line in of_rows}) == 12
-    assert {"place": "rows.jsonl line 13", "reason": "the line is no JSON", "about": ""} in lines
+    broken = next(line for line in lines if line["reason"] == "the line is no JSON")
+    assert broken["place"] == "rows.jsonl line 13"
+    assert broken["about"].endswith(": {broken")
+    assert all(line["about"] for line in lines)
+    samples = (out / "samples.md").read_text()
+    for kind in {**record["rows set aside"], **record["answers set aside"]}:
+        heading = kind.replace("`", "\\`")
+        assert re.search(rf"## {re.escape(heading)}\n\n```text\n.", samples), kind
     assert record["answers set aside"] == {
         "an answer has no overall score": 3,
         "an answer is empty": 1,
@@ -266,7 +305,9 @@ def test_without_the_bug_every_ten_is_a_ten(tmp_path: Path) -> None:
     record = prepare("ultrafeedback", write_rows(tmp_path / "a.jsonl", BUGGED[1:]), out)
     assert (record["repaired"], record["answers set aside"]) == ({}, {})
     assert pairs(out)["unsure"]["chosen"][1]["content"] == "odd"
-    prepare("ultrafeedback", write_rows(tmp_path / "b.jsonl", BUGGED), tmp_path / "raw", "--repair", "False")
+    assert record["numbers"]["the bug that stored 1 as 10"] == "not found"
+    record = prepare("ultrafeedback", write_rows(tmp_path / "b.jsonl", BUGGED), tmp_path / "raw", "--repair", "False")
+    assert record["numbers"]["the bug that stored 1 as 10"] == "found, and left as it is"
     assert pairs(tmp_path / "raw")["bug"]["chosen"][1]["content"] == "bad"
 
 
@@ -291,6 +332,23 @@ def test_the_revision_of_2023(tmp_path: Path) -> None:
     made = [(row["prompt"], row["chosen"][1]["content"], row["rejected"][1]["content"]) for row in pairs(out).values()]
     assert sorted(made) == [("a", "0", "2"), ("b", "2", "0")]
     assert record["splits"]["train_prefs"] + record["splits"]["test_prefs"] == 3
+
+
+def test_the_draw_of_2023_counts_answers_that_cannot_be_used(tmp_path: Path) -> None:
+    """Law: an empty answer keeps its place in the draw, and a row in which it is drawn makes no pair."""
+    rows = [
+        ultrafeedback(
+            "first", *(judged(text, score, 4) for text, score in zip(("", "b", "c", "d"), (1, 2, 3, 9), strict=True))
+        ),
+        ultrafeedback(
+            "other", *(judged(text, score, 4) for text, score in zip(("a", "", "c", "d"), (9, 2, 3, 4), strict=True))
+        ),
+    ]
+    out = tmp_path / "out"
+    words = ("--rejected", "revision-2023", "--repair", "False")
+    record = prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", rows), out, *words)
+    assert record["rows set aside"] == {"the drawn answer cannot be used": 1}
+    assert pairs(out)["other"]["rejected"][1]["content"] == "c"
 
 
 # ---- test sets ----
@@ -330,6 +388,40 @@ def test_rows_of_every_form_make_the_same_pairs(tmp_path: Path) -> None:
     for name in ("folder", "rows.json", "rows.parquet", "saved"):
         prepare("ultrafeedback", tmp_path / name, tmp_path / f"of-{name}")
         assert split(tmp_path / f"of-{name}", "train_prefs") == split(tmp_path / "expected", "train_prefs")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_files_are_read_as_editors_leave_them(name: str, tmp_path: Path) -> None:
+    """Law: a byte order mark, line ends of Windows and empty lines change nothing and lose no row."""
+    lines = [json.dumps(row) for row in ROWS[:5]]
+    text = "\r\n\r\n".join(lines) if name.endswith("l") else f"[{','.join(lines)}]\r\n"
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    record = prepare("ultrafeedback", tmp_path / name, tmp_path / "out")
+    assert (record["rows read"], record["rows set aside"]) == (5, {})
+    prepare("ultrafeedback", write_rows(tmp_path / "plain.jsonl", ROWS[:5]), tmp_path / "plain")
+    assert split(tmp_path / "out", "train_prefs") == split(tmp_path / "plain", "train_prefs")
+
+
+def test_a_folder_is_read_but_for_what_holds_no_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Law: hidden files, folders and files of other kinds are passed over by name, never silently."""
+    folder = tmp_path / "folder"
+    (folder / "more.jsonl").mkdir(parents=True)
+    write_rows(folder / "a.jsonl", ROWS[:20])
+    write_rows(folder / ".a.jsonl", ROWS[20:])
+    (folder / "b\x1b[2J.gz").write_bytes(b"x")
+    record = prepare("ultrafeedback", folder, tmp_path / "out")
+    assert record["rows read"] == 20
+    assert record["passed over"] == [".a.jsonl", "b\x1b[2J.gz", "more.jsonl"]
+    assert rf"passed over in {folder}: .a.jsonl, b\x1b[2J.gz, more.jsonl" in capsys.readouterr().out
+    assert "Passed over in the folder, as they hold no rows: .a.jsonl" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_scores_in_parquet_may_be_decimals(tmp_path: Path) -> None:
+    row = plain("q", 1, 2)
+    row["completions"] = [{**each, "score": Decimal(each["score"]) / 2} for each in row["completions"]]
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "rows.parquet")
+    prepare("ultrafeedback", tmp_path / "rows.parquet", tmp_path / "out")
+    assert (pairs(tmp_path / "out")["q"]["score_chosen"], pairs(tmp_path / "out")["q"]["score_rejected"]) == (1.0, 0.5)
 
 
 def test_cloud_storage_gives_and_takes(bucket: Gcs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,17 +22,18 @@ class Rule:
     """The chosen answer's score must be larger than the rejected one's by so much; 0: larger at all; None: or equal."""
     seed: int = 0
 
-    def pair(self, prompt: str, answers: Sequence[Scored]) -> tuple[Scored, Scored]:
+    def pair(self, prompt: str, answers: Sequence[Scored], of: int | None = None) -> tuple[Scored, Scored]:
         """Chosen and rejected. Raises SetAside when these answers make no pair.
 
         The chosen one is the first of those with the highest score. Only an answer whose score is low enough can be
-        rejected. Their texts differ (see `distinct`), but for `revision-2023`, which takes them as they are.
+        rejected. Their texts differ (see `distinct`), but for `revision-2023`, which takes them as they are, and counts those
+        that cannot be used: the row has `of`.
         """
         if len(answers) < 2:
             raise SetAside("fewer than two of its answers can be used", prompt)
         chosen = max(answers, key=lambda each: each.score)
         if self.rejected == "revision-2023":
-            return chosen, _drawn_in_2023(prompt, chosen, answers)
+            return chosen, _drawn_in_2023(prompt, chosen, answers, of or len(answers))
         low = [each for each in answers if each is not chosen and self._is_low(chosen.score - each.score)]
         if not low:
             raise SetAside("no answer is rated low enough below the best", f"scores {_scores(answers)}: {prompt}")
@@ -56,16 +57,19 @@ def distinct(answers: Sequence[Scored]) -> tuple[list[Scored], list[Scored]]:
     return kept, [each for each in answers if best[each.text] is not each]
 
 
-def _drawn_in_2023(prompt: str, chosen: Scored, answers: Sequence[Scored]) -> Scored:
+def _drawn_in_2023(prompt: str, chosen: Scored, answers: Sequence[Scored], of: int) -> Scored:
     """The draw of the data that the first Zephyr saw: one of all answers, again while it is the chosen one, by a generator
     that starts from 42 in every row. So the first answer is rejected, or the third where the first is chosen."""
     alike = (chosen.score, chosen.text, chosen.model)
     others = [each for each in answers if (each.score, each.text, each.model) != alike]
     if not others:
         raise SetAside("all its answers are the same text", prompt)
-    generator, drawn = Random(42), chosen
-    while drawn not in others:
-        drawn = generator.choice(answers)
+    usable, generator = {each.number: each for each in answers}, Random(42)
+    drawn = usable.get(generator.randrange(of))
+    while drawn and drawn not in others:
+        drawn = usable.get(generator.randrange(of))
+    if drawn is None:
+        raise SetAside("the drawn answer cannot be used", prompt)
     if drawn.text == chosen.text:
         raise SetAside("the chosen and the drawn answer are the same text", prompt)
     return drawn

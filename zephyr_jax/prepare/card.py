@@ -12,7 +12,8 @@ import pyarrow as pa
 import yaml
 from datasets import Features
 
-from zephyr_jax.prepare.histogram import Histogram, quantiles
+from zephyr_jax.errors import listing
+from zephyr_jax.prepare.histogram import Bars, Histogram, picture, quantiles
 from zephyr_jax.prepare.ledger import Ledger
 
 
@@ -29,6 +30,7 @@ class Page:
     kept: int
     facts: Mapping[str, str]
     histograms: Sequence[Histogram]
+    bars: Sequence[Bars]
     settings: Mapping[str, Any]
 
     def outcomes(self) -> dict[str, int]:
@@ -45,6 +47,7 @@ class Page:
             f"## What became of the rows\n\n{self.ledger.read:,} were read.\n\n"
             + _table(("rows", "how many"), self.outcomes()),
             *self._answers(),
+            self._passed_over(),
             "`set_aside/rows.jsonl` lists what was set aside, each with its place; `samples.md` shows some of every kind.",
             "## Numbers\n\n" + _table(("what", "value"), self.facts),
             self._spread(),
@@ -53,6 +56,11 @@ class Page:
             f"## How\n\n{_fenced(self.command)}\n\n{_fenced(yaml.safe_dump(dict(self.settings), sort_keys=False), 'yaml')}",
         ]
         return "\n\n".join(part for part in parts if part) + "\n"
+
+    def picture(self) -> bytes:
+        """card.png."""
+        small = [*self.bars, Bars("splits", "rows", self.splits)]
+        return picture(self.histograms, small, Bars("what became of the rows", "rows", self.outcomes(), shares=True))
 
     def _front(self) -> dict[str, Any]:
         # `datasets` opens none of the splits when one that is named here has no rows
@@ -67,6 +75,10 @@ class Page:
     def _answers(self) -> list[str]:
         both = {"answers set aside": self.ledger.answers, "put right": self.ledger.repairs}
         return [_table((name, "how many"), dict(sorted(each.items()))) for name, each in both.items() if each]
+
+    def _passed_over(self) -> str:
+        names = self.ledger.passed_over
+        return f"Passed over in the folder, as they hold no rows: {_cell(listing(names))}." if names else ""
 
     def _spread(self) -> str:
         lines = ["| | 5 % | median | mean | 95 % | largest |", "|---|---:|---:|---:|---:|---:|"]
@@ -94,16 +106,16 @@ def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
 
 def _cell(text: str) -> str:
     """Text that stays within its cell or heading, and is no markup."""
-    return re.sub(r"([\\`*|<>#&\[\]])", r"\\\1", _spelt(text).replace("\n", " "))
+    return re.sub(r"([\\`*|<>#&\[\]])", r"\\\1", spelt(text).replace("\n", " "))
 
 
 def _fenced(text: str, kind: str = "text") -> str:
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(longest + 1, 3)
-    return f"{fence}{kind}\n{_spelt(text).rstrip()}\n{fence}"
+    return f"{fence}{kind}\n{spelt(text).rstrip()}\n{fence}"
 
 
-def _spelt(text: str) -> str:
+def spelt(text: str) -> str:
     """Characters that a terminal or a page would obey, spelt out."""
     return "".join(
         each if each.isprintable() or each in "\n\t" else each.encode("unicode_escape").decode() for each in text

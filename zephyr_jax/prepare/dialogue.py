@@ -12,7 +12,7 @@ _TURNS = ("user", "assistant")
 def messages_of(row: dict[str, Any]) -> tuple[Messages, bool]:
     """[system] user assistant ... assistant, and whether a last question that has no answer was cut off.
 
-    Raises SetAside for a row that holds no such dialogue.
+    A system message that says nothing is left out. Raises SetAside for a row that holds no such dialogue.
     """
     if isinstance(row.get("data"), list):
         messages = [{"role": _TURNS[place % 2], "content": text} for place, text in enumerate(row["data"])]
@@ -20,6 +20,8 @@ def messages_of(row: dict[str, Any]) -> tuple[Messages, bool]:
         messages = [_message(each) for each in row["messages"]]
     else:
         raise SetAside("it has neither a list `data` nor a list `messages`")
+    if messages and messages[0]["role"] == "system" and messages[0]["content"] in (None, ""):
+        messages = messages[1:]
     for each in messages:
         check_text(each["content"], "a turn")
     turns = messages[1:] if messages and messages[0]["role"] == "system" else messages

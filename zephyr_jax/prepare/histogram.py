@@ -76,42 +76,77 @@ def quantiles(values: np.ndarray) -> str:
     return " | ".join(f"{each:,.4g}" for each in (low, middle, values.mean(), high, values.max()))
 
 
-def picture(histograms: Sequence[Histogram], outcomes: Mapping[str, int]) -> bytes:
-    """A PNG: the histograms, and below them what became of the rows. Words of users are drawn as ASCII, letter by letter."""
-    figure = Figure(figsize=(13, 7), layout="constrained")
-    places = figure.add_gridspec(2, 1, height_ratios=(3, 2))
-    above, below = figure.add_subfigure(places[0]), figure.add_subfigure(places[1])
+@dataclass(frozen=True)
+class Bars:
+    """Some counts by name."""
+
+    title: str
+    unit: str
+    counts: Mapping[str, int]
+    shares: bool = False
+    """Whether each is said as a share of them all, too."""
+
+    def labels(self) -> list[str]:
+        """What stands beside each bar."""
+        whole = sum(self.counts.values()) or 1
+        return [f"{each:,}{f' ({each / whole:.1%})' if self.shares else ''}" for each in self.counts.values()]
+
+
+def picture(histograms: Sequence[Histogram], small: Sequence[Bars], outcomes: Bars) -> bytes:
+    """A PNG: see `drawing`."""
+    content = io.BytesIO()
+    drawing(histograms, small, outcomes).savefig(content, format="png", dpi=100)
+    return content.getvalue()
+
+
+def drawing(histograms: Sequence[Histogram], small: Sequence[Bars], outcomes: Bars) -> Figure:
+    """Histograms, below them small counts side by side, and below these what became of the rows. Words of users are drawn as
+    ASCII, letter by letter."""
+    rows = (max(len(each.counts) for each in small), min(len(outcomes.counts), _BARS))
+    heights = [3.8, *(0.9 + 0.27 * each for each in rows)]
+    figure = Figure(figsize=(13, sum(heights)), layout="constrained")
+    places = figure.add_gridspec(3, 1, height_ratios=heights)
+    above, middle, below = (figure.add_subfigure(places[place]) for place in range(3))
     for axes, each in zip(above.subplots(1, len(histograms), squeeze=False).flat, histograms, strict=True):
         _draw(axes, each)
-    names = [_drawn(name) for name in outcomes][:_BARS]
-    axes = below.subplots()
-    colours = ["tab:green"] + ["tab:gray"] * (len(names) - 1)
-    bars = axes.barh(range(len(names)), list(outcomes.values())[:_BARS], color=colours)
-    axes.bar_label(bars, fmt="{:,.0f}", padding=3)
+    for axes, bars in zip(middle.subplots(1, len(small), squeeze=False).flat, small, strict=True):
+        _draw_bars(axes, bars)
+    _draw_bars(below.subplots(), outcomes)
+    return figure
+
+
+def _draw_bars(axes: Axes, bars: Bars) -> None:
+    names, counts = [_drawn(name) for name in bars.counts][:_BARS], list(bars.counts.values())[:_BARS]
+    drawn = axes.barh(range(len(names)), counts, color=["C2" if bars.shares else "0.6", *["0.6"] * len(names)])
+    axes.bar_label(drawn, bars.labels()[:_BARS], padding=3)
     axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(max(len(names), 6) - 0.5, -0.5)
-    axes.margins(x=0.1)
-    axes.set(title="what became of the rows", xlabel="rows")
+    axes.invert_yaxis()
+    axes.margins(x=0.2)
+    axes.set(title=bars.title, xlabel=bars.unit)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=100)
-    return content.getvalue()
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw(axes: Axes, histogram: Histogram) -> None:
     edges = histogram.edges
-    for name, values in histogram.series.items():
-        axes.hist(values, edges.tolist(), alpha=0.55, label=name)
+    for place, (name, counts) in enumerate(histogram.counts().items()):
+        values, colour = histogram.series[name], f"C{place}"
+        axes.stairs(counts, edges, fill=True, color=colour, alpha=0.25)
+        middle = float(np.median(values)) if len(values) else math.nan
+        axes.axvline(middle, color=colour, linestyle="--")
+        label = f"{name}, median {middle:,.4g}" if len(histogram.series) > 1 else f"median {middle:,.4g}"
+        axes.stairs(counts, edges, color=colour, linewidth=1.5, label=label)
     axes.set(title=histogram.title, xlabel=histogram.unit, ylabel="how many")
     axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.spines[["top", "right"]].set_visible(False)
     if histogram.doubling:
         axes.set_xscale("log", base=2)
         ticks = edges[:: 1 + len(edges) // 6]
         axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     elif len(edges) > 1 and edges[0] % 1 == 0.5:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if len(histogram.series) > 1:
-        axes.legend(frameon=False)
+    axes.legend(frameon=False)
 
 
 def _drawn(text: str, longest: int = 60) -> str:

@@ -3,49 +3,55 @@
 import json
 import shutil
 from collections import Counter
+from contextlib import ExitStack
 from hashlib import blake2b
-from pathlib import Path as LocalPath
 from typing import Any
 
 from zephyr_jax.errors import InputError
 from zephyr_jax.prepare.raw import SetAside
-from zephyr_jax.storage.files import Path, whole_file
+from zephyr_jax.storage.files import Path, scratch_file, whole_file
 
 _SHOWN, _KEPT = 400, 200  # letters of a sample, and of a line about what was set aside
 
 
 class Ledger:
-    """Counts by reason; a line for each thing that was set aside, in `path`; samples by the lowest hash of their text.
+    """Counts by reason; a line for each thing that was set aside, on scratch disk; samples by the lowest hash of their text.
 
     Counts and samples do not depend on the order in which things come.
     """
 
-    def __init__(self, path: LocalPath, samples: int):
+    def __init__(self, samples: int):
         self.read = 0
+        self.passed_over: list[str] = []
+        """Names in the folder that was read which hold no rows."""
         self.rows: Counter[str] = Counter()
         self.answers: Counter[str] = Counter()
         self.repairs: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
         self._most, self._samples = samples, dict[str, dict[bytes, str]]()
-        self._path, self._file = path, path.open("w")
+        self._open = ExitStack()
+        self._file = self._open.enter_context(scratch_file())
 
     def __enter__(self) -> "Ledger":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._open.close()
 
     def copy_to(self, path: Path) -> None:
         """Write the lines so far into a file that appears whole."""
-        self._file.flush()
-        with self._path.open("rb") as lines, whole_file(path) as file:
-            shutil.copyfileobj(lines, file)
+        self._file.seek(0)
+        with whole_file(path) as file:
+            shutil.copyfileobj(self._file, file)
 
-    def leave_out(self, place: str, why: SetAside, answer: int | None = None) -> None:
-        """A row is set aside, or one of its answers (by its number, from 0)."""
+    def leave_out(self, place: str, why: SetAside, whole: Any, answer: int | None = None) -> None:
+        """A row is set aside, or one of its answers (by its number, from 0); `whole` is shown where `why` shows nothing."""
         (self.rows if answer is None else self.answers)[why.reason] += 1
-        self._sample(why.reason, why.about)
-        line: dict[str, Any] = {"place": place, "reason": why.reason, "about": why.about[:_KEPT]}
-        self._file.write(json.dumps(line if answer is None else {**line, "answer": answer}) + "\n")
+        self._first.setdefault(why.reason, place)
+        about = why.about or repr(whole)[:_SHOWN]
+        self._sample(why.reason, about)
+        line: dict[str, Any] = {"place": place, "reason": why.reason, "about": about[:_KEPT]}
+        self._file.write(json.dumps(line if answer is None else {**line, "answer": answer}).encode() + b"\n")
 
     def repaired(self, kind: str, about: str) -> None:
         """A row is kept, and something about it was put right."""
@@ -59,7 +65,8 @@ class Ledger:
     def counts(self) -> dict[str, Any]:
         """All numbers, plain."""
         parts = {"rows set aside": self.rows, "answers set aside": self.answers, "repaired": self.repairs}
-        return {"rows read": self.read, **{name: dict(sorted(each.items())) for name, each in parts.items()}}
+        counts = {name: dict(sorted(each.items())) for name, each in parts.items()}
+        return {"rows read": self.read, **counts, "passed over": self.passed_over}
 
     def need_rows(self, kept: int, path: str) -> None:
         """Raise InputError when nothing is left."""
@@ -70,8 +77,8 @@ class Ledger:
         reason, count = self.rows.most_common(1)[0]
         answers = "".join(f" (answers: {why}, {many:,} times)" for why, many in self.answers.most_common(1))
         raise InputError(
-            f"{path}: of {self.read:,} rows none is left; {count:,} because: {reason}{answers}. Check that these are the raw "
-            "rows that this verb reads, or loosen its settings."
+            f"{path}: of {self.read:,} rows none is left; {count:,} because: {reason}{answers}; the first is "
+            f"{self._first[reason]}. Check that these are the raw rows that this verb reads, or loosen its settings."
         )
 
     def _sample(self, kind: str, text: str) -> None:

@@ -5,23 +5,25 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import ExitStack
 from hashlib import blake2b, sha256
-from pathlib import Path as LocalPath
-from typing import Any
+from itertools import groupby
+from operator import itemgetter
+from typing import IO, Any
+
+from zephyr_jax.storage.files import scratch_file
 
 _PARTS = 64
 _WHOLE = 2**64
 
 
 class Ordered:
-    """A scratch folder of rows that are read back by the order of their keys, then of their content.
+    """Rows on scratch disk that are read back once, by the order of their keys, then of their content.
 
-    Only one of 64 parts is in memory at a time.
+    In memory are the keys of one of 64 parts at a time, and the rows of one key.
     """
 
-    def __init__(self, folder: LocalPath):
-        self._paths = [folder / f"part-{number:02d}" for number in range(_PARTS)]
+    def __init__(self) -> None:
         self._open = ExitStack()
-        self._files = [self._open.enter_context(path.open("w")) for path in self._paths]
+        self._files = [self._open.enter_context(scratch_file()) for _ in range(_PARTS)]
         self.rows = 0
 
     def __enter__(self) -> "Ordered":
@@ -33,16 +35,30 @@ class Ordered:
     def add(self, key: str, content: dict[str, Any], place: str) -> None:
         """Put a row away; `key` is hexadecimal, `place` where it came from."""
         part = int(key[:2], 16) * _PARTS // 256
-        self._files[part].write(f"{key}\t{json.dumps(content)}\t{json.dumps(place)}\n")
+        self._files[part].write(f"{key}\t{json.dumps(content)}\t{json.dumps(place)}\n".encode())
         self.rows += 1
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any], str]]:
-        self._open.close()
-        for path in self._paths:
-            with path.open() as file:
-                lines = sorted(line.rstrip("\n").split("\t") for line in file)
-            for key, content, place in lines:
-                yield key, json.loads(content), json.loads(place)
+        for part in self._files:
+            with part as file:
+                for line in _sorted(file):
+                    key, content, place = line.split(b"\t")
+                    yield key.decode(), json.loads(content), json.loads(place)
+
+
+def _sorted(file: IO[bytes]) -> Iterator[bytes]:
+    """The lines of a file in the order of their keys (what stands before a tab), those of one key in that of their bytes."""
+    file.seek(0)
+    starts, place = list[tuple[bytes, int]](), 0
+    for line in file:
+        starts.append((line.partition(b"\t")[0], place))
+        place += len(line)
+    for _, alike in groupby(sorted(starts), key=itemgetter(0)):
+        lines = []
+        for _, start in alike:
+            file.seek(start)
+            lines.append(file.readline())
+        yield from sorted(lines)
 
 
 def folded(text: str) -> str:

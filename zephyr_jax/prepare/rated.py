@@ -1,8 +1,8 @@
 """Rated answers as judges leave them: UltraFeedback's rows, or plain ones with a `score` for each answer."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal
 
 from zephyr_jax.prepare.dialogue import check_text
@@ -10,6 +10,7 @@ from zephyr_jax.prepare.raw import SetAside
 
 ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
 _BEST, _LOW, _HIGH = 10, 2, 4
+_LARGEST = 1e100
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,11 @@ def _ratings(annotations: Any) -> Iterator[float]:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, written as one or as text; nothing for all else, such as `N/A`."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    """A number that can be drawn, written as one or as text; nothing for all else, such as `N/A`."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
         return None
     try:
         number = float(value)
     except (ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= _LARGEST else None

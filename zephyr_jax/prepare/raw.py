@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.errors import InputError, listing
 from zephyr_jax.storage.cloud import is_remote, patience
-from zephyr_jax.storage.files import cached_copy, check_can_be_read, names_in, open_path
+from zephyr_jax.storage.files import Path, cached_copy, check_can_be_read, names_in, open_path
 from zephyr_jax.storage.text import parsed
 
 READABLE = (".jsonl", ".json", ".parquet", ".csv", ".txt")
 ASIDE = "aside.jsonl"
 """Where the feedback verbs put what cannot be used; in a folder it is no part of the rows."""
 _SAVED = {"dataset_dict.json", "state.json"}
+_SHOWN = 200  # letters of what is no row
 
 
 class SetAside(ValueError):
@@ -38,16 +39,18 @@ class RawRow:
     """Where it lies, for people: `chats.jsonl line 12`."""
     content: dict[str, Any]
     problem: str = ""
+    shown: str = ""
+    """What is there instead of content, or its beginning."""
 
     def need(self) -> dict[str, Any]:
         """The content. Raises SetAside where there is none."""
         if self.problem:
-            raise SetAside(self.problem)
+            raise SetAside(self.problem, self.shown)
         return self.content
 
 
 def raw_rows(path: str, split: str | None = None, revision: str | None = None) -> Iterator[RawRow]:
-    """Rows of a file, of every file in a folder, of a `save_to_disk` folder or of a hub id.
+    """Rows of a file, of every file in a folder (see `passed_over`), of a `save_to_disk` folder or of a hub id.
 
     Raises InputError when nothing is there, when a file is of no known kind, or when `split` is asked of plain files.
     """
@@ -57,9 +60,7 @@ def raw_rows(path: str, split: str | None = None, revision: str | None = None) -
         if place.is_dir():
             names = names_in(place)
             files = [] if _SAVED.intersection(names) else [f"{path.rstrip('/')}/{name}" for name in names]
-            found = [
-                file for file in files if PurePosixPath(file).suffix in READABLE and PurePosixPath(file).name != ASIDE
-            ]
+            found = [f"{path.rstrip('/')}/{name}" for name in names if files and _is_read(place, name)]
             if files and not found:
                 raise InputError(f"The folder {path} holds no file that ends in {listing(READABLE)}. Name another.")
         else:
@@ -76,6 +77,21 @@ def raw_rows(path: str, split: str | None = None, revision: str | None = None) -
         yield from _rows_of(file)
 
 
+def passed_over(path: str) -> list[str]:
+    """What a folder of plain files holds besides those that are read: folders, hidden files, files of other kinds."""
+    check_can_be_read(path)
+    with patience(path, "reading"):
+        place = open_path(path)
+        names = names_in(place)
+        return [] if _SAVED.intersection(names) else [name for name in names if not _is_read(place, name)]
+
+
+def _is_read(folder: Path, name: str) -> bool:
+    if name[0] == "." or name == ASIDE or PurePosixPath(name).suffix not in READABLE:
+        return False
+    return is_remote(folder) or (folder / name).is_file()  # a bucket is not asked about each of its files
+
+
 def _opened(path: str, split: str, revision: str | None) -> Iterator[RawRow]:
     for number, row in enumerate(open_rows(path, split, revision)):
         yield RawRow(f"{path} {split} row {number}", row)
@@ -84,7 +100,10 @@ def _opened(path: str, split: str, revision: str | None) -> Iterator[RawRow]:
 def _rows_of(file: str) -> Iterator[RawRow]:
     name, suffix = PurePosixPath(file).name, PurePosixPath(file).suffix
     if suffix not in READABLE:
-        raise InputError(f"{file} ends in `{suffix}`; rows are read from {listing(READABLE)} files.")
+        raise InputError(
+            f"{file} ends in `{suffix}`; rows are read from {listing(READABLE)} files. Unpack it, write it as one of "
+            "these, or rename it."
+        )
     local = cached_copy(file)
     if not local.stat().st_size:
         raise InputError(f"{file} is empty: it has no rows. Give a file with at least one, or take it away.")
@@ -112,13 +131,15 @@ def _lines(local: LocalPath, name: str) -> Iterator[RawRow]:
 def _object(place: str, line: str) -> RawRow:
     try:
         content = parsed(line.encode(errors="surrogateescape"))
-    except ValueError:
-        return RawRow(place, {}, "the line is no JSON")
+    except ValueError as error:
+        return RawRow(place, {}, "the line is no JSON", f"{error}: {line[:_SHOWN]}")
     return _row(place, content)
 
 
 def _row(place: str, content: Any) -> RawRow:
-    return RawRow(place, content) if isinstance(content, dict) else RawRow(place, {}, "it is no object")
+    if isinstance(content, dict):
+        return RawRow(place, content)
+    return RawRow(place, {}, "it is no object", repr(content)[:_SHOWN])
 
 
 def _is_list(local: LocalPath) -> bool:
@@ -162,5 +183,5 @@ def _parquet(local: LocalPath, name: str) -> Iterator[RawRow]:
 def _record(place: str, batch: pa.RecordBatch) -> RawRow:
     try:
         return RawRow(place, batch.to_pylist()[0])
-    except UnicodeDecodeError:
-        return RawRow(place, {}, "it holds text that is no UTF-8")
+    except UnicodeDecodeError as error:
+        return RawRow(place, {}, "it holds text that is no UTF-8", repr(error.object[:_SHOWN]))

@@ -6,15 +6,26 @@ from dataclasses import dataclass
 
 from zephyr_jax.prepare.dialogue import Messages
 
-_LACKING = (
-    r"emotions?|feelings?|opinions?|beliefs?|preferences?|viewpoints?|biases|consciousness|sentience|self-awareness|desires|"
-    r"sensations|personal (?:experiences?|views?|thoughts?|stances?|perspectives?|judge?ments?|tastes?|lives|life|favou?rites?)"
+_PERSONAL = (
+    r"personal (?:experiences?|views?|thoughts?|stances?|perspectives?|judge?ments?|tastes?|lives|life|favou?rites?|bias|"
+    r"interests?|likes?)|subjective experiences?"
 )
-_NOT = r"(?:do not|don't|cannot|can not|can't|am (?:not able|unable|not capable) (?:to|of))"
-_HAVE = r"(?:have|hold|possess|feel|form|experience|experiencing|having|express)"
+_VIEW = rf"opinions?|beliefs?|preferences?|viewpoints?|{_PERSONAL}"
+_LACKING = rf"emotions?|feelings?|bias(?:es)?|consciousness|sentience|self-awareness|desires|sensations|{_VIEW}"
+_NOT = r"(?:do not|don't|cannot|can not|can't|could not|couldn't)"
+_SUBJECT = (
+    r"\bI(?:"
+    rf"(?:,? (?:as|being) an? [\w' -]{{2,40}},)?(?: \w+)? {_NOT}|"  # I, as a program, really don't
+    rf"(?:'m| am) (?:[\w'-]+,? ){{1,10}}?(?:and|but|so)(?: I)?(?: therefore| thus| also)? {_NOT}|"  # I am a program and don't
+    r"(?: am|'m) (?:just |also )?(?:not (?:able|capable|programmed|designed|built)|unable|incapable) (?:to|of))"
+)
+_HAVE = r"(?:have|hold|possess|feel|form|experience|having|holding|feeling|forming|experiencing)(?! back)"
+_GIVE = r"(?:express|provide|give|offer|share|expressing|providing|giving|offering|sharing)"
+_WHOSE = r"(?:you |with you |any |an? |my |own |personal |subjective |honest |such )"
 _PHRASES = (
-    rf"\bI (?:\w+ )?{_NOT} (?:\w+ ){{0,2}}?{_HAVE} (?:[\w'-]+,? ){{0,5}}?(?:{_LACKING})\b",
-    rf"\bI (?:have no|lack) (?:[\w'-]+,? ){{0,3}}?(?:{_LACKING})\b",
+    rf"{_SUBJECT} (?:\w+ ){{0,2}}?{_HAVE} (?:[\w'-]+,? ){{0,5}}?(?:{_LACKING})\b",
+    rf"{_SUBJECT} (?:\w+ )?{_GIVE} {_WHOSE}{{0,4}}(?:{_VIEW})\b",
+    rf"\bI (?:have no|lack) (?:(?!doubt|idea|objection|problem|question|reason)[\w'-]+,? ){{0,3}}?(?:{_LACKING})\b",
 )
 _AROUND = 120
 

@@ -1,30 +1,30 @@
 """What both preparations do: read raw rows, set aside or keep, order, drop duplicates, write splits and the account."""
 
+import errno
 import json
 import os
 import sys
-import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path as LocalPath
+from tempfile import gettempdir
 from typing import Any, Protocol
 
 import numpy as np
 
 from zephyr_jax.card import differences, to_dict
 from zephyr_jax.errors import InputError, listing, shown
-from zephyr_jax.prepare.card import Page, samples_page
-from zephyr_jax.prepare.histogram import picture
+from zephyr_jax.prepare.card import Page, samples_page, spelt
 from zephyr_jax.prepare.ledger import Ledger
 from zephyr_jax.prepare.order import Ordered
-from zephyr_jax.prepare.raw import RawRow, SetAside, raw_rows
+from zephyr_jax.prepare.raw import RawRow, SetAside, passed_over, raw_rows
 from zephyr_jax.prepare.splits import SplitFiles
 from zephyr_jax.storage.cloud import is_remote
-from zephyr_jax.storage.files import Path, check_can_be_made, open_path, write_whole
+from zephyr_jax.storage.files import Path, check_can_be_made, names_in, open_path, sweep, write_whole
 
 RECORD = "prepared.json"
+_WRITTEN = ("README.md", "card.png", "samples.md", "set_aside")
 _SAY_EVERY = 100_000  # rows
 
 type Split = tuple[str, dict[str, Any]]
@@ -65,45 +65,44 @@ class Columns:
 
 @dataclass(frozen=True)
 class Preparation:
-    """One run of a verb: its settings, the folder it writes, room for scratch files, and its account."""
+    """One run of a verb: its settings, the folder it writes, the rows that it goes on with, and its account."""
 
     verb: str
     config: Config
     out: Path
-    scratch: LocalPath
+    rows: Ordered
     ledger: Ledger
 
-    def in_order(self, take: Callable[[RawRow], tuple[str, dict[str, Any]]]) -> Ordered:
-        """Read every raw row; those that `take` keeps (with a key) come in the order of their keys."""
+    def read(self, take: Callable[[RawRow], tuple[str, dict[str, Any]]]) -> None:
+        """Read every raw row; those that `take` keeps, with a key, are gone on with."""
         ledger, config = self.ledger, self.config
-        with Ordered(self.scratch) as ordered:
-            for row in raw_rows(config.path, config.split, config.revision):
-                ledger.read += 1
-                try:
-                    ordered.add(*take(row), row.place)
-                except SetAside as why:
-                    ledger.leave_out(row.place, why)
-                if not ledger.read % _SAY_EVERY:
-                    print(f"{ledger.read:,} rows read, {ledger.rows.total():,} set aside", file=sys.stderr, flush=True)
-        ledger.need_rows(ordered.rows, config.path)
-        return ordered
+        ledger.passed_over = passed_over(config.path)
+        for row in raw_rows(config.path, config.split, config.revision):
+            ledger.read += 1
+            try:
+                self.rows.add(*take(row), row.place)
+            except SetAside as why:
+                ledger.leave_out(row.place, why, row.content)
+            if not ledger.read % _SAY_EVERY:
+                print(f"{ledger.read:,} rows read, {ledger.rows.total():,} set aside", file=sys.stderr, flush=True)
+        ledger.need_rows(self.rows.rows, config.path)
 
-    def write_splits(
-        self, files: SplitFiles, ordered: Ordered, make: Make, unique: bool, most: int | None = None
-    ) -> None:
-        """Write what `make` makes of each row. `unique`: only of the first that can be used of each key."""
+    def write_splits(self, files: SplitFiles, make: Make, unique: bool, most: int | None = None) -> None:
+        """Write what `make` makes of each row, by the order of their keys. `unique`: only of the first that can be used of
+        each key."""
         self.out.mkdir(parents=True, exist_ok=True)
+        sweep(self.out)
         with files:
             used, last = 0, ""
-            for key, content, place in ordered:
+            for key, content, place in self.rows:
                 try:
                     if unique and key == last:
                         raise SetAside("it is a duplicate", content["prompt"])
                     if used == most:
-                        raise SetAside("it is outside the subset")
+                        raise SetAside("it is outside the subset", content["prompt"])
                     made = list(make(content, place))
                 except SetAside as why:
-                    self.ledger.leave_out(place, why)
+                    self.ledger.leave_out(place, why, content)
                     continue
                 used, last = used + 1, key
                 for name, row in made:
@@ -116,7 +115,7 @@ class Preparation:
         (self.out / "set_aside").mkdir(exist_ok=True)
         self.ledger.copy_to(self.out / "set_aside" / "rows.jsonl")
         write_whole(self.out / "samples.md", samples_page(self.ledger.samples()))
-        write_whole(self.out / "card.png", picture(page.histograms, page.outcomes()))
+        write_whole(self.out / "card.png", page.picture())
         write_whole(self.out / "README.md", page.markdown())
         self._record(
             {"finished": True, "splits": dict(page.splits), **self.ledger.counts(), "numbers": dict(page.facts)}
@@ -126,6 +125,8 @@ class Preparation:
         lines += [f"  {count:,} set aside: {reason}" for reason, count in outcomes]
         lines += [f"  {count:,} answers set aside: {reason}" for reason, count in sorted(self.ledger.answers.items())]
         lines += [f"  {count:,} put right: {kind}" for kind, count in sorted(self.ledger.repairs.items())]
+        if self.ledger.passed_over:
+            lines.append(f"  passed over in {self.config.path}: {spelt(listing(self.ledger.passed_over, 6))}")
         lines.append(", ".join(f"{name} {count:,}" for name, count in page.splits.items()))
         return "\n".join([*lines, f"the card: {self.out / 'README.md'}"])
 
@@ -138,13 +139,19 @@ class Preparation:
 def preparation(verb: str, config: Config) -> Iterator[Preparation]:
     """A run that may begin, with scratch room on this machine's disk (TMPDIR says where) for the text that is kept.
 
-    Raises InputError when the output cannot be made, holds other rows, or is read from too.
+    Raises InputError when the output cannot be made, holds something else, or is read from too, and when a disk is full.
     """
     out = _output(verb, config)
-    with tempfile.TemporaryDirectory(prefix="zephyr-jax-") as name:
-        scratch = LocalPath(name)
-        with Ledger(scratch / "rows.jsonl", config.samples) as ledger:
-            yield Preparation(verb, config, out, scratch, ledger)
+    try:
+        with Ledger(config.samples) as ledger, Ordered() as rows:
+            yield Preparation(verb, config, out, rows, ledger)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise InputError(
+            f"No room is left on the disk of {out}, or on that of {gettempdir()}, where the rows lie until they are in order. "
+            "Make room, or set TMPDIR to a folder on a larger disk; splits that were complete before stay as they were."
+        ) from error
 
 
 def share(part: float, whole: float) -> str:
@@ -177,6 +184,6 @@ def _output(verb: str, config: Config) -> Path:
         if changed:
             words = [f"{name} was {shown(old)}, is {shown(new)}" for name, (old, new) in changed.items()]
             raise InputError(f"{out} holds rows made by other settings: {listing(words, 4)}. Choose another output.")
-    elif out.is_dir() and any(path.suffix == ".parquet" for path in out.iterdir()):
-        raise InputError(f"{out} holds Parquet files that this verb has not made. Choose another output.")
+    elif others := [name for name in names_in(out) if name in _WRITTEN or name.endswith(".parquet")]:
+        raise InputError(f"{out} holds {listing(others, 4)}, which this verb has not made. Choose another output.")
     return out

@@ -85,9 +85,9 @@ def prepare_ultrachat(config: UltrachatConfig, command: str) -> str:
     config.check()
     with preparation("prepare ultrachat", config) as run:
         dialogues = Dialogues(config, run.ledger)
-        ordered = run.in_order(dialogues.take)
+        run.read(dialogues.take)
         files = SplitFiles(run.out, CHAT_SPLITS, CHAT_SCHEMA)
-        run.write_splits(files, ordered, dialogues.make, config.duplicates != "keep", config.subset)
+        run.write_splits(files, dialogues.make, config.duplicates != "keep", config.subset)
         return run.write_account(_page(config, command, dialogues, files, run))
 
 
@@ -107,5 +107,5 @@ def _page(config: UltrachatConfig, command: str, dialogues: Dialogues, files: Sp
     }
     return Page(
         "Conversations", _ABOUT, command, files.counts, CHAT_SCHEMA, run.ledger, len(turns), facts, histograms,
-        plain(config),
+        (), plain(config),
     )  # fmt: skip

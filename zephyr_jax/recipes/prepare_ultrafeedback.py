@@ -9,7 +9,7 @@ import numpy as np
 from zephyr_jax.prepare.binarize import Rule, distinct
 from zephyr_jax.prepare.card import Page
 from zephyr_jax.prepare.decontaminate import TestSets
-from zephyr_jax.prepare.histogram import Histogram
+from zephyr_jax.prepare.histogram import Bars, Histogram
 from zephyr_jax.prepare.ledger import Ledger
 from zephyr_jax.prepare.order import order_key, prompt_id
 from zephyr_jax.prepare.rated import Answer, Scored, answer_of, completions_of, prompt_of, settle, source_of
@@ -40,6 +40,12 @@ class Ratings:
         """Whether scores are put right: known once every row has been taken."""
         return self._config.repair and self._shows_bug
 
+    @property
+    def bug(self) -> str:
+        """Whether the bug was found and repaired, in words."""
+        found = "found, and repaired" if self._config.repair else "found, and left as it is"
+        return found if self._shows_bug else "not found"
+
     def take(self, row: RawRow) -> tuple[str, dict[str, Any]]:
         """A raw row to its prompt and answers, under the key of its prompt. Raises SetAside."""
         raw = row.need()
@@ -51,11 +57,12 @@ class Ratings:
             try:
                 answers.append(answer_of(number, each))
             except SetAside as why:
-                self._ledger.leave_out(row.place, why, number)
+                self._ledger.leave_out(row.place, why, each, number)
         self._shows_bug |= any(each.was_one for each in answers)
         everything = self._config.decontaminate.where == "everything"
         self.tests.check([prompt, *(each.text for each in answers if everything)])
-        return order_key(self._config.seed, prompt), {"prompt": prompt, "answers": [asdict(each) for each in answers]}
+        kept = {"prompt": prompt, "answers": [asdict(each) for each in answers], "of": len(completions)}
+        return order_key(self._config.seed, prompt), kept
 
     def make(self, content: dict[str, Any], place: str) -> Iterator[Split]:
         """Rows of the splits that a pair belongs to. Raises SetAside when there is no pair."""
@@ -63,8 +70,10 @@ class Ratings:
         scored = list(self._scored(content["answers"], place))
         answers, copies = (scored, []) if self._config.rejected == "revision-2023" else distinct(scored)
         for each in copies:
-            self._ledger.leave_out(place, SetAside("an answer is the same text as another", each.text), each.number)
-        chosen, rejected = self._rule.pair(prompt, answers)
+            self._ledger.leave_out(
+                place, SetAside("an answer is the same text as another", each.text), each, each.number
+            )
+        chosen, rejected = self._rule.pair(prompt, answers, content["of"])
         question = {"content": prompt, "role": "user"}
         dialogues = [[question, {"content": each.text, "role": "assistant"}] for each in (chosen, rejected)]
         row = {
@@ -83,7 +92,7 @@ class Ratings:
             try:
                 scored, mended = settle(Answer(**each), self._config.score, self.repair)
             except SetAside as why:
-                self._ledger.leave_out(place, why, each["number"])
+                self._ledger.leave_out(place, why, each, each["number"])
                 continue
             if mended:
                 self._ledger.repaired("a score of 10 was a 1", f"mean rating {each['mean']:g}: {each['text']}")
@@ -96,9 +105,9 @@ def prepare_ultrafeedback(config: UltrafeedbackConfig, command: str) -> str:
     config.check()
     with preparation("prepare ultrafeedback", config) as run:
         ratings = Ratings(config, run.ledger)
-        ordered = run.in_order(ratings.take)
+        run.read(ratings.take)
         files = SplitFiles(run.out, PAIR_SPLITS, PAIR_SCHEMA)
-        run.write_splits(files, ordered, ratings.make, config.duplicates == "drop")
+        run.write_splits(files, ratings.make, config.duplicates == "drop")
         return run.write_account(_page(config, command, ratings, files, run))
 
 
@@ -110,17 +119,22 @@ def _page(config: UltrafeedbackConfig, command: str, ratings: Ratings, files: Sp
     histograms = [
         Histogram("length of an answer", "characters", lengths, doubling=True),
         Histogram("score", "points", scores),
-        Histogram("score of the chosen less that of the rejected", "points", {"all": gaps}),
+        Histogram("chosen score less rejected score", "points", {"all": gaps}),
     ]
     pairs = len(gaps)
+    which = {"the chosen": longer > 0, "the rejected": longer < 0, "neither": longer == 0}
+    bars = [
+        Bars("which answer is the longer one", "pairs", {name: int(each.sum()) for name, each in which.items()}, True)
+    ]
     facts = {
         "pairs": f"{pairs:,}",
         "the chosen answer is the longer one": share(int(np.sum(longer > 0)), pairs),
         "both are of one length": share(int(np.sum(longer == 0)), pairs),
         "both have one score": share(int(np.sum(gaps == 0)), pairs),
-        "the bug that stored 1 as 10": "found, and repaired" if ratings.repair else "not found, or not to be repaired",
+        "the bug that stored 1 as 10": ratings.bug,
         "texts of test sets that were looked for": f"{ratings.tests.texts:,}",
     }
     return Page(
-        "Preferences", _ABOUT, command, files.counts, PAIR_SCHEMA, run.ledger, pairs, facts, histograms, plain(config)
+        "Preferences", _ABOUT, command, files.counts, PAIR_SCHEMA, run.ledger, pairs, facts, histograms, bars,
+        plain(config),
     )  # fmt: skip

@@ -86,6 +86,31 @@ def _replacement(path: pathlib.Path) -> Iterator[IO[bytes]]:
         raise
 
 
+@contextmanager
+def scratch_file() -> Iterator[IO[bytes]]:
+    """Room on this machine's disk, where TMPDIR says; it has no name, so that it is gone with the process, however that ends."""
+    with tempfile.TemporaryFile("w+b") as file:
+        yield file
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes that were killed have left in a local folder of files that were not whole yet."""
+    for scratch in () if is_remote(folder) else pathlib.Path(folder).glob(".*.tmp"):
+        writer = scratch.name.split(".")[-2]
+        if writer.isdigit() and not _runs(int(writer)):
+            scratch.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
 def _settle(folder: pathlib.Path) -> None:
     """Have a folder's new entries survive the loss of power, where the system can promise that."""
     with suppress(OSError):

@@ -1,0 +1,98 @@
+"""What the data card counts, on rows whose numbers are known."""
+
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import write_rows
+from tests.prepare.raw import plain, prepare
+from zephyr_jax.prepare.histogram import Bars, Histogram, drawing, quantiles
+from zephyr_jax.prepare.ledger import Ledger
+from zephyr_jax.prepare.raw import SetAside
+
+LENGTHS = ((10, 5), (300, 20), (7, 7), (2, 40), (70, 9))
+"""Letters of the chosen and of the rejected answer of each pair; scores are 3 and 1, and 2 and 2 in the last."""
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    rows = []
+    for number, lengths in enumerate(LENGTHS):
+        row = plain(f"q{number}", *((2, 2) if number == len(LENGTHS) - 1 else (3, 1)))
+        for each, length, letter in zip(row["completions"], lengths, "ab", strict=True):
+            each["response"] = letter * length
+        rows.append(row)
+    prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", [*rows, plain("alone", 1)]), tmp_path / "out")
+    return tmp_path / "out"
+
+
+def table(page: str, title: str) -> dict[str, list[str]]:
+    """Cells of the rows below a histogram's title, by the first one, without bars."""
+    lines = page.split(f"**{title}**")[1].split("\n\n")[1].splitlines()[2:]
+    cells = [[re.sub("[ █]", "", cell) for cell in line.strip("|").split("|")] for line in lines]
+    return {first: rest for first, *rest in cells}
+
+
+def test_the_card_counts_what_is_there(output: Path) -> None:
+    """Law: shares, lengths and scores of the pairs, chosen and rejected each under its name."""
+    page = (output / "README.md").read_text()
+    for line in (
+        "| pairs | 5 |",
+        "| the chosen answer is the longer one | 60.0% |",
+        "| both are of one length | 20.0% |",
+        "| both have one score | 20.0% |",
+        "| kept | 5 |",
+        "| it has fewer than two answers | 1 |",
+        "| length of an answer: chosen (characters) | 3 | 10 | 77.8 | 254 | 300 |",
+        "| score: rejected (points) | 1 | 1 | 1.2 | 1.8 | 2 |",
+    ):
+        assert line in page
+    assert table(page, "length of an answer") == {
+        "2": ["1", "0"], "4": ["1", "2"], "8": ["1", "1"], "16": ["0", "1"], "32": ["0", "1"], "64": ["1", "0"],
+        "128": ["0", "0"], "256": ["1", "0"],
+    }  # fmt: skip
+    assert table(page, "score") == {"1": ["0", "4"], "2": ["1", "1"], "3": ["4", "0"]}
+    assert table(page, "chosen score less rejected score") == {"0": ["1"], "1": ["0"], "2": ["4"]}
+
+
+def test_the_picture_draws_the_same_numbers() -> None:
+    """Law: each series as a filled shape and its outline with the table's counts; bars with counts and shares."""
+    scores = Histogram("score", "points", {"chosen": np.array([3.0, 3, 2]), "rejected": np.array([1.0, 1, 1])})
+    figure = drawing(
+        [scores], [Bars("splits", "rows", {"train": 2, "test": 1})], Bars("rows", "rows", {"kept": 3, "not": 1}, True)
+    )
+    first, splits, rows = figure.axes
+    shapes = [list(each.get_data().values) for each in first.patches]
+    assert shapes == [[0, 1, 2], [0, 1, 2], [3, 0, 0], [3, 0, 0]]
+    assert [each.get_text() for each in first.get_legend().get_texts()] == ["chosen, median 3", "rejected, median 1"]
+    assert [each.get_width() for each in splits.patches] == [2, 1]
+    assert [each.get_text() for each in rows.texts] == ["3 (75.0%)", "1 (25.0%)"]
+    assert [each.get_text() for each in rows.get_yticklabels()] == ["kept", "not"]
+
+
+@pytest.mark.parametrize("values", [[], [5.0], [1e100, -1e100], [0.1, 0.1], [0.0, 1e-300], [1.0, 10.0, 10.0]])
+def test_odd_values_have_their_bins(values: list[float]) -> None:
+    """Law: every value is in a bin, whatever its size, and a page and a picture can be made."""
+    histogram = Histogram("score", "points", {"all": np.array(values)})
+    assert histogram.counts()["all"].sum() == len(values)
+    assert histogram.markdown()
+    assert quantiles(np.array(values))
+    drawing([histogram], [Bars("a", "b", {})], Bars("c", "d", {"kept": 0})).canvas.draw_idle()
+
+
+def test_samples_are_few_and_those_of_any_order() -> None:
+    """Law: a kind's samples are as many as asked for, the same ones in whatever order the texts come; none are counted twice."""
+    texts = [f"text {number}" for number in range(50)]
+    found = []
+    for seed in range(3):
+        random.Random(seed).shuffle(texts)
+        with Ledger(4) as ledger:
+            for text in [*texts, *texts]:
+                ledger.leave_out("place", SetAside("why", text), {})
+        assert ledger.rows == {"why": 100}
+        found.append(ledger.samples()["why"])
+    assert len(set(found[0])) == 4
+    assert found[0] == found[1] == found[2]
