@@ -84,7 +84,15 @@ def test_a_checkpoint_in_this_process_answers_as_behind_an_address(
     tiny_model: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same interface and, at temperature 0, the same words; the second time nothing is loaded and nobody asked."""
-    words = ["feedback answers --data", prompts, "--output", tmp_path / "out", QUICK, OWN, "--max_new_tokens 20 --models"]
+    words = [
+        "feedback answers --data",
+        prompts,
+        "--output",
+        tmp_path / "out",
+        QUICK,
+        OWN,
+        "--max_new_tokens 20 --models",
+    ]
     with our_server(tiny_model) as url, bad_connection(url, lambda _: None) as (there, passed):
         words += [f"{tiny_model},name=own,temperature=0", f"{there},name=there,temperature=0", "--principles"]
         run(*words)
@@ -428,7 +436,15 @@ def test_other_weights_under_the_same_path_are_other_work(
     talker: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = Path(shutil.copytree(talker, tmp_path / "model"))
-    words = ["feedback answers --data", prompts, "--output", tmp_path / "out", OWN, "--max_new_tokens 4 --models", model]
+    words = [
+        "feedback answers --data",
+        prompts,
+        "--output",
+        tmp_path / "out",
+        OWN,
+        "--max_new_tokens 4 --models",
+        model,
+    ]
     run(*words, "--temperature 1")
     os.utime(model / "model.safetensors")
     with pytest.raises(SystemExit):
