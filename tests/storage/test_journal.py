@@ -27,6 +27,22 @@ def test_lines_are_there_at_once_and_a_cut_one_is_dropped(tmp_path: Path) -> Non
     assert not path.exists()
 
 
+def test_the_disk_is_waited_for_now_and_then_and_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a loss of power would leave: what was in the file when the disk was last waited for."""
+    settled: list[bytes] = []
+    path = tmp_path / "work.part"
+    work = Journal(path, HEADER)
+    monkeypatch.setattr(journals.os, "fsync", lambda _: settled.append(path.read_bytes()))
+    monkeypatch.setattr(journals, "_SETTLED", 0)
+    work.add({"index": 0})
+    assert settled == [path.read_bytes()]
+    monkeypatch.setattr(journals, "_SETTLED", 1000)
+    work.add({"index": 1})
+    assert len(settled) == 1
+    work.close()
+    assert settled[-1] == path.read_bytes() and b'"index": 1' in settled[-1]
+
+
 def test_other_work_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "work.part"
     Journal(path, HEADER).add({"index": 0})

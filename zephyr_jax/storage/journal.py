@@ -1,7 +1,8 @@
 """Work that is written down as it is done: lines of JSON under a header that says what work it is.
 
-On disk each line is there when `add` returns; on Cloud Storage, where nothing can be appended to, the whole is written every
-half minute and at the end. A line that a kill cut is dropped.
+On disk each line outlives a kill when `add` returns; that all of them also outlive a loss of power is waited for once a second,
+and at the end. On Cloud Storage, where nothing can be appended to, the whole is written every half minute and at the end. A line
+that was cut is dropped.
 """
 
 import json
@@ -14,6 +15,7 @@ from zephyr_jax.errors import InputError, listing, shown
 from zephyr_jax.storage.files import is_remote, open_path, patience, write_whole
 
 _EVERY = 30.0  # seconds between two writings of a remote journal
+_SETTLED = 1.0  # seconds between two waits for the disk
 
 
 class Journal:
@@ -45,6 +47,8 @@ class Journal:
         if not is_remote(self._path):
             with pathlib.Path(self._path).open("a") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            if time.monotonic() > self._clock + _SETTLED:
+                self._settle()
         elif time.monotonic() > self._clock + _EVERY:
             self._write_all()
 
@@ -52,10 +56,17 @@ class Journal:
         """Have everything where it stays."""
         if is_remote(self._path):
             self._write_all()
+        elif self._path.exists():
+            self._settle()
 
     def delete(self) -> None:
         """The work is done, and its result is somewhere else."""
         self._path.unlink(missing_ok=True)
+
+    def _settle(self) -> None:
+        with pathlib.Path(self._path).open("a") as file:
+            os.fsync(file.fileno())
+        self._clock = time.monotonic()
 
     def _write_all(self) -> None:
         lines = [self._header, *self.lines]
