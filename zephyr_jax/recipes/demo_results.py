@@ -149,7 +149,8 @@ def _verdict(rows: Sequence[_Row]) -> str:
     order = "dDPO without dSFT below dSFT, and dSFT + dDPO above all"
     if all(holds):
         return f"The paper's order came out{' for every seed' if len(holds) > 1 else ''}: {order}."
-    return f"The paper's order ({order}) came out for {sum(holds)} of {len(holds)} seeds only."
+    some = f"came out for {sum(holds)} of {len(holds)} seeds only" if any(holds) else "did not come out"
+    return f"The paper's order ({order}) {some}."
 
 
 def _prompts(stages: Sequence[Stage]) -> tuple[Prompt, ...]:
