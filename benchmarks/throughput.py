@@ -3,8 +3,8 @@
     python -m benchmarks.throughput --keep everything attention --rows 16 [--mode sft dpo] [--kernel cudnn xla]
 
 Random weights, float32 state with AdamW, bfloat16 compute, the examples of ``benchmarks.workload`` packed into rows of 2,048 by
-the project's own planner. DPO has its reference's log-probs from a table, as in training. Each combination compiles, takes two
-steps, and is timed over the rest, from one finished step to another. With ``--json`` each result is one JSON line.
+the project's own planner. Zeros stand where DPO's batches bring their reference's log-probs along. Each combination compiles,
+takes two steps, and is timed over the rest, from one finished step to another. With ``--json`` each result is one JSON line.
 
 MFU: operations that real tokens need (6 a weight that multiplies, and attention to the keys that each token sees, counted
 segment by segment; nothing for padding or for what is computed twice) over seconds and the data sheet's peak of dense bfloat16.
@@ -150,7 +150,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mode", nargs="+", choices=w.MODES, default=["sft", "dpo"])
-    parser.add_argument("--kernel", nargs="+", default=["cudnn"])
+    parser.add_argument("--kernel", nargs="+", default=["splash" if jax.default_backend() == "tpu" else "cudnn"])
     parser.add_argument("--keep", nargs="+", default=["attention"])
     parser.add_argument("--rows", nargs="+", type=int, default=[16])
     parser.add_argument("--microbatch-rows", type=int, default=None)
