@@ -255,3 +255,15 @@ def test_a_reader_that_has_had_enough_is_no_error() -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.stdout.count("\n") == 1
     assert not done.stderr
+
+
+def test_a_path_is_short_for_the_section_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--model` and `--data` where they are sections, in both spellings; elsewhere `--data` is what it is."""
+    called = stub(monkeypatch, "sft")
+    cli.main(["sft", "--model", "base", "--data=chats.jsonl", "--data.split", "train_sft"])
+    config: SftConfig = called[0][0]
+    assert (config.model.path, config.data.path, config.data.split) == ("base", "chats.jsonl", "train_sft")
+    called = stub(monkeypatch, "generate")
+    cli.main(["generate", "--model", "run", "--data", "prompts.jsonl"])
+    asked: GenerateConfig = called[0][0]
+    assert (asked.model.path, asked.data) == ("run", "prompts.jsonl")

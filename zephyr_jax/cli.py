@@ -89,7 +89,7 @@ def parse[C](kind: type[C], verb: str, words: list[str]) -> C:
         kind,
         prog=f"zephyr-jax {verb}",
         default=default,
-        args=_spell_out(_model_by_path(overrides, kind), _switches(kind)),
+        args=_spell_out(_by_path(overrides, kind), _switches(kind)),
         use_underscores=True,
         config=(tyro.conf.FlagConversionOff,),
     )
@@ -110,11 +110,11 @@ def _spell_out(words: list[str], switches: set[str]) -> list[str]:
     return spelt
 
 
-def _model_by_path(words: list[str], kind: Any) -> list[str]:
-    """`--model PATH` is short for `--model.path PATH`."""
-    if "model" not in get_type_hints(kind):
-        return words
-    return [re.sub(r"^--model(?==|$)", "--model.path", word) for word in words]
+def _by_path(words: list[str], kind: Any) -> list[str]:
+    """`--model PATH` is short for `--model.path PATH`, and so is `--data PATH`, where a verb has such a section."""
+    sections = [name for name, each in get_type_hints(kind).items() if name in ("model", "data") and is_dataclass(each)]
+    short = re.compile(rf"^--({'|'.join(sections)})(?==|$)")
+    return [short.sub(r"--\1.path", word) for word in words] if sections else words
 
 
 def _take_card(words: list[str]) -> tuple[str | None, list[str]]:
