@@ -112,7 +112,7 @@ def test_a_run_answers_held_out_prompts_beside_the_stages_before_it(
         page = page_of(copied / name)
         assert [node.words() for node in page.all("h4")][: len(stages(copied / name))] == stages(copied / name)
         assert f"{runs}/chats.jsonl (train), which was held out when dSFT (sft) was trained" in page.words()
-    assert "the page has 3 answers each of base (model), dSFT (sft), dDPO (dpo)" in capsys.readouterr().err
+    assert "report.html: 3 answers each of base (model), dSFT (sft), dDPO (dpo)" in capsys.readouterr().err
     sft(asking(first, 3))
     assert " answers" not in capsys.readouterr().err
 

@@ -18,7 +18,7 @@ from zephyr_jax.data.sources import open_rows
 from zephyr_jax.errors import InputError
 from zephyr_jax.page.answers import Prompt, Said
 from zephyr_jax.recipes.generate import generate
-from zephyr_jax.recipes.page import asking, excuse, leave_page
+from zephyr_jax.recipes.page import PAGE, asking, excuse, leave_page
 from zephyr_jax.recipes.page_answers import Kept, read_kept, write_kept
 from zephyr_jax.recipes.run import evaluation_source, open_tokenizer
 from zephyr_jax.recipes.stages import CONFIGS, Stage, called, earlier_stages, read_stage
@@ -76,7 +76,7 @@ def _answer(config: SftConfig, folder: Path, most: int) -> bool:
     kept = _with(kept, config, own, model)
     write_kept(folder, kept)
     who, seconds = ", ".join(kept.stages), time.perf_counter() - begun
-    print(f"the page has {len(kept.prompts)} answers each of {who} ({seconds:.1f} s)", file=sys.stderr, flush=True)
+    print(f"{folder / PAGE}: {len(kept.prompts)} answers each of {who} ({seconds:.1f} s)", file=sys.stderr, flush=True)
     return True
 
 
