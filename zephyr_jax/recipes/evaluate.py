@@ -1,6 +1,7 @@
 """`zephyr-jax evaluate`: a checkpoint's numbers on one split."""
 
 import json
+import sys
 from collections.abc import Callable
 
 import jax
@@ -39,6 +40,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     pairs = "chosen" in open_rows(config.data.path, config.data.split, config.data.revision, 1).column_names
     read = load_preferences if pairs else load_conversations
     examples = read(config.data, tokenizer, config.data.path, config.data.split)
+    if jax.process_index() == 0:
+        print(examples.summary("evaluation"), file=sys.stderr, flush=True)
     plan = plan_evaluation(examples.lengths, config.data, config.rows)
     model = abstract_of(source.shape, config.model, rules)
     parameters = load_weights(source, model)
