@@ -44,9 +44,10 @@ def neighbour(path: str | os.PathLike[str]) -> str:
     return f" Did you mean `{asked.with_name(near[0])}`?" if near else ""
 
 
-def is_plainly_local(path: str) -> bool:
-    """Whether a name can only be a path on disk: hub ids are `NAME` or `OWNER/NAME`."""
-    return path.startswith((".", "/", "~")) or path.strip("/").count("/") > 1
+def check_hub_id(path: str, kind: str) -> None:
+    """Raise InputError for a name that can only be a path on disk: hub ids are `NAME` or `OWNER/NAME`."""
+    if path.startswith((".", "/", "~")) or path.strip("/").count("/") > 1:
+        raise InputError(f"{path!r} is no {kind} here.{neighbour(path)} Check the spelling.")
 
 
 def check_can_be_read(path: str | os.PathLike[str]) -> None:
