@@ -242,6 +242,16 @@ def unknown_kind_of_file(desk: Desk) -> Words:
     return desk.sft("--data.path", desk.file("rows.csv", "a,b\n1,2\n"))
 
 
+@mistake("sund.jsonl' is no file or folder here", "Did you mean `", "sound.jsonl`?", "Check the spelling")
+def rows_nearby(desk: Desk) -> Words:
+    return desk.sft("--data.path", desk.home / "sund.jsonl")
+
+
+@mistake("Cannot read the card", "Did you mean `", "card.yaml`?", "Pass the path")
+def card_nearby(desk: Desk) -> Words:
+    return [word.replace("card.yaml", "card.yml") for word in desk.sft()]
+
+
 @mistake("'nobody/no-such-rows'", "split `train`", "Check the spelling")
 def rows_nowhere(desk: Desk) -> Words:
     return desk.sft("--data.path", "nobody/no-such-rows")
@@ -320,6 +330,11 @@ def tokenizer_without_end(desk: Desk) -> Words:
 @mistake("'nobody/no-such-model'", "no folder here", "Check the spelling")
 def model_nowhere(desk: Desk) -> Words:
     return desk.sft("--model.path", "nobody/no-such-model")
+
+
+@mistake("mdel' is no folder here", "Did you mean `", "model`?", "Check the spelling")
+def model_nearby(desk: Desk) -> Words:
+    return desk.sft("--model.path", desk.model().with_name("mdel"))
 
 
 @mistake("config.json", "No such file", "needs this file")

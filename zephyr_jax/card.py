@@ -8,6 +8,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from zephyr_jax.errors import InputError, shown, suggestion
+from zephyr_jax.storage.files import neighbour
 
 
 class _Loader(yaml.SafeLoader):
@@ -50,7 +51,9 @@ def load_card[C](kind: type[C], path: str | Path) -> C:
     try:
         content = yaml.load(Path(path).read_text(), _Loader)
     except OSError as error:
-        raise InputError(f"Cannot read the card {path}: {error.strerror}. Pass the path of a YAML file.") from error
+        raise InputError(
+            f"Cannot read the card {path}: {error.strerror}.{neighbour(path)} Pass the path of a YAML file."
+        ) from error
     except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"The card {path} is not valid YAML: {reason}. Fix it at the place named.") from error

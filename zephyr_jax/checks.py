@@ -83,7 +83,7 @@ def check_batch(batch: BatchOptions) -> None:
         refuse(
             f"batch.rows is {batch.rows} and batch.examples {batch.examples}.",
             "Exactly one of them says how large a step is: `rows` counts packed rows, `examples` conversations "
-            "or pairs.",
+            "or pairs. Pass `--batch.rows 16`, say, or a card that sets it (`--config configs/tiny/sft.yaml`).",
         )
     check_positive(batch__rows=batch.rows, batch__examples=batch.examples, batch__microbatch_rows=batch.microbatch_rows)
     if batch.examples is not None and batch.microbatch_rows is None:

@@ -163,9 +163,9 @@ def test_rows_are_left_out_with_a_reason_and_their_ids(tokenizer: ChatTokenizer,
     }
     assert examples.summary("training").splitlines() == [
         f"training: 2 examples, {int(examples.lengths.sum())} tokens",
-        "  cut to fit 1 (long)",
-        "  left out 2: an assistant answer is empty (empty, blank)",
-        "  left out 1: no target token within the first 128 tokens (late)",
+        "  1 cut to fit (long)",
+        "  2 left out: an assistant answer is empty (empty, blank)",
+        "  1 left out: no target token within the first 128 tokens (late)",
     ]
 
 
@@ -232,6 +232,22 @@ def test_a_missing_column_is_named(tokenizer: ChatTokenizer, tmp_path: Path, row
         load_conversations(OPTIONS, tokenizer, path, "train")
     with pytest.raises(InputError, match=f"rejected; it has {there}. Preferences need chosen, rejected"):
         load_preferences(OPTIONS, tokenizer, path, "train")
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"prompt": "Hi!", "completions": []}], "prepare ultrafeedback"),
+        ([{"messages": []}], "look like conversations"),
+        ([{"text": "Hello."}], "Rename"),
+    ],
+)
+def test_a_missing_column_says_what_to_do(
+    tokenizer: ChatTokenizer, tmp_path: Path, rows: list[Row], words: str
+) -> None:
+    """Law: rows that another verb reads are sent there."""
+    with pytest.raises(InputError, match=words):
+        load_preferences(OPTIONS, tokenizer, str(jsonl(tmp_path / "rows.jsonl", rows)), "train")
 
 
 # ---- the cache ----

@@ -91,9 +91,9 @@ class Examples:
         """A few words per reason for people: counts and the first ids of what was left out."""
         lines = [f"{name}: {len(self):,} examples, {int(self.lengths.sum()):,} tokens"]
         if self.cut:
-            lines.append(f"  cut to fit {len(self.cut):,} ({_some(self.cut)})")
+            lines.append(f"  {len(self.cut):,} cut to fit ({_some(self.cut)})")
         for reason, ids in sorted(self.left_out.items(), key=lambda item: -len(item[1])):
-            lines.append(f"  left out {len(ids):,}: {reason} ({_some(ids)})")
+            lines.append(f"  {len(ids):,} left out: {reason} ({_some(ids)})")
         return "\n".join(lines)
 
 
@@ -151,13 +151,24 @@ def _preference(tokenizer: ChatTokenizer, longest: int, prompt: int, row: dict[s
     return preference(tokenizer, row, longest, prompt, cut)
 
 
+def _instead(there: list[str]) -> str:
+    """What to do with rows that have these columns, where that is known."""
+    if "completions" in there:
+        return " These look like rated answers: `zephyr-jax prepare ultrafeedback` makes preferences of them."
+    if "chosen" in there and "rejected" in there:
+        return " These look like preferences: give them to `reference` and `dpo`."
+    if "messages" in there:
+        return " These look like conversations: give them to `sft`."
+    return " Rename or rewrite the columns that hold them."
+
+
 def _need_columns(rows: Dataset, path: str, needed: list[str]) -> None:
     missing = [name for name in needed if name not in rows.column_names]
     if missing:
         raise InputError(
             f"{path} has no column {listing(missing)}; it has {listing(rows.column_names)}. "
             f"{'Preferences' if 'chosen' in needed else 'Conversations'} need {listing(needed)} with "
-            "[{role, content}, ...] in each row."
+            f"[{{role, content}}, ...] in each row.{_instead(rows.column_names)}"
         )
     if not len(rows):
         raise InputError(f"{path} has no rows. Give a file or split with at least one.")

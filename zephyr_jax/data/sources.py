@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from zephyr_jax.data.lines import check_objects, first_bad_line
 from zephyr_jax.errors import InputError, at_revision, listing
 from zephyr_jax.storage.cloud import is_remote
-from zephyr_jax.storage.files import cached_copy, check_can_be_read, patience
+from zephyr_jax.storage.files import cached_copy, check_can_be_read, check_hub_id, neighbour, patience
 
 _READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
@@ -55,6 +55,7 @@ def _open(path: str, split: str, revision: str | None) -> Dataset:
         raise InputError(f"Cannot read {path}: {error}. Check the path and its permissions.") from error
     if is_remote(path):
         raise InputError(f"There is nothing at {path}. Check the spelling.")
+    check_hub_id(path, "file or folder")
     return _hub(path, split, revision)
 
 
@@ -131,5 +132,5 @@ def _hub(path: str, split: str, revision: str | None) -> Dataset:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
             f"{path!r} is no file or folder here, and split `{split}` cannot be loaded from the hub under that name"
-            f"{at_revision(revision)}: {reason} Check the spelling, the split and the network."
+            f"{at_revision(revision)}: {reason}{neighbour(path)} Check the spelling, the split and the network."
         ) from error

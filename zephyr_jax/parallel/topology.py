@@ -1,6 +1,7 @@
 """TPU topologies on paper: devices to compile against without hardware, and what each chip can hold and do."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import jax
 from jax.experimental import topologies
@@ -46,6 +47,11 @@ def topology_devices(name: str, slices: int = 1) -> list[jax.Device]:
         raise InputError(
             f"{name!r} names no TPU topology. It is one of {listing(CHIPS)}, a colon and a grid, such as v5e:2x4 or v5p:2x2x1."
         )
+    if find_spec("libtpu") is None:
+        raise InputError(
+            "To plan, the TPU compiler is needed, and libtpu, which holds it, is not installed. Run it as `uv run --extra tpu "
+            "zephyr-jax plan ...`; no TPU is needed."
+        )
     try:
         more: dict[str, object] = {"num_slices": slices} if slices > 1 else {}
         if name.startswith("v4:"):
@@ -55,7 +61,7 @@ def topology_devices(name: str, slices: int = 1) -> list[jax.Device]:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"The topology {name!r} cannot be had from the TPU compiler: {reason} Check the grid (v5e:2x4, v5e:4x4, v6e:2x4, "
-            "v5p:2x2x1), and that libtpu is installed: uv run --extra tpu zephyr-jax plan ..."
+            "v5p:2x2x1)."
         ) from error
 
 

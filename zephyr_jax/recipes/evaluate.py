@@ -1,6 +1,7 @@
 """`zephyr-jax evaluate`: a checkpoint's numbers on one split."""
 
 import json
+import sys
 from collections.abc import Callable
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from zephyr_jax.checkpoint.identity import weights_fingerprint
 from zephyr_jax.checkpoint.source import ModelSource, abstract_of, find_model, load_weights
 from zephyr_jax.checkpoint.steps import read_progress, steps_in
+from zephyr_jax.config import DataOptions
 from zephyr_jax.data.examples import Examples, load_conversations, load_preferences
 from zephyr_jax.data.loader import BatchSource, iterate
 from zephyr_jax.data.pack import plan_evaluation
@@ -36,9 +38,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     rules.check_divides("batch", config.rows, "rows")
     source = find_model(config.model)
     tokenizer = open_tokenizer(source, config.data)
-    pairs = "chosen" in open_rows(config.data.path, config.data.split, config.data.revision, 1).column_names
-    read = load_preferences if pairs else load_conversations
-    examples = read(config.data, tokenizer, config.data.path, config.data.split)
+    pairs, examples = _read(config.data, tokenizer)
     plan = plan_evaluation(examples.lengths, config.data, config.rows)
     model = abstract_of(source.shape, config.model, rules)
     parameters = load_weights(source, model)
@@ -58,6 +58,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     if config.output and jax.process_index() == 0:
         write_whole(config.output, json.dumps({**values, "examples": len(examples)}, indent=2) + "\n")
     return values
+
+
+def _read(data: DataOptions, tokenizer: ChatTokenizer) -> tuple[bool, Examples]:
+    """Whether rows are pairs, by their columns, and the examples; what was cut or left out is said."""
+    pairs = "chosen" in open_rows(data.path, data.split, data.revision, 1).column_names
+    examples = (load_preferences if pairs else load_conversations)(data, tokenizer, data.path, data.split)
+    if jax.process_index() == 0:
+        print(examples.summary("evaluation"), file=sys.stderr, flush=True)
+    return pairs, examples
 
 
 def table_identity(

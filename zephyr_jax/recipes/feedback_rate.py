@@ -34,9 +34,10 @@ def feedback_rate(config: RateConfig) -> str:
         judge.temperature, config.max_new_tokens, config.top_p, config.longest_answer, config.seed, config.send_seed
     )
     ahead = sum((_estimate(judge, each, bench) for each in batched(rows, _TOGETHER)), Estimate())
-    words = say(ahead, ", and again for judgments that cannot be used")
+    words = f"{ahead.words()}, and again for judgments that cannot be used"
     if config.estimate:
         return words
+    say(words)
     rated: list[Row] = []
     with bar("judgments", len(rows) * SHEETS) as advance:
         for place, some in enumerate(batched(rows, _TOGETHER)):
