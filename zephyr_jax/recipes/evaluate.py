@@ -1,6 +1,7 @@
 """`zephyr-jax evaluate`: a checkpoint's numbers on one split."""
 
 import json
+import sys
 from collections.abc import Callable
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from zephyr_jax.checkpoint.identity import weights_fingerprint
 from zephyr_jax.checkpoint.source import ModelSource, abstract_of, find_model, load_weights
 from zephyr_jax.checkpoint.steps import read_progress, steps_in
-from zephyr_jax.data.examples import Examples, load_conversations, load_preferences
+from zephyr_jax.data.examples import Examples, load_conversations, load_preferences, room_for
 from zephyr_jax.data.loader import BatchSource, iterate
 from zephyr_jax.data.pack import plan_evaluation
 from zephyr_jax.data.sources import open_rows
@@ -38,8 +39,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     tokenizer = open_tokenizer(source, config.data)
     pairs = "chosen" in open_rows(config.data.path, config.data.split, config.data.revision, 1).column_names
     read = load_preferences if pairs else load_conversations
-    examples = read(config.data, tokenizer, config.data.path, config.data.split)
-    plan = plan_evaluation(examples.lengths, config.data, config.rows)
+    data = room_for(config.data, pairs)
+    examples = read(data, tokenizer, data.path, data.split)
+    say_what_counts(examples, data.path)
+    plan = plan_evaluation(examples.lengths, data, config.rows)
     model = abstract_of(source.shape, config.model, rules)
     parameters = load_weights(source, model)
 
@@ -58,6 +61,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     if config.output and jax.process_index() == 0:
         write_whole(config.output, json.dumps({**values, "examples": len(examples)}, indent=2) + "\n")
     return values
+
+
+def say_what_counts(examples: Examples, name: str) -> None:
+    """How many examples the numbers are of; which were cut, and which were left out."""
+    if jax.process_index() == 0:
+        print(examples.summary(name), file=sys.stderr, flush=True)
 
 
 def table_identity(
