@@ -9,7 +9,6 @@ from textwrap import shorten
 from typing import Any
 
 from zephyr_jax.errors import InputError, listing
-from zephyr_jax.feedback.estimate import Estimate
 from zephyr_jax.feedback.plain import plain
 from zephyr_jax.feedback.seeds import Seeds
 from zephyr_jax.prepare.raw import ASIDE
@@ -26,11 +25,9 @@ def open_folder(output: str) -> Path:
     return folder
 
 
-def say(estimate: Estimate, more: str = "") -> str:
-    """Tell what is ahead; the same words are given back."""
-    words = estimate.words() + more
+def say(words: str) -> None:
+    """Tell what is ahead, before it begins."""
     print(words, file=sys.stderr, flush=True)
-    return words
 
 
 def repeated(found: Seeds) -> str:
