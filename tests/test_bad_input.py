@@ -159,23 +159,23 @@ def missing_preference_column(desk: Desk) -> Words:
     return desk.dpo("--data.path", desk.rows({"chosen": CHAT}), verb="reference")
 
 
-@mistake("of 1 rows none can be used", "roles go user user", "must go [system] user assistant", "row 0", "preview")
+@mistake("of 1 rows none can be used", "roles go user user", "must go [system] user assistant", "row 0", "Fix the rows")
 def wrong_role_order(desk: Desk) -> Words:
     return desk.sft("--data.path", desk.rows({"messages": [CHAT[0], *CHAT]}))
 
 
-@mistake("the role 'robot'", "system, user, assistant", "preview")
+@mistake("the role 'robot'", "system, user, assistant", "Fix the rows")
 def unknown_role(desk: Desk) -> Words:
     return desk.sft("--data.path", desk.rows({"messages": [CHAT[0], {"role": "robot", "content": "Beep."}]}))
 
 
-@mistake("an assistant answer is empty", "ids e7", "preview")
+@mistake("an assistant answer is empty", "ids e7", "Fix the rows")
 def empty_answer(desk: Desk) -> Words:
     row = {"prompt_id": "e7", "messages": [CHAT[0], {"role": "assistant", "content": " \n"}]}
     return desk.sft("--data.path", desk.rows(row))
 
 
-@mistake("no assistant answer", "ids row 0", "preview")
+@mistake("no assistant answer", "ids row 0", "Fix the rows")
 def no_assistant_turn(desk: Desk) -> Words:
     return desk.sft("--data.path", desk.rows({"messages": CHAT[:1]}))
 
@@ -187,14 +187,14 @@ def bad_row_under_error(desk: Desk) -> Words:
     return desk.sft("--data.on_bad_row", "error", "--data.path", rows)
 
 
-@mistake("do not share one prompt", "p2", "preview")
+@mistake("do not share one prompt", "p2", "Fix the rows")
 def answers_to_different_prompts(desk: Desk) -> Words:
     other = [{"role": "user", "content": "Name a fruit."}, CHAT[1]]
     row = {"prompt_id": "p2", "chosen": CHAT, "rejected": other}
     return desk.dpo("--data.path", desk.rows(row), verb="reference")
 
 
-@mistake("chosen", "assistant", "preview")
+@mistake("chosen", "assistant", "Fix the rows")
 def answers_as_lists_of_text(desk: Desk) -> Words:
     rows = desk.rows({"chosen": ["Hello.", "Hi."], "rejected": ["Hello.", "No."]})
     return desk.dpo("--data.path", rows, verb="reference")

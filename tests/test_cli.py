@@ -112,6 +112,27 @@ def test_a_misspelt_override_is_answered_with_the_right_name(
 
 
 @pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("lineage my-zephyr", "Write `--path my-zephyr`."),
+        ("page runs/tiny", "Write `--run runs/tiny`."),
+        ("reference ls runs/table", "Write `--reference runs/table`."),
+        ("chat runs/tiny", "Write `--model.path runs/tiny`."),
+        ("preview rows.jsonl --rows 1", "Write `--model.path rows.jsonl` or `--data.path rows.jsonl`."),
+        ("demo here", "Write its setting before it."),
+    ],
+)
+def test_a_value_without_a_setting_is_answered_with_the_setting(
+    words: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Law: a word where a setting should be exits 2 and tells how to write it."""
+    assert exit_code(lambda: cli.main(words.split())) == 2
+    told = capsys.readouterr().err
+    assert "follows no setting" in told
+    assert told.endswith(f"{meant}\n")
+
+
+@pytest.mark.parametrize(
     ("words", "named"),
     [
         (["--seed", "many"], "seed"),

@@ -8,7 +8,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from zephyr_jax.errors import InputError, shown, suggestion
-from zephyr_jax.storage.files import neighbour
+from zephyr_jax.storage.nearby import nearest
 
 
 class _Loader(yaml.SafeLoader):
@@ -52,7 +52,7 @@ def load_card[C](kind: type[C], path: str | Path) -> C:
         content = yaml.load(Path(path).read_text(), _Loader)
     except OSError as error:
         raise InputError(
-            f"Cannot read the card {path}: {error.strerror}.{neighbour(path)} Pass the path of a YAML file."
+            f"Cannot read the card {path}: {error.strerror}.{nearest(path)} Pass the path of a YAML file."
         ) from error
     except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]

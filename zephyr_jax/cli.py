@@ -84,6 +84,7 @@ def parse[C](kind: type[C], verb: str, words: list[str]) -> C:
     from zephyr_jax.card import load_card
 
     card, overrides = _take_card(words)
+    _check_first(verb, overrides, kind)
     default = load_card(kind, card) if card else kind()
     return tyro.cli(
         kind,
@@ -93,6 +94,18 @@ def parse[C](kind: type[C], verb: str, words: list[str]) -> C:
         use_underscores=True,
         config=(tyro.conf.FlagConversionOff,),
     )
+
+
+def _check_first(verb: str, words: list[str], kind: Any) -> None:
+    """Raise InputError for a value before any setting, as in `lineage my-zephyr`."""
+    if not words or words[0].startswith("-"):
+        return
+    types = get_type_hints(kind)
+    names = [name for name in ("run", "path", "reference", "batch") if types.get(name) is str]
+    names += ["model.path"] if "model" in types else []
+    names += ["data.path"] if types.get("data") not in (None, str) else []
+    meant = " or ".join(f"`--{name} {shlex.quote(words[0])}`" for name in names) or "its setting before it"
+    raise InputError(f"`{words[0]}` follows no setting: every value of `{verb}` is named. Write {meant}.")
 
 
 def _switches(kind: Any, prefix: str = "--") -> set[str]:

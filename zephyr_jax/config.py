@@ -12,7 +12,7 @@ class ModelOptions:
     """The weights to start from, and how the forward pass computes."""
 
     path: str = ""
-    """Hugging Face folder or hub id (config.json + safetensors), or the output folder of one of our runs."""
+    """Hugging Face folder or hub id (config.json and safetensors), or the output folder of a run of `sft` or `dpo`."""
     revision: str | None = None
     """Hub revision (branch, tag or commit) when `path` is a hub id."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -34,7 +34,7 @@ class DataOptions:
     path: str = ""
     """JSONL or Parquet file (or a folder of them), a `save_to_disk` folder, or a hub id; gs:// works too."""
     split: str = "train"
-    """Split to train on (hub ids and folders with splits; a single file has only `train`)."""
+    """Split to read (hub ids and folders with splits; a single file has only `train`)."""
     eval_path: str | None = None
     """Rows for evaluation; default: `path`."""
     eval_split: str | None = None
@@ -111,7 +111,7 @@ class OptimizerOptions:
     weight_decay: float = 0.0
     """AdamW: decoupled decay of every weight."""
     clip_norm: float | None = 1.0
-    """Largest global gradient norm; None: no clipping."""
+    """Gradients are scaled down to this global norm where theirs is larger; None: never."""
     gradient_dtype: Literal["float32", "bfloat16"] = "float32"
     """What the backward pass of a microbatch leaves in memory. `bfloat16` halves that, needs `compute_dtype: bfloat16`, and
     loses almost nothing: the products behind it have that dtype already. Sums over microbatches are float32 always."""
@@ -138,9 +138,9 @@ class ScheduleOptions:
     keep_last: int = 2
     """Newest checkpoints to keep."""
     grace: float = 120.0
-    """Seconds to finish a step and save after SIGTERM, Ctrl-C or a notice of preemption; longer, and the process ends."""
+    """Seconds to finish a step and save after SIGTERM, Ctrl-C or a notice of preemption; after that, the process ends."""
     keep_best: int = 1
-    """Checkpoints with the lowest evaluation loss to keep besides."""
+    """So many checkpoints with the lowest evaluation loss are kept besides those."""
     log_every: int = 1
     """Steps between lines of metrics."""
 
@@ -157,24 +157,24 @@ class HealthOptions:
     spike: Literal["stop", "skip", "continue"] = "continue"
     """A loss larger than `spike_factor` times the median of the `spike_window` steps before the last."""
     spike_factor: float = 4.0
-    """How many times larger."""
+    """How many times the median a loss must be, to be a spike."""
     spike_window: int = 50
-    """So many steps; none is judged before there are ten."""
+    """Steps that the median is of; none is judged before there are ten."""
     stalled: Literal["stop", "continue"] = "stop"
     """Fewer than 1 % of the weights changed in `stalled_steps` steps in a row: the learning rate is lost in rounding. Steps in
     which the schedule is below 1 % of its peak do not count."""
     stalled_steps: int = 20
-    """So many steps."""
+    """How many steps in a row, for `stalled`."""
 
 
 @dataclass(frozen=True)
 class PairHealthOptions(HealthOptions):
-    """The same for preferences."""
+    """What to do about a sick step of DPO, where the margin of rewards is watched, too."""
 
     margin: Literal["stop", "skip", "continue"] = "stop"
     """A mean reward margin that explodes: beyond `margin_limit`, either way."""
     margin_limit: float = 100.0
-    """Beta times nats."""
+    """The largest mean margin that is no explosion, in beta times nats."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ class EndpointOptions:
     retries: int = 6
     """How often a request is sent again after a failure that may pass."""
     pause: float = 1.0
-    """Seconds before the first of them; each later pause is twice as long, up to a minute."""
+    """Seconds before it is sent again the first time; each later pause is twice as long, up to a minute."""
     most_tokens: int | None = None
     """Stop when so many tokens, there and back, have been used."""
     price_in: float = 0.0

@@ -180,6 +180,7 @@ def test_recorded_judgments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ({}, "--model x", "`replay` and `model.path` are both set"),
         ({}, "--template zephyr", "`template` is set with recorded judgments"),
         ({}, "--judge_tokens 9", "`judge_tokens` is set without a judge"),
+        ({}, "--judge 127.0.0.1:8000", "judge is '127.0.0.1:8000'. It needs an address"),
         ({"score": None}, "", "is no judgment"),
         ({"score": float("nan")}, "", "is no judgment"),
         ({"score": 11}, "", "is no judgment"),

@@ -1,6 +1,7 @@
 """Opinions about pairs: numbers by hand, and the verb's against `evaluate`'s."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -36,16 +37,22 @@ def test_calibration_is_zero_for_the_honest_and_large_for_the_sure() -> None:
 
 
 def test_the_verb_agrees_with_evaluate(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Accuracy and margin of all pairs are those of `evaluate`; groups by a column and by length hold every pair once."""
+    """Accuracy and margin of all pairs are those of `evaluate`; groups by a column and by length hold every pair once.
+
+    Both tell what was left out, and a row holds a pair without being told to.
+    """
     pairs = [{**row, "source": ("a", "b", "b")[place % 3]} for place, row in enumerate(preferences(0, 24, "train"))]
     pairs.insert(3, {"prompt_id": "bad", "chosen": [], "rejected": [], "source": "a"})
     rows = write_rows(tmp_path / "pairs.jsonl", pairs)
     words = (
-        f"--model {tiny_model} --data.path {rows} --data.max_length 256 --data.max_prompt_length 64 --data.row_length 512 "
+        f"--model {tiny_model} --data.path {rows} --data.max_length 256 --data.max_prompt_length 64 "
         "--model.compute_dtype float32"
     ).split()
     main(["evaluate", *words])
-    plain = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    printed = capsys.readouterr()
+    plain = dict(line.split() for line in printed.out.splitlines())
+    assert "pairs.jsonl: 24 examples" in printed.err
+    assert re.search(r"left out 1: .* \(bad\)", printed.err)
     main(["evaluate", "preferences", *words, "--by", "source", "--output", str(tmp_path / "out.json")])
     told = capsys.readouterr().out
     found = json.loads((tmp_path / "out.json").read_text())

@@ -347,9 +347,9 @@ def test_an_estimate_asks_for_nothing(prompts: Path, tmp_path: Path, capsys: pyt
         run("feedback answers --estimate --data", prompts, "--output", tmp_path / "out --models", model)
         run("feedback conversations --estimate --data", prompts, "--output", tmp_path / "talk --assistant", model)
         assert not asked
-    captured = capsys.readouterr()
-    assert "up to" not in captured.err  # said once, where a program can read it
-    said = captured.out.splitlines()
+    printed = capsys.readouterr()
+    said = printed.out.splitlines()
+    assert "up to" not in printed.err  # a terminal shows both: it is said once
     assert said[0].startswith("up to 3 requests: about 80 tokens there")
     assert said[0].endswith("at most 3,072 back, at most $0.0062")
     assert said[1].startswith("up to 15 requests")

@@ -143,7 +143,7 @@ def test_limits_hold_over_processes(tmp_path: Path, limits: dict[str, Any], word
 def test_keys_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = EndpointOptions(key_variable="MY_KEY")
     with judge_at(echo) as (url, asked):
-        with pytest.raises(InputError, match="no such variable"):
+        with pytest.raises(InputError, match="no variable of that name"):
             endpoint(url, tmp_path, options)
         with pytest.raises(InputError, match="no name of a variable") as pasted:
             endpoint(url, tmp_path, EndpointOptions(key_variable="sk-open-sesame"))

@@ -171,7 +171,7 @@ def test_the_verb_has_stages_answer_later(copied: Path, capsys: pytest.CaptureFi
     assert "by itself" in page_of(copied / "dpo").words() and len(kept(copied / "dpo")["prompts"]) == 2
     capsys.readouterr()
     main(words)
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "the page has the answers already: nobody was asked\n"
 
 
 @pytest.mark.usefixtures("for_users")

@@ -258,7 +258,7 @@ def test_models_are_listed(served: Served) -> None:
     [
         ({"port": 70000}, "port is 70000"),
         ({"rows": 0}, "rows is 0"),
-        ({"api_key_variable": "NO_SUCH"}, "no such variable"),
+        ({"api_key_variable": "NO_SUCH"}, "no variable of that name"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(tiny_model: Path, options: dict[str, Any], words: str) -> None:

@@ -52,6 +52,20 @@ def test_other_work_is_refused_and_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_a_journal_without_work_is_no_hindrance(tmp_path: Path) -> None:
+    """Law: settings that were wrong from the first request on can be put right; what is no journal of this kind stays."""
+    path = tmp_path / "work.part"
+    Journal(path, HEADER)
+    assert Journal(path, {**HEADER, "seed": 2}).lines == []
+    Journal(path, {**HEADER, "seed": 2}).add({"index": 0})
+    with pytest.raises(InputError, match="seed was 2, is 1"):
+        Journal(path, HEADER)
+    path.write_text('{"somebody": "else"}\n')
+    with pytest.raises(InputError, match="belongs to other work"):
+        Journal(path, HEADER)
+    assert path.read_text() == '{"somebody": "else"}\n'
+
+
 def test_a_journal_in_the_cloud(bucket: Gcs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing can be appended there: the whole is written now and then, and at the end."""
     monkeypatch.setattr(journals, "_EVERY", 1000)

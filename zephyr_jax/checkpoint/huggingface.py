@@ -28,8 +28,8 @@ from zephyr_jax.checkpoint.tensors import Tensor, tensors_of
 from zephyr_jax.errors import InputError, at_revision, listing, shown
 from zephyr_jax.model.shape import ModelShape
 from zephyr_jax.parallel.gather import gather, keep_step
-from zephyr_jax.storage.cloud import is_remote
-from zephyr_jax.storage.files import Path, check_can_be_read, check_hub_id, names_in, neighbour, open_path, write_whole
+from zephyr_jax.storage.files import Path, check_can_be_read, is_remote, names_in, open_path, write_whole
+from zephyr_jax.storage.nearby import check_may_be_on_hub, nearest
 from zephyr_jax.storage.text import parsed
 
 TOKENIZER_FILES = (
@@ -56,13 +56,13 @@ def open_folder(path: str, revision: str | None = None) -> Path:
         return open_path(path)
     if is_remote(path):
         raise InputError(f"There is nothing at {path}. Check the spelling; a checkpoint is a folder with config.json.")
-    check_hub_id(path, "folder")
+    check_may_be_on_hub(path, "folder")
     try:
         return open_path(snapshot_download(path, revision=revision, allow_patterns=_DOWNLOAD))
     except Exception as error:  # the hub client raises many kinds; all mean: not to be had
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"{path!r} is no folder here and cannot be had from the hub{at_revision(revision)}.{neighbour(path)} Check "
+            f"{path!r} is no folder here and cannot be had from the hub{at_revision(revision)}.{nearest(path)} Check "
             f"the spelling and the network. The hub's client said: {reason}"
         ) from error
 

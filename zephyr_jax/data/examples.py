@@ -118,6 +118,12 @@ def load_preferences(data: DataOptions, tokenizer: ChatTokenizer, path: str, spl
     return replace(examples, scores=_scores(rows, examples.places))
 
 
+def room_for(data: DataOptions, pairs: bool) -> DataOptions:
+    """For verbs whose numbers do not depend on packing: a row length that was left at its default holds a pair, too."""
+    unset = data.row_length == DataOptions().row_length
+    return replace(data, row_length=max(data.row_length, 2 * data.max_length)) if pairs and unset else data
+
+
 def _scores(rows: Dataset, places: np.ndarray) -> np.ndarray | None:
     """float64 [N, 2] of the rows at `places`, NaN where a row has none; None where the source has no such numbers."""
     names = ("score_chosen", "score_rejected")
@@ -206,7 +212,7 @@ def _tokenise(
         reason, ids = max(left_out.items(), key=lambda item: len(item[1]))
         raise InputError(
             f"{name}: of {len(problems)} rows none can be used; {len(ids)} because: {reason} "
-            f"(ids {_some(ids)}). Look at some with `zephyr-jax preview`."
+            f"(ids {_some(ids)}). Fix the rows, or the settings that leave them out."
         )
     kept = (table.select(good) if len(good) < len(problems) else table).with_format("arrow")
     lengths = np.array([sum(each) for each in kept.with_format(None)["lengths"]], np.int64)

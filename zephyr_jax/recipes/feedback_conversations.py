@@ -22,10 +22,10 @@ def feedback_conversations(config: ConversationsConfig) -> str:
         config.turns, config.person_tokens, config.assistant_tokens, config.top_p,
         config.seed if config.send_seed else None, config.system,
     )  # fmt: skip
-    words = estimate_play(found.seeds, person, assistant, manner).words()
+    ahead = estimate_play(found.seeds, person, assistant, manner).words()
     if config.estimate:
-        return words
-    say(words)
+        return ahead
+    say(ahead)
     with bar("answers", len(found.seeds) * manner.turns) as advance:
         talks = play(found.seeds, person, assistant, manner, advance)
     rows = [talk.row() for talk in talks if talk.whole]

@@ -33,11 +33,11 @@ def feedback_rate(config: RateConfig) -> str:
     bench = Bench(
         judge.temperature, config.max_new_tokens, config.top_p, config.longest_answer, config.seed, config.send_seed
     )
-    ahead = sum((_estimate(judge, each, bench) for each in batched(rows, _TOGETHER)), Estimate())
-    words = f"{ahead.words()}, and again for judgments that cannot be used"
+    total = sum((_estimate(judge, each, bench) for each in batched(rows, _TOGETHER)), Estimate())
+    ahead = f"{total.words()}, and again for judgments that cannot be used"
     if config.estimate:
-        return words
-    say(words)
+        return ahead
+    say(ahead)
     rated: list[Row] = []
     with bar("judgments", len(rows) * SHEETS) as advance:
         for place, some in enumerate(batched(rows, _TOGETHER)):

@@ -8,13 +8,13 @@ import numpy as np
 
 from zephyr_jax.checkpoint.identity import weights_fingerprint
 from zephyr_jax.checkpoint.source import abstract_of, find_model, load_weights
-from zephyr_jax.data.examples import Examples, load_preferences
+from zephyr_jax.data.examples import Examples, load_preferences, room_for
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.errors import InputError, listing
 from zephyr_jax.evaluation.preferences import Group, by_length, group_of, groups_by, longer_wins
 from zephyr_jax.parallel.hosts import require_alone
 from zephyr_jax.parallel.rules import open_rules
-from zephyr_jax.recipes.evaluate import reference_sums, table_identity
+from zephyr_jax.recipes.evaluate import reference_sums, say_what_counts, table_identity
 from zephyr_jax.recipes.run import open_tokenizer
 from zephyr_jax.reference.compute import Scorer
 from zephyr_jax.storage.cloud import explained
@@ -59,7 +59,9 @@ def preferences(config: PreferencesConfig) -> Opinion:
     rules.check_divides("batch", config.rows, "rows")
     source = find_model(config.model)
     tokenizer = open_tokenizer(source, config.data)
-    examples = load_preferences(config.data, tokenizer, config.data.path, config.data.split)
+    data = room_for(config.data, pairs=True)
+    examples = load_preferences(data, tokenizer, data.path, data.split)
+    say_what_counts(examples, data.path)
     names = _names(config, examples) if config.by else None
     model = abstract_of(source.shape, config.model, rules)
     parameters = load_weights(source, model)
@@ -67,7 +69,7 @@ def preferences(config: PreferencesConfig) -> Opinion:
     if config.reference:
         identity = table_identity(config, source, tokenizer, lambda: weights_fingerprint(parameters))
         reference = reference_sums(open_path(config.reference), identity, examples)
-    scorer = Scorer(model, parameters, config.data, rules, config.rows, config.model.logprob_chunk)
+    scorer = Scorer(model, parameters, data, rules, config.rows, config.model.logprob_chunk)
     sums, counts = _scored(scorer, examples)
     rewards = config.dpo.beta * (sums - reference)
     margins = rewards[:, 0] - rewards[:, 1]

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from zephyr_jax.checkpoint.source import tokenizer_path
 from zephyr_jax.data.chat import load_template
-from zephyr_jax.data.examples import Examples, load_conversations, load_preferences
+from zephyr_jax.data.examples import Examples, load_conversations, load_preferences, room_for
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.data.tokens import ChatTokenizer, Segment, load_tokenizer
 from zephyr_jax.verbs.looks import PreviewConfig
@@ -27,7 +27,7 @@ def preview(config: PreviewConfig, console: Console | None = None) -> Examples:
     chat_tokenizer = ChatTokenizer(tokenizer, load_template(config.data.template, tokenizer))
     pairs = "chosen" in open_rows(config.data.path, config.data.split, config.data.revision, 1).column_names
     read = load_preferences if pairs else load_conversations
-    examples = read(config.data, chat_tokenizer, config.data.path, config.data.split)
+    examples = read(room_for(config.data, pairs), chat_tokenizer, config.data.path, config.data.split)
     ids = examples.ids()
     for index in range(config.start, min(config.start + config.rows, len(examples))):
         names = ("chosen", "rejected") if pairs else ("conversation",)

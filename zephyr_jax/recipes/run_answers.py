@@ -55,7 +55,8 @@ def ask(config: PageConfig) -> None:
     folder = open_path(config.run)
     stage = read_stage(folder)
     made: SftConfig = from_dict(CONFIGS[stage.verb], stage.config, f"{folder}/provenance.json")
-    _answer(replace(made, mesh=config.mesh), folder, config.ask)
+    if not _answer(replace(made, mesh=config.mesh), folder, config.ask):
+        print("the page has the answers already: nobody was asked", file=sys.stderr, flush=True)
 
 
 def _answer(config: SftConfig, folder: Path, most: int) -> bool:

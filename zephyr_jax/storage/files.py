@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from difflib import get_close_matches
 from hashlib import blake2b
 from typing import IO, Any
 
@@ -32,22 +31,6 @@ def open_path(path: str | os.PathLike[str]) -> epath.Path:
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
     """The same path, not relative to the working directory."""
     return open_path(path) if is_remote(path) else open_path(pathlib.Path(path).absolute())
-
-
-def neighbour(path: str | os.PathLike[str]) -> str:
-    """Return ` Did you mean ...?` for what lies where a path on disk should be and has nearly its name; else nothing."""
-    asked = pathlib.Path(path)
-    try:
-        near = get_close_matches(asked.name[:200], os.listdir(asked.parent), n=1, cutoff=0.7)
-    except (OSError, ValueError):
-        return ""
-    return f" Did you mean `{asked.with_name(near[0])}`?" if near else ""
-
-
-def check_hub_id(path: str, kind: str) -> None:
-    """Raise InputError for a name that can only be a path on disk: hub ids are `NAME` or `OWNER/NAME`."""
-    if path.startswith((".", "/", "~")) or path.strip("/").count("/") > 1:
-        raise InputError(f"{path!r} is no {kind} here.{neighbour(path)} Check the spelling.")
 
 
 def check_can_be_read(path: str | os.PathLike[str]) -> None:

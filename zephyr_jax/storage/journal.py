@@ -21,14 +21,16 @@ _SETTLED = 1.0  # seconds between two waits for the disk
 class Journal:
     """The lines of a journal so far, and more to come.
 
-    Raises InputError when the file belongs to other work: `header` differs.
+    Raises InputError when the file belongs to other work: `header` differs. One of the same kind in which no work is written
+    down yet is begun anew.
     """
 
     def __init__(self, path: str | os.PathLike[str], header: dict[str, Any]):
         self._path, self._header = open_path(path), header
         with patience(path, "reading"):
             found = _whole_lines(self._path.read_text()) if self._path.exists() else []
-        if found and found[0] != header:
+        begun = len(found) > 1 or (bool(found) and found[0].keys() != header.keys())
+        if begun and found[0] != header:
             names = [name for name in header.keys() | found[0].keys() if header.get(name) != found[0].get(name)]
             differences = [
                 f"{name} was {shown(found[0].get(name))}, is {shown(header.get(name))}" for name in sorted(names)

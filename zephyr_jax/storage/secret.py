@@ -17,5 +17,8 @@ def secret(variable: str | None, setting: str) -> str | None:
         )
     key = os.environ.get(variable)
     if not key:
-        raise InputError(f"{setting} is {variable!r}, and the environment has no such variable. Set it to the key.")
+        raise InputError(
+            f"{setting} is {variable!r}, and the environment has no variable of that name, or an empty one. Set it to the "
+            f"key: `export {variable}=...`."
+        )
     return key

@@ -26,6 +26,12 @@ def _check_address(path: str, template: str | None, seed: int, answering: Endpoi
         refuse("`answering` is set, and the model is not behind an address.", "Leave that out.")
 
 
+def _check_judge(judge: str | None) -> None:
+    """A judge is asked at an address."""
+    if judge and not is_address(judge):
+        refuse(f"judge is {judge!r}.", "It needs an address: http://HOST:PORT/v1, or https://.")
+
+
 def _refuse_idle(config: Any, names: tuple[str, ...], why: str) -> None:
     """Refuse settings that were given and would do nothing."""
     default = type(config)()
@@ -81,6 +87,7 @@ class MtBenchConfig:
             require(self.model.path, "model.path", _MODEL)
         if not self.judge:
             _refuse_idle(self, ("endpoint", "judge_tokens"), "without a judge")
+        _check_judge(self.judge)
         _check_address(self.model.path, self.template, self.seed, self.answering)
         require(self.output, "output", "a folder")
         check_positive(
@@ -152,6 +159,7 @@ class AlpacaEvalConfig:
         if self.replay or self.outputs:
             idle = ("template", "temperature", "top_p", "max_new_tokens", "answering")
             _refuse_idle(self, idle, "with answers that are written already")
+        _check_judge(self.judge)
         _check_address(self.model.path, self.template, self.seed if not self.judge else 0, self.answering)
         if self.outputs:
             require(self.judge or "", "judge", "the address of a judge for these outputs")

@@ -9,7 +9,7 @@ from zephyr_jax.config import EndpointOptions, MeshOptions
 
 @dataclass(frozen=True)
 class FeedbackConfig:
-    """What the three verbs share."""
+    """Settings that the three verbs share."""
 
     data: str = ""
     """Rows to begin with: JSONL or Parquet, a folder of them, or a hub id; gs:// works too."""
@@ -70,7 +70,7 @@ class ConversationsConfig(FeedbackConfig):
     system: str | None = None
     """System message of the assistant; it stays in the rows."""
     temperature: float = 0.7
-    """Of models that name none of their own."""
+    """Temperature of models that name none of their own; 0: the likeliest token each time."""
     person_tokens: int = 256
     """Longest question in tokens."""
     assistant_tokens: int = 1024
@@ -99,7 +99,7 @@ class AnswersConfig(FeedbackConfig):
     """One is drawn for each answer and given to the model as a system message: those, and `calibration`. None of them:
     `--principles` without a word."""
     temperature: float = 1.0
-    """Of models that name none of their own."""
+    """Temperature of models that name none of their own; 0: the likeliest token each time."""
     max_new_tokens: int = 1024
     """Longest answer in tokens."""
 

@@ -24,7 +24,7 @@ class ReferenceVerifyConfig(DpoConfig):
     """Compute pairs of a reference table anew and compare; it takes the card of `dpo`, and writes nothing."""
 
     pairs: int = 100
-    """So many, drawn by `seed`. Digests of all parts are checked in any case."""
+    """How many pairs, drawn by `seed`. The digests of all parts are checked in any case."""
 
     def check(self) -> None:
         """Raise InputError for settings that are missing or cannot hold together."""

@@ -35,7 +35,7 @@ class SftConfig:
     output: str = ""
     """Folder of the run: config, metrics, checkpoints, tokenizer. The same command resumes it."""
     seed: int = 42
-    """Decides the order of the data and nothing else."""
+    """Decides the order of the data; nothing else is random."""
     resume: bool = True
     """Continue from the newest checkpoint in `output`; off: refuse to touch a run that is there."""
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -49,7 +49,7 @@ class SftConfig:
     expected: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Ranges in which the last evaluation's numbers should lie, by name; `zephyr-jax check` looks."""
     expected_with: dict[str, str] = field(default_factory=dict)
-    """Settings, by full name, with which alone that can be expected."""
+    """Settings, by full name, that `expected` takes for granted; `zephyr-jax check` compares no run that has others."""
 
     def check(self) -> None:
         """Raise InputError for settings that are missing or cannot hold together."""
