@@ -98,7 +98,7 @@ def test_evaluate_tells_loss_or_preferences(aligned: Path, capsys: pytest.Captur
     assert {line.split()[0] for line in said.out.splitlines()} == {
         "accuracy", "margin", "logps/chosen", "logps/rejected",
     }  # fmt: skip
-    assert "evaluation: 32 examples, 7,172 tokens" in said.err
+    assert "pairs.jsonl: 32 examples, 7,172 tokens" in said.err
     lengths = "--data.max_length 512 --data.max_prompt_length 256 --data.row_length 1024 --model.compute_dtype float32"
     main(
         f"evaluate --model.path {aligned}/dpo --data.path {aligned}/pairs.jsonl --reference {aligned}/reference "
