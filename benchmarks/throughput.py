@@ -4,18 +4,18 @@
 
 Random weights, float32 state with AdamW, bfloat16 compute, the examples of ``benchmarks.workload`` packed into rows of 2,048 by
 the project's own planner. Zeros stand where DPO's batches bring their reference's log-probs along. Each combination compiles,
-takes two steps, and is timed over the rest, from one finished step to another. With ``--json`` each result is one JSON line.
+takes two steps, and is timed over the rest, from one finished step to another.
 
 MFU: operations that real tokens need (6 a weight that multiplies, and attention to the keys that each token sees, counted
 segment by segment; nothing for padding or for what is computed twice) over seconds and the data sheet's peak of dense bfloat16.
+As is usual, the unembedding counts for every token, though only targets meet it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 import jax
@@ -70,7 +70,6 @@ class Measured:
     compile_seconds: float
     peak_gib: float
     """Of device memory, since the process began."""
-    loss: float
 
     def line(self, peak: float) -> str:
         """A row of the table."""
@@ -111,7 +110,7 @@ def measure(variant: Variant, steps: int, shape: ModelShape = SHAPE) -> Measured
     begun = time.perf_counter()
     compiled = step.lower(state, placed[0], limits).compile()
     compile_seconds = time.perf_counter() - begun
-    seconds, metrics = [], {}
+    seconds = []
     for index, batch in enumerate(placed):
         begun = time.perf_counter()
         state, metrics, _ = compiled(state, batch, limits)
@@ -120,11 +119,10 @@ def measure(variant: Variant, steps: int, shape: ModelShape = SHAPE) -> Measured
             seconds.append(time.perf_counter() - begun)
     rows = [token_rows(batch) for batch in made[WARM:]]
     memory = jax.devices()[0].memory_stats() or {}
-    loss = float(metrics["loss"].sum) / float(metrics["loss"].weight)
     return Measured(
         variant, tuple(seconds), sum(r.tokens.size for r in rows), sum(int((r.segments > 0).sum()) for r in rows),
         sum(int(r.targets.sum()) for r in rows), sum(operations(batch, shape) for batch in made[WARM:]), compile_seconds,
-        memory.get("peak_bytes_in_use", 0) / 2**30, loss,
+        memory.get("peak_bytes_in_use", 0) / 2**30,
     )  # fmt: skip
 
 
@@ -155,15 +153,11 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", type=int, default=[16])
     parser.add_argument("--microbatch-rows", type=int, default=None)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     kind = jax.devices()[0].device_kind
     peak = peak_of(kind)
-    if not options.json:
-        print(
-            f"{kind}, JAX {jax.__version__}, {SHAPE.parameters / 1e9:.2f}B parameters, peak {peak / 1e12:,.0f} TFLOP/s,"
-        )
-        print(f"a plain product of 8192 x 8192: {matmul_rate() / 1e12:,.0f} TFLOP/s\n\n{HEADER}", flush=True)
+    print(f"{kind}, JAX {jax.__version__}, {SHAPE.parameters / 1e9:.2f}B parameters, peak {peak / 1e12:,.0f} TFLOP/s,")
+    print(f"a plain product of 8192 x 8192: {matmul_rate() / 1e12:,.0f} TFLOP/s\n\n{HEADER}", flush=True)
     for mode in options.mode:
         for kernel in options.kernel:
             for keep in options.keep:
@@ -176,7 +170,7 @@ def main() -> None:
                             f"| {mode} | {kernel} | {keep} | {rows} | {str(error).splitlines()[0][:150]} |", flush=True
                         )
                         continue
-                    print(json.dumps(asdict(found)) if options.json else found.line(peak), flush=True)
+                    print(found.line(peak), flush=True)
 
 
 if __name__ == "__main__":

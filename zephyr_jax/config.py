@@ -53,7 +53,8 @@ class DataOptions:
     max_prompt_length: int = 512
     """Preferences: an over-long pair first cuts its prompt to this many tokens (keeps BOS and the prompt's end)."""
     row_length: int = 2048
-    """Tokens of a packed row; a row holds whole conversations or whole pairs."""
+    """Tokens of a packed row; a row holds whole conversations or whole pairs. Where it is the default, `preview` and `evaluate`,
+    whose numbers do not depend on it, take 2 x `max_length` for pairs if that is more."""
     packing: bool = True
     """Pack several conversations (pairs) into a row; off: one each."""
     packing_window: int = 8192
