@@ -1,5 +1,6 @@
 """Steps compile for real TPUs, in a process of their own; skipped where libtpu is not installed."""
 
+import json
 import os
 import re
 import subprocess
@@ -109,3 +110,15 @@ def test_fit_is_for_training(shape_only: Path) -> None:
     )
     assert said.returncode == 2
     assert "`fit` is on for the reference step" in said.stderr
+
+
+def test_any_vocabulary_and_too_few_positions_are_planned(shape_only: Path, tmp_path: Path) -> None:
+    """A vocabulary that `tensor` does not divide compiles for TPUs; positions that rows may exceed are named."""
+    config = json.loads((shape_only / "config.json").read_text())
+    odd = {**config, "num_key_value_heads": 2, "vocab_size": config["vocab_size"] + 1, "max_position_embeddings": 128}
+    (tmp_path / "config.json").write_text(json.dumps(odd))
+    words = ("--config", f"{CARDS}/sft.yaml", "--model.path", str(tmp_path), *COMMON)
+    said = plan(*words, "--mesh.fsdp", "2", "--mesh.tensor", "2")
+    assert said.returncode == 0, said.stderr
+    assert "| verdict | fits" in said.stdout
+    assert "assumed: no sequence longer than the model's 128 positions: 256 tokens are allowed" in said.stdout

@@ -90,6 +90,7 @@ def test_a_spike_is_reproduced_alone(
     mean = np.average([loss for _, loss, _ in found.examples], weights=weights)
     np.testing.assert_allclose(mean, found.loss, rtol=1e-5)
     assert [loss for _, loss, _ in found.examples] == sorted((loss for _, loss, _ in found.examples), reverse=True)
+    assert replay(ReplayConfig(batch=str(kept), compute_dtype="bfloat16", mesh=config.mesh)).loss != found.loss
     with pytest.raises(InputError, match="has no step 7; it has 0, "):
         replay(ReplayConfig(batch=str(kept), step=7, mesh=config.mesh))
 

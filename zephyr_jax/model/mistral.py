@@ -15,7 +15,8 @@ from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from zephyr_jax.model.attention import ATTENTION, Where, fused_row
+from zephyr_jax.config import Keep
+from zephyr_jax.model.attention import Where, fused_row
 from zephyr_jax.model.blockwise import attend_row
 from zephyr_jax.model.layers import (
     AttentionWeights,
@@ -26,22 +27,9 @@ from zephyr_jax.model.layers import (
     rotary,
     weight,
 )
+from zephyr_jax.model.remat import INPUT, checkpointed
 from zephyr_jax.model.shape import ModelShape
 from zephyr_jax.model.splash import splash_row
-
-_POLICIES = jax.checkpoint_policies
-_KEPT = {
-    "inputs": _POLICIES.nothing_saveable,
-    "inputs-on-host": _POLICIES.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
-        names_which_can_be_offloaded=["input"],
-        offload_src="device",
-        offload_dst="pinned_host",
-    ),
-    "attention": _POLICIES.save_only_these_names(ATTENTION),
-    "projections": _POLICIES.dots_with_no_batch_dims_saveable,
-}
-"""By `keep`; "everything" remakes nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +37,8 @@ class Compute:
     """How the forward pass runs; none of it changes what is computed beyond rounding."""
 
     dtype: jnp.dtype = jnp.dtype("bfloat16")
-    keep: str = "inputs"
-    """What of a layer is kept for the backward pass."""
+    keep: Keep = "inputs"
+    """Rematerialization policy of a layer."""
     placement: Placement = SingleDevice()
     keep_logits: bool = False
     """Whether the logits of targets are kept for the backward pass, or made anew chunk by chunk."""
@@ -98,7 +86,7 @@ class Mistral(nnx.Module):
         one = jax.lax.optimization_barrier(jnp.float32(1))
 
         def layer(x_BLD: Array, weights: nnx.State) -> tuple[Array, None]:
-            x_BLD = checkpoint_name(x_BLD, "input")
+            x_BLD = checkpoint_name(x_BLD, INPUT)
             block = nnx.merge(definition, self._held(weights, one))
             h_BLD = rms_norm(x_BLD, block.attention.norm[...], shape.norm_eps)
             mixed_BLNH = self._attend_row(*block.attention.project(h_BLD, cosine, sine), where)
@@ -107,9 +95,7 @@ class Mistral(nnx.Module):
             x_BLD = constrain(x_BLD + block.feed_forward(h_BLD, compute.placement), "batch", "length", "model")
             return x_BLD, None
 
-        if compute.keep != "everything":
-            layer = partial(jax.checkpoint, policy=_KEPT[compute.keep])(layer)
-        x_BLD, _ = jax.lax.scan(layer, self._embed(tokens_BL), stacked)
+        x_BLD, _ = jax.lax.scan(checkpointed(layer, compute.keep), self._embed(tokens_BL), stacked)
         return rms_norm(x_BLD, self.norm[...], shape.norm_eps)
 
     def _attend_row(self, q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, where: Where) -> Array:

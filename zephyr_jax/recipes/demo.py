@@ -37,7 +37,7 @@ BASE = Path(__file__).parents[1] / "demo" / "assets" / "base"
 STAGES = ("base", "dDPO without dSFT", "dSFT", "dSFT twice", "dSFT + dDPO")
 """As in the paper's Table 3, with the base; `twice`: the second time on the chosen answers."""
 _SAMPLES = 4  # of a prompt, as in UltraFeedback
-_COMPUTE = {"compute_dtype": "float32", "keep": "everything"}
+_COMPUTE = {"compute_dtype": "float32"}
 
 
 def demo(config: DemoConfig) -> Path:
@@ -162,6 +162,6 @@ class _Experiment:
         dpo(config)
 
     def _shared(self, name: str, start: str) -> dict[str, Any]:
-        model = {"path": start, **_COMPUTE}
+        model = {"path": start, **_COMPUTE, "keep": "everything"}
         settings = {"output": str(self.folder / name), "model": model, "mesh": self._mesh, "seed": self.seed}
         return {**settings, "report": {"answers": 0}}  # the last step has the answers of all

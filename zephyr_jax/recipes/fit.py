@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
+from zephyr_jax.config import KEEP
 from zephyr_jax.errors import InputError
+from zephyr_jax.model.remat import saved_bytes
 from zephyr_jax.parallel.topology import GIB, chip_of, topology_devices
-from zephyr_jax.recipes.plan import RECOMPUTED, DoesNotFitError, Plan, plan, planned_shape, total_rows
+from zephyr_jax.recipes.plan import DoesNotFitError, Plan, plan, planned_shape, recomputed_per_token, total_rows
 from zephyr_jax.verbs.planning import PlanConfig
 
 _MOST_COMPILES = 6  # for each choice of moments
@@ -20,7 +22,8 @@ _HOPELESS = 1.15  # times the chip's memory, by arithmetic that leaves working s
 type Dtype = Literal["float32", "bfloat16"]
 type Moments = tuple[Dtype, Dtype]
 _MOMENTS: tuple[Moments, ...] = (("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16"))
-_KEEP: tuple[Literal["inputs", "attention", "projections"], ...] = ("inputs", "attention", "projections")
+_SEARCHED = tuple(keep for keep in KEEP if keep not in ("inputs-on-host", "everything"))
+"""Policies whose memory is arithmetic. `inputs-on-host` gives up time, `everything` computes as much as `projections`."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def _all_candidates(config: PlanConfig, chips: int, moments: Moments) -> Iterato
     optimizer = replace(
         config.optimizer, gradient_dtype=gradients, first_moment_dtype=moments[0], second_moment_dtype=moments[1]
     )
-    for tensor, each, keep in product((1, 2, 4), (1, 2, 4, 8, 16), _KEEP):
+    for tensor, each, keep in product((1, 2, 4), (1, 2, 4, 8, 16), _SEARCHED):
         rows = chips // tensor * each
         divides = total % rows == 0 if config.batch.rows else rows <= total or each == 1
         if chips % tensor or kv_heads % tensor or not divides:
@@ -139,7 +142,7 @@ def _judge(config: PlanConfig, chips: int, rows: float) -> Candidate:
     """Arithmetic: `rows` are the rows of a microbatch that fall on one chip."""
     chip, shape, tensor = chip_of(config.topology), planned_shape(config), config.mesh.tensor
     tokens = rows * config.data.row_length
-    compute = RECOMPUTED[config.model.keep] * 6 * shape.parameters * tokens / chip.flops
+    compute = (6 * shape.parameters + recomputed_per_token(config, shape)) * tokens / chip.flops
     gathered = 4 * 2 * shape.parameters / tensor  # forward, again, backward, and the gradients' reduction
     # six all-reduces of [tokens, model] a layer, by all chips that share them, and nothing to hide them behind
     exchanged = 6 * 2 * (tensor - 1) * 2 * shape.layers * tokens * shape.model
@@ -149,12 +152,7 @@ def _judge(config: PlanConfig, chips: int, rows: float) -> Candidate:
     if not optimizer.moments_on_host:
         state += _bytes(optimizer.first_moment_dtype, optimizer.second_moment_dtype)
     gradients = _bytes(optimizer.gradient_dtype) + (4 if microbatches > 1 else 0)
-    kept = 2.0 * shape.model
-    if config.model.keep == "attention":
-        kept += shape.heads * (2 * shape.head_dim + 4) / tensor
-    if config.model.keep == "dots":
-        attention = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
-        kept += 2 * (attention + 2 * shape.mlp) / tensor + 4 * shape.model
+    kept = saved_bytes(shape, config.model.keep, _bytes(config.model.compute_dtype), tensor)
     sharded = shape.parameters * config.slices / chips
     size = (state + gradients) * sharded + shape.layers * kept * tokens
     abroad = 2 * (1 - 1 / config.slices) * _bytes(optimizer.gradient_dtype) * sharded / chip.dcn

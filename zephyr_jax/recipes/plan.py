@@ -20,6 +20,7 @@ from zephyr_jax.errors import InputError
 from zephyr_jax.generation.decode import decode
 from zephyr_jax.generation.engine import BURST, idle, slots_of
 from zephyr_jax.model.cached import CACHE_AXES, CachedModel
+from zephyr_jax.model.remat import recomputed_flops
 from zephyr_jax.model.shape import ModelShape
 from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.logprob import sequence_logprob
@@ -37,14 +38,6 @@ from zephyr_jax.verbs.planning import PlanConfig
 
 MISTRAL_7B = ModelShape(32000, 4096, 14336, 32, 32, 8, 128, 1e-5, 1e4, 4096, False, 32768)
 PER_ROW = 2  # UltraFeedback pairs have about 1,000 tokens, rows 2,048; decides only the accumulation
-RECOMPUTED = {
-    "inputs": 8 / 6,
-    "inputs-on-host": 8 / 6,
-    "attention": 7.9 / 6,
-    "projections": 6.4 / 6,
-    "everything": 1.0,
-}
-"""Operations of a training step, with what is not kept and made again, over those without: a forward, or a part of one."""
 _SEGMENTS = 16
 EXAMPLES = {"HuggingFaceH4/ultrachat_200k": 207_865, "HuggingFaceH4/ultrafeedback_binarized": 61_135}
 """Rows of the training splits that the cards name."""
@@ -91,13 +84,18 @@ class Plan:
     @property
     def flops_per_token(self) -> float:
         """Matmul operations a token: 6 (forward and backward; 2 for the reference pass) a weight, and attention's."""
-        shape, length = self.shape, min(self.config.data.row_length, self.config.data.max_length)
-        window = min(shape.sliding_window or length, length)
-        seen = window - window**2 / (2 * length)  # keys that a query of a whole segment sees, on average
+        shape = self.shape
         passes = 6 if self.config.planned_step in ("sft", "dpo") else 2
         lookup = 0 if shape.tied else shape.vocab * shape.model  # the embedding is looked up, not multiplied
-        attention = 2 * shape.layers * shape.heads * shape.head_dim * seen
+        attention = 2 * shape.layers * shape.heads * shape.head_dim * keys_seen(self.config, shape)
         return passes * (shape.parameters - lookup + attention)
+
+    @property
+    def recomputed_per_token(self) -> float:
+        """Matmul operations a token that the backward pass repeats, under `model.keep` and `model.keep_logits`."""
+        if self.config.planned_step not in ("sft", "dpo"):
+            return 0.0
+        return recomputed_per_token(self.config, self.shape)
 
     @property
     def seconds(self) -> float:
@@ -107,8 +105,8 @@ class Plan:
     @property
     def compute_seconds(self) -> float:
         """Matmuls at the chips' peak, recomputation included."""
-        again = RECOMPUTED[self.config.model.keep] if self.config.planned_step in ("sft", "dpo") else 1
-        return again * self.tokens * self.flops_per_token / (self.chips * self.chip.flops)
+        each = self.flops_per_token + self.recomputed_per_token
+        return self.tokens * each / (self.chips * self.chip.flops)
 
     @property
     def memory_seconds(self) -> float:
@@ -148,6 +146,19 @@ class Plan:
             return -(-examples * tokens // (self.rows * config.data.row_length))
         each = config.batch.examples or (config.batch.rows or 1) * config.data.row_length / tokens
         return round(config.schedule.epochs * examples / each)
+
+
+def keys_seen(config: PlanConfig, shape: ModelShape) -> float:
+    """Keys that a query of a whole segment attends to, on average."""
+    length = min(config.data.row_length, config.data.max_length)
+    window = min(shape.sliding_window or length, length)
+    return window - window**2 / (2 * length)
+
+
+def recomputed_per_token(config: PlanConfig, shape: ModelShape) -> float:
+    """Matmul operations a token that the backward pass of a training step repeats: of the layers, and of the logits."""
+    logits = 0 if config.model.keep_logits else 2 * shape.vocab * shape.model
+    return recomputed_flops(shape, config.model.keep, keys_seen(config, shape)) + logits
 
 
 class DoesNotFitError(InputError):

@@ -59,6 +59,14 @@ def _assumed(plan: Plan) -> list[str]:
         assumed.append("Mistral-7B's sizes, since model.path is no folder here")
     if config.planned_step == "generate":
         assumed.append(f"a cache of {config.data.row_length} tokens a row; a step is one new token of every row")
+    limit, length = plan.shape.max_positions, config.data.max_length
+    if config.planned_step == "generate":
+        length = config.data.row_length
+    if limit and length > limit:
+        assumed.append(
+            f"no sequence longer than the model's {limit:,} positions: {length:,} tokens are allowed, but longer ones than "
+            "the positions are refused"
+        )
     return [f"assumed: {each}" for each in assumed]
 
 

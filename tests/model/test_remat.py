@@ -1,0 +1,169 @@
+"""Every policy of `model.keep` changes the program as its help describes, on every kernel, and costs what `plan` counts."""
+
+import re
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.models import random_segments, whole_rows
+from zephyr_jax.batch import TokenBatch
+from zephyr_jax.checkpoint.source import abstract_of
+from zephyr_jax.config import KEEP, Keep, MeshOptions, ModelOptions
+from zephyr_jax.model.attention import Where
+from zephyr_jax.model.mistral import Compute, Mistral, abstract_model
+from zephyr_jax.model.remat import recomputed_flops, saved_bytes
+from zephyr_jax.model.shape import ModelShape
+from zephyr_jax.objective.sft import sft_objective
+from zephyr_jax.parallel.mesh import make_mesh
+from zephyr_jax.parallel.rules import Rules
+from zephyr_jax.train.step import accumulate
+
+SHAPE = ModelShape(512, 256, 1024, 6, 4, 2, 64, 1e-5, 1e4, None, False, 2048)
+ROW = 128  # one block of attention, so that every loop of the CPU's kernel runs once, as the compiler counts it
+ON_CHIP: tuple[Keep, ...] = ("inputs", "attention", "projections", "everything")
+"""Policies by growing memory."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the compiler counts for the gradient of one row."""
+
+    flops: float
+    temporaries: int
+    dots: int
+
+
+@pytest.fixture(scope="module")
+def costs() -> dict[Keep, Cost]:
+    """Compiled for one CPU device, by policy."""
+    return {keep: compile_gradient(keep) for keep in KEEP}
+
+
+def lower_gradient(keep: Keep, keep_logits: bool = False, logprob_chunk: int = ROW) -> Any:
+    rules = Rules(make_mesh(MeshOptions(), jax.devices()[:1]))
+    options = ModelOptions(
+        "none", compute_dtype="float32", keep=keep, keep_logits=keep_logits, logprob_chunk=logprob_chunk
+    )
+    model = abstract_of(SHAPE, options, rules)
+    objective = sft_objective(model.definition, 1, options.logprob_chunk)
+    ids = jax.ShapeDtypeStruct((1, 1, ROW), jnp.int32)
+    batch = TokenBatch(ids, ids, ids, jax.ShapeDtypeStruct(ids.shape, jnp.bool_))
+    gradient = jax.jit(lambda weights, batch: accumulate(objective, weights, batch, model.shardings))
+    return gradient.lower(model.parameters, batch)
+
+
+def compile_gradient(keep: Keep, keep_logits: bool = False) -> Cost:
+    compiled = lower_gradient(keep, keep_logits).compile()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    return Cost(compiled.cost_analysis()["flops"], memory.temp_size_in_bytes, len(re.findall(r" dot\(", text)))
+
+
+def test_each_policy_computes_less_and_holds_more_than_the_one_before(costs: dict[Keep, Cost]) -> None:
+    """Law: from `inputs` to `everything`, operations fall and temporaries grow; `projections` spares products with weights."""
+    for less, more in pairwise(ON_CHIP):
+        assert costs[more].flops < costs[less].flops
+        assert costs[more].temporaries > 1.05 * costs[less].temporaries
+    # query, key, value, output, gate and up; the down projection is never repeated
+    assert costs["attention"].dots - costs["projections"].dots == 6
+    assert costs["inputs-on-host"].flops == costs["inputs"].flops
+
+
+@pytest.mark.parametrize("keep", KEEP)
+def test_recomputed_operations_are_what_the_compiler_counts(costs: dict[Keep, Cost], keep: Keep) -> None:
+    """Law: `recomputed_flops` of one layer (the compiler counts a loop's body once) is the compiler's difference to within 5 %
+    of a forward pass."""
+    one = replace(SHAPE, layers=1)
+    expected = ROW * recomputed_flops(one, keep, ROW)
+    forward = ROW * recomputed_flops(one, "inputs", ROW)
+    assert costs[keep].flops - costs["everything"].flops == pytest.approx(expected, abs=0.05 * forward)
+
+
+def test_keep_logits_spares_one_product_with_the_unembedding(costs: dict[Keep, Cost]) -> None:
+    """Law: what `plan` adds for recomputed logits, 2 x vocab x model a token, is what `keep_logits` saves."""
+    saved = costs["everything"].flops - compile_gradient("everything", keep_logits=True).flops
+    assert saved == pytest.approx(2 * ROW * SHAPE.vocab * SHAPE.model, rel=0.02)
+
+
+def test_logprob_chunk_bounds_the_logits() -> None:
+    """Law: no logits of more than `logprob_chunk` tokens are in the program (`test_logprob` has what that means for memory)."""
+    for chunk in (16, 32):
+        text = lower_gradient("inputs", logprob_chunk=chunk).as_text()
+        assert {int(size) for size in re.findall(rf"tensor<1x(\d+)x{SHAPE.vocab}xf32>", text)} - {SHAPE.model} == {
+            chunk
+        }
+
+
+def test_saved_bytes_are_the_residuals_of_the_backward_pass() -> None:
+    """Law: `saved_bytes` is, to the byte, what JAX carries from the forward to the backward pass for each layer and token."""
+    for keep in ON_CHIP[:-1]:
+        weights, loss = traced_loss(keep, "xla")
+        residuals = jax.eval_shape(lambda weights, loss=loss: jax.vjp(loss, weights)[1], weights)
+        stacked = [leaf for leaf in jax.tree.leaves(residuals) if leaf.ndim > 2 and leaf.shape[0] == SHAPE.layers]
+        held = weights["decoder"]["attention"] | weights["decoder"]["feed_forward"]
+        known = {leaf.shape for leaf in held.values()}
+        saved = sum(leaf.size * leaf.dtype.itemsize for leaf in stacked if leaf.shape not in known)
+        assert saved / SHAPE.layers / ROW == saved_bytes(SHAPE, keep, 2)
+
+
+def traced_loss(keep: Keep, kernel: Any) -> tuple[Any, Any]:
+    """Abstract weights and a loss of them over one row, in bfloat16."""
+    definition, state = abstract_model(SHAPE, Compute(keep=keep, kernel=kernel))
+    batch = whole_rows(np.zeros((1, ROW), np.int32))
+
+    def loss(weights: Any) -> jax.Array:
+        hidden = nnx.merge(definition, weights)(batch.tokens, Where(batch.segments, batch.positions))
+        return jnp.sum(hidden.astype(jnp.float32) ** 2)
+
+    return nnx.to_pure_dict(state), loss
+
+
+@pytest.mark.parametrize("keep", KEEP)
+def test_the_tpu_kernel_runs_forward_once_where_attention_is_saved(keep: Keep) -> None:
+    """Law: under `attention` and above, splash runs forward and backward; under `inputs` it runs forward once more."""
+    weights, loss = traced_loss(keep, "splash")
+    lowered = jax.jit(jax.grad(loss)).trace(weights).lower(lowering_platforms=("tpu",))
+    assert lowered.as_text().count("tpu_custom_call") == (3 if keep.startswith("inputs") else 2)
+
+
+@pytest.mark.parametrize("keep", KEEP)
+def test_the_gpu_kernel_runs_forward_once_where_attention_is_saved(keep: Keep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: the same for cuDNN, whose softmax statistics must be saved with its output. Lowered for CUDA; only the question
+    which cuDNN is installed is answered here."""
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91300)
+    weights, loss = traced_loss(keep, "cudnn")
+    text = jax.jit(jax.grad(loss)).trace(weights).lower(lowering_platforms=("cuda",)).as_text()
+    assert len(re.findall(r"__cudnn\$fmhaScaleBiasSoftmax\b", text)) == (2 if keep.startswith("inputs") else 1)
+    assert text.count("__cudnn$fmhaScaleBiasSoftmaxBackward") == 1
+
+
+def test_gradients_are_equal_under_every_policy() -> None:
+    """Law: a policy moves work and memory; gradients agree to 1e-6. For splash, interpreted; `test_mistral` has XLA's blocks."""
+    shape = replace(SHAPE, vocab=96, layers=2, model=64, mlp=128, head_dim=128, heads=2, kv_heads=1)
+    batch = whole_rows(np.stack(random_segments([ROW])))
+    gradients = []
+    for keep in ("inputs", "attention", "projections"):
+        compute = Compute(dtype=jnp.dtype("float32"), keep=keep, kernel="splash-interpreted")
+        definition, state = nnx.split(Mistral(shape, compute, nnx.Rngs(0)), nnx.Param)
+
+        def loss(state: Any, definition: Any = definition) -> jax.Array:
+            return jnp.mean(nnx.merge(definition, state)(batch.tokens, Where(batch.segments, batch.positions)) ** 2)
+
+        gradients.append(jax.jit(jax.grad(loss))(state))
+    for other in gradients[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradients[0], other)
+
+
+def test_the_policies_have_one_list() -> None:
+    """Law: setting, model and search share `config.Keep`; no other module spells the names of the heavier policies."""
+    assert get_type_hints(ModelOptions)["keep"] is Keep
+    assert get_args(Keep) == KEEP
+    package = Path(__file__).parents[2] / "zephyr_jax"
+    spelled = [path.relative_to(package) for path in package.rglob("*.py") if '"projections"' in path.read_text()]
+    assert sorted(map(str, spelled)) == ["config.py", "model/remat.py"]

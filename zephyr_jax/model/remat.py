@@ -1,0 +1,90 @@
+"""Rematerialization (activation checkpointing): what each policy of `model.keep` saves of a layer, and what that costs.
+
+The model takes its checkpoint policy from here, `plan` the recomputed operations and `plan --fit` the saved bytes, so that
+the three cannot disagree. Letters as in `layers`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from zephyr_jax.config import Keep
+from zephyr_jax.model.attention import ATTENTION
+from zephyr_jax.model.linear import PROJECTION
+from zephyr_jax.model.shape import ModelShape
+
+INPUT = "input"
+"""Checkpoint name of a layer's input."""
+_CUDNN_FORWARD = "dot_product_attention_fwd"
+
+_SAVED: dict[Keep, frozenset[str]] = {
+    "inputs": frozenset(),
+    "inputs-on-host": frozenset(),
+    "attention": frozenset({ATTENTION}),
+    "projections": frozenset({ATTENTION, PROJECTION}),
+    "everything": frozenset({ATTENTION, PROJECTION}),
+}
+"""Checkpoint names that a policy saves besides the layer's input."""
+
+
+def checkpointed[**P, T](layer: Callable[P, T], keep: Keep) -> Callable[P, T]:
+    """The layer, whose backward pass recomputes what `keep` does not save."""
+    return layer if keep == "everything" else jax.checkpoint(layer, policy=_policy(keep))
+
+
+def _policy(keep: Keep) -> Callable[..., Any]:
+    policies = jax.checkpoint_policies
+    if keep == "inputs-on-host":
+        return policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[INPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    if not _SAVED[keep]:
+        return policies.nothing_saveable
+    return policies.save_from_both_policies(policies.save_only_these_names(*_SAVED[keep]), _is_cudnn_forward)
+
+
+def _is_cudnn_forward(primitive: Any, *_: Any, **__: Any) -> bool:
+    # A name on cuDNN's output does not spare its forward kernel: the softmax statistics are a second output, which JAX's
+    # rule leaves without a name, and the kernel would run again for them. Saving by primitive saves both outputs.
+    return str(primitive.name).startswith(_CUDNN_FORWARD)
+
+
+def recomputed_flops(shape: ModelShape, keep: Keep, seen: float) -> float:
+    """Matmul operations of a token that the backward pass repeats in all layers.
+
+    Args:
+        shape: Sizes of the model.
+        keep: The policy.
+        seen: Keys that a query attends to on average.
+
+    The down projection is never repeated: its product is the next layer's input or the model's output, and no gradient
+    reads it.
+    """
+    projections = shape.model * shape.head_dim * 2 * (shape.heads + shape.kv_heads) + 2 * shape.model * shape.mlp
+    attention = 2 * shape.heads * shape.head_dim * seen
+    repeated = (0 if PROJECTION in _SAVED[keep] else projections) + (0 if ATTENTION in _SAVED[keep] else attention)
+    return 2 * shape.layers * repeated
+
+
+def saved_bytes(shape: ModelShape, keep: Keep, itemsize: int, tensor: int = 1) -> float:
+    """Bytes of HBM that one token of one layer takes between forward and backward pass on one chip.
+
+    Args:
+        shape: Sizes of the model.
+        keep: The policy. For `everything` a lower bound: elementwise results are not counted.
+        itemsize: Bytes of a number in the compute dtype.
+        tensor: Size of the mesh's `tensor` axis, which splits heads and feed-forward and no hidden state.
+    """
+    whole = 0 if keep == "inputs-on-host" else shape.model
+    split, statistics = 0, 0
+    if ATTENTION in _SAVED[keep]:
+        split += shape.heads * shape.head_dim
+        statistics += 4 * shape.heads
+    if PROJECTION in _SAVED[keep]:
+        whole += shape.model
+        split += (shape.heads + 2 * shape.kv_heads) * shape.head_dim + 2 * shape.mlp
+    return itemsize * (whole + split / tensor) + statistics / tensor

@@ -1,0 +1,31 @@
+"""Settings that a command takes with the card of another command and does not use; the command line names them when given."""
+
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
+
+_TRAINING = (
+    "output", "resume", "schedule.*", "optimizer.*", "health.*", "report.*", "expected", "expected_with", "model.keep",
+    "model.keep_logits", "batch.examples", "data.packing_window", "dpo.*",
+)  # fmt: skip
+CARRIED: dict[str, tuple[str, ...]] = {
+    "reference": _TRAINING,
+    "reference verify": _TRAINING,
+    "plan": (
+        "output", "seed", "resume", "report.*", "expected", "expected_with", "mesh.emulated_devices", "model.revision",
+        "data.split", "data.eval_path", "data.eval_split", "data.revision", "data.limit", "data.template", "data.targets",
+        "data.max_prompt_length", "data.packing", "data.packing_window", "data.on_bad_row", "data.workers",
+        "schedule.evaluate_every", "schedule.save_every", "schedule.keep_last", "schedule.keep_best", "schedule.grace",
+        "schedule.log_every", "optimizer.learning_rate", "optimizer.b1", "optimizer.b2", "optimizer.eps",
+        "optimizer.weight_decay",
+    ),
+    "preview": ("data.packing", "data.packing_window"),
+}  # fmt: skip
+"""By command. One card serves all stages, and `dpo` names the `reference` command by its own words, so they are accepted."""
+
+
+def unused(command: str, words: Iterable[str]) -> Iterator[str]:
+    """The options among the words of a command line that this command accepts and does not use."""
+    for word in words:
+        name = word.removeprefix("--").partition("=")[0]
+        if word.startswith("--") and any(fnmatch(name, pattern) for pattern in CARRIED.get(command, ())):
+            yield f"--{name}"
