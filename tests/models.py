@@ -1,5 +1,7 @@
 """What several tests build: a model on a mesh, and packed rows."""
 
+import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 from zephyr_jax.batch import TokenBatch
 from zephyr_jax.checkpoint.source import AbstractModel, abstract_of, find_model, load_weights
@@ -82,3 +85,17 @@ def random_segments(sizes: list[int], vocab: int = 96, seed: int = 0) -> list[np
     """Token ids of segments of these sizes."""
     rng = np.random.default_rng(seed)
     return [rng.integers(3, vocab, size).astype(np.int32) for size in sizes]
+
+
+def resized(folder: Path, out: Path, vocab: int) -> Path:
+    """A copy of a Hugging Face folder with `vocab` rows in its embedding and unembedding, cut or drawn at random."""
+    shutil.copytree(folder, out)
+    tensors, rng = load_file(out / "model.safetensors"), np.random.default_rng(0)
+    for name in {"model.embed_tokens.weight", "lm_head.weight"} & tensors.keys():
+        more = max(0, vocab - len(tensors[name]))
+        drawn = rng.normal(0, tensors[name].std(), (more, tensors[name].shape[1])).astype(tensors[name].dtype)
+        tensors[name] = np.ascontiguousarray(np.concatenate([tensors[name], drawn])[:vocab])
+    save_file(tensors, out / "model.safetensors")
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, "vocab_size": vocab}))
+    return out

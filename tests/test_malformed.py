@@ -21,9 +21,10 @@ from zephyr_jax.card import load_card
 from zephyr_jax.checkpoint.huggingface import TensorFiles
 from zephyr_jax.checkpoint.source import find_model
 from zephyr_jax.config import DataOptions, ModelOptions
-from zephyr_jax.data.chat import load_template
 from zephyr_jax.data.examples import load_conversations, load_preferences
-from zephyr_jax.data.tokens import ChatTokenizer, load_tokenizer
+from zephyr_jax.data.template_loader import load_template
+from zephyr_jax.data.tokenizer_files import load_tokenizer
+from zephyr_jax.data.tokens import ChatTokenizer
 from zephyr_jax.demo.remake import CONFIG
 from zephyr_jax.errors import InputError
 from zephyr_jax.reference.table import ReferenceTable, require_complete
@@ -170,7 +171,7 @@ def test_an_index_of_safetensors_files(name: str, tmp_path: Path) -> None:
 
 
 def test_a_tensor_in_two_files(tmp_path: Path) -> None:
-    for name in ("model-00001-of-00002.safetensors", "model.safetensors"):
+    for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
         (tmp_path / name).write_bytes(tensors.file())
     refusal(tmp_path, lambda: TensorFiles(epath.Path(tmp_path)).close(), "both in")
 

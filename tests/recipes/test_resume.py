@@ -14,16 +14,20 @@ import pytest
 from etils import epath
 
 from tests.conftest import write_rows
+from tests.models import load, resized
 from tests.recipes.small import dpo_config, sft_config
-from zephyr_jax.checkpoint.steps import read_progress, restore_parameters, steps_in
-from zephyr_jax.config import MeshOptions
+from zephyr_jax.checkpoint.identity import weights_fingerprint
+from zephyr_jax.checkpoint.steps import read_progress, restore_parameters, saved_fingerprint, steps_in
+from zephyr_jax.config import BatchOptions, MeshOptions, ModelOptions
 from zephyr_jax.demo.corpus import conversations, preferences
 from zephyr_jax.errors import InputError
 from zephyr_jax.recipes import training
 from zephyr_jax.recipes.dpo import dpo
+from zephyr_jax.recipes.export import export
 from zephyr_jax.recipes.reference import reference
 from zephyr_jax.recipes.sft import sft
 from zephyr_jax.train.loop import Loop
+from zephyr_jax.verbs.models import ExportConfig
 from zephyr_jax.verbs.training import SftConfig
 
 
@@ -136,6 +140,32 @@ def test_a_run_goes_on_on_other_meshes(
     assert len(set(ids)) == 40
     for one, other in zip(curve(tmp_path / "moved"), curve(tmp_path / "whole"), strict=True):
         assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_a_vocabulary_that_no_mesh_divides_trains_moves_and_exports(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """1,025 rows of the embedding: losses are equal to 1e-5 whether `tensor` splits it or not, before a kill and after it on
+    another mesh; checkpoints and exports hold 1,025 rows, and their fingerprints are one."""
+    folder = resized(tiny_model, tmp_path / "odd", 1025)
+    config = sft_config(folder, data / "chats.jsonl", tmp_path / "whole", epochs=1)
+    config = replace(config, batch=BatchOptions(rows=8, microbatch_rows=8), mesh=MeshOptions(fsdp=8))
+    sft(config)
+    moved = replace(config, output=str(tmp_path / "moved"))
+    meshes = [MeshOptions(data=2, fsdp=2, tensor=2), MeshOptions(data=1, fsdp=4, tensor=2)]
+    for mesh, steps in zip(meshes, (2, None), strict=True):
+        with monkeypatch.context() as patch:
+            kill_after(patch, steps)
+            with pytest.raises(Killed) if steps else nullcontext():
+                sft(replace(moved, mesh=mesh))
+    for one, other in zip(curve(tmp_path / "moved"), curve(tmp_path / "whole"), strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+    model = ModelOptions(path=str(tmp_path / "moved"))
+    out = export(ExportConfig(output=str(tmp_path / "hf"), dtype="float32", model=model))
+    exported = load(Path(out))
+    assert exported.parameters["embedding"].shape[0] == 1025
+    saved = saved_fingerprint(epath.Path(tmp_path / "moved"), None)
+    assert weights_fingerprint(exported.parameters) == saved
 
 
 def test_a_damaged_newest_step_is_passed_over(

@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
-from pathlib import PurePath
 from typing import Any
 
 import jax
@@ -22,33 +21,38 @@ from huggingface_hub import snapshot_download
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
-from zephyr_jax.checkpoint.safetensors_reader import Target, TensorFile, new_pool
+from zephyr_jax.checkpoint.dtype_range import check_range
 from zephyr_jax.checkpoint.safetensors_writer import Piece, write_safetensors
 from zephyr_jax.checkpoint.tensors import Tensor, tensors_of
-from zephyr_jax.errors import InputError, at_revision, listing, shown
+from zephyr_jax.checkpoint.weight_files import TensorFiles
+from zephyr_jax.errors import InputError, at_revision
 from zephyr_jax.model.shape import ModelShape
 from zephyr_jax.parallel.gather import gather, keep_step
 from zephyr_jax.storage.files import Path, check_can_be_read, is_remote, names_in, open_path, write_whole
 from zephyr_jax.storage.nearby import check_may_be_on_hub, nearest
-from zephyr_jax.storage.text import parsed
+from zephyr_jax.storage.text import read_json as read_json
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
-    "chat_template.jinja",
+    "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
+CHAT_TEMPLATES = "additional_chat_templates"
+"""A folder beside the tokenizer, with a Jinja file for each further template."""
+_WEIGHTS = ["model*.safetensors", "model.safetensors.index.json"]
 _DOWNLOAD = [
-    "model*.safetensors",
-    "model.safetensors.index.json",
     "config.json",
     "generation_config.json",
+    "adapter_config.json",
+    "tekken.json",
+    f"{CHAT_TEMPLATES}/*.jinja",
     *TOKENIZER_FILES,
 ]
-_COMPUTED = "rotary_emb.inv_freq"  # older exports store this; it is a function of the config
 
 
-def open_folder(path: str, revision: str | None = None) -> Path:
+def open_folder(path: str, revision: str | None = None, *, weights: bool = True) -> Path:
     """The folder of a checkpoint: `path` itself, local or gs://, or a hub id downloaded into the hub's cache.
 
+    With `weights` false, only the files beside the weights are downloaded.
     Raises InputError when it is neither.
     """
     check_can_be_read(path)
@@ -58,94 +62,15 @@ def open_folder(path: str, revision: str | None = None) -> Path:
         raise InputError(f"There is nothing at {path}. Check the spelling; a checkpoint is a folder with config.json.")
     check_may_be_on_hub(path, "folder")
     try:
-        return open_path(snapshot_download(path, revision=revision, allow_patterns=_DOWNLOAD))
+        return open_path(
+            snapshot_download(path, revision=revision, allow_patterns=[*_DOWNLOAD, *(_WEIGHTS if weights else ())])
+        )
     except Exception as error:  # the hub client raises many kinds; all mean: not to be had
         reason = " ".join(str(error).split())[:300]
         raise InputError(
             f"{path!r} is no folder here and cannot be had from the hub{at_revision(revision)}.{nearest(path)} Check "
             f"the spelling and the network. The hub's client said: {reason}"
         ) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises InputError naming the file."""
-    try:
-        content = parsed(path.read_bytes())
-    except OSError as error:
-        reason = error.strerror or "it is not there"
-        raise InputError(f"Cannot read {path}: {reason}. A checkpoint folder needs this file.") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}). Copy it again from its source.") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, not a JSON object. Copy it again from its source.")
-    return content
-
-
-class TensorFiles:
-    """The safetensors of a folder, by tensor name; headers are read at once, rows when they are asked for."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._files = [TensorFile(folder / path) for path in sorted(set(self._paths()))]
-        self._where = _by_name(self._files)
-        self._pool = new_pool()
-
-    def _paths(self) -> list[str]:
-        index = self.folder / "model.safetensors.index.json"
-        names = names_in(self.folder)
-        if index.name in names:
-            weight_map = read_json(index).get("weight_map")
-            files = list(weight_map.values()) if isinstance(weight_map, dict) else []
-            wrong = [name for name in files if not _is_file_name(name)] if files else [weight_map]
-            if wrong:
-                raise InputError(
-                    f"{index} has no usable weight_map (tensor name -> safetensors file in this folder) but says "
-                    f"{shown(wrong[0])}. Copy it again."
-                )
-            return files
-        found = [name for name in names if name.endswith(".safetensors")]
-        if not found:
-            raise InputError(
-                f"{self.folder} has no *.safetensors file; it holds {listing(names)}. Only safetensors are read (no pickle): "
-                "convert the weights first."
-            )
-        return found
-
-    @property
-    def names(self) -> set[str]:
-        """All tensor names."""
-        return set(self._where)
-
-    def sizes(self, name: str) -> tuple[int, ...]:
-        """Sizes of a tensor, from the header."""
-        return self._where[name].entries[name].sizes
-
-    def fill(self, name: str, targets: list[Target]) -> None:
-        """Copy blocks of a tensor into float32 arrays; every row is read once."""
-        self._where[name].fill(name, targets, self._pool)
-
-    def close(self) -> None:
-        """End the threads that read."""
-        self._pool.shutdown()
-
-
-def _by_name(files: list[TensorFile]) -> dict[str, TensorFile]:
-    found: dict[str, TensorFile] = {}
-    for file in files:
-        for name in file.entries:
-            if name in found:
-                raise InputError(
-                    f"Tensor {name[:80]} is both in {found[name].path} and in {file.path}, and which is meant nobody says. "
-                    "Remove the file that does not belong to the checkpoint."
-                )
-            found[name] = file
-    return found
-
-
-def _is_file_name(name: Any) -> bool:
-    """Whether it may name a file of this very folder."""
-    plain = isinstance(name, str) and len(name) < 256 and name.isprintable() and "\\" not in name
-    return plain and name.endswith(".safetensors") and PurePath(name).name == name
 
 
 def load_parameters(folder: Path, shape: ModelShape, abstract: Any, shardings: Any) -> Any:
@@ -158,7 +83,7 @@ def load_parameters(folder: Path, shape: ModelShape, abstract: Any, shardings: A
     files = TensorFiles(folder)
     parameters: dict[str, Any] = {}
     try:
-        _check(files, shape, abstract)
+        files.check(shape)
         for tensor in tensors_of(shape):
             sizes, sharding = at(abstract, tensor.path).shape, at(shardings, tensor.path)
             names = tensor.names(shape.layers)
@@ -211,29 +136,6 @@ def _one(files: TensorFiles, tensor: Tensor, name: str, sizes: tuple[int, ...], 
     return jax.make_array_from_single_device_arrays(sizes, sharding, [held[device] for device in indices])
 
 
-def _check(files: TensorFiles, shape: ModelShape, abstract: Any) -> None:
-    expected: dict[str, tuple[int, ...]] = {}
-    for tensor in tensors_of(shape):
-        sizes = at(abstract, tensor.path).shape
-        one = sizes[1:] if tensor.stacked else sizes
-        expected |= dict.fromkeys(tensor.names(shape.layers), tensor.hf_sizes(one))
-    spare = {"lm_head.weight"} if shape.tied else set()
-    unknown = [name for name in files.names - expected.keys() - spare if not name.endswith(_COMPUTED)]
-    missing = expected.keys() - files.names
-    if missing or unknown:
-        raise InputError(
-            f"The tensors in {files.folder} do not fit its config.json: {len(missing)} missing "
-            f"({listing(sorted(missing), 4)}), {len(unknown)} unknown ({listing(sorted(unknown), 4)}). Take config.json and "
-            "weights from the same checkpoint."
-        )
-    for name, sizes in expected.items():
-        if files.sizes(name) != sizes:
-            raise InputError(
-                f"Tensor {name} in {files.folder} has sizes {files.sizes(name)}; config.json needs {sizes}. Take both from "
-                "the same checkpoint."
-            )
-
-
 def export_folder(
     out: Path,
     parameters: Any,
@@ -246,9 +148,11 @@ def export_folder(
     """Write a Hugging Face folder: safetensors (with an index when there are several), `extras` and config.json.
 
     `extras` maps file names to JSON objects, text or local paths to copy. `limit` is bytes per safetensors file. All
-    processes call this and return when all is written; process 0 writes. Raises InputError when `out` exists.
+    processes call this and return when all is written; process 0 writes. Raises InputError when `out` exists, or, on every
+    process, for a tensor with a value that `dtype` cannot hold.
     """
     kind = np.dtype(jnp.dtype(dtype))
+    check_range(parameters, shape, kind)
     pieces = _pieces(parameters, shape, kind)
     if jax.process_index() == 0:
         with _appearing(out) as folder:

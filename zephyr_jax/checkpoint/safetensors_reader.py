@@ -20,19 +20,20 @@ import numpy as np
 
 from zephyr_jax.errors import InputError, listing, shown
 from zephyr_jax.storage.cloud import client, is_remote, patience
-from zephyr_jax.storage.files import Path
+from zephyr_jax.storage.files import Path, check_regular
 from zephyr_jax.storage.text import parsed
 
 type Target = tuple[tuple[slice, ...], np.ndarray]
 """A block of a tensor (one slice an axis) and the float32 array of that shape which it goes into."""
 
-_KINDS: dict[str, np.dtype] = {
+KINDS: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(jnp.bfloat16),
 }
 _LONGEST_HEADER = 100_000_000  # bytes; the safetensors package refuses longer ones too
+_POINTER = b"version https://git-lfs"
 _PIECE = 4 * 2**20  # bytes of one read
 _AHEAD = 6  # pieces that are on their way at once
 
@@ -61,6 +62,7 @@ class TensorFile:
         self.entries = _header(path, length, self._read)
 
     def _local(self, path: Path) -> tuple[int, "_Read"]:
+        check_regular(path)
         file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, file)
         if not stat.S_ISREG(os.fstat(file).st_mode):
@@ -71,15 +73,20 @@ class TensorFile:
 
         return os.fstat(file).st_size, read
 
+    def pieces(self, name: str) -> Iterator[np.ndarray]:
+        """All values of a tensor in order, float32 [n] at a time; the same n for every tensor of as many values."""
+        entry = self.entries[name]
+        kind, count, most = _kind_of(self.path, name, entry), math.prod(entry.sizes), _PIECE // 8
+        with patience(self.path, "reading"):
+            for start in range(0, count, most):
+                stop = min(start + most, count)
+                data = self._read(entry.start + start * kind.itemsize, entry.start + stop * kind.itemsize)
+                yield np.frombuffer(data, kind).astype(np.float32)
+
     def fill(self, name: str, targets: list[Target], pool: ThreadPoolExecutor) -> None:
         """Copy blocks of a tensor into their arrays. Every row that some block needs is read once, in pieces."""
         entry = self.entries[name]
-        kind = _KINDS.get(entry.kind)
-        if kind is None:
-            raise InputError(
-                f"Tensor {name} in {self.path} is of dtype {entry.kind}; weights are read from {listing(_KINDS)}. Take the "
-                "checkpoint that is not quantised, or convert it first."
-            )
+        kind = _kind_of(self.path, name, entry)
         row = math.prod(entry.sizes[1:])
         spans = _pieces([index[0] for index, _ in targets], max(1, _PIECE // max(row * kind.itemsize, 1)))
 
@@ -95,6 +102,16 @@ class TensorFile:
                     if first < last:
                         part = rows[(slice(first - start, last - start), *rest)]
                         target[first - block.start : last - block.start] = part
+
+
+def _kind_of(path: Path, name: str, entry: Entry) -> np.dtype:
+    kind = KINDS.get(entry.kind)
+    if kind is None:
+        raise InputError(
+            f"Tensor {name} in {path} is of dtype {entry.kind}; weights are read from {listing(KINDS)}. Take the "
+            "checkpoint that is not quantized, or convert it first."
+        )
+    return kind
 
 
 def _pieces(blocks: list[slice], rows: int) -> list[tuple[int, int]]:
@@ -148,7 +165,13 @@ def _complete(path: Path, data: bytes, wanted: int) -> bytes:
 def _header(path: Path, length: int, read: _Read) -> dict[str, Entry]:
     if length < 8:
         raise InputError(_damaged(path, f"it has {length} bytes, less than the 8 that say how long its header is"))
-    size = int.from_bytes(read(0, 8), "little")
+    first = read(0, 8)
+    if _POINTER.startswith(first):
+        raise InputError(
+            f"{path} cannot be opened as safetensors: it is a Git LFS pointer of {length} bytes, not the weights. Run "
+            "`git lfs pull` in that folder, or copy it again."
+        )
+    size = int.from_bytes(first, "little")
     if size > min(length - 8, _LONGEST_HEADER):
         raise InputError(_damaged(path, f"its header claims {size} bytes and the file has {length}"))
     try:
@@ -183,7 +206,7 @@ def _entry(path: Path, name: str, said: Any, base: int) -> Entry:
     if not isinstance(kind, str) or sizes is None or offsets is None or len(offsets) != 2:
         raise InputError(_damaged(path, f"its header says {shown(str(said))} of tensor {name[:80]}"))
     entry = Entry(kind, tuple(sizes), base + offsets[0], base + offsets[1])
-    known = _KINDS.get(kind)
+    known = KINDS.get(kind)
     if entry.stop < entry.start or (known and entry.stop - entry.start != math.prod(sizes) * known.itemsize):
         raise InputError(
             _damaged(

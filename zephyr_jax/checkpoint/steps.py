@@ -20,6 +20,8 @@ from zephyr_jax.storage.files import Path, absolute, move_folder, names_in, pati
 FOLDER = "checkpoints"
 DAMAGED = "damaged"
 """Where a run keeps the saved steps that could not be read."""
+SAVED = "saved"
+"""In the progress of a step: `weights` where it holds no optimizer state."""
 
 
 class DamagedStepError(InputError):
@@ -57,16 +59,21 @@ def restore_state(run: Path, step: int, parameters: Any, optimizer: Any) -> tupl
     return _restored(run, step, "parameters", parameters, said), _restored(run, step, "optimizer", optimizer, said)
 
 
+def check_step(run: Path, step: int | None) -> int:
+    """The step itself, or the newest one for None. Raises InputError when the run has no such step."""
+    steps = steps_in(run)
+    if not steps or (step is not None and step not in steps):
+        wanted = "checkpoint" if step is None else f"step {step}"
+        raise InputError(f"{run} has no {wanted}; it has steps {steps}. Train it first or choose another.")
+    return steps[-1] if step is None else step
+
+
 def restore_parameters(run: Path, step: int | None, abstract: Any) -> Any:
     """Weights of one step (newest by default) of a run, placed as `abstract` (shapes with shardings) says.
 
     Raises InputError when the run has no such step, DamagedStepError.
     """
-    steps = steps_in(run)
-    if not steps or (step is not None and step not in steps):
-        wanted = "checkpoint" if step is None else f"step {step}"
-        raise InputError(f"{run} has no {wanted}; it has steps {steps}. Train it first or choose another.")
-    chosen = steps[-1] if step is None else step
+    chosen = check_step(run, step)
     return _restored(run, chosen, "parameters", abstract, read_progress(run, chosen).get("fingerprints", {}))
 
 

@@ -78,7 +78,9 @@ class CachedModel:
         stacked = self._stacked_axes()
         layer = jax.tree.map(lambda names: _Names(names[1:]), stacked["decoder"])
         layers = tuple(layer for _ in range(self.shape.layers))
-        return FlatWeights(_Names(("vocab", "embed")), layers, _Names(("norm",)), _Names(("embed", "vocab")))
+        stored, V, D = self.compute.placement.weight_axes, self.shape.vocab, self.shape.model
+        embedding, unembedding = stored(("vocab", "embed"), (V, D)), stored(("embed", "vocab"), (D, V))
+        return FlatWeights(_Names(embedding), layers, _Names(("norm",)), _Names(unembedding))
 
     def _stacked_axes(self) -> Any:
         _, state = abstract_model(self.shape, self.compute)

@@ -27,14 +27,25 @@ _NUMBER = _Kind(
 _SWITCH = _Kind(lambda value: type(value) is bool, "true or false")
 _TEXT = _Kind(lambda value: isinstance(value, str), "text")
 _OBJECT = _Kind(lambda value: isinstance(value, dict), "an object")
+_SHARE = _Kind(lambda value: type(value) in (int, float) and 0 <= value < 1, "a number from 0 to 1")
+_TEXTS = _Kind(
+    lambda value: isinstance(value, list) and all(isinstance(each, str) for each in value), "a list of texts"
+)
+_IDS = _Kind(
+    lambda value: all(
+        type(each) is int and 0 <= each < 2**31 for each in (value if isinstance(value, list) else [value])
+    ),
+    "a token id or a list of them",
+)
 _FIELDS = {
     "hidden_size": _WIDTH, "intermediate_size": _WIDTH, "vocab_size": _WIDTH, "head_dim": _WIDTH,
     "num_attention_heads": _WIDTH, "num_key_value_heads": _WIDTH, "num_hidden_layers": _LAYERS,
     "sliding_window": _COUNT, "max_position_embeddings": _COUNT, "pretraining_tp": _COUNT,
     "rms_norm_eps": _NUMBER, "rope_theta": _NUMBER, "partial_rotary_factor": _NUMBER,
     "tie_word_embeddings": _SWITCH, "attention_bias": _SWITCH, "mlp_bias": _SWITCH,
-    "model_type": _TEXT, "hidden_act": _TEXT,
-    "rope_scaling": _OBJECT, "rope_parameters": _OBJECT, "quantization_config": _OBJECT,
+    "use_sliding_window": _SWITCH, "attention_dropout": _SHARE, "layer_types": _TEXTS, "eos_token_id": _IDS,
+    "model_type": _TEXT, "hidden_act": _TEXT, "hidden_activation": _TEXT,
+    "rope_scaling": _OBJECT, "rope_parameters": _OBJECT, "quantization_config": _OBJECT, "compression_config": _OBJECT,
 }  # fmt: skip
 
 
@@ -44,11 +55,12 @@ def check_fields(config: dict[str, Any]) -> None:
         value = config.get(name)
         if value is not None and not kind.holds(value):
             raise InputError(f"config.json sets {name} to {shown(value)}; it needs {kind.words}. Copy it again.")
-    rope = config.get("rope_parameters") or {}
-    if rope.get("rope_theta") is not None and not _NUMBER.holds(rope["rope_theta"]):
-        raise InputError(
-            f"config.json sets rope_theta to {shown(rope['rope_theta'])}; it needs {_NUMBER.words}. Copy it again."
-        )
+    for name in ("rope_parameters", "rope_scaling"):
+        theta = (config.get(name) or {}).get("rope_theta")
+        if theta is not None and not _NUMBER.holds(theta):
+            raise InputError(
+                f"config.json sets {name}.rope_theta to {shown(theta)}; it needs {_NUMBER.words}. Copy it again."
+            )
     head = config.get("head_dim") or (config.get("hidden_size") or 2) // (config.get("num_attention_heads") or 1)
     if head < 2 or head % 2:
         raise InputError(

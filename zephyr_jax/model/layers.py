@@ -28,6 +28,9 @@ class Placement(Protocol):
     def parts(self, axis: str) -> int:
         """Number of parts that a logical axis is split into."""
 
+    def weight_axes(self, axes: Axes, sizes: tuple[int, ...]) -> Axes:
+        """Logical axes along which a weight with `axes` and `sizes` is stored."""
+
     def per_device(
         self, function: Callable[..., Array], inputs: tuple[Axes, ...], output: Axes
     ) -> Callable[..., Array]:
@@ -45,6 +48,10 @@ class SingleDevice:
     def parts(self, axis: str) -> int:
         """One."""
         return 1
+
+    def weight_axes(self, axes: Axes, sizes: tuple[int, ...]) -> Axes:
+        """`axes`."""
+        return axes
 
     def per_device(
         self, function: Callable[..., Array], inputs: tuple[Axes, ...], output: Axes

@@ -31,9 +31,7 @@ class Chunking(NamedTuple):
         """Split the vocabulary where that sends less: hidden states of a group's `tokens` there and back (three times two
         bytes each), not the unembedding (two bytes twice) and its gradient (four)."""
         group = tokens // placement.parts("copy")
-        splits = (
-            placement.parts("split_vocab") > placement.parts("vocab") and vocab % placement.parts("split_vocab") == 0
-        )
+        splits = placement.parts("split_vocab") > placement.parts("vocab")
         return cls(columns, keep_logits, placement, splits and 3 * 2 * group <= (2 * 2 + 4) * vocab)
 
     @property

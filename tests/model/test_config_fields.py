@@ -1,0 +1,129 @@
+"""Fields of config.json in every spelling: read as transformers 5 reads them, or refused by name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from zephyr_jax.errors import InputError
+from zephyr_jax.model.shape import shape_from_hf
+
+BASE: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
+    "vocab_size": 512, "rms_norm_eps": 1e-5, "hidden_act": "silu", "max_position_embeddings": 2048,
+}  # fmt: skip
+DEFAULT = {"rope_type": "default", "rope_theta": 1e6}
+READ: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "theta on top": {"rope_theta": 1e6},
+    "theta as a whole number": {"rope_theta": 500000},
+    "theta in rope_parameters": {"rope_parameters": DEFAULT},
+    "theta in both, equal": {"rope_theta": 1000000, "rope_parameters": DEFAULT},
+    "theta null, and in rope_parameters": {"rope_theta": None, "rope_parameters": DEFAULT},
+    "theta on top, rope_parameters without": {"rope_theta": 1e6, "rope_parameters": {"rope_type": "default"}},
+    "rope_parameters empty": {"rope_theta": 1e6, "rope_parameters": {}},
+    "rope_parameters null": {"rope_theta": 1e6, "rope_parameters": None},
+    "rope_scaling null": {"rope_theta": 1e6, "rope_scaling": None},
+    "rope_scaling empty": {"rope_theta": 1e6, "rope_scaling": {}},
+    "rope_scaling default under type": {"rope_theta": 1e6, "rope_scaling": {"type": "default"}},
+    "rope_scaling default under rope_type": {"rope_theta": 1e6, "rope_scaling": {"rope_type": "default"}},
+    "default under both names": {"rope_parameters": DEFAULT | {"type": "default"}},
+    "rope_parameters under type": {"rope_parameters": {"type": "default", "rope_theta": 1e6}},
+    "a neutral factor": {"rope_parameters": DEFAULT | {"partial_rotary_factor": 1.0}},
+    "a neutral factor on top": {"partial_rotary_factor": 1.0},
+    "kv heads null": {"num_key_value_heads": None, "model_type": "llama"},
+    "kv heads absent": {"num_key_value_heads": ...},
+    "head_dim null": {"head_dim": None},
+    "head_dim given": {"head_dim": 16},
+    "positions absent": {"max_position_embeddings": ...},
+    "window null": {"sliding_window": None},
+    "window": {"sliding_window": 128, "model_type": "mistral"},
+    "window of all positions, for a llama": {"sliding_window": 2048, "model_type": "llama"},
+    "window switched off, for a llama": {"sliding_window": 64, "use_sliding_window": False, "model_type": "llama"},
+    "window switched on": {"sliding_window": 128, "use_sliding_window": True, "model_type": "mistral"},
+    "window switched off and null": {"sliding_window": None, "use_sliding_window": False},
+    "layer types": {"sliding_window": None, "layer_types": ["full_attention"] * 2},
+    "layer types of a window": {
+        "sliding_window": 64,
+        "layer_types": ["sliding_attention"] * 2,
+        "model_type": "mistral",
+    },
+    "layer types null": {"layer_types": None},
+    "pretraining_tp": {"pretraining_tp": 4, "model_type": "llama"},
+    "pretraining_tp null": {"pretraining_tp": None, "model_type": "llama"},
+    "biases off": {"attention_bias": False, "mlp_bias": False, "model_type": "llama"},
+    "no dropout": {"attention_dropout": 0.0},
+    "dtype under both names": {"dtype": "bfloat16", "torch_dtype": "float16"},
+    "several end tokens": {"eos_token_id": [2, 32000], "pad_token_id": None},
+    "no end token": {"eos_token_id": None, "bos_token_id": None},
+    "quantization null": {"quantization_config": None},
+}
+"""What differs from the base; `...` removes a field."""
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "theta twice": ({"rope_theta": 1e4, "rope_parameters": DEFAULT}, "10,000.*rope_parameters.rope_theta 1,000,000"),
+    "theta of an ignored object": ({"rope_scaling": {"type": "default"}, "rope_parameters": DEFAULT}, "several bases"),
+    "theta in both objects": (
+        {"rope_scaling": {"type": "default", "rope_theta": 1e5}, "rope_parameters": DEFAULT}, "several bases",
+    ),
+    "linear under type": ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "`rope_scaling`.*linear"),
+    "linear under rope_type": ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "`rope_scaling`.*linear"),
+    "linear in rope_parameters": ({"rope_parameters": DEFAULT | {"rope_type": "linear"}}, "`rope_parameters`.*linear"),
+    "linear in rope_parameters under type": (
+        {"rope_parameters": {"type": "linear", "factor": 4.0, "rope_theta": 1e6}}, "`rope_parameters`.*linear",
+    ),
+    "two kinds": ({"rope_scaling": {"rope_type": "default", "type": "dynamic"}}, "`rope_scaling`.*dynamic"),
+    "llama3": (
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}, "model_type": "llama"}, "llama3",
+    ),
+    "a factor without a kind": ({"rope_scaling": {"factor": 2.0}}, "`rope_scaling`.*factor"),
+    "a factor of a default": ({"rope_parameters": DEFAULT | {"factor": 2.0}}, "`rope_parameters`.*factor"),
+    "by layer type": ({"rope_parameters": {"full_attention": DEFAULT}}, "`rope_parameters`.*full_attention"),
+    "a part of the head": ({"partial_rotary_factor": 0.5}, "`partial_rotary_factor`"),
+    "a part of the head, inside": ({"rope_parameters": DEFAULT | {"partial_rotary_factor": 0.5}}, "`rope_parameters`"),
+    "theta is text inside": ({"rope_scaling": {"rope_theta": "1e6"}}, "rope_scaling.rope_theta"),
+    "another activation": ({"hidden_act": "gelu"}, "`hidden_act`"),
+    "another activation, Gemma's name": ({"hidden_activation": "gelu_pytorch_tanh"}, "`hidden_activation`"),
+    "biases": ({"attention_bias": True, "model_type": "llama"}, "`attention_bias`"),
+    "biases of the feed-forward": ({"mlp_bias": True, "model_type": "llama"}, "`mlp_bias`"),
+    "dropout": ({"attention_dropout": 0.1}, "`attention_dropout`"),
+    "a window of a llama": ({"sliding_window": 64, "model_type": "llama"}, "sliding_window to 64.*llama"),
+    "a window that is switched off": (
+        {"sliding_window": 64, "use_sliding_window": False, "model_type": "mistral"}, "use_sliding_window to false",
+    ),
+    "mixed layers": ({"sliding_window": None, "layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+    "layers without their window": ({"sliding_window": None, "layer_types": ["sliding_attention"] * 2}, "layer_types"),
+    "quantized": ({"quantization_config": {"quant_method": "gptq"}}, "`quantization_config`"),
+    "compressed": ({"compression_config": {"format": "int"}}, "`compression_config`"),
+    "an end token that is text": ({"eos_token_id": "</s>"}, "eos_token_id"),
+    "an end token that is true": ({"eos_token_id": [True]}, "eos_token_id"),
+}  # fmt: skip
+
+
+def config_of(changes: dict[str, Any], kind: str) -> dict[str, Any]:
+    merged = {"model_type": kind, **BASE, **changes}
+    return {name: value for name, value in merged.items() if value is not ...}
+
+
+@pytest.mark.parametrize("kind", ["mistral", "llama"])
+@pytest.mark.parametrize("name", READ)
+def test_a_config_is_read_as_transformers_reads_it(name: str, kind: str, tmp_path: Path) -> None:
+    config = config_of(READ[name], kind)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    theirs, ours = AutoConfig.from_pretrained(tmp_path), shape_from_hf(config)
+    assert theirs.rope_parameters["rope_type"] == "default"
+    assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+    assert ours.kv_heads == theirs.num_key_value_heads
+    assert ours.head_dim == (theirs.head_dim or 4)  # null with `layer_types`
+    assert ours.max_positions == theirs.max_position_embeddings
+    assert ours.tied == theirs.tie_word_embeddings
+    assert ours.sliding_window == (theirs.sliding_window if config["model_type"] == "mistral" else None)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "llama"])
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_config_that_asks_for_another_model_is_refused_by_name(name: str, kind: str) -> None:
+    changes, message = REFUSED[name]
+    with pytest.raises(InputError, match=message):
+        shape_from_hf(config_of(changes, kind))
