@@ -1,14 +1,17 @@
 """Cards: YAML in, typed config out, and back; what a card may not say."""
 
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import yaml
 
 from tests.settings import setting_names
-from zephyr_jax.card import differences, from_dict, load_card, save_card, to_dict
+from zephyr_jax.card import differences, expand_home, from_dict, load_card, save_card, to_dict
+from zephyr_jax.cli import parse
+from zephyr_jax.commands import VERBS
 from zephyr_jax.errors import InputError
 from zephyr_jax.verbs.looks import PreviewConfig
 from zephyr_jax.verbs.models import EvaluateConfig, ExportConfig, GenerateConfig
@@ -221,3 +224,58 @@ def test_no_card_trains_on_a_test_split() -> None:
         data = yaml.safe_load(card.read_text())["data"]
         assert data["split"].startswith("train_")
         assert data["eval_split"].startswith("test_")
+
+
+# ---- home folders ----
+
+
+def string_settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every setting that holds text."""
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            yield from string_settings(value, f"{prefix}{item.name}.")
+        elif isinstance(value, str | tuple) or value is None:
+            yield prefix + item.name, value
+
+
+@pytest.mark.parametrize("name", ["data.path", "data.eval_path", "data.template", "model.path", "output", "reference"])
+def test_a_tilde_is_the_home_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: `~` in a path of a card or of the command line is the home folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    section, _, setting = name.rpartition(".")
+    card = tmp_path / "card.yaml"
+    card.write_text(yaml.safe_dump({section: {setting: "~/here"}} if section else {setting: "~/here"}))
+    for config in (load_card(DpoConfig, "~/card.yaml"), parse(DpoConfig, "dpo", [f"--{name}=~/here"])):
+        assert dict(string_settings(config))[name] == f"{tmp_path}/here"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_path_of_every_command_may_start_at_home(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: every setting that a command has for text is expanded, except text that is no path."""
+    monkeypatch.setenv("HOME", "/home/me")
+    kind, _ = VERBS[verb].load()
+
+    def at_home(config: Any) -> Any:
+        changed = {}
+        for item in fields(config):
+            value = getattr(config, item.name)
+            hint = str(get_type_hints(type(config))[item.name])
+            if is_dataclass(value):
+                changed[item.name] = at_home(value)
+            elif "tuple[str" in hint:
+                changed[item.name] = ("~/a", "NAME=~/b")
+            elif "str" in hint and "Literal" not in hint and "dict" not in hint:
+                changed[item.name] = "~/a"
+        return replace(config, **changed)
+
+    expanded = dict(string_settings(expand_home(at_home(kind()))))
+    left = {name for name, value in expanded.items() if value in ("~/a", ("~/a", "NAME=~/b"))}
+    texts = {"system", "prompts", "refusal_phrases", "principles", "leave_out_sources", "tasks", "name"}
+    assert {name.rpartition(".")[2] for name in left} <= texts
+    assert all("~" not in str(value) for name, value in expanded.items() if name not in left)
+
+
+def test_an_unknown_home_is_refused() -> None:
+    with pytest.raises(InputError, match="`output` is '~nobody-here/x'"):
+        parse(DpoConfig, "dpo", ["--output=~nobody-here/x"])

@@ -1,14 +1,29 @@
 """Cards: YAML in, typed config out, and back. Unknown keys and wrong types are refused with the key's full name."""
 
-from dataclasses import asdict, is_dataclass
+import os
+import re
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from zephyr_jax.config import settled
 from zephyr_jax.errors import InputError, shown, suggestion
+from zephyr_jax.storage.files import check_regular
 from zephyr_jax.storage.nearby import nearest
+
+_FREE_TEXT = (
+    "system",
+    "prompts",
+    "refusal_phrases",
+    "principles",
+    "leave_out_sources",
+    "tasks",
+    "name",
+)
+"""Settings whose text is never a path."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -48,8 +63,9 @@ def load_card[C](kind: type[C], path: str | Path) -> C:
     Raises InputError when the file is missing, is not YAML, names an unknown setting or gives a value that the
     setting's type cannot hold.
     """
+    check_regular(path)
     try:
-        content = yaml.load(Path(path).read_text(), _Loader)
+        content = yaml.load(Path(os.path.expanduser(path)).read_text(), _Loader)
     except OSError as error:
         raise InputError(
             f"Cannot read the card {path}: {error.strerror}.{nearest(path)} Pass the path of a YAML file."
@@ -59,7 +75,41 @@ def load_card[C](kind: type[C], path: str | Path) -> C:
         raise InputError(f"The card {path} is not valid YAML: {reason}. Fix it at the place named.") from error
     except RecursionError as error:
         raise InputError(f"The card {path} is nested too deep. A card has sections of settings, no more.") from error
-    return from_dict(kind, {} if content is None else content, where=str(path))
+    return expand_home(from_dict(kind, {} if content is None else content, where=str(path)))
+
+
+def expand_home[C](config: C) -> C:
+    """The config with `~` and `~user` at the start of its paths replaced by home folders; also behind `NAME=`.
+
+    Every setting that holds text may be a path, except those in `_FREE_TEXT`. Raises InputError for an unknown user.
+    """
+    changed = {}
+    for item in fields(cast(Any, config)):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            expanded: Any = expand_home(value)
+        elif item.name in _FREE_TEXT:
+            continue
+        elif isinstance(value, tuple):
+            expanded = tuple(_expanded(each, item.name) for each in value)
+        else:
+            expanded = _expanded(value, item.name)
+        if expanded != value:
+            changed[item.name] = expanded
+    return cast(C, replace(cast(Any, config), **changed)) if changed else config
+
+
+def _expanded(value: Any, name: str) -> Any:
+    if not isinstance(value, str) or "~" not in value:
+        return value
+    before, equals, path = value.partition("=") if re.match(r"[^/~=]+=~", value) else ("", "", value)
+    expanded = os.path.expanduser(path)
+    if expanded == path and re.match(r"~[^/]*/", path):
+        raise InputError(
+            f"`{name}` is {shown(value)}: expected a path, got the home folder of an unknown user. Write the whole "
+            "path, or `./~...` for a folder of that name."
+        )
+    return before + equals + expanded
 
 
 def from_dict[C](kind: type[C], content: Any, where: str, prefix: str = "") -> C:
@@ -96,7 +146,7 @@ def _typed(kind: Any, value: Any, where: str, name: str) -> Any:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain nested dict of every setting, ready for YAML or JSON."""
-    return asdict(config)
+    return asdict(config, dict_factory=lambda items: {name: settled(value) for name, value in items})
 
 
 def save_card(config: Any, path: Path) -> None:

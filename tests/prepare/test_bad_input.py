@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import write_rows
 from tests.prepare.raw import plain, prepare
 from zephyr_jax.cli import main
+from zephyr_jax.prepare.raw import raw_rows
 
 type Words = list[str]
 MISTAKES: dict[str, tuple[Callable[[Path], Words], tuple[str, ...]]] = {}
@@ -72,7 +73,7 @@ def an_empty_list(folder: Path) -> Words:
     return ["ultrachat", "--path", str(folder / "rows.json"), "--output", str(folder / "out")]
 
 
-@mistake("rows.json is no JSON list", ".jsonl")
+@mistake("rows.json is not a JSON list", ".jsonl")
 def a_broken_list(folder: Path) -> Words:
     (folder / "rows.json").write_text("[{}")
     return ["ultrachat", "--path", str(folder / "rows.json"), "--output", str(folder / "out")]
@@ -206,8 +207,8 @@ def output_among_words_of_the_user(folder: Path) -> Words:
     return feedback(folder)
 
 
-@mistake("ends in `.gz`", "Unpack it")
-def a_packed_file(folder: Path) -> Words:
+@mistake("rows.jsonl.gz cannot be read", "Compressed file ended", "Copy it again")
+def a_packed_file_that_is_cut(folder: Path) -> Words:
     (folder / "rows.jsonl.gz").write_bytes(b"\x1f\x8b")
     return ["ultrachat", "--path", str(folder / "rows.jsonl.gz"), "--output", str(folder / "out")]
 
@@ -326,3 +327,13 @@ def test_a_killed_run_leaves_nothing_that_stays(tmp_path: Path) -> None:
     other.touch()
     main(["prepare", *words])
     assert [path for path in out.iterdir() if path.suffix == ".tmp"] == [other]
+
+
+def test_a_csv_cell_may_be_long(tmp_path: Path) -> None:
+    """Law: cells above 128 KiB, where Python's reader gives up by default, are read whole."""
+    longest = "word " * 60_000
+    path = tmp_path / "rows.csv"
+    path.write_text(f'prompt,answer\nshort,"{longest}"\nlast,x\n')
+    assert [row.need() for row in raw_rows(str(path))] == [
+        {"prompt": "short", "answer": longest}, {"prompt": "last", "answer": "x"},
+    ]  # fmt: skip

@@ -12,9 +12,10 @@ import pytest
 from tests.conftest import write_rows
 from tests.prepare.raw import files, prepare, set_aside, split
 from zephyr_jax.config import DataOptions
-from zephyr_jax.data.chat import load_template
 from zephyr_jax.data.examples import load_conversations
-from zephyr_jax.data.tokens import ChatTokenizer, load_tokenizer
+from zephyr_jax.data.template_loader import load_template
+from zephyr_jax.data.tokenizer_files import load_tokenizer
+from zephyr_jax.data.tokens import ChatTokenizer
 from zephyr_jax.prepare.refusal import Refusals
 from zephyr_jax.prepare.splits import chat_split
 from zephyr_jax.verbs.preparation import UltrachatConfig

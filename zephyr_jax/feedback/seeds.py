@@ -1,13 +1,17 @@
 """Seed prompts: rows with a prompt, each once."""
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from zephyr_jax.data.sources import open_rows
+from zephyr_jax.data.dialogue import BadRow
+from zephyr_jax.data.formats import COLUMNS, question
+from zephyr_jax.data.row_reader import Columns
+from zephyr_jax.data.sources import read_rows
 from zephyr_jax.errors import InputError, shown
 
-_COLUMNS = ("prompt", "instruction", "messages")
+_COLUMNS = {name for name in COLUMNS if name not in ("id", "prompt_id")}
 
 
 @dataclass(frozen=True)
@@ -30,15 +34,16 @@ class Seeds:
 
 def read_seeds(path: str, split: str, limit: int | None) -> Seeds:
     """Prompts from rows with `prompt`, `instruction` or `messages` (its first user message). Raises InputError."""
-    rows = open_rows(path, split, limit=limit)
-    if not set(_COLUMNS) & set(rows.column_names):
-        raise InputError(
-            f"{path} has the columns {', '.join(sorted(rows.column_names))}; prompts are read from `prompt`, `instruction` or "
-            "`messages`. Rename one."
-        )
+    columns, count = Columns(COLUMNS | {"source"}), 0
     found: dict[str, Seed] = {}
-    for place, row in enumerate(rows):
-        seed = _seed(row, f"{path} row {place}")
+    for row in read_rows(path, split, limit=limit, columns=columns):
+        count += 1
+        if not _COLUMNS & columns.fields.keys():
+            raise InputError(
+                f"{path} has the columns {', '.join(sorted(columns.fields))}; prompts are read from `prompt`, `instruction`, "
+                "`messages` or `conversations`. Rename one."
+            )
+        seed = _seed(row.content, row.place)
         found.setdefault(seed.prompt, seed)
     owners: dict[str, Seed] = {}
     for seed in found.values():
@@ -48,18 +53,24 @@ def read_seeds(path: str, split: str, limit: int | None) -> Seeds:
                 f"{path} has two prompts with the prompt_id {shown(seed.prompt_id)}: {shown(other.prompt)} and "
                 f"{shown(seed.prompt)}. Give each its own, or leave the column out."
             )
-    return Seeds(list(found.values()), len(rows) - len(found))
+    return Seeds(list(found.values()), count - len(found))
 
 
 def _seed(row: dict[str, Any], where: str) -> Seed:
-    prompt = next((row[name] for name in _COLUMNS[:2] if row.get(name) is not None), None)
-    messages = row.get("messages")
-    if prompt is None and isinstance(messages, list):
-        spoken = [each.get("content") for each in messages if isinstance(each, dict) and each.get("role") == "user"]
-        prompt = spoken[0] if spoken else None
+    prompt = _text(row)
     if not isinstance(prompt, str) or not prompt.strip():
         raise InputError(f"{where} has the prompt {shown(prompt)}. It needs text: fix or remove the row.")
     identity, source = row.get("prompt_id"), row.get("source")
     digest = hashlib.sha256(prompt.encode()).hexdigest()
     named = identity if isinstance(identity, str) and identity else digest
     return Seed(prompt, named, source if isinstance(source, str) else "")
+
+
+def _text(row: dict[str, Any]) -> Any:
+    """What the row asks first: the text of `prompt` or `instruction`, else the first user message."""
+    plain = next((row[name] for name in ("prompt", "instruction") if row.get(name) is not None), None)
+    if plain is not None and (not isinstance(plain, str) or not row.get("input")):
+        return plain
+    with suppress(BadRow):
+        return next((message["content"] for message in question(row) if message["role"] == "user"), None)
+    return None

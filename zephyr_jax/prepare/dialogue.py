@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from zephyr_jax.data.dialogue import EXTRA_FIELDS, BadRow
+from zephyr_jax.data.formats import CONVERSATIONS, conversation, recognized
+from zephyr_jax.data.messages import WEIGHTS
 from zephyr_jax.prepare.raw import SetAside
 
 type Messages = list[dict[str, str]]
@@ -18,6 +21,8 @@ def messages_of(row: dict[str, Any]) -> tuple[Messages, bool]:
         messages = [{"role": _TURNS[place % 2], "content": text} for place, text in enumerate(row["data"])]
     elif isinstance(row.get("messages"), list):
         messages = [_message(each) for each in row["messages"]]
+    elif recognized(row, CONVERSATIONS):
+        messages = _conversation(row)
     else:
         raise SetAside("it has neither a list `data` nor a list `messages`")
     if messages and messages[0]["role"] == "system" and messages[0]["content"] in (None, ""):
@@ -51,7 +56,21 @@ def check_text(text: Any, what: str) -> None:
         raise SetAside(f"{what} is empty")
 
 
+def _conversation(row: dict[str, Any]) -> Messages:
+    """Messages of a row in one of the formats that `sft` reads, such as ShareGPT. Raises SetAside."""
+    try:
+        found = conversation(row)
+    except BadRow as error:
+        raise SetAside(str(error)) from error
+    if found["tools"]:
+        raise SetAside("it has tools, which prepared rows do not keep")
+    return [_message(each) for each in found["messages"]]
+
+
 def _message(each: Any) -> dict[str, Any]:
     if not isinstance(each, dict) or not {"role", "content"} <= each.keys():
         raise SetAside("a message has no role or no content", repr(each)[:80])
+    lost = [name for name in (*EXTRA_FIELDS, *WEIGHTS) if each.get(name) not in (None, "", [], 1)]
+    if lost:
+        raise SetAside(f"a message has `{lost[0]}`, which prepared rows do not keep")
     return {"role": each["role"], "content": each["content"]}

@@ -5,7 +5,8 @@ from functools import partial
 from itertools import batched
 from typing import Any
 
-from zephyr_jax.data.sources import open_rows
+from zephyr_jax.data.row_reader import Columns
+from zephyr_jax.data.sources import read_rows
 from zephyr_jax.errors import InputError, shown
 from zephyr_jax.feedback.estimate import Estimate, estimate
 from zephyr_jax.feedback.judging import SHEETS, Bench, Sheet, rated_row, sheets
@@ -52,11 +53,12 @@ def feedback_rate(config: RateConfig) -> str:
 
 def _read(config: RateConfig) -> tuple[list[Row], list[Row]]:
     """Rows with answers, and those that have none. Raises InputError for rows of another kind."""
-    found = open_rows(config.data, config.split, limit=config.limit)
-    missing = [name for name in ("instruction", "completions") if name not in found.column_names]
+    columns = Columns()
+    found = [row.content for row in read_rows(config.data, config.split, limit=config.limit, columns=columns)]
+    missing = [name for name in ("instruction", "completions") if name not in columns.fields]
     if missing:
         raise InputError(
-            f"{config.data} has no column {' and no '.join(missing)}; it has {', '.join(sorted(found.column_names))}. Rows to "
+            f"{config.data} has no column {' and no '.join(missing)}; it has {', '.join(sorted(columns.fields))}. Rows to "
             "rate are those of `zephyr-jax feedback answers`, or of openbmb/UltraFeedback."
         )
     good: list[Row] = []

@@ -1,0 +1,121 @@
+"""What a conversation must be before a template renders it, and the reason when it is not."""
+
+import re
+from typing import Any
+
+from zephyr_jax.errors import listing
+
+type Message = dict[str, Any]
+"""`role` and `content`; besides, `weight` 0 where an answer is no target, and the fields `EXTRA_FIELDS`."""
+
+ROLES = ("system", "user", "assistant", "tool")
+_PRIVATE_USE = "\ue000"
+EXTRA_FIELDS = ("tool_calls", "reasoning_content", "thinking", "reasoning", "name")
+"""Fields of messages that a template must render where a message has them; else the row is refused."""
+_MAY_FOLLOW = {
+    "": "system user",
+    "system": "user",
+    "user": "assistant",
+    "assistant": "user tool",
+    "tool": "tool assistant",
+}
+"""Role -> roles that may come after it."""
+
+
+class BadRow(ValueError):
+    """One row cannot be used; the message is its reason, counted and reported with the row's id."""
+
+
+class OverLong(BadRow):
+    """The one badness that cutting can mend.
+
+    Args:
+        message: The reason.
+        tokens: Tokens of the whole row.
+    """
+
+    def __init__(self, message: str, tokens: int):
+        super().__init__(message)
+        self.tokens = tokens
+
+
+def check_messages(messages: Any, learnt: bool = True) -> None:
+    """Raise BadRow unless `messages` is [system,] user, assistant, user, assistant, ... with text everywhere.
+
+    Tool messages may follow an answer; an answer follows them.
+
+    `learnt`: whether the answers are; then none may be empty, which a model's own answers may be.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise BadRow(f"messages is {type(messages).__name__}, not a list with at least one message")
+    for message in messages:
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            role = message.get("role") if isinstance(message, dict) else message
+            raise BadRow(f"a message has the role {str(role)[:40]!r}; roles are {listing(ROLES)}")
+        if not isinstance(message.get("content"), str):
+            raise BadRow(f"a {message['role']} message holds {type(message.get('content')).__name__}, not text")
+        if not _is_unicode(message["content"]):
+            raise BadRow(f"a {message['role']} message holds half a surrogate pair, which is no Unicode text")
+    roles = [message["role"] for message in messages]
+    follows = [after in _MAY_FOLLOW[role].split() for role, after in zip(["", *roles], roles, strict=False)]
+    if not all(follows) or roles == ["system"]:
+        raise BadRow(f"roles go {' '.join(roles)[:80]}; they must go [system] user assistant user assistant ...")
+    if learnt and any(_is_empty_answer(message) for message in messages):
+        raise BadRow("an assistant answer is empty")
+
+
+def _is_empty_answer(message: Message) -> bool:
+    return message["role"] == "assistant" and not message["content"].strip() and not message.get("tool_calls")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def extra_fields(messages: list[Message]) -> list[str]:
+    """The extra fields that messages have; the name of a tool does not count, as its call has it, too."""
+    return [
+        name for name in EXTRA_FIELDS if any(message.get(name) for message in messages if message["role"] != "tool")
+    ]
+
+
+def without_field(messages: list[Message], field: str) -> list[Message]:
+    """The messages without one of their fields."""
+    if not any(field in message for message in messages):
+        return messages
+    return [{name: value for name, value in message.items() if name != field} for message in messages]
+
+
+def ablations(messages: list[Message], tools: list[Any] | None) -> dict[str, tuple[list[Message], list[Any] | None]]:
+    """What a template might ignore -> the conversation and the tools without it."""
+    found = {f"`{name}` of messages": (without_field(messages, name), tools) for name in extra_fields(messages)}
+    if tools:
+        found["the column `tools`"] = (messages, None)
+    if any(message["role"] == "tool" for message in messages):
+        others = [
+            {**message, "content": message["content"] + _PRIVATE_USE} if message["role"] == "tool" else message
+            for message in messages
+        ]
+        found["messages of the role tool"] = (others, tools)
+    return found
+
+
+def holds_match(pattern: re.Pattern[str], value: Any) -> bool:
+    """Whether a pattern occurs in a text anywhere in a value."""
+    if isinstance(value, str):
+        return bool(pattern.search(value))
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(holds_match(pattern, each) for each in inner)
+
+
+def without_matches(pattern: re.Pattern[str], value: Any) -> Any:
+    """The same value, in whose texts private-use characters, equally many, stand for what a pattern matches."""
+    if isinstance(value, str):
+        return pattern.sub(lambda match: _PRIVATE_USE * len(match[0]), value)
+    if isinstance(value, dict):
+        return {name: without_matches(pattern, each) for name, each in value.items()}
+    return [without_matches(pattern, each) for each in value] if isinstance(value, list) else value
