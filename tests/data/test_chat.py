@@ -13,16 +13,13 @@ from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from zephyr_jax.data.chat import (
-    BadRow,
-    ChatTemplate,
-    Message,
-    RenderedChat,
-    check_messages,
-    load_template,
-    without_markers,
-)
-from zephyr_jax.data.tokens import ChatTokenizer, Segment, load_tokenizer
+from zephyr_jax.data.chat import ChatTemplate, RenderedChat
+from zephyr_jax.data.dialogue import BadRow, Message, check_messages
+from zephyr_jax.data.sandbox import render_sandboxed
+from zephyr_jax.data.template_loader import load_template
+from zephyr_jax.data.template_source import without_markers
+from zephyr_jax.data.tokenizer_files import load_tokenizer
+from zephyr_jax.data.tokens import ChatTokenizer, Segment, load_chat_tokenizer
 from zephyr_jax.errors import InputError
 
 CHAT: list[Message] = [
@@ -43,6 +40,10 @@ MARKED_CHATML = (
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+ALL_MARKED = "{% for m in messages %}{% generation %}{{ m['content'] + eos_token }}{% endgeneration %}{% endfor %}"
+END_UNMARKED = MARKED_CHATML.replace(" + '<|im_end|>' }}{% endgeneration %}", " }}{% endgeneration %}<|im_end|>")
+COUNTS = "{{ messages | length }}{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
+FORGETS = "{% for m in messages %}{{ m['content'] if loop.last else 'then' }}{{ eos_token }}{% endfor %}"
 IMPOSTORS = ("</s>", "<s>", "<unk>", "<|assistant|>\n", "<|user|>\n")
 
 
@@ -88,6 +89,9 @@ def written(tokenizer: PreTrainedTokenizerBase, tmp_path: Path, source: str) -> 
 
 def said(rendered: RenderedChat) -> list[str]:
     return [rendered.text[start:end] for start, end in rendered.spans]
+
+
+span_texts = said
 
 
 def targets_text(tokenizer: PreTrainedTokenizerBase, segment: Segment) -> str:
@@ -213,13 +217,68 @@ def test_an_answer_that_repeats_the_header_keeps_its_span(tiny: PreTrainedTokeni
     assert bare.render(chat).spans == load_template("zephyr", tiny).render(chat).spans
 
 
+# ---- the tokens that end an answer ----
+
+TWO_ENDS = MARKED_CHATML.replace("'<|im_end|>' }}{% endgen", "'</s><|im_end|>' }}{% endgen")
+NEWLINE_INSIDE = MARKED_CHATML.replace("'<|im_end|>' }}{% endgen", "'<|im_end|>\\n' }}{% endgen")
+ENDS = {
+    "one token, marked": (MARKED_CHATML, "<|im_end|>"),
+    "one token, unmarked": (CHATML, "<|im_end|>"),
+    "two tokens, marked": (TWO_ENDS, "</s><|im_end|>"),
+    "two tokens, unmarked": (CHATML.replace("<|im_end|>", "</s><|im_end|>"), "</s><|im_end|>"),
+    "two tokens with a newline between": (CHATML.replace("<|im_end|>", "</s>\\n<|im_end|>"), "</s>\n<|im_end|>"),
+    "whitespace inside the markers": (NEWLINE_INSIDE, "<|im_end|>"),
+}
+
+
+@pytest.mark.parametrize(("source", "end"), ENDS.values(), ids=ENDS)
+def test_answers_are_targets_through_their_last_end_token(
+    chatml: PreTrainedTokenizerBase, tmp_path: Path, source: str, end: str
+) -> None:
+    """Law: a span covers the answer and every special token that ends it, and no whitespace after the last."""
+    chatml.eos_token = "</s>"
+    template = written(chatml, tmp_path, source)
+    assert span_texts(template.render(CHAT)) == [f"{answer}{end}" for answer in answers(CHAT)]
+
+
+@pytest.mark.parametrize(("source", "end"), ENDS.values(), ids=ENDS)
+def test_the_last_end_token_stops_generation(
+    chatml: PreTrainedTokenizerBase, tmp_path: Path, source: str, end: str
+) -> None:
+    """Law: `stop_ids` holds the token that ends answers, whatever the tokenizer's eos token is."""
+    chatml.eos_token = "</s>"
+    tokenizer = ChatTokenizer(chatml, written(chatml, tmp_path, source))
+    assert tokenizer.stop_ids == (chatml.convert_tokens_to_ids("<|im_end|>"),)
+    assert pickle.loads(pickle.dumps(tokenizer)).stop_ids == tokenizer.stop_ids
+
+
+def test_zephyr_stops_at_eos(tiny: PreTrainedTokenizerBase) -> None:
+    """Law: under `zephyr` the tokenizer's eos token is the one stop token."""
+    assert ChatTokenizer(tiny, load_template("zephyr", tiny)).stop_ids == (tiny.eos_token_id,)
+
+
+def test_a_template_with_two_kinds_of_end_has_two_stop_tokens(chatml: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Law: where the last answer ends otherwise than the ones before it, both end tokens are stop tokens."""
+    chatml.eos_token = "</s>"
+    kinds = MARKED_CHATML.replace("+ '<|im_end|>' }}{% endgen", "+ ('</s>' if loop.last else '<|im_end|>') }}{% endgen")
+    tokenizer = ChatTokenizer(chatml, written(chatml, tmp_path, kinds))
+    assert tokenizer.stop_ids == tuple(sorted(chatml.convert_tokens_to_ids(["</s>", "<|im_end|>"])))
+
+
+@pytest.mark.parametrize("source", [FORGETS, END_UNMARKED], ids=["forgets earlier turns", "leaves the end unmarked"])
+def test_a_template_that_is_unfit_for_training_has_stop_tokens(
+    chatml: PreTrainedTokenizerBase, tmp_path: Path, source: str
+) -> None:
+    """Law: generation stops at the token behind an answer, also where the template does not show where answers start."""
+    path = tmp_path / "own.jinja"
+    path.write_text(source)
+    tokenizer = load_chat_tokenizer(str(path), chatml, training=False)
+    assert tokenizer.stop_ids == (chatml.convert_tokens_to_ids("<|im_end|>"),)
+
+
 # ---- refused templates ----
 
 
-ALL_MARKED = "{% for m in messages %}{% generation %}{{ m['content'] + eos_token }}{% endgeneration %}{% endfor %}"
-END_UNMARKED = MARKED_CHATML.replace(" + '<|im_end|>' }}{% endgeneration %}", " }}{% endgeneration %}<|im_end|>")
-COUNTS = "{{ messages | length }}{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
-FORGETS = "{% for m in messages %}{{ m['content'] if loop.last else 'then' }}{{ eos_token }}{% endfor %}"
 REFUSED = {
     "counts messages": (COUNTS, "rewrites earlier turns"),
     "forgets earlier turns": (FORGETS, "rewrites earlier turns"),
@@ -254,6 +313,107 @@ def test_a_template_that_rewrites_one_row_loses_that_row_only(tiny: PreTrainedTo
     assert said(shy.render(CHAT[:3])) == ["Blue</s>"]
     with pytest.raises(BadRow, match="rewrites earlier turns"):
         shy.render(CHAT)
+
+
+NO_PREFIX = MARKED_CHATML.replace(
+    "{{ '<|im_start|>assistant\\n' }}{% endif %}", "{{ '<|im_start|>assistant\\n<think>' }}{% endif %}"
+)
+OTHER_PROMPTS = {
+    "the prompt goes on": NO_PREFIX,
+    "the prompt has another header": MARKED_CHATML.replace(
+        "{{ '<|im_start|>assistant\\n' }}{% endif", "{{ '<|im_start|>bot\\n' }}{% endif"
+    ),
+    "only with a system message": MARKED_CHATML.replace(
+        "{% if add_generation_prompt %}",
+        "{% if messages[0]['role'] == 'system' and add_generation_prompt %}{{ '!' }}{% endif %}{% if add_generation_prompt %}",
+    ),
+    "only at the second answer": MARKED_CHATML.replace(
+        "{% if add_generation_prompt %}",
+        "{% if messages | length > 2 and add_generation_prompt %}{{ '!' }}{% endif %}{% if add_generation_prompt %}",
+    ),
+    "earlier answers are rewritten": MARKED_CHATML.replace(
+        "{{ '<|im_start|>assistant\\n' }}{% gen", "{{ '<|im_start|>assistant\\n' + ('' if loop.last else '!') }}{% gen"
+    ),
+}
+
+
+@pytest.mark.parametrize("source", OTHER_PROMPTS.values(), ids=OTHER_PROMPTS)
+def test_a_prompt_that_does_not_begin_the_training_text_is_refused(
+    chatml: PreTrainedTokenizerBase, tmp_path: Path, source: str
+) -> None:
+    """Law: what the model is asked with must be what it was trained on, with and without system, at each answer."""
+    assert source != MARKED_CHATML
+    with pytest.raises(InputError, match="a prompt that it never saw.*begin the training text"):
+        written(chatml, tmp_path, source)
+    path = str(tmp_path / "own.jinja")
+    assert load_chat_tokenizer(path, chatml, training=False).prompt(CHAT[1:2])[-1] > 0  # enough to generate with
+
+
+def test_a_prompt_whose_last_token_reaches_into_the_answer_is_refused(
+    chatml: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Law: token ids count, not text: a space at the end of a prompt is no token where an answer follows it."""
+    path = tmp_path / "own.jinja"
+    path.write_text(MARKED_CHATML.replace("assistant\\n", "assistant "))
+    assert load_template(str(path), chatml).end_tokens == ("<|im_end|>",)  # its text begins the training text
+    with pytest.raises(InputError, match="token ids of a prompt to begin"):
+        load_chat_tokenizer(str(path), chatml)
+
+
+@pytest.mark.shared
+def test_shared_templates_are_judged(shared: Path, tiny: PreTrainedTokenizerBase) -> None:
+    """Law: a newline after the stop token inside the markers is cut off; a prompt that does not begin it is refused."""
+    folder = shared / "cases" / "data" / "18-template-marks"
+    template = load_template(str(folder / "newline-in-span.jinja"), tiny)
+    assert span_texts(template.render(CHAT)) == [f"{answer}</s>" for answer in answers(CHAT)]
+    with pytest.raises(InputError, match="a prompt that it never saw"):
+        load_template(str(folder / "prompt-is-no-prefix.jinja"), tiny)
+
+
+@pytest.mark.shared
+def test_the_shared_chatml_checkpoint_stops_at_its_end_token(shared: Path) -> None:
+    """Law: SmolLM2's base with ChatML stops at `<|im_end|>`, which is not its eos token."""
+    tokenizer = load_tokenizer(str(shared / "cases" / "checkpoints" / "02-03-smollm2-base-chatml"))
+    chat = load_chat_tokenizer(str(shared / "cases" / "checkpoints" / "chatml.jinja"), tokenizer)
+    assert tokenizer.convert_ids_to_tokens(list(chat.stop_ids)) == ["<|im_end|>"]
+    assert tokenizer.eos_token_id not in chat.stop_ids
+
+
+def test_an_answer_marked_in_pieces_is_one_span(chatml: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Law: markers around the answer and, apart from it, around its end make one span."""
+    pieces = MARKED_CHATML.replace(
+        "+ '<|im_end|>' }}{% endgeneration %}",
+        "}}{% endgeneration %}{% generation %}{{ '<|im_end|>' }}{% endgeneration %}",
+    )
+    assert span_texts(written(chatml, tmp_path, pieces).render(CHAT)) == [
+        f"{answer}<|im_end|>" for answer in answers(CHAT)
+    ]
+
+
+# ---- the cost of rendering ----
+
+
+@pytest.mark.parametrize("turns", [1, 4, 64, 250])
+def test_a_template_without_markers_costs_a_number_of_messages_that_grows_linearly(
+    chatml: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    """Law: a conversation is rendered as at most five times its messages, and a prompt once, however long they are."""
+    bare, marked = written(chatml, tmp_path, CHATML), MARKED_CHATML
+    rendered = list[int]()
+
+    def count(source: str, messages: list[Message], **options: Any) -> Any:
+        rendered.append(len(messages))
+        return render_sandboxed(source, messages, **options)
+
+    monkeypatch.setattr("zephyr_jax.data.chat.render_sandboxed", count)
+    conversation = [CHAT[0], *(CHAT[1 + index % 2] for index in range(2 * turns))]
+    spans = bare.render(conversation).spans
+    assert sum(rendered) <= 5 * len(conversation)
+    assert len(spans) == turns
+    rendered.clear()
+    bare.render(conversation[:-1], add_generation_prompt=True)
+    assert rendered == [len(conversation) - 1]
+    assert written(chatml, tmp_path, marked).render(conversation).spans == spans
 
 
 # ---- text that spells special tokens ----
@@ -406,7 +566,7 @@ def test_a_tokenizer_without_an_end_is_refused(tiny: PreTrainedTokenizerBase) ->
         ("Hello.", "str, not a list"),
         (["Hello."], "role 'Hello.'"),
         ([{"content": "Hi"}], "role 'None'"),
-        ([{"role": "tool", "content": "3"}], "role 'tool'"),
+        ([{"role": "tool", "content": "3"}], "roles go tool;"),
         ([{"role": "user", "content": None}], "user message holds NoneType"),
         ([{"role": "user", "content": [{"type": "text"}]}], "user message holds list"),
         (CHAT[:1], "roles go system;"),

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, processors
 
-from zephyr_jax.data.chat import BadRow, load_template
-from zephyr_jax.data.tokens import ChatTokenizer, Segment, conversation, load_tokenizer, preference
+from zephyr_jax.data.dialogue import BadRow
+from zephyr_jax.data.template_loader import load_template
+from zephyr_jax.data.tokenizer_files import load_tokenizer
+from zephyr_jax.data.tokens import ChatTokenizer, Segment, conversation, preference
 from zephyr_jax.errors import InputError
 
 QUESTION = {"role": "user", "content": "Name three colours that a clear sky can have, and say when."}
@@ -96,9 +98,9 @@ def test_rows_without_messages_are_refused_each(tokenizer: ChatTokenizer, row: d
 
 
 def test_columns_beside_role_and_content_change_nothing(tokenizer: ChatTokenizer) -> None:
-    """Law: further fields of a message (Arrow fills them with nulls) are not rendered."""
+    """Law: fields of a message that no template reads, or that are null (as Arrow fills them), are not rendered."""
     plain = chat(SHORT)
-    richer = {"messages": [{**message, "tool_calls": None, "name": "A"} for message in plain["messages"]]}
+    richer = {"messages": [{**message, "tool_calls": None, "id": "A"} for message in plain["messages"]]}
     both = [conversation(tokenizer, row, "assistant", 1000, cut=True) for row in (plain, richer)]
     assert lists(both[0]) == lists(both[1])
 
@@ -146,7 +148,7 @@ def test_only_the_last_answer_of_a_dialogue_counts(tokenizer: ChatTokenizer) -> 
             {"chosen": [QUESTION, said("A")], "rejected": None},
             "rejected does not end with an assistant answer",
         ),
-        ({"chosen": "A", "rejected": "B"}, "chosen is a plain text but `prompt` is NoneType"),
+        ({"chosen": "A", "rejected": "B"}, "answers without a question"),
         ({"chosen": [QUESTION, said("")], "rejected": [QUESTION, said("B")]}, "answer is empty"),
         ({"prompt": "Q", "chosen": "", "rejected": "B"}, "answer is empty"),
         ({"chosen": ["A"], "rejected": ["B"]}, "chosen"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from zephyr_jax.config import ModelOptions
-from zephyr_jax.data.chat import BadRow
+from zephyr_jax.data.dialogue import BadRow
 from zephyr_jax.generation.engine import Request
 from zephyr_jax.recipes.chat import Conversation, chat
 from zephyr_jax.recipes.speaker import Found, find_speaker

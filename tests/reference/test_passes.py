@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import write_rows
+from tests.conftest import flip_last_byte, write_rows
 from tests.gcs import Gcs
 from tests.recipes.small import dpo_config
 from zephyr_jax.checkpoint.source import load_weights
@@ -68,7 +68,7 @@ def test_another_template_says_why_all_is_computed(
 
 
 def test_a_full_table_needs_no_weights(filled: tuple[DpoConfig, Filled], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Law: whose fingerprint is known, and whose pairs are all there, is not read; a file that changed is read again."""
+    """Law: weights whose fingerprint is known, with all pairs there, are not read, nor after their date changed; others are."""
     config, first = filled
     again = reference(config)
     with monkeypatch.context() as patch:
@@ -79,7 +79,14 @@ def test_a_full_table_needs_no_weights(filled: tuple[DpoConfig, Filled], monkeyp
     read = []
     monkeypatch.setattr(recipe, "load_weights", lambda *words: read.append(1) or load_weights(*words))
     assert reference(config).folder == first.folder
-    assert read
+    assert not read
+    whole = weights.read_bytes()
+    try:
+        flip_last_byte(weights)
+        assert reference(config).folder != first.folder
+        assert read
+    finally:
+        weights.write_bytes(whole)
 
 
 def test_verify_finds_sound_values_sound(filled: tuple[DpoConfig, Filled]) -> None:

@@ -11,9 +11,10 @@ from tests.conftest import write_rows
 from tests.models import Loaded, load, whole_rows
 from tests.recipes.small import dpo_config
 from zephyr_jax.config import DataOptions
-from zephyr_jax.data.chat import load_template
 from zephyr_jax.data.examples import Examples, load_preferences
-from zephyr_jax.data.tokens import ChatTokenizer, load_tokenizer
+from zephyr_jax.data.template_loader import load_template
+from zephyr_jax.data.tokenizer_files import load_tokenizer
+from zephyr_jax.data.tokens import ChatTokenizer
 from zephyr_jax.demo.corpus import preferences
 from zephyr_jax.errors import InputError
 from zephyr_jax.objective.logprob import Parameters, sequence_logprob

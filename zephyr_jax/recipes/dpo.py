@@ -29,8 +29,11 @@ def dpo(config: DpoConfig, command: str = "zephyr-jax reference, with the argume
 
 def _train(config: DpoConfig, command: str) -> Path:
     run = runs.open_run(config)
+    if run.finished:
+        return run.folder
+    config = run.config
     check_can_be_read(config.reference)
-    splits = preference_splits(config, run.tokenizer)
+    splits = preference_splits(config, run.tokenizer, run.source)
     model = abstract_of(run.source.shape, config.model, run.rules)
     load = partial(load_weights, run.source, model)
     if run.start:  # the policy has moved on; the reference is the one that the run started with
@@ -40,7 +43,7 @@ def _train(config: DpoConfig, command: str) -> Path:
         load = partial(_loaded, parameters)
         table_identity = identity_of(config, run.tokenizer, weights_fingerprint(parameters))
     root = open_path(config.reference)
-    table = ReferenceTable(root, table_identity, command)
+    table = ReferenceTable(root, table_identity, command, config.data.template_date)
     sums = {
         name: require_complete(root, table, examples.keys(), examples.ids(), command)
         for name, examples in splits.items()

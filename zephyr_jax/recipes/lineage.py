@@ -4,9 +4,13 @@ from typing import Any
 
 from zephyr_jax.checkpoint.provenance import Record, chain, read_record
 from zephyr_jax.errors import InputError
+from zephyr_jax.recipes.inheritance import PROPERTIES
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.files import open_path
 from zephyr_jax.verbs.models import LineageConfig
+
+_HANDED_ON = {f"{each.section}.{each.name}": (each.section, each.name) for each in PROPERTIES}
+"""What later stages take over from a run."""
 
 
 @explained()
@@ -44,6 +48,8 @@ def _facts(record: Record) -> dict[str, Any]:
         "at": record.get("at"),
         "data": f"{data.get('path')} ({data.get('split')})" if data else None,
         "rows": record.get("data"),
+        "template": record.get("template") or data.get("template"),
+        **{label: (config.get(section) or {}).get(name) for label, (section, name) in _HANDED_ON.items()},
         "weights": record.get("weights"),
         "dtype": record.get("dtype"),
         "seed": config.get("seed"),

@@ -1,4 +1,4 @@
-"""`zephyr-jax preview`: see the very tokens and targets that training will see."""
+"""`zephyr-jax preview`: see the very tokens and targets that training will see, checked as training checks them."""
 
 from collections.abc import Iterator
 from itertools import groupby
@@ -8,11 +8,15 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from zephyr_jax.checkpoint.source import tokenizer_path
-from zephyr_jax.data.chat import load_template
-from zephyr_jax.data.examples import Examples, load_conversations, load_preferences, room_for
-from zephyr_jax.data.sources import open_rows
-from zephyr_jax.data.tokens import ChatTokenizer, Segment, load_tokenizer
+from zephyr_jax.checkpoint.source import check_vocabulary, find_model, tokenizer_only
+from zephyr_jax.data.examples import Examples, holds_pairs, load_conversations, load_preferences, room_for
+from zephyr_jax.data.tokenizer_files import load_tokenizer
+from zephyr_jax.data.tokens import Segment
+from zephyr_jax.errors import terminal_text
+from zephyr_jax.recipes.evaluate import skip_warning
+from zephyr_jax.recipes.inheritance import training_tokenizer
+from zephyr_jax.recipes.run import check_positions
+from zephyr_jax.storage.files import check_can_be_read
 from zephyr_jax.verbs.looks import PreviewConfig
 
 _SAMPLE = 1000
@@ -23,21 +27,33 @@ def preview(config: PreviewConfig, console: Console | None = None) -> Examples:
     """Print rows with their targets in colour (and between [ ] where there is no colour). Raises InputError."""
     config.check()
     console = console or Console()
-    tokenizer = load_tokenizer(tokenizer_path(config.model), config.model.revision)
-    chat_tokenizer = ChatTokenizer(tokenizer, load_template(config.data.template, tokenizer))
-    pairs = "chosen" in open_rows(config.data.path, config.data.split, config.data.revision, 1).column_names
+    check_can_be_read(config.model.path)
+    alone = tokenizer_only(config.model)
+    source = None if alone else find_model(config.model, weights=False)
+    tokenizer = load_tokenizer(alone or str(source and source.folder))
+    chat_tokenizer = training_tokenizer(config.model.path, tokenizer, config.data)
+    if source:
+        check_vocabulary(source.shape, tokenizer, source.asked, chat_tokenizer.template)
+    pairs = holds_pairs(config.data)
     read = load_preferences if pairs else load_conversations
     examples = read(room_for(config.data, pairs), chat_tokenizer, config.data.path, config.data.split)
+    if source:
+        check_positions(examples, f"{config.data.path}:{config.data.split}", source)
+    else:
+        note = f"{alone} has no config.json: vocabulary and positions of the model are not checked"
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     ids = examples.ids()
     for index in range(config.start, min(config.start + config.rows, len(examples))):
         names = ("chosen", "rejected") if pairs else ("conversation",)
         for name, segment in zip(names, examples[index], strict=True):
             cut = ", cut to fit" if ids[index] in examples.cut else ""
             counts = f"{len(segment)} tokens, {int(segment.targets.sum())} targets{cut}"
-            console.rule(f"{index} · {ids[index][:16]} · {name}: {counts}", align="left")
+            console.rule(Text(f"{index} · {terminal_text(ids[index][:16])} · {name}: {counts}"), align="left")
             console.print(_coloured(segment, tokenizer, console.color_system is not None), soft_wrap=True)
     console.rule(align="left")
-    console.print(examples.summary(config.data.path), highlight=False, markup=False, soft_wrap=True)
+    summary = [examples.summary(config.data.path), *skip_warning(examples, config.data.max_skipped_share)]
+    console.print(terminal_text("\n".join(summary)), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"  format: {', '.join(examples.formats)}", highlight=False, markup=False, soft_wrap=True)
     sample = range(min(len(examples), _SAMPLE))
     targets = sum(int(segment.targets.sum()) for index in sample for segment in examples[index])
     share = targets / examples.lengths[: len(sample)].sum()
@@ -48,7 +64,7 @@ def preview(config: PreviewConfig, console: Console | None = None) -> Examples:
 def _coloured(segment: Segment, tokenizer: PreTrainedTokenizerBase, colour: bool) -> Text:
     text = Text()
     for target, piece in _pieces(segment):
-        words = str(tokenizer.decode(piece))
+        words = terminal_text(str(tokenizer.decode(piece)))
         style = _TARGET if target else _OTHER
         text.append(words if colour or not target else f"[{words}]", style=style)
     text.highlight_words([str(token) for token in tokenizer.all_special_tokens], _SPECIAL)

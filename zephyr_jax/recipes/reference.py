@@ -1,7 +1,7 @@
 """`zephyr-jax reference`: score every pair of a card once with the frozen weights, into the reference table."""
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import jax
 import numpy as np
@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from zephyr_jax.checkpoint.identity import weights_fingerprint
-from zephyr_jax.checkpoint.known import known_fingerprint, remember_fingerprint
-from zephyr_jax.checkpoint.source import abstract_of, find_model, load_weights
+from zephyr_jax.checkpoint.known import known_fingerprint, remember_fingerprint, weights_state
+from zephyr_jax.checkpoint.source import ModelSource, abstract_of, check_weights, find_model, load_weights
 from zephyr_jax.config import DataOptions
 from zephyr_jax.data.examples import Examples, load_preferences
 from zephyr_jax.data.tokens import ChatTokenizer
@@ -18,7 +18,7 @@ from zephyr_jax.errors import InputError
 from zephyr_jax.objective.logprob import VERSION
 from zephyr_jax.parallel.hosts import all_say, wait_for_all
 from zephyr_jax.parallel.rules import open_rules
-from zephyr_jax.recipes.run import evaluation_source, microbatch_rows, open_tokenizer
+from zephyr_jax.recipes.run import checked_splits, microbatch_rows, resolve_run
 from zephyr_jax.reference.compute import Scorer, fill
 from zephyr_jax.reference.table import Identity, ReferenceTable, require_complete, why_anew
 from zephyr_jax.storage.cloud import explained
@@ -43,15 +43,20 @@ class _Desk:
 
     def __init__(self, config: DpoConfig, command: str):
         config.check()
-        self._config, self._command = config, command
         self._rules = open_rules(config.mesh)
         check_can_be_made(config.reference)
         self._rules.check_divides("batch", microbatch_rows(config), "batch.microbatch_rows (or batch.rows)")
         self._source = find_model(config.model)
-        self._tokenizer = open_tokenizer(self._source, config.data)
-        self.splits = preference_splits(config, self._tokenizer)
+        config, self._tokenizer = resolve_run("reference", config, self._source, {})
+        self._config, self._command = config, command
+        check_weights(self._source)
+        self.splits = preference_splits(config, self._tokenizer, self._source)
         self._model = abstract_of(self._source.shape, config.model, self._rules)
         self._console = Console(stderr=True, quiet=jax.process_index() != 0)
+
+    @cached_property
+    def _state(self) -> str:
+        return weights_state(self._source)
 
     def say(self, words: str) -> None:
         """A line for people, once for all hosts."""
@@ -63,7 +68,7 @@ class _Desk:
 
     def full_table(self) -> ReferenceTable | None:
         """The table, where the weights' fingerprint is known without reading them, and nothing is missing from it."""
-        known = known_fingerprint(self._source)
+        known = known_fingerprint(self._source, self._state)
         if not all_say(known is not None) or known is None:
             return None
         table = self._table(known)
@@ -72,9 +77,10 @@ class _Desk:
 
     def with_weights(self) -> tuple[Scorer, ReferenceTable]:
         """What scores, and the table of these very weights."""
+        state = self._state  # before they are loaded
         parameters = load_weights(self._source, self._model)
         fingerprint = weights_fingerprint(parameters)
-        remember_fingerprint(self._source, fingerprint)
+        remember_fingerprint(self._source, state, fingerprint)
         config = self._config
         scorer = Scorer(
             self._model, parameters, config.data, self._rules, microbatch_rows(config), config.model.logprob_chunk
@@ -83,7 +89,8 @@ class _Desk:
 
     def _table(self, weights: str) -> ReferenceTable:
         identity = identity_of(self._config, self._tokenizer, weights)
-        return ReferenceTable(open_path(self._config.reference), identity, self._command)
+        day = self._config.data.template_date
+        return ReferenceTable(open_path(self._config.reference), identity, self._command, day)
 
 
 @explained()
@@ -140,22 +147,20 @@ def verify(config: DpoConfig, pairs: int, command: str = "zephyr-jax reference")
         places, found = scorer.recompute(examples.select(drawn))
         checked += len(drawn)
         drawn = drawn[places]
-        worst = max(worst, _check_sums(table, found, stored[drawn], [ids[place] for place in drawn], config))
+        worst = max(worst, _check_sums(table, found, stored[drawn], [ids[place] for place in drawn]))
     return (
         f"{checked:,} of {total:,} pairs computed anew: at most {worst[0]:.2g} off, relatively"
         f"{f' ({worst[1]})' if worst[1] else ''}. All {len(table.parts):,} parts of {table.folder} are whole."
     )
 
 
-def _check_sums(
-    table: ReferenceTable, found: np.ndarray, stored: np.ndarray, ids: list[str], config: DpoConfig
-) -> tuple[float, str]:
+def _check_sums(table: ReferenceTable, found: np.ndarray, stored: np.ndarray, ids: list[str]) -> tuple[float, str]:
     """The largest relative difference of float32 [n, 2] sums, and its pair. Raises InputError where it is too large."""
     off = np.abs(found - stored) / np.maximum(1, np.abs(stored))
     if not off.size:
         return 0.0, ""
     pair, side = np.unravel_index(np.argmax(off), off.shape)
-    tolerance = _TOLERANCE[config.model.compute_dtype]
+    tolerance = _TOLERANCE[table.identity.compute_dtype]
     if not off[pair, side] <= tolerance:
         raise InputError(
             f"The reference table {table.folder} holds other values than these weights give: pair {ids[pair]}, "
@@ -170,13 +175,9 @@ def _show(bar: Progress, task: TaskID, done: int, total: int) -> None:
     bar.update(task, completed=done, total=total)
 
 
-def preference_splits(config: DpoConfig, tokenizer: ChatTokenizer) -> dict[str, Examples]:
-    """`training`, and `evaluation` where the config names one."""
-    splits = {"training": load_preferences(config.data, tokenizer, config.data.path, config.data.split)}
-    held_out = evaluation_source(config.data)
-    if held_out:
-        splits["evaluation"] = load_preferences(config.data, tokenizer, *held_out)
-    return splits
+def preference_splits(config: DpoConfig, tokenizer: ChatTokenizer, source: ModelSource) -> dict[str, Examples]:
+    """`training`, and `evaluation` where the config names one. Raises InputError where a pair exceeds the model's positions."""
+    return checked_splits(load_preferences, config.data, tokenizer, source)
 
 
 def identity_of(config: DpoConfig, tokenizer: ChatTokenizer, weights: str) -> Identity:

@@ -1,29 +1,46 @@
 """What SFT and DPO share before they train: opening a run, and laying out its data."""
 
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
+import jax
 import numpy as np
 
 from zephyr_jax import startup
 from zephyr_jax.card import differences, to_dict
-from zephyr_jax.checkpoint.source import AbstractModel, ModelSource, check_vocabulary, find_model
-from zephyr_jax.checkpoint.steps import FOLDER, DamagedStepError, read_progress, steps_in
+from zephyr_jax.checkpoint.disk_space import check_disk_space
+from zephyr_jax.checkpoint.model_files import model_files
+from zephyr_jax.checkpoint.source import (
+    AbstractModel,
+    ModelSource,
+    abstract_of,
+    check_vocabulary,
+    check_weights,
+    find_model,
+)
+from zephyr_jax.checkpoint.steps import FOLDER, SAVED, DamagedStepError, read_progress, steps_in
 from zephyr_jax.config import DataOptions, DpoOptions
-from zephyr_jax.data.chat import load_template
 from zephyr_jax.data.examples import Examples
+from zephyr_jax.data.exported_template import exported_template
 from zephyr_jax.data.pack import Plan, plan_evaluation, plan_training
-from zephyr_jax.data.tokens import ChatTokenizer, load_tokenizer
+from zephyr_jax.data.template_source import without_markers
+from zephyr_jax.data.tokenizer_files import TRAINING_TEMPLATE, load_tokenizer
+from zephyr_jax.data.tokens import ChatTokenizer
 from zephyr_jax.errors import InputError
 from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.sft import sft_objective
 from zephyr_jax.parallel.hosts import wait_for_all
 from zephyr_jax.parallel.programs import Compilations
 from zephyr_jax.parallel.rules import Rules, open_rules
+from zephyr_jax.recipes.inheritance import resolve, training_tokenizer
+from zephyr_jax.reference.table import recorded_days
 from zephyr_jax.storage.files import Path, check_can_be_made, open_path
+from zephyr_jax.train.optimizer import make_optimizer
 from zephyr_jax.train.step import Objective
-from zephyr_jax.verbs.training import SftConfig
+from zephyr_jax.verbs.training import DpoConfig, SftConfig
 
 _MAY_CHANGE = (
     "output",
@@ -38,6 +55,8 @@ _MAY_CHANGE = (
     "model.keep",
     "optimizer.moments_on_host",
     "data.workers",
+    "data.allow_template_change",
+    "data.max_skipped_share",
     "reference",
 )
 """Settings that a resumed run may change without changing what it computes."""
@@ -53,9 +72,11 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run's folder, mesh, model files and tokenizer, before any weights are loaded."""
+class Run[C: SftConfig]:
+    """A run's settings, folder, mesh, model files and tokenizer, before any weights are loaded."""
 
+    config: C
+    """The settings with every inherited value filled in."""
     folder: Path
     rules: Rules
     source: ModelSource
@@ -65,23 +86,72 @@ class Run:
     progress: dict[str, Any]
     """What the checkpoint at `start` says; empty for a fresh run."""
     compilations: Compilations
+    model_files: dict[str, Any]
+    """What goes into the run beside its weights: config, tokenizer and chat template, by file name."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended with `schedule.save: weights`, so that there is nothing to resume."""
+        return self.progress.get(SAVED) == "weights"
 
 
-def open_run(config: SftConfig) -> Run:
-    """Check the config and the folder, and find out where to start; nothing is written. Raises InputError."""
+def open_run[C: SftConfig](config: C) -> Run[C]:
+    """Check the config and the folder, fill in what the config inherits, and find out where to start; nothing is written.
+
+    Raises InputError.
+    """
     config.check()
     startup.begin()
     compilations = Compilations()
     rules = open_rules(config.mesh)
     rules.check_divides("batch", microbatch_rows(config), "batch.microbatch_rows (or batch.rows)")
     source = find_model(config.model)
-    tokenizer = open_tokenizer(source, config.data)
     folder = _check_folder(config)
     start, progress = _newest(folder) if (folder / FOLDER).is_dir() else (0, {})
+    config, tokenizer = resolve_run("dpo" if isinstance(config, DpoConfig) else "sft", config, source, progress)
     if progress:
         _check_same(progress["config"], config)
+    run = Run(config, folder, rules, source, tokenizer, start, progress, compilations, _model_files(source, tokenizer))
+    if run.finished:
+        print(
+            f"{folder} is finished at step {start}, and nothing is trained: with schedule.save `weights` it holds no optimizer "
+            f"state to resume from. To train on from its weights: --model.path {folder} and another output.",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+    else:
+        if not progress:
+            check_weights(source)
+        _check_room(config, run)
     wait_for_all("looked at the run's folder")  # before any process writes into it
-    return Run(folder, rules, source, tokenizer, start, progress, compilations)
+    return run
+
+
+def _check_room(config: SftConfig, run: Run) -> None:
+    model = abstract_of(run.source.shape, config.model, run.rules)
+    moments = jax.eval_shape(make_optimizer(config.optimizer, 1).init, model.parameters)
+    evaluates = evaluation_source(config.data) is not None
+    check_disk_space(run.folder, config.schedule, (model.parameters, moments), model.parameters, evaluates)
+
+
+def resolve_run[C: SftConfig](
+    command: str, config: C, source: ModelSource, progress: dict[str, Any]
+) -> tuple[C, ChatTokenizer]:
+    """The settings of `sft`, `reference` or `dpo` with every inherited value, and the tokenizer with its chat template.
+
+    `progress` is what the checkpoint holds from which a run is resumed; {} for a new one. Raises InputError.
+    """
+    tables = recorded_days(open_path(config.reference)) if isinstance(config, DpoConfig) else []
+    found = resolve(command, source, config.model, config.data, progress.get("config"), tables)
+    config = replace(config, model=found.model, data=found.data)
+    config.check()
+    return config, found.chat
+
+
+def _model_files(source: ModelSource, tokenizer: ChatTokenizer) -> dict[str, Any]:
+    """What transformers reads, and the template with the generation markers, from which a later stage tells answers."""
+    template = without_markers(exported_template(tokenizer))
+    files = model_files(source, tokenizer.saved, template, tokenizer.stop_ids)
+    return {**files, TRAINING_TEMPLATE: tokenizer.template.source}
 
 
 def _newest(folder: Path) -> tuple[int, dict[str, Any]]:
@@ -95,10 +165,22 @@ def _newest(folder: Path) -> tuple[int, dict[str, Any]]:
 
 
 def open_tokenizer(source: ModelSource, data: DataOptions) -> ChatTokenizer:
-    """The model's tokenizer with the chat template that `data.template` names. Raises InputError."""
+    """The model's tokenizer with the chat template for training that `data.template` names. Raises InputError."""
     tokenizer = load_tokenizer(str(source.folder))
-    check_vocabulary(source.shape, len(tokenizer), source.asked)
-    return ChatTokenizer(tokenizer, load_template(data.template, tokenizer))
+    chat = training_tokenizer(source.asked, tokenizer, data)
+    check_vocabulary(source.shape, tokenizer, source.asked, chat.template)
+    return chat
+
+
+def check_positions(examples: Examples, name: str, source: ModelSource) -> None:
+    """Raise InputError where an example is longer than the positions that the model has."""
+    lengths, limit = examples.segment_lengths(), source.shape.max_positions
+    if limit and lengths.max() > limit:
+        raise InputError(
+            f"{name}: expected at most the {limit:,} positions (max_position_embeddings) of {source.asked}, got "
+            f"{lengths.max():,} tokens in the longest example; {int((lengths > limit).any(axis=1).sum()):,} of {len(examples):,} "
+            f"are longer. Set data.max_length to {limit} or less; data.on_bad_row decides whether longer ones are cut or dropped."
+        )
 
 
 def _check_folder(config: SftConfig) -> Path:
@@ -139,6 +221,27 @@ def evaluation_source(data: DataOptions) -> tuple[str, str] | None:
     if data.eval_path is None and data.eval_split is None:
         return None
     return data.eval_path or data.path, data.eval_split or "train"
+
+
+def checked_splits(
+    load: Callable[[DataOptions, ChatTokenizer, str, str], Examples],
+    data: DataOptions,
+    tokenizer: ChatTokenizer,
+    source: ModelSource,
+) -> dict[str, Examples]:
+    """`training`, and `evaluation` where the settings name one, no example of which exceeds the model's positions.
+
+    Raises:
+        InputError: Rows cannot be read, one exceeds the positions, or more are skipped or cut than `max_skipped_share` allows.
+    """
+    places = {"training": (data.path, data.split), "evaluation": evaluation_source(data)}
+    splits: dict[str, Examples] = {}
+    for name, place in places.items():
+        if place is not None:
+            splits[name] = load(data, tokenizer, *place)
+            check_positions(splits[name], f"{place[0]}:{place[1]}", source)
+            splits[name].stats.check(f"{place[0]}:{place[1]}", data.max_skipped_share)
+    return splits
 
 
 def microbatch_rows(config: SftConfig) -> int:

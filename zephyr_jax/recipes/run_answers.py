@@ -10,11 +10,16 @@ from typing import Any
 import jax
 
 from zephyr_jax.card import from_dict
+from zephyr_jax.checkpoint.known import weights_state
 from zephyr_jax.checkpoint.provenance import chain
 from zephyr_jax.checkpoint.source import find_model
 from zephyr_jax.config import ModelOptions
-from zephyr_jax.data.chat import BadRow
-from zephyr_jax.data.sources import open_rows
+from zephyr_jax.data.dialogue import BadRow
+from zephyr_jax.data.formats import COLUMNS, question
+from zephyr_jax.data.row_reader import Columns
+from zephyr_jax.data.sources import read_rows
+from zephyr_jax.data.template_source import own_template
+from zephyr_jax.data.tokenizer_files import load_tokenizer
 from zephyr_jax.errors import InputError
 from zephyr_jax.page.answers import Prompt, Said
 from zephyr_jax.recipes.generate import generate
@@ -64,27 +69,34 @@ def _answer(config: SftConfig, folder: Path, most: int) -> bool:
     stage = read_stage(folder)
     name = called({**stage.record, "output": str(folder)})
     own = name if stage.saved == stage.total else f"{name}, step {stage.saved:,}"
+    model = replace(config.model, path=str(folder), revision=None)
     kept = read_kept(folder)
-    if own in kept.stages:
+    if own in kept.stages and current(kept, model):
         return False
+    kept = Kept() if own in kept.stages else kept  # another training of that name gave those answers
     begun = time.perf_counter()
     kept = kept if kept.prompts else _inherited(config, most)
     models = {} if kept.prompts else _before(config, stage, folder)
-    model = replace(config.model, path=str(folder), revision=None)
     kept = kept if kept.prompts else _asked(config, model, name, most)
     for each, earlier in models.items():
         kept = _with_earlier(kept, config, each, earlier)
-    kept = _with(kept, config, own, model)
+    kept = replace(_with(kept, config, own, model), weights=weights_state(find_model(model)))
     write_kept(folder, kept)
     who, seconds = ", ".join(kept.stages), time.perf_counter() - begun
     print(f"{folder / PAGE}: {len(kept.prompts)} answers each of {who} ({seconds:.1f} s)", file=sys.stderr, flush=True)
     return True
 
 
+def current(kept: Kept, model: ModelOptions) -> bool:
+    """Whether the weights at a model's path are those that gave the answers; answers from files are taken as they are."""
+    return not kept.weights or kept.weights == weights_state(find_model(model))
+
+
 def _inherited(config: SftConfig, most: int) -> Kept:
     """What the run that this one started from has on its page, unless better prompts are to be had."""
     try:
         found = read_kept(open_path(config.model.path))
+        found = found if current(found, config.model) else Kept()
     except Exception:  # whatever it is, others answer
         return Kept()
     better = not found.held_out and evaluation_source(config.data)
@@ -119,12 +131,18 @@ def _with(kept: Kept, config: SftConfig, name: str, model: ModelOptions) -> Kept
         model=model,
         mesh=config.mesh,
         prompts=tuple(prompt.text for prompt in kept.prompts),
-        template=config.data.template,
+        template=_template(config, model),
         rows=len(kept.prompts),
         max_new_tokens=_new(config),
     )
     answered = zip(kept.prompts, generate(settings), strict=True)
     return replace(kept, prompts=tuple(Prompt(p.text, (*p.answers, Said(name, a.text, a.ended))) for p, a in answered))
+
+
+def _template(config: SftConfig, model: ModelOptions) -> str | None:
+    """None where a stage has a chat template, which it then uses; the run's where it has none, as most bases."""
+    own = own_template(load_tokenizer(str(find_model(model).folder)))
+    return None if own else config.data.template
 
 
 def _new(config: SftConfig) -> int:
@@ -152,10 +170,10 @@ def _asked(config: SftConfig, model: ModelOptions, name: str, most: int) -> Kept
 def _texts(config: SftConfig, model: ModelOptions, path: str, split: str) -> Iterator[str]:
     """First questions that leave room for an answer."""
     source, data = find_model(model), config.data
-    tokenizer = open_tokenizer(source, data)
+    tokenizer = open_tokenizer(source, replace(data, template=None, template_date=None))  # the run's own
     most = min(data.max_length, source.shape.max_positions or data.max_length) - _new(config)
-    for row in open_rows(path, split, data.revision, data.limit):
-        text = _first_question(row)
+    for row in read_rows(path, split, data.revision, data.limit, Columns(COLUMNS)):
+        text = _first_question(row.content)
         if not text.strip() or len(text) > _LONGEST:
             continue
         with suppress(BadRow):
@@ -164,13 +182,9 @@ def _texts(config: SftConfig, model: ModelOptions, path: str, split: str) -> Ite
 
 
 def _first_question(row: Mapping[str, Any]) -> str:
-    """What a person asks first; empty where a row does not say."""
-    for name in ("messages", "chosen"):
-        for message in row.get(name) or ():
-            if (
-                isinstance(message, Mapping)
-                and message.get("role") == "user"
-                and isinstance(message.get("content"), str)
-            ):
-                return str(message["content"])
-    return row["prompt"] if isinstance(row.get("prompt"), str) else ""
+    """What a person asks first; empty where a row has no such text."""
+    with suppress(BadRow):
+        for message in question(row):
+            if message["role"] == "user" and isinstance(message["content"], str):
+                return message["content"]
+    return ""

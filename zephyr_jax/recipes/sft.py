@@ -22,10 +22,13 @@ def sft(config: SftConfig) -> Path:
 
 def _train(config: SftConfig) -> Path:
     run = runs.open_run(config)
-    examples = load_conversations(config.data, run.tokenizer, config.data.path, config.data.split)
-    held_out = runs.evaluation_source(config.data)
-    evaluation = held_out and runs.evaluation_split(config, load_conversations(config.data, run.tokenizer, *held_out))
-    training, evaluation = runs.align(runs.training_split(config, examples), evaluation or None)
+    if run.finished:
+        return run.folder
+    config = run.config
+    splits = runs.checked_splits(load_conversations, config.data, run.tokenizer, run.source)
+    examples, held_out = splits["training"], splits.get("evaluation")
+    evaluation = None if held_out is None else runs.evaluation_split(config, held_out)
+    training, evaluation = runs.align(runs.training_split(config, examples), evaluation)
 
     model = abstract_of(run.source.shape, config.model, run.rules)
     load = partial(load_weights, run.source, model)

@@ -7,7 +7,9 @@ are read. Where parts share a key, the last part by name wins. Never imports jax
 """
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import date
 from hashlib import blake2b
 from typing import Any
 
@@ -20,6 +22,8 @@ from zephyr_jax.storage.files import Path, names_in, open_path, patience, write_
 from zephyr_jax.storage.text import parsed
 
 MANIFEST = "manifest.json"
+DAY = "template_date"
+"""Field of a manifest: the day, YYYY-MM-DD, that the chat template prints. The identity holds its text instead."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +44,21 @@ class Identity:
         """Folder name: a hash of all fields."""
         return blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=8).hexdigest()
 
-    @property
-    def manifest(self) -> bytes:
-        """The manifest's content, to the byte."""
-        return (json.dumps(asdict(self), indent=2) + "\n").encode()
+    def manifest(self, day: str | None = None) -> bytes:
+        """The manifest's content, to the byte; `day` is the date that the chat template prints, where it prints one."""
+        fields = asdict(self) | ({DAY: day} if day else {})
+        return (json.dumps(fields, indent=2) + "\n").encode()
 
 
 class ReferenceTable:
     """The table of one identity under `root`; entries are read, and verified, at once and looked up by key.
 
-    `command` is the command line that fills it, for errors. Raises InputError for a damaged part or manifest.
+    `command` is the command line that fills it, for errors; `day` is the date that the chat template prints, if it prints
+    one. Raises InputError for a damaged part or manifest.
     """
 
-    def __init__(self, root: Path, identity: Identity, command: str = "zephyr-jax reference"):
+    def __init__(self, root: Path, identity: Identity, command: str = "zephyr-jax reference", day: str | None = None):
+        self._day = day
         self.folder = open_path(root) / identity.name
         self.identity = identity
         with patience(self.folder, "reading"):
@@ -64,13 +70,14 @@ class ReferenceTable:
         manifest = self.folder / MANIFEST
         if not manifest.exists():
             return
-        other = _difference(read_manifest(manifest), asdict(self.identity))
+        fields = read_manifest(manifest)
+        other = _difference(fields, asdict(self.identity))
         if other:
             raise InputError(
                 f"{manifest} is of another table: {other}. Folders of tables must not be renamed: move it back, or delete it "
                 f"and run `{command}` again. If only that file is damaged, delete it alone: nothing is computed anew."
             )
-        if manifest.read_bytes() != self.identity.manifest:
+        if manifest.read_bytes() != self.identity.manifest(fields.get(DAY)):
             raise InputError(
                 f"{manifest} is not as it was written. Delete that file and run `{command}` again: it is written anew, and "
                 "nothing is computed."
@@ -113,7 +120,20 @@ class ReferenceTable:
         """Write the manifest where the folder has none; nothing where there is no folder yet."""
         manifest = self.folder / MANIFEST
         if self.folder.exists() and not manifest.exists():
-            write_whole(manifest, self.identity.manifest)
+            write_whole(manifest, self.identity.manifest(self._day))
+
+
+def recorded_days(root: Path) -> list[tuple[date, str]]:
+    """(day, fingerprint of tokenizer and template) of each table whose template prints a date, the newest day first."""
+    root = open_path(root)
+    manifests = [root / name / MANIFEST for name in names_in(root)] if root.is_dir() else []
+    found = []
+    for manifest in manifests:
+        with suppress(InputError, ValueError):
+            fields = read_manifest(manifest) if manifest.exists() else {}
+            if DAY in fields:
+                found.append((date.fromisoformat(str(fields[DAY])), str(fields.get("tokenizer"))))
+    return sorted(found, reverse=True)
 
 
 def part_names(folder: Path) -> list[str]:
@@ -159,7 +179,7 @@ def why_anew(root: Path, table: ReferenceTable, pairs: int) -> str:
     nearest, here = _nearest(found, table.identity), asdict(table.identity)
     fields = "; ".join(
         f"{name} was {shown(nearest.get(name))} there, is {shown(here[name])} here"
-        for name in _differing(nearest, here)
+        for name in differing_fields(nearest, here)
     )
     return f"{fields}: all {pairs:,} pairs are computed anew"
 
@@ -170,15 +190,16 @@ def _other_manifests(root: Path, table: ReferenceTable) -> list[Path]:
 
 
 def _nearest(manifests: list[dict[str, Any]], wanted: Identity) -> dict[str, Any]:
-    return min(manifests, key=lambda have: len(_differing(have, asdict(wanted))))
+    return min(manifests, key=lambda have: len(differing_fields(have, asdict(wanted))))
 
 
 def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
-    names = _differing(there, here)
+    names = differing_fields(there, here)
     return "; ".join(f"{name} is {shown(there.get(name))} there and {shown(here[name])} here" for name in names)
 
 
-def _differing(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+def differing_fields(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Names of the fields of an identity that two tables do not share."""
     return sorted(name for name in here if there.get(name) != here[name])
 
 

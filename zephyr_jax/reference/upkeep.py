@@ -10,7 +10,7 @@ from typing import Any
 from zephyr_jax.errors import InputError
 from zephyr_jax.reference.entries import Entries, merged
 from zephyr_jax.reference.parts import PREFIX, SUFFIX, has_digest, packed, read_part
-from zephyr_jax.reference.table import MANIFEST, Identity, part_names, read_manifest
+from zephyr_jax.reference.table import DAY, MANIFEST, Identity, part_names, read_manifest
 from zephyr_jax.storage.files import Path, names_in, open_path, patience, write_whole
 
 _FULL = 2**18
@@ -81,8 +81,9 @@ def _fields(folder: Path, damage: list[str]) -> dict[str, Any]:
     manifest = folder / MANIFEST
     try:
         fields = read_manifest(manifest)
+        day = fields.pop(DAY, None)
         identity = Identity(**fields)
-        if identity.name != folder.name or manifest.read_bytes() != identity.manifest:
+        if identity.name != folder.name or manifest.read_bytes() != identity.manifest(day):
             raise TypeError("it is not as it was written")
     except InputError as error:
         damage.append(str(error))

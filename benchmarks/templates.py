@@ -1,0 +1,102 @@
+"""Which of TRL's chat templates can be trained on, and why not: `python -m benchmarks.templates`, where trl is installed.
+
+TRL is not imported and not a dependency: its templates are files of its package (or of a folder named in the command).
+Each is tried on the demo's tokenizer with the template's own markers added as special tokens. Writes docs/templates.md.
+"""
+
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+import zephyr_jax
+from zephyr_jax.data.tokenizer_files import load_tokenizer
+from zephyr_jax.data.tokens import load_chat_tokenizer
+from zephyr_jax.errors import InputError
+
+BASE = Path(zephyr_jax.__file__).parent / "demo" / "assets" / "base"
+TABLE = Path(__file__).parents[1] / "docs" / "templates.md"
+_MARKS = re.compile(
+    r"<[|｜][^<>|｜{}'\"]+[|｜]>|<\|?[a-z_]+\|>|<[a-z]+\|>"  # <|im_end|>, <turn|>
+    r"|</?[a-z]+_of_[a-z]+>|</?s>|\[/?[A-Z_]+\]"  # <end_of_turn>, </s>, [INST]
+)
+_ABOUT = """\
+# Chat templates of TRL {version}
+
+Made by `python -m benchmarks.templates`; `tests/data/test_trl_templates.py` repeats it where trl {version} is installed.
+Each template is tried on one tokenizer with its own markers as special tokens. A template is accepted for training if it
+shows where each answer starts and ends, if a special token ends the answer, and if the generation prompt begins the
+training text, in token ids, with and without a system message, at one and at two answers. A template that is refused for
+training can still be used by `generate`, `chat` and `serve`.
+"""
+
+
+def trl_templates() -> Path | None:
+    """The folder of the installed TRL's chat templates; None where TRL is not installed."""
+    found = find_spec("trl")
+    folder = Path(found.origin).parent / "chat_templates" if found and found.origin else None
+    return folder if folder and folder.is_dir() else None
+
+
+def verdict(template: Path) -> str:
+    """`accepted` with the stop tokens, or the reason of the refusal."""
+    try:
+        chat = load_chat_tokenizer(str(template), _tokenizer(template.read_text()))
+    except InputError as error:
+        return _reason(str(error), template)
+    stops = " ".join(f"`{token}`" for token in chat.template.end_tokens)
+    return f"accepted; stops at {stops}".replace("|", "\\|")
+
+
+def table(folder: Path) -> str:
+    """Markdown rows of all templates: first those for training, then the stock ones."""
+    paths = sorted(folder.glob("*.jinja"))
+    parts = []
+    for title, training in (("Training templates", True), ("Stock templates", False)):
+        names = [path for path in paths if path.stem.endswith("_training") == training]
+        verdicts = {path.stem: verdict(path) for path in names}
+        accepted = sum(each.startswith("accepted") for each in verdicts.values())
+        rows = [f"| {name} | {each} |" for name, each in verdicts.items()]
+        parts.append(
+            "\n".join(
+                [f"## {title}: {accepted} of {len(names)} accepted", "", "| template | verdict |", "|---|---|", *rows]
+            )
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def page(folder: Path, trl: str) -> str:
+    """The whole of docs/templates.md."""
+    return f"{_ABOUT.format(version=trl)}\n{table(folder)}"
+
+
+def _tokenizer(source: str) -> PreTrainedTokenizerBase:
+    tokenizer = load_tokenizer(str(BASE))
+    marks = sorted(set(_MARKS.findall(source)) - {"<s>", "</s>"})
+    tokenizer.add_special_tokens({"extra_special_tokens": marks})
+    return tokenizer
+
+
+def _reason(error: str, template: Path) -> str:
+    reason = error.replace(f"The chat template `{template}` ", "").partition(". ")[0]
+    return " ".join(reason.split())[:240].replace("|", "\\|").replace("cannot be used for training: ", "")
+
+
+def main() -> None:
+    """Write the table for the installed TRL, or for the package folder and version that are given."""
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else trl_templates()
+    if folder is None:
+        raise SystemExit("trl is not installed. Install it, or pass the folder of its chat templates and its version.")
+    try:
+        trl = sys.argv[2] if len(sys.argv) > 2 else version("trl")
+    except PackageNotFoundError:
+        trl = "of unknown version"
+    TABLE.parent.mkdir(exist_ok=True)
+    TABLE.write_text(page(folder, trl))
+
+
+if __name__ == "__main__":
+    main()
