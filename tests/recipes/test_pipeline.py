@@ -14,11 +14,11 @@ import yaml
 from tests.conftest import write_rows
 from tests.models import load, logits, random_segments, whole_rows
 from zephyr_jax.checkpoint.identity import weights_fingerprint
-from zephyr_jax.checkpoint.known import known_fingerprint, remember_fingerprint
+from zephyr_jax.checkpoint.known import known_fingerprint, remember_fingerprint, weights_state
 from zephyr_jax.checkpoint.source import find_model
 from zephyr_jax.cli import main
 from zephyr_jax.config import ModelOptions
-from zephyr_jax.data.tokens import load_tokenizer
+from zephyr_jax.data.tokenizer_files import load_tokenizer
 from zephyr_jax.demo.corpus import conversations, preferences
 from zephyr_jax.generation.engine import Engine, Piece
 
@@ -156,11 +156,12 @@ def test_weights_are_the_same_by_name_in_every_form(aligned: Path) -> None:
         find_model(ModelOptions(path=str(aligned / "dpo"))),
         find_model(ModelOptions(path=str(aligned / "hf"))),
     )
-    said = known_fingerprint(run)
+    said = known_fingerprint(run, weights_state(run))
     assert said == weights_fingerprint(load(aligned / "hf").parameters)
-    assert known_fingerprint(folder) in (None, said)
-    remember_fingerprint(folder, said)
-    assert known_fingerprint(folder) == said
+    state = weights_state(folder)
+    assert known_fingerprint(folder, state) in (None, said)
+    remember_fingerprint(folder, state, said)
+    assert known_fingerprint(folder, state) == said
 
 
 def test_the_export_is_the_run(aligned: Path) -> None:
@@ -170,7 +171,7 @@ def test_the_export_is_the_run(aligned: Path) -> None:
     tokenizer = load_tokenizer(str(aligned / "hf"))
     chat = [{"role": "user", "content": "Hi"}]
     text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    assert text == "<|system|>\n</s>\n<|user|>\nHi</s>\n<|assistant|>\n"
+    assert text == "<s><|system|>\n</s>\n<|user|>\nHi</s>\n<|assistant|>\n"
     assert "generation %" not in tokenizer.chat_template
     assert json.loads((aligned / "hf" / "generation_config.json").read_text())["eos_token_id"] == 2
 
@@ -210,7 +211,7 @@ def test_preview_needs_a_tokenizer_and_nothing_else(shared: Path, capsys: pytest
     [
         ("sft --optimizer.name rmsprop --optimizer.b1 0.5", "`rmsprop` with b1 0.5"),
         ("evaluate --data.eval_split test", "data.eval_split 'test'"),
-        ("evaluate --dpo.beta 0.5", "`dpo` settings are given without `reference`"),
+        ("evaluate --dpo.beta 0.5", "`dpo` settings are given without a reference"),
         ("preview --data.eval_path x.jsonl", "data.eval_path is 'x.jsonl'"),
     ],
 )

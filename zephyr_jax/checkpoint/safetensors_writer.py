@@ -15,7 +15,7 @@ from zephyr_jax.storage.files import Path, whole_file, write_array_bytes, write_
 type Piece = tuple[str, tuple[int, ...], Callable[[], np.ndarray]]
 """Tensor name, sizes, and the function that brings its value."""
 
-_NAMES = {"float32": "F32", "bfloat16": "BF16"}
+_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def write_safetensors(folder: Path, pieces: list[Piece], kind: np.dtype, limit: int) -> None:

@@ -6,22 +6,36 @@ from typing import Any
 import yaml
 
 from zephyr_jax.checkpoint.provenance import Record, chain
+from zephyr_jax.recipes.stages import lost_rows
 
 _STAGES = {"sft": "supervised fine-tuning on conversations (dSFT)", "dpo": "direct preference optimisation (dDPO)"}
-_USE = """\
-```python
+_LOAD = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 model = AutoModelForCausalLM.from_pretrained("{name}")
-chat = [{{"role": "user", "content": "Hello!"}}]
+"""
+_CHAT = """\
+chat = [{"role": "user", "content": "Hello!"}]
 inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+"""
+_PLAIN = """\
+inputs = tokenizer("Hello!", return_tensors="pt")
+"""
+_ANSWER = """\
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=256)[0]))
-```"""
+"""
 
 
-def model_card(name: str, record: Record, evaluation: dict[str, float]) -> str:
-    """Markdown with YAML on top; `evaluation` are the numbers of the run's last evaluation."""
+def model_card(name: str, record: Record, evaluation: dict[str, float], chats: bool = True) -> str:
+    """Markdown with YAML on top.
+
+    Args:
+        name: Folder of the export.
+        record: Its provenance.
+        evaluation: Numbers of the run's last evaluation.
+        chats: Whether the tokenizer has a chat template.
+    """
     links = chain(record)
     stages = [each for each in links if each.get("made_by") in _STAGES]
     parts = [
@@ -30,7 +44,7 @@ def model_card(name: str, record: Record, evaluation: dict[str, float]) -> str:
         _about(links[0], stages),
         *[_stage(each) for each in stages],
         *([_numbers(evaluation)] if evaluation else []),
-        f"## Use\n\n{_USE.format(name=name)}",
+        f"## Use\n\n```python\n{_LOAD.format(name=name)}{_CHAT if chats else _PLAIN}{_ANSWER}```",
         f"## Made with\n\n{_made_with(record)}",
     ]
     return "\n\n".join(parts) + "\n"
@@ -83,7 +97,20 @@ def _stage(record: Record) -> str:
     if record["made_by"] == "dpo":
         rows |= {"loss": dpo.get("loss"), "beta": dpo.get("beta"), "reference": record.get("reference")}
     lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
-    return "\n".join([f"## {record['made_by']}", "", "| setting | value |", "|---|---|", *lines])
+    return "\n".join([f"## {record['made_by']}", "", "| setting | value |", "|---|---|", *lines, *_lost_rows(record)])
+
+
+def _lost_rows(record: Record) -> list[str]:
+    """A table of skipped and truncated rows; nothing where there are none."""
+    lines = [
+        f"| {each.reason} | {each.source} | {each.what} | {each.rows:,} ({each.row_share:.1%}) | {each.token_share:.1%} |"
+        for each in lost_rows(record)
+    ]
+    return (
+        ["", "| skipped or truncated | rows of | what happened | rows | tokens |", "|---|---|---|---|---|", *lines]
+        if lines
+        else []
+    )
 
 
 def _config(record: Record, section: str) -> dict[str, Any]:
