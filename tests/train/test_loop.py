@@ -1,7 +1,9 @@
 """The loop's order, and what it does with a loss that is not finite."""
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import jax.numpy as jnp
 import numpy as np
@@ -175,7 +177,8 @@ def test_a_fresh_run_keeps_nothing_of_a_try_that_never_saved(tmp_path: Path) -> 
 def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
     """The event file holds every scalar of the JSON line."""
     reporter = Reporter(tmp_path, ReportOptions(progress=False, tensorboard=True), {}, 5, 0, True)
-    reporter.train(1, metrics(2.5))
+    reporter.add(metrics(2.5))
+    reporter.train(1)
     reporter.close()
     raw = next((tmp_path / "tensorboard").iterdir()).read_bytes()
     found, cursor = {}, 0
@@ -186,3 +189,109 @@ def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
         cursor += 12 + size + 4
     assert found["loss"] == (1, 2.5)
     assert {"padding", "tokens_per_second"} <= found.keys()
+
+
+# ---- means over an interval ----
+
+
+def weighted(loss: float, targets: float, tokens: float) -> dict[str, Mean]:
+    return {
+        "loss": Mean(np.float32(loss * targets), np.float32(targets)),
+        "grad_norm": Mean(np.float32(loss), np.float32(1)),
+        "targets": Mean(np.float32(targets), np.float32(tokens)),
+    }
+
+
+STEPS = [(3.0, 10, 100), (2.0, 30, 50), (1.0, 20, 400), (0.5, 40, 200), (0.25, 50, 10)]
+
+
+def reported(folder: Path, every: int, cut: int | None = None) -> list[dict]:
+    """Lines of a run that reports every so many steps; resumed after `cut` steps by another reporter."""
+    folder.mkdir(exist_ok=True)
+    reporter = Reporter(folder, ReportOptions(progress=False), {}, 5, 0, True)
+    for step, values in enumerate(STEPS, 1):
+        reporter.add(weighted(*values))
+        if step % every == 0 or step == len(STEPS):
+            reporter.train(step)
+        if step == cut:
+            interval = json.loads(json.dumps(reporter.interval))
+            reporter.close()
+            reporter = Reporter(folder, ReportOptions(progress=False), {}, 5, step, True, interval)
+    reporter.close()
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 5, 9])
+def test_a_line_holds_means_over_its_steps(every: int, tmp_path: Path) -> None:
+    """Sums are carried and divided once: the loss weighs by targets, and a gradient's norm by steps."""
+    lines = reported(tmp_path, every)
+    edges = [0, *[step for step in range(1, 6) if step % every == 0 or step == 5]]
+    assert [line["step"] for line in lines] == edges[1:]
+    for line, start, end in zip(lines, edges, edges[1:], strict=False):
+        part = np.array(STEPS[start:end])
+        assert line["loss"] == pytest.approx((part[:, 0] * part[:, 1]).sum() / part[:, 1].sum(), rel=1e-6)
+        assert line["grad_norm"] == pytest.approx(part[:, 0].mean(), rel=1e-6)
+        ratio = line["targets_per_second"] / line["tokens_per_second"]
+        assert ratio == pytest.approx(part[:, 1].sum() / part[:, 2].sum(), rel=1e-6)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 4])
+def test_a_resumed_run_reports_the_same_means(cut: int, tmp_path: Path) -> None:
+    whole, again = (reported(tmp_path / name, 3, at) for name, at in (("whole", None), ("again", cut)))
+    names = ("step", "loss", "grad_norm")
+    assert [[line[name] for name in names] for line in again] == [[line[name] for name in names] for line in whole]
+
+
+def test_speed_is_that_of_all_steps_of_the_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation in between takes no time of theirs, and three unequal steps count with what each had."""
+    clock = [100.0]
+    monkeypatch.setattr("zephyr_jax.train.report.time.perf_counter", lambda: clock[0])
+    reporter = Reporter(tmp_path, ReportOptions(progress=False), {}, 5, 0, True)
+    for values in STEPS[:2]:
+        clock[0] += 1
+        reporter.add(weighted(*values))
+    reporter.pause()
+    clock[0] += 50
+    reporter.evaluation(2, {"loss": 1.0})
+    clock[0] += 2
+    reporter.add(weighted(*STEPS[2]))
+    values = reporter.train(3)
+    assert values["tokens_per_second"] == pytest.approx(550 / 4) and values["targets_per_second"] == pytest.approx(15)
+    clock[0] += 1
+    reporter.add(weighted(*STEPS[3]))
+    assert reporter.train(4)["tokens_per_second"] == pytest.approx(200)
+    reporter.close()
+
+
+@pytest.mark.parametrize("every", [2, 3])
+def test_the_loop_reports_intervals(every: int, tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, [5, 4, 3, 2, 1], log_every=every)
+    recorder.run()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    found = {line["step"]: line["loss"] for line in lines if "loss" in line}
+    assert found == ({2: 4.5, 4: 2.5, 5: 1.0} if every == 2 else {3: 4.0, 5: 1.5})
+
+
+# ---- Weights & Biases ----
+
+
+def test_ids_are_unique_per_folder_and_kept_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two folders of one name have two ids; a resumed run goes on under its own, one of an earlier version under its name."""
+    asked: list[dict] = []
+
+    class Run:
+        def log(self, values: dict, step: int) -> None: ...
+        def finish(self) -> None: ...
+
+    stub = ModuleType("wandb")
+    stub.init = lambda **settings: asked.append(settings) or Run()
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    options = ReportOptions(progress=False, wandb_project="p")
+    for name, start in (("a", 0), ("b", 0), ("a", 3), ("a", 0), ("old", 3), ("old", 3)):
+        folder = tmp_path / name / "sft"
+        folder.mkdir(parents=True, exist_ok=True)
+        Reporter(folder, options, {}, 5, start, True).close()
+    ids = [settings["id"] for settings in asked]
+    assert ids[0] != ids[1] and ids[2] == ids[0] == ids[3] and ids[4:] == ["sft", "sft"]
+    assert (tmp_path / "a" / "sft" / "wandb-id.txt").read_text().strip() == ids[0]
+    assert {(settings["name"], settings["resume"]) for settings in asked} == {("sft", "allow")}

@@ -1,51 +1,55 @@
-"""Fingerprints of weights that need not be read again: a saved step says its own, a folder's is kept by its files' dates.
+"""Fingerprints of weights that need not be loaded again: a saved step holds its own, a folder's is kept by its content.
 
-What is kept here saves reading weights only where nothing else needs them; who reads them anyway takes the fingerprint anew.
+What is kept here saves loading weights only where nothing else needs them; who loads them computes the fingerprint.
 """
 
-import os
-from hashlib import blake2b
-
 from zephyr_jax.checkpoint.source import ModelSource
-from zephyr_jax.checkpoint.steps import saved_fingerprint
-from zephyr_jax.storage.cloud import client, is_remote
+from zephyr_jax.checkpoint.steps import FOLDER, saved_fingerprint
+from zephyr_jax.storage.content import content_key
 from zephyr_jax.storage.files import Path, cache_folder, names_in, patience, write_whole
 
 _ENDING = ".safetensors"
 
 
-def known_fingerprint(source: ModelSource) -> str | None:
-    """The fingerprint of a model's weights, from the step's own words or this machine's memory; None: read them."""
+def known_fingerprint(source: ModelSource, state: str) -> str | None:
+    """The fingerprint of a model's weights, from the saved step or from this machine's cache; None: load them.
+
+    Args:
+        source: The model.
+        state: Its `weights_state`.
+    """
     if source.run is not None:
         return saved_fingerprint(source.run, source.step)
-    note = cache_folder("weights") / _state_of(source.weights)
+    note = cache_folder("weights") / state
     return note.read_text().strip() if note.exists() else None
 
 
 def weights_state(source: ModelSource) -> str:
-    """A text that is another whenever a model's weights are; nothing is read for it but a saved step's own words."""
-    return saved_fingerprint(source.run, source.step) or "" if source.run else _state_of(source.weights)
+    """A text that differs whenever a model's weights differ.
 
-
-def remember_fingerprint(source: ModelSource, fingerprint: str) -> None:
-    """Keep the fingerprint of a folder's weights for as long as its files do not change."""
+    A saved step's is the fingerprint in it. The files of a folder are read and hashed, at several GB/s from memory;
+    `gs://` objects count by their generation.
+    """
     if source.run is None:
+        return _content_of(source.weights)
+    return saved_fingerprint(source.run, source.step) or content_key([source.run / FOLDER])
+
+
+def remember_fingerprint(source: ModelSource, state: str, fingerprint: str) -> None:
+    """Keep the fingerprint of a folder's weights, unless a file of it was replaced while they were loaded.
+
+    Args:
+        source: The model.
+        state: Its `weights_state` before its weights were loaded.
+        fingerprint: Of the loaded weights.
+    """
+    if source.run is None and weights_state(source) == state:
         folder = cache_folder("weights")
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / _state_of(source.weights), fingerprint + "\n")
+        write_whole(folder / state, fingerprint + "\n")
 
 
-def _state_of(folder: Path) -> str:
-    """A name that is another whenever a file of weights is."""
+def _content_of(folder: Path) -> str:
     with patience(folder, "looking at"):
         names = [name for name in names_in(folder) if name.endswith((_ENDING, ".json"))]
-        told = [f"{name} {_date(folder / name)}" for name in names]
-    where = os.fspath(folder) if is_remote(folder) else os.path.realpath(folder)
-    return blake2b("\n".join([where, *told]).encode(), digest_size=16).hexdigest()
-
-
-def _date(file: Path) -> str:
-    if is_remote(file):
-        return str(client().info(os.fspath(file))["generation"])
-    found = os.stat(file)
-    return f"{found.st_size} {found.st_mtime_ns}"
+        return content_key([folder / name for name in names])

@@ -5,10 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from zephyr_jax.checkpoint.steps import FOLDER, fingerprints, hush
+from zephyr_jax.checkpoint.identity import weights_fingerprint
+from zephyr_jax.checkpoint.steps import FOLDER, SAVED, fingerprints, hush
 from zephyr_jax.config import ScheduleOptions
 from zephyr_jax.errors import InputError
 from zephyr_jax.storage.files import Path, absolute, patience
@@ -53,11 +56,29 @@ class CheckpointManager:
         with _explained(self._folder, f"saving step {step} to"):
             self._manager.save(step, args=items, metrics=metrics, force=True)
 
+    def save_weights(
+        self, step: int, parameters: Any, progress: dict[str, Any], metrics: dict[str, float] | None
+    ) -> None:
+        """Start writing a step that holds weights only, rounded to bfloat16; a run cannot be resumed from it.
+
+        The arguments are those of `save`.
+        """
+        rounded = jax.tree.map(_bfloat16, parameters)
+        said = {**progress, SAVED: "weights", "fingerprints": {"parameters": weights_fingerprint(rounded)}}
+        items = ocp.args.Composite(parameters=ocp.args.StandardSave(rounded), progress=ocp.args.JsonSave(said))
+        with _explained(self._folder, f"saving the weights of step {step} to"):
+            self._manager.save(step, args=items, metrics=metrics, force=True)
+
     def close(self) -> None:
         """Wait until every started save is complete."""
         with _explained(self._folder, "finishing the checkpoints in"):
             self._manager.wait_until_finished()
             self._manager.close()
+
+
+@jax.jit
+def _bfloat16(leaf: jax.Array) -> jax.Array:
+    return leaf.astype(jnp.bfloat16)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from safetensors.numpy import load, save
 from zephyr_jax.batch import PairBatch, TokenBatch
 from zephyr_jax.data.loader import Batch
 from zephyr_jax.errors import InputError
-from zephyr_jax.storage.files import Path, open_path, patience, write_whole
+from zephyr_jax.storage.files import Path, check_regular, open_path, patience, write_whole
 
 _FACTS = "facts"
 _PAIRS = ("reference", "present")
@@ -28,6 +28,7 @@ def write_batch(path: Path, batch: Batch, facts: dict[str, Any]) -> None:
 def read_batch(path: str) -> tuple[Batch, dict[str, Any]]:
     """A batch and its facts. Raises InputError when the file is not there or is no such file."""
     try:
+        check_regular(path)
         with patience(path, "reading"):
             content = open_path(path).read_bytes()
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])

@@ -5,19 +5,22 @@ An example is one segment (a conversation) or two (chosen and rejected of a pair
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
+from itertools import islice
 from typing import Any
 
 import multiprocess
 import numpy as np
 from datasets import Dataset, Features, List, Value
 
-from zephyr_jax.config import DataOptions
-from zephyr_jax.data.chat import BadRow, OverLong
-from zephyr_jax.data.sources import open_rows
+from zephyr_jax.config import DataOptions, is_unset
+from zephyr_jax.data.dialogue import BadRow, OverLong
+from zephyr_jax.data.filter_stats import FilterStats, filter_stats
+from zephyr_jax.data.formats import CONVERSATIONS, PAIRS, SCORES, Format, number, recognized, unused_columns
+from zephyr_jax.data.sources import Rows, decode, open_rows
 from zephyr_jax.data.tokens import ChatTokenizer, Segment, conversation, preference
 from zephyr_jax.errors import InputError, listing
 
@@ -30,9 +33,13 @@ _FEATURES = Features(
         "targets": List(Value("uint8")),
         "lengths": List(Value("int32")),
         "keys": List(Value("string")),
+        "overlong": Value("string"),
+        "size": Value("int64"),
+        "characters": Value("int64"),
     }
 )
-_VERSION = 3
+_VERSION = 6
+_SAMPLE = 1000  # rows whose formats are named
 type Tokenise = Callable[[dict[str, Any], bool], list[Segment]]
 """(row, whether to cut it when it is over-long) -> its segments."""
 
@@ -54,6 +61,12 @@ class Examples:
     """int64 [N]: the row of the source that each comes from."""
     scores: np.ndarray | None = None
     """float64 [N, 2]: `score_chosen` and `score_rejected`, where the rows of a source of pairs carry such numbers."""
+    formats: tuple[str, ...] = ()
+    """Names of the formats of its first rows."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about the source: files that are not read, columns that are not used."""
+    stats: FilterStats = FilterStats()
+    """What was skipped and truncated, by reason, with token shares."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -90,10 +103,13 @@ class Examples:
     def summary(self, name: str) -> str:
         """A few words per reason for people: counts and the first ids of what was left out."""
         lines = [f"{name}: {len(self):,} examples, {int(self.lengths.sum()):,} tokens"]
+        lines += [f"  {note}" for note in self.notes]
         if self.cut:
             lines.append(f"  {len(self.cut):,} cut to fit ({_some(self.cut)})")
         for reason, ids in sorted(self.left_out.items(), key=lambda item: -len(item[1])):
             lines.append(f"  {len(ids):,} left out: {reason} ({_some(ids)})")
+        if self.stats.lost_tokens:
+            lines.append(f"  left out or cut off: {self.stats.lost_tokens:.1%} of all tokens")
         return "\n".join(lines)
 
 
@@ -102,36 +118,52 @@ def _some(ids: list[str], most: int = 3) -> str:
 
 
 def load_conversations(data: DataOptions, tokenizer: ChatTokenizer, path: str, split: str) -> Examples:
-    """Tokenised conversations from rows with a `messages` column. Raises InputError."""
+    """Tokenised conversations from rows in one of the formats `CONVERSATIONS`. Raises InputError."""
     rows = open_rows(path, split, data.revision, data.limit)
-    _need_columns(rows, path, ["messages"])
-    tokenise = partial(_conversation, tokenizer, data.targets, data.max_length)
-    return _tokenise(rows, tokenise, 1, data, tokenizer, f"{path}:{split}")
+    _need_columns(rows, path, "Conversations", CONVERSATIONS)
+    tokenise = partial(_conversation, tokenizer, data.targets, data.max_length, data.allow_contradictions)
+    examples = _tokenise(rows.table, tokenise, 1, data, tokenizer, f"{path}:{split}")
+    return _described(examples, rows, CONVERSATIONS)
 
 
 def load_preferences(data: DataOptions, tokenizer: ChatTokenizer, path: str, split: str) -> Examples:
-    """Tokenised pairs from rows with `chosen` and `rejected` columns. Raises InputError."""
+    """Tokenised pairs from rows in one of the formats `PAIRS`. Raises InputError."""
     rows = open_rows(path, split, data.revision, data.limit)
-    _need_columns(rows, path, ["chosen", "rejected"])
-    tokenise = partial(_preference, tokenizer, data.max_length, data.max_prompt_length)
-    examples = _tokenise(rows, tokenise, 2, data, tokenizer, f"{path}:{split}")
-    return replace(examples, scores=_scores(rows, examples.places))
+    _need_columns(rows, path, "Preferences", PAIRS)
+    tokenise = partial(_preference, tokenizer, data.max_length, data.max_prompt_length, data.allow_contradictions)
+    examples = _tokenise(rows.table, tokenise, 2, data, tokenizer, f"{path}:{split}")
+    return replace(_described(examples, rows, PAIRS), scores=_scores(rows, examples.places))
+
+
+def holds_pairs(data: DataOptions) -> bool:
+    """Whether the rows of `data.path` are preferences. Raises InputError."""
+    fields = open_rows(data.path, data.split, data.revision, data.limit).fields
+    return "chosen" in fields
+
+
+def _described(examples: Examples, rows: Rows, formats: Sequence[Format]) -> Examples:
+    """The examples with the formats of the first rows, and with notes on the source."""
+    sample = [recognized(row, formats) for row in islice(rows, _SAMPLE)]
+    found = list(dict.fromkeys(each for each in sample if each))
+    unused = unused_columns(rows.fields, found)
+    notes = (*rows.notes, f"unused columns: {listing(unused)}") if unused else rows.notes
+    return replace(examples, formats=tuple(each.name for each in found), notes=notes)
 
 
 def room_for(data: DataOptions, pairs: bool) -> DataOptions:
     """For verbs whose numbers do not depend on packing: a row length that was left at its default holds a pair, too."""
-    unset = data.row_length == DataOptions().row_length
+    unset = is_unset(data.row_length) or data.row_length == DataOptions().row_length
     return replace(data, row_length=max(data.row_length, 2 * data.max_length)) if pairs and unset else data
 
 
-def _scores(rows: Dataset, places: np.ndarray) -> np.ndarray | None:
+def _scores(rows: Rows, places: np.ndarray) -> np.ndarray | None:
     """float64 [N, 2] of the rows at `places`, NaN where a row has none; None where the source has no such numbers."""
-    names = ("score_chosen", "score_rejected")
-    kinds = [rows.features.get(name) for name in names]
-    if not all(isinstance(kind, Value) and kind.dtype.startswith(("float", "int", "uint")) for kind in kinds):
+    names = next((pair for pair in SCORES if set(pair) <= rows.fields.keys()), None)
+    if names is None:
         return None
-    table = rows.select_columns(list(names)).with_format("arrow")[:]
-    return np.stack([table.column(name).cast("float64", safe=False).to_numpy()[places] for name in names], axis=1)
+    columns = [[number(value) for value in rows.values(name)] for name in names]
+    scores = np.array(columns, np.float64).T[places]  # None becomes NaN
+    return None if np.isnan(scores).all() else scores
 
 
 def examples_of(segments: Sequence[Segment]) -> Examples:
@@ -140,6 +172,7 @@ def examples_of(segments: Sequence[Segment]) -> Examples:
         {
             "id": str(place), "problem": "", "cut": False, "tokens": segment.tokens,
             "targets": segment.targets.astype(np.uint8), "lengths": [len(segment)], "keys": [segment.key],
+            "overlong": "", "size": len(segment), "characters": 0,
         }
         for place, segment in enumerate(segments)
     ]  # fmt: skip
@@ -148,36 +181,44 @@ def examples_of(segments: Sequence[Segment]) -> Examples:
 
 
 def _conversation(
-    tokenizer: ChatTokenizer, targets: str, longest: int, row: dict[str, Any], cut: bool
+    tokenizer: ChatTokenizer, targets: str, longest: int, contradictions: bool, row: dict[str, Any], cut: bool
 ) -> list[Segment]:
-    return conversation(tokenizer, row, targets, longest, cut)
+    return conversation(tokenizer, row, targets, longest, cut, contradictions)
 
 
-def _preference(tokenizer: ChatTokenizer, longest: int, prompt: int, row: dict[str, Any], cut: bool) -> list[Segment]:
-    return preference(tokenizer, row, longest, prompt, cut)
+def _preference(
+    tokenizer: ChatTokenizer, longest: int, prompt: int, contradictions: bool, row: dict[str, Any], cut: bool
+) -> list[Segment]:
+    return preference(tokenizer, row, longest, prompt, cut, contradictions)
 
 
-def _instead(there: list[str]) -> str:
+def _instead(there: Collection[str]) -> str:
     """What to do with rows that have these columns, where that is known."""
+    if {"completion", "label"} <= set(there):
+        return " These look like rows for KTO (an answer with a label), and no command trains on these."
     if "completions" in there:
         return " These look like rated answers: `zephyr-jax prepare ultrafeedback` makes preferences of them."
     if "chosen" in there and "rejected" in there:
         return " These look like preferences: give them to `reference` and `dpo`."
-    if "messages" in there:
+    if any(set(each.columns) <= set(there) for each in CONVERSATIONS):
         return " These look like conversations: give them to `sft`."
     return " Rename or rewrite the columns that hold them."
 
 
-def _need_columns(rows: Dataset, path: str, needed: list[str]) -> None:
-    missing = [name for name in needed if name not in rows.column_names]
-    if missing:
-        raise InputError(
-            f"{path} has no column {listing(missing)}; it has {listing(rows.column_names)}. "
-            f"{'Preferences' if 'chosen' in needed else 'Conversations'} need {listing(needed)} with "
-            f"[{{role, content}}, ...] in each row.{_instead(rows.column_names)}"
-        )
-    if not len(rows):
+def _need_columns(rows: Rows, path: str, kind: str, formats: Sequence[Format]) -> None:
+    """Raise InputError for a source without rows, or one whose columns are those of no format."""
+    known = any(set(each.columns) <= rows.fields.keys() for each in formats)
+    if not rows.fields or (known and not len(rows)):
         raise InputError(f"{path} has no rows. Give a file or split with at least one.")
+    if known:
+        return
+    needed = ["messages"] if formats is CONVERSATIONS else ["chosen", "rejected"]
+    missing = [name for name in needed if name not in rows.fields]
+    others = [each.name for each in formats if each.columns != tuple(needed)]
+    raise InputError(
+        f"{path} has no column {listing(missing)}; it has {listing(rows.fields)}. {kind} need {listing(needed)} with "
+        f"[{{role, content}}, ...] in each row, or the columns {listing(others, 20)}.{_instead(rows.fields)}"
+    )
 
 
 def _tokenise(
@@ -185,6 +226,7 @@ def _tokenise(
 ) -> Examples:
     rule = (
         _VERSION, segments_each, data.targets, data.max_length, data.max_prompt_length, data.on_bad_row,
+        data.allow_contradictions,
         tokenizer.fingerprint, rows._fingerprint,
     )  # fmt: skip
     if data.workers > 1:  # a fork of a process in which JAX runs may deadlock
@@ -226,7 +268,14 @@ def _tokenise(
         for identity, was_cut in zip(kept.with_format(None)["id"], kept.with_format(None)["cut"], strict=True)
         if was_cut
     ]
-    return Examples(kept, lengths, segments_each, left_out, cut, good)
+    return Examples(kept, lengths, segments_each, left_out, cut, good, stats=_stats(table, problems))
+
+
+def _stats(table: Dataset, problems: list[str]) -> FilterStats:
+    columns = table.data
+    kept = np.array([sum(each) for each in columns.column("lengths").to_pylist()], np.int64)
+    characters, sizes = (columns.column(name).to_numpy() for name in ("characters", "size"))
+    return filter_stats(problems, columns.column("overlong").to_pylist(), characters, sizes, kept)
 
 
 def _left_out(table: Dataset, problems: list[str]) -> dict[str, list[str]]:
@@ -237,15 +286,16 @@ def _left_out(table: Dataset, problems: list[str]) -> dict[str, list[str]]:
     return left_out
 
 
-def _row(tokenise: Tokenise, may_cut: bool, row: dict[str, Any], index: int) -> dict[str, Any]:
+def _row(tokenise: Tokenise, may_cut: bool, cells: dict[str, str | None], index: int) -> dict[str, Any]:
+    row = decode(cells)
     names = [str(row[name]) for name in ("prompt_id", "id") if row.get(name) not in (None, "")]
     identity = names[0] if names else f"row {index}"
-    segments, problem, cut = [], "", False
+    segments, problem, cut, overlong, size = [], "", False, "", 0
     try:
         try:
             segments = tokenise(row, False)
-        except OverLong:
-            cut = may_cut
+        except OverLong as error:
+            cut, overlong, size = may_cut, str(error), error.tokens
             segments = tokenise(row, may_cut)
     except BadRow as error:
         problem = str(error)
@@ -257,4 +307,16 @@ def _row(tokenise: Tokenise, may_cut: bool, row: dict[str, Any], index: int) -> 
         "targets": np.concatenate([segment.targets for segment in segments] or [np.zeros(0, bool)]).astype(np.uint8),
         "lengths": [len(segment) for segment in segments],
         "keys": [segment.key for segment in segments],
+        "overlong": overlong,
+        "size": size or sum(map(len, segments)),
+        "characters": _characters(row),
     }
+
+
+def _characters(value: Any) -> int:
+    """Characters of all texts in a row, at any depth."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_characters, value.values()))
+    return sum(map(_characters, value)) if isinstance(value, list) else 0

@@ -218,7 +218,17 @@ def _data(stage: Stage) -> tuple[Markup, ...]:
     whole = "prompt and answer, " if stage.verb == "dpo" else ""
     titles = {"lengths": ("Length", f"{whole}tokens"), "scores": ("Score", "as the rows carry it")}
     drawn = [histogram(*titles[name], counts) for name, counts in stage.histograms.items() if name in titles]
-    return (charts(drawn),) if drawn else ()
+    return (*((charts(drawn),) if drawn else ()), *_lost_rows(stage))
+
+
+def _lost_rows(stage: Stage) -> tuple[Markup, ...]:
+    """Skipped and truncated rows by reason; nothing where the record has none."""
+    rows = [
+        [each.reason, each.source, each.what, f"{each.rows:,}", f"{each.row_share:.1%}", f"{each.token_share:.1%}"]
+        for each in stage.lost_rows()
+    ]
+    header = ["reason", "rows of", "what happened", "rows", "share of rows", "share of tokens"]
+    return (subheading("Skipped and truncated rows"), table(header, rows)) if rows else ()
 
 
 def _before(earlier: Sequence[Stage]) -> Section:

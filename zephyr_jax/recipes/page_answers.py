@@ -24,6 +24,8 @@ class Kept:
     """Where the prompts are from, and which stage did not answer, and why."""
     held_out: bool = True
     """Whether the prompts are none of the training rows."""
+    weights: str = ""
+    """State of the run's own weights when it answered; empty for answers that came from files."""
 
     @property
     def stages(self) -> list[str]:
@@ -66,7 +68,7 @@ def read_kept(folder: Path) -> Kept:
     try:
         content = parsed(path.read_bytes())
         prompts = tuple(_prompt(each) for each in content["prompts"])
-        return Kept(prompts, str(content["about"]), content["held_out"] is True)
+        return Kept(prompts, str(content["about"]), content["held_out"] is True, str(content.get("weights", "")))
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path} cannot be read ({error!r}). Delete it and give the answers again.") from error
 

@@ -7,15 +7,16 @@ import jax
 import numpy as np
 
 from zephyr_jax.checkpoint.identity import weights_fingerprint
-from zephyr_jax.checkpoint.source import abstract_of, find_model, load_weights
+from zephyr_jax.checkpoint.source import abstract_of, check_weights, find_model, load_weights
 from zephyr_jax.data.examples import Examples, load_preferences, room_for
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.errors import InputError, listing
 from zephyr_jax.evaluation.preferences import Group, by_length, group_of, groups_by, longer_wins
 from zephyr_jax.parallel.hosts import require_alone
 from zephyr_jax.parallel.rules import open_rules
-from zephyr_jax.recipes.evaluate import reference_sums, say_what_counts, table_identity
-from zephyr_jax.recipes.run import open_tokenizer
+from zephyr_jax.recipes.evaluate import reference_sums, resolve_evaluation, say_what_counts, table_identity
+from zephyr_jax.recipes.pair_reference import named_reference
+from zephyr_jax.recipes.run import check_positions
 from zephyr_jax.reference.compute import Scorer
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.files import check_can_be_written, open_path, write_whole
@@ -58,20 +59,22 @@ def preferences(config: PreferencesConfig) -> Opinion:
     require_alone("evaluate preferences")
     rules.check_divides("batch", config.rows, "rows")
     source = find_model(config.model)
-    tokenizer = open_tokenizer(source, config.data)
+    check_weights(source)
+    config, tokenizer = resolve_evaluation("evaluate preferences", config, source)
     data = room_for(config.data, pairs=True)
     examples = load_preferences(data, tokenizer, data.path, data.split)
-    say_what_counts(examples, data.path)
+    say_what_counts(examples, data.path, data.max_skipped_share)
+    check_positions(examples, data.path, source)
     names = _names(config, examples) if config.by else None
+    reference = named_reference(config, source, tokenizer, data, examples, rules)
     model = abstract_of(source.shape, config.model, rules)
     parameters = load_weights(source, model)
-    reference: float | np.ndarray = 0.0
-    if config.reference:
+    if reference is None and config.reference:
         identity = table_identity(config, source, tokenizer, lambda: weights_fingerprint(parameters))
         reference = reference_sums(open_path(config.reference), identity, examples)
     scorer = Scorer(model, parameters, data, rules, config.rows, config.model.logprob_chunk)
     sums, counts = _scored(scorer, examples)
-    rewards = config.dpo.beta * (sums - reference)
+    rewards = config.dpo.beta * (sums - (0.0 if reference is None else reference))
     margins = rewards[:, 0] - rewards[:, 1]
     groups = [*(groups_by(names, margins) if names else []), *groups_by(by_length(counts[:, 0]), margins)]
     always = np.ones(len(margins))
@@ -91,7 +94,9 @@ def _scored(scorer: Scorer, examples: Examples) -> tuple[np.ndarray, np.ndarray]
 
 def _names(config: PreferencesConfig, examples: Examples) -> list[str]:
     """The value of the column `by` for each pair."""
-    rows = open_rows(config.data.path, config.data.split, config.data.revision, config.data.limit)
-    if config.by not in rows.column_names:
-        raise InputError(f"{config.data.path} has no column {config.by!r}; it has {listing(rows.column_names)}.")
-    return [str(value) for value in rows.select_columns([str(config.by)])[examples.places][str(config.by)]]
+    data, by = config.data, str(config.by)
+    rows = open_rows(data.path, data.split, data.revision, data.limit, (by,))
+    if by not in rows.fields:
+        raise InputError(f"{data.path} has no column {by!r}; it has {listing(rows.fields)}.")
+    values = rows.values(by)
+    return [str(values[place]) for place in examples.places]

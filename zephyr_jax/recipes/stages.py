@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from zephyr_jax.train.report import FILE as METRICS
 from zephyr_jax.verbs.training import DpoConfig, SftConfig
 
 HISTOGRAMS = "histograms.json"
+_COUNTS = ("rows", "row_share", "token_share")
 SICK = "sick"
 """Where a run keeps the batches of sick steps."""
 PAPER_NAMES = {"sft": "dSFT", "dpo": "dDPO"}
@@ -28,6 +29,19 @@ PAPER_NAMES = {"sft": "dSFT", "dpo": "dDPO"}
 CONFIGS = {"sft": SftConfig, "dpo": DpoConfig}
 """What trains -> the type of its settings."""
 _KINDS: dict[str, type] = {"config": dict, "versions": dict, "resumed": list, "steps": int, "processes": int}
+
+
+class LostRows(NamedTuple):
+    """Rows that a run did not use, or not whole, for one reason."""
+
+    source: str
+    """`training` or `evaluation`."""
+    what: str
+    """`skipped` or `truncated`."""
+    reason: str
+    rows: int
+    row_share: float
+    token_share: float
 
 
 @dataclass(frozen=True)
@@ -66,10 +80,27 @@ class Stage:
         """Steps from its beginning to its end."""
         return int(self.record.get("steps") or 0)
 
+    def lost_rows(self) -> list[LostRows]:
+        """What was skipped and truncated of the training and the evaluation rows."""
+        return lost_rows(self.record)
+
     def evaluations(self) -> list[Line]:
         """The held-out numbers by step; `eval/` is taken off their names."""
         held_out = [{name[5:]: line[name] for name in line if name.startswith("eval/")} for line in self.lines]
         return [{"step": line["step"], **each} for line, each in zip(self.lines, held_out, strict=True) if each]
+
+
+def lost_rows(record: Record) -> list[LostRows]:
+    """What a record holds of skipped and truncated rows; nothing where it was written by an earlier version."""
+    found = []
+    for prefix, source in (("data", "training"), ("eval", "evaluation")):
+        for what in ("skipped", "truncated"):
+            reasons = record.get(f"{prefix}_{what}")
+            for reason, counts in reasons.items() if isinstance(reasons, dict) else ():
+                values = [counts.get(name) if isinstance(counts, dict) else None for name in _COUNTS]
+                rows, *shares = (value if isinstance(value, int | float) else 0 for value in values)
+                found.append(LostRows(source, what, str(reason), int(rows), *map(float, shares)))
+    return found
 
 
 def called(record: Record) -> str:

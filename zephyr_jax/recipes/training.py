@@ -10,14 +10,15 @@ import jax
 from zephyr_jax import startup
 from zephyr_jax.card import save_card, to_dict
 from zephyr_jax.checkpoint.manager import CheckpointManager
+from zephyr_jax.checkpoint.model_files import write_model_files
 from zephyr_jax.checkpoint.provenance import Record, make_record, read_record, write_record
-from zephyr_jax.checkpoint.source import AbstractModel, copy_model_files
+from zephyr_jax.checkpoint.source import AbstractModel
 from zephyr_jax.checkpoint.steps import DAMAGED, DamagedStepError, read_progress, restore_state, set_aside, steps_in
 from zephyr_jax.data.batch_file import write_batch
-from zephyr_jax.data.chat import without_markers
 from zephyr_jax.data.loader import BatchSource, Numbered, iterate
 from zephyr_jax.errors import InputError, listing
 from zephyr_jax.objective.logprob import Parameters
+from zephyr_jax.parallel.devices import describe_devices
 from zephyr_jax.parallel.hosts import all_say, wait_for_all
 from zephyr_jax.parallel.place import local_rows, place_batch
 from zephyr_jax.parallel.rules import Rules
@@ -63,15 +64,18 @@ def fit(
     if run.start:
         _check_identity(run.progress["identity"], identity, config.output)
     state = found.state or initial_state(load(), optimizer, shardings)
-    record = _record(config, run, training, identity)
+    record = _record(config, run, training, evaluation, identity)
     checkpoints = _begin(config, run, record, training)
     startup.passed("weights", run.compilations.take())
-    reporter = Reporter(run.folder, config.report, to_dict(config), total, run.start, jax.process_index() == 0)
+    first, interval = jax.process_index() == 0, run.progress.get("interval")
+    reporter = Reporter(run.folder, config.report, to_dict(config), total, run.start, first, interval)
     reporter.note(_headline(run, model, training))
+    reporter.note(_fewer_steps(config, total))
     health = Health(config.health, run.progress.get("health"), config.optimizer.learning_rate)
     data = _Data(training, run.rules, run.progress.get("data"), reporter)
     facts = {"config": to_dict(config), "identity": identity, "provenance": record}
-    keeper = _Keeper(run.folder, training, checkpoints, reporter, data, health, facts)
+    only_weights = config.schedule.save == "weights"
+    keeper = _Keeper(run.folder, training, checkpoints, reporter, data, health, facts, only_weights)
     evaluate = make_evaluation(objective, lambda: _placed(evaluation, run.rules)) if evaluation else None
     rate = learning_rate(config.optimizer, total)
     step = make_step(objective, optimizer, rate, shardings, config.health, config.optimizer.gradient_dtype)
@@ -90,7 +94,7 @@ def fit(
     finally:
         reporter.close()
         checkpoints.close()
-        if jax.process_index() == 0:
+        if first:
             leave_page(run.folder)
 
 
@@ -136,12 +140,20 @@ class _Keeper:
     health: Health
     facts: dict[str, Any]
     """What every checkpoint says of the run."""
+    weights_only: bool
+    """Whether the one checkpoint of the run holds weights only."""
 
     def save(self, step: int, state: TrainState, metrics: dict[str, float] | None) -> None:
         """Save a step with the place of its data; a checkpoint is never ahead of its metrics."""
         self.reporter.flush()
-        progress = {"data": self.data.position(step), "health": self.health.state, **self.facts}
-        self.checkpoints.save(step, state.parameters, (state.step, state.optimizer), progress, metrics)
+        progress = {
+            "data": self.data.position(step), "health": self.health.state, "interval": self.reporter.interval,
+            **self.facts,
+        }  # fmt: skip
+        if self.weights_only:
+            self.checkpoints.save_weights(step, state.parameters, progress, metrics)
+        else:
+            self.checkpoints.save(step, state.parameters, (state.step, state.optimizer), progress, metrics)
 
     def keep_batch(self, step: int, found: list[Sickness]) -> str:
         """Write the whole batch of a sick step, once for all hosts; says what it is, where, and how to look at it."""
@@ -217,17 +229,28 @@ def _begin(config: SftConfig, run: Run, record: Record, training: Split) -> Chec
     if jax.process_index() == 0:
         save_card(config, run.folder / "config.yaml")
         write_record(run.folder, record)
-        copy_model_files(run.source, run.folder, without_markers(run.tokenizer.template.source))
+        write_model_files(run.folder, run.model_files)
         leave_histograms(run.folder, training.examples)
         leave_page(run.folder)  # of a run that was killed this is the first one
     return CheckpointManager(run.folder, config.schedule)
 
 
-def _record(config: SftConfig, run: Run, training: Split, identity: dict[str, Any]) -> Record:
+def _record(config: SftConfig, run: Run, training: Split, evaluation: Split | None, identity: dict[str, Any]) -> Record:
     """The provenance of what this run makes; one that is resumed keeps its first record and adds where it went on."""
     verb = "dpo" if isinstance(config, DpoConfig) else "sft"
     data = f"{len(training.examples):,} examples, content {identity['data']}"
-    facts = {"output": config.output, "config": to_dict(config), "steps": len(training.plan.steps), "data": data}
+    facts: dict[str, Any] = {
+        "output": config.output,
+        "config": to_dict(config),
+        "steps": len(training.plan.steps),
+        "data": data,
+    }
+    template = run.tokenizer.template
+    facts["template"] = {"name": template.name, "source": template.short_hash} | (
+        {"date": template.day.isoformat()} if template.day else {}
+    )
+    for name, split in {"data": training, "eval": evaluation}.items():
+        facts |= {f"{name}_{kind}": found for kind, found in split.examples.stats.record().items()} if split else {}
     if "reference" in identity:
         facts["reference"] = f"weights {identity['reference']['weights']}"
     record = make_record(verb, run.source.record, **facts)
@@ -257,12 +280,25 @@ def _check_identity(saved: dict[str, Any], now: dict[str, Any], output: str) -> 
         )
 
 
+def _fewer_steps(config: SftConfig, total: int) -> str:
+    """A line where the data end before `schedule.max_steps`; empty otherwise."""
+    schedule = config.schedule
+    if schedule.max_steps is None or total >= schedule.max_steps:
+        return ""
+    epochs = f"{schedule.epochs} epoch{'' if schedule.epochs == 1 else 's'}"
+    return (
+        f"schedule.max_steps is {schedule.max_steps:,}, and {epochs} of the data give {total:,} steps: the run and its learning "
+        f"rate schedule end at step {total:,}. For more steps raise schedule.epochs."
+    )
+
+
 def _headline(run: Run, model: AbstractModel, training: Split) -> str:
     plan, mesh = training.plan, dict(run.rules.mesh.shape)
     sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
+    devices = describe_devices(list(run.rules.mesh.devices.flat))
     where = f"resuming at step {run.start}" if run.start else "starting"
     return (
         f"{training.examples.summary('training')}\n"
-        f"{model.shape.parameters:,} parameters on {sizes}; {len(plan.steps):,} steps of up to "
+        f"{model.shape.parameters:,} parameters on {devices} as {sizes}; {len(plan.steps):,} steps of up to "
         f"{plan.microbatches} x {plan.microbatch_rows} rows of {plan.row_length} tokens; {where} in {run.folder}"
     )

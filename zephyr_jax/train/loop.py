@@ -97,6 +97,11 @@ class Loop:
         return batch
 
     def _leave(self, done: int, state: TrainState, new: bool) -> NoReturn:
+        if self.schedule.save == "weights":
+            raise Stopped(
+                f"Stopped at step {done} of {self.total}, as asked. Nothing is saved before the end with schedule.save "
+                "`weights`: the same command starts over. With `state` a run can be resumed."
+            )
         if new:
             self.save(done, state, None)
         what = (
@@ -107,7 +112,7 @@ class Loop:
     def _due(self, done: int, start: int) -> tuple[bool, bool]:
         last = done == self.total
         evaluation = last or self._falls(self.schedule.evaluate_every, done)
-        save = last or self._falls(self.schedule.save_every, done)
+        save = last or (self.schedule.save == "state" and self._falls(self.schedule.save_every, done))
         fresh = done > start  # a resumed run has evaluated and saved its first state already
         return self.evaluate is not None and evaluation and (fresh or done == 0), save and fresh
 
@@ -118,6 +123,7 @@ class Loop:
     def _measure(self, done: int, state: TrainState) -> dict[str, float] | None:
         if self.evaluate is None:
             return None
+        self.reporter.pause()
         values = self.evaluate(state.parameters)
         self.reporter.evaluation(done, values)
         return values
@@ -127,8 +133,9 @@ class Loop:
             return
         step, (metrics, signs) = pending.step, jax.device_get((pending.metrics, pending.signs))
         found = self.health.examine(step, metrics, signs, pending.most)
+        self.reporter.add(metrics)
         if step % self.schedule.log_every == 0 or step == self.total or found:
-            self.reporter.train(step, metrics)
+            self.reporter.train(step)
         if not found:
             return
         words = self.keep_batch(step, found)
@@ -141,6 +148,11 @@ class Loop:
     def _halt(self, step: int, state: TrainState, start: int, words: str) -> NoReturn:
         """`state` is the one from before `step`: neither that one nor the next has changed it."""
         before = step - 1
+        if self.schedule.save == "weights":
+            raise TrainingError(
+                f"{words} Nothing is saved before the end with schedule.save `weights`: the same command starts over, and "
+                "`--health.KIND skip` leaves such an update out."
+            )
         if before > start and not self._falls(self.schedule.save_every, before):
             self.save(before, state, None)
         raise TrainingError(

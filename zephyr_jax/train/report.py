@@ -11,7 +11,9 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
+from uuid import uuid4
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
@@ -23,6 +25,8 @@ from zephyr_jax.storage.files import Path, is_remote, open_path, write_whole
 
 FILE = "metrics.jsonl"
 EXAMPLES = "examples.jsonl"
+WANDB_ID = "wandb-id.txt"
+"""In a run's folder: the id of its run at Weights & Biases."""
 _MINUTE = 60
 _SHOWN = ("loss", "rewards/margins", "rewards/accuracies", "tokens_per_second", "targets_per_second", "padding")
 
@@ -138,9 +142,9 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run in a W&B project; resumed under the same id when the output folder is."""
+    """A run in a W&B project. Its id is kept in the run's folder, and a resumed run goes on under it."""
 
-    def __init__(self, project: str, run: Path, config: dict[str, Any]):
+    def __init__(self, project: str, run: Path, config: dict[str, Any], resumes: bool):
         try:
             import wandb
         except ImportError as error:
@@ -148,7 +152,9 @@ class WeightsAndBiases:
                 "report.wandb_project is set, but the package `wandb` is not installed. Install the extra: "
                 "pip install 'zephyr-jax[wandb]', or unset it."
             ) from error
-        self._run = wandb.init(project=project, name=run.name, id=run.name, resume="allow", config=config)
+        self._run = wandb.init(
+            project=project, name=run.name, id=_wandb_id(run, resumes), resume="allow", config=config
+        )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log the values."""
@@ -162,10 +168,37 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-class Reporter:
-    """Turns each step's Means into numbers, adds speed, and hands them to every sink and to the screen."""
+def _wandb_id(run: Path, resumes: bool) -> str:
+    """The id in the run's folder; made where there is none. Runs resumed from earlier versions have their name as id."""
+    file = run / WANDB_ID
+    if not file.exists():
+        write_whole(file, (run.name if resumes else uuid4().hex[:16]) + "\n")
+    return file.read_text().strip()
 
-    def __init__(self, run: Path, options: ReportOptions, config: dict[str, Any], total: int, start: int, writes: bool):
+
+class Reporter:
+    """Turns the Means of steps into numbers, adds speed, and hands them to every sink and to the screen.
+
+    Args:
+        run: Folder of the run.
+        options: Which sinks there are.
+        config: All settings, for W&B.
+        total: Steps of the run.
+        start: Step that it resumes from.
+        writes: Whether this process reports.
+        interval: `interval` of the reporter that stood at `start`.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        options: ReportOptions,
+        config: dict[str, Any],
+        total: int,
+        start: int,
+        writes: bool,
+        interval: dict[str, Any] | None = None,
+    ):
         run = open_path(run)
         lines = CloudJsonLines if is_remote(run) else JsonLines
         # A run that starts afresh evaluates step 0 again, so nothing of an earlier try may stay.
@@ -173,7 +206,7 @@ class Reporter:
         if writes and options.tensorboard:
             self._sinks.append(TensorBoard(run / "tensorboard"))
         if writes and options.wandb_project:
-            self._sinks.append(WeightsAndBiases(options.wandb_project, run, config))
+            self._sinks.append(WeightsAndBiases(options.wandb_project, run, config, start > 0))
         self._examples = lines(run / EXAMPLES, start) if writes and options.examples else None
         self._console = Console(stderr=True, quiet=not writes)
         self._progress = Progress(
@@ -183,20 +216,49 @@ class Reporter:
         )  # fmt: skip
         self._task = self._progress.add_task(run.name, total=total, completed=start, shown="")
         self._progress.start()
-        self._total, self._seen, self._clock = total, start, time.perf_counter()
+        begun = interval or {"steps": 0, "seconds": 0.0, "sums": {}}
+        self._sums = {name: Mean(*pair) for name, pair in begun["sums"].items()}
+        self._total, self._steps, self._seconds = total, int(begun["steps"]), float(begun["seconds"])
+        self._clock: float | None = time.perf_counter()
 
-    def train(self, step: int, metrics: Mapping[str, Mean]) -> dict[str, float]:
-        """Report the metrics of a finished step (numbers are waited for here). Returns name -> value."""
-        values = {name: float(mean.value) for name, mean in metrics.items() if name != "targets"}
-        now = time.perf_counter()
-        steps, seconds = step - self._seen, now - self._clock
-        targets = metrics["targets"]
-        values["tokens_per_second"] = float(targets.weight) * steps / seconds
-        values["targets_per_second"] = float(targets.sum) * steps / seconds
-        self._seen, self._clock = step, now
+    def add(self, metrics: Mapping[str, Mean]) -> None:
+        """Take the metrics of one finished step into those of the next line; a mean over steps is divided once."""
+        if not self._steps:
+            self._sums = dict(metrics)
+        else:  # float64: the tokens of many steps are more than float32 counts
+            pairs = {name: (self._sums[name], mean) for name, mean in metrics.items()}
+            self._sums = {
+                name: Mean(np.float64(old.sum) + np.float64(new.sum), np.float64(old.weight) + np.float64(new.weight))
+                for name, (old, new) in pairs.items()
+            }
+        self._steps += 1
+
+    @property
+    def interval(self) -> dict[str, Any]:
+        """What was added since the last line, as JSON, so that a resumed run writes the same next line; may be empty."""
+        if not self._steps:
+            return {}
+        sums = {name: [float(mean.sum), float(mean.weight)] for name, mean in self._sums.items()}
+        return {"steps": self._steps, "seconds": self._seconds + self._running(), "sums": sums}
+
+    def train(self, step: int) -> dict[str, float]:
+        """Report the means over all that was added since the last line, at `step`. Returns name -> value."""
+        values = {name: float(mean.value) for name, mean in self._sums.items() if name != "targets"}
+        seconds = self._seconds + self._running()
+        targets = self._sums["targets"]
+        values["tokens_per_second"] = float(targets.weight) / seconds
+        values["targets_per_second"] = float(targets.sum) / seconds
         self._write(step, values)
-        self._show(step, values, seconds / max(steps, 1))
+        self._show(step, values, seconds / self._steps)
+        self._steps, self._seconds, self._clock = 0, 0.0, time.perf_counter()
         return values
+
+    def pause(self) -> None:
+        """Stop the clock of the speed; the next evaluation that is reported starts it."""
+        self._seconds, self._clock = self._seconds + self._running(), None
+
+    def _running(self) -> float:
+        return 0.0 if self._clock is None else time.perf_counter() - self._clock
 
     def drawn(self, step: int, ids: Callable[[], list[str]]) -> None:
         """Tell which examples a step is about to see, where that is asked for."""
@@ -218,7 +280,8 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """A line for people."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        if text:
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Flush every sink and end the progress bar."""
