@@ -1,7 +1,9 @@
 """THE table from logical axes, which the model names, to mesh axes; nothing else decides where an array lives."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jax
@@ -11,7 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from zephyr_jax.config import MeshOptions
 from zephyr_jax.errors import InputError
-from zephyr_jax.parallel.hosts import join_hosts
+from zephyr_jax.parallel.devices import describe_devices, start_devices
+from zephyr_jax.parallel.hosts import join_hosts, require_joined
 from zephyr_jax.parallel.mesh import emulate_devices, make_mesh
 from zephyr_jax.parallel.programs import keep_programs
 
@@ -31,6 +34,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "norm": None,
     "head_dim": None,
     "embed": "fsdp",
+    "embed_of_undivided_vocab": ("fsdp", "tensor"),
     "vocab": "tensor",
     "heads": "tensor",
     "kv_heads": "tensor",
@@ -67,6 +71,24 @@ class Rules:
             function, mesh=self.mesh, in_specs=specs, out_specs=self.sharding(*output).spec, check_vma=False
         )
 
+    def weight_axes(self, axes: tuple[str | None, ...], sizes: tuple[int, ...]) -> Axes:
+        """Logical axes along which a weight of these sizes is stored.
+
+        They are its own, unless it has a vocabulary that the mesh does not divide. Stored arrays must divide evenly, so such
+        a weight keeps its vocabulary whole and splits its `embed` dimension over the mesh axes of both, where that divides.
+        Programs still compute with the vocabulary split: the compiler pads it to the next multiple and masks the padding
+        (`constrain` takes uneven sizes), so no array outside of a program holds a padded row.
+
+        Args:
+            axes: logical axes of the weight, one a dimension.
+            sizes: its sizes, as many.
+        """
+        if "vocab" not in axes or sizes[axes.index("vocab")] % self.parts("vocab") == 0:
+            return axes
+        spread = sizes[axes.index("embed")] % self.parts("embed_of_undivided_vocab") == 0
+        stored = {"vocab": None, "embed": "embed_of_undivided_vocab" if spread else "embed"}
+        return tuple(stored.get(axis, axis) if axis else axis for axis in axes)
+
     def parts(self, axis: str) -> int:
         """Number of parts that a logical axis is split into."""
         mesh_axes = RULES[axis] or ()
@@ -88,24 +110,39 @@ class Rules:
 
 
 def open_rules(options: MeshOptions) -> Rules:
-    """Emulate devices where asked, join the other hosts, and apply the table to the mesh over all. Raises InputError."""
+    """Emulate devices where asked, join the other hosts, start the devices, and apply the table to the mesh over all.
+
+    Process 0 prints platform, device kind and count. Raises InputError.
+    """
     emulate_devices(options.emulated_devices)
     keep_programs()
     join_hosts()
-    return Rules(make_mesh(options))
+    devices = start_devices()
+    require_joined(devices)
+    if jax.process_index() == 0:
+        _announce(describe_devices(devices))
+    return Rules(make_mesh(options, devices))
+
+
+@cache
+def _announce(devices: str) -> None:
+    """Print the devices; a command that lays out several meshes over them prints them once."""
+    print(f"devices: {devices}", file=sys.stderr, flush=True)
 
 
 def parameter_shardings(parameters: nnx.State, rules: Rules) -> Any:
     """Pure dict of shardings for the abstract parameters of a model (leaves carry their `axes`).
 
-    Raises InputError when a dimension does not divide into its mesh axis, naming tensor, axis and number.
+    Raises InputError when a dimension other than the vocabulary does not divide into its mesh axis, naming tensor, axis and
+    number.
     """
 
     def one(path: tuple[Any, ...], variable: nnx.Variable) -> NamedSharding:
-        axes = variable.get_metadata("axes")
+        axes = rules.weight_axes(variable.get_metadata("axes"), variable.shape)
         name = ".".join(str(getattr(key, "key", key)) for key in path)
         for axis, number in zip(axes, variable.shape, strict=True):
-            rules.check_divides(axis, number, f"The `{axis}` size of weight {name}")
+            if axis is not None:
+                rules.check_divides(axis, number, f"The `{axis}` size of weight {name}")
         return rules.sharding(*axes)
 
     return nnx.to_pure_dict(
