@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from zephyr_jax.cli import main
+from zephyr_jax.errors import InputError
 from zephyr_jax.evaluation.alpaca_eval import read_list, row_of, row_with_length_control
+from zephyr_jax.evaluation.table import measured
 from zephyr_jax.storage.files import open_path
 
 PUBLISHED = {
@@ -46,6 +48,45 @@ def test_weighted_preferences_and_what_is_none() -> None:
     assert row.win_rate == pytest.approx(100 * (0.25 + 0.75 + 0.5 + 0.5 + 1) / 5)
     assert row.discrete_win_rate == pytest.approx(100 * (0 + 1 + 0.5 + 0.5 + 1) / 5)
     assert (row.n_wins, row.n_wins_base, row.n_draws, row.avg_length) == (2, 1, 2, 10)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "annotator", "version"),
+    [
+        ("gpt4_1106_preview", "alpaca_eval_gpt4_turbo_fn", 2),
+        ("gpt4_1106_preview", "weighted_alpaca_eval_gpt4_turbo", 2),
+        ("gpt4_1106_preview", "alpaca_eval_llama3_70b_fn", 2),
+        ("gpt4_1106_preview", None, 2),
+        ("text_davinci_003", "alpaca_eval_gpt4", 1),
+        ("text_davinci_003", "weighted_alpaca_eval_gpt4_turbo", 1),
+        ("text_davinci_003", "claude", 1),
+        ("mine", "alpaca_eval_gpt4", None),
+        (None, "alpaca_eval_gpt4", None),
+    ],
+)
+def test_the_baseline_decides_the_version(
+    baseline: str | None, annotator: str | None, version: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever judged; only version 1 enters the column of the paper's numbers. What holds no preference is counted."""
+    rows = [
+        {"preference": value, "generator_1": baseline, "annotator": annotator} for value in (1, 2, 2, None, 7, math.nan)
+    ]
+    (tmp_path / "own.json").write_text(json.dumps(rows))
+    main(["evaluate", "alpaca-eval", "--replay", str(tmp_path / "own.json"), "--output", str(tmp_path / "out")])
+    assert "3 of 6 annotations hold no preference and count nowhere" in capsys.readouterr().err
+    row = json.loads((tmp_path / "out/own.row.json").read_text())
+    assert (row["version"], row["baseline"], row["n_total"], row["n_dropped"]) == (version, baseline, 3, 3)
+    if version == 1:
+        assert [each.alpaca_eval for each in measured([str(tmp_path / "out")])] == [pytest.approx(200 / 3)]
+    else:
+        with pytest.raises(InputError, match="no scores"):
+            measured([str(tmp_path / "out")])
+        assert "own.row.json is left out of the AlpacaEval column" in capsys.readouterr().err
+
+
+def test_mixed_baselines_have_no_version() -> None:
+    names = ("text_davinci_003", "gpt4_1106_preview")
+    assert row_of([{"preference": 2, "generator_1": name} for name in names]).version is None
 
 
 def test_real_annotations_make_rows(shared: Path) -> None:
@@ -139,3 +180,9 @@ def test_length_control_is_told_only_where_it_is_defined() -> None:
 def test_files_on_cloud_storage_are_read() -> None:
     open_path("gs://bucket/a.json").write_text('[{"preference": 2}]')
     assert row_of(read_list("gs://bucket/a.json", "x")).win_rate == 100
+
+
+def test_a_published_file_of_another_annotator(shared: Path) -> None:
+    """Its annotator's name begins as version 1's does; its baseline is version 2's."""
+    row = row_of(read_list(shared / "cases/serving/ae_version_prefix.json", "annotations"))
+    assert (row.version, row.baseline) == (2, "gpt4_1106_preview")

@@ -1,7 +1,6 @@
 """MT-Bench: judgments are read as FastChat reads them, files are its files, scores are its means."""
 
 import json
-import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import flip_last_byte
 from tests.generation.endpoints import judge_at
 from zephyr_jax.cli import main
 from zephyr_jax.errors import InputError
@@ -26,7 +26,8 @@ from zephyr_jax.evaluation.mt_bench import (
 JUDGMENTS = {
     "Good. Rating: [[7]]": 7, "[[8.5]]": 8.5, "[[10]]": 10, "Rating: [[ 7 ]]": UNRATED, "rating [6]": 6, "[6.5] of 10": 6.5,
     "7/10": UNRATED, "": UNRATED, "[[seven]]": UNRATED, "[[7]] or rather [[3]]": 7, "[1] first, [[9]] in all": 9,
-    "[[7.]]": 7, "Rating: 7": UNRATED, "[[7": UNRATED, "[7]]": 7, "[[0]]": 0, "[[-3]]": UNRATED, "**[[5]]**": 5,
+    "[[7.]]": 7, "Rating: 7": UNRATED, "[[7": UNRATED, "[7]]": 7, "[[0]]": UNRATED, "[[85]]": UNRATED,
+    "[[-3]]": UNRATED, "**[[5]]**": 5,
     "[[4]]\n\nExplanation: ...": 4, "[[７]]": 7, "[[1e1]]": UNRATED, "[[3,5]]": UNRATED, "note [2] says 8": 2,
 }  # fmt: skip
 
@@ -290,7 +291,7 @@ def test_another_model_or_other_questions_are_other_work(
     main([*words, "--limit", "1"])
     main(words)
     assert "To have them rated, name a --judge" in capsys.readouterr().out
-    os.utime(model / "model.safetensors")
+    flip_last_byte(model / "model.safetensors")
     with pytest.raises(SystemExit):
         main(words)
     assert "belongs to other work: weights was" in capsys.readouterr().err
@@ -318,3 +319,108 @@ def test_a_bench_without_a_part_is_refused(tmp_path: Path, missing: str) -> None
     (bench / missing).unlink()
     with pytest.raises(InputError, match=f"has no {Path(missing).name}"):
         open_bench(str(bench))
+
+
+def answer_line(number: int, model: str = "their-model", turns: Any = ("one", "two")) -> dict[str, Any]:
+    """A line of a published answer file."""
+    choice = {"index": 0, "turns": list(turns)}
+    return {"question_id": number, "answer_id": "x", "model_id": model, "choices": [choice], "tstamp": 1.0}
+
+
+def judge_published(folder: Path, rows: list[Any], *words: str) -> list[dict[str, Any]]:
+    """`evaluate mt-bench --answers`; what the judge was asked."""
+    bench = write_bench(folder / "bench")
+    (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with judge_at(rate) as (judge, asked):
+        command = f"evaluate mt-bench --answers {folder}/answers.jsonl --judge {judge} --questions {bench} --output {folder}/out"
+        main([*command.split(), *words])
+    return asked
+
+
+def test_published_answers_are_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the judge that one's own answers get, under the file's name of the model; foreign questions are passed over."""
+    rows = [answer_line(number, turns=(f"a{number}", "b", "c")) for number in (1, 2, 3, 99)]
+    asked = judge_published(tmp_path, rows)
+    assert len(asked) == 6
+    assert sum("a1" in body["messages"][-1]["content"] for body in asked) == 2
+    assert "| **overall** | **3.40**" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out/their-model.json").read_text())["model"] == "their-model"
+    judgments = lines(tmp_path / "out/model_judgment/wise_single.jsonl")
+    assert {row["model"] for row in judgments} == {"their-model"}
+
+
+def test_one_of_several_published_models_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [answer_line(number, model) for model in ("a", "b") for number in (1, 2, 3)]
+    with pytest.raises(SystemExit):
+        judge_published(tmp_path, rows)
+    assert "has answers of a, b" in capsys.readouterr().err
+    assert len(judge_published(tmp_path, rows, "--name", "b", "--limit", "1")) == 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([answer_line(1), answer_line(2)], "does not answer each turn of question 3"),
+        ([answer_line(1), answer_line(2), answer_line(3, turns=("one",))], "does not answer each turn of question 3"),
+        ([{"question_id": 1}], "expected question_id"), ([answer_line(1) | {"choices": []}], "expected question_id"),
+        ([answer_line(1, turns=(1, 2))], "expected question_id"), ([answer_line(1) | {"model_id": None}], "expected question_id"),
+        ([answer_line(1) | {"question_id": True}], "expected question_id"), (["x"], "a list of objects"),
+    ],
+)  # fmt: skip
+def test_published_answers_in_another_form_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[Any], words: str
+) -> None:
+    with pytest.raises(SystemExit):
+        judge_published(tmp_path, rows)
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", ["--model x", "--replay y", "--seed 3", "--max_new_tokens 5", "--template zephyr"])
+def test_settings_without_effect_on_published_answers_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: str
+) -> None:
+    with pytest.raises(SystemExit):
+        judge_published(tmp_path, [answer_line(1)], *more.split())
+    assert capsys.readouterr().err
+
+
+def test_a_question_may_require_a_temperature(tmp_path: Path) -> None:
+    """FastChat's `required_temperature` comes before the category's; one out of bounds is refused."""
+    bench = write_bench(tmp_path / "bench")
+    file = bench / "mt_bench/question.jsonl"
+    rows = lines(file)
+    for row, required in zip(rows, (0.0, 1.5, None), strict=True):
+        file_row = {} if required is None else {"required_temperature": required}
+        row |= file_row
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [temperature_of(question) for question in open_bench(str(bench)).questions] == [0.0, 1.5, 0.0]
+    for wrong in (-1, "hot", 1e9, True):
+        file.write_text(json.dumps(rows[0] | {"required_temperature": wrong}) + "\n")
+        with pytest.raises(InputError, match="temperature is"):
+            open_bench(str(bench))
+
+
+@pytest.mark.parametrize("other", ["--template fastchat-zephyr", "--max_new_tokens 3", "--seed 1"])
+def test_settings_change_the_answers(tiny_model: Path, tmp_path: Path, other: str) -> None:
+    """Law: with any one setting changed, the same weights answer the same questions in another way."""
+    words = (
+        f"evaluate mt-bench --model {tiny_model} --questions {write_bench(tmp_path / 'bench')} --limit 1 --name tiny "
+        "--template zephyr --max_new_tokens 6 --model.compute_dtype float32 --output"
+    ).split()
+    answers = []
+    for number, more in enumerate(("", other)):
+        main([*words, f"{tmp_path}/{number}", *more.split()])
+        answers.append(lines(tmp_path / f"{number}/model_answer/tiny.jsonl")[0]["choices"][0]["turns"])
+    assert answers[0] != answers[1]
+
+
+def test_judge_tokens_reach_the_judge(tmp_path: Path) -> None:
+    """Law: `judge_tokens` bounds a judgment, `max_new_tokens` an answer, in the requests."""
+    bench = write_bench(tmp_path / "bench")
+    with judge_at(lambda body, _: (200, "Yes.")) as (model, requests), judge_at(rate) as (judge, asked):
+        main(
+            f"evaluate mt-bench --model {model} --judge {judge} --questions {bench} --output {tmp_path}/out --limit 1 "
+            "--judge_tokens 99 --max_new_tokens 7".split()
+        )
+    assert {body["max_tokens"] for body in requests} == {7}
+    assert {body["max_tokens"] for body in asked} == {99}

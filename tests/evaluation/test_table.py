@@ -29,7 +29,7 @@ def test_measured_rows_join_them(tmp_path: Path, capsys: pytest.CaptureFixture[s
             "ours.json",
             {"model": "ours", "overall": 6.5, "error": 0.25, "parameters": 7241732096, "by_category": {}},
         ),
-        (alpaca, "ours.row.json", {"win_rate": 80.0, "standard_error": 1.5, "discrete_win_rate": 80.0}),
+        (alpaca, "ours.row.json", {"win_rate": 80.0, "standard_error": 1.5, "discrete_win_rate": 80.0, "version": 1}),
         (alpaca, "ours.json", [{"output": "x"}]),
     ):
         folder.mkdir(exist_ok=True)

@@ -17,15 +17,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import write_rows
+from tests.conftest import flip_last_byte, write_rows
 from tests.feedback.conftest import judgment, lines
 from tests.feedback.servers import bad_connection, our_server
 from tests.generation.endpoints import Answer, judge_at
 from zephyr_jax.cli import main
 from zephyr_jax.config import DataOptions
-from zephyr_jax.data.chat import load_template
 from zephyr_jax.data.examples import load_conversations
-from zephyr_jax.data.tokens import ChatTokenizer, load_tokenizer
+from zephyr_jax.data.template_loader import load_template
+from zephyr_jax.data.tokenizer_files import load_tokenizer
+from zephyr_jax.data.tokens import ChatTokenizer
 
 QUICK = "--endpoint.pause 0.01 --endpoint.timeout 20"
 OWN = "--compute_dtype float32 --template zephyr --rows 8 --context 512"
@@ -400,7 +401,7 @@ def mistakes(tmp: Path) -> dict[str, tuple[str, str]]:
         "no judge": (f"{rate} {rows}", "`judge` is not set"),
         "no such file": (f"{answers} {tmp}/none.jsonl --models a", "is no file or folder here"),
         "another column": (f"{answers} {texts} --models a", "has the columns text; prompts are read from"),
-        "an empty prompt": (f"{talk} {hollow} --assistant a", "row 1 has the prompt ' '"),
+        "an empty prompt": (f"{talk} {hollow} --assistant a", "line 2 has the prompt ' '"),
         "one id for two": (f"{talk} {twins} --assistant a", "two prompts with the prompt_id '1'"),
         "rows to rate without answers": (f"{rate} {rows} --judge a", "has no column instruction and no completions"),
         "only empty answers": (f"{rate} {silent} --judge {nobody}", "None of the rows can be used (1 x answer 1 has no text)"),
@@ -448,7 +449,7 @@ def test_other_weights_under_the_same_path_are_other_work(
         model,
     ]
     run(*words, "--temperature 1")
-    os.utime(model / "model.safetensors")
+    flip_last_byte(model / "model.safetensors")
     with pytest.raises(SystemExit):
         run(*words)
     assert "belongs to other work: weights was" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from zephyr_jax.data.chat import check_messages
+from zephyr_jax.data.dialogue import check_messages
 from zephyr_jax.feedback.dialogue import LEAVES, Manner, estimate_play, play
 from zephyr_jax.feedback.seeds import Seed
 from zephyr_jax.feedback.voice import Voice

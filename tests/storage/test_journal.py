@@ -1,6 +1,10 @@
 """Journals: what was written down is there after a kill, and work is never mixed up."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,3 +82,75 @@ def test_a_journal_in_the_cloud(bucket: Gcs, monkeypatch: pytest.MonkeyPatch) ->
     assert second.lines == [{"index": 0}]
     second.add({"index": 1})
     assert Journal("gs://bucket/work.part", HEADER).lines == [{"index": 0}, {"index": 1}]
+
+
+DAMAGE = {
+    "a flipped bit": (lambda line: line.replace(b"{", b"\xfb", 1), "byte 1 of it is not UTF-8"),
+    "half a line": (lambda line: line[: len(line) // 2], "it is not JSON"),
+    "zeros": (lambda line: b"\0" * len(line), "it is not JSON"),
+    "an empty line": (lambda _: b"", "it is not JSON"),
+    "no object": (lambda _: b"[1]", "expected an object"),
+    "deep": (lambda _: b"[" * 100_000, "it is not JSON"),
+    "a field too few": (lambda line: line.replace(b"index", b"place"), "no index"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_in_the_middle_is_refused_by_line_and_mended_by_its_command(tmp_path: Path, name: str) -> None:
+    """The lines after it are paid for: none of them is dropped, and the file stays as it is."""
+
+    def problem(line: dict[str, Any]) -> str:
+        return "" if "index" in line else "no index"
+
+    path = tmp_path / "wo rk.part"
+    work = Journal(path, HEADER, problem)
+    for index in range(4):
+        work.add({"index": index})
+    change, words = DAMAGE[name]
+    lines = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([*lines[:2], change(lines[2]), *lines[3:]]))
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="wo rk.part, line 3, is damaged: ") as found:
+        Journal(path, HEADER, problem)
+    assert words in str(found.value)
+    assert path.read_bytes() == before
+    subprocess.run(re.findall("`(.*)`", str(found.value))[0], shell=True, check=True)
+    assert Journal(path, HEADER, problem).lines == [{"index": 0}, {"index": 2}, {"index": 3}]
+
+
+@pytest.mark.parametrize("first", [b"{\n", b"\xff\n", b"[]\n"])
+def test_a_damaged_header_loses_no_line(tmp_path: Path, first: bytes) -> None:
+    path = tmp_path / "work.part"
+    path.write_bytes(first + b'{"index": 0}\n')
+    with pytest.raises(InputError, match="line 1, is damaged: .*restore the line, or move the file away"):
+        Journal(path, HEADER)
+    assert path.read_bytes() == first + b'{"index": 0}\n'
+
+
+HOLD = """
+import sys
+from zephyr_jax.storage.journal import Journal
+work = Journal(sys.argv[1], {"seed": 1, "model": {"path": "m"}})
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("end", ["killed", "done"])
+def test_one_process_writes_at_a_time(tmp_path: Path, end: str) -> None:
+    """The second one is refused with the first one's number, and may begin when that has ended, however it did."""
+    path = tmp_path / "work.part"
+    command = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=f"work.part is in use by process {other.pid}: expected one writer"):
+            Journal(path, HEADER)
+        if end == "killed":
+            other.kill()
+        other.communicate("\n")
+    work = Journal(path, HEADER)
+    assert Journal(path, HEADER).lines == []  # the same process may
+    work.add({"index": 0})
+    del work
+    assert [file.name for file in tmp_path.iterdir()] == ["work.part"]

@@ -18,11 +18,13 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 
 from zephyr_jax.errors import InputError, shown
-from zephyr_jax.storage.files import open_path
+from zephyr_jax.storage.files import check_regular, open_path
 
 _HUB = "tatsu-lab/alpaca_eval"
 _BASELINES = {1: "alpaca_eval.json", 2: "alpaca_eval_gpt4_baseline.json"}
 """Instructions with the answers of text_davinci_003 (version 1) and of gpt4_1106_preview (version 2)."""
+VERSIONS = {"text_davinci_003": 1, "gpt4_1106_preview": 2}
+"""Version by the baseline's name, `generator_1` of annotations."""
 JUDGES = {1: "alpaca_eval_gpt4", 2: "weighted_alpaca_eval_gpt4_turbo"}
 """AlpacaEval's names of the two ways to ask, by version."""
 _INSTRUCTIONS = 805
@@ -46,10 +48,12 @@ class Row:
     """What the win rate would be at the baseline's length; by the package `alpaca-eval`, where it is installed."""
     lc_standard_error: float | None = None
     version: int | None = None
-    """1 or 2, where the annotator's name tells: rates of the two are no more alike than their baselines."""
+    """1 or 2, by the baseline, whoever judged: rates against two baselines do not compare. None for any other baseline."""
     annotator: str | None = None
     baseline: str | None = None
     """Whose answers it was compared with."""
+    n_dropped: int = 0
+    """Annotations without a preference from 1 to 2; they count nowhere else."""
 
     def written(self) -> dict[str, Any]:
         """The row as an object of JSON, in which NaN has no place."""
@@ -65,6 +69,7 @@ def row_of(annotations: Sequence[dict[str, Any]]) -> Row:
         raise InputError(
             f"There is no preference from 1 to 2 in {len(annotations)} annotations; the first is {shown(given[:1])}."
         )
+    baseline = _only(annotations, "generator_1")
     wins = [value - 1 for value in good]
     whole = [0.5 if value == 1.5 else float(round(value) - 1) for value in good]
     lengths = [len(str(each["output_2"])) for each in annotations if "output_2" in each]
@@ -77,9 +82,10 @@ def row_of(annotations: Sequence[dict[str, Any]]) -> Row:
         n_total=len(wins),
         discrete_win_rate=100 * fmean(whole),
         avg_length=int(fmean(lengths)) if lengths else None,
-        version=_version(annotations),
+        version=VERSIONS.get(baseline or ""),
         annotator=_only(annotations, "annotator"),
-        baseline=_only(annotations, "generator_1"),
+        baseline=baseline,
+        n_dropped=len(annotations) - len(good),
     )
 
 
@@ -94,11 +100,6 @@ def _only(annotations: Sequence[dict[str, Any]], name: str) -> str | None:
     """What all rows say of themselves, if it is the same."""
     found = {str(each.get(name)) for each in annotations if each.get(name) is not None}
     return found.pop() if len(found) == 1 else None
-
-
-def _version(annotations: Sequence[dict[str, Any]]) -> int | None:
-    annotator = _only(annotations, "annotator") or ""
-    return next((version for version, name in JUDGES.items() if annotator.startswith(name)), None)
 
 
 def row_with_length_control(annotations: Sequence[dict[str, Any]]) -> tuple[Row, str]:
@@ -120,6 +121,7 @@ def row_with_length_control(annotations: Sequence[dict[str, Any]]) -> tuple[Row,
 
 def read_list(path: str | os.PathLike[str], what: str) -> list[dict[str, Any]]:
     """Objects from a JSON list, or from lines of JSON. Raises InputError."""
+    check_regular(path)
     try:
         text = open_path(path).read_text()
         content = (

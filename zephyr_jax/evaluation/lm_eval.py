@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from zephyr_jax.data.examples import examples_of
 from zephyr_jax.data.tokens import Segment
+from zephyr_jax.errors import InputError
 from zephyr_jax.generation.engine import Engine, Request
 from zephyr_jax.generation.text_stream import TextStream
 from zephyr_jax.reference.compute import Scorer
@@ -43,6 +44,22 @@ class Parts:
     progress: Callable[[int, int], None] = lambda done, total: None
 
 
+@dataclass
+class Truncated:
+    """Requests that did not fit into the context and lost their beginnings, as in lm-eval's own backend."""
+
+    asked: int = 0
+    cut: int = 0
+    tokens: int = 0
+    """Tokens that were lost, in all requests together."""
+
+    def count(self, whole: int, kept: int) -> None:
+        """Count a request of `whole` tokens of which `kept` were used."""
+        self.asked += 1
+        self.cut += kept < whole
+        self.tokens += whole - kept
+
+
 class ZephyrLM(TemplateLM):
     """The model as lm-eval wants it: `lm_eval.simple_evaluate(model=ZephyrLM(parts), tasks=[...])`."""
 
@@ -50,6 +67,7 @@ class ZephyrLM(TemplateLM):
         super().__init__()
         self._parts, self.tokenizer = parts, parts.tokenizer
         self._engine: Engine | None = None
+        self.truncated = Truncated()
 
     @property
     def eot_token_id(self) -> int:
@@ -131,7 +149,9 @@ class ZephyrLM(TemplateLM):
                 f"a continuation has {len(continuation):,} tokens; there must be one, and the model sees {self.max_length:,}"
             )
         context = context or [self.prefix_token_id]  # the first target needs a token before it
-        tokens = [*context, *continuation][-(self.max_length + 1) :]  # the last one is only predicted
+        whole = [*context, *continuation]
+        tokens = whole[-(self.max_length + 1) :]  # the last one is only predicted
+        self.truncated.count(len(whole), len(tokens))
         return Segment(np.array(tokens, np.int32), np.arange(len(tokens)) >= len(tokens) - len(continuation))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -145,12 +165,11 @@ class ZephyrLM(TemplateLM):
             whole, stops = self._wanted(context, settings, place)
             number = engine.submit(whole)
             asked[number], streams[number] = place, TextStream(self.tokenizer, self._parts.stops, stops)
-        while engine.busy:
-            for piece in engine.step():
-                stream = streams[piece.number]
-                made[asked[piece.number]] += stream.feed(piece.tokens, last=bool(piece.end))
-                if stream.stopped:
-                    engine.cancel(piece.number)
+        for piece in engine.run():
+            stream = streams[piece.number]
+            made[asked[piece.number]] += stream.feed(piece.tokens, last=bool(piece.end))
+            if stream.stopped:
+                engine.cancel(piece.number)
         for request, text in zip(requests, made, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)
         return made
@@ -160,8 +179,15 @@ class ZephyrLM(TemplateLM):
         how = dict(normalize_gen_kwargs(settings, default_max_gen_toks=_MOST))
         end = self.tokenizer.decode(self.eot_token_id)
         stops = [each for each in handle_stop_sequences(how.get("until"), eos=None) if each != end]
-        most = min(int(how["max_gen_toks"]), self.max_length - 1)
-        prompt = np.array(self.tok_encode(context)[-(self.max_length - most) :], np.int32)
+        most = int(how["max_gen_toks"])
+        if not 0 < most < self.max_length:
+            raise InputError(
+                f"max_gen_toks is {most:,} and the context {self.max_length:,} tokens: expected at least 1 and less than the "
+                "context, which also holds the question. Lower max_gen_toks in the task's generation_kwargs, or raise `context`."
+            )
+        whole = self.tok_encode(context)
+        prompt = np.array(whole[-(self.max_length - most) :], np.int32)
+        self.truncated.count(len(whole), len(prompt))
         temperature = float(how.get("temperature", 0.0)) if how.get("do_sample") else 0.0
         top_p, top_k = float(how.get("top_p", 1.0)), int(how.get("top_k", 0))
         return Request(prompt, most, self._parts.stops, temperature, top_p, top_k, seed=(0, place)), stops

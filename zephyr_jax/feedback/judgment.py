@@ -8,10 +8,10 @@ from typing import Any
 from zephyr_jax.errors import shown
 from zephyr_jax.feedback.aspects import Aspect
 from zephyr_jax.feedback.plain import plain
+from zephyr_jax.generation.thought import without_thought
 from zephyr_jax.storage.text import parsed
 
 _LONGEST_RATIONALE = 4000
-_THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 _FENCE = re.compile(r"\A```(?:json)?[ \t]*\n(.*)\n```\Z", re.DOTALL)
 
 
@@ -30,7 +30,7 @@ class Rating:
 def ratings_in(text: str, count: int, aspect: Aspect) -> list[Rating]:
     """Ratings of answers 1 to `count`, in this order. Raises BadJudgment unless the text is the JSON that was asked for, about
     each answer once, and nothing else (thoughts before it and a fence around it apart)."""
-    body = _THOUGHT.sub("", text).strip()
+    body = without_thought(text).strip()
     fenced = _FENCE.match(body)
     try:
         content = parsed(fenced[1] if fenced else body)

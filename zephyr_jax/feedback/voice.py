@@ -9,6 +9,7 @@ from typing import Protocol
 
 from zephyr_jax.errors import InputError, shown, suggestion
 from zephyr_jax.generation.endpoint import Ask, Said
+from zephyr_jax.sampling_params import MAX_TEMPERATURE
 
 _SETTINGS = ("name", "temperature", "key", "price_in", "price_out")
 _NUMBERS = ("temperature", "price_in", "price_out")
@@ -89,6 +90,9 @@ def _number(words: str, name: str, value: str) -> float:
         number = float(value)
     except ValueError:
         number = -1.0
-    if not 0 <= number < 1e6:
-        raise InputError(f"The model {shown(words)} has `{name}` {shown(value)}. It needs a number, zero or greater.")
+    limit = MAX_TEMPERATURE if name == "temperature" else 1e6
+    if not 0 <= number <= limit:
+        raise InputError(
+            f"The model {shown(words)} has `{name}` {shown(value)}. It needs a number, zero or greater, at most {limit:g}."
+        )
     return number

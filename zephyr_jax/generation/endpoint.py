@@ -5,21 +5,23 @@ Every reply is written down before it is used; a request that was answered once 
 
 import asyncio
 import json
-import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
 from zephyr_jax.config import EndpointOptions
-from zephyr_jax.data.chat import Message
+from zephyr_jax.data.dialogue import Message
 from zephyr_jax.errors import InputError, printable, shown
 from zephyr_jax.generation.budget import Budget, Cost
 from zephyr_jax.generation.line import Line, Trouble, check_address
+from zephyr_jax.generation.reply import Said, line_of, problem_of, said_in, tokens_of
 from zephyr_jax.storage.journal import Journal
 from zephyr_jax.storage.secret import secret
+
+__all__ = ["Ask", "Endpoint", "Said", "problem_of"]
 
 _LONGEST_PAUSE = 60.0
 _HOPELESS = 100  # requests that are refused, and none answered: no setting of ours will do
@@ -61,18 +63,6 @@ class Ask:
         return Cost(letters + _FRAME + len(self.messages) * _FRAME // 8, self.max_tokens)
 
 
-@dataclass(frozen=True)
-class Said:
-    """What came back: text, or why there is none."""
-
-    text: str
-    refusal: str = ""
-    cut: bool = False
-    """Whether it stopped at its longest, not at an end of its own."""
-    first_token: dict[str, float] = field(default_factory=dict)
-    """Candidates for the first token -> their log-probs, where they were asked for and given."""
-
-
 class Endpoint:
     """Asks one model. Raises InputError when it cannot be reached at all, or when the next request may pass a limit.
 
@@ -85,7 +75,7 @@ class Endpoint:
         self._known = {line["request"]: line for line in journal.lines if "text" in line}
         self._key = secret(options.key_variable, "endpoint.key_variable")
         self._budget, self._surplus, self._told = budget or Budget(options), Cost(), set[str]()
-        self._refused = 0
+        self._refused, self._answered = 0, any("refused" not in line for line in self._known.values())
         for cost, lost in _paid(journal.lines):
             self._budget.spend(cost.priced(options), lost)
         self.model = options.model or asyncio.run(self._only_model())
@@ -108,7 +98,7 @@ class Endpoint:
 
     async def _ask_all(self, asks: Sequence[Ask], done: Callable[[int], None]) -> list[Said]:
         names = [self._name(ask) for ask in asks]
-        said = {name: _said(self._known[name]) for name in names if name in self._known}
+        said = {name: said_in(self._known[name]) for name in names if name in self._known}
         times, failed, changed = Counter(names), list[Exception](), asyncio.Condition()
         waiting = iter({name: ask for name, ask in zip(names, asks, strict=True) if name not in said}.items())
         came = sum(times[name] for name in said)
@@ -144,10 +134,10 @@ class Endpoint:
             held, used = await self._held(changed, ask), Cost()
             try:
                 self._note(name, "sent", held)
-                self._known[name] = _line_of(name, await line.chat(body), held)
-                used = _tokens_of(self._known[name]).priced(self._options)
+                self._known[name] = line_of(name, await line.chat(body), held)
+                used = tokens_of(self._known[name]).priced(self._options)
                 self._journal.add(self._known[name])
-                return _said(self._known[name])
+                return self._heard(said_in(self._known[name]))
             except Trouble as this:
                 trouble, used = this, held if this.lost else Cost()
                 self._note(name, "lost" if this.lost else "free", used)
@@ -159,14 +149,19 @@ class Endpoint:
                 async with changed:
                     changed.notify_all()
         if trouble.alone:
-            self._refused += 1
-            if self._refused >= _HOPELESS and not self._known:
-                raise InputError(f"{self._url} refused all of the first {_HOPELESS} requests: {_told(trouble)}.")
-            return Said("", str(trouble))
+            return self._heard(Said("", str(trouble)))
         raise InputError(
             f"{self._url} does not answer: {_told(trouble)}. Check the address, the key and the model's name; what was answered "
             "before is kept, and the same command goes on."
         )
+
+    def _heard(self, said: Said) -> Said:
+        """The same reply. Raises InputError where nothing but refusals has come so far."""
+        self._answered = self._answered or not said.refusal
+        self._refused += bool(said.refusal)
+        if self._refused >= _HOPELESS and not self._answered:
+            raise InputError(f"{self._url} refused all of the first {_HOPELESS} requests: {said.refusal.rstrip('. ')}.")
+        return said
 
     def _body(self, ask: Ask) -> dict[str, Any]:
         body = ask.body(self.model)
@@ -231,62 +226,16 @@ def _until[T](items: Iterator[T], stopped: Callable[[], bool]) -> Iterator[T]:
             return
 
 
-def _line_of(name: str, reply: dict[str, Any], held: Cost) -> dict[str, Any]:
-    """A reply as the journal keeps it; one that counts no tokens has taken all that it could. Raises Trouble."""
-    try:
-        choice = reply["choices"][0]
-        content = choice["message"]["content"]
-    except (KeyError, IndexError, TypeError) as error:
-        raise Trouble(f"a reply without a message: {shown(reply)}", again=True, alone=True, lost=True) from error
-    usage: dict[str, Any] = found if isinstance(found := reply.get("usage"), dict) else {}
-    line = {
-        "request": name,
-        "text": _unicode(content if isinstance(content, str) else ""),
-        "prompt_tokens": _count(usage.get("prompt_tokens"), held.there),
-        "completion_tokens": _count(usage.get("completion_tokens"), held.back),
-        "cut": choice.get("finish_reason") == "length",
-    }
-    first = _first_token(choice)
-    return {**line, "first_token": first} if first else line
-
-
-def _said(line: dict[str, Any]) -> Said:
-    return Said(line["text"], cut=bool(line.get("cut")), first_token=line.get("first_token", {}))
-
-
 def _paid(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[Cost, bool]]:
     """What requests took, and whether for nothing. One that was sent, and killed before its end, counts in full."""
     under_way: dict[str, Cost] = {}
     for line in lines:
         before = under_way.pop(line.get("request", ""), None)
         if "sent" in line:
-            under_way[line["request"]] = _tokens_of(line)
+            under_way[line["request"]] = tokens_of(line)
             if before is not None:
                 yield before, True
         else:
-            yield _tokens_of(line), "lost" in line
+            yield tokens_of(line), "lost" in line
     for cost in under_way.values():
         yield cost, True
-
-
-def _tokens_of(line: dict[str, Any]) -> Cost:
-    return Cost(line["prompt_tokens"], line["completion_tokens"])
-
-
-def _count(value: Any, otherwise: int) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31 else otherwise
-
-
-def _first_token(choice: dict[str, Any]) -> dict[str, float]:
-    """Candidates and log-probs as they are given, the likelier where a text is there twice."""
-    try:
-        candidates = choice["logprobs"]["content"][0]["top_logprobs"]
-        pairs = [(_unicode(each["token"]), float(each["logprob"])) for each in candidates]
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        return {}
-    return dict(sorted(pair for pair in pairs if math.isfinite(pair[1])))
-
-
-def _unicode(text: str) -> str:
-    """The same without halves of surrogate pairs, which no file can hold."""
-    return text.encode(errors="replace").decode()

@@ -9,13 +9,17 @@ from urllib.parse import urlsplit
 from zephyr_jax.config import EndpointOptions
 from zephyr_jax.errors import InputError, shown
 from zephyr_jax.generation.pace import wait_of
+from zephyr_jax.generation.unpack import ENCODINGS, UnusableReply, bound_reply
+from zephyr_jax.storage.secret import redacted
 
 _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
 _HOPELESS = (401, 402, 404)  # not 403: routers of several models say so of a text that was flagged
 _EARLY = (429, 503)
 _LONGEST_WISH = 600.0  # seconds; whoever wants a longer pause is asked another day
-_SECRET = 8  # letters
-_LARGEST = 32 * 2**20  # bytes of a reply; no model says so much
+_UNSENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "LocalProtocolError", "UnsupportedProtocol")
+"""Errors of httpx before a request is sent: it cost nothing."""
+_NEVER = ("LocalProtocolError", "UnsupportedProtocol")
+"""Those that come again each time."""
 
 
 class Trouble(Exception):
@@ -61,7 +65,7 @@ class Line:
 
         self._url, self._options, self._key = url, options, key
         try:
-            client = DefaultAsyncHttpxClient(trust_env=not _is_here(url))
+            client = DefaultAsyncHttpxClient(trust_env=not _is_here(url), event_hooks={"response": [bound_reply]})
         except Exception as error:  # of many kinds: no scheme, no port, a package that is missing
             raise InputError(
                 f"{url} cannot be asked through the proxy that the environment names (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY): "
@@ -70,7 +74,8 @@ class Line:
         self._client = AsyncOpenAI(
             base_url=url, api_key=key or "none", max_retries=0, timeout=options.timeout, http_client=client
         )
-        self._headers = {"Authorization": f"Bearer {key}" if key else Omit()}  # whatever else the environment names
+        # whatever else the environment names
+        self._headers = {"Authorization": f"Bearer {key}" if key else Omit(), "Accept-Encoding": ENCODINGS}
         self._not_before = 0.0
 
     async def __aenter__(self) -> "Line":
@@ -96,20 +101,24 @@ class Line:
         try:
             async with asyncio.timeout(self._options.timeout):
                 answer = (await call(**arguments, extra_headers=self._headers)).http_response
+        except UnusableReply as error:
+            raise self._failure(error) from error
         except APIStatusError as error:
             raise self._refusal(error.response) from error
         except (APIConnectionError, TimeoutError) as error:
-            cause = error.__cause__ or error
-            words = (
-                "no answer in time" if "Timeout" in type(cause).__name__ else f"{type(cause).__name__} {cause}".strip()
-            )
-            raise Trouble(
-                self._silent(words), again=True, lost=not type(cause).__name__.startswith("Connect")
-            ) from error
+            raise self._failure(error.__cause__ or error) from error
         except (OpenAIError, ValueError, TypeError) as error:
             raise Trouble(self._silent(f"{type(error).__name__} {error}")) from error
         self._heed(wait_of(answer.headers, refused=False))
         return self._parsed(answer.content)
+
+    def _failure(self, cause: BaseException) -> Trouble:
+        """A request that was not sent, or whose reply did not come whole."""
+        if isinstance(cause, UnusableReply):
+            return Trouble(str(cause), alone=True, lost=True)
+        kind = type(cause).__name__
+        words = "no answer in time" if "Timeout" in kind else f"{kind} {cause}".strip()
+        return Trouble(self._silent(words), again=kind not in _NEVER, lost=kind not in _UNSENT)
 
     def _refusal(self, answer: Any) -> Trouble:
         status = answer.status_code
@@ -125,8 +134,6 @@ class Line:
         self._not_before = max(self._not_before, _now() + min(wait, _LONGEST_WISH))
 
     def _parsed(self, content: bytes) -> dict[str, Any]:
-        if len(content) > _LARGEST:
-            raise Trouble(f"a reply of {len(content):,} bytes", alone=True, lost=True)
         text = content.decode(errors="replace")
         try:
             found = json.loads(text)
@@ -139,8 +146,8 @@ class Line:
         return found
 
     def _silent(self, text: str) -> str:
-        """The same without the key, which some servers repeat; a key of few letters is no secret but a word."""
-        return text.replace(self._key, "[key]") if self._key and len(self._key) >= _SECRET else text
+        """The same without the key, which some servers repeat."""
+        return redacted(text, self._key)
 
 
 def _now() -> float:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from zephyr_jax.config import EndpointOptions
 from zephyr_jax.errors import InputError
 from zephyr_jax.feedback.voice import Speaker
-from zephyr_jax.generation.endpoint import Ask, Endpoint, Said
+from zephyr_jax.generation.endpoint import Ask, Endpoint, Said, problem_of
 from zephyr_jax.recipes.progress import bar
 from zephyr_jax.storage.files import Path
 from zephyr_jax.storage.journal import Journal
@@ -15,7 +15,7 @@ from zephyr_jax.storage.journal import Journal
 def open_address(url: str, options: EndpointOptions, journal: Path) -> Endpoint:
     """The model at an address, with its journal. Raises InputError."""
     header = {"address": url, "model": options.model, "what": "answers of a model, by request"}
-    return Endpoint(url, options, Journal(journal, header))
+    return Endpoint(url, options, Journal(journal, header, problem_of))
 
 
 def ask(model: Speaker, asks: Sequence[Ask]) -> list[str]:
@@ -30,6 +30,8 @@ def heard(model: Speaker, asks: Sequence[Ask], what: str, who: str, some: bool =
     refusals = [each.refusal for each in said if each.refusal]
     if some and refusals and len(refusals) == len(said):
         raise InputError(f"{who.capitalize()} refused all {len(said)} requests, first: {refusals[0]}")
+    if empty := sum(not each.text.strip() and not each.refusal for each in said):
+        print(f"{who}: {empty:,} of {len(said):,} {what} are empty", file=sys.stderr)
     if refusals:
         print(f"{who} refused {len(refusals)} of {len(said)} requests, first: {refusals[0]}", file=sys.stderr)
     return said

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -19,7 +20,7 @@ from zephyr_jax.evaluation.alpaca_eval import (
     row_with_length_control,
 )
 from zephyr_jax.evaluation.pairwise import Judge, Pair, open_template
-from zephyr_jax.generation.endpoint import Endpoint
+from zephyr_jax.generation.endpoint import Endpoint, problem_of
 from zephyr_jax.recipes.addressed import heard
 from zephyr_jax.recipes.alpaca_eval import file_name
 from zephyr_jax.storage.cloud import explained
@@ -53,7 +54,7 @@ def open_jury(config: AlpacaEvalConfig) -> Jury:
     out = open_path(config.output)
     out.mkdir(parents=True, exist_ok=True)
     header = {"judge": config.judge, "what": "replies of a judge, by request"}
-    endpoint = Endpoint(str(config.judge), config.endpoint, Journal(out / "judge.journal", header))
+    endpoint = Endpoint(str(config.judge), config.endpoint, Journal(out / "judge.journal", header, problem_of))
     return Jury(judge, endpoint, baseline)
 
 
@@ -74,7 +75,13 @@ def replay_annotations(config: AlpacaEvalConfig) -> Row:
     rows = read_list(str(config.replay), "annotations with a `preference`")[: config.limit]
     out = open_path(config.output)
     out.mkdir(parents=True, exist_ok=True)
-    return _write_row(out / f"{_name(config, rows)}.row.json", rows)
+    row = _write_row(out / f"{_name(config, rows)}.row.json", rows)
+    if row.n_dropped:
+        print(f"{row.n_dropped:,} of {len(rows):,} annotations hold no preference and count nowhere", file=sys.stderr)
+    pairs = Counter((str(each.get("instruction")), str(each.get("output_2"))) for each in rows if "instruction" in each)
+    if twice := sum(count > 1 for count in pairs.values()):
+        print(f"warning: {twice:,} pairs are annotated more than once: every annotation counts", file=sys.stderr)
+    return row
 
 
 @explained()

@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,9 @@ def lm_eval(config: LmEvalConfig) -> str:
     whole: dict[str, Any] = {}
     for name in config.tasks:
         try:
+            lm.truncated = type(lm.truncated)()
             found = _run(config, name, lm, manager)
+            found["truncated"] = {name: asdict(lm.truncated)}
         except InputError:
             if whole:
                 print(make_table(whole))  # of those that were done before
@@ -59,7 +61,18 @@ def lm_eval(config: LmEvalConfig) -> str:
         if config.output:
             text = json.dumps(whole, indent=2, default=handle_non_serializable, ensure_ascii=False)
             write_whole(config.output, text + "\n")
-    return str(make_table(whole)) + (f"\n{make_table(whole, 'groups')}" if whole.get("groups") else "")
+    groups = f"\n{make_table(whole, 'groups')}" if whole.get("groups") else ""
+    return f"{make_table(whole)}{groups}{_truncations(whole, lm.max_length)}"
+
+
+def _truncations(whole: dict[str, Any], context: int) -> str:
+    """A line for each task with requests that did not fit; empty where all did."""
+    return "".join(
+        f"\nwarning: {name}: {found['cut']:,} of {found['asked']:,} requests were longer than the context of {context:,} tokens "
+        f"and lost their beginnings ({found['tokens']:,} tokens)"
+        for name, found in whole["truncated"].items()
+        if found["cut"]
+    )
 
 
 def _run(config: LmEvalConfig, task: str, lm: "ZephyrLM", manager: "TaskManager") -> dict[str, Any]:
@@ -71,6 +84,8 @@ def _run(config: LmEvalConfig, task: str, lm: "ZephyrLM", manager: "TaskManager"
             lm, tasks=[task], num_fewshot=shots, limit=config.limit, task_manager=manager, log_samples=config.samples,
             apply_chat_template=bool(config.template), bootstrap_iters=1000,
         )  # fmt: skip
+    except InputError as error:
+        raise InputError(f"lm-eval cannot run {task}: {error}") from error
     except Exception as error:  # tasks fetch their data from the hub, and raise many kinds
         raise InputError(
             f"lm-eval cannot run {task}: {type(error).__name__}: {' '.join(str(error).split())[:300]} If its data is not to be "
@@ -84,8 +99,9 @@ def _adapter(config: LmEvalConfig) -> "ZephyrLM":
 
     found = find_speaker("evaluate lm-eval", config.model, config.mesh, config.rows)
     if config.template:
-        found.tokenizer.chat_template = found.chat_tokenizer(config.template).template.source
-    model = abstract_of(found.source.shape, config.model, found.rules)
+        tokenizer = found.chat_tokenizer(config.template)
+        found, found.tokenizer.chat_template = found.speaking(tokenizer), tokenizer.template.source
+    model = abstract_of(found.source.shape, found.options, found.rules)
     weights = load_weights(found.source, model)
     context = found.context(config.context)
 

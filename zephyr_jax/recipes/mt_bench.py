@@ -7,13 +7,16 @@ from hashlib import blake2b
 from pathlib import PurePath
 from typing import Any
 
-from zephyr_jax.data.chat import Message
+from zephyr_jax.data.dialogue import Message
 from zephyr_jax.data.tokens import ChatTokenizer
+from zephyr_jax.errors import shown
+from zephyr_jax.evaluation.alpaca_eval import read_list
 from zephyr_jax.evaluation.mt_bench import (
     Bench,
     Question,
     Scores,
     answer_row,
+    answers_from,
     open_bench,
     temperature_of,
 )
@@ -31,7 +34,9 @@ from zephyr_jax.verbs.benchmarks import MtBenchConfig, is_address
 
 @explained()
 def mt_bench(config: MtBenchConfig) -> Scores | None:
-    """Answer, have judged, and write FastChat's files, a summary and a picture into `output`. Raises InputError.
+    """Answer (or read answers), have judged, and write FastChat's files, a summary and a picture into `output`.
+
+    Raises InputError.
 
     Killed, the same command goes on: answers and judgments that were made are not made again. None without a judge.
     """
@@ -42,6 +47,11 @@ def mt_bench(config: MtBenchConfig) -> Scores | None:
     bench = replace(every, questions=every.questions[: config.limit])
     out.mkdir(parents=True, exist_ok=True)
     judge = open_judge(config, out) if config.judge else None
+    if config.answers:
+        assert judge is not None
+        rows = read_list(config.answers, "answers in FastChat's form")
+        name, turns = answers_from(rows, bench.questions, config.answers, config.name)
+        return judged(bench, name, Answered(turns, None), judge, config.judge_tokens, out)
     if is_address(config.model.path):
         model = open_address(config.model.path, config.answering, out / "asked.journal")
         name = config.name or model.model.replace("/", "_")
@@ -85,11 +95,12 @@ def _answers(config: MtBenchConfig, bench: Bench, asked: Sequence[Question], out
     """The model's answers to the questions asked; those in the journal as they are."""
     found = find_speaker("evaluate mt-bench", config.model, config.mesh, config.rows)
     tokenizer = found.chat_tokenizer(config.template)
+    found = found.speaking(tokenizer)
     header = {
         **found.identity, "tokenizer": tokenizer.fingerprint, "max_new_tokens": config.max_new_tokens, "seed": config.seed,
-        "questions": blake2b(repr(bench.questions).encode(), digest_size=16).hexdigest(),
+        "questions": blake2b(_identity(bench).encode(), digest_size=16).hexdigest(),
     }  # fmt: skip
-    journal = Journal(out / "answers.journal", header)
+    journal = Journal(out / "answers.journal", header, _problem)
     answers: Answers = {line["question"]: line["turns"] for line in journal.lines}
     missing = [question for question in asked if question.number not in answers]
     if missing:
@@ -102,6 +113,21 @@ def _answers(config: MtBenchConfig, bench: Bench, asked: Sequence[Question], out
         say_cut(writer.cut)
     journal.close()
     return Answered(answers, found.source.shape.parameters)
+
+
+def _identity(bench: Bench) -> str:
+    """What answers depend on; as it was before questions could require a temperature, where none does."""
+    required = [question.temperature for question in bench.questions]
+    return repr(bench.questions) + (repr(required) if any(each is not None for each in required) else "")
+
+
+def _problem(line: dict[str, Any]) -> str:
+    """What is wrong with a line of the journal; empty where nothing is."""
+    turns = line.get("turns")
+    sound = (
+        type(line.get("question")) is int and isinstance(turns, list) and all(isinstance(each, str) for each in turns)
+    )
+    return "" if sound else f"expected a number in `question` and a list of texts in `turns`, got {shown(line)}"
 
 
 @dataclass
@@ -121,17 +147,16 @@ class _Writer:
         turns: dict[int, list[str]] = {question.number: [] for question in questions}
         asked = {self._submit(engine, question, [], context): question for question in questions}
         tokens: dict[int, list[int]] = {}
-        while engine.busy:
-            for piece in engine.step():
-                tokens.setdefault(piece.number, []).extend(piece.tokens)
-                if not piece.end:
-                    continue
-                question = asked[piece.number]
-                turns[question.number].append(self.found.text(tokens.pop(piece.number)).strip())
-                if len(turns[question.number]) < len(question.turns):
-                    asked[self._submit(engine, question, turns[question.number], context)] = question
-                else:
-                    yield question, turns[question.number]
+        for piece in engine.run():
+            tokens.setdefault(piece.number, []).extend(piece.tokens)
+            if not piece.end:
+                continue
+            question = asked[piece.number]
+            turns[question.number].append(self.found.text(tokens.pop(piece.number)).strip())
+            if len(turns[question.number]) < len(question.turns):
+                asked[self._submit(engine, question, turns[question.number], context)] = question
+            else:
+                yield question, turns[question.number]
 
     def _submit(self, engine: Engine, question: Question, said: list[str], context: int) -> int:
         whole = self.tokenizer.prompt(_messages(question, said))

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,18 +13,22 @@ from zephyr_jax.errors import InputError, listing, shown
 from zephyr_jax.evaluation.agreement import Agreement, agreement
 from zephyr_jax.evaluation.alpaca_eval import read_list
 from zephyr_jax.evaluation.mt_bench import (
+    HIGHEST,
+    LOWEST,
     UNRATED,
     Bench,
     Judgment,
     Scores,
+    is_rating,
     judge_prompt,
     judgment_row,
     open_bench,
     rating_in,
+    ratings_in,
     scores_of,
 )
 from zephyr_jax.evaluation.radar import radar
-from zephyr_jax.generation.endpoint import Ask, Endpoint
+from zephyr_jax.generation.endpoint import Ask, Endpoint, Said, problem_of
 from zephyr_jax.recipes.addressed import heard
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.files import Path, open_path, write_whole
@@ -94,7 +99,7 @@ def rate_again(config: MtBenchConfig) -> Agreement:
     judge = open_judge(config, out)
     asks = [_ask(prompts[row["judge"][1]]["system_prompt"], row["user_prompt"], config.judge_tokens) for row in rows]
     said = heard(judge, asks, "judgments", "the judge")
-    anew = [UNRATED if each.refusal else rating_in(each.text) for each in said]
+    anew = _ratings(said)
     print(f"the judge used {judge.spent()}", file=sys.stderr)
     again = [
         {**row, "judge": [judge.model, row["judge"][1]], "judgment": each.text, "score": score, "tstamp": time.time()}
@@ -107,7 +112,7 @@ def rate_again(config: MtBenchConfig) -> Agreement:
 
 
 def _numbers(scores: Sequence[float]) -> list[float]:
-    return [math.nan if score == UNRATED else score for score in scores]
+    return [score if is_rating(score) else math.nan for score in scores]
 
 
 def _recorded(config: MtBenchConfig) -> list[dict[str, Any]]:
@@ -122,7 +127,15 @@ def _recorded(config: MtBenchConfig) -> list[dict[str, Any]]:
         raise InputError(f"{config.replay} has no judgment of {config.name}; it has {listing(models)}.")
     rows = [row for row in rows if config.name in (None, row["model"])]
     asked = list(dict.fromkeys(row["question_id"] for row in rows))[: config.limit]
-    return [row for row in rows if row["question_id"] in asked]
+    rows = [row for row in rows if row["question_id"] in asked]
+    times = Counter((row["question_id"], row["turn"]) for row in rows)
+    if twice := [f"{question}.{turn}" for (question, turn), count in times.items() if count > 1]:
+        print(
+            f"warning: {config.replay} judges {len(twice):,} turns more than once (question.turn {listing(twice, 5)}): every "
+            "judgment counts in the means",
+            file=sys.stderr,
+        )
+    return rows
 
 
 def _check_judgment(row: dict[str, Any], where: str) -> None:
@@ -175,7 +188,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 def open_judge(config: MtBenchConfig, out: Path) -> Endpoint:
     """The judge, with its journal. Raises InputError."""
     header = {"judge": config.judge, "what": "replies of a judge, by request"}
-    return Endpoint(str(config.judge), config.endpoint, Journal(out / "judge.journal", header))
+    return Endpoint(str(config.judge), config.endpoint, Journal(out / "judge.journal", header, problem_of))
 
 
 def _judge(bench: Bench, answers: Answers, judge: Endpoint, tokens: int) -> list[Judgment]:
@@ -186,11 +199,26 @@ def _judge(bench: Bench, answers: Answers, judge: Endpoint, tokens: int) -> list
     said = heard(judge, asks, "judgments", "the judge", some=False)  # FastChat keeps unrated judgments, too
     return [
         Judgment(
-            question.number, turn, UNRATED if each.refusal else rating_in(each.text), messages[1]["content"], each.text,
-            (judge.model, name),
+            question.number, turn, score, messages[1]["content"], each.text, (judge.model, name),
         )
-        for (question, turn), (name, messages), each in zip(turns, prompts, said, strict=True)
+        for (question, turn), (name, messages), each, score in zip(turns, prompts, said, _ratings(said), strict=True)
     ]  # fmt: skip
+
+
+def _ratings(said: Sequence[Said]) -> list[float]:
+    """The rating of each judgment; reports those without one, and those with several different ones."""
+    ratings = [UNRATED if each.refusal else rating_in(each.text) for each in said]
+    if unrated := sum(not each.refusal and score == UNRATED for each, score in zip(said, ratings, strict=True)):
+        print(
+            f"{unrated:,} of {len(said):,} judgments hold no rating from {LOWEST:g} to {HIGHEST:g}: unrated",
+            file=sys.stderr,
+        )
+    if several := sum(len(set(ratings_in(each.text))) > 1 for each in said):
+        print(
+            f"warning: {several:,} of {len(said):,} judgments hold several different ratings; the first one counts",
+            file=sys.stderr,
+        )
+    return ratings
 
 
 def _ask(system: str, user: str, tokens: int) -> Ask:

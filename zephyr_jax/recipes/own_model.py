@@ -2,9 +2,11 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from zephyr_jax.data.chat import BadRow
+from zephyr_jax.data.dialogue import BadRow
 from zephyr_jax.data.tokens import ChatTokenizer
+from zephyr_jax.errors import shown
 from zephyr_jax.generation.endpoint import Ask, Said
 from zephyr_jax.generation.engine import Engine, Request
 from zephyr_jax.recipes.speaker import Found, answers, fitted, say_cut
@@ -19,9 +21,10 @@ class OwnModel:
     def __init__(
         self, found: Found, tokenizer: ChatTokenizer, context: int, journal: Path, *, keep: bool, cut: bool = False
     ):
-        self._found, self._tokenizer, self._context, self._keep, self._cut = found, tokenizer, context, keep, cut
+        self._found, self._tokenizer, self._context = found.speaking(tokenizer), tokenizer, context
+        self._keep, self._cut = keep, cut
         header = {**found.identity, "tokenizer": tokenizer.fingerprint, "context": context}
-        self._journal = Journal(journal, header)
+        self._journal = Journal(journal, header, _problem)
         self._known = {line["request"]: line for line in self._journal.lines}
         self._engine: Engine | None = None
 
@@ -85,6 +88,12 @@ class OwnModel:
             requests[name] = Request(kept, min(most, room), self._found.stops, *how, seed=(seed,))
         say_cut(cut)
         return requests, refused
+
+
+def _problem(line: dict[str, Any]) -> str:
+    """What is wrong with a line of the journal; empty where nothing is."""
+    sound = isinstance(line.get("request"), str) and isinstance(line.get("text"), str) and type(line.get("cut")) is bool
+    return "" if sound else f"expected texts in `request` and `text` and true or false in `cut`, got {shown(line)}"
 
 
 def _name(ask: Ask) -> str:

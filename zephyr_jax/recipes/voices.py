@@ -9,21 +9,25 @@ from zephyr_jax.config import EndpointOptions, ModelOptions
 from zephyr_jax.errors import InputError, shown
 from zephyr_jax.feedback.voice import Voice, VoiceWords, read_voice
 from zephyr_jax.generation.budget import Budget
-from zephyr_jax.generation.endpoint import Endpoint
+from zephyr_jax.generation.endpoint import Endpoint, problem_of
 from zephyr_jax.generation.line import check_address
 from zephyr_jax.recipes.own_model import OwnModel
 from zephyr_jax.recipes.speaker import find_speaker
 from zephyr_jax.storage.files import Path
 from zephyr_jax.storage.journal import Journal
+from zephyr_jax.storage.lock import Lock
 from zephyr_jax.verbs.feedback import FeedbackConfig
 
 
 class Voices:
-    """Opens models. `keep`: whether weights stay in memory between two calls, as where models take turns."""
+    """Opens models, in the one process that may use the output folder.
+
+    `keep`: whether weights stay in memory between two calls, as where models take turns.
+    """
 
     def __init__(self, verb: str, config: FeedbackConfig, temperature: float, folder: Path, *, keep: bool):
         self._verb, self._config, self._temperature, self._keep = verb, config, temperature, keep
-        self._folder, self._budget = folder, Budget(config.endpoint)
+        self._folder, self._budget, self._lock = folder, Budget(config.endpoint), Lock(folder)
         self._opened: dict[tuple[str | None, ...], Endpoint | OwnModel] = {}
 
     def open_all(self, words: Sequence[str]) -> list[Voice]:
@@ -70,7 +74,7 @@ class Voices:
         if known not in self._opened:
             check_address(url)
             header = {"address": url, "model": options.model, "what": "replies, by request"}
-            journal = Journal(self._folder / f"replies-{_digest(url, options.model)}.journal", header)
+            journal = Journal(self._folder / f"replies-{_digest(url, options.model)}.journal", header, problem_of)
             self._opened[known] = Endpoint(url, options, journal, self._budget)
         return cast(Endpoint, self._opened[known])
 
