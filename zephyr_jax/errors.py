@@ -1,6 +1,8 @@
 """The errors that users meet. Each message is one paragraph: what was got, what is needed, what to do."""
 
+import re
 import reprlib
+import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -26,6 +28,21 @@ class Stopped(Exception):
 def printable(text: str) -> str:
     """Text with its line breaks and control characters spelt out."""
     return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+
+
+def terminal_text(text: str) -> str:
+    """Text of a model or a data set as a terminal may show it: control characters are escaped, newlines and tabs stay.
+
+    Escaped are ANSI and OSC sequences, carriage returns, bidirectional overrides, invisible format characters, line
+    separators and lone surrogates. The joiners U+200C and U+200D stay: scripts and emoji need them.
+    """
+    return _CONTROL.sub(
+        lambda found: _escaped(found[0]) if unicodedata.category(found[0]) in _ESCAPED else found[0], text
+    )
+
+
+_CONTROL = re.compile(r"[^\n\t\u200c\u200d -~]")
+_ESCAPED = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def _escaped(letter: str) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.models import Loaded, load, logits, random_segments, whole_rows
+from zephyr_jax.errors import InputError
 from zephyr_jax.generation import engine as engines
 from zephyr_jax.generation.engine import Engine, Request
 
@@ -142,6 +144,87 @@ def test_rows_end_at_their_stop_token(gqa: Loaded) -> None:
 def test_what_does_not_fit_is_refused(gqa: Loaded, prompt: int, most: int) -> None:
     with pytest.raises(ValueError, match="a row takes 1 to 64 tokens in all"):
         engine_of(gqa).submit(Request(np.zeros(prompt, np.int32), most))
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request(np.array([5, 10**6], np.int32), 3),
+        Request(np.array([-1], np.int32), 3),
+        Request(np.array([5]), 3, (10**6,)),
+    ],
+)
+def test_ids_outside_the_vocabulary_are_refused(gqa: Loaded, request_: Request) -> None:
+    with pytest.raises(ValueError, match="expected token ids from 0 to"):
+        engine_of(gqa).submit(request_)
+
+
+def test_seeds_of_64_bits_are_told_apart(gqa: Loaded) -> None:
+    """Every bit of every number counts, and seeds of 32 bits give the keys of `jax.random.key`."""
+    seeds = [(7,), (7 + 2**32,), (7 + 2**62,), (2**63 - 1,), (7, 1), (7, 1 + 2**32), (7, 2**32), (7, 0)]
+    assert len({tuple(engines.key_data(seed)) for seed in seeds}) == len(seeds)
+    for seed in (0, 7, 2**31, 2**32 - 1):
+        expected = jax.random.fold_in(jax.random.key(seed), 5)
+        np.testing.assert_array_equal(engines.key_data((seed, 5)), jax.random.key_data(expected))
+    requests = [Request(random_segments([4])[0], 16, temperature=1.0, seed=seed) for seed in ((7,), (7 + 2**32,))]
+    first, second = answers(engine_of(gqa), requests)
+    assert first != second
+
+
+def poisoned(loaded: Loaded, token: int, value: float) -> Loaded:
+    """The model with one embedding that is not finite."""
+    embedding = loaded.parameters["embedding"]
+    return replace(loaded, parameters={**loaded.parameters, "embedding": embedding.at[token].set(value)})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_row_that_is_not_finite_ends_alone(gqa: Loaded, value: float) -> None:
+    """Prompts with one bad token end with an error; others, beside them and after them in the same row, are untouched."""
+    loaded, bad = poisoned(gqa, 9, value), Request(np.array([5, 9, 6], np.int32), 12)
+    prompts = [each[each != 9] for each in random_segments([6, 20, 5])]
+    good = [Request(prompt, 12, (9,)) for prompt in prompts]
+    alone = answers(engine_of(gqa), good)
+    for rows in (1, 4):
+        engine = engine_of(loaded, rows=rows)
+        numbers = [
+            engine.submit(each) for each in (bad, good[0], bad, good[1], Request(np.array([9], np.int32), 3), good[2])
+        ]
+        pieces: dict[int, list[engines.Piece]] = {number: [] for number in numbers}
+        while engine.busy:
+            for piece in engine.step():
+                pieces[piece.number].append(piece)
+        for number in numbers[::2]:
+            assert pieces[number][-1].end == "error"
+            assert "NaN or infinite" in pieces[number][-1].error
+        assert [[t for piece in pieces[number] for t in piece.tokens] for number in numbers[1::2]] == alone
+        engine.submit(bad)
+        with pytest.raises(InputError, match="NaN or infinite"):
+            list(engine.run())
+
+
+def test_a_request_that_fails_ends_alone(gqa: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong with one request's settings, the others are answered."""
+    requests = mixed_requests()[:3]
+    alone = answers(engine_of(gqa), requests)
+
+    def key_data(seed: tuple[int, ...]) -> np.ndarray:
+        if seed == (13,):
+            raise OverflowError("no key")
+        return real(seed)
+
+    real = engines.key_data
+    monkeypatch.setattr(engines, "key_data", key_data)
+    engine = engine_of(gqa, rows=2)
+    engine.submit(Request(random_segments([4])[0], 5, temperature=1.0, seed=(13,)))
+    numbers = [engine.submit(each) for each in requests]
+    made: dict[int, list[int]] = {}
+    errors = []
+    while engine.busy:
+        for piece in engine.step():
+            made.setdefault(piece.number, []).extend(piece.tokens)
+            errors += [piece.error] if piece.error else []
+    assert errors == ["OverflowError: no key"]
+    assert [made[number] for number in numbers] == alone
 
 
 @pytest.mark.slow

@@ -59,3 +59,19 @@ def test_rows_have_settings_of_their_own() -> None:
             assert together[row] == np.asarray(draw(rows[:1], keys[row : row + 1], own))[0]
         assert together[0] == 2
         assert together[1] in (2, 4)
+
+
+@pytest.mark.parametrize("top_p", [5e-324, 1e-45, 1e-40, 1e-6])
+def test_a_tiny_nucleus_holds_the_likeliest_token(top_p: float) -> None:
+    """Also one that the device flushes to zero."""
+    rows = jnp.tile(jnp.array([0.3, -1.0, 1.2, 0.0]), (8, 1))
+    drawn = next_token(rows, jax.random.split(jax.random.key(1), 8), how(8, 1.0, top_p))
+    assert set(np.asarray(drawn).tolist()) == {2}
+
+
+@pytest.mark.parametrize("top_k", [4, 5, 2**31 - 1])
+def test_top_k_of_the_vocabulary_or_more_is_none(top_k: int) -> None:
+    """Draws are those without top-k."""
+    rows = jnp.tile(jnp.array([0.3, -1.0, 1.2, 0.0]), (50, 1))
+    keys = jax.random.split(jax.random.key(2), 50)
+    np.testing.assert_array_equal(next_token(rows, keys, how(50, top_k=top_k)), next_token(rows, keys, how(50)))

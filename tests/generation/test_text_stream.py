@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from zephyr_jax.data.tokens import load_tokenizer
+from zephyr_jax.data.tokenizer_files import load_tokenizer
 from zephyr_jax.generation.text_stream import TextStream
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=60) | st.sampled_from(

@@ -160,10 +160,12 @@ def malformed() -> dict[str, tuple[Any, int, str]]:
                      [{"role": "user", "content": "x", "more": 1}], [{"role": "assistant", "content": "x"}],
                      [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}]],
         "model": [5, None], "max_tokens": [0, -1, 1.5, "9", 10**9, True], "temperature": [-1, 3, "hot", float("inf")],
-        "top_p": [0, 1.1, -1], "top_k": [-1, 0.5], "seed": [-1, "x", 2**63], "stop": ["", ["a"] * 5, [1], [""]],
-        "n": [0, 9, "2"], "stream": ["yes", 1], "stream_options": [{"x": 1}], "logprobs": [True], "tools": [[]],
+        "top_p": [0, 1.1, -1], "top_k": [-1, 0.5, 2**31, 10**30], "seed": [-1, "x", 2**63],
+        "stop": ["", ["a"] * 5, [1], [""], "a" * 1001],
+        "n": [0, 9, "2"], "stream": ["yes", 1], "stream_options": [{"x": 1}], "logprobs": [True],
+        "tools": [[{"type": "function"}]], "tool_choice": ["required"], "top_logprobs": [1], "functions": [[{}]],
         "response_format": [{"type": "json_object"}], "frequency_penalty": [0.5], "presence_penalty": [-1],
-        "logit_bias": [{}], "nonsense": [1],
+        "logit_bias": [{"5": 1}], "metadata": [{"a": 1}], "nonsense": [1],
     }  # fmt: skip
     for name, each in values.items():
         for number, value in enumerate(each):
@@ -238,7 +240,9 @@ def test_an_engine_that_breaks_tells_everyone(tiny_model: Path) -> None:
         for _ in range(2):
             async with client.post(CHAT, json=body()) as answer:
                 assert answer.status == 500
-                assert "The engine has stopped: out of memory" in (await answer.json())["error"]["message"]
+                assert (
+                    "The engine has stopped: RuntimeError: out of memory" in (await answer.json())["error"]["message"]
+                )
 
     talk(broken, doing)
 
@@ -283,7 +287,7 @@ def test_the_official_client_is_content(served: Served) -> None:
         text = "".join(part.choices[0].delta.content or "" for part in parts)
         assert text == whole.choices[0].message.content
         with pytest.raises(openai.UnprocessableEntityError):
-            await remote.chat.completions.create(**asked, tools=[])
+            await remote.chat.completions.create(**asked, logit_bias={"5": 1})
         await remote.close()
 
     talk(served, doing)

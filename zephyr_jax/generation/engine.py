@@ -6,47 +6,58 @@ sizes of a prefill's chunk are compiled. What a request makes does not depend on
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from zephyr_jax.checkpoint.source import AbstractModel
-from zephyr_jax.generation.decode import Rows, decode, prefill
+from zephyr_jax.errors import InputError
+from zephyr_jax.generation.decode import NOT_FINITE, Rows, decode, prefill
 from zephyr_jax.generation.sampling import Sampling
 from zephyr_jax.model.attention import Where
 from zephyr_jax.model.cached import CachedModel
 from zephyr_jax.model.shape import ModelShape
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.parallel.rules import Rules
+from zephyr_jax.sampling_params import MAX_STOP_IDS, SamplingParams
 
 CHUNKS = (16, 64, 256)
 """Tokens of a prefill's chunk; each is compiled when it is first needed."""
 BURST = 8
 """Tokens that are made between two looks at the queue, unless said otherwise."""
 _TOGETHER = 8  # rows that are prefilled together, where so many wait
-_STOPS = 8  # stop ids of a request
 _ROUND = 64  # slots of a cache are a multiple of this
+_NOT_FINITE = (
+    "its logits are NaN or infinite; check the weights, or compute in float32 (`--model.compute_dtype float32`)"
+)
 
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and how to go on from it."""
+    """A prompt and how to go on from it. Raises InputError for sampling parameters outside their bounds."""
 
     prompt: np.ndarray
     """int32 [n] with n >= 1."""
     most: int
     """Tokens to make at most."""
     stops: tuple[int, ...] = ()
-    """Ids that end the answer, eight at most; the one that does is part of it."""
+    """Ids that end the answer, 64 at most; the one that does is part of it."""
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     seed: tuple[int, ...] = (0,)
     """Folded into one PRNG key, in order; the answer depends on it and on the prompt alone."""
+    sampling: SamplingParams = field(init=False)
+    """Temperature, top-p, top-k and seed, checked and normalized."""
+
+    def __post_init__(self) -> None:
+        params = SamplingParams(self.temperature, self.top_p, self.top_k, self.seed)
+        object.__setattr__(self, "sampling", params)
 
 
 @dataclass(frozen=True)
@@ -55,8 +66,10 @@ class Piece:
 
     number: int
     tokens: tuple[int, ...]
-    end: Literal["", "stop", "length"]
+    end: Literal["", "stop", "length", "error"]
     """Why it has ended, if it has."""
+    error: str = ""
+    """What went wrong in this request alone, where `end` is "error"."""
 
 
 @dataclass
@@ -91,6 +104,7 @@ class Engine:
         self._state = idle(rows)
         self._waiting: deque[tuple[int, Request]] = deque()
         self._numbers = count()
+        self._failed: list[Piece] = []
 
     @property
     def busy(self) -> bool:
@@ -100,11 +114,15 @@ class Engine:
     def submit(self, request: Request) -> int:
         """Queue a request; its number. Raises ValueError where it does not fit into the context."""
         longest = len(request.prompt) + request.most
-        if not len(request.prompt) or request.most < 1 or longest > self.context or len(request.stops) > _STOPS:
+        if not len(request.prompt) or request.most < 1 or longest > self.context or len(request.stops) > MAX_STOP_IDS:
             raise ValueError(
                 f"a prompt of {len(request.prompt)} tokens, {request.most} new ones and {len(request.stops)} stop ids; a row "
-                f"takes 1 to {self.context} tokens in all, and {_STOPS} stop ids"
+                f"takes 1 to {self.context} tokens in all, and {MAX_STOP_IDS} stop ids"
             )
+        vocab = self._model.shape.vocab
+        low, high = min(request.prompt.min(), *request.stops, 0), max(request.prompt.max(), *request.stops, 0)
+        if low < 0 or high >= vocab:
+            raise ValueError(f"expected token ids from 0 to {vocab - 1:,} in prompt and stop ids, got {low} to {high}")
         number = next(self._numbers)
         self._waiting.append((number, request))
         return number
@@ -117,15 +135,22 @@ class Engine:
                 self._leave(place)
 
     def step(self) -> list[Piece]:
-        """Let requests into free rows, put a chunk of waiting prompts into the cache, make a burst of tokens."""
+        """Let requests into free rows, put a chunk of waiting prompts into the cache, make a burst of tokens.
+
+        A request that fails ends with a piece whose `end` is "error"; the others go on.
+        """
+        self._failed = []
         self._admit()
         self._prefill()
-        return self._decode() if np.any(self._state.left) else []
+        return self._failed + (self._decode() if np.any(self._state.left) else [])
 
     def run(self) -> Iterator[Piece]:
-        """Pieces until nobody waits any more."""
+        """Pieces until no request waits any more. Raises InputError where a request fails."""
         while self.busy:
-            yield from self.step()
+            for piece in self.step():
+                if piece.end == "error":
+                    raise InputError(f"The model gave no answer: {piece.error}.")
+                yield piece
 
     def _admit(self) -> None:
         for place, row in enumerate(self._rows):
@@ -174,16 +199,23 @@ class Engine:
         self._cache = prefill(self._model, self._weights, self._cache, at, tokens_PC, Where(*where_PC))
 
     def _begin(self, place: int) -> None:
-        """A row whose prompt is in the cache begins to make tokens."""
+        """A row whose prompt is in the cache begins to make tokens, or ends with the error of its request."""
         row = self._rows[place]
         assert row is not None
-        request, state = row.request, self._state
+        try:
+            self._set_state(place, row.request)
+        except Exception as error:  # whatever it is, it concerns this request only
+            self._failed.append(Piece(row.number, (), "error", f"{type(error).__name__}: {error}"))
+            self._leave(place)
+
+    def _set_state(self, place: int, request: Request) -> None:
+        params, state = request.sampling, self._state
         state.token[place], state.position[place] = request.prompt[-1], len(request.prompt) - 1
-        state.left[place], state.made[place] = request.most, 0
-        state.key[place] = _key(request.seed)
-        state.stops[place] = [*request.stops, *[-1] * (_STOPS - len(request.stops))]
-        for field_, value in zip(state.how, (request.temperature, request.top_p, request.top_k), strict=True):
+        state.key[place] = key_data(params.seed)
+        state.stops[place] = [*request.stops, *[-1] * (MAX_STOP_IDS - len(request.stops))]
+        for field_, value in zip(state.how, (params.temperature, params.top_p, params.top_k), strict=True):
             field_[place] = value
+        state.left[place], state.made[place] = request.most, 0
 
     def _decode(self) -> list[Piece]:
         shardings = jax.tree.map(lambda leaf: self._rules.sharding("batch", *[None] * (leaf.ndim - 1)), self._state)
@@ -194,9 +226,12 @@ class Engine:
         pieces = []
         for place, row in enumerate(self._rows):
             tokens = tuple(int(token) for token in out[place] if token >= 0)
-            if row is None or not tokens:
+            if row is not None and NOT_FINITE in out[place]:
+                pieces.append(Piece(row.number, tokens, "error", _NOT_FINITE))
+            elif row is not None and tokens:
+                pieces.append(Piece(row.number, tokens, self._end(place, row, tokens)))
+            else:
                 continue
-            pieces.append(Piece(row.number, tokens, self._end(place, row, tokens)))
             if pieces[-1].end:
                 self._leave(place)
         return pieces
@@ -218,6 +253,13 @@ def slots_of(shape: ModelShape, context: int) -> int:
     return -(-needed // _ROUND) * _ROUND
 
 
+def cache_bytes(model: AbstractModel, rows: int, context: int) -> int:
+    """Bytes of the keys and values of all rows."""
+    shape = model.shape
+    numbers = 2 * shape.layers * rows * shape.kv_heads * slots_of(shape, context) * shape.head_dim
+    return numbers * jnp.dtype(model.compute.dtype).itemsize
+
+
 def idle(rows: int) -> Rows:
     """Rows that are at nothing."""
 
@@ -226,11 +268,23 @@ def idle(rows: int) -> Rows:
 
     how = Sampling(zeros(np.float32), np.ones(rows, np.float32), zeros(np.int32))
     token, position, left, made = (zeros(np.int32) for _ in range(4))
-    return Rows(token, position, left, made, key=zeros(np.uint32, 2), stops=zeros(np.int32, _STOPS), how=how)
+    return Rows(token, position, left, made, key=zeros(np.uint32, 2), stops=zeros(np.int32, MAX_STOP_IDS), how=how)
 
 
-def _key(seed: tuple[int, ...]) -> np.ndarray:
-    key = jax.random.key(seed[0])
-    for more in seed[1:]:
-        key = jax.random.fold_in(key, more)
+def key_data(seed: tuple[int, ...]) -> np.ndarray:
+    """uint32 [2]: data of the PRNG key of a seed, `jax.random.key` of its first number with the others folded in.
+
+    All 64 bits of a number count; `jax.random.key` and `fold_in` take 32.
+    """
+    first, *others = seed
+    key = jax.random.wrap_key_data(jnp.array(_halves(first), jnp.uint32))
+    for number in others:
+        high, low = _halves(number)
+        key = jax.random.fold_in(key, np.uint32(low))
+        key = jax.random.fold_in(key, np.uint32(high)) if high else key
     return np.asarray(jax.random.key_data(key))
+
+
+def _halves(number: int) -> tuple[int, int]:
+    """The upper and the lower 32 bits."""
+    return number >> 32, number & (2**32 - 1)

@@ -47,6 +47,7 @@ def narrowed(logits_BV: Array, how: Sampling) -> Array:
     probability_BV = jax.nn.softmax(sorted_BV, axis=-1)
     before_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV
     kept_BV = (before_BV < how.top_p[:, None]) & (jnp.arange(V) < k_B1)
+    kept_BV |= jnp.arange(V) == 0  # a subnormal top_p is flushed to zero and would keep nothing
     kept_BV |= (how.top_p[:, None] >= 1) & (jnp.arange(V) < k_B1)
     smallest_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits_BV >= smallest_B1, logits_BV, _NEVER)

@@ -3,7 +3,8 @@
 import sys
 from collections.abc import Generator
 
-from zephyr_jax.data.chat import BadRow, Message
+from zephyr_jax.data.dialogue import BadRow, Message
+from zephyr_jax.errors import printable, terminal_text
 from zephyr_jax.generation.engine import Engine, Request
 from zephyr_jax.generation.text_stream import TextStream
 from zephyr_jax.recipes.speaker import Found, find_speaker
@@ -17,8 +18,8 @@ class Conversation:
     """What has been said, and how an answer is made to it."""
 
     def __init__(self, config: ChatConfig, found: Found):
-        self._config, self._found = config, found
-        self._tokenizer = found.chat_tokenizer(config.template)
+        self._config, self._tokenizer = config, found.chat_tokenizer(config.template)
+        self._found = found.speaking(self._tokenizer)
         self._context = found.context()
         self._engine: Engine = found.engine(self._context)
         self._system, self._said, self._answers = config.system, list[Message](), 0
@@ -91,10 +92,10 @@ def _show(conversation: Conversation, text: str) -> None:
     answer = conversation.answer(text)
     try:
         for part in answer:
-            print(part, end="", flush=True)
+            print(terminal_text(part), end="", flush=True)
         print()
     except KeyboardInterrupt:
         answer.close()
         print(" ...")
     except BadRow as error:
-        print(f"That cannot be answered: {error}.", file=sys.stderr)
+        print(f"That cannot be answered: {printable(str(error))}.", file=sys.stderr)

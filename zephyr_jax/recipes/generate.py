@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -9,10 +10,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from zephyr_jax.checkpoint.source import ModelSource
-from zephyr_jax.data.chat import BadRow, Message, check_messages, load_template
-from zephyr_jax.data.sources import open_rows
+from zephyr_jax.data.dialogue import BadRow, Message, check_messages
+from zephyr_jax.data.formats import COLUMNS, question
+from zephyr_jax.data.row_reader import Columns, SourceRow
+from zephyr_jax.data.sources import read_rows
 from zephyr_jax.data.tokens import ChatTokenizer, bos_token_id
-from zephyr_jax.errors import InputError
+from zephyr_jax.errors import InputError, shown
 from zephyr_jax.generation.engine import Request
 from zephyr_jax.recipes.speaker import Found, answers, find_speaker
 from zephyr_jax.storage.cloud import explained
@@ -41,9 +44,15 @@ def generate(config: GenerateConfig) -> list[Answer]:
     check_can_be_written(config.output)
     found = find_speaker("generate", config.model, config.mesh, config.rows)
     conversations = _conversations(config)
-    prompts = _encode(config, found.tokenizer, conversations)
+    if config.template == "none":
+        prompts = _continued(found.tokenizer, conversations)
+    else:
+        tokenizer = found.chat_tokenizer(config.template)
+        found, prompts = found.speaking(tokenizer), _encode(tokenizer, conversations)
     _check_lengths(prompts, config.max_new_tokens, found.source)
-    journal = Journal(f"{config.output}.part", _header(config, found, prompts)) if config.output else None
+    journal = None
+    if config.output:
+        journal = Journal(f"{config.output}.part", _header(config, found, prompts), partial(_problem, len(prompts)))
     made = {line["index"]: line["tokens"] for line in journal.lines} if journal else {}
     missing = [index for index in range(len(prompts)) if index not in made]
     if missing:
@@ -72,6 +81,15 @@ def _requests(
     }
 
 
+def _problem(count: int, line: dict[str, Any]) -> str:
+    """What is wrong with a line of the journal of so many prompts; empty where nothing is."""
+    index, tokens = line.get("index"), line.get("tokens")
+    tokens_sound = isinstance(tokens, list) and all(type(token) is int and 0 <= token < 2**31 for token in tokens)
+    if type(index) is int and 0 <= index < count and tokens_sound:
+        return ""
+    return f"expected an `index` below {count:,} and a list of token ids in `tokens`, got {shown(line)}"
+
+
 def _header(config: GenerateConfig, found: Found, prompts: list[np.ndarray]) -> dict[str, Any]:
     """What answers depend on, in few words."""
     digest = blake2b(digest_size=16)
@@ -85,8 +103,8 @@ def _conversations(config: GenerateConfig) -> list[list[Message]]:
     if config.prompts:
         conversations = [[{"role": "user", "content": prompt}] for prompt in config.prompts]
     else:
-        rows = open_rows(str(config.data), config.split, limit=config.limit)
-        conversations = [_row_prompt(row, f"{config.data} row {index}") for index, row in enumerate(rows)]
+        rows = read_rows(str(config.data), config.split, limit=config.limit, columns=Columns(COLUMNS))
+        conversations = [_row_prompt(row) for row in rows]
     system = [{"role": "system", "content": config.system}] if config.system is not None else []
     each = [chat if chat[0]["role"] == "system" else [*system, *chat] for chat in conversations[: config.limit]]
     if not each:
@@ -94,31 +112,28 @@ def _conversations(config: GenerateConfig) -> list[list[Message]]:
     return each
 
 
-def _row_prompt(row: dict[str, Any], where: str) -> list[Message]:
-    messages = row.get("messages")
-    if isinstance(messages, list) and messages:
-        try:
-            check_messages(messages)
-        except BadRow as error:
-            raise InputError(f"{where} cannot be used: {error}. Fix its `messages`.") from error
-        chat = [{"role": message["role"], "content": message["content"]} for message in messages]
-        return chat[:-1] if chat[-1]["role"] == "assistant" else chat
-    if isinstance(row.get("prompt"), str):
-        return [{"role": "user", "content": row["prompt"]}]
-    raise InputError(f"{where} has neither `prompt` (text) nor `messages`; it has {sorted(row)}.")
-
-
-def _encode(config: GenerateConfig, tokenizer: PreTrainedTokenizerBase, chats: list[list[Message]]) -> list[np.ndarray]:
-    if config.template == "none":
-        bos = bos_token_id(tokenizer)
-        start = [] if bos is None else [bos]
-        return [
-            np.array([*start, *tokenizer(chat[-1]["content"], add_special_tokens=False).input_ids], np.int32)
-            for chat in chats
-        ]
-    chat_tokenizer = ChatTokenizer(tokenizer, load_template(config.template, tokenizer))
+def _row_prompt(row: SourceRow) -> list[Message]:
     try:
-        return [chat_tokenizer.prompt(chat) for chat in chats]
+        if row.content.get("tools"):
+            raise BadRow("it has `tools`, which are not given to the model")
+        messages = question(row.content)
+        check_messages(messages, learnt=False)
+    except BadRow as error:
+        raise InputError(f"{row.place} cannot be used: {error}; it has {sorted(row.content)}. Fix the row.") from error
+    return messages
+
+
+def _continued(tokenizer: PreTrainedTokenizerBase, chats: list[list[Message]]) -> list[np.ndarray]:
+    """Plain texts to be continued."""
+    bos = bos_token_id(tokenizer)
+    start = [] if bos is None else [bos]
+    texts = [chat[-1]["content"] for chat in chats]
+    return [np.array([*start, *tokenizer(text, add_special_tokens=False).input_ids], np.int32) for text in texts]
+
+
+def _encode(tokenizer: ChatTokenizer, chats: list[list[Message]]) -> list[np.ndarray]:
+    try:
+        return [tokenizer.prompt(chat) for chat in chats]
     except BadRow as error:
         raise InputError(
             f"A prompt cannot be used: {error}. Fix it, or look at it with `zephyr-jax preview`."
@@ -127,6 +142,12 @@ def _encode(config: GenerateConfig, tokenizer: PreTrainedTokenizerBase, chats: l
 
 def _check_lengths(prompts: list[np.ndarray], new_tokens: int, source: ModelSource) -> None:
     longest, limit = max(map(len, prompts)), source.shape.max_positions
+    largest = max((int(prompt.max()) for prompt in prompts if len(prompt)), default=0)
+    if largest >= source.shape.vocab:
+        raise InputError(
+            f"Expected token ids below {source.shape.vocab:,}, the rows of the embedding of {source.asked}; a prompt holds "
+            f"{largest:,}. Its text names a special token that the model has no embedding for: remove it."
+        )
     if not min(map(len, prompts)):
         raise InputError("A prompt has no tokens at all. Give at least one character, or a tokenizer with a BOS token.")
     if limit and longest + new_tokens > limit:

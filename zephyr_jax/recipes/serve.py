@@ -11,11 +11,10 @@ from zephyr_jax.errors import InputError
 from zephyr_jax.recipes.speaker import find_speaker
 from zephyr_jax.serving.app import Served, make_app
 from zephyr_jax.serving.desk import Desk
+from zephyr_jax.serving.origin import is_loopback
 from zephyr_jax.storage.cloud import explained
 from zephyr_jax.storage.secret import secret
 from zephyr_jax.verbs.models import ServeConfig
-
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @explained()
@@ -24,16 +23,21 @@ def open_server(config: ServeConfig) -> Served:
     config.check()
     key = secret(config.api_key_variable, "api_key_variable")
     found = find_speaker("serve", config.model, config.mesh, config.rows)
-    context = found.context(config.context)
+    tokenizer = found.chat_tokenizer(config.template)
+    found, context = found.speaking(tokenizer), found.context(config.context)
     desk = Desk(found.engine(context), config.waiting)
     name = config.name or PurePath(config.model.path).name
-    return Served(name, found.chat_tokenizer(config.template), found.tokenizer, found.stops, context, desk, key)
+    tokenizer.releases_gil = True
+    return Served(
+        name, tokenizer, found.tokenizer, found.stops, context, desk, key,
+        loopback=is_loopback(config.host),
+    )  # fmt: skip
 
 
 def serve(config: ServeConfig) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises InputError, as when the port is taken."""
     served = open_server(config)
-    if config.host not in _LOOPBACK and served.key is None:
+    if not served.loopback and served.key is None:
         print(
             f"{config.host} lets other machines in, and no key is asked for: --api_key_variable NAME", file=sys.stderr
         )

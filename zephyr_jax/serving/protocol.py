@@ -1,15 +1,22 @@
 """What the server takes and says: the part of OpenAI's chat completions that a model with its own template can keep.
 
-Whatever would change the answer and is not done here is refused by name, never passed over.
+Whatever would change the answer and is not done here is refused by name, never passed over. Parameters that ask for nothing
+(null, an empty list or object) are accepted, as the official client sends them.
 """
 
 import time
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from zephyr_jax.data.chat import Message
+from zephyr_jax.data.dialogue import Message
+from zephyr_jax.sampling_params import MAX_NEW_TOKENS, MAX_SEED, MAX_TOP_K
+
+_MAX_MESSAGES = 8192
+_MAX_PARTS = 1024
+_MAX_STOP = 1000  # characters of a stop string
+_SHOWN = 200  # characters of a name that a refusal repeats
 
 
 class Refusal(Exception):
@@ -24,8 +31,19 @@ class Refusal(Exception):
         return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": None}}
 
 
+_NOTHING: tuple[Any, ...] = (None, [], {})
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_extras(cls, content: Any) -> Any:
+        """The object without unknown parameters that ask for nothing."""
+        if not isinstance(content, dict):
+            return content
+        return {name: value for name, value in content.items() if name in cls.model_fields or value not in _NOTHING}
 
 
 class TextPart(_Strict):
@@ -38,21 +56,22 @@ class TextPart(_Strict):
 class ChatMessage(_Strict):
     """One message of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(max_length=_MAX_PARTS)]
     name: None = None
 
     @property
     def plain(self) -> Message:
-        """Role and text."""
+        """Role and text; `developer` is the newer name of `system`."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": self.role, "content": text}
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
 class StreamOptions(_Strict):
     """What a stream has besides text."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
 
 
 class TextFormat(_Strict):
@@ -61,21 +80,25 @@ class TextFormat(_Strict):
     type: Literal["text"] = "text"
 
 
-type _Stops = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4)]
+type _Stop = Annotated[str, Field(min_length=1, max_length=_MAX_STOP)]
+type _Tokens = Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)]
 
 
 class ChatRequest(_Strict):
-    """The body of `POST /v1/chat/completions`. What is typed as one value only cannot be asked for otherwise."""
+    """The body of `POST /v1/chat/completions`. What is typed as one value only cannot be asked for otherwise.
+
+    Bounds of sampling parameters are those of `SamplingParams`, or OpenAI's where these are narrower.
+    """
 
     model: str
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=_MAX_MESSAGES)]
+    max_tokens: _Tokens | None = None
+    max_completion_tokens: _Tokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2, strict=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, strict=False)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    stop: Annotated[str, Field(min_length=1)] | _Stops | None = None
+    top_k: Annotated[int, Field(ge=0, le=MAX_TOP_K)] | None = None
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    stop: _Stop | Annotated[list[_Stop], Field(max_length=4)] | None = None
     n: Annotated[int, Field(ge=1, le=8)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -83,8 +106,17 @@ class ChatRequest(_Strict):
     frequency_penalty: Annotated[float, Field(ge=0, le=0, strict=False)] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0, strict=False)] | None = None
     logprobs: Literal[False] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
     response_format: TextFormat | None = None
+    modalities: list[Literal["text"]] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+    function_call: Literal["none", "auto"] | None = None
+    service_tier: Literal["auto", "default"] | None = None
     store: Literal[False] | None = None
+    metadata: dict[str, str] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
 
     @property
     def most(self) -> int | None:
@@ -106,10 +138,11 @@ def parse_chat(body: bytes) -> ChatRequest:
         if first["type"] == "json_invalid" or not first["loc"]:
             raise Refusal(400, f"The body is no JSON object: {first['msg']}.") from error
         where = ".".join(str(each) for each in first["loc"] if not str(each).startswith(("function-", "constrained-")))
+        where = where[:_SHOWN]
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         unknown = first["type"] == "extra_forbidden"
         what = f"`{where}` is nothing this server knows" if unknown else f"`{where}`: {first['msg']}"
-        raise Refusal(422, f"{what}{more}.", param=str(first["loc"][0])) from error
+        raise Refusal(422, f"{what}{more}.", param=str(first["loc"][0])[:_SHOWN]) from error
 
 
 class Reply:

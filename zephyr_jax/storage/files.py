@@ -4,6 +4,7 @@ import atexit
 import os
 import pathlib
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,9 +35,32 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
 
 
 def check_can_be_read(path: str | os.PathLike[str]) -> None:
-    """Raise InputError when a `gs://` path cannot be asked for: no bucket, permission, credentials or network."""
+    """Raise InputError when a `gs://` path cannot be asked for (no bucket, permission, credentials or network), and for a
+    local path (or an entry of a local folder) that is neither a file nor a folder."""
     if is_remote(path):
         check_bucket(path)
+        return
+    check_regular(path)
+    if os.path.isdir(path):
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if not entry.is_file() and not entry.is_dir():
+                    check_regular(entry.path)
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raise InputError for a FIFO, a device or a socket: reading one may never end. A path that is not there passes."""
+    if is_remote(path):
+        return
+    try:
+        mode = os.stat(os.path.expanduser(path)).st_mode
+    except (OSError, ValueError):  # whoever reads it reports what is wrong
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise InputError(
+            f"{os.fspath(path)} is not a regular file (a pipe, device or socket). Expected a file: write the content to one, "
+            "and give its path."
+        )
 
 
 def check_can_be_made(folder: str | os.PathLike[str], checkpoints: bool = False) -> None:
@@ -156,8 +180,17 @@ def local_copy(folder: Path, names: Iterable[str]) -> pathlib.Path:
     with patience(folder, "reading"):
         there = {path.name for path in folder.iterdir()}
         for name in sorted(there.intersection(names)):
-            (copy / name).write_bytes((folder / name).read_bytes())
+            _copy_here(folder / name, copy / name)
     return copy
+
+
+def _copy_here(source: Path, target: pathlib.Path) -> None:
+    if not source.is_dir():
+        target.write_bytes(source.read_bytes())
+        return
+    target.mkdir()
+    for file in source.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
 
 
 def cached_copy(path: str | os.PathLike[str]) -> pathlib.Path:

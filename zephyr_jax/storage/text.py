@@ -1,22 +1,42 @@
-"""JSON as files from elsewhere must hold it: UTF-8, not too deep, and nothing said twice."""
+"""JSON as files from elsewhere must hold it: UTF-8, not too deep, and no name with two values."""
 
 import json
 from typing import Any
 
-from zephyr_jax.errors import shown
+from zephyr_jax.errors import InputError, shown
+from zephyr_jax.storage.files import Path, check_regular
 
 
 def parsed(text: str | bytes) -> Any:
     """JSON that says each thing once. Raises ValueError, with a few words, for all else."""
     try:
-        return json.loads(text.decode() if isinstance(text, bytes) else text, object_pairs_hook=_once)
+        return json.loads(text.decode() if isinstance(text, bytes) else text, object_pairs_hook=unique_names)
     except UnicodeDecodeError as error:
         raise ValueError(f"it is no UTF-8 from byte {error.start} on") from error
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises InputError naming the file."""
+    check_regular(path)
+    try:
+        content = parsed(path.read_bytes())
+    except OSError as error:
+        reason = error.strerror or "it is not there"
+        raise InputError(f"Cannot read {path}: {reason}. A checkpoint folder needs this file.") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}). Copy it again from its source.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, not a JSON object. Copy it again from its source.")
+    return content
+
+
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An `object_pairs_hook`: a dict of the pairs. Raises ValueError when a name has two different values."""
+    distinct = dict(pairs)
+    if len(distinct) == len(pairs):
+        return distinct
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found and found[name] != value:
