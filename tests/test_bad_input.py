@@ -120,7 +120,7 @@ class Desk:
             weights = weights_fingerprint(load_weights(source, model))
         table = ReferenceTable(Path(config.reference), identity_of(config, tokenizer, weights))
         rows = replace(config, data=replace(config.data, path=str(self.rows(*pairs))))
-        keys = preference_splits(rows, tokenizer)["training"].keys().reshape(-1).tolist()
+        keys = preference_splits(rows, tokenizer, source)["training"].keys().reshape(-1).tolist()
         table.add("made-up", keys, np.full(len(keys), -5.0), np.full(len(keys), 3))
         return table
 
@@ -194,13 +194,13 @@ def answers_to_different_prompts(desk: Desk) -> Words:
     return desk.dpo("--data.path", desk.rows(row), verb="reference")
 
 
-@mistake("chosen", "assistant", "Fix the rows")
+@mistake("chosen holds str", "messages with role and content", "Fix the rows")
 def answers_as_lists_of_text(desk: Desk) -> Words:
     rows = desk.rows({"chosen": ["Hello.", "Hi."], "rejected": ["Hello.", "No."]})
     return desk.dpo("--data.path", rows, verb="reference")
 
 
-@mistake("rows.jsonl line 2", "{'messages': []}", "JSONL", "fix or remove")
+@mistake("rows.jsonl line 2", "{'messages': []}", "must be one object", "fix or remove")
 def broken_line(desk: Desk) -> Words:
     good = json.dumps({"messages": CHAT})
     return desk.sft("--data.path", desk.file("rows.jsonl", f"{good}\n{{'messages': []}}\n{good}\n"))
@@ -237,8 +237,13 @@ def unknown_split_of_a_saved_folder(desk: Desk) -> Words:
     return desk.sft("--data.path", desk.home / "saved", "--data.split", "dev")
 
 
-@mistake("rows.csv", "`.csv`", ".jsonl", ".parquet")
+@mistake("rows.xlsx", "`.xlsx`", ".jsonl", ".parquet")
 def unknown_kind_of_file(desk: Desk) -> Words:
+    return desk.sft("--data.path", desk.file("rows.xlsx", "a,b\n1,2\n"))
+
+
+@mistake("rows.csv has no column messages", "it has a, b", "Rename or rewrite")
+def table_of_other_columns(desk: Desk) -> Words:
     return desk.sft("--data.path", desk.file("rows.csv", "a,b\n1,2\n"))
 
 
@@ -681,19 +686,19 @@ def prompt_too_long(desk: Desk) -> Words:
     return desk.generate("--prompts", "Hello", "--max_new_tokens", 2000)
 
 
-@mistake("row 0 has neither `prompt`", "question")
+@mistake("rows.jsonl line 1 cannot be used", "no known format", "`prompt`", "Fix the row")
 def rows_without_prompts(desk: Desk) -> Words:
-    return desk.generate("--data", desk.rows({"question": "What?"}))
+    return desk.generate("--data", desk.rows({"text": "What?"}))
 
 
-@mistake("row 0", "messages")
+@mistake("rows.jsonl line 1", "messages")
 def prompts_that_are_answers_only(desk: Desk) -> Words:
     return desk.generate("--data", desk.rows({"messages": CHAT[1:]}))
 
 
-@mistake("row 0", "role")
+@mistake("rows.jsonl line 1", "role")
 def prompts_without_roles(desk: Desk) -> Words:
-    return desk.generate("--data", desk.rows({"messages": [{"from": "human", "value": "Hi"}]}))
+    return desk.generate("--data", desk.rows({"messages": [{"content": "Hi"}]}))
 
 
 @mistake("top_p is 0.5 and top_k 0 at temperature 0", "set a temperature")

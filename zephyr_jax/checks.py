@@ -12,8 +12,10 @@ from zephyr_jax.config import (
     OptimizerOptions,
     PairHealthOptions,
     ScheduleOptions,
+    ScoringOptions,
 )
 from zephyr_jax.errors import InputError, shown
+from zephyr_jax.sampling_params import SamplingParams
 
 _MOST = 2**31 - 1
 """Tokens, rows and steps are counted in 32 bits on the device."""
@@ -46,7 +48,12 @@ def check_not_negative(**values: float) -> None:
             refuse(f"{name.replace('__', '.')} is {shown(value)}.", f"It must not be negative, and at most {_MOST:,}.")
 
 
-def check_model(model: ModelOptions) -> None:
+def check_sampling(temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0) -> None:
+    """Raise InputError for sampling parameters outside the bounds that `SamplingParams` sets for every entrance."""
+    SamplingParams(temperature, top_p, top_k, (seed,))
+
+
+def check_model(model: ScoringOptions) -> None:
     """How the forward pass computes."""
     check_positive(model__logprob_chunk=model.logprob_chunk)
 
@@ -61,6 +68,8 @@ def check_data(data: DataOptions) -> None:
         data__limit=data.limit,
         data__workers=data.workers,
     )
+    if not 0 <= data.max_skipped_share <= 1:
+        refuse(f"data.max_skipped_share is {data.max_skipped_share}.", "It is a share: set a number from 0 to 1.")
     if data.max_length > data.row_length:
         refuse(
             f"data.max_length is {data.max_length} and data.row_length {data.row_length}.",

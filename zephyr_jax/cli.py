@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 from zephyr_jax import startup
 from zephyr_jax.commands import VERBS
 from zephyr_jax.errors import InputError, Stopped, TrainingError, listing, suggestion
+from zephyr_jax.verbs.carried import unused
 
 _SAVED_AND_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same again goes on
 
@@ -81,12 +82,13 @@ def parse[C](kind: type[C], verb: str, words: list[str]) -> C:
     """A config from `--config CARD` (defaults) and dotted overrides; tyro prints help and suggestions, and exits."""
     import tyro
 
-    from zephyr_jax.card import load_card
+    from zephyr_jax.card import expand_home, load_card
 
     card, overrides = _take_card(words)
     _check_first(verb, overrides, kind)
+    idle = list(unused(verb, overrides))
     default = load_card(kind, card) if card else kind()
-    return tyro.cli(
+    config = tyro.cli(
         kind,
         prog=f"zephyr-jax {verb}",
         default=default,
@@ -94,6 +96,10 @@ def parse[C](kind: type[C], verb: str, words: list[str]) -> C:
         use_underscores=True,
         config=(tyro.conf.FlagConversionOff,),
     )
+    if idle:
+        text = f"note: `{verb}` does not use {', '.join(idle)}; it accepts the settings of a card for all stages"
+        print(text, file=sys.stderr, flush=True)
+    return expand_home(config)
 
 
 def _check_first(verb: str, words: list[str], kind: Any) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from zephyr_jax.errors import terminal_text
+
 
 @dataclass(frozen=True)
 class Verb:
@@ -13,6 +15,11 @@ class Verb:
 
     about: str
     load: Callable[[], tuple[type, Callable[[Any, str], None]]]
+
+
+def _show(result: object) -> None:
+    """Print what may hold text of models, data or checkpoints."""
+    print(terminal_text(str(result)))
 
 
 def _sft() -> tuple[type, Callable[[Any, str], None]]:
@@ -84,7 +91,7 @@ def _preferences() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.preferences import preferences
     from zephyr_jax.verbs.models import PreferencesConfig
 
-    return PreferencesConfig, lambda config, _: print(preferences(config).report())
+    return PreferencesConfig, lambda config, _: _show(preferences(config).report())
 
 
 def _mt_bench() -> tuple[type, Callable[[Any, str], None]]:
@@ -95,10 +102,10 @@ def _mt_bench() -> tuple[type, Callable[[Any, str], None]]:
     def run(config: MtBenchConfig, _: str) -> None:
         config.check()
         if config.replay:
-            print(rate_again(config).report() if config.judge else table(replay_judgments(config)))
+            _show(rate_again(config).report() if config.judge else table(replay_judgments(config)))
             return
         scores = mt_bench(config)
-        print(table(scores) if scores else f"The answers are in {config.output}. To have them rated, name a --judge.")
+        _show(table(scores) if scores else f"The answers are in {config.output}. To have them rated, name a --judge.")
 
     return MtBenchConfig, run
 
@@ -112,10 +119,10 @@ def _alpaca_eval() -> tuple[type, Callable[[Any, str], None]]:
         config.check()
         jury = open_jury(config) if config.judge else None
         if config.replay:
-            print(judge_again(config, jury).report() if jury else table(replay_annotations(config)))
+            _show(judge_again(config, jury).report() if jury else table(replay_annotations(config)))
             return
         path = config.outputs or model_outputs(config)
-        print(table(judge_outputs(config, jury, path)) if jury else f"{path}\nTo have them judged, name a --judge.")
+        _show(table(judge_outputs(config, jury, path)) if jury else f"{path}\nTo have them judged, name a --judge.")
 
     return AlpacaEvalConfig, run
 
@@ -124,14 +131,14 @@ def _lm_eval() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.lm_eval import lm_eval
     from zephyr_jax.verbs.benchmarks import LmEvalConfig
 
-    return LmEvalConfig, lambda config, _: print(lm_eval(config))
+    return LmEvalConfig, lambda config, _: _show(lm_eval(config))
 
 
 def _table() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.table import table
     from zephyr_jax.verbs.benchmarks import TableConfig
 
-    return TableConfig, lambda config, _: print(table(config))
+    return TableConfig, lambda config, _: _show(table(config))
 
 
 def _generate() -> tuple[type, Callable[[Any, str], None]]:
@@ -140,7 +147,7 @@ def _generate() -> tuple[type, Callable[[Any, str], None]]:
 
     def run(config: GenerateConfig, _: str) -> None:
         for answer in generate(config):
-            print(f"> {answer.prompt}\n{answer.text}{'' if answer.ended else ' ...'}\n")
+            _show(f"> {answer.prompt}\n{answer.text}{'' if answer.ended else ' ...'}\n")
 
     return GenerateConfig, run
 
@@ -180,14 +187,14 @@ def _lineage() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.lineage import lineage
     from zephyr_jax.verbs.models import LineageConfig
 
-    return LineageConfig, lambda config, _: print(lineage(config))
+    return LineageConfig, lambda config, _: _show(lineage(config))
 
 
 def _replay() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.recipes.replay import replay
     from zephyr_jax.verbs.training import ReplayConfig
 
-    return ReplayConfig, lambda config, _: print(replay(config).report())
+    return ReplayConfig, lambda config, _: _show(replay(config).report())
 
 
 def _check() -> tuple[type, Callable[[Any, str], None]]:
@@ -196,7 +203,7 @@ def _check() -> tuple[type, Callable[[Any, str], None]]:
 
     def run(config: CheckConfig, _: str) -> None:
         found = check(config)
-        print(found.report())
+        _show(found.report())
         if not found.passed:
             raise SystemExit(1)
 

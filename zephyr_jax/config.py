@@ -4,24 +4,74 @@
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast, get_args
+
+Keep = Literal["inputs", "inputs-on-host", "attention", "projections", "everything"]
+"""Rematerialization policies; `model.remat` has what each saves and costs."""
+KEEP: tuple[Keep, ...] = get_args(Keep)
+
+
+class DefaultInt(int):
+    """An int that nothing has set: a run that a command continues or looks at may replace it."""
+
+
+class DefaultStr(str):
+    """A str that nothing has set: a run that a command continues or looks at may replace it."""
+
+
+def unset[T](value: T) -> T:
+    """The default of a setting that later commands inherit: equal to `value`; `is_unset` is true for it, not for a given one."""
+    return cast(T, DefaultInt(value) if isinstance(value, int) else DefaultStr(value))
+
+
+def is_unset(value: Any) -> bool:
+    """Whether a setting still has the default that `unset` made."""
+    return isinstance(value, DefaultInt | DefaultStr)
+
+
+def settled(value: Any) -> Any:
+    """The plain int or str of a setting."""
+    if isinstance(value, DefaultInt):
+        return int(value)
+    return str(value) if isinstance(value, DefaultStr) else value
 
 
 @dataclass(frozen=True)
-class ModelOptions:
-    """The weights to start from, and how the forward pass computes."""
+class WeightsOptions:
+    """The model's files."""
 
     path: str = ""
     """Hugging Face folder or hub id (config.json and safetensors), or the output folder of a run of `sft` or `dpo`."""
     revision: str | None = None
     """Hub revision (branch, tag or commit) when `path` is a hub id."""
-    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Dtype of matmuls and activations. Weights stay float32; norms, softmax and log-probs are float32 always."""
-    keep: Literal["inputs", "inputs-on-host", "attention", "projections", "everything"] = "inputs"
-    """What the forward pass keeps of a layer for the backward pass, which makes the rest again: its input; its input, in the
-    host's memory; input and attention's output; input and the products with weights; everything."""
+
+
+@dataclass(frozen=True)
+class ForwardOptions(WeightsOptions):
+    """The model's files, and how the forward pass computes."""
+
+    compute_dtype: Literal["bfloat16", "float32"] = unset("bfloat16")
+    """Dtype of matmuls and activations. Weights stay float32; norms, softmax and log-probs are float32 always. Default: the
+    dtype of the run in `path`, else bfloat16."""
+
+
+@dataclass(frozen=True)
+class ScoringOptions(ForwardOptions):
+    """The same, for commands that compute log-probs."""
+
     logprob_chunk: int = 256
     """Target tokens of a device whose logits exist at one time; memory grows with this, not with the rows."""
+
+
+@dataclass(frozen=True)
+class ModelOptions(ScoringOptions):
+    """The weights to start from, and how forward and backward pass compute."""
+
+    keep: Keep = "inputs"
+    """Rematerialization (activation checkpointing): what a layer saves for the backward pass, which recomputes the rest.
+    `inputs`: its input. `inputs-on-host`: the same, in pinned host memory. `attention`: also attention's output and softmax
+    statistics; the attention kernel (XLA blocks, cuDNN, splash) then runs forward once instead of twice. `projections`: also
+    the products with weights; only elementwise work is recomputed. `everything`: recomputes nothing."""
     keep_logits: bool = False
     """Keep the targets' logits, float32 [rows, row length, vocab], for the backward pass instead of making them again,
     chunk by chunk: a quarter less work for the unembedding, for small models with memory to spare."""
@@ -32,7 +82,8 @@ class DataOptions:
     """Where rows come from and how they become tokens."""
 
     path: str = ""
-    """JSONL or Parquet file (or a folder of them), a `save_to_disk` folder, or a hub id; gs:// works too."""
+    """File of rows (JSONL, JSON, Parquet, CSV, TSV or Arrow, compressed or not), a folder of them, a `save_to_disk` folder, or a
+    hub id; gs:// works too."""
     split: str = "train"
     """Split to read (hub ids and folders with splits; a single file has only `train`)."""
     eval_path: str | None = None
@@ -43,24 +94,40 @@ class DataOptions:
     """Hub revision when `path` is a hub id."""
     limit: int | None = None
     """Use only the first so many rows of each split."""
-    template: str = "zephyr"
-    """`zephyr` (an empty system message comes first where a conversation has none, as Zephyr was trained),
-    `zephyr-no-system` (inserts nothing), `tokenizer` (the tokenizer's own chat template), or a path to a Jinja file."""
-    targets: Literal["assistant", "all"] = "assistant"
-    """Tokens that count: assistant answers with their end token, or every token but the first (SFT only)."""
-    max_length: int = 2048
-    """Longest sequence in tokens; longer ones meet `on_bad_row`."""
-    max_prompt_length: int = 512
-    """Preferences: an over-long pair first cuts its prompt to this many tokens (keeps BOS and the prompt's end)."""
-    row_length: int = 2048
+    template: str | None = None
+    """Chat template: `zephyr` (an empty system message comes first where a conversation has none, as Zephyr was trained),
+    `zephyr-no-system` (inserts nothing), `tokenizer` (the checkpoint's own, of several the `default` one; another one is
+    `tokenizer:NAME`), or a path to a Jinja file. Default: that of the run or checkpoint in `model.path`, else `zephyr`."""
+    template_date: str | None = None
+    """Day, YYYY-MM-DD, that a chat template prints which prints the date. Default: the day of the run that is resumed or
+    continued, or of the reference table, else today; a run keeps its day."""
+    allow_template_change: bool = False
+    """Let `sft`, `reference` and `dpo` continue a run with another chat template than it was trained with."""
+    targets: Literal["assistant", "all"] = unset("assistant")
+    """Tokens that count: assistant answers with their end token, or every token but the first (SFT only). `evaluate` takes
+    the run's; default: `assistant`."""
+    max_length: int = unset(2048)
+    """Longest sequence in tokens; longer ones meet `on_bad_row`. It may exceed the model's positions as long as no row does.
+    `evaluate` takes the run's; default: 2048."""
+    max_prompt_length: int = unset(512)
+    """Preferences: an over-long pair first cuts its prompt to this many tokens (keeps BOS and the prompt's end). `evaluate`
+    takes the run's; default: 512."""
+    row_length: int = unset(2048)
     """Tokens of a packed row; a row holds whole conversations or whole pairs. Where it is the default, `preview` and `evaluate`,
     whose numbers do not depend on it, take 2 x `max_length` for pairs if that is more."""
     packing: bool = True
     """Pack several conversations (pairs) into a row; off: one each."""
     packing_window: int = 8192
     """With `batch.rows`: so many shuffled examples are packed together; larger pads less and shuffles less."""
-    on_bad_row: Literal["truncate", "drop", "error"] = "truncate"
-    """Over-length rows are cut, dropped or refused. Malformed and zero-target rows are dropped under `truncate`."""
+    on_bad_row: Literal["truncate", "drop", "error"] = unset("truncate")
+    """Over-length rows are cut, dropped or refused. Malformed and zero-target rows are dropped under `truncate`. `evaluate`
+    takes the run's; default: `truncate`."""
+    allow_contradictions: bool = False
+    """Use rows whose columns contradict each other: a `prompt` that the dialogue does not contain, a `score_chosen` below
+    `score_rejected`. Off: these are bad rows."""
+    max_skipped_share: float = 0.1
+    """Largest share of the data that may be lost: of the rows that are skipped, and of the tokens that are skipped or cut
+    off. Above it `sft`, `dpo` and `reference` stop, and `evaluate` and `preview` print a warning. 1: never stop."""
     workers: int = 1
     """Processes that tokenise; results are cached by content, so a second run reads them back."""
 
@@ -74,7 +141,7 @@ class MeshOptions:
     fsdp: int = -1
     """Shards of weights and optimizer state along the model dimension; each also sees its part of the batch."""
     tensor: int = 1
-    """Shards of heads, feed-forward and vocabulary."""
+    """Shards of heads, feed-forward and vocabulary. A vocabulary that does not divide is padded inside of programs only."""
     emulated_devices: int | None = None
     """Emulate so many devices on the CPU (tests, laptops); default: the devices that are there."""
 
@@ -131,11 +198,16 @@ class ScheduleOptions:
     epochs: int = 1
     """Passes over the data; each has a shuffle of its own."""
     max_steps: int | None = None
-    """Stop the whole schedule after so many steps (the learning rate ends there too)."""
+    """Stop the whole schedule after so many steps (the learning rate ends there too). If `epochs` of the data give fewer, the
+    run ends there, the schedule runs over those, and one line reports it."""
     evaluate_every: int = 100
     """Steps between evaluations; one more at the end; 0: only at the end."""
     save_every: int = 100
     """Steps between checkpoints; one more at the end; 0: only at the end."""
+    save: Literal["state", "weights"] = "state"
+    """`state`: checkpoints hold weights and optimizer state, float32, and a run can be resumed from each.
+    `weights`: only the final weights are saved, in bfloat16 (7B: 13.5 GiB instead of 67 GiB a checkpoint); nothing is saved
+    before, so an interrupted run starts over. `save_every`, `keep_last` and `keep_best` do not apply."""
     keep_last: int = 2
     """Newest checkpoints to keep."""
     grace: float = 120.0
@@ -143,7 +215,7 @@ class ScheduleOptions:
     keep_best: int = 1
     """So many checkpoints with the lowest evaluation loss are kept besides those."""
     log_every: int = 1
-    """Steps between lines of metrics."""
+    """Steps between lines of metrics; each line holds means over the steps since the last line, tokens/s among them."""
 
 
 @dataclass(frozen=True)

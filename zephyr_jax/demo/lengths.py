@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from zephyr_jax.data.chat import load_template
-from zephyr_jax.data.tokens import ChatTokenizer, load_tokenizer
+from zephyr_jax.data.template_loader import load_template
+from zephyr_jax.data.tokenizer_files import load_tokenizer
+from zephyr_jax.data.tokens import ChatTokenizer
 from zephyr_jax.demo.corpus import conversations
 
 

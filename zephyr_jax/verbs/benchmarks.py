@@ -3,8 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from zephyr_jax.checks import check_endpoint, check_not_negative, check_positive, refuse, require
-from zephyr_jax.config import EndpointOptions, MeshOptions, ModelOptions
+from zephyr_jax.checks import (
+    check_endpoint,
+    check_model,
+    check_not_negative,
+    check_positive,
+    check_sampling,
+    refuse,
+    require,
+)
+from zephyr_jax.config import EndpointOptions, ForwardOptions, MeshOptions, ScoringOptions
 
 _MODEL = "a model: a run of ours, a Hugging Face folder, a hub id, or an OpenAI-compatible address"
 
@@ -46,7 +54,7 @@ def _refuse_idle(config: Any, names: tuple[str, ...], why: str) -> None:
 class MtBenchConfig:
     """MT-Bench: eighty questions of two turns, answered by a model, rated from 1 to 10 by a judge (arXiv 2306.05685)."""
 
-    model: ModelOptions = field(default_factory=ModelOptions)
+    model: ForwardOptions = field(default_factory=ForwardOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     output: str = "runs/mt-bench"
     """Folder for answers, judgments, scores and the picture; the same command goes on in it."""
@@ -57,6 +65,9 @@ class MtBenchConfig:
     endpoint: EndpointOptions = field(default_factory=EndpointOptions)
     answering: EndpointOptions = field(default_factory=EndpointOptions)
     """How the model is asked, where `model.path` is an address."""
+    answers: str | None = None
+    """Published answers to judge: a file in FastChat's form (model_answer/MODEL.jsonl), instead of `model.path`. `name` picks a
+    `model_id` where the file has several."""
     replay: str | None = None
     """Instead of answering: a file of recorded judgments (FastChat's model_judgment), whose scores are printed; with a `judge`
     they are made anew, and it is told how far the two agree."""
@@ -81,10 +92,16 @@ class MtBenchConfig:
         """Raise InputError for settings that are missing or cannot hold together."""
         if self.replay and self.model.path:
             refuse("`replay` and `model.path` are both set.", "Recorded judgments need no model: leave one out.")
-        if self.replay:
-            _refuse_idle(self, ("template", "max_new_tokens", "seed", "answering"), "with recorded judgments")
+        if self.answers and (self.model.path or self.replay):
+            other = "model.path" if self.model.path else "replay"
+            refuse(f"`answers` and `{other}` are both set.", "Published answers need no model: leave one out.")
+        if self.replay or self.answers:
+            recorded = "recorded judgments" if self.replay else "published answers"
+            _refuse_idle(self, ("template", "max_new_tokens", "seed", "answering"), f"with {recorded}")
         else:
             require(self.model.path, "model.path", _MODEL)
+        if self.answers:
+            require(self.judge or "", "judge", "the address of a judge for these answers")
         if not self.judge:
             _refuse_idle(self, ("endpoint", "judge_tokens"), "without a judge")
         _check_judge(self.judge)
@@ -101,7 +118,7 @@ class MtBenchConfig:
 class AlpacaEvalConfig:
     """AlpacaEval: a model's outputs, a judge's verdicts against a baseline, and the leaderboard's row (arXiv 2305.14387)."""
 
-    model: ModelOptions = field(default_factory=ModelOptions)
+    model: ForwardOptions = field(default_factory=ForwardOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     output: str = "runs/alpaca-eval"
     """Folder for outputs and rows; the same command goes on in it."""
@@ -166,9 +183,8 @@ class AlpacaEvalConfig:
         require(self.output, "output", "a folder")
         check_positive(rows=self.rows, limit=self.limit, max_new_tokens=self.max_new_tokens, top_p=self.top_p)
         check_endpoint(self.endpoint)
-        check_not_negative(seed=self.seed, temperature=self.temperature)
-        if self.top_p > 1:
-            refuse(f"top_p is {self.top_p}.", "It must be at most 1.")
+        check_not_negative(seed=self.seed)
+        check_sampling(self.temperature, self.top_p)
 
 
 @dataclass(frozen=True)
@@ -192,7 +208,7 @@ LEADERBOARD = {"arc_challenge": 25, "hellaswag": 10, "mmlu": 5, "truthfulqa_mc2"
 class LmEvalConfig:
     """Tasks of EleutherAI's lm-eval, whose log-likelihoods are our sequence log-probs."""
 
-    model: ModelOptions = field(default_factory=ModelOptions)
+    model: ScoringOptions = field(default_factory=ScoringOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     tasks: tuple[str, ...] = tuple(LEADERBOARD)
     """Names of tasks or groups; default: those of the paper."""
@@ -220,5 +236,6 @@ class LmEvalConfig:
             refuse("`tasks` is empty.", "Name one, such as `--tasks hellaswag`.")
         if self.samples and not self.output:
             refuse("`samples` are asked for without an `output`.", "Name the file that they are to stand in.")
+        check_model(self.model)
         check_positive(rows=self.rows, limit=self.limit, context=self.context)
         check_not_negative(shots=self.shots or 0)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from zephyr_jax.checks import check_endpoint, check_not_negative, check_positive, refuse, require
-from zephyr_jax.config import EndpointOptions, MeshOptions
+from zephyr_jax.checks import check_endpoint, check_not_negative, check_positive, check_sampling, refuse, require
+from zephyr_jax.config import EndpointOptions, MeshOptions, unset
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class FeedbackConfig:
     """Only say how many requests, tokens and dollars it will take."""
     endpoint: EndpointOptions = field(default_factory=EndpointOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
-    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Checkpoints in this process: dtype of matmuls and activations."""
+    compute_dtype: Literal["bfloat16", "float32"] = unset("bfloat16")
+    """Checkpoints in this process: dtype of matmuls and activations; default: a run's own, else bfloat16."""
     template: str | None = None
     """Checkpoints in this process: chat template, as in `data.template` of training; default: the checkpoint's own."""
     rows: int = 16
@@ -47,8 +47,7 @@ class FeedbackConfig:
         check_not_negative(seed=self.seed)
         check_endpoint(replace(self.endpoint, most_dollars=None))  # models may have prices of their own
         check_positive(endpoint__most_dollars=self.endpoint.most_dollars)
-        if self.top_p > 1:
-            refuse(f"top_p is {self.top_p}.", "It must be at most 1.")
+        check_sampling(top_p=self.top_p)
         if self.endpoint.model:
             refuse(
                 f"endpoint.model is {self.endpoint.model!r}.",
@@ -81,7 +80,7 @@ class ConversationsConfig(FeedbackConfig):
         super().check()
         require(self.assistant, "assistant", "a model: PATH, or MODEL@http://HOST:PORT/v1")
         check_positive(turns=self.turns, person_tokens=self.person_tokens, assistant_tokens=self.assistant_tokens)
-        check_not_negative(temperature=self.temperature)
+        check_sampling(self.temperature)
         if self.turns == 1 and self.person:
             refuse("`person` is set and turns is 1.", "The first question is the seed prompt: nobody asks another.")
 
@@ -111,7 +110,7 @@ class AnswersConfig(FeedbackConfig):
                 "`models` is not set.", "It needs models: PATH, or MODEL@http://HOST:PORT/v1, several after each other."
             )
         check_positive(answers=self.answers, max_new_tokens=self.max_new_tokens)
-        check_not_negative(temperature=self.temperature)
+        check_sampling(self.temperature)
         if self.answers is not None and self.answers > len(self.models):
             refuse(
                 f"answers is {self.answers} with {len(self.models)} models.",
@@ -137,4 +136,4 @@ class RateConfig(FeedbackConfig):
         super().check()
         require(self.judge, "judge", "a model: PATH, or MODEL@http://HOST:PORT/v1")
         check_positive(max_new_tokens=self.max_new_tokens, longest_answer=self.longest_answer)
-        check_not_negative(temperature=self.temperature)
+        check_sampling(self.temperature)

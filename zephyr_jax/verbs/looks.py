@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field
 
 from zephyr_jax.checks import check_data, check_not_negative, check_one_split, check_positive, refuse, require
-from zephyr_jax.config import DataOptions, MeshOptions, ModelOptions
+from zephyr_jax.config import DataOptions, MeshOptions, WeightsOptions
 
 
 @dataclass(frozen=True)
 class PreviewConfig:
     """Rows as the model will see them: targets in colour, token counts, what is cut and what is left out, and why."""
 
-    model: ModelOptions = field(default_factory=ModelOptions)
+    model: WeightsOptions = field(default_factory=WeightsOptions)
     data: DataOptions = field(default_factory=DataOptions)
     rows: int = 3
     """How many to print."""

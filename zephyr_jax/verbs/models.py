@@ -1,32 +1,39 @@
 """What is done with a model that is there: `evaluate`, `generate`, `serve`, `chat`, `export`, `lineage`."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from zephyr_jax.checks import (
     check_data,
     check_dpo,
-    check_not_negative,
+    check_model,
     check_one_split,
     check_positive,
+    check_sampling,
     refuse,
     require,
 )
-from zephyr_jax.config import DataOptions, DpoOptions, MeshOptions, ModelOptions
+from zephyr_jax.config import DataOptions, DpoOptions, ForwardOptions, MeshOptions, ScoringOptions, WeightsOptions
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """Loss of a checkpoint on conversations, or loss, accuracy and margins on preferences; the columns decide which."""
 
-    model: ModelOptions = field(default_factory=ModelOptions)
+    model: ScoringOptions = field(default_factory=ScoringOptions)
     data: DataOptions = field(default_factory=DataOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     dpo: DpoOptions = field(default_factory=DpoOptions)
     reference: str | None = None
     """Preferences: the reference table that the run was trained with (its run knows which); without it, answers are
     compared by the model's own log-probs."""
+    reference_table: str | None = None
+    """Preferences: name of the table in `reference`, as `reference ls` shows it, also where other weights made it."""
+    reference_model: str | None = None
+    """Preferences: checkpoint whose log-probs are the reference: a run, a step of one, a Hugging Face folder or a hub id.
+    They are computed first, in a separate pass, so one model is in memory at a time. Excludes `reference`."""
+    reference_revision: str | None = None
+    """Hub revision of `reference_model`."""
     rows: int = 8
     """Rows of one forward pass."""
     output: str | None = None
@@ -36,11 +43,22 @@ class EvaluateConfig:
         """Raise InputError for settings that are missing or cannot hold together."""
         require(self.model.path, "model.path", "a model: a Hugging Face folder, a hub id or a run of ours")
         require(self.data.path, "data.path", "rows to evaluate on: a file, a folder or a hub id")
+        check_model(self.model)
         check_data(self.data)
         check_one_split(self.data)
-        if self.dpo != DpoOptions() and not self.reference:
+        if self.reference and self.reference_model:
             refuse(
-                "`dpo` settings are given without `reference`.", "They have no effect then: pass the table's folder."
+                f"reference is {self.reference} and reference_model {self.reference_model}.",
+                "Both are references: pass one of them.",
+            )
+        if self.reference_table and not self.reference:
+            refuse(f"reference_table is {self.reference_table} without `reference`.", "Pass the folder of the table.")
+        if self.reference_revision and not self.reference_model:
+            refuse("reference_revision is given without `reference_model`.", "Pass the hub id of the model.")
+        if self.dpo != DpoOptions() and not (self.reference or self.reference_model):
+            refuse(
+                "`dpo` settings are given without a reference.",
+                "They have no effect then: pass `reference` (a table's folder) or `reference_model` (a checkpoint).",
             )
         check_dpo(self.dpo)
         check_positive(rows=self.rows)
@@ -58,7 +76,7 @@ class PreferencesConfig(EvaluateConfig):
 class GenerateConfig:
     """Answers of a model to prompts, many at a time."""
 
-    model: ModelOptions = field(default_factory=ModelOptions)
+    model: ForwardOptions = field(default_factory=ForwardOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     prompts: tuple[str, ...] = ()
     """User messages; or give a file in `data`."""
@@ -68,8 +86,9 @@ class GenerateConfig:
     """Split of `data`."""
     limit: int | None = None
     """Only the first so many prompts."""
-    template: str = "zephyr"
-    """Chat template, as in `data.template`; `none` continues the plain text of the prompts."""
+    template: str | None = None
+    """Chat template, as in `data.template`; default: the checkpoint's own, and `zephyr` where it has none. `none` continues the
+    plain text of the prompts."""
     system: str | None = None
     """System message of every prompt that has none."""
     rows: int = 8
@@ -100,9 +119,7 @@ class GenerateConfig:
                 "`system` is given with template `none`.",
                 "Plain text has no system message: drop it or use a template.",
             )
-        if not 0 <= self.temperature < math.inf or self.top_p > 1:
-            refuse(f"temperature is {self.temperature}, top_p {self.top_p}.", "It needs temperature >= 0, top_p <= 1.")
-        check_not_negative(top_k=self.top_k)
+        check_sampling(self.temperature, self.top_p, self.top_k, self.seed)
         if self.temperature == 0 and (self.top_p < 1 or self.top_k):
             refuse(
                 f"top_p is {self.top_p} and top_k {self.top_k} at temperature 0.",
@@ -114,7 +131,7 @@ class GenerateConfig:
 class ServeConfig:
     """An OpenAI-compatible server: /v1/chat/completions, whole or streamed, and /v1/models."""
 
-    model: ModelOptions = field(default_factory=ModelOptions)
+    model: ForwardOptions = field(default_factory=ForwardOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     name: str | None = None
     """What clients call the model; default: the last part of `model.path`."""
@@ -145,7 +162,7 @@ class ServeConfig:
 class ChatConfig:
     """Talk to a model in the terminal; the answer appears as it is made."""
 
-    model: ModelOptions = field(default_factory=ModelOptions)
+    model: ForwardOptions = field(default_factory=ForwardOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     template: str | None = None
     """Chat template, as in `data.template`; default: the checkpoint's own, and `zephyr` where it has none."""
@@ -166,21 +183,20 @@ class ChatConfig:
         """Raise InputError for settings that are missing or cannot hold."""
         require(self.model.path, "model.path", "a model: a run of ours, a Hugging Face folder or a hub id")
         check_positive(max_new_tokens=self.max_new_tokens, top_p=self.top_p)
-        check_not_negative(top_k=self.top_k, temperature=self.temperature)
-        if self.top_p > 1:
-            refuse(f"top_p is {self.top_p}.", "It must be at most 1.")
+        check_sampling(self.temperature, self.top_p, self.top_k, self.seed)
 
 
 @dataclass(frozen=True)
 class ExportConfig:
     """A Hugging Face folder from a run (or another folder): safetensors, config, tokenizer with its chat template."""
 
-    model: ModelOptions = field(default_factory=ModelOptions)
+    model: WeightsOptions = field(default_factory=WeightsOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     output: str = ""
     """Folder to make."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Dtype of the written weights; training keeps float32."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Dtype of the written weights; training keeps float32. A weight beyond what the dtype holds (65,504 in float16) is an
+    error."""
     max_file_gib: float = 4.0
     """Largest safetensors file."""
 
