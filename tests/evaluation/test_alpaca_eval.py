@@ -67,7 +67,7 @@ def test_weighted_preferences_and_what_is_none() -> None:
 def test_the_baseline_decides_the_version(
     baseline: str | None, annotator: str | None, version: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever judged; only version 1 enters the column of the paper's numbers. What holds no preference is counted."""
+    """By the baseline, for any judge; only version 1 enters the paper's column. What holds no preference is counted."""
     rows = [
         {"preference": value, "generator_1": baseline, "annotator": annotator} for value in (1, 2, 2, None, 7, math.nan)
     ]

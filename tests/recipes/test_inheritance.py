@@ -266,7 +266,7 @@ def test_a_day_that_is_none_is_refused(tiny_model: Path, day: str) -> None:
 def test_a_dated_template_and_the_run_go_on_the_next_day(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Law: `sft`, `reference` and `dpo` on three days, each with a fresh cache, see one date; so do resume and evaluation."""
+    """Law: `sft`, `reference` and `dpo` on three days see one date; so do resume and evaluation."""
     (tmp_path / "dated.jinja").write_text(DATED)
     chats = write_rows(tmp_path / "chats.jsonl", list(conversations(0, 24, "train")))
     pairs = write_rows(tmp_path / "pairs.jsonl", list(preferences(0, 8, "train")))

@@ -48,7 +48,7 @@ class Row:
     """What the win rate would be at the baseline's length; by the package `alpaca-eval`, where it is installed."""
     lc_standard_error: float | None = None
     version: int | None = None
-    """1 or 2, by the baseline, whoever judged: rates against two baselines do not compare. None for any other baseline."""
+    """1 or 2, by the baseline, for any judge: rates against two baselines do not compare. None for any other baseline."""
     annotator: str | None = None
     baseline: str | None = None
     """Whose answers it was compared with."""
