@@ -21,9 +21,9 @@ import numpy as np
 
 from benchmarks.worker_ours import make_batches
 from zephyr_jax.batch import token_rows
-from zephyr_jax.config import BatchOptions
-from zephyr_jax.model.attention import Where, attend, fused_row, visible
-from zephyr_jax.model.blockwise import attend_row
+from zephyr_jax.config.sections import BatchOptions
+from zephyr_jax.model.attention.blockwise import attend_row
+from zephyr_jax.model.attention.dense import Where, attend, fused_row, visible
 
 type Form = Callable[..., jax.Array]
 MOST_SEGMENTS = 32

@@ -36,13 +36,13 @@ def ours(shape: dict[str, int], rows: int, length: int, context: int) -> tuple[f
     import numpy as np
     from flax import nnx
 
-    from zephyr_jax.checkpoint.source import AbstractModel
-    from zephyr_jax.config import MeshOptions
-    from zephyr_jax.generation.engine import Engine, Request
-    from zephyr_jax.model.mistral import Compute, Mistral, abstract_model
-    from zephyr_jax.model.shape import ModelShape
+    from zephyr_jax.checkpoint.resolve import AbstractModel
+    from zephyr_jax.config.sections import MeshOptions
+    from zephyr_jax.generate.engine import Engine, Request
+    from zephyr_jax.model.config import ModelShape
+    from zephyr_jax.model.decoder import Compute, Mistral, abstract_model
     from zephyr_jax.parallel.mesh import make_mesh
-    from zephyr_jax.parallel.rules import Rules, parameter_shardings
+    from zephyr_jax.parallel.sharding import Rules, parameter_shardings
 
     rules = Rules(make_mesh(MeshOptions(), jax.devices()[:1]))
     sizes = ModelShape(

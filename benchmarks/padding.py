@@ -3,7 +3,7 @@
 import numpy as np
 
 from benchmarks.workload import make_pairs
-from zephyr_jax.config import BatchOptions, DataOptions
+from zephyr_jax.config.sections import BatchOptions, DataOptions
 from zephyr_jax.data.pack import plan_training
 
 BATCHES = {

@@ -18,11 +18,11 @@ from typing import Literal
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
-from zephyr_jax.card import load_card
+from zephyr_jax.config.plan import PlanConfig
+from zephyr_jax.config.yaml_file import load_card
 from zephyr_jax.errors import InputError
-from zephyr_jax.recipes.plan import plan
-from zephyr_jax.recipes.plan_table import HEADER, row
-from zephyr_jax.verbs.planning import PlanConfig
+from zephyr_jax.plan.plan import plan
+from zephyr_jax.plan.table import HEADER, row
 
 FOLDER = Path(__file__).parent
 CARDS = FOLDER.parent / "configs" / "zephyr-7b-beta"

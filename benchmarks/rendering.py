@@ -7,10 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.templates import BASE
-from zephyr_jax.data.dialogue import Message
-from zephyr_jax.data.template_source import built_in_source, without_markers
-from zephyr_jax.data.tokenizer_files import load_tokenizer
-from zephyr_jax.data.tokens import ChatTokenizer, load_chat_tokenizer
+from zephyr_jax.chat.message import Message
+from zephyr_jax.chat.template_source import built_in_source, without_markers
+from zephyr_jax.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
+from zephyr_jax.chat.tokenizer_files import load_tokenizer
 
 TURN = "A turn of a conversation has about three hundred characters, as people and models write them. " * 3
 SIZES = ((126, 282), (250, 282), (500, 282), (1000, 36), (2000, 36), (4000, 36))

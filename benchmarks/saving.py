@@ -18,11 +18,11 @@ from etils import epath
 
 from benchmarks.worker_ours import make_batches, make_trainer
 from zephyr_jax.checkpoint.manager import CheckpointManager
-from zephyr_jax.config import MeshOptions, ScheduleOptions
+from zephyr_jax.config.sections import MeshOptions, ScheduleOptions
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.place import place_batch
-from zephyr_jax.parallel.rules import Rules
-from zephyr_jax.train.health import Limits
+from zephyr_jax.parallel.sharding import Rules
+from zephyr_jax.train.anomalies import Limits
 
 STEPS = 2
 

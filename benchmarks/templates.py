@@ -13,8 +13,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 import zephyr_jax
-from zephyr_jax.data.tokenizer_files import load_tokenizer
-from zephyr_jax.data.tokens import load_chat_tokenizer
+from zephyr_jax.chat.tokenizer import load_chat_tokenizer
+from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.errors import InputError
 
 BASE = Path(zephyr_jax.__file__).parent / "demo" / "assets" / "base"
@@ -26,7 +26,7 @@ _MARKS = re.compile(
 _ABOUT = """\
 # Chat templates of TRL {version}
 
-Made by `python -m benchmarks.templates`; `tests/data/test_trl_templates.py` repeats it where trl {version} is installed.
+Made by `python -m benchmarks.templates`; `tests/chat/test_trl_templates.py` repeats it where trl {version} is installed.
 Each template is tried on one tokenizer with its own markers as special tokens. A template is accepted for training if it
 shows where each answer starts and ends, if a special token ends the answer, and if the generation prompt begins the
 training text, in token ids, with and without a system message, at one and at two answers. A template that is refused for

@@ -25,13 +25,13 @@ import numpy as np
 from benchmarks import workload as w
 from benchmarks.worker_ours import make_batches, make_trainer, shape_of
 from zephyr_jax.batch import token_rows
-from zephyr_jax.config import BatchOptions, MeshOptions
-from zephyr_jax.model.mistral import Compute
-from zephyr_jax.model.shape import ModelShape
+from zephyr_jax.config.sections import BatchOptions, MeshOptions
+from zephyr_jax.model.config import ModelShape
+from zephyr_jax.model.decoder import Compute
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.place import place_batch
-from zephyr_jax.parallel.rules import Rules
-from zephyr_jax.train.health import Limits
+from zephyr_jax.parallel.sharding import Rules
+from zephyr_jax.train.anomalies import Limits
 
 SHAPE = shape_of(w.DIMS["1.1b"])
 ROW_LENGTH = 2048

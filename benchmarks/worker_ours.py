@@ -17,18 +17,25 @@ from flax import nnx
 
 from benchmarks import workload as w
 from zephyr_jax import __version__
-from zephyr_jax.config import BatchOptions, DataOptions, DpoOptions, HealthOptions, MeshOptions, OptimizerOptions
+from zephyr_jax.chat.tokenizer import Segment
+from zephyr_jax.config.sections import (
+    BatchOptions,
+    DataOptions,
+    DpoOptions,
+    HealthOptions,
+    MeshOptions,
+    OptimizerOptions,
+)
 from zephyr_jax.data.loader import BatchSource
 from zephyr_jax.data.pack import Plan, plan_training
-from zephyr_jax.data.tokens import Segment
-from zephyr_jax.model.mistral import Compute, Mistral, abstract_model
-from zephyr_jax.model.shape import ModelShape
+from zephyr_jax.model.config import ModelShape
+from zephyr_jax.model.decoder import Compute, Mistral, abstract_model
 from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.sft import sft_objective
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.place import place_batch
-from zephyr_jax.parallel.rules import Rules, parameter_shardings
-from zephyr_jax.train.health import Limits
+from zephyr_jax.parallel.sharding import Rules, parameter_shardings
+from zephyr_jax.train.anomalies import Limits
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
 from zephyr_jax.train.state import initial_state, state_shardings
 from zephyr_jax.train.step import make_step

@@ -14,7 +14,8 @@ import pytest  # noqa: E402
 
 from tests.gcs import Gcs  # noqa: E402
 from zephyr_jax.demo.remake import write_untrained  # noqa: E402
-from zephyr_jax.recipes import page, run_answers  # noqa: E402
+from zephyr_jax.report import report as page  # noqa: E402
+from zephyr_jax.report import samples as run_answers  # noqa: E402
 from zephyr_jax.storage import cloud  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)

@@ -12,12 +12,12 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from zephyr_jax.batch import TokenBatch
-from zephyr_jax.checkpoint.source import AbstractModel, abstract_of, find_model, load_weights
-from zephyr_jax.config import MeshOptions, ModelOptions
-from zephyr_jax.model.attention import Where
+from zephyr_jax.checkpoint.resolve import AbstractModel, abstract_of, find_model, load_weights
+from zephyr_jax.config.sections import MeshOptions, ModelOptions
+from zephyr_jax.model.attention.dense import Where
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.parallel.mesh import make_mesh
-from zephyr_jax.parallel.rules import Rules
+from zephyr_jax.parallel.sharding import Rules
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """For every setting the test that shows what it changes; `test_settings` holds this list to the settings and to the tests.
 
 A key is `Class.setting`, the config class that defines the setting; a value is the test as pytest names it, or a function that a
-test of that file calls. Settings that a command takes with another command's card and does not use are in `verbs.carried`.
+test of that file calls. Settings that a command takes with another command's card and does not use are in `config.inherited`.
 """
 
 _HERE = "test_setting_effects.py::"
@@ -10,12 +10,14 @@ _CHAT, _RATED, _LEAKS = (
     "prepare/test_ultrafeedback.py::",
     "prepare/test_decontaminate.py::",
 )
-_PIPELINE, _RESUME, _SICK, _PAGE = (f"recipes/test_{name}.py::" for name in ("pipeline", "resume", "sick", "page"))
-_HEALTH, _ENDPOINT, _FEEDBACK = "train/test_health.py::", "generation/test_endpoint.py::", "feedback/test_commands.py::"
-_BENCH, _JUDGE, _ALPACA = (f"evaluation/test_{name}.py::" for name in ("mt_bench", "alpaca_judge", "alpaca_eval"))
-_LM, _SERVER, _PLAN = "evaluation/test_lm_eval.py::", "serving/test_server.py::", "recipes/test_plan.py::"
-_TABLES, _PASSES = "reference/test_upkeep.py::", "reference/test_passes.py::"
-_CLOUD, _DEMO = "recipes/test_cloud.py::", "recipes/test_demo.py::test_from_a_base_to_the_table_and_the_page"
+_PIPELINE, _RESUME = "methods/test_pipeline.py::", "train/test_resume.py::"
+_SICK, _PAGE = "train/test_debug_step.py::", "report/test_report.py::"
+_HEALTH, _ENDPOINT, _FEEDBACK = "train/test_anomalies.py::", "clients/test_remote.py::", "feedback/test_commands.py::"
+_BENCH, _JUDGE, _ALPACA = (f"evaluate/test_{name}.py::" for name in ("mt_bench", "alpaca_judge", "alpaca_eval"))
+_LM, _SERVER, _PLAN = "evaluate/test_lm_eval.py::", "serve/test_server.py::", "plan/test_plan.py::"
+_INHERITANCE = "checkpoint/test_inheritance.py::"
+_TABLES, _PASSES = "reference/test_maintenance.py::", "reference/test_passes.py::"
+_CLOUD, _DEMO = "methods/test_cloud.py::", "demo/test_demo.py::test_from_a_base_to_the_table_and_the_page"
 _NEWEST = f"{_RESUME}test_the_newest_and_the_best_checkpoints_are_kept"
 _OPTIMIZER, _LAID_OUT = (
     f"{_HERE}test_optimizer_settings_change_the_weights",
@@ -51,8 +53,8 @@ EFFECTS: dict[str, str] = {
     "DataOptions.revision": f"{_HERE}test_a_revision_of_rows_is_asked_for",
     "DataOptions.limit": _DATA,
     "DataOptions.template": f"{_PASSES}test_another_template_says_why_all_is_computed",
-    "DataOptions.template_date": "recipes/test_inheritance.py::test_the_day_comes_from_the_first_source_that_has_one",
-    "DataOptions.allow_template_change": "recipes/test_inheritance.py::test_training_refuses_another_template_unless_confirmed",
+    "DataOptions.template_date": "checkpoint/test_inheritance.py::test_the_day_comes_from_the_first_source_that_has_one",
+    "DataOptions.allow_template_change": f"{_INHERITANCE}test_training_refuses_another_template_unless_confirmed",
     "DataOptions.targets": _DATA,
     "DataOptions.max_length": _DATA,
     "DataOptions.max_prompt_length": f"{_HERE}test_max_prompt_length_cuts_prompts_of_long_pairs",
@@ -67,13 +69,13 @@ EFFECTS: dict[str, str] = {
     "MeshOptions.data": f"{_HERE}test_mesh_settings_change_the_mesh",
     "MeshOptions.fsdp": f"{_HERE}test_mesh_settings_change_the_mesh",
     "MeshOptions.tensor": f"{_HERE}test_mesh_settings_change_the_mesh",
-    "MeshOptions.emulated_devices": "recipes/test_hosts.py::test_two_processes_train_as_one",
+    "MeshOptions.emulated_devices": "methods/test_hosts.py::test_two_processes_train_as_one",
     # training
     "SftConfig.output": f"{_PIPELINE}aligned",
     "SftConfig.seed": f"{_HERE}test_a_seed_orders_the_data",
     "SftConfig.resume": "test_bad_input.py::test_resume_off_refuses_a_run_that_is_there",
-    "SftConfig.expected": "recipes/test_check.py::test_what_cannot_be_compared_is_refused",
-    "SftConfig.expected_with": "recipes/test_check.py::test_the_cards_expect_what_their_headers_say",
+    "SftConfig.expected": "report/test_check.py::test_what_cannot_be_compared_is_refused",
+    "SftConfig.expected_with": "report/test_check.py::test_the_cards_expect_what_their_headers_say",
     "BatchOptions.rows": _LAID_OUT,
     "BatchOptions.examples": _LAID_OUT,
     "BatchOptions.microbatch_rows": _LAID_OUT,
@@ -81,10 +83,10 @@ EFFECTS: dict[str, str] = {
     "ScheduleOptions.max_steps": _LAID_OUT,
     "ScheduleOptions.evaluate_every": _NEWEST,
     "ScheduleOptions.save_every": _NEWEST,
-    "ScheduleOptions.save": "recipes/test_saving.py::test_only_the_final_weights_are_kept",
+    "ScheduleOptions.save": "train/test_saving.py::test_only_the_final_weights_are_kept",
     "ScheduleOptions.keep_last": _NEWEST,
     "ScheduleOptions.keep_best": _NEWEST,
-    "ScheduleOptions.grace": "parallel/test_stop.py::test_the_end_of_grace_ends_the_process",
+    "ScheduleOptions.grace": "parallel/test_preemption.py::test_the_end_of_grace_ends_the_process",
     "ScheduleOptions.log_every": _REPORTS,
     **{f"OptimizerOptions.{name}": _OPTIMIZER for name in (
         "name", "learning_rate", "schedule", "warmup_ratio", "b1", "b2", "eps", "weight_decay", "clip_norm",
@@ -117,7 +119,7 @@ EFFECTS: dict[str, str] = {
     "ReplayConfig.step": f"{_SICK}test_a_spike_is_reproduced_alone",
     "ReplayConfig.compute_dtype": f"{_SICK}test_a_spike_is_reproduced_alone",
     "PlanConfig.topology": f"{_PLAN}test_an_unknown_topology_is_refused",
-    "PlanConfig.slices": "recipes/test_slices.py::planned",
+    "PlanConfig.slices": "plan/test_slices.py::planned",
     "PlanConfig.step": f"{_PLAN}test_every_step_compiles_for_a_tpu",
     "PlanConfig.fit": f"{_PLAN}test_fit_prints_what_to_paste_and_the_pasted_fits",
     "PlanConfig.shape": f"{_HERE}test_shape_plans_for_other_sizes",
@@ -154,12 +156,12 @@ EFFECTS: dict[str, str] = {
     "UltrafeedbackConfig.seed": _PREPARED,
     # evaluation
     "EvaluateConfig.reference": f"{_PIPELINE}test_evaluate_tells_loss_or_preferences",
-    "EvaluateConfig.reference_model": "evaluation/test_reference_model.py::test_rewards_are_differences_of_two_models",
-    "EvaluateConfig.reference_revision": "evaluation/test_reference_model.py::test_a_reference_that_cannot_be_used_is_refused",
-    "EvaluateConfig.reference_table": "evaluation/test_reference_model.py::test_rewards_are_differences_of_two_models",
+    "EvaluateConfig.reference_model": "evaluate/test_reference_model.py::test_rewards_are_differences_of_two_models",
+    "EvaluateConfig.reference_revision": "evaluate/test_reference_model.py::test_a_reference_that_cannot_be_used_is_refused",
+    "EvaluateConfig.reference_table": "evaluate/test_reference_model.py::test_rewards_are_differences_of_two_models",
     "EvaluateConfig.rows": f"{_PIPELINE}test_evaluate_tells_loss_or_preferences",
-    "EvaluateConfig.output": "evaluation/test_preferences.py::test_the_verb_agrees_with_evaluate",
-    "PreferencesConfig.by": "evaluation/test_preferences.py::test_the_verb_agrees_with_evaluate",
+    "EvaluateConfig.output": "evaluate/test_preferences.py::test_the_verb_agrees_with_evaluate",
+    "PreferencesConfig.by": "evaluate/test_preferences.py::test_the_verb_agrees_with_evaluate",
     "MtBenchConfig.output": f"{_BENCH}test_from_a_model_to_its_scores",
     "MtBenchConfig.name": f"{_BENCH}test_from_a_model_to_its_scores",
     "MtBenchConfig.judge": f"{_BENCH}test_from_a_model_to_its_scores",
@@ -192,8 +194,8 @@ EFFECTS: dict[str, str] = {
     **{f"LmEvalConfig.{name}": f"{_LM}found" for name in ("tasks", "include", "samples", "output")},
     **{f"LmEvalConfig.{name}": f"{_LM}test_settings_change_what_is_asked" for name in ("shots", "limit", "template", "context")},
     "LmEvalConfig.rows": f"{_HERE}test_rows_of_benchmarks_are_answered_together",
-    "TableConfig.results": "evaluation/test_table.py::test_measured_rows_join_them",
-    "TableConfig.output": "evaluation/test_table.py::test_measured_rows_join_them",
+    "TableConfig.results": "evaluate/test_table.py::test_measured_rows_join_them",
+    "TableConfig.output": "evaluate/test_table.py::test_measured_rows_join_them",
     "EndpointOptions.model": f"{_HERE}test_the_model_of_an_address_is_the_one_that_is_named",
     **{f"EndpointOptions.{name}": f"{_ENDPOINT}{test}" for name, test in (
         ("key_variable", "test_keys_come_from_the_environment"),
@@ -238,13 +240,13 @@ EFFECTS: dict[str, str] = {
     "ExportConfig.output": f"{_CLOUD}test_two_sizes_of_export_hold_the_same_bytes",
     "ExportConfig.dtype": f"{_CLOUD}test_an_export_that_was_cut_short_is_made_again",
     "ExportConfig.max_file_gib": f"{_CLOUD}test_an_export_that_was_cut_short_is_made_again",
-    "CheckConfig.run": "recipes/test_check.py::test_numbers_outside_are_told_by_how_much",
-    "CheckConfig.card": "recipes/test_check.py::test_numbers_outside_are_told_by_how_much",
+    "CheckConfig.run": "report/test_check.py::test_numbers_outside_are_told_by_how_much",
+    "CheckConfig.card": "report/test_check.py::test_numbers_outside_are_told_by_how_much",
     "PageConfig.run": f"{_PAGE}test_the_verb_has_stages_answer_later",
     "PageConfig.answers": f"{_PAGE}test_answers_stand_side_by_side_and_stay",
     "PageConfig.prompts": f"{_PAGE}test_answers_stand_side_by_side_and_stay",
     "PageConfig.ask": f"{_PAGE}test_the_verb_has_stages_answer_later",
-    "LineageConfig.path": "recipes/test_provenance.py::test_lineage_tells_the_chain_oldest_first",
+    "LineageConfig.path": "export/test_provenance.py::test_lineage_tells_the_chain_oldest_first",
     **{f"DemoConfig.{name}": _DEMO for name in ("output", "conversations", "prompts", "held_out")},
     **{f"DemoConfig.{name}": f"{_HERE}test_settings_of_the_demo_reach_its_stages" for name in (
         "base", "emulated_devices", "seed", "seeds",

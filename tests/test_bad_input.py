@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from zephyr_jax.card import from_dict, save_card, to_dict
-from zephyr_jax.checkpoint.identity import weights_fingerprint
+from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
 from zephyr_jax.checkpoint.manager import CheckpointManager
-from zephyr_jax.checkpoint.source import abstract_of, find_model, load_weights
+from zephyr_jax.checkpoint.resolve import abstract_of, find_model, load_weights
 from zephyr_jax.cli import main
+from zephyr_jax.config.training import DpoConfig, SftConfig
+from zephyr_jax.config.yaml_file import from_dict, save_card, to_dict
+from zephyr_jax.methods.dpo import dpo
 from zephyr_jax.parallel.mesh import make_mesh
-from zephyr_jax.parallel.rules import Rules
-from zephyr_jax.recipes.dpo import dpo
-from zephyr_jax.recipes.reference import identity_of, preference_splits
-from zephyr_jax.recipes.run import open_tokenizer
+from zephyr_jax.parallel.sharding import Rules
+from zephyr_jax.reference.fill import identity_of, preference_splits
 from zephyr_jax.reference.table import Identity, ReferenceTable
-from zephyr_jax.verbs.training import DpoConfig, SftConfig
+from zephyr_jax.train.setup import open_tokenizer
 
 type Words = list[str]
 

@@ -17,21 +17,21 @@ from jax.experimental.compilation_cache import compilation_cache
 from safetensors.numpy import load_file, save_file
 
 from tests.conftest import write_rows
-from zephyr_jax.checkpoint.known import known_fingerprint, remember_fingerprint, weights_state
-from zephyr_jax.checkpoint.source import find_model
+from zephyr_jax.chat.template_loader import load_template
+from zephyr_jax.chat.tokenizer import ChatTokenizer
+from zephyr_jax.chat.tokenizer_files import load_tokenizer
+from zephyr_jax.checkpoint.fingerprint_cache import known_fingerprint, remember_fingerprint, weights_state
+from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.cli import main
-from zephyr_jax.config import DataOptions, MeshOptions, ModelOptions
+from zephyr_jax.clients.local import OwnModel
+from zephyr_jax.config.sections import DataOptions, MeshOptions, ModelOptions
 from zephyr_jax.data.examples import load_conversations
 from zephyr_jax.data.sources import open_rows
-from zephyr_jax.data.template_loader import load_template
-from zephyr_jax.data.tokenizer_files import load_tokenizer
-from zephyr_jax.data.tokens import ChatTokenizer
 from zephyr_jax.errors import InputError
+from zephyr_jax.generate.load import find_speaker
 from zephyr_jax.prepare.raw import raw_rows
-from zephyr_jax.recipes import run_answers
-from zephyr_jax.recipes.own_model import OwnModel
-from zephyr_jax.recipes.page_answers import Kept, read_kept, write_kept
-from zephyr_jax.recipes.speaker import find_speaker
+from zephyr_jax.report import samples as run_answers
+from zephyr_jax.report.sample_files import Kept, read_kept, write_kept
 from zephyr_jax.storage.files import cached_copy, write_whole
 from zephyr_jax.storage.journal import Journal
 

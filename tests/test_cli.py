@@ -10,10 +10,10 @@ import pytest
 
 from tests.settings import setting_names
 from zephyr_jax import cli, commands
+from zephyr_jax.config.models import GenerateConfig
+from zephyr_jax.config.plan import PlanConfig
+from zephyr_jax.config.training import DpoConfig, SftConfig
 from zephyr_jax.errors import InputError, TrainingError
-from zephyr_jax.verbs.models import GenerateConfig
-from zephyr_jax.verbs.planning import PlanConfig
-from zephyr_jax.verbs.training import DpoConfig, SftConfig
 
 type Called = list[tuple[Any, str]]
 
@@ -262,7 +262,7 @@ def test_the_recipe_is_told_the_command_line(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_dpo_names_the_reference_command_with_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """Law: for `dpo` the command that fills the table is the same one with the other verb."""
-    import zephyr_jax.recipes.dpo as recipe
+    import zephyr_jax.methods.dpo as recipe
 
     commands: list[str] = []
     monkeypatch.setattr(recipe, "dpo", lambda config, command: commands.append(command))

@@ -17,18 +17,18 @@ from etils import epath
 
 from tests.malformed import cards, rows, tables, tensors
 from tests.settings import setting_names
-from zephyr_jax.card import load_card
-from zephyr_jax.checkpoint.huggingface import TensorFiles
-from zephyr_jax.checkpoint.source import find_model
-from zephyr_jax.config import DataOptions, ModelOptions
+from zephyr_jax.chat.template_loader import load_template
+from zephyr_jax.chat.tokenizer import ChatTokenizer
+from zephyr_jax.chat.tokenizer_files import load_tokenizer
+from zephyr_jax.checkpoint.hf.folder import TensorFiles
+from zephyr_jax.checkpoint.resolve import find_model
+from zephyr_jax.config.sections import DataOptions, ModelOptions
+from zephyr_jax.config.training import DpoConfig
+from zephyr_jax.config.yaml_file import load_card
 from zephyr_jax.data.examples import load_conversations, load_preferences
-from zephyr_jax.data.template_loader import load_template
-from zephyr_jax.data.tokenizer_files import load_tokenizer
-from zephyr_jax.data.tokens import ChatTokenizer
 from zephyr_jax.demo.remake import CONFIG
 from zephyr_jax.errors import InputError
 from zephyr_jax.reference.table import ReferenceTable, require_complete
-from zephyr_jax.verbs.training import DpoConfig
 
 CONFIGS = tensors.configs(CONFIG)
 ROWS = {

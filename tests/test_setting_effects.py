@@ -17,17 +17,24 @@ import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 
+from tests.clients.endpoints import judge_at
 from tests.conftest import write_rows
-from tests.evaluation.test_mt_bench import write_bench
+from tests.evaluate.test_mt_bench import write_bench
 from tests.feedback.conftest import answers_shown, judgment
-from tests.generation.endpoints import judge_at
+from tests.methods.small import sft_config
 from tests.models import load, packed_rows, random_segments
 from tests.prepare.raw import plain, prepare
-from tests.recipes.small import sft_config
 from zephyr_jax.batch import PairBatch
-from zephyr_jax.checkpoint.source import find_model
+from zephyr_jax.chat.template_loader import load_template
+from zephyr_jax.chat.tokenizer import ChatTokenizer
+from zephyr_jax.chat.tokenizer_files import load_tokenizer
+from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.cli import main
-from zephyr_jax.config import (
+from zephyr_jax.config.feedback import RateConfig
+from zephyr_jax.config.inspect import DemoConfig
+from zephyr_jax.config.models import ChatConfig, GenerateConfig, ServeConfig
+from zephyr_jax.config.plan import PlanConfig
+from zephyr_jax.config.sections import (
     BatchOptions,
     DataOptions,
     DpoOptions,
@@ -41,30 +48,23 @@ from zephyr_jax.config import (
 from zephyr_jax.data.examples import load_conversations, load_preferences
 from zephyr_jax.data.pack import plan_training
 from zephyr_jax.data.sources import open_rows
-from zephyr_jax.data.template_loader import load_template
-from zephyr_jax.data.tokenizer_files import load_tokenizer
-from zephyr_jax.data.tokens import ChatTokenizer
+from zephyr_jax.demo.demo import BASE, _Experiment, demo
 from zephyr_jax.errors import InputError
+from zephyr_jax.feedback.models import Voices
+from zephyr_jax.generate.generate import generate
+from zephyr_jax.generate.load import Found, find_speaker
+from zephyr_jax.methods.sft import sft
 from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.sft import sft_objective
 from zephyr_jax.parallel.mesh import make_mesh
+from zephyr_jax.plan.plan import MISTRAL_7B, planned_shape
 from zephyr_jax.prepare.raw import raw_rows
-from zephyr_jax.recipes.chat import Conversation
-from zephyr_jax.recipes.demo import BASE, _Experiment, demo
-from zephyr_jax.recipes.generate import generate
-from zephyr_jax.recipes.plan import MISTRAL_7B, planned_shape
-from zephyr_jax.recipes.run import evaluation_source
-from zephyr_jax.recipes.serve import open_server, serve
-from zephyr_jax.recipes.sft import sft
-from zephyr_jax.recipes.speaker import Found, find_speaker
-from zephyr_jax.recipes.voices import Voices
+from zephyr_jax.serve.chat import Conversation
+from zephyr_jax.serve.serve import open_server, serve
+from zephyr_jax.train.metrics import Reporter
 from zephyr_jax.train.optimizer import make_optimizer
-from zephyr_jax.train.report import Reporter
+from zephyr_jax.train.setup import evaluation_source
 from zephyr_jax.train.step import accumulate
-from zephyr_jax.verbs.feedback import RateConfig
-from zephyr_jax.verbs.looks import DemoConfig
-from zephyr_jax.verbs.models import ChatConfig, GenerateConfig, ServeConfig
-from zephyr_jax.verbs.planning import PlanConfig
 
 type Row = dict[str, Any]
 
@@ -509,7 +509,7 @@ def test_rows_of_benchmarks_are_answered_together(
         "lm_eval": f"lm-eval --tasks zephyr_end --include {golden}/lm_eval",
     }
     for module, words in commands.items():
-        monkeypatch.setattr(f"zephyr_jax.recipes.{module}.find_speaker", note)
+        monkeypatch.setattr(f"zephyr_jax.evaluate.{module}.find_speaker", note)
         for rows in (8, 24):
             with pytest.raises(_Enough):
                 main(f"evaluate {words} --model {tiny_model} --rows {rows}".split())

@@ -14,7 +14,7 @@ from tests.setting_effects import EFFECTS
 from tests.settings import setting_names
 from zephyr_jax.cli import parse
 from zephyr_jax.commands import VERBS
-from zephyr_jax.verbs.carried import CARRIED
+from zephyr_jax.config.inherited import CARRIED
 
 TESTS = Path(__file__).parent
 CARD = TESTS.parent / "configs" / "tiny" / "dpo.yaml"
@@ -81,7 +81,7 @@ def test_what_is_carried_is_a_setting() -> None:
         names = setting_names(configs()[command])
         unknown = [each for each in patterns if not any(fnmatch(name, each) for name in names)]
         assert not unknown, (
-            f"`{command}` has no settings {', '.join(unknown)}: correct CARRIED in zephyr_jax/verbs/carried.py"
+            f"`{command}` has no settings {', '.join(unknown)}: correct CARRIED in zephyr_jax/config/inherited.py"
         )
 
 

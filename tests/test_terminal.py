@@ -7,14 +7,14 @@ import pytest
 from rich.console import Console
 
 from zephyr_jax import commands
-from zephyr_jax.config import DataOptions, ModelOptions
+from zephyr_jax.config.inspect import PreviewConfig
+from zephyr_jax.config.models import GenerateConfig
+from zephyr_jax.config.sections import DataOptions, ModelOptions
 from zephyr_jax.errors import terminal_text
-from zephyr_jax.recipes import chat as chats
-from zephyr_jax.recipes import generate as generating
-from zephyr_jax.recipes.generate import Answer
-from zephyr_jax.recipes.preview import preview
-from zephyr_jax.verbs.looks import PreviewConfig
-from zephyr_jax.verbs.models import GenerateConfig
+from zephyr_jax.generate import generate as generating
+from zephyr_jax.generate.generate import Answer
+from zephyr_jax.report.preview import preview
+from zephyr_jax.serve import chat as chats
 
 HOSTILE = {
     "colour": ("\x1b[31mred\x1b[0m", "\\x1b[31mred\\x1b[0m"),

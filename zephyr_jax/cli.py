@@ -10,8 +10,8 @@ from typing import Any, get_type_hints
 
 from zephyr_jax import startup
 from zephyr_jax.commands import VERBS
+from zephyr_jax.config.inherited import unused
 from zephyr_jax.errors import InputError, Stopped, TrainingError, listing, suggestion
-from zephyr_jax.verbs.carried import unused
 
 _SAVED_AND_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same again goes on
 
@@ -82,7 +82,7 @@ def parse[C](kind: type[C], verb: str, words: list[str]) -> C:
     """A config from `--config CARD` (defaults) and dotted overrides; tyro prints help and suggestions, and exits."""
     import tyro
 
-    from zephyr_jax.card import expand_home, load_card
+    from zephyr_jax.config.yaml_file import expand_home, load_card
 
     card, overrides = _take_card(words)
     _check_first(verb, overrides, kind)

@@ -23,15 +23,15 @@ def _show(result: object) -> None:
 
 
 def _sft() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.sft import sft
-    from zephyr_jax.verbs.training import SftConfig
+    from zephyr_jax.config.training import SftConfig
+    from zephyr_jax.methods.sft import sft
 
     return SftConfig, lambda config, _: print(sft(config))
 
 
 def _reference() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.reference import reference, verify
-    from zephyr_jax.verbs.tables import ReferenceConfig
+    from zephyr_jax.config.tables import ReferenceConfig
+    from zephyr_jax.reference.fill import reference, verify
 
     def run(config: ReferenceConfig, command: str) -> None:
         print(reference(config, command).folder)
@@ -42,8 +42,8 @@ def _reference() -> tuple[type, Callable[[Any, str], None]]:
 
 
 def _reference_verify() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.reference import verify
-    from zephyr_jax.verbs.tables import ReferenceVerifyConfig
+    from zephyr_jax.config.tables import ReferenceVerifyConfig
+    from zephyr_jax.reference.fill import verify
 
     def run(config: ReferenceVerifyConfig, command: str) -> None:
         filling = re.sub(r" --pairs(=| )\d+", "", command).replace("reference verify", "reference", 1)
@@ -53,22 +53,22 @@ def _reference_verify() -> tuple[type, Callable[[Any, str], None]]:
 
 
 def _reference_ls() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.reference_tables import reference_ls
-    from zephyr_jax.verbs.tables import ReferenceLsConfig
+    from zephyr_jax.config.tables import ReferenceLsConfig
+    from zephyr_jax.reference.maintenance_commands import reference_ls
 
     return ReferenceLsConfig, lambda config, _: print(reference_ls(config))
 
 
 def _reference_gc() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.reference_tables import reference_gc
-    from zephyr_jax.verbs.tables import ReferenceGcConfig
+    from zephyr_jax.config.tables import ReferenceGcConfig
+    from zephyr_jax.reference.maintenance_commands import reference_gc
 
     return ReferenceGcConfig, lambda config, _: print(reference_gc(config))
 
 
 def _dpo() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.dpo import dpo
-    from zephyr_jax.verbs.training import DpoConfig
+    from zephyr_jax.config.training import DpoConfig
+    from zephyr_jax.methods.dpo import dpo
 
     def run(config: DpoConfig, command: str) -> None:
         print(dpo(config, command.replace("zephyr-jax dpo", "zephyr-jax reference", 1)))
@@ -77,8 +77,8 @@ def _dpo() -> tuple[type, Callable[[Any, str], None]]:
 
 
 def _evaluate() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.evaluate import evaluate
-    from zephyr_jax.verbs.models import EvaluateConfig
+    from zephyr_jax.config.models import EvaluateConfig
+    from zephyr_jax.evaluate.held_out import evaluate
 
     def run(config: EvaluateConfig, _: str) -> None:
         for name, value in evaluate(config).items():
@@ -88,16 +88,16 @@ def _evaluate() -> tuple[type, Callable[[Any, str], None]]:
 
 
 def _preferences() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.preferences import preferences
-    from zephyr_jax.verbs.models import PreferencesConfig
+    from zephyr_jax.config.models import PreferencesConfig
+    from zephyr_jax.evaluate.preferences import preferences
 
     return PreferencesConfig, lambda config, _: _show(preferences(config).report())
 
 
 def _mt_bench() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.mt_bench import mt_bench
-    from zephyr_jax.recipes.mt_judge import rate_again, replay_judgments, table
-    from zephyr_jax.verbs.benchmarks import MtBenchConfig
+    from zephyr_jax.config.benchmarks import MtBenchConfig
+    from zephyr_jax.evaluate.mt_bench import mt_bench
+    from zephyr_jax.evaluate.mt_judge import rate_again, replay_judgments, table
 
     def run(config: MtBenchConfig, _: str) -> None:
         config.check()
@@ -111,9 +111,9 @@ def _mt_bench() -> tuple[type, Callable[[Any, str], None]]:
 
 
 def _alpaca_eval() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.alpaca_eval import model_outputs
-    from zephyr_jax.recipes.alpaca_judge import judge_again, judge_outputs, open_jury, replay_annotations, table
-    from zephyr_jax.verbs.benchmarks import AlpacaEvalConfig
+    from zephyr_jax.config.benchmarks import AlpacaEvalConfig
+    from zephyr_jax.evaluate.alpaca_eval import model_outputs
+    from zephyr_jax.evaluate.alpaca_judge import judge_again, judge_outputs, open_jury, replay_annotations, table
 
     def run(config: AlpacaEvalConfig, _: str) -> None:
         config.check()
@@ -128,22 +128,22 @@ def _alpaca_eval() -> tuple[type, Callable[[Any, str], None]]:
 
 
 def _lm_eval() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.lm_eval import lm_eval
-    from zephyr_jax.verbs.benchmarks import LmEvalConfig
+    from zephyr_jax.config.benchmarks import LmEvalConfig
+    from zephyr_jax.evaluate.lm_eval import lm_eval
 
     return LmEvalConfig, lambda config, _: _show(lm_eval(config))
 
 
 def _table() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.table import table
-    from zephyr_jax.verbs.benchmarks import TableConfig
+    from zephyr_jax.config.benchmarks import TableConfig
+    from zephyr_jax.evaluate.table import table
 
     return TableConfig, lambda config, _: _show(table(config))
 
 
 def _generate() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.generate import generate
-    from zephyr_jax.verbs.models import GenerateConfig
+    from zephyr_jax.config.models import GenerateConfig
+    from zephyr_jax.generate.generate import generate
 
     def run(config: GenerateConfig, _: str) -> None:
         for answer in generate(config):
@@ -153,29 +153,29 @@ def _generate() -> tuple[type, Callable[[Any, str], None]]:
 
 
 def _chat() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.chat import chat
-    from zephyr_jax.verbs.models import ChatConfig
+    from zephyr_jax.config.models import ChatConfig
+    from zephyr_jax.serve.chat import chat
 
     return ChatConfig, lambda config, _: chat(config)
 
 
 def _serve() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.serve import serve
-    from zephyr_jax.verbs.models import ServeConfig
+    from zephyr_jax.config.models import ServeConfig
+    from zephyr_jax.serve.serve import serve
 
     return ServeConfig, lambda config, _: serve(config)
 
 
 def _export() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.export import export
-    from zephyr_jax.verbs.models import ExportConfig
+    from zephyr_jax.config.models import ExportConfig
+    from zephyr_jax.export.export import export
 
     return ExportConfig, lambda config, _: print(export(config))
 
 
 def _preview() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.preview import preview
-    from zephyr_jax.verbs.looks import PreviewConfig
+    from zephyr_jax.config.inspect import PreviewConfig
+    from zephyr_jax.report.preview import preview
 
     def run(config: PreviewConfig, _: str) -> None:
         preview(config)
@@ -184,22 +184,22 @@ def _preview() -> tuple[type, Callable[[Any, str], None]]:
 
 
 def _lineage() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.lineage import lineage
-    from zephyr_jax.verbs.models import LineageConfig
+    from zephyr_jax.config.models import LineageConfig
+    from zephyr_jax.export.lineage import lineage
 
     return LineageConfig, lambda config, _: _show(lineage(config))
 
 
 def _replay() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.replay import replay
-    from zephyr_jax.verbs.training import ReplayConfig
+    from zephyr_jax.config.training import ReplayConfig
+    from zephyr_jax.train.debug_step import replay
 
     return ReplayConfig, lambda config, _: _show(replay(config).report())
 
 
 def _check() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.check import check
-    from zephyr_jax.verbs.looks import CheckConfig
+    from zephyr_jax.config.inspect import CheckConfig
+    from zephyr_jax.report.check import check
 
     def run(config: CheckConfig, _: str) -> None:
         found = check(config)
@@ -211,47 +211,47 @@ def _check() -> tuple[type, Callable[[Any, str], None]]:
 
 
 def _prepare_ultrachat() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.prepare_ultrachat import prepare_ultrachat
-    from zephyr_jax.verbs.preparation import UltrachatConfig
+    from zephyr_jax.config.prepare import UltrachatConfig
+    from zephyr_jax.prepare.ultrachat import prepare_ultrachat
 
     return UltrachatConfig, lambda config, command: print(prepare_ultrachat(config, command))
 
 
 def _prepare_ultrafeedback() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.prepare_ultrafeedback import prepare_ultrafeedback
-    from zephyr_jax.verbs.preparation import UltrafeedbackConfig
+    from zephyr_jax.config.prepare import UltrafeedbackConfig
+    from zephyr_jax.prepare.ultrafeedback import prepare_ultrafeedback
 
     return UltrafeedbackConfig, lambda config, command: print(prepare_ultrafeedback(config, command))
 
 
 def _feedback_conversations() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.feedback_conversations import feedback_conversations
-    from zephyr_jax.verbs.feedback import ConversationsConfig
+    from zephyr_jax.config.feedback import ConversationsConfig
+    from zephyr_jax.feedback.conversations_pipeline import feedback_conversations
 
     return ConversationsConfig, lambda config, _: print(feedback_conversations(config))
 
 
 def _feedback_answers() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.feedback_answers import feedback_answers
-    from zephyr_jax.verbs.feedback import AnswersConfig
+    from zephyr_jax.config.feedback import AnswersConfig
+    from zephyr_jax.feedback.answers_pipeline import feedback_answers
 
     return AnswersConfig, lambda config, _: print(feedback_answers(config))
 
 
 def _feedback_rate() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.feedback_rate import feedback_rate
-    from zephyr_jax.verbs.feedback import RateConfig
+    from zephyr_jax.config.feedback import RateConfig
+    from zephyr_jax.feedback.rate_pipeline import feedback_rate
 
     return RateConfig, lambda config, _: print(feedback_rate(config))
 
 
 def _page() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.page import page
-    from zephyr_jax.verbs.looks import PageConfig
+    from zephyr_jax.config.inspect import PageConfig
+    from zephyr_jax.report.report import page
 
     def run(config: PageConfig, _: str) -> None:
         if config.ask:
-            from zephyr_jax.recipes.run_answers import ask
+            from zephyr_jax.report.samples import ask
 
             ask(config)
         print(page(config))
@@ -260,8 +260,8 @@ def _page() -> tuple[type, Callable[[Any, str], None]]:
 
 
 def _demo() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.recipes.demo import demo
-    from zephyr_jax.verbs.looks import DemoConfig
+    from zephyr_jax.config.inspect import DemoConfig
+    from zephyr_jax.demo.demo import demo
 
     def run(config: DemoConfig, _: str) -> None:
         demo(config)
@@ -272,10 +272,10 @@ def _demo() -> tuple[type, Callable[[Any, str], None]]:
 def _plan() -> tuple[type, Callable[[Any, str], None]]:
     os.environ["JAX_PLATFORMS"] = "cpu"  # the chips are on paper
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    from zephyr_jax.recipes.fit import fit
-    from zephyr_jax.recipes.plan import plan
-    from zephyr_jax.recipes.plan_table import table
-    from zephyr_jax.verbs.planning import PlanConfig
+    from zephyr_jax.config.plan import PlanConfig
+    from zephyr_jax.plan.plan import plan
+    from zephyr_jax.plan.search import fit
+    from zephyr_jax.plan.table import table
 
     def run(config: PlanConfig, _: str) -> None:
         if not config.fit:

@@ -10,15 +10,15 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from tests.models import load
 from tests.tokenizers import write_tokenizer
-from zephyr_jax.checkpoint.huggingface import export_folder, read_json
-from zephyr_jax.checkpoint.model_files import GENERATION, model_files, portable_config, write_model_files
-from zephyr_jax.checkpoint.safetensors_reader import TensorFile
-from zephyr_jax.checkpoint.source import ModelSource
-from zephyr_jax.data.saved_tokenizer import save_tokenizer
-from zephyr_jax.data.tokenizer_files import load_tokenizer
+from zephyr_jax.chat.saved_tokenizer import save_tokenizer
+from zephyr_jax.chat.tokenizer_files import load_tokenizer
+from zephyr_jax.checkpoint.hf.folder import export_folder, read_json
+from zephyr_jax.checkpoint.hf.model_files import GENERATION, model_files, portable_config, write_model_files
+from zephyr_jax.checkpoint.hf.reader import TensorFile
+from zephyr_jax.checkpoint.resolve import ModelSource
 from zephyr_jax.demo.remake import CONFIG
 from zephyr_jax.errors import InputError
-from zephyr_jax.model.shape import shape_from_hf
+from zephyr_jax.model.config import shape_from_hf
 
 
 def source_of(folder: Path, config: dict[str, Any], generation: dict[str, Any] | None = None) -> ModelSource:

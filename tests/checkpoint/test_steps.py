@@ -14,7 +14,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tests.gcs import Gcs
-from zephyr_jax.checkpoint.identity import weights_fingerprint
+from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
 from zephyr_jax.checkpoint.manager import CheckpointManager
 from zephyr_jax.checkpoint.steps import (
     DAMAGED,
@@ -26,7 +26,7 @@ from zephyr_jax.checkpoint.steps import (
     set_aside,
     steps_in,
 )
-from zephyr_jax.config import ScheduleOptions
+from zephyr_jax.config.sections import ScheduleOptions
 from zephyr_jax.errors import InputError
 
 PROGRESS = {"data": {"next_index": 3}, "config": {"seed": 1}, "identity": {"data": "x"}}

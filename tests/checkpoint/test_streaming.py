@@ -15,13 +15,13 @@ from etils import epath
 
 from tests.gcs import Gcs
 from tests.models import load
-from zephyr_jax.checkpoint import safetensors_reader
-from zephyr_jax.checkpoint.huggingface import TensorFiles, read_json
-from zephyr_jax.checkpoint.safetensors_reader import TensorFile, new_pool
-from zephyr_jax.checkpoint.safetensors_writer import Piece, write_safetensors
-from zephyr_jax.checkpoint.tensors import tensors_of
+from zephyr_jax.checkpoint.hf import reader as safetensors_reader
+from zephyr_jax.checkpoint.hf.folder import TensorFiles, read_json
+from zephyr_jax.checkpoint.hf.reader import TensorFile, new_pool
+from zephyr_jax.checkpoint.hf.tensors import tensors_of
+from zephyr_jax.checkpoint.hf.writer import Piece, write_safetensors
 from zephyr_jax.errors import InputError
-from zephyr_jax.model.shape import shape_from_hf
+from zephyr_jax.model.config import shape_from_hf
 
 MODEL = {
     "architectures": ["MistralForCausalLM"], "model_type": "mistral", "vocab_size": 32000, "hidden_size": 2048,
@@ -80,11 +80,11 @@ def write_large(folder: Path) -> None:
 
 def sizes_of(shape: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Hugging Face's sizes by our path."""
-    from zephyr_jax.checkpoint.huggingface import at
-    from zephyr_jax.checkpoint.source import abstract_of
-    from zephyr_jax.config import MeshOptions, ModelOptions
+    from zephyr_jax.checkpoint.hf.folder import at
+    from zephyr_jax.checkpoint.resolve import abstract_of
+    from zephyr_jax.config.sections import MeshOptions, ModelOptions
     from zephyr_jax.parallel.mesh import make_mesh
-    from zephyr_jax.parallel.rules import Rules
+    from zephyr_jax.parallel.sharding import Rules
 
     rules = Rules(make_mesh(MeshOptions(), jax.devices()[:1]))
     parameters = abstract_of(shape, ModelOptions(), rules).parameters

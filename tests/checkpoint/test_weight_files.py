@@ -11,10 +11,10 @@ from etils import epath
 from safetensors.numpy import load_file, save_file
 
 from tests.models import load
-from zephyr_jax.checkpoint.identity import weights_fingerprint
-from zephyr_jax.checkpoint.source import check_weights, find_model
-from zephyr_jax.checkpoint.weight_files import TensorFiles
-from zephyr_jax.config import ModelOptions
+from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
+from zephyr_jax.checkpoint.hf.weight_files import TensorFiles
+from zephyr_jax.checkpoint.resolve import check_weights, find_model
+from zephyr_jax.config.sections import ModelOptions
 from zephyr_jax.errors import InputError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -235,7 +235,7 @@ def test_headers_are_all_that_is_read_of_a_sound_folder(
     """`check_weights` costs nothing: no tensor is filled, and none compared."""
     folder = folder_of(golden, tmp_path)
     monkeypatch.setattr(TensorFiles, "fill", lambda *_: pytest.fail("a tensor was read"))
-    monkeypatch.setattr("zephyr_jax.checkpoint.weight_files._equal", lambda *_: pytest.fail("tensors were compared"))
+    monkeypatch.setattr("zephyr_jax.checkpoint.hf.weight_files._equal", lambda *_: pytest.fail("tensors were compared"))
     check(folder)
     assert TABLE in TensorFiles(epath.Path(folder)).names
 

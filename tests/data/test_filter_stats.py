@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from tests.conftest import write_rows
-from tests.recipes.small import dpo_config, sft_config
-from zephyr_jax.checkpoint.source import find_model
+from tests.methods.small import dpo_config, sft_config
+from zephyr_jax.chat.template_loader import load_template
+from zephyr_jax.chat.tokenizer import ChatTokenizer
+from zephyr_jax.chat.tokenizer_files import load_tokenizer
+from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.cli import main
-from zephyr_jax.config import DataOptions
+from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.data.examples import load_conversations, load_preferences
 from zephyr_jax.data.filter_stats import OTHER, filter_stats
-from zephyr_jax.data.template_loader import load_template
-from zephyr_jax.data.tokenizer_files import load_tokenizer
-from zephyr_jax.data.tokens import ChatTokenizer
 from zephyr_jax.errors import InputError
-from zephyr_jax.recipes.reference import preference_splits
-from zephyr_jax.recipes.sft import sft
+from zephyr_jax.methods.sft import sft
+from zephyr_jax.reference.fill import preference_splits
 
 type Row = dict[str, Any]
 LONG = "and on " * 80

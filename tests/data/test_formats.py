@@ -11,19 +11,19 @@ import pytest
 from rich.console import Console
 
 from tests.conftest import write_rows
-from zephyr_jax.config import DataOptions, ModelOptions
-from zephyr_jax.data.chat import ChatTemplate
-from zephyr_jax.data.dialogue import BadRow
+from zephyr_jax.chat.message import BadRow
+from zephyr_jax.chat.template import ChatTemplate
+from zephyr_jax.chat.template_loader import load_template
+from zephyr_jax.chat.tokenizer import ChatTokenizer
+from zephyr_jax.chat.tokenizer_files import load_tokenizer
+from zephyr_jax.config.inspect import PreviewConfig
+from zephyr_jax.config.sections import DataOptions, ModelOptions
 from zephyr_jax.data.examples import load_conversations, load_preferences
 from zephyr_jax.data.formats import CONVERSATIONS, PAIRS, conversation, preference, question, recognized, unused_columns
-from zephyr_jax.data.template_loader import load_template
-from zephyr_jax.data.tokenizer_files import load_tokenizer
-from zephyr_jax.data.tokens import ChatTokenizer
-from zephyr_jax.data.tokens import conversation as tokenised
-from zephyr_jax.data.tokens import preference as tokenised_pair
+from zephyr_jax.data.segments import conversation as tokenised
+from zephyr_jax.data.segments import preference as tokenised_pair
 from zephyr_jax.errors import InputError
-from zephyr_jax.recipes.preview import preview
-from zephyr_jax.verbs.looks import PreviewConfig
+from zephyr_jax.report.preview import preview
 
 type Row = dict[str, Any]
 ASK, BLUE, RED = (

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zephyr_jax.batch import PairBatch, token_rows
-from zephyr_jax.config import BatchOptions, DataOptions
+from zephyr_jax.chat.tokenizer import Segment
+from zephyr_jax.config.sections import BatchOptions, DataOptions
 from zephyr_jax.data.examples import Examples
 from zephyr_jax.data.loader import BatchSource
 from zephyr_jax.data.pack import Plan, plan_evaluation, plan_training
-from zephyr_jax.data.tokens import Segment
 
 CI = settings(max_examples=50, deadline=None, derandomize=True)
 by_rows = st.tuples(st.integers(1, 4), st.integers(1, 4)).map(

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from zephyr_jax.batch import PairBatch, TokenBatch, empty_rows, token_rows
-from zephyr_jax.config import BatchOptions, DataOptions
+from zephyr_jax.chat.tokenizer import Segment
+from zephyr_jax.config.sections import BatchOptions, DataOptions
 from zephyr_jax.data.examples import Examples
 from zephyr_jax.data.loader import Batch, BatchSource, iterate
 from zephyr_jax.data.pack import Plan, plan_evaluation, plan_training
-from zephyr_jax.data.tokens import Segment
 
 LENGTH = 48
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import datasets
 import pytest
 
-from zephyr_jax.config import DataOptions
+from zephyr_jax.chat.template_loader import load_template
+from zephyr_jax.chat.tokenizer import ChatTokenizer
+from zephyr_jax.chat.tokenizer_files import load_tokenizer
+from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.data.examples import Examples, holds_pairs, load_conversations, load_preferences
 from zephyr_jax.data.sources import open_rows
-from zephyr_jax.data.template_loader import load_template
-from zephyr_jax.data.tokenizer_files import load_tokenizer
-from zephyr_jax.data.tokens import ChatTokenizer
 from zephyr_jax.errors import InputError
 
 pytestmark = pytest.mark.shared

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from aiohttp import ClientSession, web
 
-from tests.generation.endpoints import Answer, answered
-from zephyr_jax.config import ModelOptions
-from zephyr_jax.recipes.serve import open_server
-from zephyr_jax.serving.app import make_app
-from zephyr_jax.serving.loopback import on_loopback
-from zephyr_jax.verbs.models import ServeConfig
+from tests.clients.endpoints import Answer, answered
+from zephyr_jax.config.models import ServeConfig
+from zephyr_jax.config.sections import ModelOptions
+from zephyr_jax.serve.app import make_app
+from zephyr_jax.serve.loopback import on_loopback
+from zephyr_jax.serve.serve import open_server
 
 
 @contextmanager

@@ -3,10 +3,10 @@
 from collections import Counter
 
 from tests.feedback.test_dialogue import Script, seeds
+from zephyr_jax.clients.remote import Said
+from zephyr_jax.clients.spec import Voice
 from zephyr_jax.feedback.answers import LONGEST, Style, answer_rows, wishes
 from zephyr_jax.feedback.principles import PRINCIPLES
-from zephyr_jax.feedback.voice import Voice
-from zephyr_jax.generation.endpoint import Said
 
 VOICES = [Voice(name, Script(lambda _: Said("")), 1.0) for name in ("a", "b", "c", "d", "e")]
 STYLE = Style(2, ("helpfulness", "honesty"), 100, 1.0, 0, True)

@@ -17,16 +17,16 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from tests.clients.endpoints import Answer, judge_at
 from tests.conftest import flip_last_byte, write_rows
 from tests.feedback.conftest import judgment, lines
 from tests.feedback.servers import bad_connection, our_server
-from tests.generation.endpoints import Answer, judge_at
+from zephyr_jax.chat.template_loader import load_template
+from zephyr_jax.chat.tokenizer import ChatTokenizer
+from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.cli import main
-from zephyr_jax.config import DataOptions
+from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.data.examples import load_conversations
-from zephyr_jax.data.template_loader import load_template
-from zephyr_jax.data.tokenizer_files import load_tokenizer
-from zephyr_jax.data.tokens import ChatTokenizer
 
 QUICK = "--endpoint.pause 0.01 --endpoint.timeout 20"
 OWN = "--compute_dtype float32 --template zephyr --rows 8 --context 512"

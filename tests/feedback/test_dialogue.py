@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from zephyr_jax.data.dialogue import check_messages
+from zephyr_jax.chat.message import check_messages
+from zephyr_jax.clients.remote import Ask, Said
+from zephyr_jax.clients.spec import Voice
 from zephyr_jax.feedback.dialogue import LEAVES, Manner, estimate_play, play
 from zephyr_jax.feedback.seeds import Seed
-from zephyr_jax.feedback.voice import Voice
-from zephyr_jax.generation.endpoint import Ask, Said
 
 MANNER = Manner(3, 20, 50, 1.0, 0, None)
 

@@ -2,7 +2,7 @@
 
 from tests.malformed.mutations import DIGITS, cuts
 from tests.settings import setting_names
-from zephyr_jax.verbs.training import DpoConfig
+from zephyr_jax.config.training import DpoConfig
 
 SOUND = """\
 output: runs/one

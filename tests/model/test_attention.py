@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from zephyr_jax.errors import InputError
-from zephyr_jax.model import blockwise
-from zephyr_jax.model.attention import Where, attend, fused_row, visible
-from zephyr_jax.model.blockwise import attend_row
-from zephyr_jax.model.splash import block_size, splash_row
+from zephyr_jax.model.attention import blockwise
+from zephyr_jax.model.attention.blockwise import attend_row
+from zephyr_jax.model.attention.dense import Where, attend, fused_row, visible
+from zephyr_jax.model.attention.splash import block_size, splash_row
 
 
 def where_of(segments: list[int], positions: list[int]) -> Where:

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoConfig
 
 from zephyr_jax.errors import InputError
-from zephyr_jax.model.shape import shape_from_hf
+from zephyr_jax.model.config import shape_from_hf
 
 BASE: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,

@@ -14,15 +14,15 @@ from flax import nnx
 
 from tests.models import random_segments, whole_rows
 from zephyr_jax.batch import TokenBatch
-from zephyr_jax.checkpoint.source import abstract_of
-from zephyr_jax.config import KEEP, Keep, MeshOptions, ModelOptions
-from zephyr_jax.model.attention import Where
-from zephyr_jax.model.mistral import Compute, Mistral, abstract_model
+from zephyr_jax.checkpoint.resolve import abstract_of
+from zephyr_jax.config.sections import KEEP, Keep, MeshOptions, ModelOptions
+from zephyr_jax.model.attention.dense import Where
+from zephyr_jax.model.config import ModelShape
+from zephyr_jax.model.decoder import Compute, Mistral, abstract_model
 from zephyr_jax.model.remat import recomputed_flops, saved_bytes
-from zephyr_jax.model.shape import ModelShape
 from zephyr_jax.objective.sft import sft_objective
 from zephyr_jax.parallel.mesh import make_mesh
-from zephyr_jax.parallel.rules import Rules
+from zephyr_jax.parallel.sharding import Rules
 from zephyr_jax.train.step import accumulate
 
 SHAPE = ModelShape(512, 256, 1024, 6, 4, 2, 64, 1e-5, 1e4, None, False, 2048)
@@ -166,4 +166,4 @@ def test_the_policies_have_one_list() -> None:
     assert get_args(Keep) == KEEP
     package = Path(__file__).parents[2] / "zephyr_jax"
     spelled = [path.relative_to(package) for path in package.rglob("*.py") if '"projections"' in path.read_text()]
-    assert sorted(map(str, spelled)) == ["config.py", "model/remat.py"]
+    assert sorted(map(str, spelled)) == ["config/sections.py", "model/remat.py"]

@@ -10,12 +10,12 @@ import pytest
 
 from tests.models import Loaded, load, load_on, logits, packed_rows, random_segments
 from zephyr_jax.batch import TokenBatch
-from zephyr_jax.checkpoint.source import abstract_of, find_model
-from zephyr_jax.config import MeshOptions, ModelOptions
+from zephyr_jax.checkpoint.resolve import abstract_of, find_model
+from zephyr_jax.config.sections import MeshOptions, ModelOptions
 from zephyr_jax.objective.logprob import SegmentLogProb, sequence_logprob
 from zephyr_jax.objective.token_logprob import Chunking
 from zephyr_jax.parallel.mesh import make_mesh
-from zephyr_jax.parallel.rules import Rules
+from zephyr_jax.parallel.sharding import Rules
 
 SIZES = [9, 14, 6, 11]
 

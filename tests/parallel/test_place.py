@@ -4,13 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from zephyr_jax.config import MeshOptions
+from zephyr_jax.config.sections import MeshOptions
 from zephyr_jax.errors import InputError
-from zephyr_jax.model.mistral import Compute, abstract_model
-from zephyr_jax.model.shape import ModelShape
+from zephyr_jax.model.config import ModelShape
+from zephyr_jax.model.decoder import Compute, abstract_model
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.place import local_part, local_rows, place_batch
-from zephyr_jax.parallel.rules import Rules, parameter_shardings
+from zephyr_jax.parallel.sharding import Rules, parameter_shardings
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 8, 1), (1, 1, 8)])

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from tests.recipes.hosts import free_port
+from tests.methods.hosts import free_port
 from zephyr_jax.errors import InputError
 from zephyr_jax.parallel import rendezvous
 from zephyr_jax.parallel.rendezvous import Cluster, meet

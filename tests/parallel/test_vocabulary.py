@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec
 
 from tests.models import Loaded, load, packed_rows, random_segments, resized
 from zephyr_jax.batch import TokenBatch
-from zephyr_jax.checkpoint.identity import weights_fingerprint
-from zephyr_jax.generation.engine import Engine, Request
+from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
+from zephyr_jax.generate.engine import Engine, Request
 from zephyr_jax.objective.logprob import sequence_logprob, sequence_logprob_and_greedy
 
 MESHES = {

@@ -267,7 +267,7 @@ def test_a_mistake_does_not_stand_in_the_way_of_the_next_try(tmp_path: Path) -> 
 
 def test_a_run_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Law: killed among its last files, the same command writes them all; another one is refused."""
-    from zephyr_jax.recipes import preparation
+    from zephyr_jax.prepare import pipeline as preparation
 
     def killed(*_: object) -> bytes:
         raise KeyboardInterrupt
@@ -313,7 +313,7 @@ def test_a_killed_run_leaves_nothing_that_stays(tmp_path: Path) -> None:
     scratch.mkdir()
     words = feedback(tmp_path)
     script = (
-        "import os, signal; from zephyr_jax.recipes import prepare_ultrafeedback as recipe\n"
+        "import os, signal; from zephyr_jax.prepare import ultrafeedback as recipe\n"
         "recipe.Ratings.make = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"from zephyr_jax.cli import main; main({['prepare', *words]!r})"
     )

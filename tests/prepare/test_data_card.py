@@ -9,8 +9,8 @@ import pytest
 
 from tests.conftest import write_rows
 from tests.prepare.raw import plain, prepare
+from zephyr_jax.prepare.filter_stats import Ledger
 from zephyr_jax.prepare.histogram import Bars, Histogram, drawing, quantiles
-from zephyr_jax.prepare.ledger import Ledger
 from zephyr_jax.prepare.raw import SetAside
 
 LENGTHS = ((10, 5), (300, 20), (7, 7), (2, 40), (70, 9))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from zephyr_jax.config import DecontaminationOptions
+from zephyr_jax.config.sections import DecontaminationOptions
 from zephyr_jax.errors import InputError
 from zephyr_jax.prepare.decontaminate import TestSets
 from zephyr_jax.prepare.raw import SetAside

@@ -11,14 +11,14 @@ import pytest
 
 from tests.conftest import write_rows
 from tests.prepare.raw import files, prepare, set_aside, split
-from zephyr_jax.config import DataOptions
+from zephyr_jax.chat.template_loader import load_template
+from zephyr_jax.chat.tokenizer import ChatTokenizer
+from zephyr_jax.chat.tokenizer_files import load_tokenizer
+from zephyr_jax.config.prepare import UltrachatConfig
+from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.data.examples import load_conversations
-from zephyr_jax.data.template_loader import load_template
-from zephyr_jax.data.tokenizer_files import load_tokenizer
-from zephyr_jax.data.tokens import ChatTokenizer
 from zephyr_jax.prepare.refusal import Refusals
 from zephyr_jax.prepare.splits import chat_split
-from zephyr_jax.verbs.preparation import UltrachatConfig
 
 SPLITS = ("train_sft", "test_sft", "train_gen", "test_gen")
 

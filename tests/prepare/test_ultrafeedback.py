@@ -15,12 +15,12 @@ import pytest
 from tests.conftest import write_rows
 from tests.gcs import Gcs
 from tests.prepare.raw import SPLITS, files, judged, pairs, plain, prepare, set_aside, split, ultrafeedback
+from zephyr_jax.chat.template_loader import load_template
+from zephyr_jax.chat.tokenizer import ChatTokenizer
+from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.cli import main
-from zephyr_jax.config import DataOptions
+from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.data.examples import load_preferences
-from zephyr_jax.data.template_loader import load_template
-from zephyr_jax.data.tokenizer_files import load_tokenizer
-from zephyr_jax.data.tokens import ChatTokenizer
 from zephyr_jax.storage.files import open_path
 
 ROWS = [plain(f"question {n}", 1 + n % 7, 2 + n % 5, 3 + n % 3, 4) for n in range(120)]

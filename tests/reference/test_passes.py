@@ -10,18 +10,18 @@ import pytest
 
 from tests.conftest import flip_last_byte, write_rows
 from tests.gcs import Gcs
-from tests.recipes.small import dpo_config
-from zephyr_jax.checkpoint.source import load_weights
+from tests.methods.small import dpo_config
+from zephyr_jax.checkpoint.resolve import load_weights
 from zephyr_jax.cli import main
-from zephyr_jax.config import BatchOptions, DpoOptions, OptimizerOptions
+from zephyr_jax.config.sections import BatchOptions, DpoOptions, OptimizerOptions
+from zephyr_jax.config.training import DpoConfig
 from zephyr_jax.demo.corpus import preferences
 from zephyr_jax.errors import InputError
-from zephyr_jax.recipes import reference as recipe
-from zephyr_jax.recipes.reference import Filled, reference, verify
-from zephyr_jax.reference.parts import packed, read_part
+from zephyr_jax.reference import fill as recipe
+from zephyr_jax.reference.fill import Filled, reference, verify
+from zephyr_jax.reference.shards import packed, read_part
 from zephyr_jax.reference.table import Identity, ReferenceTable
 from zephyr_jax.storage.files import open_path
-from zephyr_jax.verbs.training import DpoConfig
 
 PAIRS = 12
 

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 
 from tests.conftest import write_rows
+from tests.methods.small import dpo_config
 from tests.models import Loaded, load, whole_rows
-from tests.recipes.small import dpo_config
-from zephyr_jax.config import DataOptions
+from zephyr_jax.chat.template_loader import load_template
+from zephyr_jax.chat.tokenizer import ChatTokenizer
+from zephyr_jax.chat.tokenizer_files import load_tokenizer
+from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.data.examples import Examples, load_preferences
-from zephyr_jax.data.template_loader import load_template
-from zephyr_jax.data.tokenizer_files import load_tokenizer
-from zephyr_jax.data.tokens import ChatTokenizer
 from zephyr_jax.demo.corpus import preferences
 from zephyr_jax.errors import InputError
 from zephyr_jax.objective.logprob import Parameters, sequence_logprob
-from zephyr_jax.recipes.reference import reference
-from zephyr_jax.reference import compute
-from zephyr_jax.reference.compute import Scorer, fill
+from zephyr_jax.reference import score as compute
+from zephyr_jax.reference.fill import reference
+from zephyr_jax.reference.score import Scorer, fill
 from zephyr_jax.reference.table import Identity, ReferenceTable, require_complete
 
 DATA = DataOptions(max_length=256, max_prompt_length=64, row_length=512)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from zephyr_jax.checkpoint.huggingface import open_folder
+from zephyr_jax.checkpoint.hf.folder import open_folder
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.errors import InputError
 from zephyr_jax.storage.nearby import check_may_be_on_hub, nearest

@@ -11,9 +11,9 @@ import pytest
 
 from zephyr_jax.cli import main
 from zephyr_jax.errors import InputError
-from zephyr_jax.evaluation.alpaca_eval import read_list
-from zephyr_jax.evaluation.mt_bench import open_bench
-from zephyr_jax.evaluation.pairwise import open_template
+from zephyr_jax.evaluate.alpaca_format import read_list
+from zephyr_jax.evaluate.mt_bench_format import open_bench
+from zephyr_jax.evaluate.pairwise import open_template
 from zephyr_jax.storage.files import check_regular
 
 ROW = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from zephyr_jax.config import HealthOptions, ReportOptions, ScheduleOptions
+from zephyr_jax.config.sections import HealthOptions, ReportOptions, ScheduleOptions
 from zephyr_jax.errors import Stopped, TrainingError
 from zephyr_jax.mean import Mean
-from zephyr_jax.train.health import Health, Limits, Sickness, Signs
+from zephyr_jax.train.anomalies import Health, Limits, Sickness, Signs
 from zephyr_jax.train.loop import Loop
-from zephyr_jax.train.report import Reporter
+from zephyr_jax.train.metrics import Reporter
 from zephyr_jax.train.state import TrainState
 
 
@@ -245,7 +245,7 @@ def test_a_resumed_run_reports_the_same_means(cut: int, tmp_path: Path) -> None:
 def test_speed_is_that_of_all_steps_of_the_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An evaluation in between takes no time of theirs, and three unequal steps count with what each had."""
     clock = [100.0]
-    monkeypatch.setattr("zephyr_jax.train.report.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("zephyr_jax.train.metrics.time.perf_counter", lambda: clock[0])
     reporter = Reporter(tmp_path, ReportOptions(progress=False), {}, 5, 0, True)
     for values in STEPS[:2]:
         clock[0] += 1

@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from zephyr_jax.config import MeshOptions, OptimizerOptions
+from zephyr_jax.config.sections import MeshOptions, OptimizerOptions
 from zephyr_jax.parallel.mesh import make_mesh
-from zephyr_jax.parallel.rules import Rules
+from zephyr_jax.parallel.sharding import Rules
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
 from zephyr_jax.train.state import initial_state, state_shardings
 

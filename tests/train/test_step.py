@@ -9,8 +9,8 @@ import pytest
 
 from tests.models import Loaded, load, packed_rows, random_segments
 from zephyr_jax.batch import PairBatch, empty_rows
-from zephyr_jax.checkpoint.source import abstract_of
-from zephyr_jax.config import (
+from zephyr_jax.checkpoint.resolve import abstract_of
+from zephyr_jax.config.sections import (
     DpoOptions,
     HealthOptions,
     MeshOptions,
@@ -21,11 +21,11 @@ from zephyr_jax.config import (
 from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.sft import sft_objective
 from zephyr_jax.parallel.mesh import make_mesh
-from zephyr_jax.parallel.rules import Rules
-from zephyr_jax.recipes.plan import MISTRAL_7B
-from zephyr_jax.recipes.run import make_objective
-from zephyr_jax.train.health import Limits
+from zephyr_jax.parallel.sharding import Rules
+from zephyr_jax.plan.plan import MISTRAL_7B
+from zephyr_jax.train.anomalies import Limits
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
+from zephyr_jax.train.setup import make_objective
 from zephyr_jax.train.state import abstract_state, initial_state, state_shardings
 from zephyr_jax.train.step import accumulate, make_step
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from zephyr_jax.checkpoint.identity import weights_fingerprint
+from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
 from zephyr_jax.checkpoint.steps import FOLDER, SAVED, fingerprints, hush
-from zephyr_jax.config import ScheduleOptions
+from zephyr_jax.config.sections import ScheduleOptions
 from zephyr_jax.errors import InputError
 from zephyr_jax.storage.files import Path, absolute, patience
 

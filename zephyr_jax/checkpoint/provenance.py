@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from zephyr_jax.checkpoint.huggingface import read_json
+from zephyr_jax.checkpoint.hf.folder import read_json
 from zephyr_jax.storage.files import Path, write_whole
 
 FILE = "provenance.json"

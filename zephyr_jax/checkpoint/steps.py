@@ -12,7 +12,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from zephyr_jax.checkpoint.identity import weights_fingerprint
+from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
 from zephyr_jax.errors import InputError, listing
 from zephyr_jax.storage.cloud import hush_given_up_reads, out_of_reach
 from zephyr_jax.storage.files import Path, absolute, move_folder, names_in, patience

@@ -16,12 +16,13 @@ import multiprocess
 import numpy as np
 from datasets import Dataset, Features, List, Value
 
-from zephyr_jax.config import DataOptions, is_unset
-from zephyr_jax.data.dialogue import BadRow, OverLong
+from zephyr_jax.chat.message import BadRow, OverLong
+from zephyr_jax.chat.tokenizer import ChatTokenizer, Segment
+from zephyr_jax.config.sections import DataOptions, is_unset
 from zephyr_jax.data.filter_stats import FilterStats, filter_stats
 from zephyr_jax.data.formats import CONVERSATIONS, PAIRS, SCORES, Format, number, recognized, unused_columns
+from zephyr_jax.data.segments import conversation, preference
 from zephyr_jax.data.sources import Rows, decode, open_rows
-from zephyr_jax.data.tokens import ChatTokenizer, Segment, conversation, preference
 from zephyr_jax.errors import InputError, listing
 
 _FEATURES = Features(

@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from zephyr_jax.data.dialogue import BadRow, Message
-from zephyr_jax.data.messages import (
+from zephyr_jax.chat.message import BadRow, Message
+from zephyr_jax.chat.message_formats import (
     FIELDS,
     MEDIA,
     is_transcript,

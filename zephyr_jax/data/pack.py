@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zephyr_jax.config import BatchOptions, DataOptions
+from zephyr_jax.config.sections import BatchOptions, DataOptions
 
 type Row = tuple[int, ...]
 type Step = tuple[Row, ...]

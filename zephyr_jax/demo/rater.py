@@ -16,7 +16,7 @@ from aiohttp import web
 from zephyr_jax.demo.corpus import rate, requested_nouns
 from zephyr_jax.demo.words import CLOSINGS
 from zephyr_jax.feedback.aspects import ASPECTS, OVERALL
-from zephyr_jax.serving.loopback import on_loopback
+from zephyr_jax.serve.loopback import on_loopback
 
 NAME = "rater-by-rule"
 RULE = "2 points; 6 for the share of the requested nouns that are used; 2 if it ends with one of the closing sentences"

@@ -15,16 +15,16 @@ import jax.numpy as jnp
 from flax import nnx
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from zephyr_jax.card import from_dict
-from zephyr_jax.checkpoint.huggingface import export_folder
+from zephyr_jax.checkpoint.hf.folder import export_folder
+from zephyr_jax.config.models import ExportConfig
+from zephyr_jax.config.training import SftConfig
+from zephyr_jax.config.yaml_file import from_dict
 from zephyr_jax.demo.corpus import conversations, documents
-from zephyr_jax.model.mistral import Compute, Mistral
-from zephyr_jax.model.shape import shape_from_hf
+from zephyr_jax.export.export import export
+from zephyr_jax.methods.sft import sft
+from zephyr_jax.model.config import shape_from_hf
+from zephyr_jax.model.decoder import Compute, Mistral
 from zephyr_jax.parallel.mesh import emulate_devices
-from zephyr_jax.recipes.export import export
-from zephyr_jax.recipes.sft import sft
-from zephyr_jax.verbs.models import ExportConfig
-from zephyr_jax.verbs.training import SftConfig
 
 CONFIG: dict[str, Any] = {
     "architectures": ["MistralForCausalLM"],

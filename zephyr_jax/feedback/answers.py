@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from zephyr_jax.feedback.draw import draw, shuffled
+from zephyr_jax.clients.remote import Ask, Said
+from zephyr_jax.clients.spec import Voice
 from zephyr_jax.feedback.principles import drawn_principle
 from zephyr_jax.feedback.seeds import Seed
-from zephyr_jax.feedback.voice import Voice
-from zephyr_jax.generation.endpoint import Ask, Said
+from zephyr_jax.seeded_random import draw, shuffled
 
 LONGEST = 400_000
 """Characters of an answer; what is longer is no answer."""

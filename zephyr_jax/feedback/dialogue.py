@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
-from zephyr_jax.data.dialogue import Message
-from zephyr_jax.feedback.draw import draw
+from zephyr_jax.chat.message import Message
+from zephyr_jax.clients.remote import Ask, Said
+from zephyr_jax.clients.spec import Voice
 from zephyr_jax.feedback.estimate import Estimate, estimate
 from zephyr_jax.feedback.seeds import Seed
-from zephyr_jax.feedback.voice import Voice
-from zephyr_jax.generation.endpoint import Ask, Said
+from zephyr_jax.seeded_random import draw
 
 LEAVES = "[THAT IS ALL]"
 """What the person says to leave; what the assistant writes ends nothing."""

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from zephyr_jax.feedback.voice import Voice
-from zephyr_jax.generation.endpoint import Ask
+from zephyr_jax.clients.remote import Ask
+from zephyr_jax.clients.spec import Voice
 
 _BYTES_OF_A_TOKEN = 4  # of English, about
 

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zephyr_jax.data.dialogue import Message
+from zephyr_jax.chat.message import Message
+from zephyr_jax.clients.remote import Ask
 from zephyr_jax.feedback.aspects import ASPECTS, OVERALL, Aspect
-from zephyr_jax.feedback.draw import draw, shuffled
 from zephyr_jax.feedback.judgment import BadJudgment, Rating, ratings_in
-from zephyr_jax.feedback.plain import plain
-from zephyr_jax.generation.endpoint import Ask
+from zephyr_jax.feedback.plain_text import plain
+from zephyr_jax.seeded_random import draw, shuffled
 
 _ROLE = (
     "You compare and rate answers that AI models gave to one instruction. The instruction and the answers are quoted between "

@@ -5,10 +5,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from zephyr_jax.clients.reasoning import without_thought
 from zephyr_jax.errors import shown
 from zephyr_jax.feedback.aspects import Aspect
-from zephyr_jax.feedback.plain import plain
-from zephyr_jax.generation.thought import without_thought
+from zephyr_jax.feedback.plain_text import plain
 from zephyr_jax.storage.text import parsed
 
 _LONGEST_RATIONALE = 4000

@@ -1,7 +1,7 @@
 """What an answering model is asked to hold to: one principle a row and model, in one of several wordings."""
 
 from zephyr_jax.errors import InputError, suggestion
-from zephyr_jax.feedback.draw import draw
+from zephyr_jax.seeded_random import draw
 
 PRINCIPLES: dict[str, tuple[str, ...]] = {
     "helpfulness": (

@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from zephyr_jax.data.dialogue import BadRow
+from zephyr_jax.chat.message import BadRow
 from zephyr_jax.data.formats import COLUMNS, question
 from zephyr_jax.data.row_reader import Columns
 from zephyr_jax.data.sources import read_rows

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from zephyr_jax.model.attention import Where, attend
+from zephyr_jax.model.attention.dense import Where, attend
+from zephyr_jax.model.config import ModelShape
+from zephyr_jax.model.decoder import Compute, Decoder, abstract_model
 from zephyr_jax.model.layers import rms_norm, rotary
-from zephyr_jax.model.mistral import Compute, Decoder, abstract_model
-from zephyr_jax.model.shape import ModelShape
 
 
 class FlatWeights(NamedTuple):

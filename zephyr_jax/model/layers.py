@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from zephyr_jax.model.config import ModelShape
 from zephyr_jax.model.linear import linear
-from zephyr_jax.model.shape import ModelShape
 
 type Axes = tuple[str | None, ...]
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 
-from zephyr_jax.config import Keep
-from zephyr_jax.model.attention import ATTENTION
+from zephyr_jax.config.sections import Keep
+from zephyr_jax.model.attention.dense import ATTENTION
+from zephyr_jax.model.config import ModelShape
 from zephyr_jax.model.linear import PROJECTION
-from zephyr_jax.model.shape import ModelShape
 
 INPUT = "input"
 """Checkpoint name of a layer's input."""

@@ -12,7 +12,7 @@ from flax import nnx
 from jax import Array
 
 from zephyr_jax.batch import PairBatch
-from zephyr_jax.config import DpoOptions
+from zephyr_jax.config.sections import DpoOptions
 from zephyr_jax.mean import Mean
 from zephyr_jax.objective.logprob import Parameters, SegmentLogProb, sequence_logprob
 

@@ -13,8 +13,8 @@ from flax import nnx
 from jax import Array
 
 from zephyr_jax.batch import TokenBatch
-from zephyr_jax.model.attention import Where
-from zephyr_jax.model.mistral import Mistral
+from zephyr_jax.model.attention.dense import Where
+from zephyr_jax.model.decoder import Mistral
 from zephyr_jax.objective.token_logprob import Chunking, token_logprob
 
 type Parameters = dict[str, Any]

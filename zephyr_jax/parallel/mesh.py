@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh
 
-from zephyr_jax.config import MeshOptions
+from zephyr_jax.config.sections import MeshOptions
 from zephyr_jax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")

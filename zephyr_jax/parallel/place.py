@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from zephyr_jax.parallel.rules import Rules
+from zephyr_jax.parallel.sharding import Rules
 
 
 def local_rows(rules: Rules, rows: int) -> slice:

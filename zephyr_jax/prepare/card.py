@@ -13,8 +13,8 @@ import yaml
 from datasets import Features
 
 from zephyr_jax.errors import listing
+from zephyr_jax.prepare.filter_stats import Ledger
 from zephyr_jax.prepare.histogram import Bars, Histogram, picture, quantiles
-from zephyr_jax.prepare.ledger import Ledger
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 from typing import Any
 
-from zephyr_jax.config import DecontaminationOptions
+from zephyr_jax.config.sections import DecontaminationOptions
 from zephyr_jax.errors import InputError, listing
 from zephyr_jax.prepare.raw import RawRow, SetAside, raw_rows
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from zephyr_jax.data.dialogue import EXTRA_FIELDS, BadRow
+from zephyr_jax.chat.message import EXTRA_FIELDS, BadRow
+from zephyr_jax.chat.message_formats import WEIGHTS
 from zephyr_jax.data.formats import CONVERSATIONS, conversation, recognized
-from zephyr_jax.data.messages import WEIGHTS
 from zephyr_jax.prepare.raw import SetAside
 
 type Messages = list[dict[str, str]]

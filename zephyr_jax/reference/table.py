@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from zephyr_jax.errors import InputError, listing, shown
-from zephyr_jax.reference.entries import Entries, codes_of, merged, with_more
-from zephyr_jax.reference.parts import PREFIX, SUFFIX, packed, read_part
+from zephyr_jax.reference.index import Entries, codes_of, merged, with_more
+from zephyr_jax.reference.shards import PREFIX, SUFFIX, packed, read_part
 from zephyr_jax.storage.files import Path, names_in, open_path, patience, write_whole
 from zephyr_jax.storage.text import parsed
 

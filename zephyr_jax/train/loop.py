@@ -7,11 +7,11 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import numpy as np
 
-from zephyr_jax.config import ScheduleOptions
+from zephyr_jax.config.sections import ScheduleOptions
 from zephyr_jax.errors import Stopped, TrainingError
+from zephyr_jax.train.anomalies import Health, Limits, Sickness, Signs
 from zephyr_jax.train.evaluate import Evaluate
-from zephyr_jax.train.health import Health, Limits, Sickness, Signs
-from zephyr_jax.train.report import Reporter
+from zephyr_jax.train.metrics import Reporter
 from zephyr_jax.train.state import TrainState
 from zephyr_jax.train.step import Metrics, Step
 

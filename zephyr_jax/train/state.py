@@ -8,7 +8,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from zephyr_jax.objective.logprob import Parameters
-from zephyr_jax.parallel.rules import Rules
+from zephyr_jax.parallel.sharding import Rules
 
 
 class TrainState(NamedTuple):

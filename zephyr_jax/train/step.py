@@ -14,11 +14,11 @@ import optax
 from jax import Array
 
 from zephyr_jax.batch import token_rows
-from zephyr_jax.config import HealthOptions
+from zephyr_jax.config.sections import HealthOptions
 from zephyr_jax.mean import Mean
-from zephyr_jax.model.tap import Tapped, taps
+from zephyr_jax.model.grad_dtype import Tapped, taps
 from zephyr_jax.objective.logprob import Parameters
-from zephyr_jax.train.health import Limits, Signs, look
+from zephyr_jax.train.anomalies import Limits, Signs, look
 from zephyr_jax.train.state import TrainState
 
 type Metrics = dict[str, Mean]

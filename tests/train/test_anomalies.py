@@ -1,0 +1,238 @@
+"""What a sick step does to a run: nothing, where its policy says so, bit for bit."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.models import Loaded, load, packed_rows, random_segments
+from zephyr_jax.config.sections import HealthOptions, OptimizerOptions, PairHealthOptions
+from zephyr_jax.config.training import SftConfig
+from zephyr_jax.errors import InputError
+from zephyr_jax.mean import Mean
+from zephyr_jax.objective.sft import sft_objective
+from zephyr_jax.train.anomalies import Health, Limits, Signs, look
+from zephyr_jax.train.optimizer import learning_rate, make_optimizer
+from zephyr_jax.train.state import TrainState, initial_state, state_shardings
+from zephyr_jax.train.step import make_step
+
+WELL = Limits(np.float32(np.inf), np.bool_(False))
+HALTED = Limits(np.float32(np.inf), np.bool_(True))
+OPTIONS = OptimizerOptions(learning_rate=1e-2, warmup_ratio=0, schedule="linear")
+
+
+@pytest.fixture(scope="module")
+def gqa(golden: Path) -> Loaded:
+    return load(golden / "models" / "gqa", keep="everything")
+
+
+def batch(targets: bool = True) -> Any:
+    a, b = random_segments([14, 15])
+    rows = packed_rows([[a], [b]], 32)
+    rows = rows if targets else rows._replace(targets=np.zeros_like(rows.targets))
+    return jax.tree.map(lambda leaf: np.array(leaf)[None], rows)
+
+
+class Run:
+    """A model with its step under some policies."""
+
+    def __init__(self, gqa: Loaded, health: HealthOptions, options: OptimizerOptions = OPTIONS):
+        optimizer = make_optimizer(options, 10)
+        shardings = state_shardings(gqa.model.parameters, gqa.model.shardings, optimizer, gqa.rules)
+        copy = jax.tree.map(jnp.array, gqa.parameters)
+        self.state: TrainState = initial_state(copy, optimizer, shardings)
+        objective = sft_objective(gqa.model.definition, 1, 16)
+
+        def poisoned(parameters: Any, rows: Any) -> Any:
+            loss, metrics = objective(parameters, rows)
+            bad = jnp.any(rows.tokens[:, 0] == 0)  # a batch whose first token is 0 is sick
+            return Mean(jnp.where(bad, jnp.nan, 1.0) * loss.sum, loss.weight), metrics
+
+        self.step = make_step(poisoned, optimizer, learning_rate(options, 10), shardings, health)
+
+    def __call__(self, rows: Any, limits: Limits = WELL) -> Signs:
+        self.state, self.metrics, signs = self.step(self.state, rows, limits)
+        return jax.device_get(signs)
+
+    def numbers(self) -> list[np.ndarray]:
+        return [np.asarray(leaf) for leaf in jax.tree.leaves((self.state.parameters, self.state.optimizer))]
+
+
+def sick() -> Any:
+    rows = batch()
+    rows.tokens[..., 0] = 0
+    return rows
+
+
+def equal(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(one, other, strict=True))
+
+
+def test_a_skipped_step_leaves_no_trace_but_its_number(gqa: Loaded) -> None:
+    """Weights and moments are those of a run that never met the batch; the step and its learning rate go on."""
+    run, other = Run(gqa, HealthOptions(not_finite="skip")), Run(gqa, HealthOptions(not_finite="skip"))
+    run(batch())
+    other(batch())
+    signs = run(sick())
+    assert signs.not_finite
+    assert signs.left_out
+    assert not signs.changed
+    assert not signs.halted
+    assert int(run.state.step) == 2
+    moments = [leaf for leaf in jax.tree.leaves(run.state) if leaf.ndim]
+    for left, right in zip(moments, [leaf for leaf in jax.tree.leaves(other.state) if leaf.ndim], strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert run(batch()).changed > 0.2
+    assert float(run.metrics["learning_rate"].value) == pytest.approx(1e-2 * (1 - 2 / 10))
+
+
+def test_a_step_that_stops_the_run_holds_it_still(gqa: Loaded) -> None:
+    """Neither the sick step nor the healthy one behind it, which is on its way already, changes anything."""
+    run = Run(gqa, HealthOptions())
+    run(batch())
+    before = run.numbers()
+    signs = run(sick())
+    assert signs.halted
+    after = run(batch(), HALTED)
+    assert after.halted
+    assert not after.not_finite
+    assert equal(before, run.numbers())
+    assert int(run.state.step) == 1
+
+
+def test_going_on_is_going_on(gqa: Loaded) -> None:
+    """`continue` means what it says: NaN reaches the weights."""
+    run = Run(gqa, HealthOptions(not_finite="continue"))
+    signs = run(sick())
+    assert signs.not_finite
+    assert not signs.left_out
+    assert np.isnan(run.numbers()[0]).any()
+
+
+def test_a_batch_without_targets_has_no_gradient(gqa: Loaded) -> None:
+    """It is named for what it is, and under `continue` it moves nothing."""
+    run = Run(gqa, HealthOptions(not_finite="continue"))
+    signs = run(batch(targets=False))
+    assert not signs.changed
+    found = Health(HealthOptions()).examine(1, jax.device_get(run.metrics), signs, WELL.loss)
+    assert [each.words for each in found] == ["it has no targets"]
+
+
+def test_a_spike_is_left_out_by_what_the_host_says(gqa: Loaded) -> None:
+    run = Run(gqa, HealthOptions(spike="skip"))
+    before = run.numbers()
+    assert run(batch(), Limits(np.float32(0.5), np.bool_(False))).spike
+    assert equal(before[:3], run.numbers()[:3])
+    assert not run(batch(), Limits(np.float32(50), np.bool_(False))).left_out
+
+
+def test_moments_on_the_host_are_left_out_too(gqa: Loaded) -> None:
+    options = replace(OPTIONS, moments_on_host=True)
+    run = Run(gqa, HealthOptions(not_finite="skip"), options)
+    run(batch())
+    before = run.numbers()
+    run(sick())
+    moved = [not np.array_equal(one, other) for one, other in zip(before, run.numbers(), strict=True)]
+    assert sum(moved) == 1  # the schedule's place
+
+
+def test_a_learning_rate_too_small_for_float32_is_seen(gqa: Loaded) -> None:
+    """Law: `changed` is about the weights' bits, whatever the update's size; few are so near zero that they feel this."""
+    run = Run(gqa, HealthOptions(), replace(OPTIONS, learning_rate=1e-12))
+    assert 0 < run(batch()).changed < 0.01
+    assert Run(gqa, HealthOptions())(batch()).changed > 0.2
+
+
+def numbers(loss: float, margin: float = 0.0, weight: float = 1.0) -> dict[str, Mean]:
+    one = np.float32(1)
+    return {
+        "loss": Mean(np.float32(loss), np.float32(weight)),
+        "grad_norm": Mean(one, one),
+        "learning_rate": Mean(np.float32(1e-12), one),
+        "rewards/margins": Mean(np.float32(margin), one),
+    }
+
+
+def signs_of(health: HealthOptions, metrics: dict[str, Mean], most: np.float32, changed: bool = True) -> Signs:
+    found = look(health, metrics, Limits(most, np.bool_(False)))
+    return Signs(*map(bool, found))._replace(changed=float(changed))
+
+
+def test_a_margin_that_explodes_is_named() -> None:
+    options = PairHealthOptions(margin="skip", margin_limit=50)
+    found = signs_of(options, numbers(0.1, margin=-51), np.float32(np.inf))
+    assert found.left_out
+    [sickness] = Health(options).examine(1, numbers(0.1, margin=-51), found, np.float32(np.inf))
+    assert (sickness.kind, sickness.policy, sickness.words) == ("margin", "skip", "its mean reward margin is -51")
+    assert not signs_of(options, numbers(0.1, margin=49), np.float32(np.inf)).left_out
+
+
+def test_nothing_that_changes_for_long_is_named_once() -> None:
+    options = HealthOptions(stalled_steps=3)
+    health, said = Health(options), []
+    for step in range(1, 8):
+        metrics = numbers(1)
+        said += health.examine(
+            step, metrics, signs_of(options, metrics, np.float32(9), changed=step == 1), np.float32(9)
+        )
+    assert [each.words for each in said] == [
+        "fewer than 1% of the weights have changed in each of 3 steps; the learning rate is 1e-12"
+    ]
+
+
+def test_the_tail_of_a_schedule_is_no_sickness() -> None:
+    """Cosine ends so low that float32 weights stand still for dozens of steps; that is not a dead learning rate."""
+    options = HealthOptions(stalled_steps=3)
+    health = Health(options, peak=1e-9)  # the numbers' rate is 1e-12
+    for step in range(1, 30):
+        metrics = numbers(1)
+        assert not health.examine(
+            step, metrics, signs_of(options, metrics, np.float32(9), changed=False), np.float32(9)
+        )
+    assert health.state["unchanged"] == 0
+
+
+def play(losses: list[float], options: HealthOptions, cuts: set[int]) -> list[np.float32]:
+    """The limits that each step is told; at each cut the run is saved and goes on from JSON."""
+    health, told = Health(options), []
+    for done, loss in enumerate(losses):
+        if done in cuts:
+            health = Health(options, json.loads(json.dumps(health.state)))
+        told.append(health.most(done))
+        metrics = numbers(loss)
+        health.examine(done + 1, metrics, signs_of(options, metrics, told[-1]), told[-1])
+    return told
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    losses=st.lists(st.floats(-5, 50, width=32) | st.just(float("nan")), min_size=1, max_size=40),
+    cuts=st.sets(st.integers(0, 39)),
+    window=st.integers(1, 15),
+)
+def test_limits_do_not_depend_on_kills(losses: list[float], cuts: set[int], window: int) -> None:
+    """Law: what a step is told is a function of the losses before it, wherever a run was cut."""
+    options = HealthOptions(spike_window=window)
+    assert play(losses, options, cuts) == play(losses, options, set())
+
+
+def test_a_spike_is_measured_by_the_median() -> None:
+    told = play([2.0] * 12 + [9.0], HealthOptions(spike_factor=4), set())
+    assert all(np.isinf(told[:11]))
+    assert told[-1] == 8.0
+
+
+@pytest.mark.parametrize("options", [{"spike_factor": 1.0}, {"spike_window": 0}, {"stalled_steps": 0}])
+def test_thresholds_that_mean_nothing_are_refused(options: dict[str, Any]) -> None:
+    config = SftConfig(output="o", health=HealthOptions(**options))
+    config = replace(config, model=replace(config.model, path="m"), data=replace(config.data, path="d"))
+    config = replace(config, batch=replace(config.batch, rows=8))
+    with pytest.raises(InputError, match=f"health.{next(iter(options))} is"):
+        config.check()

@@ -1,0 +1,114 @@
+"""The chat template that a setting names, checked before a row is rendered with it."""
+
+import re
+from datetime import date
+
+from transformers import PreTrainedTokenizerBase
+
+from zephyr_jax.chat.message import BadRow
+from zephyr_jax.chat.template import ChatTemplate, RenderedChat
+from zephyr_jax.chat.template_date import check_nothing_random, freeze_date, now, prints_date
+from zephyr_jax.chat.template_probe import PROBES, probe_conversations, prompts_of
+from zephyr_jax.chat.template_source import BUILT_IN, built_in_source, own_template, reserved_tokens, template_source
+from zephyr_jax.errors import InputError, shown
+
+_REPEATS = 4
+_ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
+
+
+def load_template(
+    choice: str | None, tokenizer: PreTrainedTokenizerBase, day: date | None = None, training: bool = True
+) -> ChatTemplate:
+    """The template that `data.template` names, with the date frozen where it prints one.
+
+    Args:
+        choice: `zephyr`, `zephyr-no-system`, `tokenizer`, the path of a Jinja file, or None: the tokenizer's own template
+            where it has one, else `zephyr`.
+        tokenizer: The tokenizer whose special tokens the template may write.
+        day: The day to print; default: today.
+        training: Whether the template must show where answers are. A template that only writes prompts need not.
+
+    Raises:
+        InputError: If the tokenizer has no such template, the file cannot be read, the template renders differently each
+            time, or probe conversations show no clear start and end of answers.
+    """
+    specials = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    if "eos_token" not in specials:
+        raise InputError(
+            f"The tokenizer {tokenizer.name_or_path} has no end token. A chat model must learn to stop: set eos_token "
+            "in its tokenizer_config.json."
+        )
+    name = choice or ("tokenizer" if own_template(tokenizer) else "zephyr")
+    source = template_source(name, tokenizer)
+    if name == "tokenizer":
+        name = next((built for built in BUILT_IN if built_in_source(built) == source), name)
+    day = (day or now().date()) if prints_date(source) else None
+    frozen = freeze_date(source, day, name) if day else source
+    check_nothing_random(frozen, name)
+    template = ChatTemplate(frozen, tuple(specials.items()), reserved_tokens(tokenizer, frozen), name, day)
+    _check_repeatable(template)
+    if training:
+        _probe(template, name)
+    return template
+
+
+def _check_repeatable(template: ChatTemplate) -> None:
+    """Raise InputError where a template renders the same prompt differently, or cannot render any."""
+    try:
+        texts = {template.render(PROBES[0][:1], add_generation_prompt=True).text for _ in range(_REPEATS)}
+    except BadRow as error:
+        raise InputError(
+            f"The chat template `{template.name}` cannot be used: {error}. Expected a template that renders one user "
+            "message with a generation prompt. Mark what the assistant writes with {% generation %} and "
+            "{% endgeneration %}, end token included, or use `zephyr`."
+        ) from error
+    if len(texts) > 1 or _ADDRESS.search(min(texts)):
+        raise InputError(
+            f"The chat template `{template.name}` is random: expected the same text for the same conversation each time, got "
+            f"{shown(min(texts))} and {shown(max(texts))}. Take out what changes, or choose another with `data.template`."
+        )
+
+
+def _probe(template: ChatTemplate, choice: str) -> None:
+    """Raise InputError unless each answer of the probe conversations is found and stands right after its prompt."""
+    for probe in probe_conversations():
+        try:
+            rendered = template.render(probe)
+        except BadRow as error:
+            if probe[0]["role"] == "system":
+                continue  # some templates refuse system messages; their rows are then refused one by one
+            raise InputError(
+                f"The chat template `{choice}` cannot be used for training: {error}. Mark what the assistant writes with "
+                "{% generation %} and {% endgeneration %}, end token included, or use `zephyr`."
+            ) from error
+        _check_spans(template, choice, rendered, [m["content"] for m in probe if m["role"] == "assistant"])
+        for prompt, (start, _) in zip(prompts_of(probe), rendered.spans, strict=True):
+            _check_prompt(choice, template.render(prompt, add_generation_prompt=True).text, rendered.text, start)
+
+
+def _check_spans(template: ChatTemplate, choice: str, rendered: RenderedChat, answers: list[str]) -> None:
+    marked = [rendered.text[start:end] for start, end in rendered.spans]
+    stops = [any(text.endswith(token) for token in template.reserved) for text in marked]
+    shows = [answer in text for answer, text in zip(answers, marked, strict=False)]
+    if len(marked) != len(answers) or not all(stops + shows):
+        count = "one answer" if len(answers) == 1 else "two answers"
+        raise InputError(
+            f"The chat template `{choice}` marks {marked!r} as what the assistant wrote in a probe conversation of {count}. "
+            "Each span must hold one answer and the special token that ends it: move the generation markers."
+        )
+
+
+def _check_prompt(choice: str, prompt: str, text: str, start: int) -> None:
+    """Raise InputError unless the prompt begins the training text and reaches the answer, which starts at `start`."""
+    if not text.startswith(prompt):
+        at = next(i for i, (one, other) in enumerate(zip(prompt, f"{text}\0", strict=False)) if one != other)
+    elif text[len(prompt) : start].strip():
+        at = len(prompt)
+    else:
+        return
+    raise InputError(
+        f"The chat template `{choice}` cannot be used for training: the model would be asked with a prompt that it never "
+        f"saw. Expected the generation prompt to begin the training text up to the answer, got a prompt that ends in "
+        f"{shown(prompt[-40:])} and a text that goes on with {shown(text[at : at + 40])} where the prompt has "
+        f"{shown(prompt[at : at + 40])}. Write the same header in both places of the template."
+    )

@@ -1,0 +1,48 @@
+"""Whether weights fit into a narrower dtype: a value beyond its range would be written as infinity."""
+
+from functools import lru_cache, partial, reduce
+from operator import getitem
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
+
+from zephyr_jax.checkpoint.hf.tensors import tensors_of
+from zephyr_jax.errors import InputError
+from zephyr_jax.model.config import ModelShape
+
+
+def check_range(parameters: Any, shape: ModelShape, kind: np.dtype) -> None:
+    """Raise InputError, on every process, naming the first tensor with a value that `kind` cannot hold.
+
+    Args:
+        parameters: Pure dict of float32 global arrays.
+        shape: Names the tensors.
+        kind: Dtype to be written; float32 holds all.
+    """
+    if kind == np.float32:
+        return
+    limit = float(jnp.finfo(kind).max)
+    for tensor in tensors_of(shape):
+        value = reduce(getitem, tensor.path, parameters)
+        largest = np.atleast_1d(jax.device_get(_largest(value.sharding, tensor.stacked)(value)))
+        for name, magnitude in zip(tensor.names(shape.layers), largest.tolist(), strict=True):
+            if magnitude > limit:
+                raise InputError(
+                    f"Tensor {name} does not fit into {kind.name}: expected magnitudes of at most {limit:g}, got "
+                    f"{magnitude:g}. Export as float32, or as bfloat16, which has the range of float32."
+                )
+
+
+@lru_cache
+def _largest(sharding: Any, stacked: bool) -> Any:
+    """A function to the largest magnitude of a tensor, or of each layer [Y], replicated; NaN counts as 0."""
+    whole = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
+    return jax.jit(partial(_magnitude, stacked), out_shardings=whole)
+
+
+def _magnitude(stacked: bool, value: Array) -> Array:
+    return jnp.max(jnp.where(jnp.isnan(value), 0, jnp.abs(value)), axis=tuple(range(stacked, value.ndim)))

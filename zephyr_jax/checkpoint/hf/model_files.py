@@ -1,0 +1,110 @@
+"""Every file of a run's `model` folder and of an export but the weights, from what training uses.
+
+config.json, generation_config.json and the tokenizer's files say the same to transformers 4, transformers 5 and their kin.
+"""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from zephyr_jax.chat.saved_tokenizer import SavedTokenizer
+from zephyr_jax.checkpoint.hf.folder import TOKENIZER_FILES, read_json
+from zephyr_jax.checkpoint.resolve import MODEL_FOLDER, ModelSource
+from zephyr_jax.config.sampling import check_stop_ids
+from zephyr_jax.model.config import ModelShape
+from zephyr_jax.storage.files import Path, names_in, write_whole
+
+GENERATION = "generation_config.json"
+_ARCHITECTURES = {"mistral": "MistralForCausalLM", "llama": "LlamaForCausalLM"}
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
+
+
+def model_files(
+    source: ModelSource, tokenizer: SavedTokenizer, template: str | None, stop_ids: Iterable[int]
+) -> dict[str, Any]:
+    """File name -> JSON object or text.
+
+    Args:
+        source: The model that training starts from, or that is exported.
+        tokenizer: The tokenizer that encodes its text.
+        template: Jinja source of the chat template, or None.
+        stop_ids: Ids of the tokens that end an answer under the template.
+    """
+    vocabulary = source.shape.vocab
+    bos, eos, pad = (tokenizer.special_id(name, vocabulary) for name in ("bos_token", "eos_token", "pad_token"))
+    stops = _one_or_list([*stop_ids, eos, *declared_stops(source)], vocabulary)
+    ids = {"bos_token_id": bos, "eos_token_id": stops, "pad_token_id": pad}
+    return {
+        **tokenizer.files(vocabulary, template),
+        GENERATION: {**_generation_settings(_declared(source)), **ids},
+        "config.json": {**portable_config(source.config, source.shape), **ids},
+    }
+
+
+def write_model_files(run: Path, files: dict[str, Any]) -> None:
+    """Put the files that `model_files` returned into a run, in place of any that were there."""
+    folder = run / MODEL_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in set(names_in(folder)).intersection(TOKENIZER_FILES) - files.keys():
+        (folder / name).unlink()  # files of another writer would give another reading
+    for name, content in files.items():
+        text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        write_whole(folder / name, text)
+
+
+def declared_stops(source: ModelSource) -> list[int]:
+    """The end tokens that generation_config.json names; where there is no such file, those of config.json, as in transformers."""
+    settings = source.folder / GENERATION
+    declared = (read_json(settings) if settings.exists() else source.config).get("eos_token_id")
+    ids = declared if isinstance(declared, list) else [declared]
+    return [index for index in ids if type(index) is int]
+
+
+def check_declared_stops(source: ModelSource) -> None:
+    """Raise InputError where the end tokens of generation_config.json (else of config.json) are no token ids of the model."""
+    settings = source.folder / GENERATION
+    content = read_json(settings) if settings.exists() else source.config
+    place = settings if settings.exists() else source.folder / "config.json"
+    check_stop_ids(content.get("eos_token_id"), source.shape.vocab, f"{place} (eos_token_id)")
+
+
+def portable_config(config: dict[str, Any], shape: ModelShape) -> dict[str, Any]:
+    """A config.json that transformers 4 and 5 read alike: rotary embeddings in both spellings, no field left to a default
+    that differs."""
+    scaling = _rope_scaling(config)
+    both = {name: value for name, value in scaling.items() if name not in ("type", "rope_type", "rope_theta")}
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    plain = kind == "default"
+    # remote code of the base does not come along
+    kept = {name: value for name, value in config.items() if name not in ("auto_map", "rope_scaling")}
+    found = {
+        **kept,
+        "architectures": [_ARCHITECTURES[config["model_type"]]],
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "tie_word_embeddings": shape.tied,
+        "rope_theta": shape.rope_theta,
+        "rope_parameters": {**({} if plain else both), "rope_type": kind, "rope_theta": shape.rope_theta},
+        "rope_scaling": None if plain else {**both, "rope_type": kind, "type": kind},
+    }
+    return {**found, "sliding_window": shape.sliding_window} if config["model_type"] == "mistral" else found
+
+
+def _rope_scaling(config: dict[str, Any]) -> dict[str, Any]:
+    return {**(config.get("rope_parameters") or {}), **(config.get("rope_scaling") or {})}
+
+
+def _declared(source: ModelSource) -> dict[str, Any]:
+    settings = source.folder / GENERATION
+    return read_json(settings) if settings.exists() else {}
+
+
+def _generation_settings(declared: dict[str, Any]) -> dict[str, Any]:
+    """The fields that are not about tokens, without those that have no effect, which transformers refuses to save again."""
+    idle = () if declared.get("do_sample") else _SAMPLING
+    return {name: value for name, value in declared.items() if name not in ("_from_model_config", *idle)}
+
+
+def _one_or_list(ids: list[int | None], vocabulary: int) -> int | list[int] | None:
+    found = list(dict.fromkeys(index for index in ids if index is not None and 0 <= index < vocabulary))
+    return found if len(found) > 1 else found[0] if found else None

@@ -1,0 +1,249 @@
+"""The safetensors files of a Hugging Face folder: which of them are the model, and what their tensors must be.
+
+Chosen as transformers 5 does: `model.safetensors`, else what `model.safetensors.index.json` names. Files of other formats
+beside them (`consolidated*.safetensors`, `adapter_model.safetensors`) are not read. A folder whose files can be read in two
+ways that give different weights is refused.
+"""
+
+import re
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from zephyr_jax.checkpoint.hf.reader import KINDS, Target, TensorFile, new_pool
+from zephyr_jax.checkpoint.hf.tensors import tensors_of
+from zephyr_jax.errors import InputError, listing, shown
+from zephyr_jax.model.config import ModelShape
+from zephyr_jax.model.decoder import Compute, abstract_model
+from zephyr_jax.storage.files import Path, names_in
+from zephyr_jax.storage.text import read_json
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
+_COMPUTED = "rotary_emb.inv_freq"  # older exports store this; it is a function of the config
+_EMBEDDING, _UNEMBEDDING = "model.embed_tokens.weight", "lm_head.weight"
+
+
+class TensorFiles:
+    """The safetensors of a folder, by tensor name; headers are read at once, rows when they are asked for.
+
+    Raises InputError where files are missing, damaged, of another format, or ambiguous.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        names = names_in(folder)
+        check_no_adapter(folder, names)
+        self._where = _by_name(folder, _chosen(folder, names))
+        _check_readings(folder, names, self._where)
+        self._pool = new_pool()
+
+    @property
+    def names(self) -> set[str]:
+        """All tensor names."""
+        return set(self._where)
+
+    def sizes(self, name: str) -> tuple[int, ...]:
+        """Sizes of a tensor, from the header."""
+        file, stored = self._where[name]
+        return file.entries[stored].sizes
+
+    def kind(self, name: str) -> str:
+        """Dtype of a tensor, as the header names it."""
+        file, stored = self._where[name]
+        return file.entries[stored].kind
+
+    def fill(self, name: str, targets: list[Target]) -> None:
+        """Copy blocks of a tensor into float32 arrays; every row is read once."""
+        file, stored = self._where[name]
+        file.fill(stored, targets, self._pool)
+
+    def close(self) -> None:
+        """End the threads that read."""
+        self._pool.shutdown()
+
+    def check(self, shape: ModelShape) -> None:
+        """Raise InputError unless the tensors are those of a model of this shape.
+
+        Only headers are read, except where a tied model comes with an unembedding: it must equal the embedding. A tied model may
+        store its one table under either name, as in transformers.
+        """
+        if shape.tied:
+            self._check_tied()
+        expected = _expected_sizes(shape)
+        unknown = [name for name in self.names - expected.keys() if not name.endswith(_COMPUTED)]
+        missing = expected.keys() - self.names
+        if missing or unknown:
+            adapter = " Names with `.lora_` are those of a LoRA adapter: merge it into its base first."
+            raise InputError(
+                f"The tensors in {self.folder} do not fit its config.json: {len(missing)} missing "
+                f"({listing(sorted(missing), 4)}), {len(unknown)} unknown ({listing(sorted(unknown), 4)}). Take config.json and "
+                f"weights from the same checkpoint.{adapter if any('.lora_' in name for name in unknown) else ''}"
+            )
+        for name, sizes in expected.items():
+            if self.sizes(name) != sizes:
+                raise InputError(
+                    f"Tensor {name} in {self.folder} has sizes {self.sizes(name)}; config.json needs {sizes}. Take both from "
+                    "the same checkpoint."
+                )
+            if self.kind(name) not in KINDS:
+                raise InputError(
+                    f"Tensor {name} in {self.folder} is of dtype {self.kind(name)}; weights are read from {listing(KINDS)}. "
+                    "Take the checkpoint that is not quantized, or convert it first."
+                )
+
+    def _check_tied(self) -> None:
+        if _UNEMBEDDING not in self._where:
+            return
+        head = self._where.pop(_UNEMBEDDING)
+        table = self._where.setdefault(_EMBEDDING, head)
+        if table != head and not _equal(table, head):
+            raise InputError(
+                f"{self.folder}/config.json sets tie_word_embeddings to true, and the files hold an {_UNEMBEDDING} that "
+                f"differs from {_EMBEDDING}. transformers 5 uses both tensors, transformers 4 and vLLM drop {_UNEMBEDDING}. "
+                "Set tie_word_embeddings to false to use both, or delete the tensor to use one."
+            )
+
+
+type _Stored = tuple[TensorFile, str]
+"""A file and a tensor's name in it."""
+
+
+def check_no_adapter(folder: Path, names: list[str]) -> None:
+    """Raise InputError for a folder with a LoRA/PEFT adapter that transformers applies, or with nothing but one."""
+    weights = [name for name in names if name.endswith(".safetensors") and name not in _ADAPTER_WEIGHTS]
+    adapter = [name for name in (ADAPTER, *_ADAPTER_WEIGHTS) if name in names]
+    if adapter and (not weights or "config.json" not in names):
+        raise InputError(
+            f"{folder} holds a LoRA/PEFT adapter ({listing(adapter)}), not a model: merge it into its base first "
+            "(peft: `merge_and_unload`, then `save_pretrained`) and give the merged folder."
+        )
+    if ADAPTER in names:
+        raise InputError(
+            f"{folder} can be read in two ways: {listing(weights, 3)} alone, or with the adapter of {ADAPTER} applied to it, "
+            f"as transformers does where peft is installed. Merge the adapter, or remove {listing(adapter)}."
+        )
+
+
+def _chosen(folder: Path, names: list[str]) -> list[str]:
+    """The names of the files that hold the model."""
+    if SINGLE in names:
+        return [SINGLE]
+    if INDEX in names:
+        return _indexed(folder, names)
+    found = [name for name in names if name.endswith(".safetensors") and not _foreign(name)]
+    if found:
+        _check_shards(folder, found)
+        return found
+    consolidated = [name for name in names if name.startswith("consolidated")]
+    kind = f"Mistral's own format ({listing(consolidated, 3)})" if consolidated else f"{listing(names)}"
+    raise InputError(
+        f"{folder} has no *.safetensors file in Hugging Face's format; it holds {kind}. Only safetensors are read (no pickle, "
+        "no GGUF): convert the weights first (transformers: `from_pretrained`, then `save_pretrained`)."
+    )
+
+
+def _foreign(name: str) -> bool:
+    """Whether a safetensors file is of another format than Hugging Face's model files."""
+    return name.startswith("consolidated") or name in _ADAPTER_WEIGHTS
+
+
+def _indexed(folder: Path, names: list[str]) -> list[str]:
+    """The files that the index names. Raises InputError where it is malformed or names files that are missing."""
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    files = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    wrong = [name for name in files if not _is_file_name(name)] if files else [weight_map]
+    if wrong:
+        raise InputError(
+            f"{folder / INDEX} has no usable weight_map (tensor name -> safetensors file in this folder): expected file "
+            f"names, got {shown(wrong[0])}. Copy it again."
+        )
+    chosen = sorted(set(files))
+    missing = [name for name in chosen if name not in names]
+    if missing:
+        raise InputError(
+            f"{folder / INDEX} names {len(chosen)} files, and {len(missing)} of them are missing: {listing(missing, 6)}. "
+            f"Each is a part of the weights: copy it again from its source{_stale_index(names)}."
+        )
+    return chosen
+
+
+def _stale_index(names: list[str]) -> str:
+    return f", or remove the index if {SINGLE} is the model" if SINGLE in names else ""
+
+
+def _is_file_name(name: Any) -> bool:
+    """Whether it may name a file of this very folder."""
+    plain = isinstance(name, str) and len(name) < 256 and name.isprintable() and "\\" not in name
+    return plain and name.endswith(".safetensors") and PurePath(name).name == name
+
+
+def _check_shards(folder: Path, files: list[str]) -> None:
+    """Raise InputError where shards without an index are not all there."""
+    counts = {int(match[1]) for name in files if (match := _SHARD.fullmatch(name))}
+    for count in counts:
+        expected = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, min(count, 10_000) + 1)]
+        missing = [name for name in expected if name not in files]
+        if missing:
+            raise InputError(
+                f"{folder} holds {count - len(missing)} of {count} shards; missing: {listing(missing, 6)}. Copy them from the "
+                "checkpoint's source."
+            )
+
+
+def _check_readings(folder: Path, names: list[str], where: dict[str, _Stored]) -> None:
+    """Raise InputError where `model.safetensors`, which was read, and shards beside it hold different weights."""
+    shards = [name for name in names if _SHARD.fullmatch(name)]
+    if SINGLE not in names or not (shards or INDEX in names):
+        return
+    indexed = _indexed(folder, names) if INDEX in names else shards
+    if indexed == [SINGLE]:
+        return
+    other = _by_name(folder, indexed)
+    differing = sorted(other.keys() ^ where.keys()) or [name for name in where if not _equal(where[name], other[name])]
+    if differing:
+        reader = INDEX if INDEX in names else f"{len(shards)} shards without an index"
+        raise InputError(
+            f"{folder} can be read in two ways that differ in {len(differing)} tensors ({listing(differing, 3)}): "
+            f"{SINGLE}, which transformers reads, and {reader} ({listing(indexed, 3)}), which others read. Remove the one "
+            "that is not the model."
+        )
+
+
+def _by_name(folder: Path, files: list[str]) -> dict[str, _Stored]:
+    found: dict[str, _Stored] = {}
+    for file in (TensorFile(folder / name) for name in sorted(set(files))):
+        for name in file.entries:
+            if name in found:
+                raise InputError(
+                    f"Tensor {name[:80]} is both in {found[name][0].path} and in {file.path}. Remove the file that does not "
+                    "belong to the checkpoint."
+                )
+            found[name] = file, name
+    return found
+
+
+def _equal(one: _Stored, other: _Stored) -> bool:
+    """Whether two tensors have equal sizes and values, whatever their dtypes."""
+    (first, name), (second, other_name) = one, other
+    if first.entries[name].sizes != second.entries[other_name].sizes:
+        return False
+    pieces = zip(first.pieces(name), second.pieces(other_name), strict=True)
+    return all(np.array_equal(mine, theirs, equal_nan=True) for mine, theirs in pieces)
+
+
+def _expected_sizes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
+    """Hugging Face's tensor names and their sizes."""
+    abstract: Any = nnx.to_pure_dict(abstract_model(shape, Compute())[1])
+    expected: dict[str, tuple[int, ...]] = {}
+    for tensor in tensors_of(shape):
+        leaf = abstract
+        for key in tensor.path:
+            leaf = leaf[key]
+        sizes = leaf.shape[1:] if tensor.stacked else leaf.shape
+        expected |= dict.fromkeys(tensor.names(shape.layers), tensor.hf_sizes(sizes))
+    return expected

@@ -1,0 +1,249 @@
+"""What a command takes from the run or checkpoint that it continues or looks at, resolved once when the command starts.
+
+The chat template carries its own rule for system messages, its date and its end tokens, and the tokenizer beside it decides
+BOS: these travel in the model's folder. Settings travel in the run's record, and `PROPERTIES` lists them.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import partial
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from zephyr_jax.chat.message import BadRow
+from zephyr_jax.chat.template_date import now
+from zephyr_jax.chat.template_probe import probe_conversations, prompts_of
+from zephyr_jax.chat.template_source import own_template
+from zephyr_jax.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
+from zephyr_jax.chat.tokenizer_files import load_tokenizer
+from zephyr_jax.checkpoint.provenance import Record, chain
+from zephyr_jax.checkpoint.resolve import ModelSource, check_vocabulary
+from zephyr_jax.config.sections import DataOptions, ForwardOptions, is_unset, settled, unset
+from zephyr_jax.errors import InputError
+from zephyr_jax.parallel.hosts import is_first, number_of_the_first
+
+TRAINING = frozenset({"sft", "reference", "dpo"})
+EVALUATION = frozenset({"evaluate", "evaluate preferences"})
+
+
+@dataclass(frozen=True)
+class Property:
+    """A setting that later commands share with an earlier run, unless it is given."""
+
+    section: str
+    """`model` or `data`."""
+    name: str
+    stages: frozenset[str] = frozenset({"sft", "dpo"})
+    """Runs whose value counts."""
+    commands: frozenset[str] | None = EVALUATION
+    """Commands that take the run's value; None: every command."""
+
+
+PROPERTIES = (
+    Property("model", "compute_dtype", commands=None),
+    Property("data", "max_length"),
+    Property("data", "max_prompt_length", stages=frozenset({"dpo"})),
+    Property("data", "on_bad_row"),
+    Property("data", "targets", stages=frozenset({"sft"})),
+)
+"""Besides the chat template, its date, BOS and the rule for system messages, which come with the model's files."""
+
+
+@dataclass(frozen=True)
+class Resolved[M: ForwardOptions]:
+    """The settings of a command with every inherited value filled in, and the tokenizer with its chat template."""
+
+    model: M
+    data: DataOptions
+    chat: ChatTokenizer
+
+
+def resolve[M: ForwardOptions](
+    command: str,
+    source: ModelSource,
+    model: M,
+    data: DataOptions,
+    resumed: Mapping[str, Any] | None = None,
+    tables: Sequence[tuple[date, str]] = (),
+) -> Resolved[M]:
+    """Fill in what `command` inherits and load the tokenizer with its chat template.
+
+    Args:
+        command: `sft`, `reference`, `dpo`, `evaluate` or `evaluate preferences`.
+        source: The model that the command starts from or looks at.
+        model: Model settings; those that are unset take the run's value.
+        data: Data settings; those that are unset take the run's value.
+        resumed: The settings of the run that is resumed; they come first.
+        tables: Day and fingerprint of reference tables whose template prints a date.
+
+    Raises:
+        InputError: If the template cannot be used, or differs from the one that the run was trained with.
+    """
+    earlier = run_of(source.record)
+    model, notes = _inherit(command, "model", model, earlier, resumed)
+    given = data
+    data, more = _inherit(command, "data", data, earlier, resumed)
+    if command in EVALUATION:
+        data = _room_for(data, unset_prompt=is_unset(given.max_prompt_length))
+    tokenizer = load_tokenizer(str(source.folder))
+    saved = _section(resumed, "data")
+    template = data.template or saved.get("template")
+    data = replace(data, allow_template_change=data.allow_template_change or bool(saved.get("allow_template_change")))
+    day = _day(data.template_date, saved, _section(earlier.get("config"), "data"))
+    chat = _chat(command, source, tokenizer, replace(data, template=template), day, tables)
+    check_vocabulary(source.shape, tokenizer, source.asked, chat.template)
+    _warn(source.asked, [*notes, *more])
+    printed = chat.template.day.isoformat() if chat.template.day else None
+    return Resolved(model, replace(data, template=template or chat.template.name, template_date=printed), chat)
+
+
+def inherit_model[M: ForwardOptions](command: str, model: M, source: ModelSource) -> M:
+    """Model settings with the values of the model's run where none are given; prints what differs from it."""
+    model, notes = _inherit(command, "model", model, run_of(source.record))
+    _warn(source.asked, notes)
+    return model
+
+
+def run_of(record: Record) -> Record:
+    """The record of the run behind weights: their own, or for an export that of the run that it was made from; else {}."""
+    return next((link for link in reversed(chain(record)) if link.get("made_by") in ("sft", "dpo")), {})
+
+
+def prompt_tokenizer(source: ModelSource, tokenizer: PreTrainedTokenizerBase, template: str | None) -> ChatTokenizer:
+    """The tokenizer with the chat template for prompts: the one named, else the checkpoint's own, else `zephyr`.
+
+    Raises InputError where the template cannot be used.
+    """
+    day = _day(None, {}, _section(run_of(source.record).get("config"), "data")) or _today()
+    chat = load_chat_tokenizer(template, tokenizer, day, training=False)
+    check_vocabulary(source.shape, tokenizer, source.asked, chat.template)
+    _explain(source.asked, tokenizer, chat, template, day, "template")
+    return chat
+
+
+def training_tokenizer(asked: str, tokenizer: PreTrainedTokenizerBase, data: DataOptions) -> ChatTokenizer:
+    """The tokenizer with the chat template that training on the checkpoint `asked` would use. Raises InputError."""
+    day = _day(data.template_date, {}, {}) or _today()
+    chat = load_chat_tokenizer(data.template, tokenizer, day)
+    _explain(asked, tokenizer, chat, data.template, day, "data.template")
+    return chat
+
+
+def _inherit[O: ForwardOptions | DataOptions](
+    command: str, section: str, options: O, earlier: Record, resumed: Mapping[str, Any] | None = None
+) -> tuple[O, list[str]]:
+    there, saved = _section(earlier.get("config"), section), _section(resumed, section)
+    values: dict[str, Any] = {name: settled(getattr(options, name)) for name in vars(options) if name != "row_length"}
+    notes = []
+    for each in (each for each in PROPERTIES if each.section == section):
+        inherits = (each.commands is None or command in each.commands) and earlier.get("made_by") in each.stages
+        given = not is_unset(getattr(options, each.name))
+        if not given and each.name in saved:
+            values[each.name] = saved[each.name]
+        elif not given and inherits and each.name in there:
+            values[each.name] = there[each.name]
+        elif given and inherits and there.get(each.name, values[each.name]) != values[each.name]:
+            notes.append(f"{section}.{each.name} is {values[each.name]}, the run has {there[each.name]}")
+    return replace(options, **values), notes
+
+
+def _room_for(data: DataOptions, unset_prompt: bool) -> DataOptions:
+    """Rows that hold the inherited lengths, and prompts that leave room for answers, where these two were left alone."""
+    prompt = min(data.max_prompt_length, max(1, data.max_length // 2)) if unset_prompt else data.max_prompt_length
+    row = unset(max(int(data.row_length), data.max_length)) if is_unset(data.row_length) else data.row_length
+    return replace(data, max_prompt_length=prompt, row_length=row)
+
+
+def _day(given: str | None, saved: Mapping[str, Any], there: Mapping[str, Any]) -> date | None:
+    """The day that is given, else that of the run that is resumed, else that of the run that is continued."""
+    text = given or saved.get("template_date") or there.get("template_date")
+    try:
+        return date.fromisoformat(text) if text else None
+    except ValueError as error:
+        raise InputError(f"data.template_date is {text!r}: {error}. Expected a day as YYYY-MM-DD.") from error
+
+
+def _chat(
+    command: str,
+    source: ModelSource,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataOptions,
+    day: date | None,
+    tables: Sequence[tuple[date, str]],
+) -> ChatTokenizer:
+    load = partial(load_chat_tokenizer, data.template, tokenizer)
+    today = _today()  # on every host, also where it is not needed
+    chat = load(day) if day else _as_in_a_table(load, tables) or load(today)
+    differs = _explain(source.asked, tokenizer, chat, data.template, chat.template.day or today, "data.template")
+    if differs and command in TRAINING and run_of(source.record) and not data.allow_template_change:
+        raise InputError(
+            f"{differs}, with which it was trained. `{command}` would go on with prompts that the model has not learned. Leave "
+            "data.template out to take the run's own, or confirm the change: --data.allow_template_change True"
+        )
+    return chat
+
+
+def _as_in_a_table(load: Any, tables: Sequence[tuple[date, str]]) -> ChatTokenizer | None:
+    """The tokenizer with the date of a reference table that was made with the same template."""
+    for recorded, fingerprint in tables:
+        chat: ChatTokenizer = load(recorded)
+        if chat.fingerprint == fingerprint:
+            return chat
+    return None
+
+
+def _today() -> date:
+    return date.fromordinal(number_of_the_first(now().date().toordinal()))
+
+
+def _explain(
+    asked: str, tokenizer: PreTrainedTokenizerBase, chat: ChatTokenizer, choice: str | None, day: date, setting: str
+) -> str:
+    """Print which template is used and why; what is returned is how a given one differs from the checkpoint's own, if so."""
+    own = own_template(tokenizer)
+    if choice is None:
+        why = f"of {asked}" if own else f"as {asked} has none"
+        dated = f", dated {chat.template.day}" if chat.template.day else ""
+        _print(f"chat template: `{chat.template.name}` {why}{dated}")
+        return ""
+    if not own:
+        return ""
+    other = load_chat_tokenizer("tokenizer", tokenizer, day, training=False)
+    if _alike(chat, other):
+        return ""
+    name = f"`{other.template.name}` ({other.template.short_hash})"
+    differs = f"{setting} is `{choice}`, and {asked} comes with another chat template, {name}"
+    _print(f"warning: {differs}")
+    return differs
+
+
+def _alike(one: ChatTokenizer, other: ChatTokenizer) -> bool:
+    """Whether two templates give the same token ids for the probe conversations and their prompts."""
+    return list(_probe_ids(one)) == list(_probe_ids(other))
+
+
+def _probe_ids(chat: ChatTokenizer) -> Iterator[list[int] | None]:
+    for probe in probe_conversations():
+        for messages, asks in ((probe, False), *((prompt, True) for prompt in prompts_of(probe))):
+            try:
+                yield chat.encode(chat.template.text(messages, asks)).tokens.tolist()
+            except BadRow:
+                yield None
+
+
+def _section(config: Any, name: str) -> Mapping[str, Any]:
+    section = config.get(name) if isinstance(config, Mapping) else None
+    return section if isinstance(section, Mapping) else {}
+
+
+def _warn(asked: str, notes: Sequence[str]) -> None:
+    if notes:
+        _print(f"warning: {asked}: {'; '.join(notes)}")
+
+
+def _print(line: str) -> None:
+    if is_first():
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,188 @@
+"""Where a model comes from: a Hugging Face folder or hub id, or the output folder of one of our runs."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path as LocalPath
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from transformers import PreTrainedTokenizerBase
+
+from zephyr_jax.chat.template import ChatTemplate
+from zephyr_jax.chat.tokenizer_files import TRAINING_TEMPLATE
+from zephyr_jax.checkpoint.hf.folder import CHAT_TEMPLATES, TOKENIZER_FILES, load_parameters, open_folder, read_json
+from zephyr_jax.checkpoint.hf.weight_files import INDEX, SINGLE, TensorFiles, check_no_adapter
+from zephyr_jax.checkpoint.provenance import Record, read_record
+from zephyr_jax.checkpoint.steps import FOLDER, check_step, restore_parameters
+from zephyr_jax.config.sections import ForwardOptions, ModelOptions, WeightsOptions
+from zephyr_jax.errors import InputError, listing, shown
+from zephyr_jax.model.config import ModelShape, shape_from_hf
+from zephyr_jax.model.decoder import Compute, abstract_model
+from zephyr_jax.objective.logprob import Parameters
+from zephyr_jax.parallel.sharding import Rules, parameter_shardings
+from zephyr_jax.storage.files import Path, check_can_be_read, local_copy, names_in, open_path
+
+MODEL_FOLDER = "model"
+"""Inside a run: config.json, generation_config.json and the files of the tokenizer that it trains with."""
+_BESIDE_WEIGHTS = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+_COPIED = (*_BESIDE_WEIGHTS, CHAT_TEMPLATES, TRAINING_TEMPLATE, "tekken.json")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A found model: everything but its weights."""
+
+    asked: str
+    folder: LocalPath
+    """Holds config.json and tokenizer files; copies of them when the model is on Cloud Storage."""
+    weights: Path
+    """The folder of the safetensors, or the run whose checkpoints hold the weights."""
+    run: Path | None
+    """`weights` where that is a run of ours."""
+    step: int | None
+    config: dict[str, Any]
+    shape: ModelShape
+
+    @property
+    def record(self) -> Record:
+        """The provenance of these weights; of weights that others made, what is known about them."""
+        found = read_record(self.weights)
+        if found is not None:
+            return found if self.step is None else {**found, "step": self.step}
+        snapshot = self.folder.name if self.folder.parent.name == "snapshots" else None  # the hub's cache: a commit
+        return {"path": self.asked, "revision": snapshot, "architecture": self.config.get("model_type")}
+
+
+@dataclass(frozen=True)
+class AbstractModel:
+    """A model on a mesh without its weights."""
+
+    definition: nnx.GraphDef
+    """Static: everything but the weights."""
+    parameters: Any
+    """Pure dict of shapes (float32) with their shardings."""
+    shardings: Any
+    """Pure dict of shardings."""
+    shape: ModelShape
+    compute: Compute
+
+
+def tokenizer_path(options: WeightsOptions) -> str:
+    """Where a model's tokenizer is: in the run, or at the path itself (a hub id downloads nothing else)."""
+    check_can_be_read(options.path)
+    path = open_path(options.path)
+    run = path / MODEL_FOLDER
+    if not (run.is_dir() or path.is_dir()):
+        return options.path
+    return str(local_copy(run if run.is_dir() else path, _COPIED))
+
+
+def tokenizer_only(options: WeightsOptions) -> str | None:
+    """The path of a folder with a tokenizer and no model, which `preview` takes, too; None for all else."""
+    path = open_path(options.path)
+    if (path / MODEL_FOLDER).is_dir() or not path.is_dir() or "config.json" in names_in(path):
+        return None
+    return str(local_copy(path, _COPIED))
+
+
+def find_model(options: WeightsOptions, *, weights: bool = True) -> ModelSource:
+    """Locate a model and read its config. Raises InputError when it is nowhere or not ours to compute.
+
+    With `weights` false, those of a hub id are not downloaded.
+    """
+    check_can_be_read(options.path)
+    path = open_path(options.path)
+    step = None
+    if path.parent.name == FOLDER and path.name.isdigit():
+        path, step = path.parent.parent, int(path.name)
+    run = path if (path / MODEL_FOLDER).is_dir() else None
+    home = run or open_folder(options.path, options.revision, weights=weights)
+    if run is None:
+        check_no_adapter(home, names_in(home))
+    folder = local_copy(home / MODEL_FOLDER if run else home, _COPIED)
+    config = read_json(folder / "config.json")
+    try:
+        shape = shape_from_hf(config)
+    except InputError as error:
+        raise InputError(f"{home}: {error}") from error
+    named = config.get("transformers_weights")
+    if named not in (None, SINGLE, INDEX):
+        raise InputError(
+            f"{home}/config.json sets transformers_weights to {shown(named)}, and only {SINGLE} and {INDEX} are read. Give the "
+            "file one of these names, and remove the field."
+        )
+    return ModelSource(options.path, folder, home, run, step, config, shape)
+
+
+def abstract_of(shape: ModelShape, options: ForwardOptions, rules: Rules) -> AbstractModel:
+    """The model as it will lie on the mesh.
+
+    What the backward pass saves is in `ModelOptions` alone; a model of other options is for forward passes. Raises
+    InputError when a dimension does not divide into the mesh.
+    """
+    device = rules.mesh.devices.flat[0]
+    compute = Compute(
+        dtype=jnp.dtype(options.compute_dtype),
+        placement=rules,
+        kernel=_kernel(device.platform, options.compute_dtype),
+        chip=device.device_kind,
+    )
+    if isinstance(options, ModelOptions):
+        compute = replace(compute, keep=options.keep, keep_logits=options.keep_logits)
+    definition, state = abstract_model(shape, compute)
+    shardings = parameter_shardings(state, rules)
+    parameters = jax.tree.map(
+        lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), nnx.to_pure_dict(state), shardings
+    )
+    return AbstractModel(definition, parameters, shardings, shape, compute)
+
+
+def _kernel(platform: str, dtype: str) -> Literal["splash", "cudnn", "xla"]:
+    if platform == "tpu":
+        return "splash"
+    return "cudnn" if platform == "gpu" and dtype == "bfloat16" else "xla"
+
+
+def check_weights(source: ModelSource) -> None:
+    """Raise InputError where the weights are missing or do not fit config.json; only headers of the files are read.
+
+    For commands that work for long before they load weights.
+    """
+    if source.run is not None:
+        check_step(source.run, source.step)
+        return
+    files = TensorFiles(source.weights)
+    try:
+        files.check(source.shape)
+    finally:
+        files.close()
+
+
+def load_weights(source: ModelSource, model: AbstractModel) -> Parameters:
+    """Stream the weights onto the mesh as float32. Raises InputError on missing, unknown or misshapen tensors."""
+    if source.run:
+        return restore_parameters(source.run, source.step, model.parameters)
+    return load_parameters(source.weights, source.shape, model.parameters, model.shardings)
+
+
+def check_vocabulary(
+    shape: ModelShape, tokenizer: PreTrainedTokenizerBase, asked: str, template: ChatTemplate | None = None
+) -> None:
+    """Raise InputError when a token can occur that the model has no embedding for.
+
+    A special token occurs only where the template writes it or where it begins or ends a sequence: text never becomes one. So
+    a padding token beyond the embedding is harmless.
+    """
+    beyond = {token: index for token, index in tokenizer.get_vocab().items() if index >= shape.vocab}
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    named = {tokenizer.bos_token, tokenizer.eos_token}
+    used = [
+        token for token in beyond if token not in special or token in named or (template and template.may_write(token))
+    ]
+    if used:
+        raise InputError(
+            f"The tokenizer of {asked} has {len(tokenizer)} tokens and the model embeds {shape.vocab}: {len(used)} of those "
+            f"beyond can occur ({listing(map(shown, sorted(used, key=beyond.__getitem__)), 4)}). They do not belong together: "
+            "take the tokenizer from the checkpoint's own folder."
+        )

@@ -1,0 +1,166 @@
+"""Cards: YAML in, typed config out, and back. Unknown keys and wrong types are refused with the key's full name."""
+
+import os
+import re
+from dataclasses import asdict, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, cast, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from zephyr_jax.config.sections import settled
+from zephyr_jax.errors import InputError, shown, suggestion
+from zephyr_jax.storage.files import check_regular
+from zephyr_jax.storage.nearby import nearest
+
+_FREE_TEXT = (
+    "system",
+    "prompts",
+    "refusal_phrases",
+    "principles",
+    "leave_out_sources",
+    "tasks",
+    "name",
+)
+"""Settings whose text is never a path."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that says each thing once and is no larger than it looks."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        anchor = getattr(self.peek_event(), "anchor", None) if self.check_event(yaml.AliasEvent) else None
+        node = super().compose_node(parent, index)
+        if anchor is not None and not isinstance(node, yaml.ScalarNode):
+            mark = self.peek_event().start_mark
+            raise yaml.YAMLError(f"line {mark.line + 1} repeats the section `{anchor}` by an alias; write it out")
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        said: set[str] = set()
+        for name, _ in node.value:
+            if isinstance(name, yaml.ScalarNode) and name.value in said:
+                line = name.start_mark.line + 1
+                raise yaml.YAMLError(f"line {line} sets {shown(name.value)} a second time; keep one")
+            said.add(name.value if isinstance(name, yaml.ScalarNode) else "")
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        number = super().construct_yaml_int(node)
+        if abs(number) >= 2**63:
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"line {line} holds {shown(node.value)}, more than 64 bits; a smaller number is meant")
+        return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def load_card[C](kind: type[C], path: str | Path) -> C:
+    """Read a YAML card into a config of type `kind`.
+
+    Raises InputError when the file is missing, is not YAML, names an unknown setting or gives a value that the
+    setting's type cannot hold.
+    """
+    check_regular(path)
+    try:
+        content = yaml.load(Path(os.path.expanduser(path)).read_text(), _Loader)
+    except OSError as error:
+        raise InputError(
+            f"Cannot read the card {path}: {error.strerror}.{nearest(path)} Pass the path of a YAML file."
+        ) from error
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"The card {path} is not valid YAML: {reason}. Fix it at the place named.") from error
+    except RecursionError as error:
+        raise InputError(f"The card {path} is nested too deep. A card has sections of settings, no more.") from error
+    return expand_home(from_dict(kind, {} if content is None else content, where=str(path)))
+
+
+def expand_home[C](config: C) -> C:
+    """The config with `~` and `~user` at the start of its paths replaced by home folders; also behind `NAME=`.
+
+    Every setting that holds text may be a path, except those in `_FREE_TEXT`. Raises InputError for an unknown user.
+    """
+    changed = {}
+    for item in fields(cast(Any, config)):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            expanded: Any = expand_home(value)
+        elif item.name in _FREE_TEXT:
+            continue
+        elif isinstance(value, tuple):
+            expanded = tuple(_expanded(each, item.name) for each in value)
+        else:
+            expanded = _expanded(value, item.name)
+        if expanded != value:
+            changed[item.name] = expanded
+    return cast(C, replace(cast(Any, config), **changed)) if changed else config
+
+
+def _expanded(value: Any, name: str) -> Any:
+    if not isinstance(value, str) or "~" not in value:
+        return value
+    before, equals, path = value.partition("=") if re.match(r"[^/~=]+=~", value) else ("", "", value)
+    expanded = os.path.expanduser(path)
+    if expanded == path and re.match(r"~[^/]*/", path):
+        raise InputError(
+            f"`{name}` is {shown(value)}: expected a path, got the home folder of an unknown user. Write the whole "
+            "path, or `./~...` for a folder of that name."
+        )
+    return before + equals + expanded
+
+
+def from_dict[C](kind: type[C], content: Any, where: str, prefix: str = "") -> C:
+    """Build a config dataclass from plain values; `where` names the source in errors."""
+    if not isinstance(content, dict):
+        section = prefix.rstrip(".") or "the card"
+        raise InputError(f"{where}: `{section}` holds {shown(content)}; it needs settings, one `name: value` per line.")
+    types = get_type_hints(kind)
+    values = {}
+    for name, value in content.items():
+        if name not in types:
+            raise InputError(
+                f"{where}: `{prefix}{str(name)[:80]}` is not a setting.{suggestion(str(name), types, prefix)}"
+            )
+        values[name] = _typed(types[name], value, where, f"{prefix}{name}")
+    return kind(**values)
+
+
+def _typed(kind: Any, value: Any, where: str, name: str) -> Any:
+    if isinstance(kind, type) and is_dataclass(kind):
+        return from_dict(kind, value, where, prefix=f"{name}.")
+    if isinstance(value, bool) and kind is not bool:
+        raise InputError(
+            f"{where}: `{name}` is {value!r}: it needs no truth value but {getattr(kind, '__name__', kind)}."
+        )
+    if isinstance(value, str) and "\0" in value:
+        raise InputError(f"{where}: `{name}` is {shown(value)}: it holds a NUL character; take that out.")
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        reason = "; ".join(detail["msg"] for detail in error.errors())
+        raise InputError(f"{where}: `{name}` is {shown(value)}: {reason}.") from error
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested dict of every setting, ready for YAML or JSON."""
+    return asdict(config, dict_factory=lambda items: {name: settled(value) for name, value in items})
+
+
+def save_card(config: Any, path: Path) -> None:
+    """Write the resolved config, every setting spelt out, as a card that can be run again."""
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Settings that differ between two nested dicts: full name -> (ours, theirs)."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in ours.keys() | theirs.keys():
+        one, other = ours.get(name), theirs.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found |= differences(one, other, f"{prefix}{name}.")
+        elif one != other:
+            found[prefix + name] = (one, other)
+    return dict(sorted(found.items()))

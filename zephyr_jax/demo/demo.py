@@ -1,0 +1,167 @@
+"""`zephyr-jax demo`: the paper's experiment in small, on a tiny base that the package ships, on an emulated mesh, in minutes.
+
+Everything goes through the public verbs. What is rule-based: the teacher that wrote the conversations, the rater that rates the
+samples (at an address on loopback, where `feedback rate` asks it), and the judge, another rule, that scores the answers at the
+end; losses and accuracies are the models' own.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from zephyr_jax.config.feedback import AnswersConfig, RateConfig
+from zephyr_jax.config.inspect import DemoConfig
+from zephyr_jax.config.models import ExportConfig
+from zephyr_jax.config.prepare import UltrafeedbackConfig
+from zephyr_jax.config.training import DpoConfig, SftConfig
+from zephyr_jax.config.yaml_file import from_dict
+from zephyr_jax.demo.corpus import conversations, preferences
+from zephyr_jax.demo.lengths import Lengths
+from zephyr_jax.demo.rater import rater
+from zephyr_jax.demo.results import Stage, leave_results, measure
+from zephyr_jax.errors import InputError
+from zephyr_jax.export.export import export
+from zephyr_jax.feedback.answers_pipeline import feedback_answers
+from zephyr_jax.feedback.rate_pipeline import feedback_rate
+from zephyr_jax.methods.dpo import dpo
+from zephyr_jax.methods.sft import sft
+from zephyr_jax.prepare.ultrafeedback import prepare_ultrafeedback
+from zephyr_jax.reference.fill import reference
+from zephyr_jax.report.report import PAGE
+
+BASE = Path(__file__).parents[1] / "demo" / "assets" / "base"
+STAGES = ("base", "dDPO without dSFT", "dSFT", "dSFT twice", "dSFT + dDPO")
+"""As in the paper's Table 3, with the base; `twice`: the second time on the chosen answers."""
+_SAMPLES = 4  # of a prompt, as in UltraFeedback
+_COMPUTE = {"compute_dtype": "float32"}
+
+
+def demo(config: DemoConfig) -> Path:
+    """Run the experiment and return the exported folder. Raises InputError when the output folder holds another demo."""
+    config.check()
+    out = Path(config.output)
+    if (out / PAGE).exists():
+        raise InputError(
+            f"{out} holds a finished demo. Remove the folder or choose another: --output runs/another-demo."
+        )
+    lengths = Lengths.of(config.base or str(BASE))
+    seeds, made = range(config.seed, config.seed + config.seeds), []
+    for seed in seeds:
+        folder, title = (out / f"seed-{seed}", f"seed {seed} · ") if len(seeds) > 1 else (out, "")
+        made.append(_Experiment(config, lengths, seed, folder, title).run())
+    aligned = made[0][-1].folder
+    settings = {"model": {"path": str(aligned)}, "output": str(out / "export"), "dtype": "float32"}
+    exported = Path(export(from_dict(ExportConfig, settings, "demo")))
+    leave_results(out, made, exported)
+    return exported
+
+
+@dataclass(frozen=True)
+class _Experiment:
+    """One seed's runs, from the base to the table's rows."""
+
+    config: DemoConfig
+    lengths: Lengths
+    seed: int
+    folder: Path
+    title: str
+
+    def run(self) -> list[Stage]:
+        """Train and measure every stage of STAGES."""
+        data = self._write_data()
+        self._say("1 of 6 · dSFT on a teacher's conversations")
+        self._sft("dsft", self._base, {"path": data["conversations-train"], "eval_path": data["conversations-test"]})
+        self._say("2 of 6 · AI feedback: four samples a prompt, rated by rules, made into pairs")
+        pairs = self._pairs(data["prompts"])
+        self._say("3 of 6 · dDPO: the frozen reference's log-probs once, then preference pairs")
+        self._dpo("dsft-ddpo", str(self.folder / "dsft"), pairs, data["preferences-test"])
+        self._say("4 of 6 · for comparison: dDPO without dSFT")
+        self._dpo("ddpo", self._base, pairs, data["preferences-test"])
+        self._say("5 of 6 · for comparison: dSFT twice, the second time on the chosen answers")
+        self._sft("dsft-twice", str(self.folder / "dsft"), {"path": str(pairs), "split": "train_sft"})
+        self._say("6 of 6 · evaluation on prompts with words that no prompt of the training named")
+        places = [self._base, *(str(self.folder / name) for name in ("ddpo", "dsft", "dsft-twice", "dsft-ddpo"))]
+        return [
+            measure(name, {"path": place, **_COMPUTE}, data["preferences-test"], self._mesh, self.lengths)
+            for name, place in zip(STAGES, places, strict=True)
+        ]
+
+    @property
+    def _base(self) -> str:
+        return self.config.base or str(BASE)
+
+    @property
+    def _mesh(self) -> dict[str, Any]:
+        return {"emulated_devices": self.config.emulated_devices}
+
+    def _say(self, text: str) -> None:
+        Console(stderr=True).rule(self.title + text, align="left")
+
+    def _write_data(self) -> dict[str, str]:
+        """Paths of the teacher's conversations, of prompts to be sampled, and of held-out pairs."""
+        seed, folder = self.seed, self.folder / "data"
+        folder.mkdir(parents=True, exist_ok=True)
+        asked = preferences(seed + 2, self.config.prompts, "train")
+        made: dict[str, Iterable[Mapping[str, Any]]] = {
+            "conversations-train": conversations(seed, self.config.conversations, "train"),
+            "conversations-test": conversations(seed + 1, 128, "test"),
+            "prompts": [{"prompt": row["prompt"], "prompt_id": row["prompt_id"]} for row in asked],
+            "preferences-test": preferences(seed + 3, self.config.held_out, "test"),
+        }
+        paths = {name: folder / f"{name}.jsonl" for name in made}
+        for name, rows in made.items():
+            paths[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return {name: str(path) for name, path in paths.items()}
+
+    def _sft(self, name: str, start: str, data: dict[str, str]) -> None:
+        size = self.lengths.conversation
+        settings = {
+            **self._shared(name, start),
+            "data": {**data, "max_length": size, "row_length": 2 * size},
+            "batch": {"rows": 16},
+            "schedule": {"epochs": 1, "evaluate_every": 15, "save_every": 0},
+            "optimizer": {"learning_rate": 2e-3},
+        }
+        sft(from_dict(SftConfig, settings, "demo"))
+
+    def _pairs(self, prompts: str) -> Path:
+        """Samples of the dSFT model, rated by rules and binarised, each by its verb; the folder of the splits."""
+        answers, ratings, out = (self.folder / name for name in ("answers", "ratings", "pairs"))
+        settings = {
+            "data": prompts, "output": str(answers), "mesh": self._mesh, "rows": 64, "principles": [],
+            "models": [f"{self.folder / 'dsft'},name=sample {n}" for n in range(1, _SAMPLES + 1)], "temperature": 1.0,
+            "max_new_tokens": self.lengths.answer, "context": self.lengths.pair, "compute_dtype": "float32", "seed": self.seed,
+        }  # fmt: skip
+        feedback_answers(from_dict(AnswersConfig, settings, "demo"))
+        with rater() as judge:
+            settings = {"data": str(answers), "output": str(ratings), "judge": judge, "seed": self.seed}
+            feedback_rate(from_dict(RateConfig, settings, "demo"))
+        settings = {"path": str(ratings), "output": str(out), "ties": "drop", "test_share": 0.0, "seed": self.seed}
+        prepare_ultrafeedback(from_dict(UltrafeedbackConfig, settings, "demo"), "zephyr-jax demo")
+        return out
+
+    def _dpo(self, name: str, start: str, pairs: Path, held_out: str) -> None:
+        settings = {
+            **self._shared(name, start),
+            "reference": str(self.folder / "reference"),
+            "data": {
+                "path": str(pairs), "split": "train_prefs", "eval_path": held_out, "eval_split": "train",
+                **self.lengths.of_pairs, "row_length": 4 * self.lengths.pair,
+            },
+            "batch": {"rows": 16},
+            "schedule": {"epochs": 2, "evaluate_every": 10, "save_every": 0},
+            "optimizer": {"learning_rate": 1.5e-4, "schedule": "linear"},
+            "dpo": {"beta": 0.1},
+        }  # fmt: skip
+        config = from_dict(DpoConfig, settings, "demo")
+        reference(config)
+        dpo(config)
+
+    def _shared(self, name: str, start: str) -> dict[str, Any]:
+        model = {"path": start, **_COMPUTE, "keep": "everything"}
+        settings = {"output": str(self.folder / name), "model": model, "mesh": self._mesh, "seed": self.seed}
+        return {**settings, "report": {"answers": 0}}  # the last step has the answers of all

@@ -1,0 +1,125 @@
+"""`zephyr-jax evaluate lm-eval`: the tasks of EleutherAI's lm-eval on our own log-probs."""
+
+import json
+import logging
+import sys
+from dataclasses import asdict, replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from zephyr_jax.checkpoint.resolve import abstract_of, load_weights
+from zephyr_jax.config.benchmarks import LEADERBOARD, LmEvalConfig
+from zephyr_jax.config.sections import DataOptions
+from zephyr_jax.errors import InputError, listing
+from zephyr_jax.generate.load import find_speaker
+from zephyr_jax.reference.score import Scorer
+from zephyr_jax.storage.cloud import explained
+from zephyr_jax.storage.files import check_can_be_written, write_whole
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+    from zephyr_jax.evaluate.lm_eval_adapter import ZephyrLM
+
+
+@explained()
+def lm_eval(config: LmEvalConfig) -> str:
+    """Run the tasks; lm-eval's own table. Raises InputError, also where the package or a task is not to be had.
+
+    Results are written after each task, so that one that cannot be run loses none of those before it.
+    """
+    config.check()
+    check_can_be_written(config.output)
+    if find_spec("lm_eval") is None:
+        raise InputError("lm-eval is not installed. Install it: pip install 'zephyr-jax[lm-eval]'.")
+    from lm_eval.tasks import TaskManager
+    from lm_eval.utils import handle_non_serializable, make_table
+
+    logging.getLogger("lm_eval").setLevel(logging.WARNING)
+    manager = TaskManager(include_path=config.include)
+    known = set(manager.all_tasks)
+    if unknown := [name for name in config.tasks if name not in known]:
+        raise InputError(
+            f"lm-eval knows no task {listing(unknown)}. Choose from its {len(known):,} (lm-eval ls tasks), or name the folder "
+            "with your own YAML files in `include`."
+        )
+    lm = _adapter(config)
+    whole: dict[str, Any] = {}
+    for name in config.tasks:
+        try:
+            lm.truncated = type(lm.truncated)()
+            found = _run(config, name, lm, manager)
+            found["truncated"] = {name: asdict(lm.truncated)}
+        except InputError:
+            if whole:
+                print(make_table(whole))  # of those that were done before
+            raise
+        for part, content in found.items():
+            together = whole.setdefault(part, content)
+            if isinstance(content, dict) and isinstance(together, dict):
+                together |= content
+        if config.output:
+            text = json.dumps(whole, indent=2, default=handle_non_serializable, ensure_ascii=False)
+            write_whole(config.output, text + "\n")
+    groups = f"\n{make_table(whole, 'groups')}" if whole.get("groups") else ""
+    return f"{make_table(whole)}{groups}{_truncations(whole, lm.max_length)}"
+
+
+def _truncations(whole: dict[str, Any], context: int) -> str:
+    """A line for each task with requests that did not fit; empty where all did."""
+    return "".join(
+        f"\nwarning: {name}: {found['cut']:,} of {found['asked']:,} requests were longer than the context of {context:,} tokens "
+        f"and lost their beginnings ({found['tokens']:,} tokens)"
+        for name, found in whole["truncated"].items()
+        if found["cut"]
+    )
+
+
+def _run(config: LmEvalConfig, task: str, lm: "ZephyrLM", manager: "TaskManager") -> dict[str, Any]:
+    from lm_eval import simple_evaluate
+
+    shots = LEADERBOARD.get(task) if config.shots is None else config.shots
+    try:
+        found = simple_evaluate(
+            lm, tasks=[task], num_fewshot=shots, limit=config.limit, task_manager=manager, log_samples=config.samples,
+            apply_chat_template=bool(config.template), bootstrap_iters=1000,
+        )  # fmt: skip
+    except InputError as error:
+        raise InputError(f"lm-eval cannot run {task}: {error}") from error
+    except Exception as error:  # tasks fetch their data from the hub, and raise many kinds
+        raise InputError(
+            f"lm-eval cannot run {task}: {type(error).__name__}: {' '.join(str(error).split())[:300]} If its data is not to be "
+            "had from the hub, name a folder with a YAML file for local data in `include`."
+        ) from error
+    return dict(found)
+
+
+def _adapter(config: LmEvalConfig) -> "ZephyrLM":
+    from zephyr_jax.evaluate.lm_eval_adapter import Parts, ZephyrLM
+
+    found = find_speaker("evaluate lm-eval", config.model, config.mesh, config.rows)
+    if config.template:
+        tokenizer = found.chat_tokenizer(config.template)
+        found, found.tokenizer.chat_template = found.speaking(tokenizer), tokenizer.template.source
+    model = abstract_of(found.source.shape, found.options, found.rules)
+    weights = load_weights(found.source, model)
+    context = found.context(config.context)
+
+    def scorer(row_length: int) -> Scorer:
+        data = replace(DataOptions(), row_length=row_length)
+        return Scorer(model, weights, data, found.rules, found.rows, config.model.logprob_chunk, greedy=True)
+
+    def progress(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done:,} of {total:,} batches", end="" if done < total else "\n", file=sys.stderr)
+
+    parts = Parts(
+        found.source.asked,
+        found.tokenizer,
+        scorer,
+        lambda: found.engine(context),
+        context,
+        found.stops,
+        progress=progress,
+    )
+    return ZephyrLM(parts)

@@ -1,0 +1,176 @@
+"""`zephyr-jax evaluate mt-bench`: answers to eighty questions of two turns, a judge's ratings, and their means."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from pathlib import PurePath
+from typing import Any
+
+from zephyr_jax.chat.message import Message
+from zephyr_jax.chat.tokenizer import ChatTokenizer
+from zephyr_jax.clients.judge import ask, open_address
+from zephyr_jax.clients.remote import Ask, Endpoint
+from zephyr_jax.config.benchmarks import MtBenchConfig, is_address
+from zephyr_jax.errors import shown
+from zephyr_jax.evaluate.alpaca_format import read_list
+from zephyr_jax.evaluate.mt_bench_format import (
+    Bench,
+    Question,
+    Scores,
+    answer_row,
+    answers_from,
+    open_bench,
+    temperature_of,
+)
+from zephyr_jax.evaluate.mt_judge import Answered, Answers, judged, open_judge, write_rows
+from zephyr_jax.generate.engine import Engine, Request
+from zephyr_jax.generate.load import Found, find_speaker, fitted, say_cut
+from zephyr_jax.progress import bar
+from zephyr_jax.storage.cloud import explained
+from zephyr_jax.storage.files import Path, check_can_be_made, open_path
+from zephyr_jax.storage.journal import Journal
+
+
+@explained()
+def mt_bench(config: MtBenchConfig) -> Scores | None:
+    """Answer (or read answers), have judged, and write FastChat's files, a summary and a picture into `output`.
+
+    Raises InputError.
+
+    Killed, the same command goes on: answers and judgments that were made are not made again. None without a judge.
+    """
+    config.check()
+    out = open_path(config.output)
+    check_can_be_made(out)
+    every = open_bench(config.questions)
+    bench = replace(every, questions=every.questions[: config.limit])
+    out.mkdir(parents=True, exist_ok=True)
+    judge = open_judge(config, out) if config.judge else None
+    if config.answers:
+        assert judge is not None
+        rows = read_list(config.answers, "answers in FastChat's form")
+        name, turns = answers_from(rows, bench.questions, config.answers, config.name)
+        return judged(bench, name, Answered(turns, None), judge, config.judge_tokens, out)
+    if is_address(config.model.path):
+        model = open_address(config.model.path, config.answering, out / "asked.journal")
+        name = config.name or model.model.replace("/", "_")
+        answered = Answered(_addressed(config, model, bench.questions), None)
+    else:
+        name = config.name or PurePath(config.model.path).name
+        answered = _answers(config, every, bench.questions, out)
+    write_rows(out / "model_answer" / f"{name}.jsonl", _answer_rows(bench, name, answered.turns))
+    return judged(bench, name, answered, judge, config.judge_tokens, out) if judge else None
+
+
+def _addressed(config: MtBenchConfig, model: Endpoint, questions: Sequence[Question]) -> Answers:
+    """Answers of a model behind an address: all first turns, then all second ones."""
+    answers: Answers = {question.number: [] for question in questions}
+    for turn in range(max(len(question.turns) for question in questions)):
+        asked = [question for question in questions if len(question.turns) > turn]
+        asks = [
+            Ask(
+                tuple(_messages(question, answers[question.number])),
+                temperature_of(question),
+                config.max_new_tokens,
+            )
+            for question in asked
+        ]
+        for question, text in zip(asked, ask(model, asks), strict=True):
+            answers[question.number].append(text)
+    return answers
+
+
+def _answer_rows(bench: Bench, name: str, answers: Answers) -> list[dict[str, Any]]:
+    def identity(question: Question) -> str:
+        return blake2b(f"{name} {question.number} {answers[question.number]}".encode(), digest_size=11).hexdigest()
+
+    return [
+        answer_row(question, name, answers[question.number], identity(question), time.time())
+        for question in bench.questions
+    ]
+
+
+def _answers(config: MtBenchConfig, bench: Bench, asked: Sequence[Question], out: Path) -> Answered:
+    """The model's answers to the questions asked; those in the journal as they are."""
+    found = find_speaker("evaluate mt-bench", config.model, config.mesh, config.rows)
+    tokenizer = found.chat_tokenizer(config.template)
+    found = found.speaking(tokenizer)
+    header = {
+        **found.identity, "tokenizer": tokenizer.fingerprint, "max_new_tokens": config.max_new_tokens, "seed": config.seed,
+        "questions": blake2b(_identity(bench).encode(), digest_size=16).hexdigest(),
+    }  # fmt: skip
+    journal = Journal(out / "answers.journal", header, _problem)
+    answers: Answers = {line["question"]: line["turns"] for line in journal.lines}
+    missing = [question for question in asked if question.number not in answers]
+    if missing:
+        writer = _Writer(config, found, tokenizer)
+        with bar("answers", len(missing)) as advance:
+            for done, (question, turns) in enumerate(writer.write(missing), 1):
+                answers[question.number] = turns
+                journal.add({"question": question.number, "turns": turns})
+                advance(done)
+        say_cut(writer.cut)
+    journal.close()
+    return Answered(answers, found.source.shape.parameters)
+
+
+def _identity(bench: Bench) -> str:
+    """What answers depend on; as it was before questions could require a temperature, where none does."""
+    required = [question.temperature for question in bench.questions]
+    return repr(bench.questions) + (repr(required) if any(each is not None for each in required) else "")
+
+
+def _problem(line: dict[str, Any]) -> str:
+    """What is wrong with a line of the journal; empty where nothing is."""
+    turns = line.get("turns")
+    sound = (
+        type(line.get("question")) is int and isinstance(turns, list) and all(isinstance(each, str) for each in turns)
+    )
+    return "" if sound else f"expected a number in `question` and a list of texts in `turns`, got {shown(line)}"
+
+
+@dataclass
+class _Writer:
+    """Answers of a model, all questions at once, the second turn of each after its first."""
+
+    config: MtBenchConfig
+    found: Found
+    tokenizer: ChatTokenizer
+    cut: int = 0
+    """Prompts that did not fit."""
+
+    def write(self, questions: list[Question]) -> Iterator[tuple[Question, list[str]]]:
+        """Questions with both answers, as they end."""
+        context = self.found.context()
+        engine = self.found.engine(context)
+        turns: dict[int, list[str]] = {question.number: [] for question in questions}
+        asked = {self._submit(engine, question, [], context): question for question in questions}
+        tokens: dict[int, list[int]] = {}
+        for piece in engine.run():
+            tokens.setdefault(piece.number, []).extend(piece.tokens)
+            if not piece.end:
+                continue
+            question = asked[piece.number]
+            turns[question.number].append(self.found.text(tokens.pop(piece.number)).strip())
+            if len(turns[question.number]) < len(question.turns):
+                asked[self._submit(engine, question, turns[question.number], context)] = question
+            else:
+                yield question, turns[question.number]
+
+    def _submit(self, engine: Engine, question: Question, said: list[str], context: int) -> int:
+        whole = self.tokenizer.prompt(_messages(question, said))
+        prompt, most = fitted(whole, self.config.max_new_tokens, context)
+        self.cut += len(prompt) < len(whole)
+        seed = (self.config.seed, question.number, len(said))
+        return engine.submit(Request(prompt, most, self.found.stops, temperature_of(question), seed=seed))
+
+
+def _messages(question: Question, said: Sequence[str]) -> list[Message]:
+    """The conversation up to the turn that comes after what was said."""
+    messages: list[Message] = []
+    for place, turn in enumerate(question.turns[: len(said) + 1]):
+        messages.append({"role": "user", "content": turn})
+        if place < len(said):
+            messages.append({"role": "assistant", "content": said[place]})
+    return messages

@@ -1,0 +1,225 @@
+"""The judge's half of `zephyr-jax evaluate mt-bench`: ratings of answers, recorded or new, and their means."""
+
+import json
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from zephyr_jax.clients.judge import heard
+from zephyr_jax.clients.remote import Ask, Endpoint, Said, problem_of
+from zephyr_jax.config.benchmarks import MtBenchConfig
+from zephyr_jax.errors import InputError, listing, shown
+from zephyr_jax.evaluate.agreement import Agreement, agreement
+from zephyr_jax.evaluate.alpaca_format import read_list
+from zephyr_jax.evaluate.mt_bench_format import (
+    HIGHEST,
+    LOWEST,
+    UNRATED,
+    Bench,
+    Judgment,
+    Scores,
+    is_rating,
+    judge_prompt,
+    judgment_row,
+    open_bench,
+    rating_in,
+    ratings_in,
+    scores_of,
+)
+from zephyr_jax.evaluate.radar import radar
+from zephyr_jax.storage.cloud import explained
+from zephyr_jax.storage.files import Path, open_path, write_whole
+from zephyr_jax.storage.journal import Journal
+
+type Answers = dict[int, list[str]]
+"""Question -> its answers, turn by turn."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a model said, and how large it is, where that is known."""
+
+    turns: Answers
+    parameters: int | None
+
+
+def judged(bench: Bench, name: str, answered: Answered, judge: Endpoint, tokens: int, out: Path) -> Scores:
+    """Have answers rated; write judgments, a summary and a picture."""
+    judgments = _judge(bench, answered.turns, judge, tokens)
+    rows = [judgment_row(each, name, time.time()) for each in judgments]
+    write_rows(out / "model_judgment" / f"{judge.model.replace('/', '_')}_single.jsonl", rows)
+    scores = scores_of(bench, [(each.question, each.turn, each.score) for each in judgments])
+    _write_summary(out, name, judge.model, answered.parameters, scores)
+    print(f"the judge used {judge.spent()}", file=sys.stderr)
+    return scores
+
+
+@explained()
+def replay_judgments(config: MtBenchConfig) -> Scores:
+    """The scores of recorded judgments, also written down as those of new ones. Raises InputError."""
+    config.check()
+    rows = _recorded(config)
+    bench = open_bench(config.questions)
+    known = {question.number for question in bench.questions}
+    if foreign := sorted({row["question_id"] for row in rows} - known):
+        raise InputError(
+            f"{config.replay} judges question {listing(map(str, foreign))}, which is not among the {len(known)} here. Name its "
+            "own in `questions`."
+        )
+    scores = scores_of(bench, [(row["question_id"], row["turn"], float(row["score"])) for row in rows])
+    out = open_path(config.output)
+    out.mkdir(parents=True, exist_ok=True)
+    _write_summary(out, str(rows[0]["model"]), listing(sorted({str(row["judge"][0]) for row in rows})), None, scores)
+    return scores
+
+
+def _write_summary(out: Path, name: str, judge: str, parameters: int | None, scores: Scores) -> None:
+    """What `evaluate table` reads, and the picture."""
+    summary = {"model": name, "judge": judge, "parameters": parameters, **asdict(scores)}
+    write_whole(out / f"{name.replace('/', '_')}.json", json.dumps(summary, indent=2) + "\n")
+    write_whole(out / f"{name.replace('/', '_')}.png", radar({name: scores.by_category}))
+
+
+@explained()
+def rate_again(config: MtBenchConfig) -> Agreement:
+    """Have recorded judgments made anew from the very same prompts, and compare. Raises InputError."""
+    config.check()
+    rows = _recorded(config)
+    prompts = open_bench(config.questions).prompts
+    if unknown := sorted({str(row["judge"][1]) for row in rows} - prompts.keys()):
+        raise InputError(
+            f"{config.replay} was judged by prompt {listing(unknown)}; judge_prompts.jsonl has {listing(prompts)}."
+        )
+    out = open_path(config.output)
+    out.mkdir(parents=True, exist_ok=True)
+    judge = open_judge(config, out)
+    asks = [_ask(prompts[row["judge"][1]]["system_prompt"], row["user_prompt"], config.judge_tokens) for row in rows]
+    said = heard(judge, asks, "judgments", "the judge")
+    anew = _ratings(said)
+    print(f"the judge used {judge.spent()}", file=sys.stderr)
+    again = [
+        {**row, "judge": [judge.model, row["judge"][1]], "judgment": each.text, "score": score, "tstamp": time.time()}
+        for row, each, score in zip(rows, said, anew, strict=True)
+    ]
+    write_rows(out / "model_judgment" / f"{judge.model.replace('/', '_')}_single.jsonl", again)
+    found = agreement(_numbers([float(row["score"]) for row in rows]), _numbers(anew))
+    write_whole(out / "agreement.json", found.written())
+    return found
+
+
+def _numbers(scores: Sequence[float]) -> list[float]:
+    return [score if is_rating(score) else math.nan for score in scores]
+
+
+def _recorded(config: MtBenchConfig) -> list[dict[str, Any]]:
+    """The judgments of one model."""
+    rows = read_list(str(config.replay), "judgments in FastChat's form")
+    for row in rows:
+        _check_judgment(row, str(config.replay))
+    models = sorted({str(row["model"]) for row in rows})
+    if config.name is None and len(models) > 1:
+        raise InputError(f"{config.replay} has judgments of {listing(models)}. Name one of them in `name`.")
+    if config.name and config.name not in models:
+        raise InputError(f"{config.replay} has no judgment of {config.name}; it has {listing(models)}.")
+    rows = [row for row in rows if config.name in (None, row["model"])]
+    asked = list(dict.fromkeys(row["question_id"] for row in rows))[: config.limit]
+    rows = [row for row in rows if row["question_id"] in asked]
+    times = Counter((row["question_id"], row["turn"]) for row in rows)
+    if twice := [f"{question}.{turn}" for (question, turn), count in times.items() if count > 1]:
+        print(
+            f"warning: {config.replay} judges {len(twice):,} turns more than once (question.turn {listing(twice, 5)}): every "
+            "judgment counts in the means",
+            file=sys.stderr,
+        )
+    return rows
+
+
+def _check_judgment(row: dict[str, Any], where: str) -> None:
+    """Raise InputError for one that is not in FastChat's form, or says what cannot be."""
+    texts = [row.get("model"), row.get("user_prompt"), *_pair(row.get("judge"))]
+    score = row.get("score")
+    number = isinstance(score, int | float) and not isinstance(score, bool)
+    if not (
+        all(isinstance(text, str) for text in texts)
+        and isinstance(row.get("question_id"), int)
+        and row.get("turn") in (1, 2)
+        and number
+        and (score == UNRATED or 0 <= float(str(score)) <= 10)
+    ):
+        raise InputError(
+            f"{where}: {shown(row)} is no judgment. It needs question_id (a number), model, judge [name, prompt], user_prompt, "
+            "turn (1 or 2) and score (0 to 10, or -1), as in FastChat's model_judgment."
+        )
+
+
+def _pair(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) and len(value) == 2 else [None]
+
+
+def table(scores: Scores) -> str:
+    """The scores for people."""
+    lines = [
+        "| MT-Bench | mean rating |",
+        "|---|---|",
+        f"| **overall** | **{_shown(scores.overall)}**{f' ± {scores.error:.2f}' if scores.error else ''} |",
+        f"| first turn | {_shown(scores.first_turn)} |",
+        f"| second turn | {_shown(scores.second_turn)} |",
+        *(f"| {name} | {_shown(score)} |" for name, score in scores.by_category.items()),
+        "",
+        f"{scores.rated} turns rated" + (f", {scores.unrated} judgments without a rating" if scores.unrated else ""),
+    ]
+    return "\n".join(lines)
+
+
+def _shown(score: float | None) -> str:
+    return "-" if score is None else f"{score:.2f}"
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """A file of lines of JSON, in a folder that may not be there yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def open_judge(config: MtBenchConfig, out: Path) -> Endpoint:
+    """The judge, with its journal. Raises InputError."""
+    header = {"judge": config.judge, "what": "replies of a judge, by request"}
+    return Endpoint(str(config.judge), config.endpoint, Journal(out / "judge.journal", header, problem_of))
+
+
+def _judge(bench: Bench, answers: Answers, judge: Endpoint, tokens: int) -> list[Judgment]:
+    """The first two turns of every question, rated; a refusal of the judge is a judgment without a rating."""
+    turns = [(question, turn) for question in bench.questions for turn in (1, 2)[: len(question.turns)]]
+    prompts = [judge_prompt(bench, question, answers[question.number], turn) for question, turn in turns]
+    asks = [Ask(tuple(messages), 0.0, tokens) for _, messages in prompts]
+    said = heard(judge, asks, "judgments", "the judge", some=False)  # FastChat keeps unrated judgments, too
+    return [
+        Judgment(
+            question.number, turn, score, messages[1]["content"], each.text, (judge.model, name),
+        )
+        for (question, turn), (name, messages), each, score in zip(turns, prompts, said, _ratings(said), strict=True)
+    ]  # fmt: skip
+
+
+def _ratings(said: Sequence[Said]) -> list[float]:
+    """The rating of each judgment; reports those without one, and those with several different ones."""
+    ratings = [UNRATED if each.refusal else rating_in(each.text) for each in said]
+    if unrated := sum(not each.refusal and score == UNRATED for each, score in zip(said, ratings, strict=True)):
+        print(
+            f"{unrated:,} of {len(said):,} judgments hold no rating from {LOWEST:g} to {HIGHEST:g}: unrated",
+            file=sys.stderr,
+        )
+    if several := sum(len(set(ratings_in(each.text))) > 1 for each in said):
+        print(
+            f"warning: {several:,} of {len(said):,} judgments hold several different ratings; the first one counts",
+            file=sys.stderr,
+        )
+    return ratings
+
+
+def _ask(system: str, user: str, tokens: int) -> Ask:
+    return Ask(({"role": "system", "content": system}, {"role": "user", "content": user}), 0.0, tokens)

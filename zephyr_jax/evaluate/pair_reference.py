@@ -1,0 +1,153 @@
+"""The reference that pairs are evaluated against where the user names it: another checkpoint, or a table by its name."""
+
+import sys
+from dataclasses import replace
+from typing import cast
+
+import jax
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from zephyr_jax.chat.tokenizer import ChatTokenizer
+from zephyr_jax.chat.tokenizer_files import load_tokenizer
+from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
+from zephyr_jax.checkpoint.resolve import ModelSource, abstract_of, check_vocabulary, find_model, load_weights
+from zephyr_jax.checkpoint.steps import read_progress, steps_in
+from zephyr_jax.config.models import EvaluateConfig
+from zephyr_jax.config.sections import DataOptions
+from zephyr_jax.data.examples import Examples
+from zephyr_jax.errors import InputError, listing
+from zephyr_jax.objective.logprob import VERSION
+from zephyr_jax.parallel.sharding import Rules
+from zephyr_jax.reference.fill import length_rule
+from zephyr_jax.reference.maintenance import tables_in
+from zephyr_jax.reference.score import Scorer
+from zephyr_jax.reference.table import (
+    MANIFEST,
+    Identity,
+    ReferenceTable,
+    differing_fields,
+    read_manifest,
+    require_complete,
+)
+from zephyr_jax.storage.files import Path, check_can_be_read, open_path
+
+
+def named_reference(
+    config: EvaluateConfig,
+    source: ModelSource,
+    tokenizer: ChatTokenizer,
+    data: DataOptions,
+    examples: Examples,
+    rules: Rules,
+) -> np.ndarray | None:
+    """Log-prob sums of `reference_model` or `reference_table`; call it before the model's own weights are loaded.
+
+    Args:
+        config: Names at most one of the two.
+        source: The model that is evaluated.
+        tokenizer: Its tokenizer and template, which made the examples.
+        data: The data settings that made the examples.
+        examples: Pairs.
+        rules: The mesh.
+
+    Returns:
+        float32 [N, 2] (of this process's rows), or None where neither is named.
+
+    Raises:
+        InputError: The model or table cannot be used with these examples.
+    """
+    if config.reference_model:
+        return _model_sums(config, source, data, examples, rules)
+    if config.reference_table:
+        return _table_sums(config, source, tokenizer, data, examples)
+    return None
+
+
+def started_from(source: ModelSource) -> str | None:
+    """Fingerprint of the weights that a DPO run started from, as its checkpoint holds it."""
+    if source.run is None:
+        return None
+    steps = steps_in(source.run)
+    saved = read_progress(source.run, steps[-1])["identity"].get("reference") if steps else None
+    return saved["weights"] if saved else None
+
+
+def _model_sums(
+    config: EvaluateConfig, source: ModelSource, data: DataOptions, examples: Examples, rules: Rules
+) -> np.ndarray:
+    """A pass of the other model over all pairs; its weights are out of memory when this returns."""
+    options = replace(config.model, path=str(config.reference_model), revision=config.reference_revision)
+    other = find_model(options)
+    _check_same_tokens(source, other, examples)
+    model = abstract_of(other.shape, options, rules)
+    parameters = load_weights(other, model)
+    _report(source, f"log-probs of {other.asked}", weights_fingerprint(parameters))
+    scorer = Scorer(model, parameters, data, rules, config.rows, config.model.logprob_chunk)
+    places, found = scorer.recompute(examples)
+    sums = np.zeros((len(examples), examples.segments_each), np.float32)
+    sums[places] = found
+    return sums
+
+
+def _check_same_tokens(source: ModelSource, other: ModelSource, examples: Examples) -> None:
+    """Raise InputError unless the ids in the examples are the same tokens for both models."""
+    tokenizers = [load_tokenizer(str(each.folder)) for each in (source, other)]
+    check_vocabulary(other.shape, tokenizers[1], other.asked)
+    used = sorted(
+        {int(token) for row in examples.rows.data.column("tokens").chunks for token in np.unique(row.flatten())}
+    )
+    pairs = zip(used, _tokens(tokenizers[0], used), _tokens(tokenizers[1], used), strict=True)
+    wrong = [(number, one, two) for number, one, two in pairs if one != two]
+    if wrong:
+        number, one, two = wrong[0]
+        raise InputError(
+            f"reference_model {other.asked} has another tokenizer than {source.asked}: id {number} is {one!r} in the model and "
+            f"{two!r} in the reference ({len(wrong):,} of {len(used):,} ids differ). Their log-probs cannot be compared: choose "
+            "a reference with the same tokenizer, such as the checkpoint that the model was trained from."
+        )
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str | None]:
+    known = [number for number in ids if number < len(tokenizer)]
+    names = dict(zip(known, cast(list[str], tokenizer.convert_ids_to_tokens(known)), strict=True))
+    return [names.get(number) for number in ids]
+
+
+def _table_sums(
+    config: EvaluateConfig, source: ModelSource, tokenizer: ChatTokenizer, data: DataOptions, examples: Examples
+) -> np.ndarray:
+    root, name = open_path(str(config.reference)), str(config.reference_table)
+    check_can_be_read(root)
+    identity = _named_identity(root, name)
+    expected = Identity(identity.weights, tokenizer.fingerprint, length_rule(data), config.model.compute_dtype, VERSION)
+    if wrong := differing_fields(vars(identity), vars(expected)):
+        pairs = [f"{field} is {vars(identity)[field]!r} there and {vars(expected)[field]!r} here" for field in wrong]
+        raise InputError(
+            f"The reference table {name} in {root} does not fit this evaluation: {listing(pairs)}. Only the weights may be "
+            "others: evaluate with the settings of the table, or name a table that fits (`zephyr-jax reference ls`)."
+        )
+    _report(source, f"table {name} in {root}", identity.weights)
+    command = f"zephyr-jax reference --reference {root}, with this data and the weights of the table"
+    return require_complete(root, ReferenceTable(root, identity), examples.keys(), examples.ids(), command)
+
+
+def _named_identity(root: Path, name: str) -> Identity:
+    tables = {table.folder.name: table.folder for table in tables_in(root)}
+    if name not in tables:
+        raise InputError(
+            f"There is no reference table {name!r} in {root}; it has {listing(sorted(tables)) or 'none'}. To see whose they "
+            f"are: zephyr-jax reference ls --reference {root}"
+        )
+    try:
+        return Identity(**read_manifest(tables[name] / MANIFEST))
+    except TypeError as error:
+        raise InputError(f"{tables[name] / MANIFEST} is damaged: {error}. Compute the table again.") from error
+
+
+def _report(source: ModelSource, what: str, weights: str) -> None:
+    """One line: whose reference it is."""
+    own = started_from(source)
+    relation = {None: "", weights: ", which the run started from"}.get(own, f"; the run started from weights {own}")
+    if jax.process_index() == 0:
+        print(f"reference: {what}, weights {weights}{relation}", file=sys.stderr, flush=True)

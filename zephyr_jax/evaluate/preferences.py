@@ -1,0 +1,102 @@
+"""`zephyr-jax evaluate preferences`: what a model thinks of pairs, over all, by source and by length."""
+
+import json
+from dataclasses import asdict, dataclass
+
+import jax
+import numpy as np
+
+from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
+from zephyr_jax.checkpoint.resolve import abstract_of, check_weights, find_model, load_weights
+from zephyr_jax.config.models import PreferencesConfig
+from zephyr_jax.data.examples import Examples, load_preferences, room_for
+from zephyr_jax.data.sources import open_rows
+from zephyr_jax.errors import InputError, listing
+from zephyr_jax.evaluate.held_out import reference_sums, resolve_evaluation, say_what_counts, table_identity
+from zephyr_jax.evaluate.pair_reference import named_reference
+from zephyr_jax.evaluate.preference_stats import Group, by_length, group_of, groups_by, longer_wins
+from zephyr_jax.parallel.hosts import require_alone
+from zephyr_jax.parallel.sharding import open_rules
+from zephyr_jax.reference.score import Scorer
+from zephyr_jax.storage.cloud import explained
+from zephyr_jax.storage.files import check_can_be_written, open_path, write_whole
+from zephyr_jax.train.setup import check_positions
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What a model thinks of a set of pairs."""
+
+    overall: Group
+    groups: list[Group]
+    longer_preferred: float
+    longer_chosen: float
+
+    def report(self) -> str:
+        """A table for people."""
+        lines = ["| pairs | n | accuracy | margin | calibration error |", "|---|---|---|---|---|"]
+        lines += [
+            f"| {each.name} | {each.pairs:,} | {each.accuracy:.1%} ± {each.error:.1%} | {each.margin:+.3f} | "
+            f"{each.calibration:.1%} |"
+            for each in (self.overall, *self.groups)
+        ]
+        return "\n".join(
+            [
+                *lines,
+                "",
+                f"the longer answer is preferred in {self.longer_preferred:.1%} of pairs, and is the chosen one in "
+                f"{self.longer_chosen:.1%}",
+            ]
+        )
+
+
+@explained()
+def preferences(config: PreferencesConfig) -> Opinion:
+    """Score every pair. Raises InputError."""
+    config.check()
+    check_can_be_written(config.output)
+    rules = open_rules(config.mesh)
+    require_alone("evaluate preferences")
+    rules.check_divides("batch", config.rows, "rows")
+    source = find_model(config.model)
+    check_weights(source)
+    config, tokenizer = resolve_evaluation("evaluate preferences", config, source)
+    data = room_for(config.data, pairs=True)
+    examples = load_preferences(data, tokenizer, data.path, data.split)
+    say_what_counts(examples, data.path, data.max_skipped_share)
+    check_positions(examples, data.path, source)
+    names = _names(config, examples) if config.by else None
+    reference = named_reference(config, source, tokenizer, data, examples, rules)
+    model = abstract_of(source.shape, config.model, rules)
+    parameters = load_weights(source, model)
+    if reference is None and config.reference:
+        identity = table_identity(config, source, tokenizer, lambda: weights_fingerprint(parameters))
+        reference = reference_sums(open_path(config.reference), identity, examples)
+    scorer = Scorer(model, parameters, data, rules, config.rows, config.model.logprob_chunk)
+    sums, counts = _scored(scorer, examples)
+    rewards = config.dpo.beta * (sums - (0.0 if reference is None else reference))
+    margins = rewards[:, 0] - rewards[:, 1]
+    groups = [*(groups_by(names, margins) if names else []), *groups_by(by_length(counts[:, 0]), margins)]
+    always = np.ones(len(margins))
+    found = Opinion(group_of("all", margins), groups, longer_wins(counts, margins), longer_wins(counts, always))
+    if config.output and jax.process_index() == 0:
+        write_whole(config.output, json.dumps(asdict(found), indent=2) + "\n")
+    return found
+
+
+def _scored(scorer: Scorer, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+    """Log-prob sums, float64 [N, 2], and target counts, int [N, 2], in the examples' order."""
+    sums, counts = np.zeros((len(examples), 2)), np.zeros((len(examples), 2), np.int64)
+    for batch in scorer.scored(examples, lambda done, total: None):
+        sums[batch.examples], counts[batch.examples] = batch.sums, batch.counts
+    return sums, counts
+
+
+def _names(config: PreferencesConfig, examples: Examples) -> list[str]:
+    """The value of the column `by` for each pair."""
+    data, by = config.data, str(config.by)
+    rows = open_rows(data.path, data.split, data.revision, data.limit, (by,))
+    if by not in rows.fields:
+        raise InputError(f"{data.path} has no column {by!r}; it has {listing(rows.fields)}.")
+    values = rows.values(by)
+    return [str(values[place]) for place in examples.places]

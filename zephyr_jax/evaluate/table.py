@@ -1,0 +1,19 @@
+"""`zephyr-jax evaluate table`: the paper's tables with our rows."""
+
+from zephyr_jax.config.benchmarks import TableConfig
+from zephyr_jax.evaluate.paper_table import as_csv, markdown, measured, picture, published
+from zephyr_jax.storage.files import open_path, write_whole
+
+
+def table(config: TableConfig) -> str:
+    """The tables as Markdown; with an `output`, also files. Raises InputError."""
+    config.check()
+    results = [*published(), *(measured(config.results) if config.results else [])]
+    text = markdown(results)
+    if config.output:
+        out = open_path(config.output)
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / "table.md", text + "\n")
+        write_whole(out / "table.csv", as_csv(results))
+        write_whole(out / "table.png", picture(results))
+    return text

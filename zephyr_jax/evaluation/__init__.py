@@ -1,1 +1,0 @@
-"""Judges, and the published benchmarks that ask them."""

@@ -1,0 +1,92 @@
+"""The models of a feedback verb, opened: each with a journal in the output folder, all under one limit."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from typing import cast
+
+from zephyr_jax.clients.budget import Budget
+from zephyr_jax.clients.connection import check_address
+from zephyr_jax.clients.local import OwnModel
+from zephyr_jax.clients.remote import Endpoint, problem_of
+from zephyr_jax.clients.spec import Voice, VoiceWords, read_voice
+from zephyr_jax.config.feedback import FeedbackConfig
+from zephyr_jax.config.sections import EndpointOptions, ModelOptions
+from zephyr_jax.errors import InputError, shown
+from zephyr_jax.generate.load import find_speaker
+from zephyr_jax.storage.files import Path
+from zephyr_jax.storage.journal import Journal
+from zephyr_jax.storage.lock import Lock
+
+
+class Voices:
+    """Opens models, in the one process that may use the output folder.
+
+    `keep`: whether weights stay in memory between two calls, as where models take turns.
+    """
+
+    def __init__(self, verb: str, config: FeedbackConfig, temperature: float, folder: Path, *, keep: bool):
+        self._verb, self._config, self._temperature, self._keep = verb, config, temperature, keep
+        self._folder, self._budget, self._lock = folder, Budget(config.endpoint), Lock(folder)
+        self._opened: dict[tuple[str | None, ...], Endpoint | OwnModel] = {}
+
+    def open_all(self, words: Sequence[str]) -> list[Voice]:
+        """Models by the words that name them. Raises InputError, as for two of one name."""
+        read = [read_voice(each) for each in words]
+        voices = [self._open(each) for each in read]
+        for place, voice in enumerate(voices):
+            if voice.name in [other.name for other in voices[:place]]:
+                raise InputError(
+                    f"Two models are called {shown(voice.name)}. Give one another name, as in {words[place]},name=OTHER."
+                )
+        return voices
+
+    def open(self, words: str) -> Voice:
+        """One model. Raises InputError."""
+        return self._open(read_voice(words))
+
+    def spent(self) -> str:
+        """What addresses took, in words; nothing where none was asked."""
+        asked = any(isinstance(each, Endpoint) for each in self._opened.values())
+        return f"; addresses took {self._budget.spent()}" if asked else ""
+
+    def _open(self, words: VoiceWords) -> Voice:
+        temperature = self._temperature if words.temperature is None else words.temperature
+        if words.path is not None:
+            return Voice(words.called, self._own(words.path), temperature)
+        base = self._config.endpoint
+        options = replace(
+            base, model=words.model, key_variable=words.key or base.key_variable,
+            price_in=base.price_in if words.price_in is None else words.price_in,
+            price_out=base.price_out if words.price_out is None else words.price_out,
+        )  # fmt: skip
+        speaker = self._endpoint(str(words.url), options)
+        return Voice(words.name or speaker.model, speaker, temperature, options.price_in, options.price_out)
+
+    def _endpoint(self, url: str, options: EndpointOptions) -> Endpoint:
+        if options.most_dollars is not None and not (options.price_in or options.price_out):
+            raise InputError(
+                f"most_dollars is {options.most_dollars:g} and {url} has no price, so its dollars cannot be counted. Set "
+                "endpoint.price_in and endpoint.price_out, or price_in= and price_out= behind the address: dollars per million "
+                "tokens."
+            )
+        known = (url, options.model, options.key_variable)
+        if known not in self._opened:
+            check_address(url)
+            header = {"address": url, "model": options.model, "what": "replies, by request"}
+            journal = Journal(self._folder / f"replies-{_digest(url, options.model)}.journal", header, problem_of)
+            self._opened[known] = Endpoint(url, options, journal, self._budget)
+        return cast(Endpoint, self._opened[known])
+
+    def _own(self, path: str) -> OwnModel:
+        if (path,) not in self._opened:
+            options = ModelOptions(path=path, compute_dtype=self._config.compute_dtype)
+            found = find_speaker(self._verb, options, self._config.mesh, self._config.rows)
+            journal = self._folder / f"replies-{_digest(path)}.journal"
+            tokenizer, context = found.chat_tokenizer(self._config.template), found.context(self._config.context)
+            self._opened[(path,)] = OwnModel(found, tokenizer, context, journal, keep=self._keep)
+        return cast(OwnModel, self._opened[(path,)])
+
+
+def _digest(*words: str | None) -> str:
+    return blake2b("\x00".join(map(str, words)).encode(), digest_size=6).hexdigest()

@@ -1,0 +1,1 @@
+"""Generation: a jitted prefill and decode loop over a sharded KV cache, with continuous batching."""

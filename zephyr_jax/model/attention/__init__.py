@@ -1,0 +1,1 @@
+"""Attention implementations: dense, blockwise (plain XLA) and splash (Pallas on TPU)."""

@@ -1,0 +1,1 @@
+"""Memory and traffic of a training step on a TPU topology, from ahead-of-time compilation."""

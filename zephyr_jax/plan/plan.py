@@ -1,0 +1,284 @@
+"""`zephyr-jax plan`: compile a card's real step for a TPU topology that is not here, and say what it needs.
+
+Memory is the TPU compiler's own word for the whole program at full depth, and so are the bytes of its collectives. Times are
+arithmetic from those and the chip's published peaks.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from zephyr_jax.batch import PairBatch, TokenBatch, token_rows
+from zephyr_jax.checkpoint.resolve import AbstractModel, abstract_of, find_model
+from zephyr_jax.config.plan import PlanConfig
+from zephyr_jax.errors import InputError
+from zephyr_jax.generate.decode import decode
+from zephyr_jax.generate.engine import BURST, idle, slots_of
+from zephyr_jax.model.cached import CACHE_AXES, CachedModel
+from zephyr_jax.model.config import ModelShape
+from zephyr_jax.model.remat import recomputed_flops
+from zephyr_jax.objective.dpo import dpo_objective
+from zephyr_jax.objective.logprob import sequence_logprob
+from zephyr_jax.objective.sft import sft_objective
+from zephyr_jax.parallel.mesh import make_mesh
+from zephyr_jax.parallel.sharding import Rules
+from zephyr_jax.plan.collectives import Collective, collectives
+from zephyr_jax.plan.topology import GIB, Chip, chip_of, topology_devices
+from zephyr_jax.train.anomalies import Limits
+from zephyr_jax.train.optimizer import learning_rate, make_optimizer
+from zephyr_jax.train.setup import microbatch_rows
+from zephyr_jax.train.state import abstract_state, state_shardings
+from zephyr_jax.train.step import make_step
+
+MISTRAL_7B = ModelShape(32000, 4096, 14336, 32, 32, 8, 128, 1e-5, 1e4, 4096, False, 32768)
+PER_ROW = 2  # UltraFeedback pairs have about 1,000 tokens, rows 2,048; decides only the accumulation
+_SEGMENTS = 16
+EXAMPLES = {"HuggingFaceH4/ultrachat_200k": 207_865, "HuggingFaceH4/ultrafeedback_binarized": 61_135}
+"""Rows of the training splits that the cards name."""
+TOKENS = {"HuggingFaceH4/ultrachat_200k": 1374, "HuggingFaceH4/ultrafeedback_binarized": 1000}
+"""Mean tokens of an example: 285.7M over 207,865 conversations (the handbook's 1,090 steps); a pair is a guess."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the compiler and the arithmetic say."""
+
+    config: PlanConfig
+    chip: Chip
+    chips: int
+    shape: ModelShape
+    rows: int
+    microbatches: int
+    arguments: float
+    """GiB a chip: weights, moments and batch."""
+    temporaries: float
+    """GiB a chip: gradients, activations, buffers of collectives."""
+    peak: float
+    """GiB a chip at the worst moment."""
+    host: float
+    """GiB of the host's memory for each of its chips: moments or activations that are kept there."""
+    moved: float
+    """GiB between a chip and its host in a step: moments there and back once, activations with every microbatch."""
+    compile_seconds: float
+    wires: tuple[Collective, ...]
+    """What a step sends."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the program fits the chip."""
+        return self.peak <= self.chip.hbm
+
+    @property
+    def tokens(self) -> int:
+        """Token slots of a step; of generation, one new token of every row."""
+        if self.config.planned_step == "generate":
+            return self.rows
+        return self.microbatches * self.rows * self.config.data.row_length
+
+    @property
+    def flops_per_token(self) -> float:
+        """Matmul operations a token: 6 (forward and backward; 2 for the reference pass) a weight, and attention's."""
+        shape = self.shape
+        passes = 6 if self.config.planned_step in ("sft", "dpo") else 2
+        lookup = 0 if shape.tied else shape.vocab * shape.model  # the embedding is looked up, not multiplied
+        attention = 2 * shape.layers * shape.heads * shape.head_dim * keys_seen(self.config, shape)
+        return passes * (shape.parameters - lookup + attention)
+
+    @property
+    def recomputed_per_token(self) -> float:
+        """Matmul operations a token that the backward pass repeats, under `model.keep` and `model.keep_logits`."""
+        if self.config.planned_step not in ("sft", "dpo"):
+            return 0.0
+        return recomputed_per_token(self.config, self.shape)
+
+    @property
+    def seconds(self) -> float:
+        """Step time at the roofline: matmuls, wires or memory, whichever takes longest."""
+        return max(self.compute_seconds, self.wire_seconds, self.dcn_seconds, self.host_seconds, self.memory_seconds)
+
+    @property
+    def compute_seconds(self) -> float:
+        """Matmuls at the chips' peak, recomputation included."""
+        each = self.flops_per_token + self.recomputed_per_token
+        return self.tokens * each / (self.chips * self.chip.flops)
+
+    @property
+    def memory_seconds(self) -> float:
+        """Generation: weights and cache, read once for a token of every row. Elsewhere matmuls take longer."""
+        return self.arguments * GIB / self.chip.bandwidth if self.config.planned_step == "generate" else 0.0
+
+    @property
+    def wire_seconds(self) -> float:
+        """Collectives inside a slice, over all links of a chip."""
+        return sum(each.bytes for each in self.wires if not each.abroad) / self.chip.ici
+
+    @property
+    def dcn_seconds(self) -> float:
+        """Collectives between slices, over a chip's share of its host's network."""
+        return sum(each.bytes for each in self.wires if each.abroad) / self.chip.dcn
+
+    @property
+    def host_seconds(self) -> float:
+        """What is kept in the host's memory, there and back over a chip's share of PCIe."""
+        return self.moved * GIB / self.chip.host
+
+    @property
+    def mfu(self) -> float:
+        """Share of the peak that useful operations have at the roofline."""
+        return self.tokens * self.flops_per_token / (self.chips * self.chip.flops * self.seconds)
+
+    @property
+    def steps(self) -> int | None:
+        """Steps of the whole run, where the schedule or a data set that is known says so."""
+        config = self.config
+        if config.schedule.max_steps:
+            return config.schedule.max_steps
+        examples, tokens = EXAMPLES.get(config.data.path), TOKENS.get(config.data.path, 0)
+        if examples is None:
+            return None
+        if config.planned_step == "reference":
+            return -(-examples * tokens // (self.rows * config.data.row_length))
+        each = config.batch.examples or (config.batch.rows or 1) * config.data.row_length / tokens
+        return round(config.schedule.epochs * examples / each)
+
+
+def keys_seen(config: PlanConfig, shape: ModelShape) -> float:
+    """Keys that a query of a whole segment attends to, on average."""
+    length = min(config.data.row_length, config.data.max_length)
+    window = min(shape.sliding_window or length, length)
+    return window - window**2 / (2 * length)
+
+
+def recomputed_per_token(config: PlanConfig, shape: ModelShape) -> float:
+    """Matmul operations a token that the backward pass of a training step repeats: of the layers, and of the logits."""
+    logits = 0 if config.model.keep_logits else 2 * shape.vocab * shape.model
+    return recomputed_flops(shape, config.model.keep, keys_seen(config, shape)) + logits
+
+
+class DoesNotFitError(InputError):
+    """The compiler found no room for the program."""
+
+
+def plan(config: PlanConfig) -> Plan:
+    """Compile the step. Raises InputError for an unknown topology, sizes that do not divide into the mesh, or no room."""
+    config.check()
+    rules = Rules(make_mesh(config.mesh, topology_devices(config.topology, config.slices)))
+    rows = microbatch_rows(config)
+    rules.check_divides("batch", rows, "batch.microbatch_rows (or batch.rows)")
+    shape = planned_shape(config)
+    model = abstract_of(shape, config.model, rules)
+    start = time.perf_counter()
+    try:
+        compiled = lower(config, model, rules, rows).compile()
+    except jax.errors.JaxRuntimeError as error:
+        raise _refusal(str(error), config) from error
+    memory, microbatches = compiled.memory_analysis(), _microbatches(config, rows)
+    moments, activations = memory.host_argument_size_in_bytes / GIB, memory.host_temp_size_in_bytes / GIB
+    return Plan(
+        config,
+        chip_of(config.topology),
+        rules.mesh.size,
+        shape,
+        rows,
+        microbatches,
+        memory.argument_size_in_bytes / GIB,
+        memory.temp_size_in_bytes / GIB,
+        memory.peak_memory_in_bytes / GIB - moments,  # the peak counts arguments in the host's memory
+        moments + activations,
+        2 * (moments + microbatches * activations),
+        time.perf_counter() - start,
+        tuple(collectives(compiled.as_text())),
+    )
+
+
+def planned_shape(config: PlanConfig) -> ModelShape:
+    """The model's sizes: those of the folder that model.path names, or Mistral-7B's."""
+    if config.shape is None and Path(config.model.path).is_dir():
+        return find_model(config.model).shape
+    return MISTRAL_7B
+
+
+def _microbatches(config: PlanConfig, rows: int) -> int:
+    if config.planned_step in ("reference", "generate"):
+        return 1
+    return -(-total_rows(config) // rows)
+
+
+def total_rows(config: PlanConfig) -> int:
+    """Rows of one optimizer step; a guess where the card counts examples."""
+    return config.batch.rows or -(-(config.batch.examples or 1) // PER_ROW)
+
+
+def lower(config: PlanConfig, model: AbstractModel, rules: Rules, rows: int) -> Any:
+    """The planned step, traced for the mesh of `rules` and ready to be compiled; nothing is computed."""
+    if config.planned_step == "generate":
+        return _lower_generate(config, model, rules, rows)
+    batch = _abstract_batch(config, rules, rows)
+    chunk = config.model.logprob_chunk
+    if config.planned_step == "reference":
+        microbatch = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=rules.sharding("batch", None)),
+            token_rows(batch),
+        )
+        traced = sequence_logprob.trace(
+            model.definition, model.parameters, microbatch, segments=2 * _SEGMENTS, chunk=chunk
+        )
+        return traced.lower(lowering_platforms=("tpu",))
+    if config.planned_step == "dpo":
+        objective: Any = dpo_objective(model.definition, config.dpo, 2 * _SEGMENTS, chunk)
+    else:
+        objective = sft_objective(model.definition, _SEGMENTS, chunk)
+    optimizer = make_optimizer(config.optimizer, 1000)
+    shardings = state_shardings(model.parameters, model.shardings, optimizer, rules, config.optimizer.moments_on_host)
+    rate = learning_rate(config.optimizer, 1000)
+    step = make_step(objective, optimizer, rate, shardings, config.health, config.optimizer.gradient_dtype)
+    state = abstract_state(model.parameters, optimizer, shardings)
+    everywhere = shardings.step
+    limits = Limits(*(jax.ShapeDtypeStruct((), dtype, sharding=everywhere) for dtype in (jnp.float32, jnp.bool_)))
+    return step.trace(state, batch, limits).lower(lowering_platforms=("tpu",))
+
+
+def _lower_generate(config: PlanConfig, model: AbstractModel, rules: Rules, rows: int) -> Any:
+    """A burst of new tokens of every row, with a cache of `data.row_length` positions."""
+    cached = CachedModel(model.shape, model.compute)
+
+    def placed(leaf: Any, names: Sequence[str | None]) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rules.sharding(*names))
+
+    weights = jax.tree.map(placed, jax.eval_shape(cached.flatten, model.parameters), cached.weight_axes())
+    slots = slots_of(model.shape, config.data.row_length)
+    cache = jax.tree.map(
+        lambda leaf: placed(leaf, CACHE_AXES[leaf.ndim]), jax.eval_shape(partial(cached.empty_cache, rows, slots))
+    )
+    state = jax.tree.map(lambda leaf: placed(leaf, ("batch", *[None] * (leaf.ndim - 1))), idle(rows))
+    return decode.trace(cached, weights, cache, state, steps=BURST).lower(lowering_platforms=("tpu",))
+
+
+def _abstract_batch(config: PlanConfig, rules: Rules, rows: int) -> TokenBatch | PairBatch:
+    size = (_microbatches(config, rows), rows)
+    sharding = rules.sharding("microbatch", "batch", None)
+
+    def array(width: int, dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((*size, width), dtype, sharding=sharding)
+
+    length = config.data.row_length
+    ids = array(length, jnp.int32)
+    tokens = TokenBatch(ids, ids, ids, array(length, jnp.bool_))
+    if config.planned_step == "sft":
+        return tokens
+    return PairBatch(tokens, array(2 * _SEGMENTS, jnp.float32), array(_SEGMENTS, jnp.bool_))
+
+
+def _refusal(message: str, config: PlanConfig) -> InputError:
+    kind = DoesNotFitError if "RESOURCE_EXHAUSTED" in message else InputError
+    reason = " ".join(message.split())[:400]
+    return kind(
+        f"The TPU compiler refuses the {config.planned_step} step on {config.topology}: {reason} "
+        "What helps: a larger topology, bfloat16 moments, a smaller batch.microbatch_rows; `--fit` searches."
+    )

@@ -1,0 +1,152 @@
+"""A plan in words: what the compiler said, what is arithmetic, what was assumed, and what to do when it does not fit."""
+
+from collections import defaultdict
+from pathlib import Path
+
+from zephyr_jax.plan.plan import EXAMPLES, MISTRAL_7B, PER_ROW, Plan
+from zephyr_jax.plan.topology import GIB
+
+_MFU = 0.4
+
+
+def table(plan: Plan) -> str:
+    """Markdown for people."""
+    return "\n".join([_title(plan), *_assumed(plan), "", *_compiled(plan), "", *_estimated(plan), *_advice(plan)])
+
+
+def row(plan: Plan) -> str:
+    """One line of a Markdown table; `HEADER` stands above."""
+    config, optimizer = plan.config, plan.config.optimizer
+    moments = f"{_short(optimizer.first_moment_dtype)}, {_short(optimizer.second_moment_dtype)}"
+    cells = [
+        config.planned_step, _where(plan), f"{plan.rows} x {plan.microbatches}", _short(optimizer.gradient_dtype), moments,
+        f"{plan.arguments:.2f}", f"{plan.temporaries:.2f}", f"{plan.peak:.2f}", f"{plan.chip.hbm:g}",
+        f"{_sent(plan) / GIB:.1f}", f"{plan.seconds:.2f}", f"{plan.mfu:.0%}",
+        f"{plan.steps * _seconds(plan) / 3600:.2f}" if plan.steps else "", f"{plan.compile_seconds:.0f}",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+HEADER = (
+    "| step | topology | rows x accumulation | gradients | moments | arguments | temporaries | peak | chip | sent GiB | "
+    "roofline s | MFU there | run h | compile s |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def _title(plan: Plan) -> str:
+    config = plan.config
+    text = (
+        f"{config.planned_step} step of {plan.shape.parameters / 1e9:.2f}B parameters on {_where(plan)} "
+        f"({plan.chips} chips of {plan.chip.hbm:g} GiB), {plan.microbatches} x {plan.rows} rows of {config.data.row_length}"
+    )
+    if config.planned_step not in ("sft", "dpo"):
+        return text
+    optimizer = config.optimizer
+    moments = f"moments {optimizer.first_moment_dtype} and {optimizer.second_moment_dtype}"
+    return f"{text}, gradients {optimizer.gradient_dtype}, {moments}, kept: {config.model.keep}"
+
+
+def _where(plan: Plan) -> str:
+    slices = plan.config.slices
+    return plan.config.topology if slices == 1 else f"{slices} slices of {plan.config.topology}"
+
+
+def _assumed(plan: Plan) -> list[str]:
+    config, assumed = plan.config, []
+    if not config.batch.rows and config.planned_step in ("sft", "dpo"):
+        assumed.append(f"{PER_ROW} examples a row (a guess; the data decide)")
+    if plan.shape == MISTRAL_7B and not Path(config.model.path).is_dir():
+        assumed.append("Mistral-7B's sizes, since model.path is no folder here")
+    if config.planned_step == "generate":
+        assumed.append(f"a cache of {config.data.row_length} tokens a row; a step is one new token of every row")
+    limit, length = plan.shape.max_positions, config.data.max_length
+    if config.planned_step == "generate":
+        length = config.data.row_length
+    if limit and length > limit:
+        assumed.append(
+            f"no sequence longer than the model's {limit:,} positions: {length:,} tokens are allowed, but longer ones than "
+            "the positions are refused"
+        )
+    return [f"assumed: {each}" for each in assumed]
+
+
+def _compiled(plan: Plan) -> list[str]:
+    left = plan.chip.hbm - plan.peak
+    verdict = f"fits, {left:.2f} GiB to spare" if plan.fits else f"DOES NOT FIT: {-left:.2f} GiB too much"
+    by_kind: dict[str, float] = defaultdict(float)
+    for each in plan.wires:
+        by_kind[f"{each.kind}{' between slices' if each.abroad else ''}"] += each.bytes
+    return [
+        "| compiled, full depth | GiB a chip |",
+        "|---|---|",
+        f"| arguments (weights, moments, batch) | {plan.arguments:.2f} |",
+        f"| temporaries | {plan.temporaries:.2f} |",
+        f"| peak | {plan.peak:.2f} |",
+        f"| verdict | {verdict} |",
+        *([f"| in the host's memory, for each chip | {plan.host:.2f} |"] if plan.host else []),
+        *[f"| sent in a step by {kind} | {size / GIB:.3g} |" for kind, size in sorted(by_kind.items())],
+    ]
+
+
+def _estimated(plan: Plan) -> list[str]:
+    useful = _seconds(plan)
+    lines = [
+        "| estimated | |",
+        "|---|---|",
+        f"| operations a token | {plan.flops_per_token / 1e9:.1f} G |",
+        f"| token slots a step | {plan.tokens:,} |",
+        f"| matmuls of a step at peak, recomputation included | {_time(plan.compute_seconds)} |",
+        f"| wires of a step at peak | {_time(plan.wire_seconds)} |",
+        *([f"| host's memory, there and back, at peak | {plan.host_seconds:.2f} s |"] if plan.host else []),
+        *([f"| network between slices at peak | {plan.dcn_seconds:.2f} s |"] if plan.config.slices > 1 else []),
+        f"| step at the roofline (the longest) | {_time(plan.seconds)}, {plan.mfu:.0%} MFU |",
+    ]
+    if plan.config.planned_step == "generate":
+        lines[-1:] = [
+            f"| weights and cache from HBM, once a step, at peak | {_time(plan.memory_seconds)} |",
+            f"| step at the roofline (the longest) | {_time(plan.seconds)}, {plan.tokens / plan.seconds:,.0f} tokens/s |",
+        ]
+    if plan.config.planned_step != "generate":
+        lines += [
+            f"| step at {_MFU:.0%} MFU | {useful:.2f} s |",
+            f"| tokens/s/chip at {_MFU:.0%} MFU | {plan.tokens / useful / plan.chips:,.0f} |",
+        ]
+    if plan.steps and plan.config.planned_step != "generate":
+        hours = plan.steps * useful / 3600
+        examples = EXAMPLES.get(plan.config.data.path)
+        known = f" ({examples:,} examples)" if examples else ""
+        lines.append(
+            f"| whole run{known}: {plan.steps:,} steps at {_MFU:.0%} MFU | {hours:.1f} h, {hours * plan.chips:,.0f} chip-hours |"
+        )
+    return [*lines, "", f"compiled in {plan.compile_seconds:.0f} s"]
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.2f} ms"
+
+
+def _advice(plan: Plan) -> list[str]:
+    if plan.config.planned_step == "generate" and plan.wire_seconds > plan.memory_seconds:
+        return [
+            "Every new token gathers all weights over `fsdp`: generate with --mesh.fsdp 1 --mesh.tensor -1 instead."
+        ]
+    if plan.fits:
+        return []
+    return [
+        "What helps, most first: a larger topology; --optimizer.gradient_dtype and first_moment_dtype bfloat16; a smaller "
+        "--batch.microbatch_rows; --model.keep inputs; a smaller --model.logprob_chunk; --optimizer.moments_on_host. `--fit` "
+        "searches rows, mesh, dtypes and what is kept."
+    ]
+
+
+def _seconds(plan: Plan) -> float:
+    """Step time at the MFU that a good run has."""
+    return plan.tokens * plan.flops_per_token / (plan.chips * plan.chip.flops * _MFU)
+
+
+def _sent(plan: Plan) -> float:
+    return sum(each.bytes for each in plan.wires)
+
+
+def _short(dtype: str) -> str:
+    return {"bfloat16": "bf16", "float32": "f32"}[dtype]

@@ -1,1 +1,0 @@
-"""The verbs, as composition roots that read from top to bottom."""

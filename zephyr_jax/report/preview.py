@@ -1,0 +1,76 @@
+"""`zephyr-jax preview`: see the very tokens and targets that training will see, checked as training checks them."""
+
+from collections.abc import Iterator
+from itertools import groupby
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from zephyr_jax.chat.tokenizer import Segment
+from zephyr_jax.chat.tokenizer_files import load_tokenizer
+from zephyr_jax.checkpoint.inheritance import training_tokenizer
+from zephyr_jax.checkpoint.resolve import check_vocabulary, find_model, tokenizer_only
+from zephyr_jax.config.inspect import PreviewConfig
+from zephyr_jax.data.examples import Examples, holds_pairs, load_conversations, load_preferences, room_for
+from zephyr_jax.errors import terminal_text
+from zephyr_jax.evaluate.held_out import skip_warning
+from zephyr_jax.storage.files import check_can_be_read
+from zephyr_jax.train.setup import check_positions
+
+_SAMPLE = 1000
+_TARGET, _OTHER, _SPECIAL = "bold green", "dim", "magenta"
+
+
+def preview(config: PreviewConfig, console: Console | None = None) -> Examples:
+    """Print rows with their targets in colour (and between [ ] where there is no colour). Raises InputError."""
+    config.check()
+    console = console or Console()
+    check_can_be_read(config.model.path)
+    alone = tokenizer_only(config.model)
+    source = None if alone else find_model(config.model, weights=False)
+    tokenizer = load_tokenizer(alone or str(source and source.folder))
+    chat_tokenizer = training_tokenizer(config.model.path, tokenizer, config.data)
+    if source:
+        check_vocabulary(source.shape, tokenizer, source.asked, chat_tokenizer.template)
+    pairs = holds_pairs(config.data)
+    read = load_preferences if pairs else load_conversations
+    examples = read(room_for(config.data, pairs), chat_tokenizer, config.data.path, config.data.split)
+    if source:
+        check_positions(examples, f"{config.data.path}:{config.data.split}", source)
+    else:
+        note = f"{alone} has no config.json: vocabulary and positions of the model are not checked"
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    ids = examples.ids()
+    for index in range(config.start, min(config.start + config.rows, len(examples))):
+        names = ("chosen", "rejected") if pairs else ("conversation",)
+        for name, segment in zip(names, examples[index], strict=True):
+            cut = ", cut to fit" if ids[index] in examples.cut else ""
+            counts = f"{len(segment)} tokens, {int(segment.targets.sum())} targets{cut}"
+            console.rule(Text(f"{index} · {terminal_text(ids[index][:16])} · {name}: {counts}"), align="left")
+            console.print(_coloured(segment, tokenizer, console.color_system is not None), soft_wrap=True)
+    console.rule(align="left")
+    summary = [examples.summary(config.data.path), *skip_warning(examples, config.data.max_skipped_share)]
+    console.print(terminal_text("\n".join(summary)), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"  format: {', '.join(examples.formats)}", highlight=False, markup=False, soft_wrap=True)
+    sample = range(min(len(examples), _SAMPLE))
+    targets = sum(int(segment.targets.sum()) for index in sample for segment in examples[index])
+    share = targets / examples.lengths[: len(sample)].sum()
+    console.print(f"  targets are {share:.0%} of the tokens of the first {len(sample):,}", highlight=False)
+    return examples
+
+
+def _coloured(segment: Segment, tokenizer: PreTrainedTokenizerBase, colour: bool) -> Text:
+    text = Text()
+    for target, piece in _pieces(segment):
+        words = terminal_text(str(tokenizer.decode(piece)))
+        style = _TARGET if target else _OTHER
+        text.append(words if colour or not target else f"[{words}]", style=style)
+    text.highlight_words([str(token) for token in tokenizer.all_special_tokens], _SPECIAL)
+    return text
+
+
+def _pieces(segment: Segment) -> Iterator[tuple[bool, np.ndarray]]:
+    for target, group in groupby(range(len(segment)), key=lambda at: bool(segment.targets[at])):
+        yield target, segment.tokens[list(group)]

@@ -1,1 +1,0 @@
-"""A model behind an OpenAI-compatible server."""

@@ -1,0 +1,141 @@
+"""`zephyr-jax replay`: the batch of a sick step alone, with the weights from before it."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from zephyr_jax.batch import PairBatch, token_rows
+from zephyr_jax.checkpoint.resolve import AbstractModel, abstract_of, find_model, load_weights
+from zephyr_jax.checkpoint.steps import FOLDER, steps_in
+from zephyr_jax.config.training import DpoConfig, ReplayConfig, SftConfig
+from zephyr_jax.config.yaml_file import from_dict
+from zephyr_jax.data.batch_file import read_batch
+from zephyr_jax.data.loader import Batch
+from zephyr_jax.errors import InputError, listing
+from zephyr_jax.objective.dpo import LOSSES, log_ratio
+from zephyr_jax.objective.logprob import Parameters, sequence_logprob
+from zephyr_jax.parallel.hosts import require_alone
+from zephyr_jax.parallel.place import place_batch
+from zephyr_jax.parallel.sharding import open_rules
+from zephyr_jax.storage.cloud import explained
+from zephyr_jax.storage.files import Path, open_path
+from zephyr_jax.train.setup import make_objective
+from zephyr_jax.train.step import accumulate
+
+_MOST_LINES = 20
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What a batch does to some weights."""
+
+    weights: str
+    """Which ones, in words."""
+    loss: float
+    grad_norm: float
+    examples: list[tuple[str, float, str]]
+    """Id, loss and more in words, of each example; the worst first."""
+    not_finite: list[str]
+    """Weights whose gradients hold NaN or infinities."""
+    said: str
+    """What the run said of the step."""
+
+    def report(self) -> str:
+        """All of it for people."""
+        lines = [
+            f"then: {self.said}",
+            f"now, with {self.weights}: loss {self.loss:g}, gradient norm {self.grad_norm:g}",
+            *(f"  {identity:<24} loss {loss:<10.5g} {more}" for identity, loss, more in self.examples[:_MOST_LINES]),
+        ]
+        if len(self.examples) > _MOST_LINES:
+            lines.append(f"  ... and {len(self.examples) - _MOST_LINES:,} with a smaller loss")
+        if self.not_finite:
+            lines.append(f"gradients that are not finite: {listing(self.not_finite)}")
+        return "\n".join(lines)
+
+
+@explained()
+def replay(config: ReplayConfig) -> Replayed:
+    """Loss, gradient and each example's part, as training computes them. Raises InputError."""
+    config.check()
+    require_alone("replay")
+    rules = open_rules(config.mesh)
+    batch, facts = read_batch(config.batch)
+    run = open_path(config.batch).parent.parent
+    settings = _settings(facts["config"], config)
+    step = _step(run, facts["step"], config.step)
+    source = find_model(replace(settings.model, path=str(run / FOLDER / str(step)) if step else settings.model.path))
+    model = abstract_of(source.shape, settings.model, rules)
+    parameters = load_weights(source, model)
+    rows = token_rows(batch).tokens.shape[1]
+    rules.check_divides("batch", rows, "rows of the batch")
+    placed = place_batch(rules, batch, rows)
+    dpo = settings.dpo if isinstance(settings, DpoConfig) else None
+    objective = make_objective(model, dpo, facts["examples_per_row"], settings.model.logprob_chunk)
+    totals, metrics = jax.jit(lambda weights, batch: accumulate(objective, weights, batch, model.shardings))(
+        parameters, placed
+    )
+    weight = max(float(metrics["loss"].weight), 1.0)
+    bad = [
+        ".".join(str(key.key) for key in path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(totals)
+        if not bool(jnp.isfinite(leaf).all())
+    ]
+    return Replayed(
+        weights=f"step {step} of {run}" if step else f"the weights that {run} started from",
+        loss=float(metrics["loss"].sum) / weight,
+        grad_norm=float(optax.tree.norm(totals)) / weight,
+        examples=sorted(_examples(settings, model, parameters, placed, facts), key=_badness, reverse=True),
+        not_finite=bad,
+        said=f"step {facts['step']}: {facts['what']}",
+    )
+
+
+def _badness(example: tuple[str, float, str]) -> float:
+    return example[1] if np.isfinite(example[1]) else np.inf
+
+
+def _settings(saved: dict[str, Any], config: ReplayConfig) -> SftConfig:
+    """The run's settings, with what the replay computes otherwise."""
+    found = from_dict(DpoConfig if "dpo" in saved else SftConfig, saved, config.batch)
+    dtype = config.compute_dtype or found.model.compute_dtype
+    return replace(found, model=replace(found.model, compute_dtype=dtype))
+
+
+def _step(run: Path, sick: int, asked: int | None) -> int:
+    """The saved step to take weights from: the one asked for, or the last before the sick one; 0 is the start."""
+    steps = [0, *steps_in(run)]
+    if asked is not None and asked not in steps:
+        raise InputError(f"{run} has no step {asked}; it has {listing(steps)} (0: the weights it started from).")
+    return max(step for step in steps if step < sick) if asked is None else asked
+
+
+def _examples(
+    settings: SftConfig, model: AbstractModel, parameters: Parameters, batch: Batch, facts: dict[str, Any]
+) -> list[tuple[str, float, str]]:
+    """Each example's own loss, in the batch's order."""
+    segments = facts["examples_per_row"] * (2 if isinstance(settings, DpoConfig) else 1)
+    found = []
+    microbatches, size = token_rows(batch).tokens.shape[:2]
+    for index in range(microbatches):
+        part = jax.tree.map(lambda leaf, index=index: leaf[index], batch)
+        ids = facts["ids"][index * size : (index + 1) * size]
+        scored = sequence_logprob(
+            model.definition, parameters, token_rows(part), segments=segments, chunk=settings.model.logprob_chunk
+        )
+        if isinstance(settings, DpoConfig) and isinstance(part, PairBatch):
+            ratio = log_ratio(scored, part)
+            losses = LOSSES[settings.dpo.loss](ratio, settings.dpo.beta, settings.dpo.label_smoothing)
+            more = settings.dpo.beta * ratio.margin
+        else:
+            losses, more = -scored.sum / jnp.maximum(scored.number, 1), scored.number
+        told = "margin {:.5g}" if isinstance(settings, DpoConfig) else "{:.0f} targets"
+        losses, more = jax.device_get((losses, more))
+        for line, row in enumerate(ids):
+            for slot, identity in enumerate(row):
+                found.append((identity, float(losses[line, slot]), told.format(float(more[line, slot]))))
+    return found
