@@ -53,7 +53,7 @@ def gcs() -> Iterator[Gcs]:
             patch.setenv(name, value)
         patch.setitem(fsspec.config.conf.setdefault("gcs", {}), "token", "anon")
         server.state.buckets["bucket"] = {}
-        cloud.prepare()
+        cloud.configure_clients()
         yield server
 
 

@@ -32,7 +32,7 @@ from zephyr_jax.generate.load import find_speaker
 from zephyr_jax.prepare.raw import raw_rows
 from zephyr_jax.report import samples as run_answers
 from zephyr_jax.report.sample_files import Kept, read_kept, write_kept
-from zephyr_jax.storage.files import cached_copy, write_whole
+from zephyr_jax.storage.files import cached_copy, write_atomic
 from zephyr_jax.storage.journal import Journal
 
 DATE = 1704067200  # 2024-01-01
@@ -162,21 +162,21 @@ def test_fingerprints_of_weights(model: Path) -> None:
 @pytest.mark.parametrize("shards", [False, True])
 def test_weights_on_cloud_storage(shards: bool, model: Path) -> None:
     """By the objects' generation: every write is another state."""
-    write_whole("gs://bucket/model/config.json", (model / "config.json").read_bytes())
+    write_atomic("gs://bucket/model/config.json", (model / "config.json").read_bytes())
     for name in ("model-1.safetensors", "model-2.safetensors") if shards else ("model.safetensors",):
-        write_whole(f"gs://bucket/model/{name}", b"old")
+        write_atomic(f"gs://bucket/model/{name}", b"old")
     source = find_model(ModelOptions(path=str(model)))
     remote = type(source)(**{**vars(source), "weights": epath.Path("gs://bucket/model")})
     before = weights_state(remote)
     assert weights_state(remote) == before
-    write_whole(f"gs://bucket/model/{name}", b"new")
+    write_atomic(f"gs://bucket/model/{name}", b"new")
     assert weights_state(remote) != before
 
 
 @pytest.mark.usefixtures("bucket")
 def test_copies_from_cloud_storage() -> None:
     for word in WORDS:
-        write_whole("gs://bucket/rows/c.jsonl", word)
+        write_atomic("gs://bucket/rows/c.jsonl", word)
         copy = cached_copy("gs://bucket/rows/c.jsonl")
         os.utime(copy, (DATE, DATE))
         assert copy.read_text() == word

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 from zephyr_jax import startup
 from zephyr_jax.commands import VERBS
 from zephyr_jax.config.inherited import unused
-from zephyr_jax.errors import InputError, Stopped, TrainingError, listing, suggestion
+from zephyr_jax.errors import InputError, Stopped, TrainingError, did_you_mean, join_items
 
 _SAVED_AND_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same again goes on
 
@@ -68,13 +68,13 @@ def take_verb(words: list[str]) -> tuple[str, list[str]]:
         return two, words[2:]
     longer = [name for name in VERBS if name.startswith(f"{words[0]} ")]
     if words[0] not in VERBS and not longer:
-        raise InputError(f"`{words[0]}` is not a verb.{suggestion(words[0], VERBS)}")
+        raise InputError(f"`{words[0]}` is not a verb.{did_you_mean(words[0], VERBS)}")
     if words[0] not in VERBS and (len(words) == 1 or words[1].startswith("-")):
-        raise InputError(f"`{words[0]}` alone is not a verb. Known here: {listing(longer)}.")
+        raise InputError(f"`{words[0]}` alone is not a verb. Known here: {join_items(longer)}.")
     if longer and len(words) > 1 and not words[1].startswith("-"):
-        raise InputError(f"`{two}` is not a verb.{suggestion(two, longer)}")
+        raise InputError(f"`{two}` is not a verb.{did_you_mean(two, longer)}")
     if words[0] not in VERBS:
-        raise InputError(f"`{words[0]}` is not a verb.{suggestion(words[0], longer or VERBS)}")
+        raise InputError(f"`{words[0]}` is not a verb.{did_you_mean(words[0], longer or VERBS)}")
     return words[0], words[1:]
 
 

@@ -14,7 +14,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str):
-        super().__init__(printable(message))
+        super().__init__(escape_control_chars(message))
 
 
 class TrainingError(RuntimeError):
@@ -25,7 +25,7 @@ class Stopped(Exception):
     """A run was told to stop and has saved everything; the command line prints it and exits 75 (run the same again)."""
 
 
-def printable(text: str) -> str:
+def escape_control_chars(text: str) -> str:
     """Text with its line breaks and control characters spelt out."""
     return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
 
@@ -49,7 +49,7 @@ def _escaped(letter: str) -> str:
     return letter.encode("unicode_escape").decode()
 
 
-def shown(value: object, longest: int = 80) -> str:
+def truncate_repr(value: object, longest: int = 80) -> str:
     """A value as messages quote it: its `repr`, cut where it is long; nested ones to a few levels."""
     quoted = _SHORT.repr(value)
     return quoted if len(quoted) <= longest else f"{quoted[:longest]}..."
@@ -58,14 +58,14 @@ def shown(value: object, longest: int = 80) -> str:
 _SHORT = reprlib.Repr(maxstring=70, maxother=70, maxlong=70, maxdict=6, maxlist=6, maxlevel=4)
 
 
-def suggestion(word: str, known: Iterable[str], prefix: str = "") -> str:
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     """Return ` Did you mean ...?` for the nearest known word, or the sorted known words when none is near."""
     names = sorted(known)
     near = get_close_matches(word[:200], names, n=1, cutoff=0.6)
     return (
         f" Did you mean `{prefix}{near[0]}`?"
         if near
-        else f" Known here: {listing((prefix + name for name in names), 40)}."
+        else f" Known here: {join_items((prefix + name for name in names), 40)}."
     )
 
 
@@ -74,7 +74,7 @@ def at_revision(revision: str | None) -> str:
     return f" at revision {revision}" if revision else ""
 
 
-def listing(items: Iterable[object], limit: int = 12) -> str:
+def join_items(items: Iterable[object], limit: int = 12) -> str:
     """Join items with commas, cut after `limit` with a count of the rest."""
     names = [str(item) for item in items]
     cut = f", ... ({len(names) - limit} more)" if len(names) > limit else ""

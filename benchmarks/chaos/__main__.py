@@ -285,7 +285,7 @@ def lab_in(folder: Path, seed: int, size: int, longest_cut: float) -> Iterator[L
     with Gcs() as server:
         os.environ.update(server.environment)
         server.state.buckets["bucket"] = {}
-        cloud.prepare()
+        cloud.configure_clients()
         lab = Lab(folder, server, seed, size, longest_cut)
         try:
             yield lab

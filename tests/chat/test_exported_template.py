@@ -11,7 +11,7 @@ import pytest
 from tests.golden.check_chat_ids import ids_of
 from tests.tokenizers import CHATML, KINDS, write_tokenizer
 from zephyr_jax.chat.exported_template import exported_template
-from zephyr_jax.chat.message import BadRow, Message
+from zephyr_jax.chat.message import Message, SkippedRow
 from zephyr_jax.chat.saved_tokenizer import save_tokenizer
 from zephyr_jax.chat.template_loader import load_template
 from zephyr_jax.chat.template_source import without_markers
@@ -205,6 +205,6 @@ def test_rows_that_the_template_refuses_are_no_probes(tmp_path: Path) -> None:
     refuse = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     (tmp_path / "template.jinja").write_text(refuse + LOOP)
     chat = ChatTokenizer(tokenizer, load_template(str(tmp_path / "template.jinja"), tokenizer))
-    with pytest.raises(BadRow):
+    with pytest.raises(SkippedRow):
         chat.template.render([{"role": "system", "content": "x"}, {"role": "user", "content": "y"}], True)
     assert exported_template(chat).endswith("{{ bos_token }}" + refuse + LOOP)

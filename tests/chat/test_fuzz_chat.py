@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
-from zephyr_jax.chat.message import BadRow, Message
+from zephyr_jax.chat.message import Message, SkippedRow
 from zephyr_jax.chat.template import ChatTemplate
 from zephyr_jax.chat.template_loader import load_template
 from zephyr_jax.chat.template_source import without_markers
@@ -257,10 +257,10 @@ def test_an_over_long_conversation_is_its_own_start(
     whole = encoded(zephyr, messages)
     limit = data.draw(st.integers(1, len(whole) - 1))
     row = {"messages": messages}
-    with pytest.raises(BadRow, match="over-length"):
+    with pytest.raises(SkippedRow, match="over-length"):
         conversation(zephyr, row, "assistant", limit, cut=False)
     if not whole.targets[:limit].any():
-        with pytest.raises(BadRow, match="no target token within"):
+        with pytest.raises(SkippedRow, match="no target token within"):
             conversation(zephyr, row, "assistant", limit, cut=True)
         return
     (cut,) = conversation(zephyr, row, "assistant", limit, cut=True)
@@ -314,7 +314,7 @@ def test_very_many_turns(zephyr: ChatTokenizer) -> None:
 def test_half_a_surrogate_pair_is_a_bad_row(zephyr: ChatTokenizer, role: str) -> None:
     """Law: what no UTF-8 can hold (JSON's escapes can) is refused with its reason."""
     messages = [{**each, "content": "a\ud800" if each["role"] == role else "a"} for each in chat("a", [("a", "a")])]
-    with pytest.raises(BadRow, match=f"a {role} message holds half a surrogate pair"):
+    with pytest.raises(SkippedRow, match=f"a {role} message holds half a surrogate pair"):
         zephyr.template.render(messages)
 
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from zephyr_jax.chat.message import BadRow, Message, check_messages
+from zephyr_jax.chat.message import Message, SkippedRow, check_messages
 from zephyr_jax.chat.sandbox import render_sandboxed
 from zephyr_jax.chat.template import ChatTemplate, RenderedChat
 from zephyr_jax.chat.template_loader import load_template
@@ -311,7 +311,7 @@ def test_a_template_that_rewrites_one_row_loses_that_row_only(tiny: PreTrainedTo
     source = without_markers(load_template("zephyr", tiny).source)
     shy = written(tiny, tmp_path, "{% if messages | length > 4 %}{{ 'long' }}{% endif %}" + source)
     assert said(shy.render(CHAT[:3])) == ["Blue</s>"]
-    with pytest.raises(BadRow, match="rewrites earlier turns"):
+    with pytest.raises(SkippedRow, match="rewrites earlier turns"):
         shy.render(CHAT)
 
 
@@ -578,7 +578,7 @@ def test_a_tokenizer_without_an_end_is_refused(tiny: PreTrainedTokenizerBase) ->
 )
 def test_a_malformed_conversation_is_refused_with_its_reason(messages: Any, reason: str) -> None:
     """Law: messages are [system] user assistant ..., all text, no answer empty; else a reason is given."""
-    with pytest.raises(BadRow, match=reason.replace("[", r"\[")):
+    with pytest.raises(SkippedRow, match=reason.replace("[", r"\[")):
         check_messages(messages)
 
 
@@ -587,7 +587,7 @@ def test_an_empty_answer_may_be_read_but_not_learnt(tiny: PreTrainedTokenizerBas
     chat = [CHAT[1], {"role": "assistant", "content": ""}, {"role": "user", "content": "Well?"}]
     template = load_template("zephyr", tiny)
     assert template.render(chat, add_generation_prompt=True).text.endswith("Well?</s>\n<|assistant|>\n")
-    with pytest.raises(BadRow, match="an assistant answer is empty"):
+    with pytest.raises(SkippedRow, match="an assistant answer is empty"):
         template.render(chat)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, processors
 
-from zephyr_jax.chat.message import BadRow
+from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.chat.template_loader import load_template
 from zephyr_jax.chat.tokenizer import ChatTokenizer, Segment
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
@@ -80,21 +80,21 @@ def test_an_over_long_conversation_keeps_its_start(tokenizer: ChatTokenizer) -> 
     limit = len(whole) - 5
     (cut,) = conversation(tokenizer, chat(LONG), "assistant", limit, cut=True)
     assert lists([cut]) == lists([whole.head(limit)])
-    with pytest.raises(BadRow, match=f"over-length.*more than max_length {limit}"):
+    with pytest.raises(SkippedRow, match=f"over-length.*more than max_length {limit}"):
         conversation(tokenizer, chat(LONG), "assistant", limit, cut=False)
     assert lists(conversation(tokenizer, chat(LONG), "assistant", len(whole), cut=False)) == lists([whole])
 
 
 def test_a_conversation_whose_answer_is_cut_off_is_refused(tokenizer: ChatTokenizer) -> None:
     """Law: a row without a single target teaches nothing and is refused, with the length it was cut to."""
-    with pytest.raises(BadRow, match="no target token within the first 10 tokens"):
+    with pytest.raises(SkippedRow, match="no target token within the first 10 tokens"):
         conversation(tokenizer, chat(LONG), "assistant", 10, cut=True)
 
 
 @pytest.mark.parametrize("row", [{}, {"messages": None}, {"messages": "Hello."}, {"messages": ["Hello."]}])
 def test_rows_without_messages_are_refused_each(tokenizer: ChatTokenizer, row: dict[str, Any]) -> None:
     """Law: whatever is in the column, a row that is no conversation is a bad row and nothing worse."""
-    with pytest.raises(BadRow):
+    with pytest.raises(SkippedRow):
         conversation(tokenizer, row, "assistant", 1000, cut=True)
 
 
@@ -160,7 +160,7 @@ def test_a_pair_that_is_none_is_refused_with_its_reason(
     tokenizer: ChatTokenizer, row: dict[str, Any], reason: str
 ) -> None:
     """Law: a malformed pair is a bad row whose reason says which side or what is wrong with it."""
-    with pytest.raises(BadRow, match=reason):
+    with pytest.raises(SkippedRow, match=reason):
         preference(tokenizer, row, 1000, 500, cut=True)
 
 
@@ -194,7 +194,7 @@ def test_a_pair_that_fits_is_not_cut(tokenizer: ChatTokenizer) -> None:
 def test_an_over_long_pair_is_refused_unless_it_may_be_cut(tokenizer: ChatTokenizer) -> None:
     """Law: under `drop` and `error` the reason names the limit."""
     longest = max(map(len, preference(tokenizer, pair(LONG, SHORT), 1000, 500, cut=True)))
-    with pytest.raises(BadRow, match=f"over-length.*more than max_length {longest - 1}"):
+    with pytest.raises(SkippedRow, match=f"over-length.*more than max_length {longest - 1}"):
         preference(tokenizer, pair(LONG, SHORT), longest - 1, 20, cut=False)
 
 

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from tests.conftest import write_rows
-from zephyr_jax.chat.message import BadRow
+from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.chat.template import ChatTemplate
 from zephyr_jax.chat.template_loader import load_template
 from zephyr_jax.chat.tokenizer import ChatTokenizer
@@ -220,7 +220,7 @@ REFUSED: dict[str, tuple[Row, str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_honored_is_refused_by_name(zephyr: ChatTokenizer, name: str) -> None:
     row, reason = REFUSED[name]
-    with pytest.raises(BadRow, match=reason):
+    with pytest.raises(SkippedRow, match=reason):
         tokenised(zephyr, row, "assistant", 256, cut=False)
 
 
@@ -264,9 +264,9 @@ def test_tools_calls_and_reasoning_go_through_a_template_that_renders_them(with_
     assert with_tools.template.render(row["messages"][:1], tools=json.loads(row["tools"])).text.startswith("look;")
     for fields in ({"thinking": "x"}, {"reasoning": "x"}, {"thinking": "x", "reasoning_content": "x"}):
         assert targets(with_tools.template, {"messages": [ASK, {**BLUE, **fields}]}) == ["<think>x</think>Blue.</s>"]
-    with pytest.raises(BadRow, match="contradicting `reasoning_content` and `thinking`"):
+    with pytest.raises(SkippedRow, match="contradicting `reasoning_content` and `thinking`"):
         targets(with_tools.template, {"messages": [ASK, {**BLUE, "thinking": "x", "reasoning_content": "y"}]})
-    with pytest.raises(BadRow, match="does not render `name`"):
+    with pytest.raises(SkippedRow, match="does not render `name`"):
         targets(with_tools.template, {"messages": [ASK, {**BLUE, "name": "x"}]})
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from zephyr_jax.chat.message import BadRow
+from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.config.models import ChatConfig
 from zephyr_jax.config.sections import ModelOptions
 from zephyr_jax.generate.engine import Request
@@ -69,7 +69,7 @@ def test_an_answer_that_is_cut_before_its_first_word_stops_nothing(conversation:
 
 def test_a_conversation_that_is_too_long_says_so(conversation: Conversation) -> None:
     conversation.reset()
-    with pytest.raises(BadRow, match="/reset it"):
+    with pytest.raises(SkippedRow, match="/reset it"):
         say(conversation, "word " * 5000)
     assert say(conversation, "Hello")
 

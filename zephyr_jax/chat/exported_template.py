@@ -8,11 +8,11 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from zephyr_jax.chat.message import BadRow, Message
+from zephyr_jax.chat.message import Message, SkippedRow
 from zephyr_jax.chat.template_bos import forms_with_bos
 from zephyr_jax.chat.template_source import without_markers
 from zephyr_jax.chat.tokenizer import ChatTokenizer
-from zephyr_jax.errors import InputError, shown
+from zephyr_jax.errors import InputError, truncate_repr
 
 _PLAIN, _SPACED = ("What is new?", "Not much."), ("  And\nyou?", "I read 17 books.")
 _TURNS = ([_PLAIN], [_PLAIN, _SPACED], [_SPACED])
@@ -31,9 +31,9 @@ def exported_template(tokenizer: ChatTokenizer) -> str:
             return source
     bos = next((token for name, token in tokenizer.template.special_tokens if name == "bos_token"), None)
     raise InputError(
-        f"The chat template cannot be written so that transformers gives the token ids of training: expected BOS {shown(bos)} "
-        "once and then the same tokens, got others for every way to write it. Use a template that writes `bos_token` itself, "
-        "or set add_bos_token to false in tokenizer_config.json."
+        "The chat template cannot be written so that transformers gives the token ids of training: expected BOS "
+        f"{truncate_repr(bos)} once and then the same tokens, got others for every way to write it. Use a template that writes "
+        "`bos_token` itself, or set add_bos_token to false in tokenizer_config.json."
     )
 
 
@@ -58,7 +58,7 @@ def _conversation(system: str | None, turns: list[tuple[str, str]]) -> list[Mess
 def _renders(tokenizer: ChatTokenizer, messages: list[Message], asks: bool) -> bool:
     try:
         tokenizer.template.render(messages, add_generation_prompt=asks)
-    except BadRow:
+    except SkippedRow:
         return False
     return True
 

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from zephyr_jax.errors import listing
+from zephyr_jax.errors import join_items
 
 type Message = dict[str, Any]
 """`role` and `content`; besides, `weight` 0 where an answer is no target, and the fields `EXTRA_FIELDS`."""
@@ -22,11 +22,11 @@ _MAY_FOLLOW = {
 """Role -> roles that may come after it."""
 
 
-class BadRow(ValueError):
+class SkippedRow(ValueError):
     """One row cannot be used; the message is its reason, counted and reported with the row's id."""
 
 
-class OverLong(BadRow):
+class OverLengthRow(SkippedRow):
     """The one badness that cutting can mend.
 
     Args:
@@ -40,28 +40,28 @@ class OverLong(BadRow):
 
 
 def check_messages(messages: Any, learnt: bool = True) -> None:
-    """Raise BadRow unless `messages` is [system,] user, assistant, user, assistant, ... with text everywhere.
+    """Raise SkippedRow unless `messages` is [system,] user, assistant, user, assistant, ... with text everywhere.
 
     Tool messages may follow an answer; an answer follows them.
 
     `learnt`: whether the answers are; then none may be empty, which a model's own answers may be.
     """
     if not isinstance(messages, list) or not messages:
-        raise BadRow(f"messages is {type(messages).__name__}, not a list with at least one message")
+        raise SkippedRow(f"messages is {type(messages).__name__}, not a list with at least one message")
     for message in messages:
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             role = message.get("role") if isinstance(message, dict) else message
-            raise BadRow(f"a message has the role {str(role)[:40]!r}; roles are {listing(ROLES)}")
+            raise SkippedRow(f"a message has the role {str(role)[:40]!r}; roles are {join_items(ROLES)}")
         if not isinstance(message.get("content"), str):
-            raise BadRow(f"a {message['role']} message holds {type(message.get('content')).__name__}, not text")
+            raise SkippedRow(f"a {message['role']} message holds {type(message.get('content')).__name__}, not text")
         if not _is_unicode(message["content"]):
-            raise BadRow(f"a {message['role']} message holds half a surrogate pair, which is no Unicode text")
+            raise SkippedRow(f"a {message['role']} message holds half a surrogate pair, which is no Unicode text")
     roles = [message["role"] for message in messages]
     follows = [after in _MAY_FOLLOW[role].split() for role, after in zip(["", *roles], roles, strict=False)]
     if not all(follows) or roles == ["system"]:
-        raise BadRow(f"roles go {' '.join(roles)[:80]}; they must go [system] user assistant user assistant ...")
+        raise SkippedRow(f"roles go {' '.join(roles)[:80]}; they must go [system] user assistant user assistant ...")
     if learnt and any(_is_empty_answer(message) for message in messages):
-        raise BadRow("an assistant answer is empty")
+        raise SkippedRow("an assistant answer is empty")
 
 
 def _is_empty_answer(message: Message) -> bool:

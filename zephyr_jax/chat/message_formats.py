@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any
 
-from zephyr_jax.chat.message import BadRow, Message
+from zephyr_jax.chat.message import Message, SkippedRow
 
 _ROLES = {
     "human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
@@ -33,7 +33,7 @@ def messages_of(value: Any, column: str) -> list[Message]:
         column: Its name, for messages.
 
     Raises:
-        BadRow: It holds something else, or a message has a field or a part of its content that cannot be honored.
+        SkippedRow: It holds something else, or a message has a field or a part of its content that cannot be honored.
     """
     if isinstance(value, str):
         value = json_of(value, column)
@@ -42,16 +42,16 @@ def messages_of(value: Any, column: str) -> list[Message]:
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list) or not value:
-        raise BadRow(f"{column} is {type(value).__name__}, not a list with at least one message")
+        raise SkippedRow(f"{column} is {type(value).__name__}, not a list with at least one message")
     return [_message(each, column) for each in value]
 
 
 def json_of(text: str, column: str) -> Any:
-    """The value of a column that holds JSON text, as CSV files do. Raises BadRow for text that is not JSON."""
+    """The value of a column that holds JSON text, as CSV files do. Raises SkippedRow for text that is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        raise BadRow(f"{column} is str, not a list with at least one message") from None
+        raise SkippedRow(f"{column} is str, not a list with at least one message") from None
 
 
 def is_transcript(value: Any) -> bool:
@@ -77,23 +77,23 @@ def _transposed(value: dict[str, Any], column: str) -> list[dict[str, Any]]:
     """The messages of a struct of lists, which is how some libraries store a list of structs."""
     lists = {name: each for name, each in value.items() if each is not None}
     if not all(isinstance(each, list) for each in lists.values()) or len({len(each) for each in lists.values()}) != 1:
-        raise BadRow(f"{column} holds lists of unequal lengths, not messages")
+        raise SkippedRow(f"{column} holds lists of unequal lengths, not messages")
     return [dict(zip(lists, each, strict=True)) for each in zip(*lists.values(), strict=True)]
 
 
 def _message(raw: Any, column: str) -> Message:
     if not isinstance(raw, dict):
-        raise BadRow(f"{column} holds {type(raw).__name__}, not messages with role and content")
+        raise SkippedRow(f"{column} holds {type(raw).__name__}, not messages with role and content")
     role = raw.get("role") if raw.get("role") is not None else raw.get("from")
     role = _ROLES.get(role, role) if isinstance(role, str) else role
     for name in _REFUSED:
         if raw.get(name):
-            raise BadRow(f"a message has the field `{name}`, which is not supported")
+            raise SkippedRow(f"a message has the field `{name}`, which is not supported")
     kept = {name: raw[name] for name in _KEPT if raw.get(name)}
     first, *others = [name for name in _REASONING if name in kept] or [""]
     for name in others:
         if kept.pop(name) != kept[first]:
-            raise BadRow(f"a message has contradicting `{first}` and `{name}`")
+            raise SkippedRow(f"a message has contradicting `{first}` and `{name}`")
     if "name" in kept and kept["name"] in (role, raw.get("role"), raw.get("from")):
         del kept["name"]
     if "tool_calls" in kept:
@@ -105,16 +105,19 @@ def _message(raw: Any, column: str) -> Message:
 
 
 def _counts(raw: dict[str, Any], role: Any) -> bool:
-    """Whether an answer is a target. Raises BadRow for weights other than 0 and 1, and for user text that is to be learned."""
+    """Whether an answer is a target. Raises SkippedRow for weights other than 0 and 1, and for user text that is to be "
+    "learned."""
     given = {name: raw[name] for name in WEIGHTS if raw.get(name) is not None}
     for name, weight in given.items():
         if weight not in (0, 1):
-            raise BadRow(f"a message has a `{name}` other than 0 and 1")
+            raise SkippedRow(f"a message has a `{name}` other than 0 and 1")
     if len({bool(weight) for weight in given.values()}) > 1:
-        raise BadRow(f"a message has contradicting {' and '.join(f'`{name}`' for name in given)}")
+        raise SkippedRow(f"a message has contradicting {' and '.join(f'`{name}`' for name in given)}")
     if role != "assistant":
         if any(given.values()):
-            raise BadRow(f"a {str(role)[:40]} message has `{next(iter(given))}` 1; only assistant answers are targets")
+            raise SkippedRow(
+                f"a {str(role)[:40]} message has `{next(iter(given))}` 1; only assistant answers are targets"
+            )
         return True
     return all(given.values())
 
@@ -127,7 +130,7 @@ def _text(content: Any, role: Any) -> Any:
     for part in content:
         kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
         if not isinstance(part, dict) or kind != "text" or not isinstance(part.get("text"), str):
-            raise BadRow(f"a {str(role)[:40]} message has a content part of the type {str(kind)[:40]!r}, not text")
+            raise SkippedRow(f"a {str(role)[:40]} message has a content part of the type {str(kind)[:40]!r}, not text")
         texts.append(part["text"])
     return "".join(texts) if texts else content
 
@@ -135,14 +138,14 @@ def _text(content: Any, role: Any) -> Any:
 def _listed(value: Any) -> list[Any]:
     value = json_of(value, "tool_calls") if isinstance(value, str) else value
     if not isinstance(value, list):
-        raise BadRow(f"tool_calls is {type(value).__name__}, not a list")
+        raise SkippedRow(f"tool_calls is {type(value).__name__}, not a list")
     return value
 
 
 def _tool_call(call: Any) -> Any:
     """A call whose arguments are an object, as templates expect; OpenAI's form has them as JSON text."""
     if not isinstance(call, dict):
-        raise BadRow(f"tool_calls holds {type(call).__name__}, not objects")
+        raise SkippedRow(f"tool_calls holds {type(call).__name__}, not objects")
     function = call.get("function")
     inner = function if isinstance(function, dict) else call
     arguments = inner.get("arguments")

@@ -14,8 +14,8 @@ from typing import Any
 
 from zephyr_jax.chat.answer_spans import Span, consecutive_end, content_spans, joined_spans, prefix_counts, sentinel
 from zephyr_jax.chat.message import (
-    BadRow,
     Message,
+    SkippedRow,
     ablations,
     check_messages,
     extra_fields,
@@ -67,7 +67,7 @@ class ChatTemplate:
     def text(
         self, messages: list[Message], add_generation_prompt: bool = False, tools: list[Any] | None = None
     ) -> RenderedChat:
-        """Render checked messages without looking for the answers' spans. Raises BadRow with the reason."""
+        """Render checked messages without looking for the answers' spans. Raises SkippedRow with the reason."""
         check_messages(messages, learnt=not add_generation_prompt)
         text = self._text(messages, add_generation_prompt, tools)
         self._check_nothing_ignored(text, messages, add_generation_prompt, tools)
@@ -84,7 +84,7 @@ class ChatTemplate:
             tools: Tools that the conversation may call.
 
         Raises:
-            BadRow: The messages cannot be rendered, or the template ignores a part of them.
+            SkippedRow: The messages cannot be rendered, or the template ignores a part of them.
         """
         if add_generation_prompt:
             return self.text(messages, add_generation_prompt, tools)
@@ -100,14 +100,14 @@ class ChatTemplate:
     def _check_nothing_ignored(
         self, text: str, messages: list[Message], add_generation_prompt: bool, tools: list[Any] | None
     ) -> None:
-        """Raise BadRow for a field, a role or tools that leave no trace in the text."""
+        """Raise SkippedRow for a field, a role or tools that leave no trace in the text."""
         for part, (others, other_tools) in ablations(messages, tools).items():
             try:
                 rendered = self._text(others, add_generation_prompt, other_tools)
-            except BadRow:
+            except SkippedRow:
                 continue  # the template needs it
             if rendered == text:
-                raise BadRow(f"the chat template does not render {part}")
+                raise SkippedRow(f"the chat template does not render {part}")
 
     def _special_spans_of(
         self, messages: list[Message], text: str, add_generation_prompt: bool, tools: list[Any] | None
@@ -118,7 +118,7 @@ class ChatTemplate:
         disarmed = without_matches(self._reserved, [messages, tools])
         twin = self._text(disarmed[0], add_generation_prompt, disarmed[1])
         if len(twin) != len(text):
-            raise BadRow("a message holds a special token's text and the template changes it")
+            raise SkippedRow("a message holds a special token's text and the template changes it")
         return self.special_spans(twin)
 
     @cached_property
@@ -126,7 +126,7 @@ class ChatTemplate:
         """Special tokens that end an assistant answer in probe conversations, sorted; () where none does."""
         try:
             chats = [self.render(probe) for probe in PROBES]
-        except BadRow:  # unfit for training, but good enough to generate with
+        except SkippedRow:  # unfit for training, but good enough to generate with
             chats = []
         tokens = self._tokens_at({(chat.text, end) for chat in chats for _, end in chat.spans})
         return tuple(sorted(tokens or self._tokens_at(self._unmarked_end())))
@@ -140,7 +140,7 @@ class ChatTemplate:
         answer = PROBES[0][1]["content"]
         try:
             text = self._text(PROBES[0])
-        except BadRow:
+        except SkippedRow:
             return set()
         cursor = text.rfind(answer) + len(answer)
         return {(text, cursor + len(self._answer_end(text, cursor)))} if self.special_spans(text[cursor:]) else set()
@@ -170,7 +170,9 @@ class ChatTemplate:
         if len(spans) == len(answers):
             return text, dict(zip(answers, spans, strict=True))
         if any("weight" in message for message in messages):
-            raise BadRow("the chat template does not mark every answer once, so that message weights cannot be applied")
+            raise SkippedRow(
+                "the chat template does not mark every answer once, so that message weights cannot be applied"
+            )
         return text, dict(enumerate(spans, len(messages)))
 
     def _text(
@@ -191,7 +193,7 @@ class ChatTemplate:
                 **specials,
             )
         except Exception as error:  # a template is a program and may fail in every way
-            raise BadRow(f"the chat template refuses it: {error}") from error
+            raise SkippedRow(f"the chat template refuses it: {error}") from error
 
     def _answer_spans(
         self, messages: list[Message], answers: list[int], text: str, tools: list[Any] | None
@@ -203,23 +205,23 @@ class ChatTemplate:
         last = answers[-1]
         through = text if last == len(messages) - 1 else self._text(messages[: last + 1], False, tools)
         if not all(text.startswith(prefix) for prefix in (through, *prompts.values())):
-            raise BadRow("the chat template has no generation markers and rewrites earlier turns")
+            raise SkippedRow("the chat template has no generation markers and rewrites earlier turns")
         contents = [message["content"] for message in messages]
         twin = [{**m, "content": sentinel(i)} if m["content"].strip() else m for i, m in enumerate(messages)]
         shown = content_spans(text, self._text(twin, False, tools), contents) or {}
         hidden = [index for index in answers if index not in shown]
         if hidden or any(text[len(prompt) : shown[index][0]].strip() for index, prompt in prompts.items()):
-            raise BadRow("the chat template has no generation markers and does not show the answer as it is")
+            raise SkippedRow("the chat template has no generation markers and does not show the answer as it is")
         end = self._answer_end(through, shown[last][1])
         if not all(text.startswith(end, shown[index][1]) for index in answers):
-            raise BadRow("the chat template has no generation markers and rewrites earlier turns")
+            raise SkippedRow("the chat template has no generation markers and rewrites earlier turns")
         return {index: (shown[index][0], shown[index][1] + len(end)) for index in answers}
 
     def _answer_end(self, through: str, cursor: int) -> str:
         """What follows the last answer in a text that ends with its turn, through its last special token."""
         stops = [(cursor + start, cursor + end) for start, end in self.special_spans(through[cursor:])]
         if not stops:
-            raise BadRow("the chat template ends answers with no special token, so a model could never stop")
+            raise SkippedRow("the chat template ends answers with no special token, so a model could never stop")
         return through[cursor : consecutive_end(through, stops)]
 
 

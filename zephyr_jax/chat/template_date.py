@@ -14,7 +14,7 @@ from jinja2 import Environment, TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
-from zephyr_jax.errors import InputError, listing, shown
+from zephyr_jax.errors import InputError, join_items, truncate_repr
 
 _CLOCK = "strftime_now"
 _TEXT = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
@@ -62,8 +62,8 @@ def freeze_date(source: str, day: date, choice: str) -> str:
     if prints_date(frozen):
         raise InputError(
             f"The chat template `{choice}` reads the clock in a way that cannot be frozen. Expected `strftime_now` to be "
-            f"called with a literal format, as in strftime_now('%d %b %Y'), got {shown(_first_use(frozen))}. Write the format "
-            "into the call, or the date as a text."
+            f"called with a literal format, as in strftime_now('%d %b %Y'), got {truncate_repr(_first_use(frozen))}. Write the "
+            "format into the call, or the date as a text."
         )
     return frozen
 
@@ -79,8 +79,8 @@ def check_nothing_random(source: str, choice: str) -> None:
     )
     if found:
         raise InputError(
-            f"The chat template `{choice}` is random: it uses {listing(found)}. Expected a template that renders a conversation "
-            "the same way each time. Take that out of the template, or choose another with `data.template`."
+            f"The chat template `{choice}` is random: it uses {join_items(found)}. Expected a template that renders a "
+            "conversation the same way each time. Take that out of the template, or choose another with `data.template`."
         )
 
 

@@ -5,12 +5,12 @@ from datetime import date
 
 from transformers import PreTrainedTokenizerBase
 
-from zephyr_jax.chat.message import BadRow
+from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.chat.template import ChatTemplate, RenderedChat
 from zephyr_jax.chat.template_date import check_nothing_random, freeze_date, now, prints_date
 from zephyr_jax.chat.template_probe import PROBES, probe_conversations, prompts_of
 from zephyr_jax.chat.template_source import BUILT_IN, built_in_source, own_template, reserved_tokens, template_source
-from zephyr_jax.errors import InputError, shown
+from zephyr_jax.errors import InputError, truncate_repr
 
 _REPEATS = 4
 _ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
@@ -56,7 +56,7 @@ def _check_repeatable(template: ChatTemplate) -> None:
     """Raise InputError where a template renders the same prompt differently, or cannot render any."""
     try:
         texts = {template.render(PROBES[0][:1], add_generation_prompt=True).text for _ in range(_REPEATS)}
-    except BadRow as error:
+    except SkippedRow as error:
         raise InputError(
             f"The chat template `{template.name}` cannot be used: {error}. Expected a template that renders one user "
             "message with a generation prompt. Mark what the assistant writes with {% generation %} and "
@@ -65,7 +65,8 @@ def _check_repeatable(template: ChatTemplate) -> None:
     if len(texts) > 1 or _ADDRESS.search(min(texts)):
         raise InputError(
             f"The chat template `{template.name}` is random: expected the same text for the same conversation each time, got "
-            f"{shown(min(texts))} and {shown(max(texts))}. Take out what changes, or choose another with `data.template`."
+            f"{truncate_repr(min(texts))} and {truncate_repr(max(texts))}. Take out what changes, or choose another with "
+            "`data.template`."
         )
 
 
@@ -74,7 +75,7 @@ def _probe(template: ChatTemplate, choice: str) -> None:
     for probe in probe_conversations():
         try:
             rendered = template.render(probe)
-        except BadRow as error:
+        except SkippedRow as error:
             if probe[0]["role"] == "system":
                 continue  # some templates refuse system messages; their rows are then refused one by one
             raise InputError(
@@ -109,6 +110,6 @@ def _check_prompt(choice: str, prompt: str, text: str, start: int) -> None:
     raise InputError(
         f"The chat template `{choice}` cannot be used for training: the model would be asked with a prompt that it never "
         f"saw. Expected the generation prompt to begin the training text up to the answer, got a prompt that ends in "
-        f"{shown(prompt[-40:])} and a text that goes on with {shown(text[at : at + 40])} where the prompt has "
-        f"{shown(prompt[at : at + 40])}. Write the same header in both places of the template."
+        f"{truncate_repr(prompt[-40:])} and a text that goes on with {truncate_repr(text[at : at + 40])} where the prompt has "
+        f"{truncate_repr(prompt[at : at + 40])}. Write the same header in both places of the template."
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from zephyr_jax.chat.template_bos import without_bos
-from zephyr_jax.errors import InputError, listing
+from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.storage.files import check_regular
 
 BUILT_IN = {"zephyr": ("empty_system.jinja", "zephyr.jinja"), "zephyr-no-system": ("zephyr.jinja",)}
@@ -59,7 +59,7 @@ def template_source(choice: str, tokenizer: PreTrainedTokenizerBase) -> str:
         return Path(choice).expanduser().read_text()
     except (OSError, ValueError) as error:
         raise InputError(
-            f"data.template is {choice!r}, which cannot be read ({error}). It is {listing(BUILT_IN)}, `tokenizer` or "
+            f"data.template is {choice!r}, which cannot be read ({error}). It is {join_items(BUILT_IN)}, `tokenizer` or "
             "the path of a Jinja file."
         ) from error
 
@@ -77,5 +77,5 @@ def _chosen_of_own(choice: str, tokenizer: PreTrainedTokenizerBase) -> str:
         )
     raise InputError(
         f"data.template is `{choice}`; expected a template that {tokenizer.name_or_path} has, got {name!r}. It has "
-        f"{listing(f'`tokenizer:{each}`' for each in sorted(_named(tokenizer)))}."
+        f"{join_items(f'`tokenizer:{each}`' for each in sorted(_named(tokenizer)))}."
     )

@@ -16,7 +16,7 @@ from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from zephyr_jax.chat.answer_spans import Span
-from zephyr_jax.chat.message import BadRow, Message
+from zephyr_jax.chat.message import Message, SkippedRow
 from zephyr_jax.chat.saved_tokenizer import save_tokenizer
 from zephyr_jax.chat.template import ChatTemplate, RenderedChat
 from zephyr_jax.chat.template_loader import load_template
@@ -138,7 +138,7 @@ def load_chat_tokenizer(
     chat = ChatTokenizer(tokenizer, template)
     if training:
         for probe in probe_conversations():
-            with suppress(BadRow):  # a template that refuses system messages
+            with suppress(SkippedRow):  # a template that refuses system messages
                 _check_prompt_ids(chat, probe)
     return chat
 

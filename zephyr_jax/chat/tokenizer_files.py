@@ -5,9 +5,9 @@ from pathlib import Path
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from zephyr_jax.chat.tokenizer_probe import check_round_trip, report_other_ids
-from zephyr_jax.errors import InputError, shown
-from zephyr_jax.storage.files import check_can_be_read
-from zephyr_jax.storage.text import read_json
+from zephyr_jax.errors import InputError, truncate_repr
+from zephyr_jax.storage.files import check_readable
+from zephyr_jax.storage.strict_json import read_json
 
 TRAINING_TEMPLATE = "training_template.jinja"
 """Beside a run's tokenizer: the chat template with its generation markers, which `chat_template.jinja` lacks."""
@@ -15,7 +15,7 @@ TRAINING_TEMPLATE = "training_template.jinja"
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """A fast tokenizer from a folder or hub id. Raises InputError when there is none, or one that loses text."""
-    check_can_be_read(path)
+    check_readable(path)
     _check_format(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, mistral_format=False)
@@ -74,5 +74,5 @@ def _template_in_json(path: str) -> str | dict[str, str] | None:
     if isinstance(template, list) and all(isinstance(each, dict) for each in template):
         template = {str(each.get("name")): str(each.get("template")) for each in template}
     if not isinstance(template, str | dict):
-        raise InputError(f"{file} holds no text `chat_template`: got {shown(template)}. Copy it again.")
+        raise InputError(f"{file} holds no text `chat_template`: got {truncate_repr(template)}. Copy it again.")
     return template

@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from zephyr_jax.errors import InputError, shown
+from zephyr_jax.errors import InputError, truncate_repr
 
 _TEXTS = (
     "Hello, how are you? I am fine.",
@@ -36,9 +36,9 @@ def check_round_trip(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
         same = unknown or any(decoded.lstrip(" ") == form.lstrip(" ") for form in _forms(tokenizer, text))
         if not same or _words(decoded) < _words(_encodable(tokenizer, text)):
             raise InputError(
-                f"The tokenizer of {path!r} does not give back the text that it encodes: expected {shown(text)}, got "
-                f"{shown(decoded)}. Its tokenizer_class ({type(tokenizer).__name__} in this version of transformers) may not "
-                "fit its tokenizer.json: set tokenizer_class to PreTrainedTokenizerFast in tokenizer_config.json."
+                f"The tokenizer of {path!r} does not give back the text that it encodes: expected {truncate_repr(text)}, got "
+                f"{truncate_repr(decoded)}. Its tokenizer_class ({type(tokenizer).__name__} in this version of transformers) may "
+                "not fit its tokenizer.json: set tokenizer_class to PreTrainedTokenizerFast in tokenizer_config.json."
             )
 
 
@@ -55,8 +55,8 @@ def report_other_ids(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
         if own != used:
             _print_once(
                 f"{path}: transformers builds a {type(tokenizer).__name__} that gives other ids than tokenizer.json: "
-                f"{shown(text, 40)} has {len(used)} tokens instead of {len(own)}. These ids are used, and written to runs and "
-                "exports."
+                f"{truncate_repr(text, 40)} has {len(used)} tokens instead of {len(own)}. These ids are used, and written to "
+                "runs and exports."
             )
             return
 

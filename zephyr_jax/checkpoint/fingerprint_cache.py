@@ -6,7 +6,7 @@ What is kept here saves loading weights only where nothing else needs them; who 
 from zephyr_jax.checkpoint.resolve import ModelSource
 from zephyr_jax.checkpoint.steps import FOLDER, saved_fingerprint
 from zephyr_jax.storage.content import content_key
-from zephyr_jax.storage.files import Path, cache_folder, names_in, patience, write_whole
+from zephyr_jax.storage.files import Path, cache_folder, list_names, slow_io_warning, write_atomic
 
 _ENDING = ".safetensors"
 
@@ -46,10 +46,10 @@ def remember_fingerprint(source: ModelSource, state: str, fingerprint: str) -> N
     if source.run is None and weights_state(source) == state:
         folder = cache_folder("weights")
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / state, fingerprint + "\n")
+        write_atomic(folder / state, fingerprint + "\n")
 
 
 def _content_of(folder: Path) -> str:
-    with patience(folder, "looking at"):
-        names = [name for name in names_in(folder) if name.endswith((_ENDING, ".json"))]
+    with slow_io_warning(folder, "looking at"):
+        names = [name for name in list_names(folder) if name.endswith((_ENDING, ".json"))]
         return content_key([folder / name for name in names])

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from zephyr_jax.chat.message import BadRow
+from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.chat.template_date import now
 from zephyr_jax.chat.template_probe import probe_conversations, prompts_of
 from zephyr_jax.chat.template_source import own_template
@@ -230,7 +230,7 @@ def _probe_ids(chat: ChatTokenizer) -> Iterator[list[int] | None]:
         for messages, asks in ((probe, False), *((prompt, True) for prompt in prompts_of(probe))):
             try:
                 yield chat.encode(chat.template.text(messages, asks)).tokens.tolist()
-            except BadRow:
+            except SkippedRow:
                 yield None
 
 

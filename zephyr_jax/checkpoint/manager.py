@@ -14,7 +14,7 @@ from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
 from zephyr_jax.checkpoint.steps import FOLDER, SAVED, fingerprints, hush
 from zephyr_jax.config.sections import ScheduleOptions
 from zephyr_jax.errors import InputError
-from zephyr_jax.storage.files import Path, absolute, patience
+from zephyr_jax.storage.files import Path, absolute_path, slow_io_warning
 
 _ITEMS = ("parameters", "optimizer", "progress")
 
@@ -27,7 +27,7 @@ class CheckpointManager:
     """Steps under `<run>/checkpoints`. A step is readable only when all of it is written."""
 
     def __init__(self, run: Path, options: ScheduleOptions):
-        self._folder = absolute(run) / FOLDER
+        self._folder = absolute_path(run) / FOLDER
         keep: list[Any] = [policies.LatestN(options.keep_last)]
         if options.keep_best:
             keep.append(policies.BestN(get_metric_fn=_eval_loss, reverse=True, n=options.keep_best))
@@ -84,7 +84,7 @@ def _bfloat16(leaf: jax.Array) -> jax.Array:
 @contextmanager
 def _explained(folder: Path, doing: str) -> Iterator[None]:
     """The system's refusals, which orbax and tensorstore wrap in many ways, as InputError."""
-    with patience(folder, doing):
+    with slow_io_warning(folder, doing):
         try:
             yield
         except InputError:

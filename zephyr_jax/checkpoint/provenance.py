@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from zephyr_jax.checkpoint.hf.folder import read_json
-from zephyr_jax.storage.files import Path, write_whole
+from zephyr_jax.storage.files import Path, write_atomic
 
 FILE = "provenance.json"
 _PACKAGES = (
@@ -57,7 +57,7 @@ def read_record(folder: Path | LocalPath) -> Record | None:
 
 def write_record(folder: Path, record: Record) -> None:
     """Put the record beside what it tells of."""
-    write_whole(folder / FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(folder / FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def chain(record: Record) -> list[Record]:

@@ -16,12 +16,12 @@ from zephyr_jax.checkpoint.hf.weight_files import INDEX, SINGLE, TensorFiles, ch
 from zephyr_jax.checkpoint.provenance import Record, read_record
 from zephyr_jax.checkpoint.steps import FOLDER, check_step, restore_parameters
 from zephyr_jax.config.sections import ForwardOptions, ModelOptions, WeightsOptions
-from zephyr_jax.errors import InputError, listing, shown
+from zephyr_jax.errors import InputError, join_items, truncate_repr
 from zephyr_jax.model.config import ModelShape, shape_from_hf
 from zephyr_jax.model.decoder import Compute, abstract_model
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.parallel.sharding import Rules, parameter_shardings
-from zephyr_jax.storage.files import Path, check_can_be_read, local_copy, names_in, open_path
+from zephyr_jax.storage.files import Path, check_readable, list_names, local_copy, open_path
 
 MODEL_FOLDER = "model"
 """Inside a run: config.json, generation_config.json and the files of the tokenizer that it trains with."""
@@ -70,7 +70,7 @@ class AbstractModel:
 
 def tokenizer_path(options: WeightsOptions) -> str:
     """Where a model's tokenizer is: in the run, or at the path itself (a hub id downloads nothing else)."""
-    check_can_be_read(options.path)
+    check_readable(options.path)
     path = open_path(options.path)
     run = path / MODEL_FOLDER
     if not (run.is_dir() or path.is_dir()):
@@ -81,7 +81,7 @@ def tokenizer_path(options: WeightsOptions) -> str:
 def tokenizer_only(options: WeightsOptions) -> str | None:
     """The path of a folder with a tokenizer and no model, which `preview` takes, too; None for all else."""
     path = open_path(options.path)
-    if (path / MODEL_FOLDER).is_dir() or not path.is_dir() or "config.json" in names_in(path):
+    if (path / MODEL_FOLDER).is_dir() or not path.is_dir() or "config.json" in list_names(path):
         return None
     return str(local_copy(path, _COPIED))
 
@@ -91,7 +91,7 @@ def find_model(options: WeightsOptions, *, weights: bool = True) -> ModelSource:
 
     With `weights` false, those of a hub id are not downloaded.
     """
-    check_can_be_read(options.path)
+    check_readable(options.path)
     path = open_path(options.path)
     step = None
     if path.parent.name == FOLDER and path.name.isdigit():
@@ -99,7 +99,7 @@ def find_model(options: WeightsOptions, *, weights: bool = True) -> ModelSource:
     run = path if (path / MODEL_FOLDER).is_dir() else None
     home = run or open_folder(options.path, options.revision, weights=weights)
     if run is None:
-        check_no_adapter(home, names_in(home))
+        check_no_adapter(home, list_names(home))
     folder = local_copy(home / MODEL_FOLDER if run else home, _COPIED)
     config = read_json(folder / "config.json")
     try:
@@ -109,8 +109,8 @@ def find_model(options: WeightsOptions, *, weights: bool = True) -> ModelSource:
     named = config.get("transformers_weights")
     if named not in (None, SINGLE, INDEX):
         raise InputError(
-            f"{home}/config.json sets transformers_weights to {shown(named)}, and only {SINGLE} and {INDEX} are read. Give the "
-            "file one of these names, and remove the field."
+            f"{home}/config.json sets transformers_weights to {truncate_repr(named)}, and only {SINGLE} and {INDEX} are read. "
+            "Give the file one of these names, and remove the field."
         )
     return ModelSource(options.path, folder, home, run, step, config, shape)
 
@@ -183,6 +183,6 @@ def check_vocabulary(
     if used:
         raise InputError(
             f"The tokenizer of {asked} has {len(tokenizer)} tokens and the model embeds {shape.vocab}: {len(used)} of those "
-            f"beyond can occur ({listing(map(shown, sorted(used, key=beyond.__getitem__)), 4)}). They do not belong together: "
-            "take the tokenizer from the checkpoint's own folder."
+            f"beyond can occur ({join_items(map(truncate_repr, sorted(used, key=beyond.__getitem__)), 4)}). They do not belong "
+            "together: take the tokenizer from the checkpoint's own folder."
         )

@@ -13,9 +13,9 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
-from zephyr_jax.errors import InputError, listing
-from zephyr_jax.storage.cloud import hush_given_up_reads, out_of_reach
-from zephyr_jax.storage.files import Path, absolute, move_folder, names_in, patience
+from zephyr_jax.errors import InputError, join_items
+from zephyr_jax.storage.cloud import is_unreachable, silence_abandoned_reads
+from zephyr_jax.storage.files import Path, absolute_path, list_names, move_folder, slow_io_warning
 
 FOLDER = "checkpoints"
 DAMAGED = "damaged"
@@ -35,9 +35,9 @@ def fingerprints(parameters: Any, optimizer: Any) -> dict[str, str]:
 
 def steps_in(run: Path) -> list[int]:
     """Every complete step of a run, in order."""
-    folder = absolute(run) / FOLDER
-    with patience(folder, "looking at"):
-        numbers = [int(name) for name in names_in(folder) if name.isdigit()]
+    folder = absolute_path(run) / FOLDER
+    with slow_io_warning(folder, "looking at"):
+        numbers = [int(name) for name in list_names(folder) if name.isdigit()]
         return sorted(step for step in numbers if ocp.utils.is_checkpoint_finalized(folder / str(step)))
 
 
@@ -46,7 +46,7 @@ def read_progress(run: Path, step: int) -> dict[str, Any]:
     with _reading(run, step) as folder:
         progress = ocp.JsonCheckpointHandler().restore(folder / "progress", args=ocp.args.JsonRestore())
         if missing := {"data", "config", "identity"} - progress.keys():
-            raise ValueError(f"its progress lacks {listing(sorted(missing))}")
+            raise ValueError(f"its progress lacks {join_items(sorted(missing))}")
         return progress
 
 
@@ -86,8 +86,8 @@ def saved_fingerprint(run: Path, step: int | None) -> str | None:
 
 def set_aside(run: Path, step: int) -> Path:
     """Move a damaged step out of the way of those to come; nothing is deleted. One process does this."""
-    place = absolute(run) / DAMAGED / f"{step}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
-    move_folder(absolute(run) / FOLDER / str(step), place)
+    place = absolute_path(run) / DAMAGED / f"{step}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+    move_folder(absolute_path(run) / FOLDER / str(step), place)
     return place
 
 
@@ -102,14 +102,14 @@ def _restored(run: Path, step: int, item: str, abstract: Any, said: dict[str, st
 
 @contextmanager
 def _reading(run: Path, step: int) -> Iterator[Path]:
-    folder = absolute(run) / FOLDER / str(step)
-    with patience(folder, "reading"):
+    folder = absolute_path(run) / FOLDER / str(step)
+    with slow_io_warning(folder, "reading"):
         try:
             yield folder
         except InputError:
             raise
         except Exception as error:  # tensorstore, orbax and zstd raise many kinds for a file that is not as it was
-            if out_of_reach(error) or "RESOURCE_EXHAUSTED" in str(error):
+            if is_unreachable(error) or "RESOURCE_EXHAUSTED" in str(error):
                 raise
             hush()
             reason = " ".join(str(error).split())[:200]
@@ -124,4 +124,4 @@ def hush() -> None:
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     for name in ("absl", "asyncio", "concurrent.futures"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    hush_given_up_reads()
+    silence_abandoned_reads()

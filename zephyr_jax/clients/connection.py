@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 from zephyr_jax.clients.decompress import ENCODINGS, UnusableReply, bound_reply
 from zephyr_jax.clients.rate_limit import wait_of
 from zephyr_jax.config.sections import EndpointOptions
-from zephyr_jax.errors import InputError, shown
-from zephyr_jax.storage.secret import redacted
+from zephyr_jax.errors import InputError, truncate_repr
+from zephyr_jax.storage.api_key import redact
 
 _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
 _HOPELESS = (401, 402, 404)  # not 403: routers of several models say so of a text that was flagged
@@ -39,7 +39,7 @@ def check_address(url: str) -> None:
         sound = False
     if not sound or any(letter.isspace() or not letter.isprintable() for letter in url):
         raise InputError(
-            f"The address {shown(url)} is none: it needs http:// or https://, a host, and mostly /v1 at the end."
+            f"The address {truncate_repr(url)} is none: it needs http:// or https://, a host, and mostly /v1 at the end."
         )
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise InputError(
@@ -141,13 +141,13 @@ class Line:
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
-            words = f"it says {shown(self._silent(text))}, which is no JSON object. Is it an OpenAI-compatible address?"
+            words = f"it says {truncate_repr(self._silent(text))}, which is no JSON object. Is it an OpenAI-compatible address?"
             raise Trouble(words, again=True, lost=True)
         return found
 
     def _silent(self, text: str) -> str:
         """The same without the key, which some servers repeat."""
-        return redacted(text, self._key)
+        return redact(text, self._key)
 
 
 def _now() -> float:

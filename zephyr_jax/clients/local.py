@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from zephyr_jax.chat.message import BadRow
+from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.clients.remote import Ask, Said
-from zephyr_jax.errors import shown
+from zephyr_jax.errors import truncate_repr
 from zephyr_jax.generate.engine import Engine, Request
 from zephyr_jax.generate.load import Found, answers, fitted, say_cut
 from zephyr_jax.storage.files import Path
@@ -74,7 +74,7 @@ class OwnModel:
         for name, ask in asks.items():
             try:
                 prompt = self._tokenizer.prompt(list(ask.messages))
-            except BadRow as error:
+            except SkippedRow as error:
                 refused[name] = Said("", str(error))
                 continue
             kept, most = fitted(prompt, ask.max_tokens, self._context) if self._cut else (prompt, ask.max_tokens)
@@ -93,7 +93,9 @@ class OwnModel:
 def _problem(line: dict[str, Any]) -> str:
     """What is wrong with a line of the journal; empty where nothing is."""
     sound = isinstance(line.get("request"), str) and isinstance(line.get("text"), str) and type(line.get("cut")) is bool
-    return "" if sound else f"expected texts in `request` and `text` and true or false in `cut`, got {shown(line)}"
+    return (
+        "" if sound else f"expected texts in `request` and `text` and true or false in `cut`, got {truncate_repr(line)}"
+    )
 
 
 def _name(ask: Ask) -> str:

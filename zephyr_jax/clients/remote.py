@@ -17,9 +17,9 @@ from zephyr_jax.clients.budget import Budget, Cost
 from zephyr_jax.clients.connection import Line, Trouble, check_address
 from zephyr_jax.clients.reply import Said, line_of, problem_of, said_in, tokens_of
 from zephyr_jax.config.sections import EndpointOptions
-from zephyr_jax.errors import InputError, printable, shown
+from zephyr_jax.errors import InputError, escape_control_chars, truncate_repr
+from zephyr_jax.storage.api_key import read_api_key
 from zephyr_jax.storage.journal import Journal
-from zephyr_jax.storage.secret import secret
 
 __all__ = ["Ask", "Endpoint", "Said", "problem_of"]
 
@@ -73,7 +73,7 @@ class Endpoint:
         check_address(url)
         self._url, self._options, self._journal = url.rstrip("/"), options, journal
         self._known = {line["request"]: line for line in journal.lines if "text" in line}
-        self._key = secret(options.key_variable, "endpoint.key_variable")
+        self._key = read_api_key(options.key_variable, "endpoint.key_variable")
         self._budget, self._surplus, self._told = budget or Budget(options), Cost(), set[str]()
         self._refused, self._answered = 0, any("refused" not in line for line in self._known.values())
         for cost, lost in _paid(journal.lines):
@@ -194,7 +194,7 @@ class Endpoint:
         """Say why nothing moves, once for each kind of trouble."""
         if str(trouble) not in self._told and len(self._told) < _KINDS:
             self._told.add(str(trouble))
-            print(f"{self._url}: {printable(str(trouble))}; it is asked again", file=sys.stderr, flush=True)
+            print(f"{self._url}: {escape_control_chars(str(trouble))}; it is asked again", file=sys.stderr, flush=True)
 
     async def _only_model(self) -> str:
         try:
@@ -205,7 +205,7 @@ class Endpoint:
                 f"{self._url} cannot be reached: {_told(trouble)}. Check the address (it ends in /v1) and the key."
             ) from trouble
         if len(names) != 1:
-            raise InputError(f"{self._url} serves {len(names)} models ({shown(names)}). Name one of them.")
+            raise InputError(f"{self._url} serves {len(names)} models ({truncate_repr(names)}). Name one of them.")
         return names[0]
 
     def _name(self, ask: Ask) -> str:

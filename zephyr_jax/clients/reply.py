@@ -6,7 +6,7 @@ from typing import Any
 
 from zephyr_jax.clients.budget import Cost
 from zephyr_jax.clients.connection import Trouble
-from zephyr_jax.errors import shown
+from zephyr_jax.errors import truncate_repr
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,11 @@ def line_of(name: str, reply: dict[str, Any], held: Cost) -> dict[str, Any]:
         content = message.get("content") if message.keys() & {"refusal", "tool_calls"} else message["content"]
         reason = choice.get("finish_reason")
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise Trouble(f"a reply without a message: {shown(reply)}", again=True, alone=True, lost=True) from error
+        raise Trouble(
+            f"a reply without a message: {truncate_repr(reply)}", again=True, alone=True, lost=True
+        ) from error
     if reason == "error" or choice.get("error"):
-        detail = shown(choice.get("error") or "no reason is given")
+        detail = truncate_repr(choice.get("error") or "no reason is given")
         raise Trouble(f"a reply that ended in an error: {detail}", again=True, alone=True, lost=True)
     text = _unicode(_text_of(content))
     usage: dict[str, Any] = found if isinstance(found := reply.get("usage"), dict) else {}
@@ -80,10 +82,10 @@ def _no_answer(text: str, reason: Any, message: dict[str, Any]) -> str:
 def problem_of(line: dict[str, Any]) -> str:
     """What is wrong with a line of an endpoint's journal; empty where nothing is."""
     if not isinstance(line.get("request"), str):
-        return f"expected a text in `request`, got {shown(line.get('request'))}"
+        return f"expected a text in `request`, got {truncate_repr(line.get('request'))}"
     for name in ("prompt_tokens", "completion_tokens"):
         if _count(line.get(name), -1) < 0:
-            return f"expected a count in `{name}`, got {shown(line.get(name))}"
+            return f"expected a count in `{name}`, got {truncate_repr(line.get(name))}"
     if not line.keys() & {"text", "sent", "lost", "free"}:
         return "expected one of `text`, `sent`, `lost` and `free`"
     texts = [line[name] for name in ("text", "refused") if name in line]

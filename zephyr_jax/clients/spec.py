@@ -9,7 +9,7 @@ from typing import Protocol
 
 from zephyr_jax.clients.remote import Ask, Said
 from zephyr_jax.config.sampling import MAX_TEMPERATURE
-from zephyr_jax.errors import InputError, shown, suggestion
+from zephyr_jax.errors import InputError, did_you_mean, truncate_repr
 
 _SETTINGS = ("name", "temperature", "key", "price_in", "price_out")
 _NUMBERS = ("temperature", "price_in", "price_out")
@@ -68,18 +68,20 @@ def read_voice(words: str) -> VoiceWords:
     for pair in pairs:
         name, _, value = pair.partition("=")
         if name not in _SETTINGS:
-            raise InputError(f"The model {shown(words)} has a setting `{name}`.{suggestion(name, _SETTINGS)}")
+            raise InputError(f"The model {truncate_repr(words)} has a setting `{name}`.{did_you_mean(name, _SETTINGS)}")
         if name in found or not value:
-            raise InputError(f"The model {shown(words)} gives `{name}` {'twice' if name in found else 'no value'}.")
+            raise InputError(
+                f"The model {truncate_repr(words)} gives `{name}` {'twice' if name in found else 'no value'}."
+            )
         found[name] = value
     numbers = {name: _number(words, name, found[name]) if name in found else None for name in _NUMBERS}
     address = re.fullmatch(r"(?:(?P<model>.+?)@)?(?P<url>https?://.+)", head)
     if not head.strip():
-        raise InputError(f"The model {shown(words)} names nothing. Write a path, or MODEL@http://HOST:PORT/v1.")
+        raise InputError(f"The model {truncate_repr(words)} names nothing. Write a path, or MODEL@http://HOST:PORT/v1.")
     if not address and (endpoint_only := found.keys() & {"key", "price_in", "price_out"}):
         raise InputError(
-            f"The model {shown(words)} is no address, so {', '.join(sorted(endpoint_only))} would do nothing. Leave it out, or "
-            "write MODEL@http://HOST:PORT/v1."
+            f"The model {truncate_repr(words)} is no address, so {', '.join(sorted(endpoint_only))} would do nothing. Leave it "
+            "out, or write MODEL@http://HOST:PORT/v1."
         )
     url, model = (address["url"], address["model"]) if address else (None, None)
     return VoiceWords(None if address else head, url, model, found.get("name"), key=found.get("key"), **numbers)
@@ -93,6 +95,7 @@ def _number(words: str, name: str, value: str) -> float:
     limit = MAX_TEMPERATURE if name == "temperature" else 1e6
     if not 0 <= number <= limit:
         raise InputError(
-            f"The model {shown(words)} has `{name}` {shown(value)}. It needs a number, zero or greater, at most {limit:g}."
+            f"The model {truncate_repr(words)} has `{name}` {truncate_repr(value)}. It needs a number, zero or greater, at "
+            f"most {limit:g}."
         )
     return number

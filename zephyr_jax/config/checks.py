@@ -15,7 +15,7 @@ from zephyr_jax.config.sections import (
     ScheduleOptions,
     ScoringOptions,
 )
-from zephyr_jax.errors import InputError, shown
+from zephyr_jax.errors import InputError, truncate_repr
 
 _MOST = 2**31 - 1
 """Tokens, rows and steps are counted in 32 bits on the device."""
@@ -37,7 +37,8 @@ def check_positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not 0 < value <= _MOST:
             refuse(
-                f"{name.replace('__', '.')} is {shown(value)}.", f"It must be greater than zero and at most {_MOST:,}."
+                f"{name.replace('__', '.')} is {truncate_repr(value)}.",
+                f"It must be greater than zero and at most {_MOST:,}.",
             )
 
 
@@ -45,7 +46,10 @@ def check_not_negative(**values: float) -> None:
     """Numbers must be zero or greater, and finite; `a__b` stands for `a.b`."""
     for name, value in values.items():
         if not 0 <= value <= _MOST:
-            refuse(f"{name.replace('__', '.')} is {shown(value)}.", f"It must not be negative, and at most {_MOST:,}.")
+            refuse(
+                f"{name.replace('__', '.')} is {truncate_repr(value)}.",
+                f"It must not be negative, and at most {_MOST:,}.",
+            )
 
 
 def check_sampling(temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zephyr_jax.errors import InputError, shown
+from zephyr_jax.errors import InputError, truncate_repr
 
 GREEDY_BELOW = 1e-5
 """A temperature below this is greedy: float32 logits divided by it overflow."""
@@ -67,7 +67,7 @@ def check_stop_ids(ids: Any, vocab: int, source: str) -> tuple[int, ...]:
     for value in listed:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < vocab:
             raise InputError(
-                f"{source}: expected end token ids from 0 to {vocab - 1:,} (one integer or a list), got {shown(value)}. "
+                f"{source}: expected end token ids from 0 to {vocab - 1:,} (one integer or a list), got {truncate_repr(value)}. "
                 "Correct the file, or remove the entry."
             )
     if len(set(listed)) > MAX_STOP_IDS:
@@ -84,7 +84,7 @@ def _real(name: str, value: Any, low: float, high: float, hint: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not low <= number <= high:
-        raise InputError(f"{name} is {shown(value)}. Expected a number from {low:g} to {high:g}; {hint}.")
+        raise InputError(f"{name} is {truncate_repr(value)}. Expected a number from {low:g} to {high:g}; {hint}.")
     return number
 
 
@@ -94,5 +94,5 @@ def _integer(name: str, value: Any, high: int) -> int:
     except TypeError:
         number = -1
     if not 0 <= number <= high:
-        raise InputError(f"{name} is {shown(value)}. Expected an integer from 0 to {high:,}.")
+        raise InputError(f"{name} is {truncate_repr(value)}. Expected an integer from 0 to {high:,}.")
     return number

@@ -10,9 +10,9 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from zephyr_jax.config.sections import settled
-from zephyr_jax.errors import InputError, shown, suggestion
+from zephyr_jax.errors import InputError, did_you_mean, truncate_repr
 from zephyr_jax.storage.files import check_regular
-from zephyr_jax.storage.nearby import nearest
+from zephyr_jax.storage.suggest import suggest_path
 
 _FREE_TEXT = (
     "system",
@@ -42,7 +42,7 @@ class _Loader(yaml.SafeLoader):
         for name, _ in node.value:
             if isinstance(name, yaml.ScalarNode) and name.value in said:
                 line = name.start_mark.line + 1
-                raise yaml.YAMLError(f"line {line} sets {shown(name.value)} a second time; keep one")
+                raise yaml.YAMLError(f"line {line} sets {truncate_repr(name.value)} a second time; keep one")
             said.add(name.value if isinstance(name, yaml.ScalarNode) else "")
         return super().construct_mapping(node, deep)
 
@@ -50,7 +50,9 @@ class _Loader(yaml.SafeLoader):
         number = super().construct_yaml_int(node)
         if abs(number) >= 2**63:
             line = node.start_mark.line + 1
-            raise yaml.YAMLError(f"line {line} holds {shown(node.value)}, more than 64 bits; a smaller number is meant")
+            raise yaml.YAMLError(
+                f"line {line} holds {truncate_repr(node.value)}, more than 64 bits; a smaller number is meant"
+            )
         return number
 
 
@@ -68,7 +70,7 @@ def load_card[C](kind: type[C], path: str | Path) -> C:
         content = yaml.load(Path(os.path.expanduser(path)).read_text(), _Loader)
     except OSError as error:
         raise InputError(
-            f"Cannot read the card {path}: {error.strerror}.{nearest(path)} Pass the path of a YAML file."
+            f"Cannot read the card {path}: {error.strerror}.{suggest_path(path)} Pass the path of a YAML file."
         ) from error
     except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -106,7 +108,7 @@ def _expanded(value: Any, name: str) -> Any:
     expanded = os.path.expanduser(path)
     if expanded == path and re.match(r"~[^/]*/", path):
         raise InputError(
-            f"`{name}` is {shown(value)}: expected a path, got the home folder of an unknown user. Write the whole "
+            f"`{name}` is {truncate_repr(value)}: expected a path, got the home folder of an unknown user. Write the whole "
             "path, or `./~...` for a folder of that name."
         )
     return before + equals + expanded
@@ -116,13 +118,15 @@ def from_dict[C](kind: type[C], content: Any, where: str, prefix: str = "") -> C
     """Build a config dataclass from plain values; `where` names the source in errors."""
     if not isinstance(content, dict):
         section = prefix.rstrip(".") or "the card"
-        raise InputError(f"{where}: `{section}` holds {shown(content)}; it needs settings, one `name: value` per line.")
+        raise InputError(
+            f"{where}: `{section}` holds {truncate_repr(content)}; it needs settings, one `name: value` per line."
+        )
     types = get_type_hints(kind)
     values = {}
     for name, value in content.items():
         if name not in types:
             raise InputError(
-                f"{where}: `{prefix}{str(name)[:80]}` is not a setting.{suggestion(str(name), types, prefix)}"
+                f"{where}: `{prefix}{str(name)[:80]}` is not a setting.{did_you_mean(str(name), types, prefix)}"
             )
         values[name] = _typed(types[name], value, where, f"{prefix}{name}")
     return kind(**values)
@@ -136,12 +140,12 @@ def _typed(kind: Any, value: Any, where: str, name: str) -> Any:
             f"{where}: `{name}` is {value!r}: it needs no truth value but {getattr(kind, '__name__', kind)}."
         )
     if isinstance(value, str) and "\0" in value:
-        raise InputError(f"{where}: `{name}` is {shown(value)}: it holds a NUL character; take that out.")
+        raise InputError(f"{where}: `{name}` is {truncate_repr(value)}: it holds a NUL character; take that out.")
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
         reason = "; ".join(detail["msg"] for detail in error.errors())
-        raise InputError(f"{where}: `{name}` is {shown(value)}: {reason}.") from error
+        raise InputError(f"{where}: `{name}` is {truncate_repr(value)}: {reason}.") from error
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from safetensors.numpy import load, save
 from zephyr_jax.batch import PairBatch, TokenBatch
 from zephyr_jax.data.loader import Batch
 from zephyr_jax.errors import InputError
-from zephyr_jax.storage.files import Path, check_regular, open_path, patience, write_whole
+from zephyr_jax.storage.files import Path, check_regular, open_path, slow_io_warning, write_atomic
 
 _FACTS = "facts"
 _PAIRS = ("reference", "present")
@@ -22,14 +22,14 @@ def write_batch(path: Path, batch: Batch, facts: dict[str, Any]) -> None:
     if isinstance(batch, PairBatch):
         arrays |= {name: getattr(batch, name) for name in _PAIRS}
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_whole(path, save(contiguous, metadata={_FACTS: json.dumps(facts)}))
+    write_atomic(path, save(contiguous, metadata={_FACTS: json.dumps(facts)}))
 
 
 def read_batch(path: str) -> tuple[Batch, dict[str, Any]]:
     """A batch and its facts. Raises InputError when the file is not there or is no such file."""
     try:
         check_regular(path)
-        with patience(path, "reading"):
+        with slow_io_warning(path, "reading"):
             content = open_path(path).read_bytes()
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         facts, arrays = json.loads(header["__metadata__"][_FACTS]), load(content)

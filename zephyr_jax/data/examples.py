@@ -16,14 +16,14 @@ import multiprocess
 import numpy as np
 from datasets import Dataset, Features, List, Value
 
-from zephyr_jax.chat.message import BadRow, OverLong
+from zephyr_jax.chat.message import OverLengthRow, SkippedRow
 from zephyr_jax.chat.tokenizer import ChatTokenizer, Segment
 from zephyr_jax.config.sections import DataOptions, is_unset
 from zephyr_jax.data.filter_stats import FilterStats, filter_stats
 from zephyr_jax.data.formats import CONVERSATIONS, PAIRS, SCORES, Format, number, recognized, unused_columns
 from zephyr_jax.data.segments import conversation, preference
 from zephyr_jax.data.sources import Rows, decode, open_rows
-from zephyr_jax.errors import InputError, listing
+from zephyr_jax.errors import InputError, join_items
 
 _FEATURES = Features(
     {
@@ -115,7 +115,7 @@ class Examples:
 
 
 def _some(ids: list[str], most: int = 3) -> str:
-    return listing([identity[:16] for identity in ids], most)
+    return join_items([identity[:16] for identity in ids], most)
 
 
 def load_conversations(data: DataOptions, tokenizer: ChatTokenizer, path: str, split: str) -> Examples:
@@ -147,7 +147,7 @@ def _described(examples: Examples, rows: Rows, formats: Sequence[Format]) -> Exa
     sample = [recognized(row, formats) for row in islice(rows, _SAMPLE)]
     found = list(dict.fromkeys(each for each in sample if each))
     unused = unused_columns(rows.fields, found)
-    notes = (*rows.notes, f"unused columns: {listing(unused)}") if unused else rows.notes
+    notes = (*rows.notes, f"unused columns: {join_items(unused)}") if unused else rows.notes
     return replace(examples, formats=tuple(each.name for each in found), notes=notes)
 
 
@@ -217,8 +217,8 @@ def _need_columns(rows: Rows, path: str, kind: str, formats: Sequence[Format]) -
     missing = [name for name in needed if name not in rows.fields]
     others = [each.name for each in formats if each.columns != tuple(needed)]
     raise InputError(
-        f"{path} has no column {listing(missing)}; it has {listing(rows.fields)}. {kind} need {listing(needed)} with "
-        f"[{{role, content}}, ...] in each row, or the columns {listing(others, 20)}.{_instead(rows.fields)}"
+        f"{path} has no column {join_items(missing)}; it has {join_items(rows.fields)}. {kind} need {join_items(needed)} with "
+        f"[{{role, content}}, ...] in each row, or the columns {join_items(others, 20)}.{_instead(rows.fields)}"
     )
 
 
@@ -295,10 +295,10 @@ def _row(tokenise: Tokenise, may_cut: bool, cells: dict[str, str | None], index:
     try:
         try:
             segments = tokenise(row, False)
-        except OverLong as error:
+        except OverLengthRow as error:
             cut, overlong, size = may_cut, str(error), error.tokens
             segments = tokenise(row, may_cut)
-    except BadRow as error:
+    except SkippedRow as error:
         problem = str(error)
     return {
         "id": identity,

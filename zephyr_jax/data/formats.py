@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from zephyr_jax.chat.message import BadRow, Message
+from zephyr_jax.chat.message import Message, SkippedRow
 from zephyr_jax.chat.message_formats import (
     FIELDS,
     MEDIA,
@@ -32,7 +32,7 @@ class Format:
     columns: tuple[str, ...]
     """Columns that a row of this format has."""
     read: Callable[[Row], Any]
-    """Its messages, or for preferences both dialogues. Raises BadRow."""
+    """Its messages, or for preferences both dialogues. Raises SkippedRow."""
     optional: tuple[str, ...] = ()
     """Further columns that it uses."""
 
@@ -49,12 +49,12 @@ def conversation(row: Row, contradictions: bool = False) -> dict[str, Any]:
         contradictions: Whether a `prompt` that is not in the messages is accepted.
 
     Raises:
-        BadRow: The row has no such format, or something in it that can neither be honored nor be ignored.
+        SkippedRow: The row has no such format, or something in it that can neither be honored nor be ignored.
     """
     _refuse_media(row)
     chosen = recognized(row, CONVERSATIONS)
     if chosen is None:
-        raise BadRow("messages is NoneType, not a list, and no other columns hold a conversation")
+        raise SkippedRow("messages is NoneType, not a list, and no other columns hold a conversation")
     _refuse_labels(row, chosen)
     messages = _with_context(row, chosen.read(row))
     if "prompt" not in chosen.columns and not contradictions:
@@ -68,7 +68,7 @@ def preference(row: Row, contradictions: bool = False) -> dict[str, Any]:
     chosen = recognized(row, PAIRS)
     if chosen is None:
         missing = "rejected" if row.get("chosen") is not None else "chosen"
-        raise BadRow(f"{missing} does not end with an assistant answer")
+        raise SkippedRow(f"{missing} does not end with an assistant answer")
     sides = chosen.read(row)
     if not contradictions:
         _check_scores(row)
@@ -77,7 +77,7 @@ def preference(row: Row, contradictions: bool = False) -> dict[str, Any]:
 
 
 def question(row: Row) -> list[Message]:
-    """The messages of a row that ask for an answer: everything before the last answer. Raises BadRow."""
+    """The messages of a row that ask for an answer: everything before the last answer. Raises SkippedRow."""
     if recognized(row, PAIRS):
         messages = preference(row, contradictions=True)["chosen"]
     elif recognized(row, CONVERSATIONS):
@@ -86,7 +86,7 @@ def question(row: Row) -> list[Message]:
         messages = _with_context(row, _asked(row) or [])
     messages = messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
     if not messages:
-        raise BadRow(f"no known format; prompts are read from prompt, {_wanted(CONVERSATIONS)}")
+        raise SkippedRow(f"no known format; prompts are read from prompt, {_wanted(CONVERSATIONS)}")
     return messages
 
 
@@ -128,7 +128,7 @@ def _exchange(asked: str, answered: str, context: tuple[str, ...] = ()) -> Forma
 def _question_of(row: Row, asked: str, context: tuple[str, ...]) -> list[Message]:
     more = [row[name] for name in context if row.get(name)]
     if any(not isinstance(each, str) for each in more) or (more and not isinstance(row[asked], str)):
-        raise BadRow(f"{asked} and {' and '.join(context)} are not text")
+        raise SkippedRow(f"{asked} and {' and '.join(context)} are not text")
     return _turns("\n".join([row[asked], *more]) if more else row[asked], "user", asked)
 
 
@@ -174,7 +174,7 @@ def _asked(row: Row) -> list[Message] | None:
 
 def _prompt(value: Any, name: str) -> list[Message]:
     if not isinstance(value, list | dict | str):
-        raise BadRow(
+        raise SkippedRow(
             f"the answers are without a question and `{name}` is {type(value).__name__}, neither text nor messages"
         )
     return messages_of(value, name)
@@ -186,19 +186,19 @@ def _pair(row: Row) -> dict[str, list[Message]]:
     if all(whole.values()):
         return answers
     if any(whole.values()):
-        raise BadRow("one of chosen and rejected is a whole dialogue, the other only an answer")
+        raise SkippedRow("one of chosen and rejected is a whole dialogue, the other only an answer")
     before = _asked(row)
     if before is None and row.get("messages") is not None:
         before = messages_of(row["messages"], "messages")
     if not before:
-        raise BadRow("chosen and rejected are answers without a question: there is no `prompt`")
+        raise SkippedRow("chosen and rejected are answers without a question: there is no `prompt`")
     return {side: [*before, *messages] for side, messages in answers.items()}
 
 
 def _answer(value: Any, side: str) -> list[Message]:
     messages = _turns(value, "assistant", side) if value != [] else []
     if not messages or messages[-1]["role"] != "assistant":
-        raise BadRow(f"{side} does not end with an assistant answer")
+        raise SkippedRow(f"{side} does not end with an assistant answer")
     return messages
 
 
@@ -240,14 +240,14 @@ def _wanted(formats: Iterable[Format]) -> str:
 
 
 def _with_context(row: Row, messages: list[Message]) -> list[Message]:
-    """The messages with those of the columns `system` and `history` before them. Raises BadRow when systems differ."""
+    """The messages with those of the columns `system` and `history` before them. Raises SkippedRow when systems differ."""
     given = {row[name] for name in _SYSTEM if isinstance(row.get(name), str) and row[name].strip()}
     odd = [name for name in _SYSTEM if row.get(name) is not None and not isinstance(row[name], str)]
     own, rest = (messages[:1], messages[1:]) if messages and messages[0]["role"] == "system" else ([], messages)
     if odd:
-        raise BadRow(f"`{odd[0]}` is {type(row[odd[0]]).__name__}, not text")
+        raise SkippedRow(f"`{odd[0]}` is {type(row[odd[0]]).__name__}, not text")
     if len(given | {message["content"] for message in own}) > 1:
-        raise BadRow("the column `system` contradicts the system message")
+        raise SkippedRow("the column `system` contradicts the system message")
     return [*(own or [text_message("system", text) for text in given]), *_history(row), *rest]
 
 
@@ -270,27 +270,27 @@ def _tools(row: Row) -> list[Any] | None:
     if not value:
         return None
     if not isinstance(value, list):
-        raise BadRow(f"tools is {type(value).__name__}, not a list")
+        raise SkippedRow(f"tools is {type(value).__name__}, not a list")
     return value
 
 
 def _refuse_media(row: Row) -> None:
     for name in MEDIA:
         if row.get(name):
-            raise BadRow(f"it has `{name}`; only text is trained")
+            raise SkippedRow(f"it has `{name}`; only text is trained")
 
 
 def _refuse_labels(row: Row, chosen: Format) -> None:
-    """Raise BadRow for rows that state whether one answer is good: not every answer in them is to be imitated."""
+    """Raise SkippedRow for rows that state whether one answer is good: not every answer in them is to be imitated."""
     labels = (True, False, "true", "false", "True", "False")
     for name in _LABELS:
         value = row.get(name)
         if isinstance(value, bool) or (value in labels and "completion" in chosen.columns) or (value in labels[2:]):
-            raise BadRow(f"it is a row for KTO (an answer with the label `{name}`), and no command trains on these")
+            raise SkippedRow(f"it is a row for KTO (an answer with the label `{name}`), and no command trains on these")
 
 
 def _check_prompt(prompt: Any, messages: list[Message]) -> None:
-    """Raise BadRow when a dialogue does not contain what the column `prompt` holds."""
+    """Raise SkippedRow when a dialogue does not contain what the column `prompt` holds."""
     if prompt is None or prompt == "":
         return
     if isinstance(prompt, str) and not is_transcript(prompt):
@@ -301,7 +301,7 @@ def _check_prompt(prompt: Any, messages: list[Message]) -> None:
         actual = [_core(message) for message in messages]
         agrees = expected in (actual[: len(expected)], actual[1 : len(expected) + 1])
     if not agrees:
-        raise BadRow("the column `prompt` contradicts the messages")
+        raise SkippedRow("the column `prompt` contradicts the messages")
 
 
 def _core(message: Message) -> tuple[Any, Any]:
@@ -309,11 +309,11 @@ def _core(message: Message) -> tuple[Any, Any]:
 
 
 def _check_scores(row: Row) -> None:
-    """Raise BadRow when a score ranks the answers the other way."""
+    """Raise SkippedRow when a score ranks the answers the other way."""
     for better, worse in SCORES:
         high, low = number(row.get(better)), number(row.get(worse))
         if high is not None and low is not None and high < low:
-            raise BadRow(f"`{better}` is below `{worse}`")
+            raise SkippedRow(f"`{better}` is below `{worse}`")
 
 
 def number(value: Any) -> float | None:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from zephyr_jax.storage.text import unique_names
+from zephyr_jax.storage.strict_json import reject_conflicting_names
 
 _PIECE = 2**20
 _SPACE = " \t\r\n\ufeff"
@@ -17,7 +17,7 @@ class JsonValues:
 
     def __init__(self, file: BinaryIO):
         self._file, self._decoder = file, codecs.getincrementaldecoder("utf-8")()
-        self._json = json.JSONDecoder(object_pairs_hook=unique_names)
+        self._json = json.JSONDecoder(object_pairs_hook=reject_conflicting_names)
         self._text, self._at, self._ended = "", 0, False
 
     def __iter__(self) -> Iterator[Any]:

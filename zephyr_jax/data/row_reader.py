@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from zephyr_jax.data.json_values import JsonValues
-from zephyr_jax.errors import InputError, listing
-from zephyr_jax.storage.text import parsed
+from zephyr_jax.errors import InputError, join_items
+from zephyr_jax.storage.strict_json import parse_json
 
 _BATCH = 256  # rows that are converted from Arrow at one time
 _EXCERPT = 200  # characters of a bad row
@@ -81,8 +81,8 @@ def check_suffix(name: str, allowed: Collection[str]) -> None:
     """Raise InputError for a file whose suffix is not one of those that are allowed."""
     if suffix_of(name) not in allowed:
         raise InputError(
-            f"{name} ends in `{PurePath(name).suffix}`; rows are read from {listing(allowed)} files, which may be compressed "
-            f"({listing(_OPENERS)}). Write it as one of these, or rename it."
+            f"{name} ends in `{PurePath(name).suffix}`; rows are read from {join_items(allowed)} files, which may be compressed "
+            f"({join_items(_OPENERS)}). Write it as one of these, or rename it."
         )
 
 
@@ -199,7 +199,7 @@ def _lines(opened: Callable[[], BinaryIO], name: str) -> Iterator[tuple[str, byt
 def _object(row: tuple[str, bytes], columns: Columns) -> SourceRow:
     place, line = row
     try:
-        content = parsed(line)
+        content = parse_json(line)
     except ValueError as error:
         return SourceRow(place, {}, "the line is no JSON", f"{error}: {line[:_EXCERPT].decode(errors='replace')}")
     return _row(place, content, columns)
@@ -227,7 +227,7 @@ def _csv(opened: Callable[[], BinaryIO], name: str, columns: Columns) -> Iterato
         names = reader.fieldnames or []
         if len(set(names)) < len(names):
             twice = sorted({each for each in names if names.count(each) > 1})
-            raise InputError(f"{name} names the column {listing(twice)} twice. Rename one.")
+            raise InputError(f"{name} names the column {join_items(twice)} twice. Rename one.")
         for number, content in enumerate(reader):
             yield _cells(f"{name} row {number}", dict(content), columns)
 

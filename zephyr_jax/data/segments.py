@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from zephyr_jax.chat.message import BadRow, Message, OverLong
+from zephyr_jax.chat.message import Message, OverLengthRow, SkippedRow
 from zephyr_jax.chat.tokenizer import ChatTokenizer, Segment
 from zephyr_jax.data import formats
 
@@ -18,22 +18,22 @@ def conversation(
     cut: bool,
     contradictions: bool = False,
 ) -> list[Segment]:
-    """One segment of a row in a format of `formats.CONVERSATIONS`. Raises BadRow with the reason when it cannot be used."""
+    """One segment of a row in a format of `formats.CONVERSATIONS`. Raises SkippedRow with the reason when it cannot be used."""
     chat = formats.conversation(row, contradictions)
     rendered = tokenizer.template.render(chat["messages"], tools=chat["tools"])
     segment = tokenizer.encode(rendered)
     if not segment.targets.any():
-        raise BadRow("no assistant answer to learn from")
+        raise SkippedRow("no assistant answer to learn from")
     if targets == "all":
         segment = Segment(segment.tokens, np.arange(len(segment)) > 0)
         if rendered.muted:
             segment.targets[tokenizer.encode(replace(rendered, spans=rendered.muted)).targets] = False
     if len(segment) > max_length:
         if not cut:
-            raise OverLong(f"over-length: more than max_length {max_length} tokens", len(segment))
+            raise OverLengthRow(f"over-length: more than max_length {max_length} tokens", len(segment))
         segment = segment.head(max_length)
     if not segment.targets.any():
-        raise BadRow(f"no target token within the first {max_length} tokens")
+        raise SkippedRow(f"no target token within the first {max_length} tokens")
     return [segment]
 
 
@@ -48,30 +48,30 @@ def preference(
     """Chosen and rejected segments of a row; only answers after the messages that both sides share count.
 
     An over-long pair is cut as the reference DPO code does: first the prompt to its last `max_prompt` tokens (BOS
-    stays), then each answer to the tokens that still fit, from its start. Raises BadRow.
+    stays), then each answer to the tokens that still fit, from its start. Raises SkippedRow.
     """
     pair = formats.preference(row, contradictions)
     dialogues = (pair["chosen"], pair["rejected"])
     shared = _shared_messages(*dialogues)
     sides = [_answers_after(tokenizer, dialogue, shared, pair["tools"]) for dialogue in dialogues]
     if not all(side.targets.any() for side in sides):
-        raise BadRow("no assistant answer to learn from")
+        raise SkippedRow("no assistant answer to learn from")
     starts = [int(side.targets.argmax()) for side in sides]
     prompt = sides[0].tokens[: starts[0]]
     if not np.array_equal(prompt, sides[1].tokens[: starts[1]]):
-        raise BadRow("the prompt becomes different tokens before the chosen and the rejected answer")
+        raise SkippedRow("the prompt becomes different tokens before the chosen and the rejected answer")
     if np.array_equal(sides[0].tokens, sides[1].tokens):
-        raise BadRow("chosen and rejected are identical")
+        raise SkippedRow("chosen and rejected are identical")
     longest = max(len(side) for side in sides)
     if longest <= max_length:
         return sides
     if not cut:
-        raise OverLong(f"over-length: more than max_length {max_length} tokens", sum(map(len, sides)))
+        raise OverLengthRow(f"over-length: more than max_length {max_length} tokens", sum(map(len, sides)))
     sides = [_cut(side, len(prompt), max_length, max_prompt, tokenizer.bos is not None) for side in sides]
     if not all(side.targets.any() for side in sides):
-        raise BadRow(f"max_prompt_length {max_prompt} leaves no room for an answer within max_length {max_length}")
+        raise SkippedRow(f"max_prompt_length {max_prompt} leaves no room for an answer within max_length {max_length}")
     if np.array_equal(sides[0].tokens, sides[1].tokens):
-        raise BadRow(f"chosen and rejected are identical within max_length {max_length} tokens")
+        raise SkippedRow(f"chosen and rejected are identical within max_length {max_length} tokens")
     return sides
 
 
@@ -88,12 +88,12 @@ def _shared_messages(chosen: list[Message], rejected: list[Message]) -> int:
     """How many messages both dialogues begin with; their last messages are not among them.
 
     Raises:
-        BadRow: After these, one of them does not go on with an answer.
+        SkippedRow: After these, one of them does not go on with an answer.
     """
     last = len(chosen) - 1
     shared = next((index for index in range(last) if chosen[index : index + 1] != rejected[index : index + 1]), last)
     if len(chosen) != len(rejected) or any(dialogue[shared]["role"] != "assistant" for dialogue in (chosen, rejected)):
-        raise BadRow(
+        raise SkippedRow(
             "chosen and rejected do not share one prompt: expected dialogues of one length, equal up to an assistant answer"
         )
     return shared

@@ -11,7 +11,7 @@ import fsspec
 import yaml
 
 from zephyr_jax.data.row_reader import SUFFIXES, check_suffix, suffix_of
-from zephyr_jax.errors import InputError, listing
+from zephyr_jax.errors import InputError, join_items
 
 ROW_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix != ".txt")
 _SHARD = r"-(?P<number>\d+)(-of-(?P<total>\d+))?(-[0-9a-f]{16})?"
@@ -87,18 +87,18 @@ def _by_name(path: str, names: Sequence[str], split: str) -> SplitFiles | None:
     others = [_name(name) for name in others if name not in shards]
     if whole and shards:
         raise InputError(
-            f"{path} holds the split `{split}` both as {listing(map(_name, whole))} and as the shards "
-            f"{listing(map(_name, shards), 4)}. Keep one of the two, or name a file."
+            f"{path} holds the split `{split}` both as {join_items(map(_name, whole))} and as the shards "
+            f"{join_items(map(_name, shards), 4)}. Keep one of the two, or name a file."
         )
     chosen = _checked(path, whole or _all_there(path, shards, split))
     if not chosen and others and split == "train":
         raise InputError(
-            f"{path} holds {listing(others, 4)}, and neither `{split}{suffix_of(others[0])}` nor numbered shards of it "
+            f"{path} holds {join_items(others, 4)}, and neither `{split}{suffix_of(others[0])}` nor numbered shards of it "
             f"(`{split}-00000-of-00002{suffix_of(others[0])}`). Name one file, or rename those that belong together."
         )
     if not chosen:
         return None
-    note = f"read {listing(map(_name, chosen), 4)}; not read: {listing(others, 6)}"
+    note = f"read {join_items(map(_name, chosen), 4)}; not read: {join_items(others, 6)}"
     return SplitFiles(tuple(chosen), (note,) if others else ())
 
 
@@ -108,13 +108,13 @@ def _all_there(path: str, shards: Sequence[str], split: str) -> Sequence[str]:
     totals = {found["total"] for found in named if found}
     if len(totals) > 1:
         raise InputError(
-            f"{path} holds shards of two sets: {listing(map(_name, shards), 6)}. Keep one set: remove the files of the other."
+            f"{path} holds shards of two sets: {join_items(map(_name, shards), 6)}. Keep one set: remove the files of the other."
         )
     total = next(iter(totals), None)
     missing = sorted(set(range(int(total or 0))) - {int(found["number"]) for found in named if found})
     if total and missing:
         raise InputError(
-            f"{path} lacks {len(missing)} of the {int(total)} shards of `{split}`: number {listing(missing)}. Copy them, too."
+            f"{path} lacks {len(missing)} of the {int(total)} shards of `{split}`: number {join_items(missing)}. Copy them, too."
         )
     return shards
 
@@ -137,16 +137,16 @@ def _without_empty(path: str, files: fsspec.AbstractFileSystem, chosen: SplitFil
     kept = tuple(files.unstrip_protocol(name) for name in chosen.paths if name not in empty)
     if not kept:
         raise InputError(
-            f"{listing(map(_name, empty))} in {path} is empty: it has no rows. Give a file with at least one."
+            f"{join_items(map(_name, empty))} in {path} is empty: it has no rows. Give a file with at least one."
         )
-    notes = (f"without rows: {listing(map(_name, empty), 4)} (0 bytes)",) if empty else ()
+    notes = (f"without rows: {join_items(map(_name, empty), 4)} (0 bytes)",) if empty else ()
     return SplitFiles(kept, chosen.notes + notes)
 
 
 def _no_such_split(path: str, split: str, names: Sequence[str]) -> str:
     known = sorted({re.sub(_SHARD + "$", "", _stem(name)) for name in names})
     return (
-        f"The folder {path} has no rows for the split `{split}`: it holds {listing(known) or 'no .jsonl or .parquet'}."
+        f"The folder {path} has no rows for the split `{split}`: it holds {join_items(known) or 'no .jsonl or .parquet'}."
         f" A split is a file named `{split}.jsonl` or `{split}.parquet` (or `{split}-00000-of-00002.parquet`, ...)."
     )
 
@@ -163,19 +163,20 @@ def _by_readme(path: str, files: fsspec.AbstractFileSystem, folder: str, split: 
     if len(configs) > 1 and not preferred:
         names = [each.get("config_name") for each in configs]
         raise InputError(
-            f"{path}/README.md describes the configs {listing(names)}, and none is the default. Name the file or folder of one."
+            f"{path}/README.md describes the configs {join_items(names)}, and none is the default. Name the file or folder of "
+            "one."
         )
     patterns = _patterns((preferred or configs)[0].get("data_files"))
     if split not in patterns:
         raise InputError(
-            f"{path} has no split `{split}`; its README.md names {listing(sorted(patterns))}. Choose one of these."
+            f"{path} has no split `{split}`; its README.md names {join_items(sorted(patterns))}. Choose one of these."
         )
     everything = sorted(str(name) for name in files.find(folder))
     start = len(folder.rstrip("/")) + 1
     chosen = [name for name in everything if any(fnmatch(name[start:], each) for each in patterns[split])]
     if not chosen:
         raise InputError(
-            f"{path}/README.md gives `{split}` the files {listing(patterns[split])}, and there are none. Copy them, too."
+            f"{path}/README.md gives `{split}` the files {join_items(patterns[split])}, and there are none. Copy them, too."
         )
     return SplitFiles(tuple(_checked(path, chosen)))
 

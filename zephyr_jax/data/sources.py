@@ -17,11 +17,18 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from zephyr_jax.data.formats import COLUMNS
 from zephyr_jax.data.row_reader import Columns, SourceRow, dataset_rows, read_file, suffix_of
 from zephyr_jax.data.source_files import files_in_folder, single_file
-from zephyr_jax.errors import InputError, at_revision, listing, shown
+from zephyr_jax.errors import InputError, at_revision, join_items, truncate_repr
 from zephyr_jax.storage.cloud import is_remote
 from zephyr_jax.storage.content import content_key
-from zephyr_jax.storage.files import cached_copy, check_can_be_read, check_regular, patience, whole_file, write_whole
-from zephyr_jax.storage.nearby import check_may_be_on_hub, nearest
+from zephyr_jax.storage.files import (
+    atomic_file,
+    cached_copy,
+    check_readable,
+    check_regular,
+    slow_io_warning,
+    write_atomic,
+)
+from zephyr_jax.storage.suggest import check_hub_id, suggest_path
 
 _VERSION = 1
 """Part of the key of the rows that are kept on disk; a reader that gives other cells has another."""
@@ -82,10 +89,10 @@ def open_rows(
     if not (folder / _FACTS).exists():
         met = Columns(wanted)
         folder.mkdir(parents=True, exist_ok=True)
-        with patience(path, "reading"):
+        with slow_io_warning(path, "reading"):
             _write(folder / _ROWS, _strict(islice(source.rows(met), limit)), sorted(wanted))
         fields = {name: sorted(names) for name, names in met.fields.items()}
-        write_whole(folder / _FACTS, json.dumps(fields))
+        write_atomic(folder / _FACTS, json.dumps(fields))
     fields = json.loads((folder / _FACTS).read_text())
     table = Dataset.from_file(str(folder / _ROWS)).select_columns([name for name in fields if name in wanted])
     table._fingerprint = key  # by default it is taken from the date of the file
@@ -104,8 +111,8 @@ def _strict(rows: Iterator[SourceRow]) -> Iterator[SourceRow]:
     for row in rows:
         if row.problem:
             raise InputError(
-                f"{row.place} cannot be read: {row.problem} ({shown(row.excerpt, 200)}). Every row must be one object; fix or "
-                "remove the row."
+                f"{row.place} cannot be read: {row.problem} ({truncate_repr(row.excerpt, 200)}). Every row must be one object; "
+                "fix or remove the row."
             )
         yield row
 
@@ -115,7 +122,7 @@ def _strict(rows: Iterator[SourceRow]) -> Iterator[SourceRow]:
 
 def _write(file: Path, rows: Iterator[SourceRow], names: list[str]) -> None:
     schema = pyarrow.schema([(name, pyarrow.string()) for name in names])
-    with whole_file(file) as out, pyarrow.ipc.new_stream(out, schema) as writer:
+    with atomic_file(file) as out, pyarrow.ipc.new_stream(out, schema) as writer:
         for batch in batched(rows, _BATCH):
             cells = [pyarrow.array([_cell(row, name) for row in batch], pyarrow.string()) for name in names]
             writer.write_batch(pyarrow.record_batch(cells, schema=schema))
@@ -132,7 +139,7 @@ def _cell(row: SourceRow, name: str) -> bytes | None:
         return json.dumps(value, default=_plain).encode()
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(
-            f"{row.place} cannot be read: its column `{name}` holds {shown(value)} ({error}). Fix it."
+            f"{row.place} cannot be read: its column `{name}` holds {truncate_repr(value)} ({error}). Fix it."
         ) from error
 
 
@@ -153,8 +160,8 @@ class _Source:
 
 
 def _find(path: str, split: str, revision: str | None) -> _Source:
-    check_can_be_read(path)
-    with patience(path, "looking at"):
+    check_readable(path)
+    with slow_io_warning(path, "looking at"):
         return _found(path, split, revision)
 
 
@@ -218,17 +225,17 @@ def _saved(path: str, split: str) -> Dataset:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{path} cannot be read as a `save_to_disk` folder: {reason}. Save it again.") from error
     if isinstance(chosen, DatasetDict):
-        raise InputError(f"{path} has no split `{split}`; it has {listing(sorted(chosen))}.")
+        raise InputError(f"{path} has no split `{split}`; it has {join_items(sorted(chosen))}.")
     return chosen
 
 
 def _hub(path: str, split: str, revision: str | None) -> Dataset:
-    check_may_be_on_hub(path, "file or folder")
+    check_hub_id(path, "file or folder")
     try:
         return load_dataset(path, split=split, revision=revision)
     except Exception as error:  # the hub client raises many kinds; all mean: not to be had
         reason = " ".join(str(error).split())[:300]
         raise InputError(
             f"{path!r} is no file or folder here, and split `{split}` cannot be loaded from the hub under that name"
-            f"{at_revision(revision)}: {reason}{nearest(path)} Check the spelling, the split and the network."
+            f"{at_revision(revision)}: {reason}{suggest_path(path)} Check the spelling, the split and the network."
         ) from error

@@ -11,16 +11,16 @@ from zephyr_jax.config.benchmarks import AlpacaEvalConfig, is_address
 from zephyr_jax.evaluate.alpaca_format import read_instructions
 from zephyr_jax.generate.load import find_speaker
 from zephyr_jax.seeded_random import draw
-from zephyr_jax.storage.cloud import explained
-from zephyr_jax.storage.files import Path, check_can_be_made, open_path, write_whole
+from zephyr_jax.storage.cloud import translate_cloud_errors
+from zephyr_jax.storage.files import Path, check_folder_creatable, open_path, write_atomic
 
 
-@explained()
+@translate_cloud_errors()
 def model_outputs(config: AlpacaEvalConfig) -> str:
     """Answers to all instructions in AlpacaEval's form; the path of the file. Killed, the same command goes on."""
     config.check()
     out = open_path(config.output)
-    check_can_be_made(out)
+    check_folder_creatable(out)
     every = read_instructions(config.instructions)
     rows = every[: config.limit]
     out.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def model_outputs(config: AlpacaEvalConfig) -> str:
         for row, text in zip(rows, texts, strict=True)
     ]
     path = out / f"{name}.json"
-    write_whole(path, json.dumps(outputs, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(path, json.dumps(outputs, indent=2, ensure_ascii=False) + "\n")
     return str(path)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 
-from zephyr_jax.errors import InputError, shown
+from zephyr_jax.errors import InputError, truncate_repr
 from zephyr_jax.storage.files import check_regular, open_path
 
 _HUB = "tatsu-lab/alpaca_eval"
@@ -67,7 +67,7 @@ def row_of(annotations: Sequence[dict[str, Any]]) -> Row:
     good = [value for value in numbers if 1 <= value <= 2]  # NaN is neither
     if not good:
         raise InputError(
-            f"There is no preference from 1 to 2 in {len(annotations)} annotations; the first is {shown(given[:1])}."
+            f"There is no preference from 1 to 2 in {len(annotations)} annotations; the first is {truncate_repr(given[:1])}."
         )
     baseline = _only(annotations, "generator_1")
     wins = [value - 1 for value in good]
@@ -134,7 +134,7 @@ def read_list(path: str | os.PathLike[str], what: str) -> list[dict[str, Any]]:
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}). It should hold {what}.") from error
     if not content or not all(isinstance(each, dict) for each in content):
-        raise InputError(f"{path} holds {shown(content)}. It should hold {what}: a list of objects.")
+        raise InputError(f"{path} holds {truncate_repr(content)}. It should hold {what}: a list of objects.")
     return content
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from zephyr_jax.clients.judge import heard
 from zephyr_jax.clients.remote import Endpoint, problem_of
 from zephyr_jax.config.benchmarks import AlpacaEvalConfig
-from zephyr_jax.errors import InputError, listing
+from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.evaluate.agreement import Agreement, agreement
 from zephyr_jax.evaluate.alpaca_eval import file_name
 from zephyr_jax.evaluate.alpaca_format import (
@@ -24,8 +24,8 @@ from zephyr_jax.evaluate.alpaca_format import (
     row_with_length_control,
 )
 from zephyr_jax.evaluate.pairwise import Judge, Pair, open_template
-from zephyr_jax.storage.cloud import explained
-from zephyr_jax.storage.files import Path, open_path, write_whole
+from zephyr_jax.storage.cloud import translate_cloud_errors
+from zephyr_jax.storage.files import Path, open_path, write_atomic
 from zephyr_jax.storage.journal import Journal
 
 
@@ -39,7 +39,7 @@ class Jury:
     """The baseline's rows by instruction; empty where recorded pairs are judged."""
 
 
-@explained()
+@translate_cloud_errors()
 def open_jury(config: AlpacaEvalConfig) -> Jury:
     """The judge's prompt, its address, and the answers to compare with. Raises InputError."""
     config.check()
@@ -58,7 +58,7 @@ def open_jury(config: AlpacaEvalConfig) -> Jury:
     return Jury(judge, endpoint, baseline)
 
 
-@explained()
+@translate_cloud_errors()
 def judge_outputs(config: AlpacaEvalConfig, jury: Jury, path: str) -> Row:
     """Have a file of outputs judged against the baseline's; write annotations and row beside it. Raises InputError."""
     outputs = read_list(path, "outputs of a model")[: config.limit]
@@ -68,7 +68,7 @@ def judge_outputs(config: AlpacaEvalConfig, jury: Jury, path: str) -> Row:
     return _write(config, PurePath(path).stem, _judged(jury, rows))
 
 
-@explained()
+@translate_cloud_errors()
 def replay_annotations(config: AlpacaEvalConfig) -> Row:
     """The leaderboard's row of recorded annotations, also written down. Raises InputError."""
     config.check()
@@ -84,20 +84,20 @@ def replay_annotations(config: AlpacaEvalConfig) -> Row:
     return row
 
 
-@explained()
+@translate_cloud_errors()
 def judge_again(config: AlpacaEvalConfig, jury: Jury) -> Agreement:
     """Have the pairs of recorded annotations judged anew; write the new ones and how far they agree. Raises InputError."""
     recorded = read_list(str(config.replay), "annotations with a `preference`")[: config.limit]
     for row in recorded:
         if wrong := [name for name in ("instruction", "output_1", "output_2") if not isinstance(row.get(name), str)]:
             raise InputError(
-                f"{config.replay}: {listing(wrong)} of an annotation is no text; to judge it anew takes both answers."
+                f"{config.replay}: {join_items(wrong)} of an annotation is no text; to judge it anew takes both answers."
             )
     rows = _judged(jury, [{**row} for row in recorded])
     _write(config, _name(config, recorded), rows)
     before, after = ([preference_of(row.get("preference")) for row in each] for each in (recorded, rows))
     found = agreement(before, after, [list(map(_winner, before)), list(map(_winner, after))])
-    write_whole(open_path(config.output) / "agreement.json", found.written())
+    write_atomic(open_path(config.output) / "agreement.json", found.written())
     return found
 
 
@@ -111,7 +111,7 @@ def _name(config: AlpacaEvalConfig, rows: list[dict[str, Any]]) -> str:
 def _write(config: AlpacaEvalConfig, name: str, rows: list[dict[str, Any]]) -> Row:
     stem = file_name(config.name or name) + ("" if config.version == 1 else ".v2")
     out = open_path(config.output)
-    write_whole(out / f"{stem}.annotations.json", json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(out / f"{stem}.annotations.json", json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
     return _write_row(out / f"{stem}.row.json", rows)
 
 
@@ -129,7 +129,7 @@ def _write_row(path: Path, annotations: list[dict[str, Any]]) -> Row:
     row, why = row_with_length_control(annotations)
     if why:
         print(f"no length-controlled win rate: {why}", file=sys.stderr)
-    write_whole(path, json.dumps(row.written(), indent=2) + "\n")
+    write_atomic(path, json.dumps(row.written(), indent=2) + "\n")
     return row
 
 

@@ -23,18 +23,18 @@ from zephyr_jax.parallel.place import local_rows, place_batch
 from zephyr_jax.parallel.sharding import open_rules
 from zephyr_jax.reference.fill import length_rule
 from zephyr_jax.reference.table import Identity, ReferenceTable, recorded_days, require_complete
-from zephyr_jax.storage.cloud import explained
-from zephyr_jax.storage.files import Path, check_can_be_read, check_can_be_written, open_path, write_whole
+from zephyr_jax.storage.cloud import translate_cloud_errors
+from zephyr_jax.storage.files import Path, check_file_creatable, check_readable, open_path, write_atomic
 from zephyr_jax.train.evaluate import make_evaluation
 from zephyr_jax.train.setup import check_positions, make_objective
 
 
-@explained()
+@translate_cloud_errors()
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
     """Name -> value over the whole split. Raises InputError."""
     config.check()
     rules = open_rules(config.mesh)
-    check_can_be_written(config.output)
+    check_file_creatable(config.output)
     rules.check_divides("batch", config.rows, "rows")
     source = find_model(config.model)
     check_weights(source)
@@ -67,7 +67,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     if pairs and sums is None:
         values = _without_reference(values, config.dpo.beta)
     if config.output and jax.process_index() == 0:
-        write_whole(config.output, json.dumps({**values, "examples": len(examples)}, indent=2) + "\n")
+        write_atomic(config.output, json.dumps({**values, "examples": len(examples)}, indent=2) + "\n")
     return values
 
 
@@ -106,7 +106,7 @@ def reference_sums(root: Path, identity: Identity, examples: Examples) -> np.nda
     command = (
         f"zephyr-jax reference --reference {root}, with this data, this dtype and the weights that DPO starts from"
     )
-    check_can_be_read(root)
+    check_readable(root)
     if not root.is_dir():
         raise InputError(f"There is no reference table in {root}. To make it: {command}")
     return require_complete(root, ReferenceTable(root, identity), examples.keys(), examples.ids(), command)

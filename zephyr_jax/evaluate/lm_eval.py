@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from zephyr_jax.checkpoint.resolve import abstract_of, load_weights
 from zephyr_jax.config.benchmarks import LEADERBOARD, LmEvalConfig
 from zephyr_jax.config.sections import DataOptions
-from zephyr_jax.errors import InputError, listing
+from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.generate.load import find_speaker
 from zephyr_jax.reference.score import Scorer
-from zephyr_jax.storage.cloud import explained
-from zephyr_jax.storage.files import check_can_be_written, write_whole
+from zephyr_jax.storage.cloud import translate_cloud_errors
+from zephyr_jax.storage.files import check_file_creatable, write_atomic
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from zephyr_jax.evaluate.lm_eval_adapter import ZephyrLM
 
 
-@explained()
+@translate_cloud_errors()
 def lm_eval(config: LmEvalConfig) -> str:
     """Run the tasks; lm-eval's own table. Raises InputError, also where the package or a task is not to be had.
 
     Results are written after each task, so that one that cannot be run loses none of those before it.
     """
     config.check()
-    check_can_be_written(config.output)
+    check_file_creatable(config.output)
     if find_spec("lm_eval") is None:
         raise InputError("lm-eval is not installed. Install it: pip install 'zephyr-jax[lm-eval]'.")
     from lm_eval.tasks import TaskManager
@@ -40,7 +40,7 @@ def lm_eval(config: LmEvalConfig) -> str:
     known = set(manager.all_tasks)
     if unknown := [name for name in config.tasks if name not in known]:
         raise InputError(
-            f"lm-eval knows no task {listing(unknown)}. Choose from its {len(known):,} (lm-eval ls tasks), or name the folder "
+            f"lm-eval knows no task {join_items(unknown)}. Choose from its {len(known):,} (lm-eval ls tasks), or name the folder "
             "with your own YAML files in `include`."
         )
     lm = _adapter(config)
@@ -60,7 +60,7 @@ def lm_eval(config: LmEvalConfig) -> str:
                 together |= content
         if config.output:
             text = json.dumps(whole, indent=2, default=handle_non_serializable, ensure_ascii=False)
-            write_whole(config.output, text + "\n")
+            write_atomic(config.output, text + "\n")
     groups = f"\n{make_table(whole, 'groups')}" if whole.get("groups") else ""
     return f"{make_table(whole)}{groups}{_truncations(whole, lm.max_length)}"
 

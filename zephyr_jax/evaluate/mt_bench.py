@@ -12,7 +12,7 @@ from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.clients.judge import ask, open_address
 from zephyr_jax.clients.remote import Ask, Endpoint
 from zephyr_jax.config.benchmarks import MtBenchConfig, is_address
-from zephyr_jax.errors import shown
+from zephyr_jax.errors import truncate_repr
 from zephyr_jax.evaluate.alpaca_format import read_list
 from zephyr_jax.evaluate.mt_bench_format import (
     Bench,
@@ -27,12 +27,12 @@ from zephyr_jax.evaluate.mt_judge import Answered, Answers, judged, open_judge, 
 from zephyr_jax.generate.engine import Engine, Request
 from zephyr_jax.generate.load import Found, find_speaker, fitted, say_cut
 from zephyr_jax.progress import bar
-from zephyr_jax.storage.cloud import explained
-from zephyr_jax.storage.files import Path, check_can_be_made, open_path
+from zephyr_jax.storage.cloud import translate_cloud_errors
+from zephyr_jax.storage.files import Path, check_folder_creatable, open_path
 from zephyr_jax.storage.journal import Journal
 
 
-@explained()
+@translate_cloud_errors()
 def mt_bench(config: MtBenchConfig) -> Scores | None:
     """Answer (or read answers), have judged, and write FastChat's files, a summary and a picture into `output`.
 
@@ -42,7 +42,7 @@ def mt_bench(config: MtBenchConfig) -> Scores | None:
     """
     config.check()
     out = open_path(config.output)
-    check_can_be_made(out)
+    check_folder_creatable(out)
     every = open_bench(config.questions)
     bench = replace(every, questions=every.questions[: config.limit])
     out.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ def _problem(line: dict[str, Any]) -> str:
     sound = (
         type(line.get("question")) is int and isinstance(turns, list) and all(isinstance(each, str) for each in turns)
     )
-    return "" if sound else f"expected a number in `question` and a list of texts in `turns`, got {shown(line)}"
+    return "" if sound else f"expected a number in `question` and a list of texts in `turns`, got {truncate_repr(line)}"
 
 
 @dataclass

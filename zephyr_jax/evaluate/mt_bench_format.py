@@ -20,7 +20,7 @@ from huggingface_hub import snapshot_download
 from zephyr_jax.chat.message import Message
 from zephyr_jax.clients.reasoning import without_thought
 from zephyr_jax.config.sampling import SamplingParams
-from zephyr_jax.errors import InputError, listing, shown
+from zephyr_jax.errors import InputError, join_items, truncate_repr
 from zephyr_jax.evaluate.prompt_fields import filled
 from zephyr_jax.storage.files import check_regular
 
@@ -80,7 +80,7 @@ def open_bench(place: str | None, reference: str = "gpt-4") -> Bench:
         questions = [_question(row) for row in _rows(folder, "question.jsonl")]
         prompts = {str(row["name"]): row for row in _rows(folder, "judge_prompts.jsonl")}
         if missing := [name for name in _PROMPTS if name not in prompts]:
-            raise InputError(f"{folder}/judge_prompts.jsonl lacks {listing(missing)}. Take the published file.")
+            raise InputError(f"{folder}/judge_prompts.jsonl lacks {join_items(missing)}. Take the published file.")
         for name in _PROMPTS:
             _texts([prompts[name]["system_prompt"], prompts[name]["prompt_template"]])
         references = {
@@ -105,7 +105,7 @@ def _question(row: dict[str, Any]) -> Question:
 
 def _texts(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(isinstance(each, str) for each in value):
-        raise TypeError(f"{shown(value)} where a list of texts should be")
+        raise TypeError(f"{truncate_repr(value)} where a list of texts should be")
     return tuple(value)
 
 
@@ -201,13 +201,13 @@ def answers_from(
         _check_answer(row, path)
     models = sorted({row["model_id"] for row in rows})
     if name not in models and (name is not None or len(models) > 1):
-        raise InputError(f"{path} has answers of {listing(models)}. Name one of them in `name`.")
+        raise InputError(f"{path} has answers of {join_items(models)}. Name one of them in `name`.")
     rows = [row for row in rows if name in (None, row["model_id"])]
     turns = {row["question_id"]: row["choices"][0]["turns"] for row in rows}
     missing = [each.number for each in questions if len(turns.get(each.number, ())) < len(each.turns)]
     if missing:
         raise InputError(
-            f"{path} does not answer each turn of question {listing(missing)}. Expected an answer to each of the "
+            f"{path} does not answer each turn of question {join_items(missing)}. Expected an answer to each of the "
             f"{len(questions)} questions; add them, or judge fewer with --limit."
         )
     return rows[0]["model_id"], {each.number: turns[each.number][: len(each.turns)] for each in questions}
@@ -227,7 +227,7 @@ def _check_answer(row: dict[str, Any], path: str) -> None:
     ):
         raise InputError(
             f"{path}: expected question_id (an integer), model_id (a text) and choices with turns (texts), as in FastChat's "
-            f"model_answer, got {shown(row)}. Correct the row."
+            f"model_answer, got {truncate_repr(row)}. Correct the row."
         )
 
 

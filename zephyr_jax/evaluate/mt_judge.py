@@ -12,7 +12,7 @@ from typing import Any
 from zephyr_jax.clients.judge import heard
 from zephyr_jax.clients.remote import Ask, Endpoint, Said, problem_of
 from zephyr_jax.config.benchmarks import MtBenchConfig
-from zephyr_jax.errors import InputError, listing, shown
+from zephyr_jax.errors import InputError, join_items, truncate_repr
 from zephyr_jax.evaluate.agreement import Agreement, agreement
 from zephyr_jax.evaluate.alpaca_format import read_list
 from zephyr_jax.evaluate.mt_bench_format import (
@@ -31,8 +31,8 @@ from zephyr_jax.evaluate.mt_bench_format import (
     scores_of,
 )
 from zephyr_jax.evaluate.radar import radar
-from zephyr_jax.storage.cloud import explained
-from zephyr_jax.storage.files import Path, open_path, write_whole
+from zephyr_jax.storage.cloud import translate_cloud_errors
+from zephyr_jax.storage.files import Path, open_path, write_atomic
 from zephyr_jax.storage.journal import Journal
 
 type Answers = dict[int, list[str]]
@@ -58,7 +58,7 @@ def judged(bench: Bench, name: str, answered: Answered, judge: Endpoint, tokens:
     return scores
 
 
-@explained()
+@translate_cloud_errors()
 def replay_judgments(config: MtBenchConfig) -> Scores:
     """The scores of recorded judgments, also written down as those of new ones. Raises InputError."""
     config.check()
@@ -67,24 +67,24 @@ def replay_judgments(config: MtBenchConfig) -> Scores:
     known = {question.number for question in bench.questions}
     if foreign := sorted({row["question_id"] for row in rows} - known):
         raise InputError(
-            f"{config.replay} judges question {listing(map(str, foreign))}, which is not among the {len(known)} here. Name its "
-            "own in `questions`."
+            f"{config.replay} judges question {join_items(map(str, foreign))}, which is not among the {len(known)} here. Name "
+            "its own in `questions`."
         )
     scores = scores_of(bench, [(row["question_id"], row["turn"], float(row["score"])) for row in rows])
     out = open_path(config.output)
     out.mkdir(parents=True, exist_ok=True)
-    _write_summary(out, str(rows[0]["model"]), listing(sorted({str(row["judge"][0]) for row in rows})), None, scores)
+    _write_summary(out, str(rows[0]["model"]), join_items(sorted({str(row["judge"][0]) for row in rows})), None, scores)
     return scores
 
 
 def _write_summary(out: Path, name: str, judge: str, parameters: int | None, scores: Scores) -> None:
     """What `evaluate table` reads, and the picture."""
     summary = {"model": name, "judge": judge, "parameters": parameters, **asdict(scores)}
-    write_whole(out / f"{name.replace('/', '_')}.json", json.dumps(summary, indent=2) + "\n")
-    write_whole(out / f"{name.replace('/', '_')}.png", radar({name: scores.by_category}))
+    write_atomic(out / f"{name.replace('/', '_')}.json", json.dumps(summary, indent=2) + "\n")
+    write_atomic(out / f"{name.replace('/', '_')}.png", radar({name: scores.by_category}))
 
 
-@explained()
+@translate_cloud_errors()
 def rate_again(config: MtBenchConfig) -> Agreement:
     """Have recorded judgments made anew from the very same prompts, and compare. Raises InputError."""
     config.check()
@@ -92,7 +92,7 @@ def rate_again(config: MtBenchConfig) -> Agreement:
     prompts = open_bench(config.questions).prompts
     if unknown := sorted({str(row["judge"][1]) for row in rows} - prompts.keys()):
         raise InputError(
-            f"{config.replay} was judged by prompt {listing(unknown)}; judge_prompts.jsonl has {listing(prompts)}."
+            f"{config.replay} was judged by prompt {join_items(unknown)}; judge_prompts.jsonl has {join_items(prompts)}."
         )
     out = open_path(config.output)
     out.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def rate_again(config: MtBenchConfig) -> Agreement:
     ]
     write_rows(out / "model_judgment" / f"{judge.model.replace('/', '_')}_single.jsonl", again)
     found = agreement(_numbers([float(row["score"]) for row in rows]), _numbers(anew))
-    write_whole(out / "agreement.json", found.written())
+    write_atomic(out / "agreement.json", found.written())
     return found
 
 
@@ -122,16 +122,16 @@ def _recorded(config: MtBenchConfig) -> list[dict[str, Any]]:
         _check_judgment(row, str(config.replay))
     models = sorted({str(row["model"]) for row in rows})
     if config.name is None and len(models) > 1:
-        raise InputError(f"{config.replay} has judgments of {listing(models)}. Name one of them in `name`.")
+        raise InputError(f"{config.replay} has judgments of {join_items(models)}. Name one of them in `name`.")
     if config.name and config.name not in models:
-        raise InputError(f"{config.replay} has no judgment of {config.name}; it has {listing(models)}.")
+        raise InputError(f"{config.replay} has no judgment of {config.name}; it has {join_items(models)}.")
     rows = [row for row in rows if config.name in (None, row["model"])]
     asked = list(dict.fromkeys(row["question_id"] for row in rows))[: config.limit]
     rows = [row for row in rows if row["question_id"] in asked]
     times = Counter((row["question_id"], row["turn"]) for row in rows)
     if twice := [f"{question}.{turn}" for (question, turn), count in times.items() if count > 1]:
         print(
-            f"warning: {config.replay} judges {len(twice):,} turns more than once (question.turn {listing(twice, 5)}): every "
+            f"warning: {config.replay} judges {len(twice):,} turns more than once (question.turn {join_items(twice, 5)}): every "
             "judgment counts in the means",
             file=sys.stderr,
         )
@@ -151,8 +151,8 @@ def _check_judgment(row: dict[str, Any], where: str) -> None:
         and (score == UNRATED or 0 <= float(str(score)) <= 10)
     ):
         raise InputError(
-            f"{where}: {shown(row)} is no judgment. It needs question_id (a number), model, judge [name, prompt], user_prompt, "
-            "turn (1 or 2) and score (0 to 10, or -1), as in FastChat's model_judgment."
+            f"{where}: {truncate_repr(row)} is no judgment. It needs question_id (a number), model, judge [name, prompt], "
+            "user_prompt, turn (1 or 2) and score (0 to 10, or -1), as in FastChat's model_judgment."
         )
 
 
@@ -182,7 +182,7 @@ def _shown(score: float | None) -> str:
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """A file of lines of JSON, in a folder that may not be there yet."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def open_judge(config: MtBenchConfig, out: Path) -> Endpoint:

@@ -16,7 +16,7 @@ from zephyr_jax.checkpoint.steps import read_progress, steps_in
 from zephyr_jax.config.models import EvaluateConfig
 from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.data.examples import Examples
-from zephyr_jax.errors import InputError, listing
+from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.objective.logprob import VERSION
 from zephyr_jax.parallel.sharding import Rules
 from zephyr_jax.reference.fill import length_rule
@@ -30,7 +30,7 @@ from zephyr_jax.reference.table import (
     read_manifest,
     require_complete,
 )
-from zephyr_jax.storage.files import Path, check_can_be_read, open_path
+from zephyr_jax.storage.files import Path, check_readable, open_path
 
 
 def named_reference(
@@ -118,13 +118,13 @@ def _table_sums(
     config: EvaluateConfig, source: ModelSource, tokenizer: ChatTokenizer, data: DataOptions, examples: Examples
 ) -> np.ndarray:
     root, name = open_path(str(config.reference)), str(config.reference_table)
-    check_can_be_read(root)
+    check_readable(root)
     identity = _named_identity(root, name)
     expected = Identity(identity.weights, tokenizer.fingerprint, length_rule(data), config.model.compute_dtype, VERSION)
     if wrong := differing_fields(vars(identity), vars(expected)):
         pairs = [f"{field} is {vars(identity)[field]!r} there and {vars(expected)[field]!r} here" for field in wrong]
         raise InputError(
-            f"The reference table {name} in {root} does not fit this evaluation: {listing(pairs)}. Only the weights may be "
+            f"The reference table {name} in {root} does not fit this evaluation: {join_items(pairs)}. Only the weights may be "
             "others: evaluate with the settings of the table, or name a table that fits (`zephyr-jax reference ls`)."
         )
     _report(source, f"table {name} in {root}", identity.weights)
@@ -136,7 +136,7 @@ def _named_identity(root: Path, name: str) -> Identity:
     tables = {table.folder.name: table.folder for table in tables_in(root)}
     if name not in tables:
         raise InputError(
-            f"There is no reference table {name!r} in {root}; it has {listing(sorted(tables)) or 'none'}. To see whose they "
+            f"There is no reference table {name!r} in {root}; it has {join_items(sorted(tables)) or 'none'}. To see whose they "
             f"are: zephyr-jax reference ls --reference {root}"
         )
     try:

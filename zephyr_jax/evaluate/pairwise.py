@@ -18,7 +18,7 @@ from typing import Any, Literal
 from zephyr_jax.chat.message import Message
 from zephyr_jax.clients.reasoning import opens_thought, without_thought
 from zephyr_jax.clients.remote import Ask, Said
-from zephyr_jax.errors import InputError, shown
+from zephyr_jax.errors import InputError, truncate_repr
 from zephyr_jax.evaluate.prompt_fields import filled
 from zephyr_jax.storage.files import check_regular
 
@@ -101,7 +101,7 @@ def open_template(place: str | None, version: Version) -> str:
     if missing or not messages_of(template, {}):
         raise InputError(
             f"{place} is no judge's prompt: it needs {{instruction}}, {{output_1}} and {{output_2}} between <|im_start|>ROLE "
-            f"and <|im_end|>, and begins {shown(template)}."
+            f"and <|im_end|>, and begins {truncate_repr(template)}."
         )
     return template
 

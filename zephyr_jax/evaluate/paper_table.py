@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 from matplotlib.figure import Figure
 
-from zephyr_jax.errors import InputError, shown
+from zephyr_jax.errors import InputError, truncate_repr
 from zephyr_jax.storage.files import Path, check_regular, open_path
 
 GROUPS = ("chat", "ablation")
@@ -80,7 +80,7 @@ def _row(path: Path) -> dict[str, Any]:
         if "discrete_win_rate" in content and content.get("version") != 1:
             print(
                 f"{path} is left out of the AlpacaEval column: expected version 1 (baseline text_davinci_003), got baseline "
-                f"{shown(content.get('baseline'))}",
+                f"{truncate_repr(content.get('baseline'))}",
                 file=sys.stderr,
             )
         elif "discrete_win_rate" in content:
@@ -137,16 +137,18 @@ def as_csv(results: Sequence[Result]) -> str:
 
 def picture(results: Sequence[Result]) -> bytes:
     """A PNG: both scores of every model as bars, with standard errors; measured ones in another colour."""
-    shown = sorted((each for each in results if each.mt_bench is not None or each.alpaca_eval is not None), key=_order)
-    figure = Figure(figsize=(10, 0.32 * len(shown) + 1.5))
+    truncate_repr = sorted(
+        (each for each in results if each.mt_bench is not None or each.alpaca_eval is not None), key=_order
+    )
+    figure = Figure(figsize=(10, 0.32 * len(truncate_repr) + 1.5))
     left, right = figure.subplots(1, 2, sharey=True)
-    colours = ["tab:orange" if each.group == "measured" else "tab:blue" for each in shown]
-    names = [each.model for each in shown]
-    spread = [math.nan if each.mt_error is None else each.mt_error for each in shown]
-    left.barh(names, [each.mt_bench or 0 for each in shown], xerr=spread, color=colours, capsize=2)
+    colours = ["tab:orange" if each.group == "measured" else "tab:blue" for each in truncate_repr]
+    names = [each.model for each in truncate_repr]
+    spread = [math.nan if each.mt_error is None else each.mt_error for each in truncate_repr]
+    left.barh(names, [each.mt_bench or 0 for each in truncate_repr], xerr=spread, color=colours, capsize=2)
     left.set(xlabel="MT-Bench, 1 to 10", xlim=(0, 10))
-    errors = [math.nan if each.error is None else each.error for each in shown]
-    right.barh(names, [each.alpaca_eval or 0 for each in shown], xerr=errors, color=colours, capsize=2)
+    errors = [math.nan if each.error is None else each.error for each in truncate_repr]
+    right.barh(names, [each.alpaca_eval or 0 for each in truncate_repr], xerr=errors, color=colours, capsize=2)
     right.set(xlabel="AlpacaEval, wins in percent", xlim=(0, 100))
     figure.suptitle("orange: measured here, blue: published")
     content = io.BytesIO()

@@ -11,15 +11,15 @@ from zephyr_jax.checkpoint.resolve import abstract_of, check_weights, find_model
 from zephyr_jax.config.models import PreferencesConfig
 from zephyr_jax.data.examples import Examples, load_preferences, room_for
 from zephyr_jax.data.sources import open_rows
-from zephyr_jax.errors import InputError, listing
+from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.evaluate.held_out import reference_sums, resolve_evaluation, say_what_counts, table_identity
 from zephyr_jax.evaluate.pair_reference import named_reference
 from zephyr_jax.evaluate.preference_stats import Group, by_length, group_of, groups_by, longer_wins
 from zephyr_jax.parallel.hosts import require_alone
 from zephyr_jax.parallel.sharding import open_rules
 from zephyr_jax.reference.score import Scorer
-from zephyr_jax.storage.cloud import explained
-from zephyr_jax.storage.files import check_can_be_written, open_path, write_whole
+from zephyr_jax.storage.cloud import translate_cloud_errors
+from zephyr_jax.storage.files import check_file_creatable, open_path, write_atomic
 from zephyr_jax.train.setup import check_positions
 
 
@@ -50,11 +50,11 @@ class Opinion:
         )
 
 
-@explained()
+@translate_cloud_errors()
 def preferences(config: PreferencesConfig) -> Opinion:
     """Score every pair. Raises InputError."""
     config.check()
-    check_can_be_written(config.output)
+    check_file_creatable(config.output)
     rules = open_rules(config.mesh)
     require_alone("evaluate preferences")
     rules.check_divides("batch", config.rows, "rows")
@@ -80,7 +80,7 @@ def preferences(config: PreferencesConfig) -> Opinion:
     always = np.ones(len(margins))
     found = Opinion(group_of("all", margins), groups, longer_wins(counts, margins), longer_wins(counts, always))
     if config.output and jax.process_index() == 0:
-        write_whole(config.output, json.dumps(asdict(found), indent=2) + "\n")
+        write_atomic(config.output, json.dumps(asdict(found), indent=2) + "\n")
     return found
 
 
@@ -97,6 +97,6 @@ def _names(config: PreferencesConfig, examples: Examples) -> list[str]:
     data, by = config.data, str(config.by)
     rows = open_rows(data.path, data.split, data.revision, data.limit, (by,))
     if by not in rows.fields:
-        raise InputError(f"{data.path} has no column {by!r}; it has {listing(rows.fields)}.")
+        raise InputError(f"{data.path} has no column {by!r}; it has {join_items(rows.fields)}.")
     values = rows.values(by)
     return [str(values[place]) for place in examples.places]

@@ -2,7 +2,7 @@
 
 from zephyr_jax.config.benchmarks import TableConfig
 from zephyr_jax.evaluate.paper_table import as_csv, markdown, measured, picture, published
-from zephyr_jax.storage.files import open_path, write_whole
+from zephyr_jax.storage.files import open_path, write_atomic
 
 
 def table(config: TableConfig) -> str:
@@ -13,7 +13,7 @@ def table(config: TableConfig) -> str:
     if config.output:
         out = open_path(config.output)
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / "table.md", text + "\n")
-        write_whole(out / "table.csv", as_csv(results))
-        write_whole(out / "table.png", picture(results))
+        write_atomic(out / "table.md", text + "\n")
+        write_atomic(out / "table.csv", as_csv(results))
+        write_atomic(out / "table.png", picture(results))
     return text

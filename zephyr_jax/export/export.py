@@ -23,12 +23,12 @@ from zephyr_jax.errors import InputError
 from zephyr_jax.export.model_card import model_card
 from zephyr_jax.parallel.hosts import as_the_first_says
 from zephyr_jax.parallel.sharding import open_rules
-from zephyr_jax.storage.cloud import explained
-from zephyr_jax.storage.files import Path, check_can_be_made, is_remote, open_path
+from zephyr_jax.storage.cloud import translate_cloud_errors
+from zephyr_jax.storage.files import Path, check_folder_creatable, is_remote, open_path
 from zephyr_jax.train.metrics import last_evaluation
 
 
-@explained()
+@translate_cloud_errors()
 def export(config: ExportConfig) -> Path:
     """Write the folder and return it. Many processes gather, the first of them writes.
 
@@ -37,7 +37,7 @@ def export(config: ExportConfig) -> Path:
     config.check()
     rules = open_rules(config.mesh)
     out = open_path(config.output)
-    check_can_be_made(out if is_remote(out) else out.parent)
+    check_folder_creatable(out if is_remote(out) else out.parent)
     check_free(out, FILE)  # before weights are read
     source = find_model(config.model)
     files = _files(source)  # before weights are read, too

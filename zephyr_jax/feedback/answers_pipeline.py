@@ -13,10 +13,10 @@ from zephyr_jax.feedback.principles import check_principles
 from zephyr_jax.feedback.seeds import read_seeds
 from zephyr_jax.feedback.setup import open_folder, repeated, say, write_rows
 from zephyr_jax.progress import bar
-from zephyr_jax.storage.cloud import explained
+from zephyr_jax.storage.cloud import translate_cloud_errors
 
 
-@explained()
+@translate_cloud_errors()
 def feedback_answers(config: AnswersConfig) -> str:
     """What came of it, in words. Killed, the same command goes on and asks for nothing twice. Raises InputError."""
     config.check()

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from zephyr_jax.clients.reasoning import without_thought
-from zephyr_jax.errors import shown
+from zephyr_jax.errors import truncate_repr
 from zephyr_jax.feedback.aspects import Aspect
 from zephyr_jax.feedback.plain_text import plain
-from zephyr_jax.storage.text import parsed
+from zephyr_jax.storage.strict_json import parse_json
 
 _LONGEST_RATIONALE = 4000
 _FENCE = re.compile(r"\A```(?:json)?[ \t]*\n(.*)\n```\Z", re.DOTALL)
@@ -33,7 +33,7 @@ def ratings_in(text: str, count: int, aspect: Aspect) -> list[Rating]:
     body = without_thought(text).strip()
     fenced = _FENCE.match(body)
     try:
-        content = parsed(fenced[1] if fenced else body)
+        content = parse_json(fenced[1] if fenced else body)
     except json.JSONDecodeError as error:
         raise BadJudgment(f"it is no single JSON object ({error.msg} at character {error.pos + 1})") from error
     except ValueError as error:
@@ -57,11 +57,11 @@ def _entry(entry: Any, count: int, aspect: Aspect) -> tuple[int, Rating]:
         raise BadJudgment('an entry is not an object with exactly "answer", "rationale" and "rating"')
     number, rationale, rating = entry["answer"], entry["rationale"], entry["rating"]
     if type(number) is not int or not 1 <= number <= count:
-        raise BadJudgment(f"an entry has the answer {shown(number)}; they go from 1 to {count}")
+        raise BadJudgment(f"an entry has the answer {truncate_repr(number)}; they go from 1 to {count}")
     if not isinstance(rationale, str) or not rationale.strip():
         raise BadJudgment(f"answer {number} has no rationale")
     if type(rating) not in (int, float) or rating % 1 or not 1 <= rating <= aspect.highest:
         raise BadJudgment(
-            f"answer {number} has the rating {shown(rating)}; it must be a whole number from 1 to {aspect.highest}"
+            f"answer {number} has the rating {truncate_repr(rating)}; it must be a whole number from 1 to {aspect.highest}"
         )
     return number, Rating(float(rating), plain(rationale.strip()[:_LONGEST_RATIONALE]))

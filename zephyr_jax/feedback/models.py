@@ -12,7 +12,7 @@ from zephyr_jax.clients.remote import Endpoint, problem_of
 from zephyr_jax.clients.spec import Voice, VoiceWords, read_voice
 from zephyr_jax.config.feedback import FeedbackConfig
 from zephyr_jax.config.sections import EndpointOptions, ModelOptions
-from zephyr_jax.errors import InputError, shown
+from zephyr_jax.errors import InputError, truncate_repr
 from zephyr_jax.generate.load import find_speaker
 from zephyr_jax.storage.files import Path
 from zephyr_jax.storage.journal import Journal
@@ -37,7 +37,7 @@ class Voices:
         for place, voice in enumerate(voices):
             if voice.name in [other.name for other in voices[:place]]:
                 raise InputError(
-                    f"Two models are called {shown(voice.name)}. Give one another name, as in {words[place]},name=OTHER."
+                    f"Two models are called {truncate_repr(voice.name)}. Give one another name, as in {words[place]},name=OTHER."
                 )
         return voices
 

@@ -1,6 +1,6 @@
 """What an answering model is asked to hold to: one principle a row and model, in one of several wordings."""
 
-from zephyr_jax.errors import InputError, suggestion
+from zephyr_jax.errors import InputError, did_you_mean
 from zephyr_jax.seeded_random import draw
 
 PRINCIPLES: dict[str, tuple[str, ...]] = {
@@ -35,7 +35,7 @@ def check_principles(names: tuple[str, ...]) -> None:
     """Raise InputError for a principle that is none."""
     for name in names:
         if name not in PRINCIPLES:
-            raise InputError(f"`{name}` is not a principle.{suggestion(name, PRINCIPLES)}")
+            raise InputError(f"`{name}` is not a principle.{did_you_mean(name, PRINCIPLES)}")
 
 
 def drawn_principle(names: tuple[str, ...], seed: int, prompt_id: str, model: str) -> tuple[str, str]:

@@ -10,20 +10,20 @@ from zephyr_jax.clients.spec import Voice
 from zephyr_jax.config.feedback import RateConfig
 from zephyr_jax.data.row_reader import Columns
 from zephyr_jax.data.sources import read_rows
-from zephyr_jax.errors import InputError, shown
+from zephyr_jax.errors import InputError, truncate_repr
 from zephyr_jax.feedback.estimate import Estimate, estimate
 from zephyr_jax.feedback.judging import SHEETS, Bench, Sheet, rated_row, sheets
 from zephyr_jax.feedback.judgment import BadJudgment, Rating
 from zephyr_jax.feedback.models import Voices
 from zephyr_jax.feedback.setup import open_folder, say, write_rows
 from zephyr_jax.progress import bar
-from zephyr_jax.storage.cloud import explained
+from zephyr_jax.storage.cloud import translate_cloud_errors
 
 type Row = dict[str, Any]
 _TOGETHER = 256  # rows whose prompts are in memory at one time
 
 
-@explained()
+@translate_cloud_errors()
 def feedback_rate(config: RateConfig) -> str:
     """What came of it, in words. Killed, the same command goes on and asks for nothing twice. Raises InputError."""
     config.check()
@@ -76,7 +76,7 @@ def _problem(row: Row) -> str:
     """Why a row cannot be rated; nothing where it can."""
     completions = row["completions"]
     if not isinstance(row["instruction"], str) or not row["instruction"].strip():
-        return f"the instruction is {shown(row['instruction'])}"
+        return f"the instruction is {truncate_repr(row['instruction'])}"
     if not isinstance(completions, list) or not completions:
         return "there are no answers"
     responses = [each.get("response") if isinstance(each, dict) else None for each in completions]

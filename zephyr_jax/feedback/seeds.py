@@ -5,11 +5,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from zephyr_jax.chat.message import BadRow
+from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.data.formats import COLUMNS, question
 from zephyr_jax.data.row_reader import Columns
 from zephyr_jax.data.sources import read_rows
-from zephyr_jax.errors import InputError, shown
+from zephyr_jax.errors import InputError, truncate_repr
 
 _COLUMNS = {name for name in COLUMNS if name not in ("id", "prompt_id")}
 
@@ -50,8 +50,8 @@ def read_seeds(path: str, split: str, limit: int | None) -> Seeds:
         other = owners.setdefault(seed.prompt_id, seed)
         if other is not seed:
             raise InputError(
-                f"{path} has two prompts with the prompt_id {shown(seed.prompt_id)}: {shown(other.prompt)} and "
-                f"{shown(seed.prompt)}. Give each its own, or leave the column out."
+                f"{path} has two prompts with the prompt_id {truncate_repr(seed.prompt_id)}: {truncate_repr(other.prompt)} and "
+                f"{truncate_repr(seed.prompt)}. Give each its own, or leave the column out."
             )
     return Seeds(list(found.values()), count - len(found))
 
@@ -59,7 +59,7 @@ def read_seeds(path: str, split: str, limit: int | None) -> Seeds:
 def _seed(row: dict[str, Any], where: str) -> Seed:
     prompt = _text(row)
     if not isinstance(prompt, str) or not prompt.strip():
-        raise InputError(f"{where} has the prompt {shown(prompt)}. It needs text: fix or remove the row.")
+        raise InputError(f"{where} has the prompt {truncate_repr(prompt)}. It needs text: fix or remove the row.")
     identity, source = row.get("prompt_id"), row.get("source")
     digest = hashlib.sha256(prompt.encode()).hexdigest()
     named = identity if isinstance(identity, str) and identity else digest
@@ -71,6 +71,6 @@ def _text(row: dict[str, Any]) -> Any:
     plain = next((row[name] for name in ("prompt", "instruction") if row.get(name) is not None), None)
     if plain is not None and (not isinstance(plain, str) or not row.get("input")):
         return plain
-    with suppress(BadRow):
+    with suppress(SkippedRow):
         return next((message["content"] for message in question(row) if message["role"] == "user"), None)
     return None

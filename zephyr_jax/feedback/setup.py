@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from textwrap import shorten
 from typing import Any
 
-from zephyr_jax.errors import InputError, listing
+from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.feedback.plain_text import plain
 from zephyr_jax.feedback.seeds import Seeds
 from zephyr_jax.prepare.raw import ASIDE
-from zephyr_jax.storage.files import Path, check_can_be_made, open_path, write_whole
+from zephyr_jax.storage.files import Path, check_folder_creatable, open_path, write_atomic
 
 _QUOTED = 160  # letters of a reason
 
@@ -20,7 +20,7 @@ _QUOTED = 160  # letters of a reason
 def open_folder(output: str) -> Path:
     """The output folder, made. Raises InputError."""
     folder = open_path(output)
-    check_can_be_made(folder)
+    check_folder_creatable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -51,7 +51,7 @@ def write_rows(folder: Path, rows: list[dict[str, Any]], aside: list[dict[str, A
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if content:
-        write_whole(path, content)
+        write_atomic(path, content)
     else:
         path.unlink(missing_ok=True)
 
@@ -61,6 +61,6 @@ def reasons(said: list[str]) -> str:
     kinds = [re.sub(r"\d[\d,.]*", "", reason) for reason in said]
     first = dict(zip(reversed(kinds), reversed(said), strict=True))
     counted = Counter(kinds).most_common()
-    return listing(
+    return join_items(
         (f"{count:,} x {shorten(plain(first[kind]), _QUOTED, placeholder=' ...')}" for kind, count in counted), 4
     )

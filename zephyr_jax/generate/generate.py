@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from zephyr_jax.chat.message import BadRow, Message, check_messages
+from zephyr_jax.chat.message import Message, SkippedRow, check_messages
 from zephyr_jax.chat.tokenizer import ChatTokenizer, bos_token_id
 from zephyr_jax.checkpoint.resolve import ModelSource
 from zephyr_jax.config.models import GenerateConfig
 from zephyr_jax.data.formats import COLUMNS, question
 from zephyr_jax.data.row_reader import Columns, SourceRow
 from zephyr_jax.data.sources import read_rows
-from zephyr_jax.errors import InputError, shown
+from zephyr_jax.errors import InputError, truncate_repr
 from zephyr_jax.generate.engine import Request
 from zephyr_jax.generate.load import Found, answers, find_speaker
-from zephyr_jax.storage.cloud import explained
-from zephyr_jax.storage.files import check_can_be_written, write_whole
+from zephyr_jax.storage.cloud import translate_cloud_errors
+from zephyr_jax.storage.files import check_file_creatable, write_atomic
 from zephyr_jax.storage.journal import Journal
 
 
@@ -37,11 +37,11 @@ class Answer:
     """Whether it ended by itself."""
 
 
-@explained()
+@translate_cloud_errors()
 def generate(config: GenerateConfig) -> list[Answer]:
     """Answers in the order of the prompts. With an `output`, what is done is kept on the way. Raises InputError."""
     config.check()
-    check_can_be_written(config.output)
+    check_file_creatable(config.output)
     found = find_speaker("generate", config.model, config.mesh, config.rows)
     conversations = _conversations(config)
     if config.template == "none":
@@ -66,7 +66,7 @@ def generate(config: GenerateConfig) -> list[Answer]:
         lines = [
             json.dumps({"prompt": a.prompt, "answer": a.text, "ended": a.ended}, ensure_ascii=False) for a in spoken
         ]
-        write_whole(str(config.output), "".join(f"{line}\n" for line in lines))
+        write_atomic(str(config.output), "".join(f"{line}\n" for line in lines))
         journal.delete()
     return spoken
 
@@ -87,7 +87,7 @@ def _problem(count: int, line: dict[str, Any]) -> str:
     tokens_sound = isinstance(tokens, list) and all(type(token) is int and 0 <= token < 2**31 for token in tokens)
     if type(index) is int and 0 <= index < count and tokens_sound:
         return ""
-    return f"expected an `index` below {count:,} and a list of token ids in `tokens`, got {shown(line)}"
+    return f"expected an `index` below {count:,} and a list of token ids in `tokens`, got {truncate_repr(line)}"
 
 
 def _header(config: GenerateConfig, found: Found, prompts: list[np.ndarray]) -> dict[str, Any]:
@@ -115,10 +115,10 @@ def _conversations(config: GenerateConfig) -> list[list[Message]]:
 def _row_prompt(row: SourceRow) -> list[Message]:
     try:
         if row.content.get("tools"):
-            raise BadRow("it has `tools`, which are not given to the model")
+            raise SkippedRow("it has `tools`, which are not given to the model")
         messages = question(row.content)
         check_messages(messages, learnt=False)
-    except BadRow as error:
+    except SkippedRow as error:
         raise InputError(f"{row.place} cannot be used: {error}; it has {sorted(row.content)}. Fix the row.") from error
     return messages
 
@@ -134,7 +134,7 @@ def _continued(tokenizer: PreTrainedTokenizerBase, chats: list[list[Message]]) -
 def _encode(tokenizer: ChatTokenizer, chats: list[list[Message]]) -> list[np.ndarray]:
     try:
         return [tokenizer.prompt(chat) for chat in chats]
-    except BadRow as error:
+    except SkippedRow as error:
         raise InputError(
             f"A prompt cannot be used: {error}. Fix it, or look at it with `zephyr-jax preview`."
         ) from error

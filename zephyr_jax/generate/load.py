@@ -20,7 +20,7 @@ from zephyr_jax.checkpoint.inheritance import inherit_model, prompt_tokenizer
 from zephyr_jax.checkpoint.resolve import ModelSource, abstract_of, check_vocabulary, find_model, load_weights
 from zephyr_jax.config.sampling import MAX_STOP_IDS
 from zephyr_jax.config.sections import ForwardOptions, MeshOptions
-from zephyr_jax.errors import InputError, listing
+from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.generate.engine import Engine, Request, cache_bytes
 from zephyr_jax.model.config import ModelShape
 from zephyr_jax.parallel.hosts import require_alone
@@ -67,8 +67,8 @@ class Found:
         stops = tuple(sorted({*self.stops, *tokenizer.stop_ids}))
         if len(stops) > MAX_STOP_IDS:
             raise InputError(
-                f"Expected at most {MAX_STOP_IDS} end tokens of {self.source.asked}, got {len(stops)}: {listing(stops)}. Remove "
-                "those that end no answer from eos_token_id in its generation_config.json."
+                f"Expected at most {MAX_STOP_IDS} end tokens of {self.source.asked}, got {len(stops)}: {join_items(stops)}. "
+                "Remove those that end no answer from eos_token_id in its generation_config.json."
             )
         return replace(self, stops=stops)
 

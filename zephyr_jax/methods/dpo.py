@@ -10,13 +10,13 @@ from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.reference.fill import identity_of, preference_splits
 from zephyr_jax.reference.table import Identity, ReferenceTable, require_complete
 from zephyr_jax.report.samples import leave_answers
-from zephyr_jax.storage.cloud import explained
-from zephyr_jax.storage.files import Path, check_can_be_read, open_path
+from zephyr_jax.storage.cloud import translate_cloud_errors
+from zephyr_jax.storage.files import Path, check_readable, open_path
 from zephyr_jax.train import setup as runs
 from zephyr_jax.train.fit import fit
 
 
-@explained()
+@translate_cloud_errors()
 def dpo(config: DpoConfig, command: str = "zephyr-jax reference, with the arguments given to dpo") -> Path:
     """Train, or go on training, and return the run's folder. Raises InputError or TrainingError.
 
@@ -32,7 +32,7 @@ def _train(config: DpoConfig, command: str) -> Path:
     if run.finished:
         return run.folder
     config = run.config
-    check_can_be_read(config.reference)
+    check_readable(config.reference)
     splits = preference_splits(config, run.tokenizer, run.source)
     model = abstract_of(run.source.shape, config.model, run.rules)
     load = partial(load_weights, run.source, model)

@@ -6,13 +6,13 @@ from zephyr_jax.checkpoint.resolve import abstract_of, load_weights
 from zephyr_jax.config.training import SftConfig
 from zephyr_jax.data.examples import load_conversations
 from zephyr_jax.report.samples import leave_answers
-from zephyr_jax.storage.cloud import explained
+from zephyr_jax.storage.cloud import translate_cloud_errors
 from zephyr_jax.storage.files import Path
 from zephyr_jax.train import setup as runs
 from zephyr_jax.train.fit import fit
 
 
-@explained()
+@translate_cloud_errors()
 def sft(config: SftConfig) -> Path:
     """Train, or go on training, and return the run's folder. Raises InputError or TrainingError."""
     folder = _train(config)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from zephyr_jax.errors import InputError, shown
+from zephyr_jax.errors import InputError, truncate_repr
 from zephyr_jax.model.config_fields import check_fields
 from zephyr_jax.model.rope import rope_theta
 
@@ -97,8 +97,8 @@ def _refuse_foreign(config: dict[str, Any]) -> None:
     }
     for name in (name for name, found in foreign.items() if found):
         raise InputError(
-            f"config.json sets `{name}` to {shown(config.get(name), 200)}, which this model does not compute. Its numbers "
-            "would be wrong, so it is refused: choose a checkpoint without it."
+            f"config.json sets `{name}` to {truncate_repr(config.get(name), 200)}, which this model does not compute. Its "
+            "numbers would be wrong, so it is refused: choose a checkpoint without it."
         )
 
 
@@ -132,6 +132,6 @@ def _check_layer_types(config: dict[str, Any], window: int | None) -> None:
     types = config.get("layer_types")
     if types is not None and types != [computed] * config["num_hidden_layers"]:
         raise InputError(
-            f"config.json sets layer_types to {shown(types, 200)}; this model computes {computed} (sliding_window "
+            f"config.json sets layer_types to {truncate_repr(types, 200)}; this model computes {computed} (sliding_window "
             f"{window}) in each of {config['num_hidden_layers']} layers. Choose a checkpoint whose layers are alike."
         )

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from zephyr_jax.errors import InputError, shown
+from zephyr_jax.errors import InputError, truncate_repr
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,14 @@ def check_fields(config: dict[str, Any]) -> None:
     for name, kind in _FIELDS.items():
         value = config.get(name)
         if value is not None and not kind.holds(value):
-            raise InputError(f"config.json sets {name} to {shown(value)}; it needs {kind.words}. Copy it again.")
+            raise InputError(
+                f"config.json sets {name} to {truncate_repr(value)}; it needs {kind.words}. Copy it again."
+            )
     for name in ("rope_parameters", "rope_scaling"):
         theta = (config.get(name) or {}).get("rope_theta")
         if theta is not None and not _NUMBER.holds(theta):
             raise InputError(
-                f"config.json sets {name}.rope_theta to {shown(theta)}; it needs {_NUMBER.words}. Copy it again."
+                f"config.json sets {name}.rope_theta to {truncate_repr(theta)}; it needs {_NUMBER.words}. Copy it again."
             )
     head = config.get("head_dim") or (config.get("hidden_size") or 2) // (config.get("num_attention_heads") or 1)
     if head < 2 or head % 2:

@@ -6,7 +6,7 @@ object `rope_parameters`. Hand-edited configs hold both.
 
 from typing import Any
 
-from zephyr_jax.errors import InputError, listing, shown
+from zephyr_jax.errors import InputError, join_items, truncate_repr
 
 _DEFAULT_THETA = 10_000.0
 _KIND = ("rope_type", "type")
@@ -30,7 +30,7 @@ def rope_theta(config: dict[str, Any]) -> float:
     theta = float(used.get("rope_theta") or config.get("rope_theta") or _DEFAULT_THETA)
     bases = {name: float(value) for name, value in given.items() if value is not None}
     if any(base != theta for base in bases.values()):
-        readings = listing(f"{name} {base:,.0f}" for name, base in bases.items())
+        readings = join_items(f"{name} {base:,.0f}" for name, base in bases.items())
         raise InputError(
             f"config.json gives several bases of the rotary embeddings: {readings}. transformers 5 uses {theta:,.0f} here and "
             "other readers another. Keep the one that the model was trained with, and remove the others."
@@ -52,6 +52,6 @@ def _check_unscaled(name: str, fields: dict[str, Any]) -> None:
 
 def _refusal(name: str, value: Any) -> str:
     return (
-        f"config.json sets `{name}` to {shown(value, 200)}, which this model does not compute. Its numbers would be "
+        f"config.json sets `{name}` to {truncate_repr(value, 200)}, which this model does not compute. Its numbers would be "
         "wrong, so it is refused: choose a checkpoint without it."
     )

@@ -5,7 +5,7 @@ from functools import cache
 import jax
 from jax._src import hardware_utils, xla_bridge
 
-from zephyr_jax.errors import InputError, shown
+from zephyr_jax.errors import InputError, truncate_repr
 
 _KINDS = {"cuda": "gpu", "rocm": "gpu"}
 """JAX's names in JAX_PLATFORMS -> the platform that devices of it report."""
@@ -36,14 +36,14 @@ def start_devices() -> list[jax.Device]:
             .rstrip(". ")
         )
         raise InputError(
-            f"JAX cannot start platform {shown(asked) if asked else 'any'}: {reason[:400] or 'it has no devices here'}. "
+            f"JAX cannot start platform {truncate_repr(asked) if asked else 'any'}: {reason[:400] or 'it has no devices here'}. "
             f"{_fix(asked)}."
         ) from error
     platform = devices[0].platform
     if asked and platform != _KINDS.get(asked, asked):
         raise InputError(
-            f"JAX_PLATFORMS is {shown(jax.config.jax_platforms)}, and JAX started on `{platform}`: platform `{asked}` has no "
-            f"devices here. {_fix(asked)}."
+            f"JAX_PLATFORMS is {truncate_repr(jax.config.jax_platforms)}, and JAX started on `{platform}`: platform `{asked}` "
+            f"has no devices here. {_fix(asked)}."
         )
     absent = _unused_accelerator() if platform == "cpu" and not asked else None
     if absent:

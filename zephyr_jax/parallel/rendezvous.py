@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from zephyr_jax.errors import InputError, listing, printable, shown
+from zephyr_jax.errors import InputError, escape_control_chars, join_items, truncate_repr
 
 _REPORT = 30.0  # seconds between two lines about the wait
 _RETRY = 1.0  # seconds between two attempts to connect
@@ -52,7 +52,7 @@ def meet(cluster: Cluster, timeout: float) -> None:
 
 
 def _report(text: str) -> None:
-    print(printable(text), file=sys.stderr, flush=True)
+    print(escape_control_chars(text), file=sys.stderr, flush=True)
 
 
 class _Clock:
@@ -128,7 +128,7 @@ class _Host:
 
     def _missing(self) -> str:
         missing = [process for process in range(1, self.cluster.count) if process not in self.here]
-        return f"process{'es' if len(missing) > 1 else ''} {listing(missing)}"
+        return f"process{'es' if len(missing) > 1 else ''} {join_items(missing)}"
 
     async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, until its process is released or goes away."""
@@ -246,7 +246,7 @@ class _Guest:
             return True
         if message:
             raise InputError(f"Process 0 at {self.cluster.address} refused process {self.cluster.process}: {message}.")
-        stranger = f"another program answers there ({shown(answer[:40])})"
+        stranger = f"another program answers there ({truncate_repr(answer[:40])})"
         self.reason = stranger if answer else "process 0 closed the connection"
         return False
 

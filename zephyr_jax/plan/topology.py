@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import jax
 from jax.experimental import topologies
 
-from zephyr_jax.errors import InputError, listing
+from zephyr_jax.errors import InputError, join_items
 
 GIB = 2**30
 
@@ -45,7 +45,7 @@ def topology_devices(name: str, slices: int = 1) -> list[jax.Device]:
     """
     if name.partition(":")[0] not in CHIPS:
         raise InputError(
-            f"{name!r} names no TPU topology. It is one of {listing(CHIPS)}, a colon and a grid, such as v5e:2x4 or v5p:2x2x1."
+            f"{name!r} names no TPU topology. It is one of {join_items(CHIPS)}, a colon and a grid, such as v5e:2x4 or v5p:2x2x1."
         )
     if find_spec("libtpu") is None:
         raise InputError(

@@ -12,7 +12,7 @@ import pyarrow as pa
 import yaml
 from datasets import Features
 
-from zephyr_jax.errors import listing
+from zephyr_jax.errors import join_items
 from zephyr_jax.prepare.filter_stats import Ledger
 from zephyr_jax.prepare.histogram import Bars, Histogram, picture, quantiles
 
@@ -78,7 +78,7 @@ class Page:
 
     def _passed_over(self) -> str:
         names = self.ledger.passed_over
-        return f"Passed over in the folder, as they hold no rows: {_cell(listing(names))}." if names else ""
+        return f"Passed over in the folder, as they hold no rows: {_cell(join_items(names))}." if names else ""
 
     def _spread(self) -> str:
         lines = ["| | 5 % | median | mean | 95 % | largest |", "|---|---:|---:|---:|---:|---:|"]

@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from zephyr_jax.config.sections import DecontaminationOptions
-from zephyr_jax.errors import InputError, listing
+from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.prepare.raw import RawRow, SetAside, raw_rows
 
 COLUMNS = ("question", "prompt", "instruction", "text", "problem", "query", "goal", "ctx", "turns", "messages")
@@ -84,7 +84,7 @@ def _value(row: RawRow, file: str) -> Any:
     if known:
         return next(filter(None, known), [])
     raise InputError(
-        f"{file}: {row.place} has none of the columns {listing(COLUMNS)}; it has {listing(row.content)}. Rename the column "
+        f"{file}: {row.place} has none of the columns {join_items(COLUMNS)}; it has {join_items(row.content)}. Rename the column "
         "that holds the questions."
     )
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from zephyr_jax.chat.message import EXTRA_FIELDS, BadRow
+from zephyr_jax.chat.message import EXTRA_FIELDS, SkippedRow
 from zephyr_jax.chat.message_formats import WEIGHTS
 from zephyr_jax.data.formats import CONVERSATIONS, conversation, recognized
 from zephyr_jax.prepare.raw import SetAside
@@ -60,7 +60,7 @@ def _conversation(row: dict[str, Any]) -> Messages:
     """Messages of a row in one of the formats that `sft` reads, such as ShareGPT. Raises SetAside."""
     try:
         found = conversation(row)
-    except BadRow as error:
+    except SkippedRow as error:
         raise SetAside(str(error)) from error
     if found["tools"]:
         raise SetAside("it has tools, which prepared rows do not keep")

@@ -9,7 +9,7 @@ from typing import Any
 
 from zephyr_jax.errors import InputError
 from zephyr_jax.prepare.raw import SetAside
-from zephyr_jax.storage.files import Path, scratch_file, whole_file
+from zephyr_jax.storage.files import Path, atomic_file, scratch_file
 
 _SHOWN, _KEPT = 400, 200  # letters of a sample, and of a line about what was set aside
 
@@ -41,7 +41,7 @@ class Ledger:
     def copy_to(self, path: Path) -> None:
         """Write the lines so far into a file that appears whole."""
         self._file.seek(0)
-        with whole_file(path) as file:
+        with atomic_file(path) as file:
             shutil.copyfileobj(self._file, file)
 
     def leave_out(self, place: str, why: SetAside, whole: Any, answer: int | None = None) -> None:

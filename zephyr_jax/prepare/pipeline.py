@@ -14,14 +14,21 @@ from typing import Any, Protocol
 import numpy as np
 
 from zephyr_jax.config.yaml_file import differences, to_dict
-from zephyr_jax.errors import InputError, listing, shown
+from zephyr_jax.errors import InputError, join_items, truncate_repr
 from zephyr_jax.prepare.card import Page, samples_page, spelt
 from zephyr_jax.prepare.filter_stats import Ledger
 from zephyr_jax.prepare.order import Ordered
 from zephyr_jax.prepare.raw import RawRow, SetAside, passed_over, raw_rows
 from zephyr_jax.prepare.splits import SplitFiles
 from zephyr_jax.storage.cloud import is_remote
-from zephyr_jax.storage.files import Path, check_can_be_made, names_in, open_path, sweep, write_whole
+from zephyr_jax.storage.files import (
+    Path,
+    check_folder_creatable,
+    list_names,
+    open_path,
+    remove_stale_scratch,
+    write_atomic,
+)
 
 RECORD = "prepared.json"
 _WRITTEN = ("README.md", "card.png", "samples.md", "set_aside")
@@ -91,7 +98,7 @@ class Preparation:
         """Write what `make` makes of each row, by the order of their keys. `unique`: only of the first that can be used of
         each key."""
         self.out.mkdir(parents=True, exist_ok=True)
-        sweep(self.out)
+        remove_stale_scratch(self.out)
         with files:
             used, last = 0, ""
             for key, content, place in self.rows:
@@ -114,9 +121,9 @@ class Preparation:
         """README.md with its picture, samples, the list of what was set aside, and the record; says it in short."""
         (self.out / "set_aside").mkdir(exist_ok=True)
         self.ledger.copy_to(self.out / "set_aside" / "rows.jsonl")
-        write_whole(self.out / "samples.md", samples_page(self.ledger.samples()))
-        write_whole(self.out / "card.png", page.picture())
-        write_whole(self.out / "README.md", page.markdown())
+        write_atomic(self.out / "samples.md", samples_page(self.ledger.samples()))
+        write_atomic(self.out / "card.png", page.picture())
+        write_atomic(self.out / "README.md", page.markdown())
         self._record(
             {"finished": True, "splits": dict(page.splits), **self.ledger.counts(), "numbers": dict(page.facts)}
         )
@@ -126,13 +133,13 @@ class Preparation:
         lines += [f"  {count:,} answers set aside: {reason}" for reason, count in sorted(self.ledger.answers.items())]
         lines += [f"  {count:,} put right: {kind}" for kind, count in sorted(self.ledger.repairs.items())]
         if self.ledger.passed_over:
-            lines.append(f"  passed over in {self.config.path}: {spelt(listing(self.ledger.passed_over, 6))}")
+            lines.append(f"  passed over in {self.config.path}: {spelt(join_items(self.ledger.passed_over, 6))}")
         lines.append(", ".join(f"{name} {count:,}" for name, count in page.splits.items()))
         return "\n".join([*lines, f"the card: {self.out / 'README.md'}"])
 
     def _record(self, facts: dict[str, Any]) -> None:
         record = {"verb": self.verb, "settings": plain(self.config), **facts}
-        write_whole(self.out / RECORD, json.dumps(record, indent=2) + "\n")
+        write_atomic(self.out / RECORD, json.dumps(record, indent=2) + "\n")
 
 
 @contextmanager
@@ -165,7 +172,7 @@ def plain(config: Config) -> dict[str, Any]:
 
 
 def _output(verb: str, config: Config) -> Path:
-    check_can_be_made(config.output)
+    check_folder_creatable(config.output)
     out = open_path(config.output)
     if not is_remote(config.output) and os.path.realpath(config.output) == os.path.realpath(config.path):
         raise InputError(
@@ -182,8 +189,10 @@ def _output(verb: str, config: Config) -> Path:
             raise InputError(f"{out} holds rows made by `{maker}`, not `{verb}`. Choose another output.")
         changed = differences(settings, plain(config))
         if changed:
-            words = [f"{name} was {shown(old)}, is {shown(new)}" for name, (old, new) in changed.items()]
-            raise InputError(f"{out} holds rows made by other settings: {listing(words, 4)}. Choose another output.")
-    elif others := [name for name in names_in(out) if name in _WRITTEN or name.endswith(".parquet")]:
-        raise InputError(f"{out} holds {listing(others, 4)}, which this verb has not made. Choose another output.")
+            words = [
+                f"{name} was {truncate_repr(old)}, is {truncate_repr(new)}" for name, (old, new) in changed.items()
+            ]
+            raise InputError(f"{out} holds rows made by other settings: {join_items(words, 4)}. Choose another output.")
+    elif others := [name for name in list_names(out) if name in _WRITTEN or name.endswith(".parquet")]:
+        raise InputError(f"{out} holds {join_items(others, 4)}, which this verb has not made. Choose another output.")
     return out

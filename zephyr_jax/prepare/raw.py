@@ -7,9 +7,9 @@ from typing import Any
 
 from zephyr_jax.data.row_reader import SUFFIXES, Columns, read_file, suffix_of
 from zephyr_jax.data.sources import read_rows
-from zephyr_jax.errors import InputError, listing
-from zephyr_jax.storage.cloud import is_remote, patience
-from zephyr_jax.storage.files import Path, cached_copy, check_can_be_read, names_in, open_path
+from zephyr_jax.errors import InputError, join_items
+from zephyr_jax.storage.cloud import is_remote, slow_io_warning
+from zephyr_jax.storage.files import Path, cached_copy, check_readable, list_names, open_path
 
 READABLE = tuple(SUFFIXES)
 ASIDE = "aside.jsonl"
@@ -48,15 +48,15 @@ def raw_rows(path: str, split: str | None = None, revision: str | None = None) -
 
     Raises InputError when nothing is there, when a file is of no known kind, or when `split` is asked of plain files.
     """
-    check_can_be_read(path)
-    with patience(path, "reading"):
+    check_readable(path)
+    with slow_io_warning(path, "reading"):
         place = open_path(path)
         if place.is_dir():
-            names = names_in(place)
+            names = list_names(place)
             files = [] if _SAVED.intersection(names) else [f"{path.rstrip('/')}/{name}" for name in names]
             found = [f"{path.rstrip('/')}/{name}" for name in names if files and _is_read(place, name)]
             if files and not found:
-                raise InputError(f"The folder {path} holds no file that ends in {listing(READABLE)}. Name another.")
+                raise InputError(f"The folder {path} holds no file that ends in {join_items(READABLE)}. Name another.")
         else:
             files = found = [path] if place.is_file() else []
     if not files and is_remote(path) and not place.is_dir():
@@ -73,10 +73,10 @@ def raw_rows(path: str, split: str | None = None, revision: str | None = None) -
 
 def passed_over(path: str) -> list[str]:
     """What a folder of plain files holds besides those that are read: folders, hidden files, files of other kinds."""
-    check_can_be_read(path)
-    with patience(path, "reading"):
+    check_readable(path)
+    with slow_io_warning(path, "reading"):
         place = open_path(path)
-        names = names_in(place)
+        names = list_names(place)
         return [] if _SAVED.intersection(names) else [name for name in names if not _is_read(place, name)]
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from zephyr_jax.prepare.dialogue import Messages
 from zephyr_jax.prepare.order import shares
-from zephyr_jax.storage.files import Path, whole_file
+from zephyr_jax.storage.files import Path, atomic_file
 
 CHAT_SPLITS = ("train_sft", "test_sft", "train_gen", "test_gen")
 PAIR_SPLITS = ("train_prefs", "train_sft", "test_prefs", "test_sft", "train_gen", "test_gen")
@@ -43,7 +43,7 @@ class SplitFiles:
 
     def __enter__(self) -> "SplitFiles":
         for name in self.counts:
-            file = self._stack.enter_context(whole_file(self._folder / f"{name}.parquet"))
+            file = self._stack.enter_context(atomic_file(self._folder / f"{name}.parquet"))
             self._writers[name] = self._stack.enter_context(pq.ParquetWriter(file, self._schema))
         return self
 

@@ -16,7 +16,7 @@ from zephyr_jax.prepare.raw import RawRow, SetAside
 from zephyr_jax.prepare.refusal import Refusals
 from zephyr_jax.prepare.splits import CHAT_SCHEMA, CHAT_SPLITS, SplitFiles, chat_split, for_split
 from zephyr_jax.prepare.truecase import first_change, truecase
-from zephyr_jax.storage.cloud import explained
+from zephyr_jax.storage.cloud import translate_cloud_errors
 
 _ABOUT = (
     "Conversations made by `zephyr-jax prepare ultrachat` the way UltraChat 200k was: a subset, the case of sentences repaired, "
@@ -79,7 +79,7 @@ class Dialogues:
         return before
 
 
-@explained()
+@translate_cloud_errors()
 def prepare_ultrachat(config: UltrachatConfig, command: str) -> str:
     """Write the splits and the account; a summary for people. The same command gives the same files. Raises InputError."""
     config.check()

@@ -17,7 +17,7 @@ from zephyr_jax.prepare.pipeline import Columns, Preparation, Split, plain, prep
 from zephyr_jax.prepare.rated import Answer, Scored, answer_of, completions_of, prompt_of, settle, source_of
 from zephyr_jax.prepare.raw import RawRow, SetAside
 from zephyr_jax.prepare.splits import PAIR_SCHEMA, PAIR_SPLITS, SplitFiles, for_split, pair_splits
-from zephyr_jax.storage.cloud import explained
+from zephyr_jax.storage.cloud import translate_cloud_errors
 
 _ABOUT = (
     "Preferences made by `zephyr-jax prepare ultrafeedback` the way UltraFeedback binarized was: of each prompt's rated answers "
@@ -99,7 +99,7 @@ class Ratings:
             yield scored
 
 
-@explained()
+@translate_cloud_errors()
 def prepare_ultrafeedback(config: UltrafeedbackConfig, command: str) -> str:
     """Write the splits and the account; a summary for people. The same command gives the same files. Raises InputError."""
     config.check()

@@ -21,8 +21,8 @@ from zephyr_jax.parallel.hosts import all_say, wait_for_all
 from zephyr_jax.parallel.sharding import open_rules
 from zephyr_jax.reference.score import Scorer, fill
 from zephyr_jax.reference.table import Identity, ReferenceTable, require_complete, why_anew
-from zephyr_jax.storage.cloud import explained
-from zephyr_jax.storage.files import Path, check_can_be_made, open_path
+from zephyr_jax.storage.cloud import translate_cloud_errors
+from zephyr_jax.storage.files import Path, check_folder_creatable, open_path
 from zephyr_jax.train.setup import checked_splits, microbatch_rows, resolve_run
 
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
@@ -44,7 +44,7 @@ class _Desk:
     def __init__(self, config: DpoConfig, command: str):
         config.check()
         self._rules = open_rules(config.mesh)
-        check_can_be_made(config.reference)
+        check_folder_creatable(config.reference)
         self._rules.check_divides("batch", microbatch_rows(config), "batch.microbatch_rows (or batch.rows)")
         self._source = find_model(config.model)
         config, self._tokenizer = resolve_run("reference", config, self._source, {})
@@ -93,7 +93,7 @@ class _Desk:
         return ReferenceTable(open_path(self._config.reference), identity, self._command, day)
 
 
-@explained()
+@translate_cloud_errors()
 def reference(config: DpoConfig, command: str = "zephyr-jax reference") -> Filled:
     """Fill the table for the training and the evaluation split. Raises InputError, which names `command` to run again.
 
@@ -128,7 +128,7 @@ def _fill(desk: _Desk, scorer: Scorer, table: ReferenceTable, root: Path) -> tup
     return computed, reused
 
 
-@explained()
+@translate_cloud_errors()
 def verify(config: DpoConfig, pairs: int, command: str = "zephyr-jax reference") -> str:
     """Compute `pairs` random pairs of the table anew, with the weights of `config`, and say how far they are off.
 

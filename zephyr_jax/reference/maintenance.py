@@ -11,7 +11,7 @@ from zephyr_jax.errors import InputError
 from zephyr_jax.reference.index import Entries, merged
 from zephyr_jax.reference.shards import PREFIX, SUFFIX, has_digest, packed, read_part
 from zephyr_jax.reference.table import DAY, MANIFEST, Identity, part_names, read_manifest
-from zephyr_jax.storage.files import Path, names_in, open_path, patience, write_whole
+from zephyr_jax.storage.files import Path, list_names, open_path, slow_io_warning, write_atomic
 
 _FULL = 2**18
 """Entries of the largest merged part: what reading holds at once, and what one damaged file costs."""
@@ -50,13 +50,13 @@ def tables_in(root: Path) -> list[Table]:
         raise InputError(
             f"There is no folder {root}. `--reference` takes the folder that `zephyr-jax reference` wrote to."
         )
-    with patience(root, "reading"):
-        folders = [root / name for name in names_in(root) if len(name) == 16 and (root / name).is_dir()]
+    with slow_io_warning(root, "reading"):
+        folders = [root / name for name in list_names(root) if len(name) == 16 and (root / name).is_dir()]
         return [_table(folder) for folder in folders if (folder / MANIFEST).exists() or part_names(folder)]
 
 
 def _table(folder: Path) -> Table:
-    found = {name: (folder / name).stat() for name in names_in(folder)}
+    found = {name: (folder / name).stat() for name in list_names(folder)}
     damage: list[str] = []
     fields = _fields(folder, damage)
     pieces, small, plain = [], [], []
@@ -119,7 +119,7 @@ def merge_parts(table: Table) -> None:
 
 def _write(folder: Path, entries: Entries, start: int) -> None:
     """A merged part; its name comes after those of passes (hexadecimal) and of earlier merges."""
-    write_whole(folder / f"{PREFIX}merged-{time.time_ns():020d}-{start:09d}{SUFFIX}", packed(entries))
+    write_atomic(folder / f"{PREFIX}merged-{time.time_ns():020d}-{start:09d}{SUFFIX}", packed(entries))
 
 
 def can_merge(table: Table) -> bool:

@@ -14,15 +14,15 @@ from zephyr_jax.reference.maintenance import (
     tables_in,
     to_delete,
 )
-from zephyr_jax.storage.cloud import explained
-from zephyr_jax.storage.files import check_can_be_read, open_path
+from zephyr_jax.storage.cloud import translate_cloud_errors
+from zephyr_jax.storage.files import check_readable, open_path
 
 
-@explained()
+@translate_cloud_errors()
 def reference_ls(config: ReferenceLsConfig) -> str:
     """Every table with its identity, entries, bytes, parts and time, and what is damaged. Raises InputError."""
     config.check()
-    check_can_be_read(config.reference)
+    check_readable(config.reference)
     tables = tables_in(open_path(config.reference))
     return "\n\n".join(map(_described, tables)) or f"No tables in {config.reference}."
 
@@ -45,11 +45,11 @@ def _count(names: list[str], word: str) -> str:
     return f"{len(names):,} {word}{'' if len(names) == 1 else 's'}"
 
 
-@explained()
+@translate_cloud_errors()
 def reference_gc(config: ReferenceGcConfig) -> str:
     """Tidy, or say what would be done; returns one line a deed. Raises InputError."""
     config.check()
-    check_can_be_read(config.reference)
+    check_readable(config.reference)
     tables = tables_in(open_path(config.reference))
     gone = to_delete(tables, config.keep, config.older_than_days)
     deeds = [deed for table in tables for deed in _deeds(table, table in gone)]

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from zephyr_jax.errors import InputError, listing, shown
+from zephyr_jax.errors import InputError, join_items, truncate_repr
 from zephyr_jax.reference.index import Entries, codes_of, merged, with_more
 from zephyr_jax.reference.shards import PREFIX, SUFFIX, packed, read_part
-from zephyr_jax.storage.files import Path, names_in, open_path, patience, write_whole
-from zephyr_jax.storage.text import parsed
+from zephyr_jax.storage.files import Path, list_names, open_path, slow_io_warning, write_atomic
+from zephyr_jax.storage.strict_json import parse_json
 
 MANIFEST = "manifest.json"
 DAY = "template_date"
@@ -61,7 +61,7 @@ class ReferenceTable:
         self._day = day
         self.folder = open_path(root) / identity.name
         self.identity = identity
-        with patience(self.folder, "reading"):
+        with slow_io_warning(self.folder, "reading"):
             self._check_manifest(command)
             self.parts = part_names(self.folder)
             self.entries = merged([read_part(self.folder / name, command) for name in self.parts])
@@ -112,7 +112,7 @@ class ReferenceTable:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.write_manifest()
         name = f"{PREFIX}{part}{SUFFIX}"
-        write_whole(self.folder / name, packed(new))
+        write_atomic(self.folder / name, packed(new))
         self.parts.append(name)
         self.entries = with_more(self.entries, new)
 
@@ -120,13 +120,13 @@ class ReferenceTable:
         """Write the manifest where the folder has none; nothing where there is no folder yet."""
         manifest = self.folder / MANIFEST
         if self.folder.exists() and not manifest.exists():
-            write_whole(manifest, self.identity.manifest(self._day))
+            write_atomic(manifest, self.identity.manifest(self._day))
 
 
 def recorded_days(root: Path) -> list[tuple[date, str]]:
     """(day, fingerprint of tokenizer and template) of each table whose template prints a date, the newest day first."""
     root = open_path(root)
-    manifests = [root / name / MANIFEST for name in names_in(root)] if root.is_dir() else []
+    manifests = [root / name / MANIFEST for name in list_names(root)] if root.is_dir() else []
     found = []
     for manifest in manifests:
         with suppress(InputError, ValueError):
@@ -138,7 +138,7 @@ def recorded_days(root: Path) -> list[tuple[date, str]]:
 
 def part_names(folder: Path) -> list[str]:
     """The parts of a table's folder, in the order in which they count."""
-    return [name for name in names_in(folder) if name.startswith(PREFIX) and name.endswith(SUFFIX)]
+    return [name for name in list_names(folder) if name.startswith(PREFIX) and name.endswith(SUFFIX)]
 
 
 def require_complete(root: Path, table: ReferenceTable, keys: np.ndarray, ids: list[str], command: str) -> np.ndarray:
@@ -158,7 +158,7 @@ def require_complete(root: Path, table: ReferenceTable, keys: np.ndarray, ids: l
         )
     raise InputError(
         f"The reference table in {root} lacks {int(absent.sum())} of {len(keys)} pairs "
-        f"(ids {listing([ids[int(index)] for index in np.flatnonzero(absent)[:3]])}). "
+        f"(ids {join_items([ids[int(index)] for index in np.flatnonzero(absent)[:3]])}). "
         f"To compute what is missing: {command}"
     )
 
@@ -178,14 +178,14 @@ def why_anew(root: Path, table: ReferenceTable, pairs: int) -> str:
         return ""
     nearest, here = _nearest(found, table.identity), asdict(table.identity)
     fields = "; ".join(
-        f"{name} was {shown(nearest.get(name))} there, is {shown(here[name])} here"
+        f"{name} was {truncate_repr(nearest.get(name))} there, is {truncate_repr(here[name])} here"
         for name in differing_fields(nearest, here)
     )
     return f"{fields}: all {pairs:,} pairs are computed anew"
 
 
 def _other_manifests(root: Path, table: ReferenceTable) -> list[Path]:
-    folders = [open_path(root) / name for name in names_in(open_path(root)) if name != table.folder.name]
+    folders = [open_path(root) / name for name in list_names(open_path(root)) if name != table.folder.name]
     return [folder / MANIFEST for folder in folders if (folder / MANIFEST).exists()]
 
 
@@ -195,7 +195,9 @@ def _nearest(manifests: list[dict[str, Any]], wanted: Identity) -> dict[str, Any
 
 def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
     names = differing_fields(there, here)
-    return "; ".join(f"{name} is {shown(there.get(name))} there and {shown(here[name])} here" for name in names)
+    return "; ".join(
+        f"{name} is {truncate_repr(there.get(name))} there and {truncate_repr(here[name])} here" for name in names
+    )
 
 
 def differing_fields(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
@@ -206,9 +208,9 @@ def differing_fields(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
 def read_manifest(manifest: Path) -> dict[str, Any]:
     """The fields in a manifest. Raises InputError when it is no JSON object."""
     try:
-        content = parsed(manifest.read_bytes())
+        content = parse_json(manifest.read_bytes())
         if not isinstance(content, dict):
-            raise ValueError(f"it holds {shown(content)}, not an object")
+            raise ValueError(f"it holds {truncate_repr(content)}, not an object")
     except (OSError, ValueError) as error:
         raise InputError(
             f"{manifest} is not valid JSON ({error}). Delete that file and run `zephyr-jax reference` again."

@@ -8,8 +8,8 @@ from zephyr_jax.checkpoint.steps import steps_in
 from zephyr_jax.config.inspect import CheckConfig
 from zephyr_jax.config.training import DpoConfig, SftConfig
 from zephyr_jax.config.yaml_file import from_dict, load_card, to_dict
-from zephyr_jax.errors import InputError, listing
-from zephyr_jax.storage.cloud import explained
+from zephyr_jax.errors import InputError, join_items
+from zephyr_jax.storage.cloud import translate_cloud_errors
 from zephyr_jax.storage.files import open_path
 from zephyr_jax.train.metrics import last_evaluation
 
@@ -50,7 +50,7 @@ class Checked:
         return "\n".join([*(line.told() for line in self.lines), "passed" if self.passed else "NOT passed"])
 
 
-@explained()
+@translate_cloud_errors()
 def check(config: CheckConfig) -> Checked:
     """Compare. Raises InputError for a run that is unfinished, that nothing is expected of, or that was run otherwise."""
     config.check()
@@ -78,8 +78,8 @@ def check(config: CheckConfig) -> Checked:
     missing = sorted(card.expected.keys() - found.keys())
     if missing:
         raise InputError(
-            f"The last evaluation of {config.run} has no {listing(missing)}; it has {listing(sorted(found)) or 'none'}. Give "
-            "the run data to evaluate on (data.eval_split)."
+            f"The last evaluation of {config.run} has no {join_items(missing)}; it has {join_items(sorted(found)) or 'none'}. "
+            "Give the run data to evaluate on (data.eval_split)."
         )
     return Checked(tuple(Line(name, found[name], low, high) for name, (low, high) in card.expected.items()))
 

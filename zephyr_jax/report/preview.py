@@ -16,7 +16,7 @@ from zephyr_jax.config.inspect import PreviewConfig
 from zephyr_jax.data.examples import Examples, holds_pairs, load_conversations, load_preferences, room_for
 from zephyr_jax.errors import terminal_text
 from zephyr_jax.evaluate.held_out import skip_warning
-from zephyr_jax.storage.files import check_can_be_read
+from zephyr_jax.storage.files import check_readable
 from zephyr_jax.train.setup import check_positions
 
 _SAMPLE = 1000
@@ -27,7 +27,7 @@ def preview(config: PreviewConfig, console: Console | None = None) -> Examples:
     """Print rows with their targets in colour (and between [ ] where there is no colour). Raises InputError."""
     config.check()
     console = console or Console()
-    check_can_be_read(config.model.path)
+    check_readable(config.model.path)
     alone = tokenizer_only(config.model)
     source = None if alone else find_model(config.model, weights=False)
     tokenizer = load_tokenizer(alone or str(source and source.folder))

@@ -12,12 +12,12 @@ from zephyr_jax.checkpoint.provenance import Record, chain, read_record
 from zephyr_jax.checkpoint.steps import steps_in
 from zephyr_jax.config.training import DpoConfig, SftConfig
 from zephyr_jax.data.examples import Examples
-from zephyr_jax.errors import InputError, listing, shown
+from zephyr_jax.errors import InputError, join_items, truncate_repr
 from zephyr_jax.report.curves import Line, metric_lines
 from zephyr_jax.report.histogram import Counts, counted, counts_from
-from zephyr_jax.storage.cloud import is_remote, split
-from zephyr_jax.storage.files import Path, names_in, open_path, write_whole
-from zephyr_jax.storage.text import parsed
+from zephyr_jax.storage.cloud import is_remote, split_bucket
+from zephyr_jax.storage.files import Path, list_names, open_path, write_atomic
+from zephyr_jax.storage.strict_json import parse_json
 from zephyr_jax.train.metrics import FILE as METRICS
 
 HISTOGRAMS = "histograms.json"
@@ -120,7 +120,7 @@ def read_stage(folder: Path) -> Stage:
     metrics = folder / METRICS
     lines = metric_lines(metrics.read_bytes().decode(errors="replace")) if metrics.exists() else []
     newest = steps_in(folder)[-1:] or [0]
-    return Stage(record, lines, _read_histograms(folder), newest[0], tuple(names_in(folder / SICK)), here=True)
+    return Stage(record, lines, _read_histograms(folder), newest[0], tuple(list_names(folder / SICK)), here=True)
 
 
 def _check_record(record: Record, folder: Path) -> None:
@@ -132,10 +132,12 @@ def _check_record(record: Record, folder: Path) -> None:
             if not isinstance(link, dict)
             else {name: (link.get(name) or kind(), kind) for name, kind in _KINDS.items()}
         )
-        wrong = [f"{name} is {shown(value)}" for name, (value, kind) in parts.items() if not isinstance(value, kind)]
+        wrong = [
+            f"{name} is {truncate_repr(value)}" for name, (value, kind) in parts.items() if not isinstance(value, kind)
+        ]
         if wrong:
             raise InputError(
-                f"{folder}/provenance.json is damaged: {listing(wrong)}. Put back the file that the run wrote."
+                f"{folder}/provenance.json is damaged: {join_items(wrong)}. Put back the file that the run wrote."
             )
         link = link.get("parent")
 
@@ -148,7 +150,7 @@ def earlier_stages(stage: Stage, folder: Path) -> list[Stage]:
 
 def _found_again(record: Record, child: Path) -> Stage:
     where = str(record.get("output") or "")
-    asks = is_remote(where) and not (is_remote(child) and split(where)[0] == split(child)[0])
+    asks = is_remote(where) and not (is_remote(child) and split_bucket(where)[0] == split_bucket(child)[0])
     if not where or asks:  # nobody else is asked over a network
         return Stage(record)
     there = open_path(where)
@@ -170,7 +172,7 @@ def write_histograms(folder: Path, examples: Examples) -> None:
         if each is not None and (counts := counted(dict(zip(sides, np.asarray(each).T, strict=True))))
     }
     content = {name: asdict(counts) for name, counts in found.items()}
-    write_whole(folder / HISTOGRAMS, json.dumps(content) + "\n")
+    write_atomic(folder / HISTOGRAMS, json.dumps(content) + "\n")
 
 
 def _read_histograms(folder: Path) -> dict[str, Counts]:
@@ -178,7 +180,7 @@ def _read_histograms(folder: Path) -> dict[str, Counts]:
     if not path.exists():
         return {}
     try:
-        content = parsed(path.read_bytes())
+        content = parse_json(path.read_bytes())
         if not isinstance(content, Mapping):
             raise ValueError("it holds no object")
         return {str(name): counts_from(each) for name, each in content.items()}

@@ -22,8 +22,8 @@ from zephyr_jax.report.record import CONFIGS, PAPER_NAMES, Stage, earlier_stages
 from zephyr_jax.report.sample_files import Kept, read_answers, read_kept, write_kept
 from zephyr_jax.report.scale import spelt
 from zephyr_jax.report.table_html import facts, flat, table
-from zephyr_jax.storage.cloud import explained
-from zephyr_jax.storage.files import Path, open_path, write_whole
+from zephyr_jax.storage.cloud import translate_cloud_errors
+from zephyr_jax.storage.files import Path, open_path, write_atomic
 
 PAGE = "report.html"
 _SHARES = ("rewards/accuracies", "accuracy", "padding")
@@ -33,7 +33,7 @@ _TITLES = {
 }  # fmt: skip
 
 
-@explained()
+@translate_cloud_errors()
 def page(config: PageConfig) -> Path:
     """Write the page of a run, finished or not, with the answers given. Raises InputError."""
     config.check()
@@ -81,7 +81,7 @@ def write_page(
     sections: Sequence[Section],
 ) -> None:
     """Any page, of any sections: see `results_section`, `answers_section`, `notes_section` and `stage_section`."""
-    write_whole(path, document(title, about, tiles, sections))
+    write_atomic(path, document(title, about, tiles, sections))
 
 
 def results_section(header: Sequence[object], rows: Sequence[Sequence[object]], about: str = "") -> Section:

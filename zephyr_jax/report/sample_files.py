@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePath
 from typing import Any
 
-from zephyr_jax.errors import InputError, shown
+from zephyr_jax.errors import InputError, truncate_repr
 from zephyr_jax.report.answers_html import Prompt, Said
-from zephyr_jax.storage.files import Path, check_can_be_read, open_path, write_whole
-from zephyr_jax.storage.text import parsed
+from zephyr_jax.storage.files import Path, check_readable, open_path, write_atomic
+from zephyr_jax.storage.strict_json import parse_json
 
 ANSWERS = "answers.json"
 
@@ -57,7 +57,7 @@ def read_answers(files: tuple[str, ...], most: int) -> list[Prompt]:
 
 def write_kept(folder: Path, kept: Kept) -> None:
     """Keep them in a run's folder."""
-    write_whole(folder / ANSWERS, json.dumps(asdict(kept), ensure_ascii=False, indent=1) + "\n")
+    write_atomic(folder / ANSWERS, json.dumps(asdict(kept), ensure_ascii=False, indent=1) + "\n")
 
 
 def read_kept(folder: Path) -> Kept:
@@ -66,7 +66,7 @@ def read_kept(folder: Path) -> Kept:
     if not path.exists():
         return Kept()
     try:
-        content = parsed(path.read_bytes())
+        content = parse_json(path.read_bytes())
         prompts = tuple(_prompt(each) for each in content["prompts"])
         return Kept(prompts, str(content["about"]), content["held_out"] is True, str(content.get("weights", "")))
     except (ValueError, TypeError, KeyError) as error:
@@ -84,7 +84,7 @@ def _stage(word: str) -> tuple[str, str]:
 
 
 def _rows(path: str) -> list[_Row]:
-    check_can_be_read(path)
+    check_readable(path)
     file = open_path(path)
     if not file.is_file():
         raise InputError(f"There is no file {path}. Name one that `zephyr-jax generate --output` wrote.")
@@ -94,13 +94,13 @@ def _rows(path: str) -> list[_Row]:
 
 def _row(line: bytes, where: str) -> _Row:
     try:
-        row: Any = parsed(line)
+        row: Any = parse_json(line)
     except ValueError as error:
         raise InputError(
             f"{where} is no JSON: {error}. Name a file that `zephyr-jax generate --output` wrote."
         ) from error
     if not (isinstance(row, dict) and isinstance(row.get("prompt"), str) and isinstance(row.get("answer"), str)):
         raise InputError(
-            f"{where} is {shown(row)}. It needs the texts `prompt` and `answer`, as `zephyr-jax generate` writes."
+            f"{where} is {truncate_repr(row)}. It needs the texts `prompt` and `answer`, as `zephyr-jax generate` writes."
         )
     return row["prompt"], row["answer"], row.get("ended") is not False

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from zephyr_jax.chat.message import BadRow
+from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.chat.template_source import own_template
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.fingerprint_cache import weights_state
@@ -29,7 +29,7 @@ from zephyr_jax.report.answers_html import Prompt, Said
 from zephyr_jax.report.record import CONFIGS, Stage, called, earlier_stages, read_stage
 from zephyr_jax.report.report import PAGE, asking, excuse, leave_page
 from zephyr_jax.report.sample_files import Kept, read_kept, write_kept
-from zephyr_jax.storage.cloud import explained, is_remote
+from zephyr_jax.storage.cloud import is_remote, translate_cloud_errors
 from zephyr_jax.storage.files import Path, open_path
 from zephyr_jax.train.setup import evaluation_source, open_tokenizer
 
@@ -53,7 +53,7 @@ def leave_answers(config: SftConfig, folder: Path) -> None:
         excuse(error, "no answers were made for the page", later)
 
 
-@explained()
+@translate_cloud_errors()
 def ask(config: PageConfig) -> None:
     """Have a run and the stages before it answer now, unless they have. Raises InputError."""
     config.check()
@@ -176,14 +176,14 @@ def _texts(config: SftConfig, model: ModelOptions, path: str, split: str) -> Ite
         text = _first_question(row.content)
         if not text.strip() or len(text) > _LONGEST:
             continue
-        with suppress(BadRow):
+        with suppress(SkippedRow):
             if len(tokenizer.prompt([{"role": "user", "content": text}])) <= most:
                 yield text
 
 
 def _first_question(row: Mapping[str, Any]) -> str:
     """What a person asks first; empty where a row has no such text."""
-    with suppress(BadRow):
+    with suppress(SkippedRow):
         for message in question(row):
             if message["role"] == "user" and isinstance(message["content"], str):
                 return message["content"]

@@ -14,9 +14,9 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 from transformers import PreTrainedTokenizerBase
 
-from zephyr_jax.chat.message import BadRow
+from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.chat.tokenizer import ChatTokenizer
-from zephyr_jax.errors import printable
+from zephyr_jax.errors import escape_control_chars
 from zephyr_jax.generate.engine import Piece, Request
 from zephyr_jax.generate.text_stream import TextStream
 from zephyr_jax.serve.engine_worker import Desk
@@ -93,7 +93,11 @@ def _check_key(request: web.Request, key: str) -> None:
 
 def _fault(error: Exception) -> Refusal:
     """What a client gets for an error that this program should not make, which is logged."""
-    print(f"a request failed: {printable(f'{type(error).__name__}: {error}')[:500]}", file=sys.stderr, flush=True)
+    print(
+        f"a request failed: {escape_control_chars(f'{type(error).__name__}: {error}')[:500]}",
+        file=sys.stderr,
+        flush=True,
+    )
     return Refusal(500, f"This request failed: {type(error).__name__}.", "server_error")
 
 
@@ -158,7 +162,7 @@ class _Server:
         """One engine's request for each answer that is asked for; runs in a thread. Raises Refusal."""
         try:
             prompt = self._served.tokenizer.prompt([message.plain for message in asked.messages])
-        except BadRow as error:
+        except SkippedRow as error:
             raise Refusal(422, f"`messages` cannot be rendered: {str(error)[:500]}.", param="messages") from error
         room = self._served.context - len(prompt)
         if room < (asked.most or 1):

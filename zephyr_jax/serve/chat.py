@@ -3,13 +3,13 @@
 import sys
 from collections.abc import Generator
 
-from zephyr_jax.chat.message import BadRow, Message
+from zephyr_jax.chat.message import Message, SkippedRow
 from zephyr_jax.config.models import ChatConfig
-from zephyr_jax.errors import printable, terminal_text
+from zephyr_jax.errors import escape_control_chars, terminal_text
 from zephyr_jax.generate.engine import Engine, Request
 from zephyr_jax.generate.load import Found, find_speaker
 from zephyr_jax.generate.text_stream import TextStream
-from zephyr_jax.storage.cloud import explained
+from zephyr_jax.storage.cloud import translate_cloud_errors
 
 _HELP = "/reset forgets the conversation, /system TEXT sets the system message, /quit or Ctrl-D ends; Ctrl-C cuts an answer."
 
@@ -36,14 +36,16 @@ class Conversation:
     def answer(self, text: str) -> Generator[str]:
         """Say something; the answer in pieces. It becomes part of the conversation, also when it is cut short.
 
-        Raises BadRow for what cannot be said, or when the conversation has become too long.
+        Raises SkippedRow for what cannot be said, or when the conversation has become too long.
         """
         config, said = self._config, [*self._said, {"role": "user", "content": text}]
         system = [{"role": "system", "content": self._system}] if self._system else []
         prompt = self._tokenizer.prompt([*system, *said])
         room = self._context - len(prompt)
         if room < 1:
-            raise BadRow(f"the conversation has {len(prompt)} tokens, and {self._context} is all there is: /reset it")
+            raise SkippedRow(
+                f"the conversation has {len(prompt)} tokens, and {self._context} is all there is: /reset it"
+            )
         request = Request(
             prompt, min(config.max_new_tokens, room), self._found.stops, config.temperature, config.top_p, config.top_k,
             (config.seed, self._answers),
@@ -60,7 +62,7 @@ class Conversation:
             self._said = [*said, {"role": "assistant", "content": "".join(parts)}]
 
 
-@explained()
+@translate_cloud_errors()
 def chat(config: ChatConfig) -> None:
     """Read lines and answer them until the end of input. Raises InputError."""
     config.check()
@@ -97,5 +99,5 @@ def _show(conversation: Conversation, text: str) -> None:
     except KeyboardInterrupt:
         answer.close()
         print(" ...")
-    except BadRow as error:
-        print(f"That cannot be answered: {printable(str(error))}.", file=sys.stderr)
+    except SkippedRow as error:
+        print(f"That cannot be answered: {escape_control_chars(str(error))}.", file=sys.stderr)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 
-from zephyr_jax.errors import printable
+from zephyr_jax.errors import escape_control_chars
 from zephyr_jax.generate.engine import Engine, Piece, Request
 from zephyr_jax.serve.protocol import Refusal
 
@@ -118,7 +118,8 @@ class Desk:
         except BaseException as error:  # whatever it is, clients that wait must get it, and those that come later
             self._failure = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             print(
-                f"the engine has stopped: {printable(self._failure)}; /health answers 503 until the server is started again",
+                f"the engine has stopped: {escape_control_chars(self._failure)}; /health answers 503 until the server is "
+                "started again",
                 file=sys.stderr,
                 flush=True,
             )

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from zephyr_jax.errors import shown
+from zephyr_jax.errors import truncate_repr
 from zephyr_jax.serve.protocol import Refusal
 
 
@@ -41,6 +41,6 @@ def _host_of(url: str) -> str:
 
 def _message(name: str, value: str) -> str:
     return (
-        f"Expected a loopback address in the header `{name}`, got {shown(value)}. This server has no API key, so it answers "
-        "this machine only; start it with `--api_key_variable NAME` to serve others."
+        f"Expected a loopback address in the header `{name}`, got {truncate_repr(value)}. This server has no API key, so it "
+        "answers this machine only; start it with `--api_key_variable NAME` to serve others."
     )

@@ -13,15 +13,15 @@ from zephyr_jax.generate.load import find_speaker
 from zephyr_jax.serve.app import Served, make_app
 from zephyr_jax.serve.engine_worker import Desk
 from zephyr_jax.serve.origin import is_loopback
-from zephyr_jax.storage.cloud import explained
-from zephyr_jax.storage.secret import secret
+from zephyr_jax.storage.api_key import read_api_key
+from zephyr_jax.storage.cloud import translate_cloud_errors
 
 
-@explained()
+@translate_cloud_errors()
 def open_server(config: ServeConfig) -> Served:
     """Load the model and start its engine. Raises InputError."""
     config.check()
-    key = secret(config.api_key_variable, "api_key_variable")
+    key = read_api_key(config.api_key_variable, "api_key_variable")
     found = find_speaker("serve", config.model, config.mesh, config.rows)
     tokenizer = found.chat_tokenizer(config.template)
     found, context = found.speaking(tokenizer), found.context(config.context)

@@ -65,7 +65,7 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 
 
 @cache
-def prepare() -> None:
+def configure_clients() -> None:
     """Settle, before the first use, how every client in this process talks to Cloud Storage."""
     import aiohttp
     from gcsfs.core import GCSFileSystem
@@ -89,11 +89,11 @@ def _hush() -> None:
             in_threads(what)
 
     threading.excepthook = thread
-    hush_given_up_reads()
+    silence_abandoned_reads()
 
 
 @cache
-def hush_given_up_reads() -> None:
+def silence_abandoned_reads() -> None:
     """No word of orbax's reads that it has given up: neither of late answers to them nor when they are cleared away."""
     in_callbacks = sys.unraisablehook
 
@@ -107,12 +107,12 @@ def hush_given_up_reads() -> None:
 
 def client() -> Any:
     """The file system of `gs://` paths."""
-    prepare()
+    configure_clients()
     return fsspec.filesystem("gcs")
 
 
 @contextmanager
-def explained(path: str | os.PathLike[str] = "") -> Iterator[None]:
+def translate_cloud_errors(path: str | os.PathLike[str] = "") -> Iterator[None]:
     """Turn what Cloud Storage's clients raise into InputError; everything else passes. Also a decorator.
 
     `path` is named in the message where the error itself names none.
@@ -138,7 +138,7 @@ def _message(error: Exception, path: str) -> str | None:
     return f"Cloud Storage{f', {path}' if path else ''}: {what} ({reason}). {advice}"
 
 
-def out_of_reach(error: Exception) -> bool:
+def is_unreachable(error: Exception) -> bool:
     """Whether an error says that Cloud Storage could not be asked, and nothing about what is there."""
     return _kind(error) in ("account", "permission", "bucket", "network")
 
@@ -163,7 +163,7 @@ def _kind(error: Exception) -> str | None:
 
 
 @contextmanager
-def patience(path: str | os.PathLike[str], doing: str) -> Iterator[None]:
+def slow_io_warning(path: str | os.PathLike[str], doing: str) -> Iterator[None]:
     """Explain errors, and say every half minute that we still wait; for local paths nothing but the work itself."""
     if not is_remote(path):
         yield
@@ -179,13 +179,13 @@ def patience(path: str | os.PathLike[str], doing: str) -> Iterator[None]:
     thread = threading.Thread(target=say, daemon=True)
     thread.start()
     try:
-        with explained(path):
+        with translate_cloud_errors(path):
             yield
     finally:
         done.set()
 
 
-def split(path: str | os.PathLike[str]) -> tuple[str, str]:
+def split_bucket(path: str | os.PathLike[str]) -> tuple[str, str]:
     """Bucket and object name of a `gs://` path."""
     bucket, _, name = os.fspath(path).removeprefix(SCHEME).partition("/")
     return bucket, name.rstrip("/")
@@ -193,8 +193,8 @@ def split(path: str | os.PathLike[str]) -> tuple[str, str]:
 
 def check_bucket(path: str | os.PathLike[str]) -> None:
     """Raise InputError unless the bucket is there and its objects may be listed."""
-    bucket, name = split(path)
-    with patience(path, "asking for"):
+    bucket, name = split_bucket(path)
+    with slow_io_warning(path, "asking for"):
         try:
             client().call("GET", "b/{}/o", bucket, prefix=name or None, maxResults=1)
         except FileNotFoundError as error:
@@ -207,8 +207,8 @@ def check_writable(folder: str | os.PathLike[str], checkpoints: bool) -> None:
     `checkpoints`: whether orbax will write there, which reads the bucket's own properties too.
     """
     check_bucket(folder)
-    bucket, name = split(folder)
-    with patience(folder, "asking whether we may write to"):
+    bucket, name = split_bucket(folder)
+    with slow_io_warning(folder, "asking whether we may write to"):
         if checkpoints:
             client().call("GET", "b/{}", bucket)
         uploads = client().base.replace("/storage/v1/", "/upload/storage/v1/")

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import xxhash
 
-from zephyr_jax.storage.cloud import client, is_remote, patience
+from zephyr_jax.storage.cloud import client, is_remote, slow_io_warning
 
 _CHUNK = 256 * 2**20  # bytes that one thread hashes
 _READ = 2**20  # bytes of one read
@@ -49,7 +49,7 @@ def content_key(paths: Iterable[str | os.PathLike[str]]) -> str:
 def _entries(path: str) -> list[tuple[str, str, int, str]]:
     """(name that counts, version of a `gs://` object, bytes, path) of a file, or of every file in a folder."""
     if is_remote(path):
-        with patience(path, "looking at"):
+        with slow_io_warning(path, "looking at"):
             found = client().find(path, detail=True)
         prefix = path.removeprefix("gs://").rstrip("/")
         return [

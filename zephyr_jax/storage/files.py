@@ -14,7 +14,15 @@ from typing import IO, Any
 from etils import epath
 
 from zephyr_jax.errors import InputError
-from zephyr_jax.storage.cloud import check_bucket, check_writable, client, is_remote, patience, prepare, split
+from zephyr_jax.storage.cloud import (
+    check_bucket,
+    check_writable,
+    client,
+    configure_clients,
+    is_remote,
+    slow_io_warning,
+    split_bucket,
+)
 
 type Path = epath.Path
 _PIECE = 32 * 2**20  # bytes of one request
@@ -23,18 +31,18 @@ _PIECE = 32 * 2**20  # bytes of one request
 def open_path(path: str | os.PathLike[str]) -> epath.Path:
     """A path on disk, or on Cloud Storage when it starts with `gs://`. Raises InputError for a `gs://` without a bucket."""
     if is_remote(path):
-        prepare()
-        if not split(path)[0]:
+        configure_clients()
+        if not split_bucket(path)[0]:
             raise InputError(f"{os.fspath(path)!r} names no bucket. Write gs://bucket/folder.")
     return epath.Path(path)
 
 
-def absolute(path: str | os.PathLike[str]) -> epath.Path:
+def absolute_path(path: str | os.PathLike[str]) -> epath.Path:
     """The same path, not relative to the working directory."""
     return open_path(path) if is_remote(path) else open_path(pathlib.Path(path).absolute())
 
 
-def check_can_be_read(path: str | os.PathLike[str]) -> None:
+def check_readable(path: str | os.PathLike[str]) -> None:
     """Raise InputError when a `gs://` path cannot be asked for (no bucket, permission, credentials or network), and for a
     local path (or an entry of a local folder) that is neither a file nor a folder."""
     if is_remote(path):
@@ -63,7 +71,7 @@ def check_regular(path: str | os.PathLike[str]) -> None:
         )
 
 
-def check_can_be_made(folder: str | os.PathLike[str], checkpoints: bool = False) -> None:
+def check_folder_creatable(folder: str | os.PathLike[str], checkpoints: bool = False) -> None:
     """Raise InputError unless `folder` is, or can become, a folder that we may write to; nothing is made.
 
     `checkpoints`: whether it is to hold checkpoints.
@@ -80,16 +88,16 @@ def check_can_be_made(folder: str | os.PathLike[str], checkpoints: bool = False)
             return
 
 
-def check_can_be_written(file: str | None) -> None:
+def check_file_creatable(file: str | None) -> None:
     """Raise InputError when a file is asked for in a folder that is not there, before any work is done for it."""
     if file and is_remote(file):
-        check_can_be_made(open_path(file).parent)
+        check_folder_creatable(open_path(file).parent)
     elif file and not pathlib.Path(file).parent.is_dir():
         raise InputError(f"{file} cannot be written: its folder is not there. Make it or choose another.")
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A new file's bytes; the file is there, whole, when the block ends well, and untouched when it does not."""
     with _upload(path) if is_remote(path) else _replacement(pathlib.Path(path)) as file:
         yield file
@@ -117,7 +125,7 @@ def scratch_file() -> Iterator[IO[bytes]]:
         yield file
 
 
-def sweep(folder: Path) -> None:
+def remove_stale_scratch(folder: Path) -> None:
     """Remove what processes that were killed have left in a local folder of files that were not whole yet."""
     for scratch in () if is_remote(folder) else pathlib.Path(folder).glob(".*.tmp"):
         writer = scratch.name.split(".")[-2]
@@ -147,7 +155,7 @@ def _settle(folder: pathlib.Path) -> None:
 
 @contextmanager
 def _upload(path: str | os.PathLike[str]) -> Iterator[Any]:
-    with patience(path, "writing"):
+    with slow_io_warning(path, "writing"):
         file = client().open(os.fspath(path), "wb", block_size=_PIECE)
         try:
             yield file
@@ -159,13 +167,13 @@ def _upload(path: str | os.PathLike[str]) -> Iterator[Any]:
             raise
 
 
-def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
+def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write a small file, whole or not at all."""
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def write_array_bytes(file: IO[bytes], view: memoryview) -> None:
+def write_chunked(file: IO[bytes], view: memoryview) -> None:
     """Write many bytes in pieces, so that no buffer on the way grows to their size."""
     for start in range(0, len(view), _PIECE):
         file.write(view[start : start + _PIECE])
@@ -177,7 +185,7 @@ def local_copy(folder: Path, names: Iterable[str]) -> pathlib.Path:
         return pathlib.Path(folder)
     copy = pathlib.Path(tempfile.mkdtemp(prefix="zephyr-jax-"))
     atexit.register(shutil.rmtree, copy, ignore_errors=True)
-    with patience(folder, "reading"):
+    with slow_io_warning(folder, "reading"):
         there = {path.name for path in folder.iterdir()}
         for name in sorted(there.intersection(names)):
             _copy_here(folder / name, copy / name)
@@ -198,13 +206,13 @@ def cached_copy(path: str | os.PathLike[str]) -> pathlib.Path:
     if not is_remote(path):
         return pathlib.Path(path)
     home = pathlib.Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    with patience(path, "copying"):
+    with slow_io_warning(path, "copying"):
         version = f"{os.fspath(path)} {client().info(os.fspath(path))['generation']}"
         folder = home / "zephyr-jax" / blake2b(version.encode(), digest_size=16).hexdigest()
         copy = folder / pathlib.PurePosixPath(path).name
         if not copy.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            with whole_file(copy) as file, client().open(os.fspath(path), "rb", block_size=_PIECE) as source:
+            with atomic_file(copy) as file, client().open(os.fspath(path), "rb", block_size=_PIECE) as source:
                 shutil.copyfileobj(source, file, _PIECE)
     return copy
 
@@ -218,7 +226,7 @@ def cache_folder(name: str) -> pathlib.Path:
 def move_folder(source: Path, target: Path) -> None:
     """Move a folder to a place where there is none."""
     if is_remote(source):
-        with patience(source, "moving"):
+        with slow_io_warning(source, "moving"):
             client().copy(os.fspath(source), os.fspath(target), recursive=True)
             client().rm(os.fspath(source), recursive=True)
         return
@@ -226,7 +234,7 @@ def move_folder(source: Path, target: Path) -> None:
     source.rename(target)
 
 
-def names_in(folder: Path) -> list[str]:
+def list_names(folder: Path) -> list[str]:
     """Names of a folder's files and folders, in order; none when it is not there."""
     if not folder.is_dir():
         return []

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from zephyr_jax.errors import InputError, listing, shown
-from zephyr_jax.storage.files import check_regular, is_remote, open_path, patience, write_whole
+from zephyr_jax.errors import InputError, join_items, truncate_repr
+from zephyr_jax.storage.files import check_regular, is_remote, open_path, slow_io_warning, write_atomic
 from zephyr_jax.storage.lock import Lock
 
 _EVERY = 30.0  # seconds between two writings of a remote journal
@@ -42,17 +42,18 @@ class Journal:
         self._path, self._header = open_path(path), header
         check_regular(path)
         self._lock = Lock(self._path)
-        with patience(path, "reading"):
+        with slow_io_warning(path, "reading"):
             content = self._path.read_bytes() if self._path.exists() else b""
         found = [self._parsed(number, line) for number, line in enumerate(content.split(b"\n")[:-1], 1)]
         begun = len(found) > 1 or (bool(found) and found[0].keys() != header.keys())
         if begun and found[0] != header:
             names = [name for name in header.keys() | found[0].keys() if header.get(name) != found[0].get(name)]
             differences = [
-                f"{name} was {shown(found[0].get(name))}, is {shown(header.get(name))}" for name in sorted(names)
+                f"{name} was {truncate_repr(found[0].get(name))}, is {truncate_repr(header.get(name))}"
+                for name in sorted(names)
             ]
             raise InputError(
-                f"{path} belongs to other work: {listing(differences, 4)}. Put the settings back to go on with it, or move "
+                f"{path} belongs to other work: {join_items(differences, 4)}. Put the settings back to go on with it, or move "
                 "the file away to begin again."
             )
         for number, line in enumerate(found[1:], 2):
@@ -91,7 +92,7 @@ class Journal:
 
     def _write_all(self) -> None:
         lines = [self._header, *self.lines]
-        write_whole(self._path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        write_atomic(self._path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         self._clock = time.monotonic()
 
     def _parsed(self, number: int, line: bytes) -> Entry:
@@ -102,7 +103,7 @@ class Journal:
         except (ValueError, RecursionError) as error:
             raise self._damaged(number, f"it is not JSON ({error})") from error
         if not isinstance(content, dict):
-            raise self._damaged(number, f"expected an object, got {shown(content)}")
+            raise self._damaged(number, f"expected an object, got {truncate_repr(content)}")
         return content
 
     def _damaged(self, number: int, reason: str) -> InputError:

@@ -15,13 +15,13 @@ from zephyr_jax.config.training import DpoConfig, ReplayConfig, SftConfig
 from zephyr_jax.config.yaml_file import from_dict
 from zephyr_jax.data.batch_file import read_batch
 from zephyr_jax.data.loader import Batch
-from zephyr_jax.errors import InputError, listing
+from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.objective.dpo import LOSSES, log_ratio
 from zephyr_jax.objective.logprob import Parameters, sequence_logprob
 from zephyr_jax.parallel.hosts import require_alone
 from zephyr_jax.parallel.place import place_batch
 from zephyr_jax.parallel.sharding import open_rules
-from zephyr_jax.storage.cloud import explained
+from zephyr_jax.storage.cloud import translate_cloud_errors
 from zephyr_jax.storage.files import Path, open_path
 from zephyr_jax.train.setup import make_objective
 from zephyr_jax.train.step import accumulate
@@ -54,11 +54,11 @@ class Replayed:
         if len(self.examples) > _MOST_LINES:
             lines.append(f"  ... and {len(self.examples) - _MOST_LINES:,} with a smaller loss")
         if self.not_finite:
-            lines.append(f"gradients that are not finite: {listing(self.not_finite)}")
+            lines.append(f"gradients that are not finite: {join_items(self.not_finite)}")
         return "\n".join(lines)
 
 
-@explained()
+@translate_cloud_errors()
 def replay(config: ReplayConfig) -> Replayed:
     """Loss, gradient and each example's part, as training computes them. Raises InputError."""
     config.check()
@@ -110,7 +110,7 @@ def _step(run: Path, sick: int, asked: int | None) -> int:
     """The saved step to take weights from: the one asked for, or the last before the sick one; 0 is the start."""
     steps = [0, *steps_in(run)]
     if asked is not None and asked not in steps:
-        raise InputError(f"{run} has no step {asked}; it has {listing(steps)} (0: the weights it started from).")
+        raise InputError(f"{run} has no step {asked}; it has {join_items(steps)} (0: the weights it started from).")
     return max(step for step in steps if step < sick) if asked is None else asked
 
 

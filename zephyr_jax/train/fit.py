@@ -17,7 +17,7 @@ from zephyr_jax.config.training import DpoConfig, SftConfig
 from zephyr_jax.config.yaml_file import save_card, to_dict
 from zephyr_jax.data.batch_file import write_batch
 from zephyr_jax.data.loader import BatchSource, Numbered, iterate
-from zephyr_jax.errors import InputError, listing
+from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.parallel.devices import describe_devices
 from zephyr_jax.parallel.hosts import all_say, wait_for_all
@@ -26,7 +26,7 @@ from zephyr_jax.parallel.preemption import StopRequest
 from zephyr_jax.parallel.sharding import Rules
 from zephyr_jax.report.record import SICK
 from zephyr_jax.report.report import leave_histograms, leave_page
-from zephyr_jax.storage.files import Path, names_in
+from zephyr_jax.storage.files import Path, list_names
 from zephyr_jax.train.anomalies import Health, Sickness, unhalted
 from zephyr_jax.train.evaluate import make_evaluation
 from zephyr_jax.train.loop import Loop
@@ -160,7 +160,7 @@ class _Keeper:
         every = self.split.examples.ids()
         ids = [[every[example] for example in row] for row in self.split.plan.steps[step - 1]]
         name = self.folder / SICK / f"step-{step:06}.safetensors"
-        kept = name.exists() or len(names_in(name.parent)) < _MOST_KEPT
+        kept = name.exists() or len(list_names(name.parent)) < _MOST_KEPT
         what = "; ".join(each.words for each in found)
         if kept and jax.process_index() == 0:
             whole = slice(0, self.split.plan.microbatch_rows)
@@ -170,7 +170,7 @@ class _Keeper:
             facts = {"step": step, "kinds": kinds, "what": what, "ids": ids, "examples_per_row": segments}
             name.parent.mkdir(parents=True, exist_ok=True)
             write_batch(name, source[step - 1], {**facts, "config": self.facts["config"]})
-        first = listing([each for row in ids for each in row], 3)
+        first = join_items([each for row in ids for each in row], 3)
         where = f"zephyr-jax replay --batch {name}" if kept else f"not kept: {_MOST_KEPT} are in {name.parent}"
         return f"Step {step} is sick: {what}. Its examples: {first}. Its batch: {where}."
 
@@ -197,7 +197,7 @@ def _newest_good(run: Run, empty: TrainState) -> _Found:
         damaged.append(step)
     if len(damaged) > 1:
         raise InputError(
-            f"All checkpoints of {run.folder} are damaged: steps {listing(damaged)}. That is no accident of one file: check "
+            f"All checkpoints of {run.folder} are damaged: steps {join_items(damaged)}. That is no accident of one file: check "
             "the disk and the versions of jax and orbax-checkpoint. To train anew, choose another output."
         )
     _put_away(run.folder, damaged, "there is none before it, so the run starts anew")
@@ -218,7 +218,7 @@ def _put_away(folder: Path, damaged: list[int], then: str) -> None:
     if damaged and jax.process_index() == 0:
         for step in damaged:
             set_aside(folder, step)
-        steps = f"step{'s' if len(damaged) > 1 else ''} {listing(damaged)}"
+        steps = f"step{'s' if len(damaged) > 1 else ''} {join_items(damaged)}"
         print(f"set aside {steps} in {folder / DAMAGED}; {then}", file=sys.stderr, flush=True)
 
 

@@ -21,7 +21,7 @@ from tensorboardX import SummaryWriter
 from zephyr_jax.config.sections import ReportOptions
 from zephyr_jax.errors import InputError
 from zephyr_jax.mean import Mean
-from zephyr_jax.storage.files import Path, is_remote, open_path, write_whole
+from zephyr_jax.storage.files import Path, is_remote, open_path, write_atomic
 
 FILE = "metrics.jsonl"
 EXAMPLES = "examples.jsonl"
@@ -48,7 +48,7 @@ class JsonLines:
     """`metrics.jsonl`; on resume, lines beyond the restored step are removed, so each step stands there once."""
 
     def __init__(self, path: Path, resumed_at: int):
-        write_whole(path, _kept(path, resumed_at))
+        write_atomic(path, _kept(path, resumed_at))
         self._path = pathlib.Path(path)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
@@ -80,7 +80,7 @@ class CloudJsonLines:
     def flush(self) -> None:
         """Write the object anew if there is anything new."""
         if self._text != self._written:
-            write_whole(self._path, self._text)
+            write_atomic(self._path, self._text)
         self._written, self._clock = self._text, time.monotonic()
 
     def close(self) -> None:
@@ -131,7 +131,7 @@ class TensorBoard:
 
     def _copy(self) -> None:
         for file in pathlib.Path(self._scratch.name).iterdir() if self._scratch else ():
-            write_whole(self._folder / file.name, file.read_bytes())
+            write_atomic(self._folder / file.name, file.read_bytes())
 
     def close(self) -> None:
         """Flush the file, and copy it for the last time."""
@@ -172,7 +172,7 @@ def _wandb_id(run: Path, resumes: bool) -> str:
     """The id in the run's folder; made where there is none. Runs resumed from earlier versions have their name as id."""
     file = run / WANDB_ID
     if not file.exists():
-        write_whole(file, (run.name if resumes else uuid4().hex[:16]) + "\n")
+        write_atomic(file, (run.name if resumes else uuid4().hex[:16]) + "\n")
     return file.read_text().strip()
 
 

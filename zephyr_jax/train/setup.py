@@ -38,7 +38,7 @@ from zephyr_jax.parallel.compile_cache import Compilations
 from zephyr_jax.parallel.hosts import wait_for_all
 from zephyr_jax.parallel.sharding import Rules, open_rules
 from zephyr_jax.reference.table import recorded_days
-from zephyr_jax.storage.files import Path, check_can_be_made, open_path
+from zephyr_jax.storage.files import Path, check_folder_creatable, open_path
 from zephyr_jax.train.optimizer import make_optimizer
 from zephyr_jax.train.step import Objective
 
@@ -185,7 +185,7 @@ def check_positions(examples: Examples, name: str, source: ModelSource) -> None:
 
 def _check_folder(config: SftConfig) -> Path:
     folder = open_path(config.output)
-    check_can_be_made(folder, checkpoints=True)
+    check_folder_creatable(folder, checkpoints=True)
     if not config.resume and (folder / FOLDER).exists():
         raise InputError(f"{folder} holds a run already and `resume` is off. Choose another output or turn resume on.")
     return folder

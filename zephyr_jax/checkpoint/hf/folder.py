@@ -28,9 +28,9 @@ from zephyr_jax.checkpoint.hf.writer import Piece, write_safetensors
 from zephyr_jax.errors import InputError, at_revision
 from zephyr_jax.model.config import ModelShape
 from zephyr_jax.parallel.gather import gather, keep_step
-from zephyr_jax.storage.files import Path, check_can_be_read, is_remote, names_in, open_path, write_whole
-from zephyr_jax.storage.nearby import check_may_be_on_hub, nearest
-from zephyr_jax.storage.text import read_json as read_json
+from zephyr_jax.storage.files import Path, check_readable, is_remote, list_names, open_path, write_atomic
+from zephyr_jax.storage.strict_json import read_json as read_json
+from zephyr_jax.storage.suggest import check_hub_id, suggest_path
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
@@ -55,12 +55,12 @@ def open_folder(path: str, revision: str | None = None, *, weights: bool = True)
     With `weights` false, only the files beside the weights are downloaded.
     Raises InputError when it is neither.
     """
-    check_can_be_read(path)
+    check_readable(path)
     if open_path(path).is_dir():
         return open_path(path)
     if is_remote(path):
         raise InputError(f"There is nothing at {path}. Check the spelling; a checkpoint is a folder with config.json.")
-    check_may_be_on_hub(path, "folder")
+    check_hub_id(path, "folder")
     try:
         return open_path(
             snapshot_download(path, revision=revision, allow_patterns=[*_DOWNLOAD, *(_WEIGHTS if weights else ())])
@@ -68,7 +68,7 @@ def open_folder(path: str, revision: str | None = None, *, weights: bool = True)
     except Exception as error:  # the hub client raises many kinds; all mean: not to be had
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"{path!r} is no folder here and cannot be had from the hub{at_revision(revision)}.{nearest(path)} Check "
+            f"{path!r} is no folder here and cannot be had from the hub{at_revision(revision)}.{suggest_path(path)} Check "
             f"the spelling and the network. The hub's client said: {reason}"
         ) from error
 
@@ -170,7 +170,7 @@ def _appearing(out: Path) -> Iterator[Path]:
     """A folder to write into that becomes `out` when the block ends well, and nothing when it does not."""
     if is_remote(out):
         _clear(out)
-        write_whole(out / _UNFINISHED, "")
+        write_atomic(out / _UNFINISHED, "")
         try:
             yield out
             (out / _UNFINISHED).unlink()
@@ -194,7 +194,7 @@ def _appearing(out: Path) -> Iterator[Path]:
 
 def check_free(out: Path, mark: str) -> None:
     """Raise InputError when `out` is there and is neither an export that was cut short nor has a file `mark`."""
-    if out.exists() and not {_UNFINISHED, mark} & set(names_in(out)):
+    if out.exists() and not {_UNFINISHED, mark} & set(list_names(out)):
         raise InputError(_EXISTS.format(out))
 
 
@@ -204,7 +204,7 @@ _EXISTS = "{} exists already. Choose another folder or remove it first; nothing 
 
 def _clear(out: Path) -> None:
     """Remove what an export that was cut short has left at a gs:// path. Raises InputError when there is anything else."""
-    names = names_in(out)
+    names = list_names(out)
     if names and _UNFINISHED not in names:
         raise InputError(_EXISTS.format(out))
     for name in sorted(names, key=_UNFINISHED.__eq__):  # the mark last
@@ -213,9 +213,9 @@ def _clear(out: Path) -> None:
 
 def _write(path: Path, content: Any) -> None:
     if isinstance(content, os.PathLike):
-        write_whole(path, open_path(content).read_bytes())
+        write_atomic(path, open_path(content).read_bytes())
     else:
-        write_whole(
+        write_atomic(
             path, content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         )
 

@@ -12,7 +12,7 @@ from zephyr_jax.checkpoint.hf.folder import TOKENIZER_FILES, read_json
 from zephyr_jax.checkpoint.resolve import MODEL_FOLDER, ModelSource
 from zephyr_jax.config.sampling import check_stop_ids
 from zephyr_jax.model.config import ModelShape
-from zephyr_jax.storage.files import Path, names_in, write_whole
+from zephyr_jax.storage.files import Path, list_names, write_atomic
 
 GENERATION = "generation_config.json"
 _ARCHITECTURES = {"mistral": "MistralForCausalLM", "llama": "LlamaForCausalLM"}
@@ -45,11 +45,11 @@ def write_model_files(run: Path, files: dict[str, Any]) -> None:
     """Put the files that `model_files` returned into a run, in place of any that were there."""
     folder = run / MODEL_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    for name in set(names_in(folder)).intersection(TOKENIZER_FILES) - files.keys():
+    for name in set(list_names(folder)).intersection(TOKENIZER_FILES) - files.keys():
         (folder / name).unlink()  # files of another writer would give another reading
     for name, content in files.items():
         text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        write_whole(folder / name, text)
+        write_atomic(folder / name, text)
 
 
 def declared_stops(source: ModelSource) -> list[int]:

@@ -18,10 +18,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from zephyr_jax.errors import InputError, listing, shown
-from zephyr_jax.storage.cloud import client, is_remote, patience
+from zephyr_jax.errors import InputError, join_items, truncate_repr
+from zephyr_jax.storage.cloud import client, is_remote, slow_io_warning
 from zephyr_jax.storage.files import Path, check_regular
-from zephyr_jax.storage.text import parsed
+from zephyr_jax.storage.strict_json import parse_json
 
 type Target = tuple[tuple[slice, ...], np.ndarray]
 """A block of a tensor (one slice an axis) and the float32 array of that shape which it goes into."""
@@ -77,7 +77,7 @@ class TensorFile:
         """All values of a tensor in order, float32 [n] at a time; the same n for every tensor of as many values."""
         entry = self.entries[name]
         kind, count, most = _kind_of(self.path, name, entry), math.prod(entry.sizes), _PIECE // 8
-        with patience(self.path, "reading"):
+        with slow_io_warning(self.path, "reading"):
             for start in range(0, count, most):
                 stop = min(start + most, count)
                 data = self._read(entry.start + start * kind.itemsize, entry.start + stop * kind.itemsize)
@@ -95,7 +95,7 @@ class TensorFile:
             data = self._read(first, first + (stop - start) * row * kind.itemsize)
             return np.frombuffer(data, kind).reshape(stop - start, *entry.sizes[1:])
 
-        with patience(self.path, "reading"):
+        with slow_io_warning(self.path, "reading"):
             for (start, stop), rows in _ahead(pool, read, spans):
                 for (block, *rest), target in targets:
                     first, last = max(start, block.start), min(stop, block.stop)
@@ -108,7 +108,7 @@ def _kind_of(path: Path, name: str, entry: Entry) -> np.dtype:
     kind = KINDS.get(entry.kind)
     if kind is None:
         raise InputError(
-            f"Tensor {name} in {path} is of dtype {entry.kind}; weights are read from {listing(KINDS)}. Take the "
+            f"Tensor {name} in {path} is of dtype {entry.kind}; weights are read from {join_items(KINDS)}. Take the "
             "checkpoint that is not quantized, or convert it first."
         )
     return kind
@@ -147,7 +147,7 @@ type _Read = Callable[[int, int], bytes]
 
 
 def _remote(path: Path) -> tuple[int, _Read]:
-    with patience(path, "opening"):
+    with slow_io_warning(path, "opening"):
         length = int(client().info(os.fspath(path))["size"])
 
     def read(start: int, stop: int) -> bytes:
@@ -175,7 +175,7 @@ def _header(path: Path, length: int, read: _Read) -> dict[str, Entry]:
     if size > min(length - 8, _LONGEST_HEADER):
         raise InputError(_damaged(path, f"its header claims {size} bytes and the file has {length}"))
     try:
-        content = parsed(read(8, 8 + size))
+        content = parse_json(read(8, 8 + size))
     except ValueError as error:
         raise InputError(_damaged(path, f"its header is no JSON: {' '.join(str(error).split())[:100]}")) from error
     if not isinstance(content, dict):
@@ -204,14 +204,15 @@ def _entry(path: Path, name: str, said: Any, base: int) -> Entry:
     fields: dict[str, Any] = said if isinstance(said, dict) else {}
     kind, sizes, offsets = fields.get("dtype"), _numbers(fields.get("shape")), _numbers(fields.get("data_offsets"))
     if not isinstance(kind, str) or sizes is None or offsets is None or len(offsets) != 2:
-        raise InputError(_damaged(path, f"its header says {shown(str(said))} of tensor {name[:80]}"))
+        raise InputError(_damaged(path, f"its header says {truncate_repr(str(said))} of tensor {name[:80]}"))
     entry = Entry(kind, tuple(sizes), base + offsets[0], base + offsets[1])
     known = KINDS.get(kind)
     if entry.stop < entry.start or (known and entry.stop - entry.start != math.prod(sizes) * known.itemsize):
         raise InputError(
             _damaged(
                 path,
-                f"tensor {name[:80]} of sizes {shown(list(sizes))} in {kind} cannot lie at bytes {offsets[0]} to {offsets[1]}",
+                f"tensor {name[:80]} of sizes {truncate_repr(list(sizes))} in {kind} cannot lie at bytes {offsets[0]} to "
+                f"{offsets[1]}",
             )
         )
     return entry

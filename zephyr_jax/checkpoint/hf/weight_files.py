@@ -14,11 +14,11 @@ from flax import nnx
 
 from zephyr_jax.checkpoint.hf.reader import KINDS, Target, TensorFile, new_pool
 from zephyr_jax.checkpoint.hf.tensors import tensors_of
-from zephyr_jax.errors import InputError, listing, shown
+from zephyr_jax.errors import InputError, join_items, truncate_repr
 from zephyr_jax.model.config import ModelShape
 from zephyr_jax.model.decoder import Compute, abstract_model
-from zephyr_jax.storage.files import Path, names_in
-from zephyr_jax.storage.text import read_json
+from zephyr_jax.storage.files import Path, list_names
+from zephyr_jax.storage.strict_json import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
@@ -36,7 +36,7 @@ class TensorFiles:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        names = names_in(folder)
+        names = list_names(folder)
         check_no_adapter(folder, names)
         self._where = _by_name(folder, _chosen(folder, names))
         _check_readings(folder, names, self._where)
@@ -81,8 +81,8 @@ class TensorFiles:
             adapter = " Names with `.lora_` are those of a LoRA adapter: merge it into its base first."
             raise InputError(
                 f"The tensors in {self.folder} do not fit its config.json: {len(missing)} missing "
-                f"({listing(sorted(missing), 4)}), {len(unknown)} unknown ({listing(sorted(unknown), 4)}). Take config.json and "
-                f"weights from the same checkpoint.{adapter if any('.lora_' in name for name in unknown) else ''}"
+                f"({join_items(sorted(missing), 4)}), {len(unknown)} unknown ({join_items(sorted(unknown), 4)}). Take "
+                f"config.json and weights from the same checkpoint.{adapter if any('.lora_' in name for name in unknown) else ''}"
             )
         for name, sizes in expected.items():
             if self.sizes(name) != sizes:
@@ -92,7 +92,7 @@ class TensorFiles:
                 )
             if self.kind(name) not in KINDS:
                 raise InputError(
-                    f"Tensor {name} in {self.folder} is of dtype {self.kind(name)}; weights are read from {listing(KINDS)}. "
+                    f"Tensor {name} in {self.folder} is of dtype {self.kind(name)}; weights are read from {join_items(KINDS)}. "
                     "Take the checkpoint that is not quantized, or convert it first."
                 )
 
@@ -119,13 +119,13 @@ def check_no_adapter(folder: Path, names: list[str]) -> None:
     adapter = [name for name in (ADAPTER, *_ADAPTER_WEIGHTS) if name in names]
     if adapter and (not weights or "config.json" not in names):
         raise InputError(
-            f"{folder} holds a LoRA/PEFT adapter ({listing(adapter)}), not a model: merge it into its base first "
+            f"{folder} holds a LoRA/PEFT adapter ({join_items(adapter)}), not a model: merge it into its base first "
             "(peft: `merge_and_unload`, then `save_pretrained`) and give the merged folder."
         )
     if ADAPTER in names:
         raise InputError(
-            f"{folder} can be read in two ways: {listing(weights, 3)} alone, or with the adapter of {ADAPTER} applied to it, "
-            f"as transformers does where peft is installed. Merge the adapter, or remove {listing(adapter)}."
+            f"{folder} can be read in two ways: {join_items(weights, 3)} alone, or with the adapter of {ADAPTER} applied to it, "
+            f"as transformers does where peft is installed. Merge the adapter, or remove {join_items(adapter)}."
         )
 
 
@@ -140,7 +140,7 @@ def _chosen(folder: Path, names: list[str]) -> list[str]:
         _check_shards(folder, found)
         return found
     consolidated = [name for name in names if name.startswith("consolidated")]
-    kind = f"Mistral's own format ({listing(consolidated, 3)})" if consolidated else f"{listing(names)}"
+    kind = f"Mistral's own format ({join_items(consolidated, 3)})" if consolidated else f"{join_items(names)}"
     raise InputError(
         f"{folder} has no *.safetensors file in Hugging Face's format; it holds {kind}. Only safetensors are read (no pickle, "
         "no GGUF): convert the weights first (transformers: `from_pretrained`, then `save_pretrained`)."
@@ -160,13 +160,13 @@ def _indexed(folder: Path, names: list[str]) -> list[str]:
     if wrong:
         raise InputError(
             f"{folder / INDEX} has no usable weight_map (tensor name -> safetensors file in this folder): expected file "
-            f"names, got {shown(wrong[0])}. Copy it again."
+            f"names, got {truncate_repr(wrong[0])}. Copy it again."
         )
     chosen = sorted(set(files))
     missing = [name for name in chosen if name not in names]
     if missing:
         raise InputError(
-            f"{folder / INDEX} names {len(chosen)} files, and {len(missing)} of them are missing: {listing(missing, 6)}. "
+            f"{folder / INDEX} names {len(chosen)} files, and {len(missing)} of them are missing: {join_items(missing, 6)}. "
             f"Each is a part of the weights: copy it again from its source{_stale_index(names)}."
         )
     return chosen
@@ -190,7 +190,7 @@ def _check_shards(folder: Path, files: list[str]) -> None:
         missing = [name for name in expected if name not in files]
         if missing:
             raise InputError(
-                f"{folder} holds {count - len(missing)} of {count} shards; missing: {listing(missing, 6)}. Copy them from the "
+                f"{folder} holds {count - len(missing)} of {count} shards; missing: {join_items(missing, 6)}. Copy them from the "
                 "checkpoint's source."
             )
 
@@ -208,8 +208,8 @@ def _check_readings(folder: Path, names: list[str], where: dict[str, _Stored]) -
     if differing:
         reader = INDEX if INDEX in names else f"{len(shards)} shards without an index"
         raise InputError(
-            f"{folder} can be read in two ways that differ in {len(differing)} tensors ({listing(differing, 3)}): "
-            f"{SINGLE}, which transformers reads, and {reader} ({listing(indexed, 3)}), which others read. Remove the one "
+            f"{folder} can be read in two ways that differ in {len(differing)} tensors ({join_items(differing, 3)}): "
+            f"{SINGLE}, which transformers reads, and {reader} ({join_items(indexed, 3)}), which others read. Remove the one "
             "that is not the model."
         )
 

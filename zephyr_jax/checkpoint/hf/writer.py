@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from zephyr_jax.storage.files import Path, whole_file, write_array_bytes, write_whole
+from zephyr_jax.storage.files import Path, atomic_file, write_atomic, write_chunked
 
 type Piece = tuple[str, tuple[int, ...], Callable[[], np.ndarray]]
 """Tensor name, sizes, and the function that brings its value."""
@@ -28,7 +28,7 @@ def write_safetensors(folder: Path, pieces: list[Piece], kind: np.dtype, limit: 
         total = sum(math.prod(sizes) for _, sizes, _ in pieces) * kind.itemsize
         weight_map = {piece[0]: name for name, part in zip(names, files, strict=True) for piece in part}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        write_whole(folder / "model.safetensors.index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
+        write_atomic(folder / "model.safetensors.index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def _divide(pieces: list[Piece], item: int, limit: int) -> list[list[Piece]]:
@@ -57,7 +57,7 @@ def _write_file(path: Path, part: list[Piece], kind: np.dtype) -> None:
         offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, _, bring in part:
-            write_array_bytes(file, np.ascontiguousarray(bring()).reshape(-1).view(np.uint8).data)
+            write_chunked(file, np.ascontiguousarray(bring()).reshape(-1).view(np.uint8).data)

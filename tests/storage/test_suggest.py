@@ -7,7 +7,7 @@ import pytest
 from zephyr_jax.checkpoint.hf.folder import open_folder
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.errors import InputError
-from zephyr_jax.storage.nearby import check_may_be_on_hub, nearest
+from zephyr_jax.storage.suggest import check_hub_id, suggest_path
 
 
 @pytest.mark.parametrize(
@@ -16,13 +16,13 @@ from zephyr_jax.storage.nearby import check_may_be_on_hub, nearest
 def test_what_can_be_no_hub_id_is_not_asked_for(path: str) -> None:
     """Law: names that the hub cannot have are refused here, before a network is waited for."""
     with pytest.raises(InputError, match="is no file or folder here"):
-        check_may_be_on_hub(path, "file or folder")
+        check_hub_id(path, "file or folder")
 
 
 @pytest.mark.parametrize("path", ["gpt2", "HuggingFaceH4/ultrachat_200k", "mistralai/Mistral-7B-v0.1", "runs/tiny"])
 def test_what_may_be_a_hub_id_is_asked_for(path: str) -> None:
     """Law: every name of the hub's form is passed on."""
-    check_may_be_on_hub(path, "folder")
+    check_hub_id(path, "folder")
 
 
 def test_rows_that_are_not_there_are_told_with_the_nearest(tmp_path: Path) -> None:
@@ -45,4 +45,4 @@ def test_a_model_that_is_not_there_is_told_with_the_nearest(tmp_path: Path, monk
 def test_nothing_near_is_no_suggestion(tmp_path: Path) -> None:
     """Law: a suggestion is near or it is not made; a folder that is not there has none."""
     (tmp_path / "other").mkdir()
-    assert nearest(str(tmp_path / "chats.jsonl")) == nearest(str(tmp_path / "no" / "chats.jsonl")) == ""
+    assert suggest_path(str(tmp_path / "chats.jsonl")) == suggest_path(str(tmp_path / "no" / "chats.jsonl")) == ""

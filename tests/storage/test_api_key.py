@@ -5,7 +5,7 @@ from urllib.parse import quote
 import pytest
 
 from zephyr_jax.errors import InputError
-from zephyr_jax.storage.secret import redacted, secret
+from zephyr_jax.storage.api_key import read_api_key, redact
 
 ODD = {
     "sk-sesame-open\n": "line end at character 15 of 15",
@@ -25,14 +25,14 @@ ODD = {
 def test_keys_that_no_header_carries_are_refused_unseen(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.environ", {"MY_KEY": key})
     with pytest.raises(InputError, match=f"The key in MY_KEY .endpoint.key_variable. has a {ODD[key]}") as found:
-        secret("MY_KEY", "endpoint.key_variable")
+        read_api_key("MY_KEY", "endpoint.key_variable")
     assert "sesame" not in str(found.value)
 
 
 def test_keys_of_every_usual_letter_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     key = "".join(map(chr, range(ord("!"), ord("~") + 1)))
     monkeypatch.setenv("MY_KEY", key)
-    assert secret("MY_KEY", "x") == key
+    assert read_api_key("MY_KEY", "x") == key
     for form in (key, repr(key), repr(key.encode())[1:], quote(key, safe=""), f"Bearer {key}!"):
-        assert "ABCDEFGH" not in redacted(f"a {form} b", key)
-    assert redacted("EMPTY", "EMPTY") == "EMPTY"
+        assert "ABCDEFGH" not in redact(f"a {form} b", key)
+    assert redact("EMPTY", "EMPTY") == "EMPTY"

@@ -10,7 +10,7 @@ from zephyr_jax.errors import InputError
 _SHORTEST = 8  # letters; a shorter key is a word that ordinary text may hold
 
 
-def secret(variable: str | None, setting: str) -> str | None:
+def read_api_key(variable: str | None, setting: str) -> str | None:
     """The key in a variable, None where none is named.
 
     Raises:
@@ -47,7 +47,7 @@ def _kind(letter: str) -> str:
     return "control character" if letter.isascii() else "letter beyond ASCII"
 
 
-def redacted(text: str, key: str | None) -> str:
+def redact(text: str, key: str | None) -> str:
     """Text without the key: as it is, and as `repr`, JSON and URLs write it. A key of few letters is left alone: it is a word."""
     if not key or len(key) < _SHORTEST:
         return text

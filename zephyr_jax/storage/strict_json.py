@@ -3,14 +3,16 @@
 import json
 from typing import Any
 
-from zephyr_jax.errors import InputError, shown
+from zephyr_jax.errors import InputError, truncate_repr
 from zephyr_jax.storage.files import Path, check_regular
 
 
-def parsed(text: str | bytes) -> Any:
+def parse_json(text: str | bytes) -> Any:
     """JSON that says each thing once. Raises ValueError, with a few words, for all else."""
     try:
-        return json.loads(text.decode() if isinstance(text, bytes) else text, object_pairs_hook=unique_names)
+        return json.loads(
+            text.decode() if isinstance(text, bytes) else text, object_pairs_hook=reject_conflicting_names
+        )
     except UnicodeDecodeError as error:
         raise ValueError(f"it is no UTF-8 from byte {error.start} on") from error
     except RecursionError as error:
@@ -21,7 +23,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises InputError naming the file."""
     check_regular(path)
     try:
-        content = parsed(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except OSError as error:
         reason = error.strerror or "it is not there"
         raise InputError(f"Cannot read {path}: {reason}. A checkpoint folder needs this file.") from error
@@ -32,7 +34,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def reject_conflicting_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An `object_pairs_hook`: a dict of the pairs. Raises ValueError when a name has two different values."""
     distinct = dict(pairs)
     if len(distinct) == len(pairs):
@@ -40,6 +42,8 @@ def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found and found[name] != value:
-            raise ValueError(f"it says {shown(name)} twice, {shown(found[name])} and {shown(value)}")
+            raise ValueError(
+                f"it says {truncate_repr(name)} twice, {truncate_repr(found[name])} and {truncate_repr(value)}"
+            )
         found[name] = value
     return found

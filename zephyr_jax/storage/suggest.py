@@ -11,16 +11,18 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".txt", ".arrow", ".safetensors", ".yaml", ".gz")
 
 
-def check_may_be_on_hub(path: str, kind: str) -> None:
+def check_hub_id(path: str, kind: str) -> None:
     """Raise InputError for what is not here and is no name of the hub's either, so that nobody waits for an answer from there.
 
     `kind` says what it should have been.
     """
     if not _HUB_ID.fullmatch(path) or path.lower().endswith(_ENDINGS):
-        raise InputError(f"{path!r} is no {kind} here.{nearest(path)} Check the spelling, and where you start this.")
+        raise InputError(
+            f"{path!r} is no {kind} here.{suggest_path(path)} Check the spelling, and where you start this."
+        )
 
 
-def nearest(path: str | os.PathLike[str]) -> str:
+def suggest_path(path: str | os.PathLike[str]) -> str:
     """Return ` Did you mean ...?` where something beside a missing local path is spelt much like it; else nothing."""
     missing = Path(path)
     try:
