@@ -13,6 +13,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from tests.gcs import Gcs  # noqa: E402
+from zephyr_jax import log  # noqa: E402
 from zephyr_jax.demo.remake import write_untrained  # noqa: E402
 from zephyr_jax.report import report as page  # noqa: E402
 from zephyr_jax.report import samples as run_answers  # noqa: E402
@@ -20,6 +21,12 @@ from zephyr_jax.storage import cloud  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def logging_to_stderr() -> None:
+    """As the command line configures it; after pytest has installed its own hooks."""
+    log.configure()
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ LAYERS = [
     {"chat"},
     {"batch", "mean", "config"},
     {"storage"},
-    {"errors", "startup", "progress", "seeded_random"},
+    {"errors", "log", "startup", "progress", "seeded_random"},
 ]
 """Top first. A package imports from lower layers and from itself; the exceptions stand in BESIDE."""
 BESIDE = {("train", "report"), ("reference", "train")}
@@ -89,7 +89,7 @@ def test_modules_do_not_import_in_circles() -> None:
 
 def test_data_and_settings_never_import_jax() -> None:
     """Nor anything of ours that does: rows are read and settings checked without an accelerator."""
-    rooms = ("data", "chat", "prepare", "config", "storage", "batch", "mean", "errors")
+    rooms = ("data", "chat", "prepare", "config", "storage", "batch", "mean", "errors", "log")
     ours = [path for path in files() if path.relative_to(PACKAGE).parts[0].removesuffix(".py") in rooms]
     assert len(ours) > 10
     assert not [path.name for path in ours if re.search(r"^\s*(from|import) (jax|flax|optax)", path.read_text(), re.M)]

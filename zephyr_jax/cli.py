@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
-from zephyr_jax import startup
+from zephyr_jax import log, startup
 from zephyr_jax.commands import VERBS
 from zephyr_jax.config.inherited import unused
 from zephyr_jax.errors import InputError, Stopped, TrainingError, did_you_mean, join_items
@@ -30,9 +30,7 @@ The recipe: sft, then reference, then dpo with the same card, then export.
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one verb. Exits 2 on bad input, 3 on a run that had to stop, 75 on one that was told to and saved."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    log.configure()
     if not words or words[0] in ("-h", "--help"):
         print(_USAGE.format(verbs="\n".join(f"  {name:<23} {verb.about}" for name, verb in VERBS.items())))
         return

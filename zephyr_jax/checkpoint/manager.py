@@ -11,9 +11,10 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
-from zephyr_jax.checkpoint.steps import FOLDER, SAVED, fingerprints, hush
+from zephyr_jax.checkpoint.steps import FOLDER, SAVED, fingerprints
 from zephyr_jax.config.sections import ScheduleOptions
 from zephyr_jax.errors import InputError
+from zephyr_jax.log import silence_library_logs
 from zephyr_jax.storage.files import Path, absolute_path, slow_io_warning
 
 _ITEMS = ("parameters", "optimizer", "progress")
@@ -34,7 +35,7 @@ class CheckpointManager:
         settings = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(keep), enable_async_checkpointing=True
         )
-        hush()
+        silence_library_logs()
         with _explained(self._folder, "opening"):
             self._manager = ocp.CheckpointManager(self._folder, item_names=_ITEMS, options=settings)
 

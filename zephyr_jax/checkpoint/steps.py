@@ -3,8 +3,6 @@
 Nothing here waits for other processes, so that a step that only one of them cannot read leaves none of them hanging.
 """
 
-import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,7 +12,8 @@ import orbax.checkpoint as ocp
 
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
 from zephyr_jax.errors import InputError, join_items
-from zephyr_jax.storage.cloud import is_unreachable, silence_abandoned_reads
+from zephyr_jax.log import silence_library_logs
+from zephyr_jax.storage.cloud import is_unreachable
 from zephyr_jax.storage.files import Path, absolute_path, list_names, move_folder, slow_io_warning
 
 FOLDER = "checkpoints"
@@ -111,17 +110,9 @@ def _reading(run: Path, step: int) -> Iterator[Path]:
         except Exception as error:  # tensorstore, orbax and zstd raise many kinds for a file that is not as it was
             if is_unreachable(error) or "RESOURCE_EXHAUSTED" in str(error):
                 raise
-            hush()
+            silence_library_logs()
             reason = " ".join(str(error).split())[:200]
             raise DamagedStepError(
                 f"Step {step} of {run} is damaged: {reason or type(error).__name__}. Choose an earlier one "
                 f"(model.path {run}/{FOLDER}/STEP)."
             ) from None
-
-
-def hush() -> None:
-    """No tracebacks and warnings from orbax's threads and unfinished tasks, whose errors are raised again and explained."""
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    for name in ("absl", "asyncio", "concurrent.futures"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    silence_abandoned_reads()

@@ -1,7 +1,6 @@
 """`zephyr-jax evaluate lm-eval`: the tasks of EleutherAI's lm-eval on our own log-probs."""
 
 import json
-import logging
 import sys
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -35,7 +34,6 @@ def lm_eval(config: LmEvalConfig) -> str:
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import handle_non_serializable, make_table
 
-    logging.getLogger("lm_eval").setLevel(logging.WARNING)
     manager = TaskManager(include_path=config.include)
     known = set(manager.all_tasks)
     if unknown := [name for name in config.tasks if name not in known]:

@@ -19,6 +19,7 @@ import numpy as np
 from jax._src import cloud_tpu_init, clusters, distributed
 from jax.experimental import multihost_utils
 
+from zephyr_jax import log
 from zephyr_jax.errors import InputError
 from zephyr_jax.parallel.devices import start_devices
 from zephyr_jax.parallel.rendezvous import HINT, Cluster, meet
@@ -60,6 +61,7 @@ def join_hosts() -> None:
     except (RuntimeError, ValueError) as error:
         raise InputError(f"This process cannot join the others: {_reason(error)}. {HINT}") from error
     start_devices()
+    log.set_host(jax.process_index(), jax.process_count())
     if jax.process_count() > 1:
         done = threading.Event()
         listener = threading.Thread(target=_listen, args=(distributed.global_state.client, done), daemon=True)

@@ -1,7 +1,5 @@
 """Cloud Storage: its client, its refusals as InputError, and a word now and then while it keeps us waiting."""
 
-import inspect
-import logging
 import os
 import re
 import sys
@@ -15,6 +13,7 @@ from typing import Any
 import fsspec
 
 from zephyr_jax.errors import InputError
+from zephyr_jax.log import silence_library_logs
 
 SCHEME = "gs://"
 _SAY_EVERY = 30  # seconds
@@ -76,12 +75,11 @@ def configure_clients() -> None:
     options = fsspec.config.conf.setdefault("gcs", {})
     options.setdefault("use_listings_cache", False)
     options.setdefault("requests_timeout", aiohttp.ClientTimeout(sock_connect=_CONNECT, sock_read=_SILENCE))
-    _hush()
+    _silence_client_threads()
 
 
-def _hush() -> None:
+def _silence_client_threads() -> None:
     """No tracebacks from threads of the clients whose errors are raised again, and explained, in the main one."""
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     in_threads = threading.excepthook
 
     def thread(what: threading.ExceptHookArgs) -> None:
@@ -89,20 +87,7 @@ def _hush() -> None:
             in_threads(what)
 
     threading.excepthook = thread
-    silence_abandoned_reads()
-
-
-@cache
-def silence_abandoned_reads() -> None:
-    """No word of orbax's reads that it has given up: neither of late answers to them nor when they are cleared away."""
-    in_callbacks = sys.unraisablehook
-
-    def callback(what: Any) -> None:
-        of_orbax = inspect.iscoroutine(what.object) and "orbax" in what.object.cr_code.co_filename
-        if not of_orbax and str(what.exc_value) != "Event loop is closed":
-            in_callbacks(what)
-
-    sys.unraisablehook = callback
+    silence_library_logs()
 
 
 def client() -> Any:
