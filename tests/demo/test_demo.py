@@ -1,4 +1,4 @@
-"""The demo, in its smallest form: every stage by the public verbs, the table, the page, the export."""
+"""The demo at its smallest size: every stage, the table, the report, the export."""
 
 import json
 from pathlib import Path
@@ -13,10 +13,10 @@ from zephyr_jax.demo.demo import STAGES
 def test_from_a_base_to_the_table_and_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
     main(f"demo --output {out} --conversations 64 --prompts 16 --held_out 8".split())
-    said = capsys.readouterr().out
-    table = said[: said.index("* by rule")]
+    output = capsys.readouterr().out
+    table = output[: output.index("* rule-based")]
     assert all(stage in table for stage in STAGES)
-    assert "The paper's order" in said
+    assert "The paper's order" in output
     for answers in (out / "answers" / "train.jsonl", out / "ratings" / "train.jsonl"):
         rows = [json.loads(line) for line in answers.read_text().splitlines()]
         assert len(rows) == 16

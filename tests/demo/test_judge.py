@@ -38,7 +38,7 @@ def test_the_rater_is_another_rule() -> None:
     assert score(PROMPT, broken) < 4
 
 
-def test_win_rates_by_hand() -> None:
-    found = win_rate([1, 2, 3, 4], [2, 2, 2, 2])
-    assert found.value == pytest.approx(62.5)
-    assert found.error == pytest.approx(100 * 0.4787136 / 2)
+def test_win_rates_of_known_scores() -> None:
+    result = win_rate([1, 2, 3, 4], [2, 2, 2, 2])
+    assert result.value == pytest.approx(62.5)
+    assert result.error == pytest.approx(100 * 0.4787136 / 2)

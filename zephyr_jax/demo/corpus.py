@@ -1,82 +1,56 @@
-"""The demo's text: tiny stories, chats and preference pairs, generated from a small grammar.
+"""The demo's generated text: stories, chats and preference pairs from a small grammar, fixed by a seed.
 
-This module owns the words, the plots, the imperfect "teacher" that answers story requests, and the rule
-that rates an answer. Everything is our own text and depends on nothing but the seed.
-
-Every story features exactly two nouns and names no other noun of the lists, so which requested nouns an
-answer uses can be measured. `HELDOUT_NOUNS` occur in the pretraining documents and in the "test" split,
-never in the "train" split.
+Every story features exactly two nouns and names no other noun of the lists, so which requested nouns an answer uses can be
+measured. `HELDOUT_NOUNS` occur in the pretraining documents and in the "test" split, never in the "train" split.
 """
 
 import hashlib
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Literal, TypedDict
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple, TypedDict
 
-from zephyr_jax.demo.words import (
-    ALL_NOUNS,
-    ANIMAL_ADJECTIVES,
-    ANIMALS,
-    CANDIDATE_WEIGHTS,
-    CLOSINGS,
-    DAYS,
-    ENDING_WEIGHTS,
-    FOLLOW_UPS,
-    HELDOUT_NOUNS,
-    NAMES,
-    OBJECT_ADJECTIVES,
-    PLACES,
-    PLOTS,
-    REQUESTS,
-    TEACHER_WEIGHTS,
-    TITLE_SHARE,
-    TITLES,
-    TRAIN_NOUNS,
-    TWO_TURN_SHARE,
-)
+from zephyr_jax.demo import words
 
 
-class Message(TypedDict):
-    """One turn of a chat."""
+class Turn(TypedDict):
+    """One message of a chat."""
 
     role: Literal["user", "assistant"]
     content: str
 
 
-class Conversation(TypedDict):
+class ChatRow(TypedDict):
     """One row of the supervised chat data."""
 
     prompt: str
     prompt_id: str
-    messages: list[Message]
+    messages: list[Turn]
 
 
-class Preference(TypedDict):
+class PreferenceRow(TypedDict):
     """One row of the preference data, with the columns of `HuggingFaceH4/ultrafeedback_binarized`."""
 
     prompt: str
     prompt_id: str
-    chosen: list[Message]
-    rejected: list[Message]
-    messages: list[Message]
+    chosen: list[Turn]
+    rejected: list[Turn]
+    messages: list[Turn]
     score_chosen: float
     score_rejected: float
 
 
-@dataclass(frozen=True)
-class Split:
+class NounSplit(NamedTuple):
     """The nouns one split may name, and those of which a requested pair must contain at least one."""
 
     pool: tuple[str, ...]
     required: tuple[str, ...]
 
 
-SPLITS: Mapping[str, Split] = MappingProxyType(
-    {"train": Split(TRAIN_NOUNS, TRAIN_NOUNS), "test": Split(ALL_NOUNS, HELDOUT_NOUNS)}
-)
+SPLITS = {
+    "train": NounSplit(words.TRAIN_NOUNS, words.TRAIN_NOUNS),
+    "test": NounSplit(words.ALL_NOUNS, words.HELDOUT_NOUNS),
+}
 
 
 def with_article(phrase: str) -> str:
@@ -87,17 +61,24 @@ def with_article(phrase: str) -> str:
 def story(rng: random.Random, nouns: Sequence[str]) -> str:
     """A finished story that uses each of the given nouns at least twice.
 
-    At most two nouns of `ALL_NOUNS` may be given; where fewer are, `rng` draws the others from all nouns. No
-    noun beyond those two occurs. The last sentence is one of `CLOSINGS`.
+    Args:
+        rng: Source of every choice.
+        nouns: At most two nouns of `ALL_NOUNS`; the others are drawn. No third noun occurs in the story.
+
+    Returns:
+        Sentences separated by spaces, the last one of `CLOSINGS`.
+
+    Raises:
+        ValueError: for more than two, equal or unknown nouns.
     """
-    if len(nouns) > 2 or len(set(nouns)) < len(nouns) or not set(nouns) <= set(ALL_NOUNS):
-        raise ValueError(f"got the nouns {list(nouns)}, needed at most two different ones of ALL_NOUNS")
-    drawn = _draw_others(rng, ALL_NOUNS, nouns, 2 - len(nouns))
+    if len(nouns) > 2 or len(set(nouns)) < len(nouns) or not set(nouns) <= set(words.ALL_NOUNS):
+        raise ValueError(f"expected at most two different nouns of ALL_NOUNS, got {list(nouns)}")
+    drawn = _draw_others(rng, words.ALL_NOUNS, nouns, 2 - len(nouns))
     first, second = _order(rng, (*nouns, *drawn))
-    plot = rng.choice(PLOTS[(first in ANIMALS) + (second in ANIMALS)])
-    words = _words(rng, first, second)
-    sentences = [_capitalised(rng.choice(beat).format(**words)) for beat in plot]
-    return " ".join([*sentences, rng.choice(CLOSINGS)])
+    plot = rng.choice(words.PLOTS[(first in words.ANIMALS) + (second in words.ANIMALS)])
+    fields = _plot_fields(rng, first, second)
+    sentences = [_capitalized(rng.choice(wordings).format(**fields)) for wordings in plot]
+    return " ".join([*sentences, rng.choice(words.CLOSINGS)])
 
 
 def documents(seed: int, count: int) -> Iterator[str]:
@@ -106,7 +87,7 @@ def documents(seed: int, count: int) -> Iterator[str]:
     return (_document(rng) for _ in range(count))
 
 
-def conversations(seed: int, count: int, split: str) -> Iterator[Conversation]:
+def conversations(seed: int, count: int, split: str) -> Iterator[ChatRow]:
     """`count` chats in which an imperfect teacher answers requests for stories about two nouns.
 
     Every answer ends properly, yet only a share of them uses both requested nouns (`TEACHER_WEIGHTS`). About
@@ -117,7 +98,7 @@ def conversations(seed: int, count: int, split: str) -> Iterator[Conversation]:
     return (_conversation(rng, nouns) for _ in range(count))
 
 
-def preferences(seed: int, count: int, split: str) -> Iterator[Preference]:
+def preferences(seed: int, count: int, split: str) -> Iterator[PreferenceRow]:
     """`count` preference pairs: the best of four rated candidates against a random worse one."""
     nouns = _split(split)
     rng = random.Random(f"preferences {split} {seed}")
@@ -127,25 +108,24 @@ def preferences(seed: int, count: int, split: str) -> Iterator[Preference]:
 def rate(prompt_nouns: Sequence[str], answer: str) -> float:
     """The rating of an answer, from 1 to 5.
 
-    1 point to start with, 3 points times the share of the requested nouns that occur in the answer as
-    whole words, and 1 point if the answer ends with one of `CLOSINGS`. With two requested nouns the
-    possible ratings are therefore 1, 2, 2.5, 3.5, 4 and 5.
+    1 point, plus 3 times the share of the requested nouns that occur as whole words, plus 1 point for an answer that ends with
+    one of `CLOSINGS`: 1, 2, 2.5, 3.5, 4 or 5 with two requested nouns.
     """
     if not prompt_nouns:
-        raise ValueError("got no requested nouns, needed at least one")
-    words = set(_lowercase_words(answer))
-    present = sum(noun in words for noun in prompt_nouns)
-    return 1.0 + 3.0 * present / len(prompt_nouns) + float(answer.rstrip().endswith(CLOSINGS))
+        raise ValueError("expected at least one requested noun, got none")
+    answer_words = set(_lowercase_words(answer))
+    present = sum(noun in answer_words for noun in prompt_nouns)
+    return 1.0 + 3.0 * present / len(prompt_nouns) + float(answer.rstrip().endswith(words.CLOSINGS))
 
 
 def requested_nouns(prompt: str) -> tuple[str, ...]:
     """The nouns of `ALL_NOUNS` a prompt names as whole words, each once, in order of appearance."""
-    return tuple(dict.fromkeys(word for word in _lowercase_words(prompt) if word in ALL_NOUNS))
+    return tuple(dict.fromkeys(word for word in _lowercase_words(prompt) if word in words.ALL_NOUNS))
 
 
-def _split(name: str) -> Split:
+def _split(name: str) -> NounSplit:
     if name not in SPLITS:
-        raise ValueError(f"got the split {name!r}, needed one of {', '.join(map(repr, SPLITS))}")
+        raise ValueError(f"expected a split of {', '.join(SPLITS)}, got {name!r}")
     return SPLITS[name]
 
 
@@ -153,7 +133,7 @@ def _lowercase_words(text: str) -> list[str]:
     return re.findall(r"[a-z]+", text.lower())
 
 
-def _capitalised(sentence: str) -> str:
+def _capitalized(sentence: str) -> str:
     return sentence[0].upper() + sentence[1:]
 
 
@@ -163,13 +143,13 @@ def _draw_others(rng: random.Random, pool: Sequence[str], excluded: Sequence[str
 
 def _order(rng: random.Random, pair: tuple[str, ...]) -> list[str]:
     """The pair in the order the plots need: an animal before an object, else any."""
-    return sorted(rng.sample(pair, 2), key=lambda noun: noun not in ANIMALS)
+    return sorted(rng.sample(pair, 2), key=lambda noun: noun not in words.ANIMALS)
 
 
-def _words(rng: random.Random, first: str, second: str) -> dict[str, str]:
-    """The words that fill the fields of a plot."""
-    name, friend, nickname = rng.sample(NAMES, 3)
-    place, spot = rng.sample(PLACES, 2)
+def _plot_fields(rng: random.Random, first: str, second: str) -> dict[str, str]:
+    """Values for the fields of a plot."""
+    name, friend, nickname = rng.sample(words.NAMES, 3)
+    location, spot = rng.sample(words.PLACES, 2)
     return {
         "first": first,
         "second": second,
@@ -178,14 +158,14 @@ def _words(rng: random.Random, first: str, second: str) -> dict[str, str]:
         "name": name,
         "friend": friend,
         "nickname": nickname,
-        "place": place,
+        "place": location,
         "spot": spot,
-        "day": rng.choice(DAYS),
+        "day": rng.choice(words.DAYS),
     }
 
 
 def _described(rng: random.Random, noun: str) -> str:
-    adjectives = ANIMAL_ADJECTIVES if noun in ANIMALS else OBJECT_ADJECTIVES
+    adjectives = words.ANIMAL_ADJECTIVES if noun in words.ANIMALS else words.OBJECT_ADJECTIVES
     return with_article(f"{rng.choice(adjectives)} {noun}" if rng.random() < 0.8 else noun)
 
 
@@ -194,33 +174,35 @@ def _pair_phrase(pair: Sequence[str]) -> str:
 
 
 def _document(rng: random.Random) -> str:
-    pair = rng.sample(ALL_NOUNS, 2)
+    pair = rng.sample(words.ALL_NOUNS, 2)
     text = story(rng, pair)
-    if rng.random() >= TITLE_SHARE:
+    if rng.random() >= words.TITLE_SHARE:
         return text
-    return f"{rng.choice(TITLES).format(pair=_pair_phrase(pair))}\n{text}"
+    return f"{rng.choice(words.TITLES).format(pair=_pair_phrase(pair))}\n{text}"
 
 
-def _draw_request(rng: random.Random, split: Split, excluded: Sequence[str] = ()) -> list[str]:
+def _draw_request(rng: random.Random, split: NounSplit, excluded: Sequence[str] = ()) -> list[str]:
     """Two different nouns to request, at least one of them a required noun of the split."""
     required = _draw_others(rng, split.required, excluded, 1)
     other = _draw_others(rng, split.pool, [*excluded, *required], 1)
     return rng.sample([*required, *other], 2)
 
 
-def _story_using(rng: random.Random, requested: Sequence[str], used: int, split: Split) -> str:
-    """A story with `used` of the requested nouns, the others replaced by nouns nobody asked for."""
+def _story_using(rng: random.Random, requested: Sequence[str], used: int, split: NounSplit) -> str:
+    """A story with `used` of the requested nouns and unrequested ones for the rest."""
     kept = rng.sample(requested, used)
     return story(rng, [*kept, *_draw_others(rng, split.pool, requested, 2 - used)])
 
 
-def _turn(prompt: str, answer: str) -> list[Message]:
+def _turn(prompt: str, answer: str) -> list[Turn]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
-def _taught_turn(rng: random.Random, phrasings: Sequence[str], requested: Sequence[str], split: Split) -> list[Message]:
+def _teacher_turns(
+    rng: random.Random, phrasings: Sequence[str], requested: Sequence[str], split: NounSplit
+) -> list[Turn]:
     prompt = rng.choice(phrasings).format(pair=_pair_phrase(requested))
-    (used,) = rng.choices((0, 1, 2), TEACHER_WEIGHTS)
+    (used,) = rng.choices((0, 1, 2), words.TEACHER_WEIGHTS)
     return _turn(prompt, _story_using(rng, requested, used, split))
 
 
@@ -228,20 +210,20 @@ def _prompt_id(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()
 
 
-def _conversation(rng: random.Random, split: Split) -> Conversation:
+def _conversation(rng: random.Random, split: NounSplit) -> ChatRow:
     requested = _draw_request(rng, split)
-    messages = _taught_turn(rng, REQUESTS, requested, split)
-    if rng.random() < TWO_TURN_SHARE:
-        messages += _taught_turn(rng, FOLLOW_UPS, _draw_request(rng, split, requested), split)
+    messages = _teacher_turns(rng, words.REQUESTS, requested, split)
+    if rng.random() < words.TWO_TURN_SHARE:
+        messages += _teacher_turns(rng, words.FOLLOW_UPS, _draw_request(rng, split, requested), split)
     prompt = messages[0]["content"]
     return {"prompt": prompt, "prompt_id": _prompt_id(prompt), "messages": messages}
 
 
-def _candidate(rng: random.Random, requested: Sequence[str], split: Split) -> str:
+def _candidate(rng: random.Random, requested: Sequence[str], split: NounSplit) -> str:
     """An answer of random quality: it uses 0 to 2 of the requested nouns and may be unfinished."""
-    (used,) = rng.choices((0, 1, 2), CANDIDATE_WEIGHTS)
+    (used,) = rng.choices((0, 1, 2), words.CANDIDATE_WEIGHTS)
     answer = _story_using(rng, requested, used, split)
-    (ending,) = rng.choices(("proper", "no closing", "cut"), ENDING_WEIGHTS)
+    (ending,) = rng.choices(("proper", "no closing", "cut"), words.ENDING_WEIGHTS)
     if ending == "proper":
         return answer
     body = _without_closing(answer)
@@ -249,18 +231,18 @@ def _candidate(rng: random.Random, requested: Sequence[str], split: Split) -> st
 
 
 def _without_closing(answer: str) -> str:
-    closing = next(closing for closing in CLOSINGS if answer.endswith(closing))
+    closing = next(closing for closing in words.CLOSINGS if answer.endswith(closing))
     return answer.removesuffix(closing).rstrip()
 
 
 def _cut_mid_sentence(rng: random.Random, body: str) -> str:
     """The body up to a random word of its second half that does not end a sentence or a clause."""
-    words = body.split(" ")
-    ends = [end for end in range(len(words) // 2, len(words)) if words[end - 1].isalpha()]
-    return " ".join(words[: rng.choice(ends)])
+    parts = body.split(" ")
+    ends = [end for end in range(len(parts) // 2, len(parts)) if parts[end - 1].isalpha()]
+    return " ".join(parts[: rng.choice(ends)])
 
 
-def _rated_pair(rng: random.Random, requested: Sequence[str], split: Split) -> tuple[str, str]:
+def _rated_pair(rng: random.Random, requested: Sequence[str], split: NounSplit) -> tuple[str, str]:
     """The best of four candidates and a random one rated strictly lower, redrawn until there is one."""
     while True:
         candidates = [_candidate(rng, requested, split) for _ in range(4)]
@@ -270,9 +252,9 @@ def _rated_pair(rng: random.Random, requested: Sequence[str], split: Split) -> t
             return chosen, rng.choice(worse)
 
 
-def _preference(rng: random.Random, split: Split) -> Preference:
+def _preference(rng: random.Random, split: NounSplit) -> PreferenceRow:
     requested = _draw_request(rng, split)
-    prompt = rng.choice(REQUESTS).format(pair=_pair_phrase(requested))
+    prompt = rng.choice(words.REQUESTS).format(pair=_pair_phrase(requested))
     chosen, rejected = _rated_pair(rng, requested, split)
     return {
         "prompt": prompt,

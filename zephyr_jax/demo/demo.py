@@ -1,8 +1,8 @@
-"""`zephyr-jax demo`: the paper's experiment in small, on a tiny base that the package ships, on an emulated mesh, in minutes.
+"""`zephyr-jax demo`: the paper's experiment at toy scale, on a tiny base model, on an emulated mesh, in minutes.
 
-Everything goes through the public verbs. What is rule-based: the teacher that wrote the conversations, the rater that rates the
-samples (at an address on loopback, where `feedback rate` asks it), and the judge, another rule, that scores the answers at the
-end; losses and accuracies are the models' own.
+Every stage runs a public command. Rule-based are the teacher that wrote the conversations, the rater that rates the samples
+(served on loopback to `feedback rate`), and the judge, another rule, that scores the final answers; losses and accuracies are
+the models' own.
 """
 
 import json
@@ -20,9 +20,9 @@ from zephyr_jax.config.prepare import UltrafeedbackConfig
 from zephyr_jax.config.training import DpoConfig, SftConfig
 from zephyr_jax.config.yaml_file import from_dict
 from zephyr_jax.demo.corpus import conversations, preferences
-from zephyr_jax.demo.lengths import Lengths
+from zephyr_jax.demo.lengths import SequenceLengths
 from zephyr_jax.demo.rater import rater
-from zephyr_jax.demo.results import Stage, leave_results, measure
+from zephyr_jax.demo.results import StageResult, measure, write_results
 from zephyr_jax.errors import InputError
 from zephyr_jax.export.export import export
 from zephyr_jax.feedback.answers_pipeline import feedback_answers
@@ -35,59 +35,60 @@ from zephyr_jax.report.report import PAGE
 
 BASE = Path(__file__).parents[1] / "demo" / "assets" / "base"
 STAGES = ("base", "dDPO without dSFT", "dSFT", "dSFT twice", "dSFT + dDPO")
-"""As in the paper's Table 3, with the base; `twice`: the second time on the chosen answers."""
-_SAMPLES = 4  # of a prompt, as in UltraFeedback
+"""Rows of the paper's Table 3, plus the base; `twice`: the second dSFT trains on the chosen answers."""
+_SAMPLES_PER_PROMPT = 4  # as in UltraFeedback
 _COMPUTE = {"compute_dtype": "float32"}
 
 
 def demo(config: DemoConfig) -> Path:
-    """Run the experiment and return the exported folder. Raises InputError when the output folder holds another demo."""
+    """Run the experiment; returns the exported folder. Raises InputError when the output folder holds a finished demo."""
     config.check()
     out = Path(config.output)
     if (out / PAGE).exists():
         raise InputError(
             f"{out} holds a finished demo. Remove the folder or choose another: --output runs/another-demo."
         )
-    lengths = Lengths.of(config.base or str(BASE))
-    seeds, made = range(config.seed, config.seed + config.seeds), []
+    lengths = SequenceLengths.of(config.base or str(BASE))
+    seeds, stages_of_seeds = range(config.seed, config.seed + config.seeds), []
     for seed in seeds:
         folder, title = (out / f"seed-{seed}", f"seed {seed} · ") if len(seeds) > 1 else (out, "")
-        made.append(_Experiment(config, lengths, seed, folder, title).run())
-    aligned = made[0][-1].folder
+        experiment = _Experiment(config=config, lengths=lengths, seed=seed, folder=folder, title=title)
+        stages_of_seeds.append(experiment.run())
+    aligned = stages_of_seeds[0][-1].folder
     settings = {"model": {"path": str(aligned)}, "output": str(out / "export"), "dtype": "float32"}
     exported = Path(export(from_dict(ExportConfig, settings, "demo")))
-    leave_results(out, made, exported)
+    write_results(out, stages_of_seeds, exported)
     return exported
 
 
 @dataclass(frozen=True)
 class _Experiment:
-    """One seed's runs, from the base to the table's rows."""
+    """The runs of one seed."""
 
     config: DemoConfig
-    lengths: Lengths
+    lengths: SequenceLengths
     seed: int
     folder: Path
     title: str
 
-    def run(self) -> list[Stage]:
-        """Train and measure every stage of STAGES."""
+    def run(self) -> list[StageResult]:
+        """Train and measure the STAGES, in their order."""
         data = self._write_data()
-        self._say("1 of 6 · dSFT on a teacher's conversations")
+        self._print_step("1 of 6 · dSFT on teacher conversations")
         self._sft("dsft", self._base, {"path": data["conversations-train"], "eval_path": data["conversations-test"]})
-        self._say("2 of 6 · AI feedback: four samples a prompt, rated by rules, made into pairs")
+        self._print_step("2 of 6 · AI feedback: four samples per prompt, rated by rules, binarized into pairs")
         pairs = self._pairs(data["prompts"])
-        self._say("3 of 6 · dDPO: the frozen reference's log-probs once, then preference pairs")
+        self._print_step("3 of 6 · dDPO: reference log-probs, then training on preference pairs")
         self._dpo("dsft-ddpo", str(self.folder / "dsft"), pairs, data["preferences-test"])
-        self._say("4 of 6 · for comparison: dDPO without dSFT")
+        self._print_step("4 of 6 · ablation: dDPO without dSFT")
         self._dpo("ddpo", self._base, pairs, data["preferences-test"])
-        self._say("5 of 6 · for comparison: dSFT twice, the second time on the chosen answers")
+        self._print_step("5 of 6 · ablation: dSFT twice, the second time on the chosen answers")
         self._sft("dsft-twice", str(self.folder / "dsft"), {"path": str(pairs), "split": "train_sft"})
-        self._say("6 of 6 · evaluation on prompts with words that no prompt of the training named")
-        places = [self._base, *(str(self.folder / name) for name in ("ddpo", "dsft", "dsft-twice", "dsft-ddpo"))]
+        self._print_step("6 of 6 · evaluation on prompts with held-out nouns")
+        models = [self._base, *(str(self.folder / name) for name in ("ddpo", "dsft", "dsft-twice", "dsft-ddpo"))]
         return [
-            measure(name, {"path": place, **_COMPUTE}, data["preferences-test"], self._mesh, self.lengths)
-            for name, place in zip(STAGES, places, strict=True)
+            measure(name, {"path": path, **_COMPUTE}, data["preferences-test"], self._mesh, self.lengths)
+            for name, path in zip(STAGES, models, strict=True)
         ]
 
     @property
@@ -98,22 +99,22 @@ class _Experiment:
     def _mesh(self) -> dict[str, Any]:
         return {"emulated_devices": self.config.emulated_devices}
 
-    def _say(self, text: str) -> None:
+    def _print_step(self, text: str) -> None:
         Console(stderr=True).rule(self.title + text, align="left")
 
     def _write_data(self) -> dict[str, str]:
-        """Paths of the teacher's conversations, of prompts to be sampled, and of held-out pairs."""
+        """Write teacher conversations, prompts to sample and held-out pairs; returns the paths by name."""
         seed, folder = self.seed, self.folder / "data"
         folder.mkdir(parents=True, exist_ok=True)
-        asked = preferences(seed + 2, self.config.prompts, "train")
-        made: dict[str, Iterable[Mapping[str, Any]]] = {
+        sampled = preferences(seed + 2, self.config.prompts, "train")
+        tables: dict[str, Iterable[Mapping[str, Any]]] = {
             "conversations-train": conversations(seed, self.config.conversations, "train"),
             "conversations-test": conversations(seed + 1, 128, "test"),
-            "prompts": [{"prompt": row["prompt"], "prompt_id": row["prompt_id"]} for row in asked],
+            "prompts": [{"prompt": row["prompt"], "prompt_id": row["prompt_id"]} for row in sampled],
             "preferences-test": preferences(seed + 3, self.config.held_out, "test"),
         }
-        paths = {name: folder / f"{name}.jsonl" for name in made}
-        for name, rows in made.items():
+        paths = {name: folder / f"{name}.jsonl" for name in tables}
+        for name, rows in tables.items():
             paths[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
         return {name: str(path) for name, path in paths.items()}
 
@@ -129,11 +130,11 @@ class _Experiment:
         sft(from_dict(SftConfig, settings, "demo"))
 
     def _pairs(self, prompts: str) -> Path:
-        """Samples of the dSFT model, rated by rules and binarised, each by its verb; the folder of the splits."""
+        """Sample the dSFT model, rate the samples and binarize the ratings; returns the folder of the splits."""
         answers, ratings, out = (self.folder / name for name in ("answers", "ratings", "pairs"))
         settings = {
             "data": prompts, "output": str(answers), "mesh": self._mesh, "rows": 64, "principles": [],
-            "models": [f"{self.folder / 'dsft'},name=sample {n}" for n in range(1, _SAMPLES + 1)], "temperature": 1.0,
+            "models": [f"{self.folder / 'dsft'},name=sample {n}" for n in range(1, _SAMPLES_PER_PROMPT + 1)], "temperature": 1.0,
             "max_new_tokens": self.lengths.answer, "context": self.lengths.pair, "compute_dtype": "float32", "seed": self.seed,
         }  # fmt: skip
         feedback_answers(from_dict(AnswersConfig, settings, "demo"))
@@ -164,4 +165,4 @@ class _Experiment:
     def _shared(self, name: str, start: str) -> dict[str, Any]:
         model = {"path": start, **_COMPUTE, "keep": "everything"}
         settings = {"output": str(self.folder / name), "model": model, "mesh": self._mesh, "seed": self.seed}
-        return {**settings, "report": {"answers": 0}}  # the last step has the answers of all
+        return {**settings, "report": {"answers": 0}}  # `results` adds the answers of all stages to every report

@@ -1,4 +1,4 @@
-"""How long the demo's texts are in a base's tokens."""
+"""Sequence lengths of the demo's texts in tokens of a base model's tokenizer."""
 
 from dataclasses import dataclass
 
@@ -9,8 +9,8 @@ from zephyr_jax.demo.corpus import conversations
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """Tokens that the demo's texts take with a base's tokenizer, with room for a model that talks more than its teacher."""
+class SequenceLengths:
+    """Maximum lengths in tokens, with room for a model that is more verbose than its teacher."""
 
     conversation: int
     prompt: int
@@ -18,25 +18,25 @@ class Lengths:
 
     @property
     def pair(self) -> int:
-        """Of a prompt with one answer."""
+        """Tokens of a prompt with one answer."""
         return self.prompt + self.answer
 
     @property
     def of_pairs(self) -> dict[str, int]:
-        """As settings of `data`."""
+        """Settings of the `data` section for preference pairs."""
         return {"max_length": self.pair, "max_prompt_length": self.prompt}
 
     @classmethod
-    def of(cls, base: str) -> "Lengths":
-        """Measured on some of the teacher's conversations. Raises InputError where the base cannot be read."""
+    def of(cls, base: str) -> "SequenceLengths":
+        """Measure 300 teacher conversations; lengths are rounded up to 32. Raises InputError for an unreadable base."""
         tokenizer = load_tokenizer(base)
         chat = ChatTokenizer(tokenizer, load_template("zephyr", tokenizer))
-        rows = [
+        chats = [
             [{"role": str(turn["role"]), "content": turn["content"]} for turn in row["messages"]]
             for row in conversations(0, 300, "train")
         ]
-        whole = max(len(chat.encode(chat.template.render(row))) for row in rows)
-        said = [turn for row in rows for turn in row]
-        asked = max(len(chat.prompt([turn])) for turn in said if turn["role"] == "user")
-        told = max(len(tokenizer.encode(turn["content"])) for turn in said if turn["role"] == "assistant")
-        return cls(*(-(-int(length) // 32) * 32 for length in (1.1 * whole, asked, 1.4 * told)))
+        turns = [turn for messages in chats for turn in messages]
+        conversation = max(len(chat.encode(chat.template.render(messages))) for messages in chats)
+        prompt = max(len(chat.prompt([turn])) for turn in turns if turn["role"] == "user")
+        answer = max(len(tokenizer.encode(turn["content"])) for turn in turns if turn["role"] == "assistant")
+        return cls(*(-(-int(length) // 32) * 32 for length in (1.1 * conversation, prompt, 1.4 * answer)))

@@ -1,7 +1,7 @@
-"""Remake the tiny base that the demo ships: `python -m zephyr_jax.demo.remake --output FOLDER`.
+"""Pretrain the tiny base model that the demo ships: `python -m zephyr_jax.demo.remake --output FOLDER`.
 
-A byte-fallback BPE tokenizer and a Mistral of about a million parameters, both from nothing but `corpus.documents`,
-pretrained with the project's own `sft` recipe on plain text. Takes about a quarter of an hour on two cores.
+A byte-fallback BPE tokenizer and a Mistral of about a million parameters, both trained on `corpus.documents` alone, with the
+`sft` command on plain text. Takes about 15 minutes on two cores.
 """
 
 import argparse
@@ -53,19 +53,19 @@ _PLAIN_TEXT = (
 
 
 def train_tokenizer(vocabulary: int) -> Tokenizer:
-    """BPE in the form of Mistral's: `▁` for spaces, bytes for everything unseen (a newline too), digits apart."""
+    """BPE like Mistral's: `▁` for spaces, byte fallback for unseen characters (also newlines)."""
     trainer = trainers.BpeTrainer(vocab_size=vocabulary - 256, special_tokens=list(_SPECIALS), show_progress=False)
-    learner = Tokenizer(models.BPE(unk_token="<unk>"))
-    learner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    learner.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
-    learner.train_from_iterator(_tokenizer_texts(), trainer)
-    learned = json.loads(learner.to_str())["model"]
+    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
+    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    bpe.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    bpe.train_from_iterator(_tokenizer_texts(), trainer)
+    learned = json.loads(bpe.to_str())["model"]
     pieces = sorted(learned["vocab"], key=learned["vocab"].get)
     byte_pieces = [f"<0x{byte:02X}>" for byte in range(256)]
     vocabulary_ids = {piece: index for index, piece in enumerate([*_SPECIALS, *byte_pieces, *pieces[len(_SPECIALS) :]])}
     merges = [tuple(merge) for merge in learned["merges"]]
     tokenizer = Tokenizer(models.BPE(vocabulary_ids, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.normalizer = learner.normalizer
+    tokenizer.normalizer = bpe.normalizer
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
@@ -76,8 +76,8 @@ def train_tokenizer(vocabulary: int) -> Tokenizer:
 
 def _tokenizer_texts() -> list[str]:
     chats = ["<|system|> <|user|> <|assistant|>"] * 50
-    asked = [row["prompt"] for row in conversations(7, 500, "train")]
-    return [line for text in [*documents(7, 5000), *asked, *chats] for line in text.splitlines()]
+    prompts = [row["prompt"] for row in conversations(7, 500, "train")]
+    return [line for text in [*documents(7, 5000), *prompts, *chats] for line in text.splitlines()]
 
 
 def write_untrained(folder: Path) -> None:

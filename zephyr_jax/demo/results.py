@@ -1,4 +1,4 @@
-"""What comes out of `zephyr-jax demo`: every stage measured, the paper's table in small, and the page."""
+"""Results of `zephyr-jax demo`: measurements of every stage, the ablation table and the report."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from zephyr_jax.config.models import EvaluateConfig, GenerateConfig
 from zephyr_jax.config.yaml_file import from_dict
 from zephyr_jax.demo import judge
 from zephyr_jax.demo.corpus import requested_nouns
-from zephyr_jax.demo.lengths import Lengths
+from zephyr_jax.demo.lengths import SequenceLengths
 from zephyr_jax.demo.rater import RULE
 from zephyr_jax.demo.words import CLOSINGS
 from zephyr_jax.evaluate.held_out import evaluate
@@ -32,22 +32,22 @@ from zephyr_jax.report.report import (
 from zephyr_jax.report.sample_files import Kept, write_kept
 from zephyr_jax.storage.files import open_path
 
-_SHOWN = 10  # of them, on the page
-_ANSWERED = "Greedy answers to prompts that each ask for a word which no prompt of the training named."
+_NUM_PROMPTS = 10  # in the report
+_ANSWERS_CAPTION = "Greedy answers to prompts that each request a held-out noun."
 _HEADER = ("", "judge*", "beats dSFT*", "pairs right", "words*", "ends*")
 _NOTES = (
-    "* by rule, in greedy answers to prompts that each ask for a word which no prompt of the training named: the judge's score "
-    "from 1 to 10, how often it is above that of dSFT's answer, the share of requested words that are used, and of answers that "
-    "end properly. Pairs are the models' own: how often the better one of two held-out answers is the likelier one.",
-    "Rules of this package also wrote the conversations (the teacher) and rated the samples that became pairs (the rater). "
-    f"`feedback rate` asked the rater at an address, as it asks any model; its overall score: {RULE}.",
+    "* rule-based, over greedy answers to prompts that each request a held-out noun: judge score from 1 to 10, win rate against "
+    "dSFT's answers, the share of requested nouns that are used, and the share of answers that end properly. "
+    "`pairs right` is the model's own preference accuracy: how often the better of two held-out answers is the likelier.",
+    "Rules of this package also wrote the conversations (the teacher) and rated the samples that became pairs (the rater, which "
+    f"`feedback rate` asked through its OpenAI-compatible address). The rater's overall score: {RULE}.",
     f"The judge is another rule: {judge.RULE}.",
 )
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A model of the table, measured."""
+class StageResult:
+    """Measurements of one model of the table."""
 
     name: str
     folder: Path
@@ -62,84 +62,94 @@ class Stage:
     @property
     def words(self) -> float:
         """Share of the requested nouns that appear in the answers, as whole words."""
-        wanted = [(set(requested_nouns(each.prompt)), set(requested_nouns(each.text))) for each in self.answers]
-        return sum(len(asked & said) for asked, said in wanted) / sum(len(asked) for asked, _ in wanted)
+        nouns = [(set(requested_nouns(a.prompt)), set(requested_nouns(a.text))) for a in self.answers]
+        return sum(len(asked & used) for asked, used in nouns) / sum(len(asked) for asked, _ in nouns)
 
     @property
     def ends(self) -> float:
         """Share of the answers that end by themselves, with one of the closing sentences."""
-        proper = [each.ended and each.text.strip().endswith(tuple(CLOSINGS)) for each in self.answers]
-        return sum(proper) / len(proper)
+        return fmean(answer.ended and answer.text.strip().endswith(CLOSINGS) for answer in self.answers)
 
 
-def measure(name: str, model: dict[str, str], held_out: str, mesh: dict[str, Any], lengths: Lengths) -> Stage:
-    """Answers and preference accuracy of a model on held-out pairs, by the public verbs."""
+def measure(
+    name: str, model: dict[str, str], held_out: str, mesh: dict[str, Any], lengths: SequenceLengths
+) -> StageResult:
+    """Answers and preference accuracy of a model on held-out pairs, by the public commands."""
     data = {"path": held_out, **lengths.of_pairs, "row_length": 2 * lengths.pair}
     pairs = evaluate(from_dict(EvaluateConfig, {"model": model, "mesh": mesh, "data": data}, "demo"))
     prompts = [json.loads(line)["prompt"] for line in Path(held_out).read_text().splitlines()]
     settings = {"model": model, "mesh": mesh, "prompts": prompts, "max_new_tokens": lengths.answer, "rows": 64}
     answers = generate(from_dict(GenerateConfig, settings, "demo"))
-    return Stage(name, Path(model["path"]), pairs["accuracy"], answers)
+    return StageResult(name=name, folder=Path(model["path"]), accuracy=pairs["accuracy"], answers=answers)
 
 
 @dataclass(frozen=True)
-class _Row:
-    """A stage over all seeds: a value a seed."""
+class _TableRow:
+    """One stage: lists hold one value per seed."""
 
     name: str
     judged: list[float]
-    wins: list[judge.Rate]
+    wins: list[judge.WinRate]
     accuracy: list[float]
     words: list[float]
     ends: list[float]
 
-    def told(self) -> list[str]:
-        """As the table shows it: means, ± the standard error over prompts, or over seeds where there are several."""
+    def cells(self) -> list[str]:
+        """Cells of the table: means, ± the standard error over seeds (over prompts with one seed)."""
         wins = [rate.value for rate in self.wins]
         error = stdev(wins) / len(wins) ** 0.5 if len(wins) > 1 else self.wins[0].error
-        told = "-" if self.name == "dSFT" else f"{fmean(wins):.0f} ± {error:.0f} %"
-        shares = [f"{fmean(each):.1%}" for each in (self.accuracy, self.words, self.ends)]
-        return [self.name, f"{fmean(self.judged):.2f}", told, *shares]
+        win_rate = "-" if self.name == "dSFT" else f"{fmean(wins):.0f} ± {error:.0f} %"
+        shares = [f"{fmean(values):.1%}" for values in (self.accuracy, self.words, self.ends)]
+        return [self.name, f"{fmean(self.judged):.2f}", win_rate, *shares]
 
 
-def leave_results(out: Path, made: Sequence[Sequence[Stage]], exported: Path) -> None:
-    """Print the table over all seeds and write the page; `made` holds each seed's stages, in the table's order."""
-    rows = [_row([stages[place] for stages in made], made) for place in range(len(made[0]))]
+def write_results(out: Path, stages_of_seeds: Sequence[Sequence[StageResult]], exported: Path) -> None:
+    """Print the table over all seeds and write the report.
+
+    Args:
+        out: Output folder of the demo.
+        stages_of_seeds: Per seed the stages in the order of the table.
+        exported: Folder of the exported model, to print.
+    """
+    stages = stages_of_seeds[0]
+    rows = [_table_row(index, stages_of_seeds) for index in range(len(stages))]
     verdict = _verdict(rows)
-    for stages in made:
-        _leave_answers(stages)
-    page = _page(out, rows, made[0], verdict)
+    for seed_stages in stages_of_seeds:
+        _add_answers_to_reports(seed_stages)
+    report = _write_report(out, rows, stages, verdict)
     console = Console()
-    seeds = f", {len(made)} seeds" if len(made) > 1 else ""
-    table = Table(title=f"the paper's ablation, small: held-out prompts and pairs{seeds}")
+    seeds = f", {len(stages_of_seeds)} seeds" if len(stages_of_seeds) > 1 else ""
+    table = Table(title=f"the paper's ablation at toy scale: held-out prompts and pairs{seeds}")
     for title in _HEADER:
-        table.add_column(title, justify="left" if not title else "right", no_wrap=True)
+        table.add_column(title, justify="right" if title else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*row.told())
+        table.add_row(*row.cells())
     console.print(table)
     for note in (verdict, *_NOTES):
         console.print(note, highlight=False)
-    for stage in made[0]:
+    for stage in stages:
         answer = stage.answers[0]
         console.print(f"\n[bold]{stage.name}[/] > {answer.prompt}", highlight=False)
         console.print(answer.text + ("" if answer.ended else " ..."), highlight=False, markup=False)
-    console.print(f"\npage             {page}\nexported model   {exported}", highlight=False)
+    console.print(f"\nreport           {report}\nexported model   {exported}", highlight=False)
 
 
-def _row(stages: Sequence[Stage], made: Sequence[Sequence[Stage]]) -> _Row:
-    dsft = [next(stage for stage in each if stage.name == "dSFT") for each in made]
-    return _Row(
-        stages[0].name,
-        [fmean(stage.scores) for stage in stages],
-        [judge.win_rate(stage.scores, other.scores) for stage, other in zip(stages, dsft, strict=True)],
-        [stage.accuracy for stage in stages],
-        [stage.words for stage in stages],
-        [stage.ends for stage in stages],
+def _table_row(index: int, stages_of_seeds: Sequence[Sequence[StageResult]]) -> _TableRow:
+    """Row `index` of the table; win rates are against the dSFT stage of the same seed."""
+    stages = [seed_stages[index] for seed_stages in stages_of_seeds]
+    dsft = [next(stage for stage in seed_stages if stage.name == "dSFT") for seed_stages in stages_of_seeds]
+    return _TableRow(
+        name=stages[0].name,
+        judged=[fmean(stage.scores) for stage in stages],
+        wins=[judge.win_rate(stage.scores, other.scores) for stage, other in zip(stages, dsft, strict=True)],
+        accuracy=[stage.accuracy for stage in stages],
+        words=[stage.words for stage in stages],
+        ends=[stage.ends for stage in stages],
     )
 
 
-def _verdict(rows: Sequence[_Row]) -> str:
-    """Whether the paper's order came out, seed by seed."""
+def _verdict(rows: Sequence[_TableRow]) -> str:
+    """Whether the paper's order of the stages holds, by seed."""
     by_name = {row.name: row.judged for row in rows}
     best, dsft, without = by_name["dSFT + dDPO"], by_name["dSFT"], by_name["dDPO without dSFT"]
     holds = [
@@ -148,43 +158,42 @@ def _verdict(rows: Sequence[_Row]) -> str:
     ]
     order = "dDPO without dSFT below dSFT, and dSFT + dDPO above all"
     if all(holds):
-        return f"The paper's order came out{' for every seed' if len(holds) > 1 else ''}: {order}."
-    some = f"came out for {sum(holds)} of {len(holds)} seeds only" if any(holds) else "did not come out"
-    return f"The paper's order ({order}) {some}."
+        return f"The paper's order holds{' for every seed' if len(holds) > 1 else ''}: {order}."
+    return f"The paper's order ({order}) holds for {sum(holds)} of {len(holds)} seeds."
 
 
-def _prompts(stages: Sequence[Stage]) -> tuple[Prompt, ...]:
-    """The first prompts with the answers of all stages."""
-    first = {answer.prompt: place for place, answer in reversed(list(enumerate(stages[0].answers)))}
+def _prompts(stages: Sequence[StageResult]) -> tuple[Prompt, ...]:
+    """The first distinct prompts with the answers of all stages."""
+    first = {answer.prompt: index for index, answer in reversed(list(enumerate(stages[0].answers)))}
     return tuple(
         Prompt(prompt, tuple(Said(stage.name, stage.answers[n].text, stage.answers[n].ended) for stage in stages))
-        for prompt, n in sorted(first.items(), key=lambda item: item[1])[:_SHOWN]
+        for prompt, n in sorted(first.items(), key=lambda item: item[1])[:_NUM_PROMPTS]
     )
 
 
-def _leave_answers(stages: Sequence[Stage]) -> None:
-    """Put them on each run's own page, too."""
-    kept = Kept(_prompts(stages), _ANSWERED)
-    for stage in stages[1:]:  # the base is somebody else's
+def _add_answers_to_reports(stages: Sequence[StageResult]) -> None:
+    """Write the answers of all stages into the report of each run."""
+    kept = Kept(_prompts(stages), _ANSWERS_CAPTION)
+    for stage in stages[1:]:  # the base has no run folder
         folder = open_path(stage.folder)
         write_kept(folder, kept)
         leave_page(folder)
 
 
-def _page(out: Path, rows: Sequence[_Row], stages: Sequence[Stage], verdict: str) -> Path:
+def _write_report(out: Path, rows: Sequence[_TableRow], stages: Sequence[StageResult], verdict: str) -> Path:
     runs = [stage_section(stage.folder, stage.name) for stage in stages if (stage.folder / "metrics.jsonl").exists()]
     write_page(
         out / PAGE,
-        "Zephyr, small",
+        "Zephyr at toy scale",
         [
-            "A tiny base, fine-tuned on a teacher's conversations, then aligned on pairs of its own samples.",
+            "A tiny base model, fine-tuned on teacher conversations, then aligned on preference pairs of sampled answers.",
             verdict,
         ],
         {},
         [
-            results_section(_HEADER, [row.told() for row in rows], "On held-out prompts and pairs."),
+            results_section(_HEADER, [row.cells() for row in rows], "On held-out prompts and pairs."),
             notes_section(_NOTES),
-            answers_section(_prompts(stages), _ANSWERED),
+            answers_section(_prompts(stages), _ANSWERS_CAPTION),
             *runs,
         ],
     )
