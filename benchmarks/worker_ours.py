@@ -51,7 +51,7 @@ class InMemory:
     """Stands where tokenised rows on disk stand in training."""
 
     examples: list[list[Segment]]
-    segments_each: int
+    segments_per_example: int
 
     def __len__(self) -> int:
         return len(self.examples)

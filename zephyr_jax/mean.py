@@ -5,19 +5,19 @@ from typing import Any, NamedTuple
 type Array = Any
 
 
-class Mean(NamedTuple):
+class WeightedMean(NamedTuple):
     """A mean that has not been divided yet. Both fields are float32 scalars (numpy or JAX).
 
-    Microbatches, hosts and evaluation batches are joined by adding fields (`join`, or any tree-wise addition), so
+    Microbatches, hosts and evaluation batches are joined by adding fields (`merge`, or any tree-wise addition), so
     the mean over all of them is exact whatever their sizes. `value` is the only division.
     """
 
     sum: Array
     weight: Array
 
-    def join(self, other: "Mean") -> "Mean":
+    def merge(self, other: "WeightedMean") -> "WeightedMean":
         """The mean over both parts."""
-        return Mean(self.sum + other.sum, self.weight + other.weight)
+        return WeightedMean(self.sum + other.sum, self.weight + other.weight)
 
     @property
     def value(self) -> Array:

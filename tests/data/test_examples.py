@@ -85,7 +85,7 @@ def test_conversations_are_one_segment_each(tokenizer: ChatTokenizer, tmp_path: 
     """Law: examples keep the order of their source, with ids, lengths and keys that fit their segments."""
     examples = load_conversations(OPTIONS, tokenizer, str(jsonl(tmp_path / "rows.jsonl", ROWS)), "train")
     assert examples.ids() == ["first", "second", "third"]
-    assert examples.segments_each == 1
+    assert examples.segments_per_example == 1
     for index, row in enumerate(ROWS):
         (segment,) = examples[index]
         expected = tokenizer.encode(tokenizer.template.render(row["messages"]))
@@ -94,14 +94,14 @@ def test_conversations_are_one_segment_each(tokenizer: ChatTokenizer, tmp_path: 
         assert (segment.tokens.dtype, segment.targets.dtype) == (np.int32, np.bool_)
         assert examples.lengths[index] == len(segment)
         assert examples.keys()[index].tolist() == [segment.key]
-    assert examples.left_out == {}
+    assert examples.skipped == {}
 
 
 def test_pairs_are_two_segments_each(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     """Law: a pair is chosen, then rejected; its length is that of both."""
     examples = load_preferences(OPTIONS, tokenizer, str(jsonl(tmp_path / "rows.jsonl", PAIRS)), "train")
     assert examples.ids() == ["1", "2", "3"]
-    assert examples.segments_each == 2
+    assert examples.segments_per_example == 2
     assert examples.keys().shape == (3, 2)
     for index, row in enumerate(PAIRS):
         sides = examples[index]
@@ -158,7 +158,7 @@ def test_rows_are_left_out_with_a_reason_and_their_ids(tokenizer: ChatTokenizer,
     examples = load_conversations(OPTIONS, tokenizer, str(jsonl(tmp_path / "rows.jsonl", BAD)), "train")
     assert examples.ids() == ["good", "long"]
     assert examples.lengths[1] == 128
-    assert examples.left_out == {
+    assert examples.skipped == {
         "an assistant answer is empty": ["empty", "blank"],
         "no target token within the first 128 tokens": ["late"],
     }
@@ -176,7 +176,7 @@ def test_drop_leaves_long_rows_out(tokenizer: ChatTokenizer, tmp_path: Path) -> 
     path = str(jsonl(tmp_path / "rows.jsonl", BAD))
     examples = load_conversations(replace(OPTIONS, on_bad_row="drop"), tokenizer, path, "train")
     assert examples.ids() == ["good"]
-    reasons = {identity: reason for reason, ids in examples.left_out.items() for identity in ids}
+    reasons = {identity: reason for reason, ids in examples.skipped.items() for identity in ids}
     assert set(reasons) == {"empty", "long", "late", "blank"}
     assert "more than max_length 128" in reasons["long"]
     assert "more than max_length 128" in reasons["late"]
@@ -187,7 +187,7 @@ def test_long_rows_are_one_reason_however_long(tokenizer: ChatTokenizer, tmp_pat
     rows = [{"prompt_id": f"long {n}", "messages": chat("Hi!", LONG * n)} for n in range(1, 6)]
     path = str(jsonl(tmp_path / "rows.jsonl", [GOOD, *rows]))
     examples = load_conversations(replace(OPTIONS, on_bad_row="drop"), tokenizer, path, "train")
-    assert list(examples.left_out.values()) == [[f"long {n}" for n in range(1, 6)]]
+    assert list(examples.skipped.values()) == [[f"long {n}" for n in range(1, 6)]]
 
 
 def test_error_refuses_the_data(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_a_second_load_tokenises_nothing(counting: Counting, tmp_path: Path, kin
     second = load_conversations(replace(OPTIONS, row_length=512, packing=False), counting, str(path), "train")
     assert Counting.calls == len(ROWS)
     assert contents(first) == contents(second)
-    assert first.left_out == second.left_out
+    assert first.skipped == second.skipped
 
 
 def test_whatever_changes_tokens_tokenises_again(counting: Counting, tmp_path: Path) -> None:

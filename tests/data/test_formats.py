@@ -239,8 +239,8 @@ def test_a_contradiction_is_a_bad_row_unless_it_is_allowed(zephyr: ChatTokenizer
     path = str(write_rows(tmp_path / "rows.jsonl", [row, PREFERENCE_ROWS["texts"]]))
     data = DataOptions(max_length=256, max_prompt_length=64, row_length=512)
     strict = load_preferences(data, zephyr, path, "train")
-    assert (len(strict), list(strict.left_out.values())) == (1, [["row 0"]])
-    assert reason in next(iter(strict.left_out))
+    assert (len(strict), list(strict.skipped.values())) == (1, [["row 0"]])
+    assert reason in next(iter(strict.skipped))
     assert len(load_preferences(replace(data, allow_contradictions=True), zephyr, path, "train")) == 2
 
 

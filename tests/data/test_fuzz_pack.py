@@ -30,7 +30,7 @@ class Made:
     sizes: list[list[int]]
 
     @property
-    def segments_each(self) -> int:
+    def segments_per_example(self) -> int:
         return len(self.sizes[0])
 
     @property

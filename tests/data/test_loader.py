@@ -25,7 +25,7 @@ class Made:
     examples: list[list[Segment]]
 
     @property
-    def segments_each(self) -> int:
+    def segments_per_example(self) -> int:
         return len(self.examples[0])
 
     @property
@@ -39,16 +39,16 @@ class Made:
         return self.examples[int(index)]
 
 
-def made(count: int, segments_each: int, seed: int = 0) -> Examples:
+def made(count: int, segments_per_example: int, seed: int = 0) -> Examples:
     random = np.random.default_rng(seed)
 
     def segment() -> Segment:
-        length = int(random.integers(2, LENGTH // (2 * segments_each)))
+        length = int(random.integers(2, LENGTH // (2 * segments_per_example)))
         targets = random.random(length) < 0.5
         targets[0] = False
         return Segment(random.integers(3, 1000, length).astype(np.int32), targets)
 
-    return cast(Examples, Made([[segment() for _ in range(segments_each)] for _ in range(count)]))
+    return cast(Examples, Made([[segment() for _ in range(segments_per_example)] for _ in range(count)]))
 
 
 def plan_of(examples: Examples, batch: BatchOptions | None = None) -> Plan:

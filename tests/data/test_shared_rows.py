@@ -98,7 +98,7 @@ COUNTS = {
 @pytest.mark.parametrize(("folder", "name"), COUNTS)
 def test_what_is_read_whole(shared: Path, tokenizer: ChatTokenizer, folder: str, name: str) -> None:
     examples = load(tokenizer, case(shared, folder, name))
-    assert (len(examples), examples.left_out) == (COUNTS[folder, name], {})
+    assert (len(examples), examples.skipped) == (COUNTS[folder, name], {})
     if folder == FIELDS:
         assert not any(example.targets.sum() > 6 for (example,) in (examples[i] for i in range(len(examples)))), (
             "only `Four.`"
@@ -126,7 +126,7 @@ REASONS = {
 def test_what_is_refused_by_name(shared: Path, tokenizer: ChatTokenizer, folder: str, name: str) -> None:
     path = case(shared, folder, name)
     try:
-        reasons = " ".join(load(tokenizer, path).left_out)
+        reasons = " ".join(load(tokenizer, path).skipped)
     except InputError as error:
         reasons = str(error)
     assert REASONS[folder, name] in reasons

@@ -28,7 +28,7 @@ def test_random_models_equal_torch(golden: Path, variant: str) -> None:
 
     gradient, found = jax.grad(negative, has_aux=True)(loaded.parameters)
     np.testing.assert_allclose(found.sum[:, 0], numbers["logprobs"], atol=1e-4)
-    np.testing.assert_array_equal(found.number[:, 0], 19)
+    np.testing.assert_array_equal(found.num_targets[:, 0], 19)
     np.testing.assert_allclose(gradient["embedding"], numbers["grad_embed"], atol=2e-4)
 
 

@@ -128,9 +128,9 @@ def test_the_sft_term_is_the_mean_nll_per_token(gqa: Loaded) -> None:
     found = sequence_logprob(gqa.model.definition, gqa.parameters, batch.rows, segments=4, chunk=8)
     nll = -np.array(
         [
-            found.sum[0, 0] / found.number[0, 0],
-            found.sum[0, 2] / found.number[0, 2],
-            found.sum[1, 0] / found.number[1, 0],
+            found.sum[0, 0] / found.num_targets[0, 0],
+            found.sum[0, 2] / found.num_targets[0, 2],
+            found.sum[1, 0] / found.num_targets[1, 0],
         ]
     )
     np.testing.assert_allclose(mixed.value - plain.value, 0.5 * nll.mean(), rtol=1e-5)

@@ -46,7 +46,7 @@ def test_equals_a_naive_loop(gqa: Loaded) -> None:
             row = full[t - 1]
             total += row[tokens[t]] - row.max() - np.log(np.exp(row - row.max()).sum())
         np.testing.assert_allclose(found.sum[0, number], total, atol=1e-4)
-        assert found.number[0, number] == len(tokens) - 3
+        assert found.num_targets[0, number] == len(tokens) - 3
 
 
 def test_packing_padding_and_company_change_nothing(gqa: Loaded) -> None:
@@ -79,7 +79,7 @@ def test_rows_of_a_device_share_chunks(gqa: Loaded) -> None:
     whole = score(gqa, packed_rows([[a], [b], [c], [d]], 48), segments=1, chunk=48).sum[:, 0]
     found = score(gqa, batch, segments=2, chunk=8)
     np.testing.assert_allclose([*found.sum[0], found.sum[1, 0], found.sum[2, 0]], whole, atol=2e-5)
-    np.testing.assert_array_equal(found.number, [[6, 11], [3, 0], [8, 0]])
+    np.testing.assert_array_equal(found.num_targets, [[6, 11], [3, 0], [8, 0]])
 
 
 def test_pad_and_eos_may_be_one_id(gqa: Loaded) -> None:
@@ -92,7 +92,7 @@ def test_pad_and_eos_may_be_one_id(gqa: Loaded) -> None:
 def loss_and_gradient(loaded: Loaded, batch: TokenBatch):
     def loss(parameters):
         found = sequence_logprob(loaded.model.definition, parameters, batch, segments=4, chunk=8)
-        return -jnp.sum(found.sum) / jnp.sum(found.number)
+        return -jnp.sum(found.sum) / jnp.sum(found.num_targets)
 
     return jax.jit(jax.value_and_grad(loss))(loaded.parameters)
 
@@ -109,7 +109,7 @@ def test_packing_padding_and_chunks_change_no_gradient(gqa: Loaded) -> None:
 
     def loss(parameters, batch, chunk):
         found = sequence_logprob(gqa.model.definition, parameters, batch, segments=4, chunk=chunk)
-        return -jnp.sum(found.sum) / jnp.sum(found.number)
+        return -jnp.sum(found.sum) / jnp.sum(found.num_targets)
 
     (expected, slope), *others = [jax.value_and_grad(loss)(gqa.parameters, batch, chunk) for batch, chunk in layouts]
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(slope)) > 0.1

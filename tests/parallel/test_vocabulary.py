@@ -39,7 +39,7 @@ def odd_batch(columns: int) -> TokenBatch:
 def loss_and_gradient(loaded: Loaded, batch: TokenBatch) -> tuple[float, dict]:
     def loss(parameters: dict) -> jax.Array:
         found = sequence_logprob(loaded.model.definition, parameters, batch, segments=1, chunk=8)
-        return jnp.sum(found.sum) / jnp.sum(found.number)
+        return jnp.sum(found.sum) / jnp.sum(found.num_targets)
 
     value, gradient = jax.jit(jax.value_and_grad(loss), out_shardings=(None, loaded.model.shardings))(loaded.parameters)
     return float(value), jax.device_get(gradient)

@@ -81,7 +81,7 @@ def test_our_loader_and_datasets_read_it(tmp_path: Path, tiny_model: Path) -> No
     chat = ChatTokenizer(tokenizer, load_template("zephyr", tokenizer))
     examples = load_conversations(DataOptions(max_length=512, row_length=512), chat, str(out), "train_sft")
     assert len(examples) == record["splits"]["train_sft"]
-    assert not examples.left_out
+    assert not examples.skipped
     assert {name: len(rows) for name, rows in datasets.load_dataset(str(out)).items()} == record["splits"]
 
 

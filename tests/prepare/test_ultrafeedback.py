@@ -131,7 +131,7 @@ def test_our_loader_and_datasets_read_it(tmp_path: Path, tokenizer: ChatTokenize
     for name in ("train_prefs", "test_prefs"):
         examples = load_preferences(DataOptions(max_length=512, row_length=1024), tokenizer, str(out), name)
         assert len(examples) == record["splits"][name] > 0
-        assert not examples.left_out
+        assert not examples.skipped
         assert examples.ids() == [row["prompt_id"] for row in split(out, name)]
     found = datasets.load_dataset(str(out))
     assert set(found) == set(SPLITS)

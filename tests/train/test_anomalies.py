@@ -16,7 +16,7 @@ from tests.models import Loaded, load, packed_rows, random_segments
 from zephyr_jax.config.sections import HealthOptions, OptimizerOptions, PairHealthOptions
 from zephyr_jax.config.training import SftConfig
 from zephyr_jax.errors import InputError
-from zephyr_jax.mean import Mean
+from zephyr_jax.mean import WeightedMean
 from zephyr_jax.objective.sft import sft_objective
 from zephyr_jax.train.anomalies import Health, Limits, Signs, look
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
@@ -53,7 +53,7 @@ class Run:
         def poisoned(parameters: Any, rows: Any) -> Any:
             loss, metrics = objective(parameters, rows)
             bad = jnp.any(rows.tokens[:, 0] == 0)  # a batch whose first token is 0 is sick
-            return Mean(jnp.where(bad, jnp.nan, 1.0) * loss.sum, loss.weight), metrics
+            return WeightedMean(jnp.where(bad, jnp.nan, 1.0) * loss.sum, loss.weight), metrics
 
         self.step = make_step(poisoned, optimizer, learning_rate(options, 10), shardings, health)
 
@@ -150,17 +150,17 @@ def test_a_learning_rate_too_small_for_float32_is_seen(gqa: Loaded) -> None:
     assert Run(gqa, HealthOptions())(batch()).changed > 0.2
 
 
-def numbers(loss: float, margin: float = 0.0, weight: float = 1.0) -> dict[str, Mean]:
+def numbers(loss: float, margin: float = 0.0, weight: float = 1.0) -> dict[str, WeightedMean]:
     one = np.float32(1)
     return {
-        "loss": Mean(np.float32(loss), np.float32(weight)),
-        "grad_norm": Mean(one, one),
-        "learning_rate": Mean(np.float32(1e-12), one),
-        "rewards/margins": Mean(np.float32(margin), one),
+        "loss": WeightedMean(np.float32(loss), np.float32(weight)),
+        "grad_norm": WeightedMean(one, one),
+        "learning_rate": WeightedMean(np.float32(1e-12), one),
+        "rewards/margins": WeightedMean(np.float32(margin), one),
     }
 
 
-def signs_of(health: HealthOptions, metrics: dict[str, Mean], most: np.float32, changed: bool = True) -> Signs:
+def signs_of(health: HealthOptions, metrics: dict[str, WeightedMean], most: np.float32, changed: bool = True) -> Signs:
     found = look(health, metrics, Limits(most, np.bool_(False)))
     return Signs(*map(bool, found))._replace(changed=float(changed))
 

@@ -12,21 +12,21 @@ from tensorboardX.proto.event_pb2 import Event
 
 from zephyr_jax.config.sections import HealthOptions, ReportOptions, ScheduleOptions
 from zephyr_jax.errors import Stopped, TrainingError
-from zephyr_jax.mean import Mean
+from zephyr_jax.mean import WeightedMean
 from zephyr_jax.train.anomalies import Health, Limits, Sickness, Signs
 from zephyr_jax.train.loop import Loop
 from zephyr_jax.train.metrics import Reporter
 from zephyr_jax.train.state import TrainState
 
 
-def metrics(loss: float) -> dict[str, Mean]:
+def metrics(loss: float) -> dict[str, WeightedMean]:
     one = np.float32(1)
     return {
-        "loss": Mean(np.float32(loss), one),
-        "grad_norm": Mean(one, one),
-        "learning_rate": Mean(one, one),
-        "targets": Mean(np.float32(5), np.float32(10)),
-        "padding": Mean(one, np.float32(4)),
+        "loss": WeightedMean(np.float32(loss), one),
+        "grad_norm": WeightedMean(one, one),
+        "learning_rate": WeightedMean(one, one),
+        "targets": WeightedMean(np.float32(5), np.float32(10)),
+        "padding": WeightedMean(one, np.float32(4)),
     }
 
 
@@ -59,7 +59,7 @@ class Recorder:
             self.events.append(f"draw {index}")
             yield index + self.ahead, index
 
-    def step(self, state: TrainState, batch: int, limits: Limits) -> tuple[TrainState, dict[str, Mean], Signs]:
+    def step(self, state: TrainState, batch: int, limits: Limits) -> tuple[TrainState, dict[str, WeightedMean], Signs]:
         """Stands for the jitted step; how that leaves a step out is tested in test_health."""
         self.events.append(f"step {batch}")
         sick = not np.isfinite(self.losses[batch])
@@ -194,11 +194,11 @@ def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
 # ---- means over an interval ----
 
 
-def weighted(loss: float, targets: float, tokens: float) -> dict[str, Mean]:
+def weighted(loss: float, targets: float, tokens: float) -> dict[str, WeightedMean]:
     return {
-        "loss": Mean(np.float32(loss * targets), np.float32(targets)),
-        "grad_norm": Mean(np.float32(loss), np.float32(1)),
-        "targets": Mean(np.float32(targets), np.float32(tokens)),
+        "loss": WeightedMean(np.float32(loss * targets), np.float32(targets)),
+        "grad_norm": WeightedMean(np.float32(loss), np.float32(1)),
+        "targets": WeightedMean(np.float32(targets), np.float32(tokens)),
     }
 
 

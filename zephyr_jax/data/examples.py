@@ -52,13 +52,13 @@ class Examples:
     rows: Dataset
     lengths: np.ndarray
     """int64 [N]: tokens of all segments of each example."""
-    segments_each: int
+    segments_per_example: int
     """1 for conversations, 2 for pairs."""
-    left_out: dict[str, list[str]]
+    skipped: dict[str, list[str]]
     """Reason -> ids of the rows that could not be used."""
-    cut: list[str]
+    truncated: list[str]
     """Ids of the rows that were over-long and cut to fit."""
-    places: np.ndarray
+    row_indices: np.ndarray
     """int64 [N]: the row of the source that each comes from."""
     scores: np.ndarray | None = None
     """float64 [N, 2]: `score_chosen` and `score_rejected`, where the rows of a source of pairs carry such numbers."""
@@ -86,7 +86,13 @@ class Examples:
         """Only the examples at `indices`, in that order."""
         scores = None if self.scores is None else self.scores[indices]
         return Examples(
-            self.rows.select(indices), self.lengths[indices], self.segments_each, {}, [], self.places[indices], scores
+            self.rows.select(indices),
+            self.lengths[indices],
+            self.segments_per_example,
+            {},
+            [],
+            self.row_indices[indices],
+            scores,
         )
 
     def ids(self) -> list[str]:
@@ -94,20 +100,24 @@ class Examples:
         return list(self.rows.with_format(None)["id"])
 
     def keys(self) -> np.ndarray:
-        """str [N, segments_each]: content address of every segment."""
-        return np.array(list(self.rows.with_format(None)["keys"]), dtype=np.str_).reshape(len(self), self.segments_each)
+        """str [N, segments_per_example]: content address of every segment."""
+        return np.array(list(self.rows.with_format(None)["keys"]), dtype=np.str_).reshape(
+            len(self), self.segments_per_example
+        )
 
     def segment_lengths(self) -> np.ndarray:
-        """int64 [N, segments_each]: tokens of every segment."""
-        return np.array(list(self.rows.with_format(None)["lengths"]), np.int64).reshape(len(self), self.segments_each)
+        """int64 [N, segments_per_example]: tokens of every segment."""
+        return np.array(list(self.rows.with_format(None)["lengths"]), np.int64).reshape(
+            len(self), self.segments_per_example
+        )
 
     def summary(self, name: str) -> str:
         """A few words per reason for people: counts and the first ids of what was left out."""
         lines = [f"{name}: {len(self):,} examples, {int(self.lengths.sum()):,} tokens"]
         lines += [f"  {note}" for note in self.notes]
-        if self.cut:
-            lines.append(f"  {len(self.cut):,} cut to fit ({_some(self.cut)})")
-        for reason, ids in sorted(self.left_out.items(), key=lambda item: -len(item[1])):
+        if self.truncated:
+            lines.append(f"  {len(self.truncated):,} cut to fit ({_some(self.truncated)})")
+        for reason, ids in sorted(self.skipped.items(), key=lambda item: -len(item[1])):
             lines.append(f"  {len(ids):,} left out: {reason} ({_some(ids)})")
         if self.stats.lost_tokens:
             lines.append(f"  left out or cut off: {self.stats.lost_tokens:.1%} of all tokens")
@@ -133,7 +143,7 @@ def load_preferences(data: DataOptions, tokenizer: ChatTokenizer, path: str, spl
     _need_columns(rows, path, "Preferences", PAIRS)
     tokenise = partial(_preference, tokenizer, data.max_length, data.max_prompt_length, data.allow_contradictions)
     examples = _tokenise(rows.table, tokenise, 2, data, tokenizer, f"{path}:{split}")
-    return replace(_described(examples, rows, PAIRS), scores=_scores(rows, examples.places))
+    return replace(_described(examples, rows, PAIRS), scores=_scores(rows, examples.row_indices))
 
 
 def holds_pairs(data: DataOptions) -> bool:
@@ -223,10 +233,10 @@ def _need_columns(rows: Rows, path: str, kind: str, formats: Sequence[Format]) -
 
 
 def _tokenise(
-    rows: Dataset, tokenise: Tokenise, segments_each: int, data: DataOptions, tokenizer: ChatTokenizer, name: str
+    rows: Dataset, tokenise: Tokenise, segments_per_example: int, data: DataOptions, tokenizer: ChatTokenizer, name: str
 ) -> Examples:
     rule = (
-        _VERSION, segments_each, data.targets, data.max_length, data.max_prompt_length, data.on_bad_row,
+        _VERSION, segments_per_example, data.targets, data.max_length, data.max_prompt_length, data.on_bad_row,
         data.allow_contradictions,
         tokenizer.fingerprint, rows._fingerprint,
     )  # fmt: skip
@@ -243,16 +253,16 @@ def _tokenise(
     )
     problems = table.data.column("problem").to_pylist()
     good = np.array([index for index, problem in enumerate(problems) if not problem], np.int64)
-    left_out = _left_out(table, problems)
-    if data.on_bad_row == "error" and left_out:
-        counts = Counter({reason: len(ids) for reason, ids in left_out.items()})
+    skipped = _skipped(table, problems)
+    if data.on_bad_row == "error" and skipped:
+        counts = Counter({reason: len(ids) for reason, ids in skipped.items()})
         reason, count = counts.most_common(1)[0]
         raise InputError(
             f"{name}: {sum(counts.values())} of {len(problems)} rows cannot be used; {count} because: {reason} "
-            f"(ids {_some(left_out[reason], 5)}). Fix the rows, or set data.on_bad_row to `drop` or `truncate`."
+            f"(ids {_some(skipped[reason], 5)}). Fix the rows, or set data.on_bad_row to `drop` or `truncate`."
         )
     if not len(good):
-        reason, ids = max(left_out.items(), key=lambda item: len(item[1]))
+        reason, ids = max(skipped.items(), key=lambda item: len(item[1]))
         raise InputError(
             f"{name}: of {len(problems)} rows none can be used; {len(ids)} because: {reason} "
             f"(ids {_some(ids)}). Fix the rows, or the settings that leave them out."
@@ -262,14 +272,14 @@ def _tokenise(
     if lengths.max() > data.row_length:
         raise InputError(
             f"{name}: the longest example has {lengths.max()} tokens and data.row_length is {data.row_length}. A row holds "
-            f"whole examples: set data.row_length to {segments_each * data.max_length}, or lower data.max_length."
+            f"whole examples: set data.row_length to {segments_per_example * data.max_length}, or lower data.max_length."
         )
     cut = [
         identity
         for identity, was_cut in zip(kept.with_format(None)["id"], kept.with_format(None)["cut"], strict=True)
         if was_cut
     ]
-    return Examples(kept, lengths, segments_each, left_out, cut, good, stats=_stats(table, problems))
+    return Examples(kept, lengths, segments_per_example, skipped, cut, good, stats=_stats(table, problems))
 
 
 def _stats(table: Dataset, problems: list[str]) -> FilterStats:
@@ -279,12 +289,12 @@ def _stats(table: Dataset, problems: list[str]) -> FilterStats:
     return filter_stats(problems, columns.column("overlong").to_pylist(), characters, sizes, kept)
 
 
-def _left_out(table: Dataset, problems: list[str]) -> dict[str, list[str]]:
-    left_out: dict[str, list[str]] = {}
+def _skipped(table: Dataset, problems: list[str]) -> dict[str, list[str]]:
+    skipped: dict[str, list[str]] = {}
     for identity, problem in zip(table.data.column("id").to_pylist(), problems, strict=True):
         if problem:
-            left_out.setdefault(problem, []).append(identity)
-    return left_out
+            skipped.setdefault(problem, []).append(identity)
+    return skipped
 
 
 def _row(tokenise: Tokenise, may_cut: bool, cells: dict[str, str | None], index: int) -> dict[str, Any]:

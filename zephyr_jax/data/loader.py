@@ -36,7 +36,7 @@ class BatchSource:
 
     def _lay(self, rows: list[tuple[int, ...]]) -> Batch:
         out = empty_rows(len(rows), self._plan.row_length)
-        each, most = self._examples.segments_each, self._plan.examples_per_row
+        each, most = self._examples.segments_per_example, self._plan.examples_per_row
         reference = np.zeros((len(rows), each * most), np.float32)
         present = np.zeros((len(rows), most), np.bool_)
         for line, row in enumerate(rows):

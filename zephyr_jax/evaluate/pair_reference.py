@@ -85,7 +85,7 @@ def _model_sums(
     _report(source, f"log-probs of {other.asked}", weights_fingerprint(parameters))
     scorer = Scorer(model, parameters, data, rules, config.rows, config.model.logprob_chunk)
     places, found = scorer.recompute(examples)
-    sums = np.zeros((len(examples), examples.segments_each), np.float32)
+    sums = np.zeros((len(examples), examples.segments_per_example), np.float32)
     sums[places] = found
     return sums
 

@@ -99,4 +99,4 @@ def _names(config: PreferencesConfig, examples: Examples) -> list[str]:
     if by not in rows.fields:
         raise InputError(f"{data.path} has no column {by!r}; it has {join_items(rows.fields)}.")
     values = rows.values(by)
-    return [str(values[place]) for place in examples.places]
+    return [str(values[place]) for place in examples.row_indices]

@@ -13,10 +13,10 @@ from jax import Array
 
 from zephyr_jax.batch import PairBatch
 from zephyr_jax.config.sections import DpoOptions
-from zephyr_jax.mean import Mean
+from zephyr_jax.mean import WeightedMean
 from zephyr_jax.objective.logprob import Parameters, SegmentLogProb, sequence_logprob
 
-type Metrics = dict[str, Mean]
+type Metrics = dict[str, WeightedMean]
 
 
 class PairLogRatio(NamedTuple):
@@ -76,14 +76,14 @@ LOSSES: dict[str, Callable[[PairLogRatio, float, float], Array]] = {
 
 def dpo_objective(
     definition: nnx.GraphDef, options: DpoOptions, segments: int, chunk: int
-) -> Callable[[Parameters, PairBatch], tuple[Mean, Metrics]]:
+) -> Callable[[Parameters, PairBatch], tuple[WeightedMean, Metrics]]:
     """Loss over a microbatch of pairs, weighted by pairs, with the metrics that TRL's users know.
 
     `rewards/*` are beta times the log-ratios; accuracy counts strictly larger chosen rewards, so it is 0 at step 0.
     """
     loss_of = LOSSES[options.loss]
 
-    def objective(parameters: Parameters, batch: PairBatch) -> tuple[Mean, Metrics]:
+    def objective(parameters: Parameters, batch: PairBatch) -> tuple[WeightedMean, Metrics]:
         policy = sequence_logprob(definition, parameters, batch.rows, segments=segments, chunk=chunk)
         ratio = log_ratio(policy, batch)
         losses = loss_of(ratio, options.beta, options.label_smoothing)
@@ -106,10 +106,10 @@ def dpo_objective(
 def log_ratio(policy: SegmentLogProb, batch: PairBatch) -> PairLogRatio:
     """Ratios of every pair slot; empty slots hold zeros with counts of one, so that nothing divides by zero."""
     ratio = policy.sum - batch.reference
-    count = jnp.maximum(policy.number, 1.0)
+    count = jnp.maximum(policy.num_targets, 1.0)
     return PairLogRatio(ratio[:, 0::2], ratio[:, 1::2], count[:, 0::2], count[:, 1::2])
 
 
-def over_pairs(values: Array, present: Array) -> Mean:
+def over_pairs(values: Array, present: Array) -> WeightedMean:
     """Sum over the pairs that are there, with their number."""
-    return Mean(jnp.sum(jnp.where(present, values, 0.0)), jnp.sum(present, dtype=jnp.float32))
+    return WeightedMean(jnp.sum(jnp.where(present, values, 0.0)), jnp.sum(present, dtype=jnp.float32))

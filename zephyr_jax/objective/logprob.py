@@ -28,8 +28,8 @@ class SegmentLogProb(NamedTuple):
 
     sum: Array
     """float32 [B, S]: log p(targets of the segment | tokens before them)."""
-    number: Array
-    """float32 [B, S]: how many targets that was."""
+    num_targets: Array
+    """float32 [B, S]: number of targets."""
 
 
 @partial(jax.jit, static_argnames=("definition", "segments", "chunk"))

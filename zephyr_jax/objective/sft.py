@@ -6,19 +6,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 from zephyr_jax.batch import TokenBatch
-from zephyr_jax.mean import Mean
+from zephyr_jax.mean import WeightedMean
 from zephyr_jax.objective.logprob import Parameters, sequence_logprob
 
-type Metrics = dict[str, Mean]
+type Metrics = dict[str, WeightedMean]
 
 
 def sft_objective(
     definition: nnx.GraphDef, segments: int, chunk: int
-) -> Callable[[Parameters, TokenBatch], tuple[Mean, Metrics]]:
+) -> Callable[[Parameters, TokenBatch], tuple[WeightedMean, Metrics]]:
     """Loss over a microbatch: its sum in nats, weighted by target tokens. No further metrics."""
 
-    def objective(parameters: Parameters, batch: TokenBatch) -> tuple[Mean, Metrics]:
+    def objective(parameters: Parameters, batch: TokenBatch) -> tuple[WeightedMean, Metrics]:
         logprob = sequence_logprob(definition, parameters, batch, segments=segments, chunk=chunk)
-        return Mean(-jnp.sum(logprob.sum), jnp.sum(logprob.number)), {}
+        return WeightedMean(-jnp.sum(logprob.sum), jnp.sum(logprob.num_targets)), {}
 
     return objective

@@ -58,7 +58,7 @@ class Scorer:
     def scored(self, examples: Examples, progress: Callable[[int, int], None]) -> Iterator[_Scored]:
         """All examples, batch by batch; `progress(done, total)` is called after each."""
         plan = plan_evaluation(examples.lengths, self.data, self.rows)
-        mine, each = local_rows(self.rules, self.rows), examples.segments_each
+        mine, each = local_rows(self.rules, self.rows), examples.segments_per_example
         for index, batch in enumerate(iterate(BatchSource(examples, plan, mine))):
             placed = place_batch(self.rules, batch, self.rows)
             microbatch = jax.tree.map(lambda leaf: leaf[0], token_rows(placed))
@@ -69,7 +69,7 @@ class Scorer:
             else:
                 found = sequence_logprob(*what, **how)
             step = [*plan.steps[index], *[()] * (self.rows - len(plan.steps[index]))][mine]
-            sums, counts = local_part(found.sum), local_part(found.number)
+            sums, counts = local_part(found.sum), local_part(found.num_targets)
             places = np.array([place for row in step for place in row], np.int64)
             held = np.array([each * len(row) for row in step])[:, None] > np.arange(sums.shape[1])
             greedy = None if best is None else local_part(best)[held].reshape(-1, each)

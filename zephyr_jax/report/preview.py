@@ -46,7 +46,7 @@ def preview(config: PreviewConfig, console: Console | None = None) -> Examples:
     for index in range(config.start, min(config.start + config.rows, len(examples))):
         names = ("chosen", "rejected") if pairs else ("conversation",)
         for name, segment in zip(names, examples[index], strict=True):
-            cut = ", cut to fit" if ids[index] in examples.cut else ""
+            cut = ", cut to fit" if ids[index] in examples.truncated else ""
             counts = f"{len(segment)} tokens, {int(segment.targets.sum())} targets{cut}"
             console.rule(Text(f"{index} · {terminal_text(ids[index][:16])} · {name}: {counts}"), align="left")
             console.print(_coloured(segment, tokenizer, console.color_system is not None), soft_wrap=True)

@@ -164,7 +164,7 @@ def _found_again(record: Record, child: Path) -> Stage:
 
 def write_histograms(folder: Path, examples: Examples) -> None:
     """Count the examples' lengths, and their scores where rows carry some, and keep the counts in the run's folder."""
-    sides = ("chosen", "rejected") if examples.segments_each == 2 else ("conversations",)
+    sides = ("chosen", "rejected") if examples.segments_per_example == 2 else ("conversations",)
     values = {"lengths": examples.segment_lengths(), "scores": examples.scores}
     found = {
         name: counts

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from zephyr_jax.config.sections import HealthOptions, PairHealthOptions
-from zephyr_jax.mean import Mean
+from zephyr_jax.mean import WeightedMean
 
 _LEAST = 10  # losses before one can be called a spike
 _ALIVE = 0.01  # share of weights that an update of a sound size changes, at least
@@ -61,7 +61,7 @@ def policies(options: HealthOptions) -> dict[str, str]:
     return found | ({"margin": options.margin} if isinstance(options, PairHealthOptions) else {})
 
 
-def look(options: HealthOptions, metrics: dict[str, Mean], limits: Limits) -> Signs:
+def look(options: HealthOptions, metrics: dict[str, WeightedMean], limits: Limits) -> Signs:
     """The signs of a step with these metrics, on the device; `changed` is not known yet and 0."""
     loss, norm = metrics["loss"].value, metrics["grad_norm"].value
     seen: dict[str, Array] = {
@@ -103,7 +103,7 @@ class Health:
         middle = median(past)
         return np.float32(middle + (self._options.spike_factor - 1) * abs(middle))
 
-    def examine(self, step: int, metrics: dict[str, Mean], signs: Signs, most: np.float32) -> list[Sickness]:
+    def examine(self, step: int, metrics: dict[str, WeightedMean], signs: Signs, most: np.float32) -> list[Sickness]:
         """What is wrong with a step, from its numbers on the host; `most` is what it was told. To be asked in order."""
         loss = float(metrics["loss"].sum) / max(float(metrics["loss"].weight), 1.0)
         if math.isfinite(loss):
@@ -126,7 +126,7 @@ class Health:
             found.append(Sickness("stalled", self._options.stalled, words))
         return found
 
-    def _words(self, kind: str, metrics: dict[str, Mean], most: np.float32) -> str:
+    def _words(self, kind: str, metrics: dict[str, WeightedMean], most: np.float32) -> str:
         if not metrics["loss"].weight:
             return "it has no targets"
         loss, norm = float(metrics["loss"].value), float(metrics["grad_norm"].value)

@@ -132,7 +132,7 @@ def _examples(
             losses = LOSSES[settings.dpo.loss](ratio, settings.dpo.beta, settings.dpo.label_smoothing)
             more = settings.dpo.beta * ratio.margin
         else:
-            losses, more = -scored.sum / jnp.maximum(scored.number, 1), scored.number
+            losses, more = -scored.sum / jnp.maximum(scored.num_targets, 1), scored.num_targets
         told = "margin {:.5g}" if isinstance(settings, DpoConfig) else "{:.0f} targets"
         losses, more = jax.device_get((losses, more))
         for line, row in enumerate(ids):

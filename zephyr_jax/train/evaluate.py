@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from zephyr_jax.mean import Mean
+from zephyr_jax.mean import WeightedMean
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.train.step import Metrics, Objective
 
@@ -29,10 +29,10 @@ def make_evaluation(objective: Objective, batches: Callable[[], Iterable[Any]]) 
         return total or {}
 
     def evaluate(parameters: Parameters) -> dict[str, float]:
-        total: dict[str, Mean] = {}
+        total: dict[str, WeightedMean] = {}
         for batch in batches():
             found = jax.device_get(measure(parameters, batch))
-            total = {name: mean.join(total[name]) if total else mean for name, mean in found.items()}
+            total = {name: mean.merge(total[name]) if total else mean for name, mean in found.items()}
         return {name: float(mean.value) for name, mean in total.items()}
 
     return evaluate

@@ -20,7 +20,7 @@ from tensorboardX import SummaryWriter
 
 from zephyr_jax.config.sections import ReportOptions
 from zephyr_jax.errors import InputError
-from zephyr_jax.mean import Mean
+from zephyr_jax.mean import WeightedMean
 from zephyr_jax.storage.files import Path, is_remote, open_path, write_atomic
 
 FILE = "metrics.jsonl"
@@ -177,7 +177,7 @@ def _wandb_id(run: Path, resumes: bool) -> str:
 
 
 class Reporter:
-    """Turns the Means of steps into numbers, adds speed, and hands them to every sink and to the screen.
+    """Turns the weighted means of steps into numbers, adds speed, and hands them to every sink and to the screen.
 
     Args:
         run: Folder of the run.
@@ -217,18 +217,20 @@ class Reporter:
         self._task = self._progress.add_task(run.name, total=total, completed=start, shown="")
         self._progress.start()
         begun = interval or {"steps": 0, "seconds": 0.0, "sums": {}}
-        self._sums = {name: Mean(*pair) for name, pair in begun["sums"].items()}
+        self._sums = {name: WeightedMean(*pair) for name, pair in begun["sums"].items()}
         self._total, self._steps, self._seconds = total, int(begun["steps"]), float(begun["seconds"])
         self._clock: float | None = time.perf_counter()
 
-    def add(self, metrics: Mapping[str, Mean]) -> None:
+    def add(self, metrics: Mapping[str, WeightedMean]) -> None:
         """Take the metrics of one finished step into those of the next line; a mean over steps is divided once."""
         if not self._steps:
             self._sums = dict(metrics)
         else:  # float64: the tokens of many steps are more than float32 counts
             pairs = {name: (self._sums[name], mean) for name, mean in metrics.items()}
             self._sums = {
-                name: Mean(np.float64(old.sum) + np.float64(new.sum), np.float64(old.weight) + np.float64(new.weight))
+                name: WeightedMean(
+                    np.float64(old.sum) + np.float64(new.sum), np.float64(old.weight) + np.float64(new.weight)
+                )
                 for name, (old, new) in pairs.items()
             }
         self._steps += 1

@@ -15,14 +15,14 @@ from jax import Array
 
 from zephyr_jax.batch import token_rows
 from zephyr_jax.config.sections import HealthOptions
-from zephyr_jax.mean import Mean
+from zephyr_jax.mean import WeightedMean
 from zephyr_jax.model.grad_dtype import Tapped, taps
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.train.anomalies import Limits, Signs, look
 from zephyr_jax.train.state import TrainState
 
-type Metrics = dict[str, Mean]
-type Objective = Callable[[Parameters, Any], tuple[Mean, Metrics]]
+type Metrics = dict[str, WeightedMean]
+type Objective = Callable[[Parameters, Any], tuple[WeightedMean, Metrics]]
 type Step = Any
 """A jitted (state, batch, limits) -> (next state, metrics, signs)."""
 
@@ -46,8 +46,8 @@ def make_step(
         weight = jnp.maximum(metrics["loss"].weight, 1)  # it counts, so it is 0 or at least 1
         gradients = jax.tree.map(lambda total: total.astype(jnp.float32) / weight, totals)
         one = jnp.float32(1)
-        metrics["grad_norm"] = Mean(optax.tree.norm(gradients), one)
-        metrics["learning_rate"] = Mean(jnp.asarray(rate(state.step), jnp.float32), one)
+        metrics["grad_norm"] = WeightedMean(optax.tree.norm(gradients), one)
+        metrics["learning_rate"] = WeightedMean(jnp.asarray(rate(state.step), jnp.float32), one)
         signs = look(health, metrics, limits)
         updates, moments = optimizer.update(
             gradients, state.optimizer, state.parameters, left_out=signs.left_out, halted=signs.halted
@@ -110,4 +110,4 @@ def _counts(microbatch: Any) -> Metrics:
     slots = jnp.float32(rows.tokens.size)
     tokens = jnp.sum(rows.segments > 0, dtype=jnp.float32)
     targets = jnp.sum(rows.targets, dtype=jnp.float32)
-    return {"padding": Mean(slots - tokens, slots), "targets": Mean(targets, tokens)}
+    return {"padding": WeightedMean(slots - tokens, slots), "targets": WeightedMean(targets, tokens)}
