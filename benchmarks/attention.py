@@ -22,21 +22,21 @@ import numpy as np
 from benchmarks.worker_ours import make_batches
 from zephyr_jax.batch import token_rows
 from zephyr_jax.config.sections import BatchOptions
-from zephyr_jax.model.attention.blockwise import attend_row
-from zephyr_jax.model.attention.dense import Where, attend, fused_row, visible
+from zephyr_jax.model.attention.blockwise import blockwise_attention
+from zephyr_jax.model.attention.dense import SegmentInfo, cudnn_attention, dense_attention, visible
 
 type Form = Callable[..., jax.Array]
 MOST_SEGMENTS = 32
 CHECKED = 2
 
 
-def by_mask(q: jax.Array, k: jax.Array, v: jax.Array, where: Where, window: int | None) -> jax.Array:
+def by_mask(q: jax.Array, k: jax.Array, v: jax.Array, where: SegmentInfo, window: int | None) -> jax.Array:
     """cuDNN with the whole rule as a mask."""
     mask = visible(where, where, window)[:, None]
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
 
 
-def packed(q: jax.Array, k: jax.Array, v: jax.Array, where: Where, window: int | None) -> jax.Array:
+def packed(q: jax.Array, k: jax.Array, v: jax.Array, where: SegmentInfo, window: int | None) -> jax.Array:
     """cuDNN's packed layout, where each segment is a sequence of its own."""
     from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
 
@@ -53,21 +53,21 @@ def packed(q: jax.Array, k: jax.Array, v: jax.Array, where: Where, window: int |
 
 
 FORMS: dict[str, Form] = {
-    "blocks of XLA": attend_row,
+    "blocks of XLA": blockwise_attention,
     "cuDNN, all as a mask": by_mask,
-    "cuDNN, causal, the rest as a mask (`fused_row`)": partial(fused_row, implementation="cudnn"),
+    "cuDNN, causal, the rest as a mask (`cudnn_attention`)": partial(cudnn_attention, implementation="cudnn"),
     "cuDNN, packed layout": packed,
 }
 
 
-def rows_of(count: int, length: int) -> Where:
+def rows_of(count: int, length: int) -> SegmentInfo:
     """Segments and positions of packed rows of the workload."""
     source, _, _ = make_batches("sft", 1, 0, length, BatchOptions(rows=count))
     rows = token_rows(source[0])
-    return Where(*(jnp.asarray(each.reshape(count, length)) for each in (rows.segments, rows.positions)))
+    return SegmentInfo(*(jnp.asarray(each.reshape(count, length)) for each in (rows.segments, rows.positions)))
 
 
-def gradient(form: Form, where: Where, window: int | None) -> Any:
+def gradient(form: Form, where: SegmentInfo, window: int | None) -> Any:
     """Jitted: output and gradients of a weighted sum over real tokens."""
 
     def loss(q: Any, k: Any, v: Any, slope: Any) -> Any:
@@ -77,7 +77,7 @@ def gradient(form: Form, where: Where, window: int | None) -> Any:
     return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
 
 
-def errors(found: Any, expected: Any, where: Where) -> str:
+def errors(found: Any, expected: Any, where: SegmentInfo) -> str:
     """Relative norms of output and gradients at real tokens."""
     real = np.asarray(where.segments > 0)[:CHECKED]
 
@@ -90,13 +90,13 @@ def errors(found: Any, expected: Any, where: Where) -> str:
     return " | ".join(f"{value:.1e}" for value in each)
 
 
-def reference(inputs: tuple[jax.Array, ...], where: Where, window: int | None) -> Any:
-    """By `attend` in float32, one row at a time: its scores are whole."""
+def reference(inputs: tuple[jax.Array, ...], where: SegmentInfo, window: int | None) -> Any:
+    """By `dense_attention` in float32, one row at a time: its scores are whole."""
     made = []
     with jax.default_matmul_precision("highest"):
         for row in range(CHECKED):
-            one = Where(where.segments[row : row + 1], where.positions[row : row + 1])
-            form = partial(attend, query=one, key=one)
+            one = SegmentInfo(where.segments[row : row + 1], where.positions[row : row + 1])
+            form = partial(dense_attention, query=one, key=one)
 
             def whole(q: Any, k: Any, v: Any, _: Any, window: int | None, form: Any = form) -> Any:
                 return form(q, k, v, window=window)

@@ -39,20 +39,36 @@ def ours(shape: dict[str, int], rows: int, length: int, context: int) -> tuple[f
     from zephyr_jax.checkpoint.resolve import AbstractModel
     from zephyr_jax.config.sections import MeshOptions
     from zephyr_jax.generate.engine import Engine, Request
-    from zephyr_jax.model.config import ModelShape
-    from zephyr_jax.model.decoder import Compute, Mistral, abstract_model
+    from zephyr_jax.model.config import ModelConfig
+    from zephyr_jax.model.decoder import Compute, Decoder, abstract_model
     from zephyr_jax.parallel.mesh import make_mesh
     from zephyr_jax.parallel.sharding import Rules, parameter_shardings
 
     rules = Rules(make_mesh(MeshOptions(), jax.devices()[:1]))
-    sizes = ModelShape(
-        shape["vocab"], shape["model"], shape["mlp"], shape["layers"], shape["heads"], shape["kv_heads"], shape["head_dim"],
-        1e-5, 1e4, None, False, 4096,
-    )  # fmt: skip
+    sizes = ModelConfig(
+        vocab_size=shape["vocab"],
+        d_model=shape["model"],
+        d_ff=shape["mlp"],
+        num_layers=shape["layers"],
+        num_heads=shape["heads"],
+        num_kv_heads=shape["kv_heads"],
+        head_dim=shape["head_dim"],
+        norm_eps=1e-5,
+        rope_theta=1e4,
+        sliding_window=None,
+        tie_embeddings=False,
+        max_positions=4096,
+    )
     compute = Compute(dtype=jnp.dtype("float32"), placement=rules)
     definition, abstract = abstract_model(sizes, compute)
-    weights = nnx.to_pure_dict(nnx.split(Mistral(sizes, compute, nnx.Rngs(0)), nnx.Param)[1])
-    model = AbstractModel(definition, nnx.to_pure_dict(abstract), parameter_shardings(abstract, rules), sizes, compute)
+    weights = nnx.to_pure_dict(nnx.split(Decoder(sizes, compute, nnx.Rngs(0)), nnx.Param)[1])
+    model = AbstractModel(
+        definition=definition,
+        parameters=nnx.to_pure_dict(abstract),
+        shardings=parameter_shardings(abstract, rules),
+        config=sizes,
+        compute=compute,
+    )
     engine = Engine(model, weights, rules, rows=rows, context=context, burst=32)
 
     def run(most: int) -> float:

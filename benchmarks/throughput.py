@@ -26,7 +26,7 @@ from benchmarks import workload as w
 from benchmarks.worker_ours import make_batches, make_trainer, shape_of
 from zephyr_jax.batch import token_rows
 from zephyr_jax.config.sections import BatchOptions, MeshOptions
-from zephyr_jax.model.config import ModelShape
+from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.decoder import Compute
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.place import place_batch
@@ -88,16 +88,16 @@ HEADER = (
 )
 
 
-def operations(batch: Any, shape: ModelShape) -> float:
+def operations(batch: Any, shape: ModelConfig) -> float:
     """That the real tokens of a batch need, forward and backward."""
     rows = token_rows(batch)
     real = np.asarray(rows.segments) > 0
     keys = float(np.sum((np.asarray(rows.positions, np.int64) + 1)[real]))
-    weights = shape.parameters - (0 if shape.tied else shape.vocab * shape.model)
-    return 6.0 * (weights * float(real.sum()) + 2 * shape.layers * shape.heads * shape.head_dim * keys)
+    weights = shape.num_parameters - (0 if shape.tie_embeddings else shape.vocab_size * shape.d_model)
+    return 6.0 * (weights * float(real.sum()) + 2 * shape.num_layers * shape.num_heads * shape.head_dim * keys)
 
 
-def measure(variant: Variant, steps: int, shape: ModelShape = SHAPE) -> Measured:
+def measure(variant: Variant, steps: int, shape: ModelConfig = SHAPE) -> Measured:
     """Compile, warm up, and time `steps` steps."""
     rules = Rules(make_mesh(MeshOptions(), jax.devices()[:1]))
     batch = BatchOptions(rows=variant.rows, microbatch_rows=variant.microbatch_rows)
@@ -156,7 +156,9 @@ def main() -> None:
     options = parser.parse_args()
     kind = jax.devices()[0].device_kind
     peak = peak_of(kind)
-    print(f"{kind}, JAX {jax.__version__}, {SHAPE.parameters / 1e9:.2f}B parameters, peak {peak / 1e12:,.0f} TFLOP/s,")
+    print(
+        f"{kind}, JAX {jax.__version__}, {SHAPE.num_parameters / 1e9:.2f}B parameters, peak {peak / 1e12:,.0f} TFLOP/s,"
+    )
     print(f"a plain product of 8192 x 8192: {matmul_rate() / 1e12:,.0f} TFLOP/s\n\n{HEADER}", flush=True)
     for mode in options.mode:
         for kernel in options.kernel:

@@ -28,8 +28,8 @@ from zephyr_jax.config.sections import (
 )
 from zephyr_jax.data.loader import BatchSource
 from zephyr_jax.data.pack import Plan, plan_training
-from zephyr_jax.model.config import ModelShape
-from zephyr_jax.model.decoder import Compute, Mistral, abstract_model
+from zephyr_jax.model.config import ModelConfig
+from zephyr_jax.model.decoder import Compute, Decoder, abstract_model
 from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.sft import sft_objective
 from zephyr_jax.parallel.mesh import make_mesh
@@ -69,10 +69,22 @@ def segments_of(pair: w.Pair, mode: str) -> list[Segment]:
     return made
 
 
-def shape_of(dims: w.Dims) -> ModelShape:
+def shape_of(dims: w.Dims) -> ModelConfig:
     """Of the benchmark's models."""
-    sizes = (dims.model, dims.mlp, dims.layers, dims.heads, dims.kv_heads, dims.head_dim)
-    return ModelShape(w.VOCAB, *sizes, w.NORM_EPS, w.ROPE_THETA, None, False, 4096)
+    return ModelConfig(
+        vocab_size=w.VOCAB,
+        d_model=dims.model,
+        d_ff=dims.mlp,
+        num_layers=dims.layers,
+        num_heads=dims.heads,
+        num_kv_heads=dims.kv_heads,
+        head_dim=dims.head_dim,
+        norm_eps=w.NORM_EPS,
+        rope_theta=w.ROPE_THETA,
+        sliding_window=None,
+        tie_embeddings=False,
+        max_positions=4096,
+    )
 
 
 def make_batches(
@@ -92,7 +104,7 @@ def make_batches(
 
 
 def make_trainer(
-    mode: str, plan: Plan, rules: Rules, shape: ModelShape, compute: Compute, chunk: int
+    mode: str, plan: Plan, rules: Rules, shape: ModelConfig, compute: Compute, chunk: int
 ) -> tuple[Any, Any]:
     """The project's step and its first state."""
     compute = replace(compute, placement=rules)
@@ -100,7 +112,7 @@ def make_trainer(
     shardings = parameter_shardings(abstract, rules)
 
     def init() -> Any:
-        return nnx.to_pure_dict(nnx.split(Mistral(shape, compute, nnx.Rngs(0)), nnx.Param)[1])
+        return nnx.to_pure_dict(nnx.split(Decoder(shape, compute, nnx.Rngs(0)), nnx.Param)[1])
 
     options = OptimizerOptions(learning_rate=w.LEARNING_RATE, schedule="constant", warmup_ratio=0)
     optimizer = make_optimizer(options, 100)

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from zephyr_jax.batch import TokenBatch
 from zephyr_jax.checkpoint.resolve import AbstractModel, abstract_of, find_model, load_weights
 from zephyr_jax.config.sections import MeshOptions, ModelOptions
-from zephyr_jax.model.attention.dense import Where
+from zephyr_jax.model.attention.dense import SegmentInfo
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.sharding import Rules
@@ -39,7 +39,7 @@ def load_on(folder: Path, rules: Rules, dtype: str = "float32", keep: str = "inp
     """A checkpoint on a given mesh."""
     options = ModelOptions(path=str(folder), compute_dtype=dtype, keep=keep)
     source = find_model(options)
-    model = abstract_of(source.shape, options, rules)
+    model = abstract_of(source.model_config, options, rules)
     return Loaded(model, load_weights(source, model), rules)
 
 
@@ -49,7 +49,7 @@ def logits(loaded: Loaded, batch: TokenBatch) -> jax.Array:
     @jax.jit
     def forward(parameters: Parameters) -> jax.Array:
         model = nnx.merge(loaded.model.definition, parameters)
-        return model.logits(model(batch.tokens, Where(batch.segments, batch.positions)))
+        return model.logits(model(batch.tokens, SegmentInfo(batch.segments, batch.positions)))
 
     return forward(loaded.parameters)
 

@@ -116,7 +116,7 @@ class Desk:
         source = find_model(config.model)
         tokenizer = open_tokenizer(source, config.data)
         if weights is None:
-            model = abstract_of(source.shape, config.model, Rules(make_mesh(config.mesh)))
+            model = abstract_of(source.model_config, config.model, Rules(make_mesh(config.mesh)))
             weights = weights_fingerprint(load_weights(source, model))
         table = ReferenceTable(Path(config.reference), identity_of(config, tokenizer, weights))
         rows = replace(config, data=replace(config.data, path=str(self.rows(*pairs))))

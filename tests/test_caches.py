@@ -195,10 +195,10 @@ def test_tokenizer_and_model_files_are_read_each_time(model: Path) -> None:
         (model / "tokenizer.json").write_text(json.dumps(content))
     assert fingerprints[0] != fingerprints[1]
     config = (model / "config.json").read_text()
-    theta = find_model(ModelOptions(path=str(model))).config["rms_norm_eps"]
+    theta = find_model(ModelOptions(path=str(model))).hf_config["rms_norm_eps"]
     (model / "config.json").write_text(config.replace(json.dumps(theta), "1e-03".ljust(len(json.dumps(theta)))))
     date_all(model)
-    assert find_model(ModelOptions(path=str(model))).config["rms_norm_eps"] == 1e-3
+    assert find_model(ModelOptions(path=str(model))).hf_config["rms_norm_eps"] == 1e-3
 
 
 def test_journals_of_answers_by_a_checkpoint(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -268,7 +268,9 @@ def hub(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 def test_a_revision_of_weights_is_the_one_that_is_named(hub: None) -> None:
     """Law: `model.revision` chooses the hub's snapshot."""
-    windows = [find_model(WeightsOptions("org/tiny", revision)).shape.sliding_window for revision in (None, "older")]
+    windows = [
+        find_model(WeightsOptions("org/tiny", revision)).model_config.sliding_window for revision in (None, "older")
+    ]
     assert windows == [64, 32]
 
 

@@ -220,8 +220,8 @@ def test_a_padding_token_beyond_the_embedding_is_fine(tiny_model: Path, tmp_path
     tokenizer.save_pretrained(folder)
     source = find_model(ModelOptions(path=str(folder)))
     chat = open_tokenizer(source, DataOptions())
-    assert len(load_tokenizer(str(folder))) == source.shape.vocab + 1
-    assert chat.prompt([{"role": "user", "content": "a [PAD] b"}]).max() < source.shape.vocab
+    assert len(load_tokenizer(str(folder))) == source.model_config.vocab_size + 1
+    assert chat.prompt([{"role": "user", "content": "a [PAD] b"}]).max() < source.model_config.vocab_size
 
 
 @pytest.mark.parametrize("use", ["template", "variable", "end", "text"])
@@ -241,7 +241,7 @@ def test_a_token_beyond_the_embedding_that_can_occur_is_refused(use: str, tiny_m
         tokenizer.add_tokens([AddedToken("<tool>", special=False)])
     template = load_template("zephyr" if use == "end" else "tokenizer", tokenizer)
     with pytest.raises(InputError, match="beyond can occur .*They do not belong together"):
-        check_vocabulary(source.shape, tokenizer, "it", template)
+        check_vocabulary(source.model_config, tokenizer, "it", template)
 
 
 # ---- reported folders ----
@@ -265,7 +265,7 @@ def test_reported_folders_give_text_back(name: str, shared: Path) -> None:
     tokenizer = load_tokenizer(str(source.folder))
     chat: ChatTokenizer = open_tokenizer(source, DataOptions())
     ids = chat.prompt(PROMPT)
-    assert ids.max() < source.shape.vocab
+    assert ids.max() < source.model_config.vocab_size
     assert TEXT in tokenizer.decode(ids)
     if (folder / "tokenizer.json").exists():
         expected = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(TEXT, add_special_tokens=False).ids

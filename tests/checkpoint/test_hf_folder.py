@@ -26,7 +26,7 @@ def test_round_trip_is_bit_exact(golden: Path, tmp_path: Path, variant: str, lim
     folder = golden / "models" / variant
     loaded = load(folder, devices=8, data=2, fsdp=2, tensor=2) if variant == "gqa" else load(folder)
     out = tmp_path / "out"
-    export_folder(out, loaded.parameters, loaded.model.shape, read_json(folder / "config.json"), {}, "float32", limit)
+    export_folder(out, loaded.parameters, loaded.model.config, read_json(folder / "config.json"), {}, "float32", limit)
     before, after = stored(folder), stored(out)
     assert before.keys() == after.keys()
     for name in before:
@@ -47,7 +47,7 @@ def test_bfloat16_export_rounds_once(golden: Path, tmp_path: Path) -> None:
     export_folder(
         tmp_path / "out",
         loaded.parameters,
-        loaded.model.shape,
+        loaded.model.config,
         read_json(folder / "config.json"),
         {},
         "bfloat16",
@@ -67,7 +67,7 @@ def test_a_failed_export_leaves_nothing(golden: Path, tmp_path: Path) -> None:
     loaded = load(golden / "models" / "gqa")
     with pytest.raises(FileNotFoundError):
         export_folder(
-            tmp_path / "out", loaded.parameters, loaded.model.shape, {}, {"x": tmp_path / "absent"}, "float32", 2**30
+            tmp_path / "out", loaded.parameters, loaded.model.config, {}, {"x": tmp_path / "absent"}, "float32", 2**30
         )
     assert list(tmp_path.iterdir()) == []
 

@@ -18,7 +18,7 @@ from zephyr_jax.checkpoint.hf.reader import TensorFile
 from zephyr_jax.checkpoint.resolve import ModelSource
 from zephyr_jax.demo.remake import CONFIG
 from zephyr_jax.errors import InputError
-from zephyr_jax.model.config import shape_from_hf
+from zephyr_jax.model.config import config_from_hf
 
 
 def source_of(folder: Path, config: dict[str, Any], generation: dict[str, Any] | None = None) -> ModelSource:
@@ -27,7 +27,15 @@ def source_of(folder: Path, config: dict[str, Any], generation: dict[str, Any] |
     (folder / "config.json").write_text(json.dumps(config))
     if generation is not None:
         (folder / GENERATION).write_text(json.dumps(generation))
-    return ModelSource(str(folder), folder, folder, None, None, config, shape_from_hf(config))
+    return ModelSource(
+        asked=str(folder),
+        folder=folder,
+        weights=folder,
+        run=None,
+        step=None,
+        hf_config=config,
+        model_config=config_from_hf(config),
+    )
 
 
 def written(folder: Path, kind: str = "llama-2", stop_ids: tuple[int, ...] = (), **settings: Any) -> dict[str, Any]:
@@ -50,10 +58,10 @@ def written(folder: Path, kind: str = "llama-2", stop_ids: tuple[int, ...] = (),
 def test_rope_is_written_in_both_spellings(tmp_path: Path, model_type: str, rope: dict[str, Any], theta: float) -> None:
     base = {name: value for name, value in CONFIG.items() if name != "rope_theta"}
     config = {**base, "model_type": model_type, **rope}
-    found = portable_config(config, shape_from_hf(config))
+    found = portable_config(config, config_from_hf(config))
     assert found["rope_theta"] == found["rope_parameters"]["rope_theta"] == theta
     assert found["rope_parameters"]["rope_type"] == "default" and found["rope_scaling"] is None
-    assert shape_from_hf(found) == shape_from_hf(config)
+    assert config_from_hf(found) == config_from_hf(config)
     (tmp_path / "config.json").write_text(json.dumps(found))
     assert AutoConfig.from_pretrained(tmp_path).rope_parameters["rope_theta"] == theta
 
@@ -63,7 +71,7 @@ def test_rope_is_written_in_both_spellings(tmp_path: Path, model_type: str, rope
 def test_scaling_is_written_in_both_spellings(name: str, key: str) -> None:
     """A checkpoint with scaling is refused before; its fields are written for every reader where a later version honors them."""
     config = {**CONFIG, name: {key: "linear", "factor": 2.0}}
-    found = portable_config(config, shape_from_hf(CONFIG))
+    found = portable_config(config, config_from_hf(CONFIG))
     assert found["rope_scaling"] == {"factor": 2.0, "rope_type": "linear", "type": "linear"}
     assert found["rope_parameters"] == {"factor": 2.0, "rope_type": "linear", "rope_theta": 10_000.0}
 
@@ -71,7 +79,7 @@ def test_scaling_is_written_in_both_spellings(name: str, key: str) -> None:
 def test_defaults_that_differ_are_written_out() -> None:
     config = {name: value for name, value in CONFIG.items() if name not in ("tie_word_embeddings", "sliding_window")}
     config = {**config, "auto_map": {"AutoModelForCausalLM": "x.Y"}, "architectures": None, "num_key_value_heads": None}
-    found = portable_config(config, shape_from_hf(config))
+    found = portable_config(config, config_from_hf(config))
     assert found["tie_word_embeddings"] is False and found["sliding_window"] == 4096
     assert found["num_key_value_heads"] == CONFIG["num_attention_heads"] and found["head_dim"] == 32
     assert found["architectures"] == ["MistralForCausalLM"] and "auto_map" not in found
@@ -144,7 +152,7 @@ def test_a_run_s_files_replace_those_of_an_earlier_writer(tmp_path: Path) -> Non
 def test_a_float16_export_holds_the_nearest_values(golden: Path, tmp_path: Path) -> None:
     loaded = load(golden / "models" / "gqa")
     config = read_json(golden / "models" / "gqa" / "config.json")
-    export_folder(tmp_path / "out", loaded.parameters, loaded.model.shape, config, {}, "float16", 2**30)
+    export_folder(tmp_path / "out", loaded.parameters, loaded.model.config, config, {}, "float16", 2**30)
     found = read_json(tmp_path / "out" / "config.json")
     assert found["dtype"] == found["torch_dtype"] == "float16"
     assert {entry.kind for entry in TensorFile(tmp_path / "out" / "model.safetensors").entries.values()} == {"F16"}
@@ -161,11 +169,11 @@ def test_float16_overflow_names_the_tensor(golden: Path, tmp_path: Path, devices
     up = loaded.parameters["decoder"]["feed_forward"]["up"]
     loaded.parameters["decoder"]["feed_forward"]["up"] = up.at[1, 2, 3].set(-65_504.0)
     config = read_json(golden / "models" / "gqa" / "config.json")
-    export_folder(tmp_path / "fits", loaded.parameters, loaded.model.shape, config, {}, "float16", 2**30)
+    export_folder(tmp_path / "fits", loaded.parameters, loaded.model.config, config, {}, "float16", 2**30)
     loaded.parameters["decoder"]["feed_forward"]["up"] = up.at[1, 2, 3].set(-65_505.0)
     with pytest.raises(
         InputError, match=r"model\.layers\.1\.mlp\.up_proj\.weight does not fit into float16: .* got 65505"
     ):
-        export_folder(tmp_path / "out", loaded.parameters, loaded.model.shape, config, {}, "float16", 2**30)
+        export_folder(tmp_path / "out", loaded.parameters, loaded.model.config, config, {}, "float16", 2**30)
     assert not (tmp_path / "out").exists()
-    export_folder(tmp_path / "wide", loaded.parameters, loaded.model.shape, config, {}, "bfloat16", 2**30)
+    export_folder(tmp_path / "wide", loaded.parameters, loaded.model.config, config, {}, "bfloat16", 2**30)

@@ -21,7 +21,7 @@ from zephyr_jax.checkpoint.hf.reader import TensorFile, new_pool
 from zephyr_jax.checkpoint.hf.tensors import tensors_of
 from zephyr_jax.checkpoint.hf.writer import Piece, write_safetensors
 from zephyr_jax.errors import InputError
-from zephyr_jax.model.config import shape_from_hf
+from zephyr_jax.model.config import config_from_hf
 
 MODEL = {
     "architectures": ["MistralForCausalLM"], "model_type": "mistral", "vocab_size": 32000, "hidden_size": 2048,
@@ -64,14 +64,14 @@ print(peak - before, shards)
 def write_large(folder: Path) -> None:
     """A Hugging Face folder of MODEL in bfloat16, in files of 512 MiB; no more than one tensor is in memory."""
     folder.mkdir()
-    shape = shape_from_hf(MODEL)
+    shape = config_from_hf(MODEL)
     sizes = sizes_of(shape)
     noise = np.random.default_rng(0).standard_normal(2**20, np.float32).astype(jax.numpy.bfloat16)
     noise = np.tile(noise, -(-LARGEST // 4 // 2**20))
     pieces: list[Piece] = [
         (name, one, lambda one=one: noise[: math.prod(one)].reshape(one))
         for tensor in tensors_of(shape)
-        for name in tensor.names(shape.layers)
+        for name in tensor.names(shape.num_layers)
         for one in [sizes[tensor.path]]
     ]
     write_safetensors(epath.Path(folder), pieces, noise.dtype, 2**29)

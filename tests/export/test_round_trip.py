@@ -30,8 +30,8 @@ from zephyr_jax.export.export import export
 from zephyr_jax.generate.engine import Request
 from zephyr_jax.generate.generate import generate
 from zephyr_jax.methods.sft import sft
-from zephyr_jax.model.config import shape_from_hf
-from zephyr_jax.model.decoder import Compute, Mistral
+from zephyr_jax.model.config import config_from_hf
+from zephyr_jax.model.decoder import Compute, Decoder
 
 CHECK = Path(__file__).parents[1] / "golden" / "check_round_trip.py"
 COLORS = ("red", "green", "blue", "pink")
@@ -65,8 +65,8 @@ CASES = {
 def write_base(folder: Path, kind: str, template: str | None, fields: dict[str, Any]) -> Path:
     """A checkpoint with random weights whose logits differ enough that greedy text has no ties."""
     config = {**SMALL, **fields}
-    shape = shape_from_hf(config)
-    model = Mistral(shape, Compute(dtype=jnp.dtype("float32")), nnx.Rngs(0))
+    shape = config_from_hf(config)
+    model = Decoder(shape, Compute(dtype=jnp.dtype("float32")), nnx.Rngs(0))
     parameters = nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
     parameters["embedding"] = parameters["embedding"] * 20
     export_folder(folder, parameters, shape, config, {}, "float32", 2**30)

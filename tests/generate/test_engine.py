@@ -58,7 +58,7 @@ def test_a_ring_that_wraps_changes_nothing(golden: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(engines, "_ROUND", 1)
     loaded = load(golden / "models" / "window")
     prompts = random_segments([5, 21, 38, 16])
-    assert engines.slots_of(loaded.model.shape, 80) == 7 + 8
+    assert engines.slots_of(loaded.model.config, 80) == 7 + 8
     found = answers(engine_of(loaded, rows=2, context=80), [Request(prompt, 20) for prompt in prompts])
     for prompt, made in zip(prompts, found, strict=True):
         assert made == greedy_without_cache(loaded, prompt, 20)

@@ -7,16 +7,16 @@ import pytest
 
 from zephyr_jax.errors import InputError
 from zephyr_jax.model.attention import blockwise
-from zephyr_jax.model.attention.blockwise import attend_row
-from zephyr_jax.model.attention.dense import Where, attend, fused_row, visible
-from zephyr_jax.model.attention.splash import block_size, splash_row
+from zephyr_jax.model.attention.blockwise import blockwise_attention
+from zephyr_jax.model.attention.dense import SegmentInfo, cudnn_attention, dense_attention, visible
+from zephyr_jax.model.attention.splash import block_size, splash_attention
 
 
-def where_of(segments: list[int], positions: list[int]) -> Where:
-    return Where(jnp.array([segments], jnp.int32), jnp.array([positions], jnp.int32))
+def where_of(segments: list[int], positions: list[int]) -> SegmentInfo:
+    return SegmentInfo(jnp.array([segments], jnp.int32), jnp.array([positions], jnp.int32))
 
 
-def naive(q, k, v, where: Where, window: int | None) -> np.ndarray:
+def naive(q, k, v, where: SegmentInfo, window: int | None) -> np.ndarray:
     """Brute force in float64: for each query, softmax over the keys that the rule's words allow."""
     q, k, v = (np.asarray(each, np.float64) for each in (q, k, v))
     segments, positions = np.asarray(where.segments), np.asarray(where.positions)
@@ -60,22 +60,22 @@ def test_blocks_equal_brute_force(monkeypatch: pytest.MonkeyPatch, window: int |
     monkeypatch.setattr(blockwise, "_BLOCK", 8)
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(2, 21, heads, 4)), jnp.float32) for heads in (4, 2, 2))
-    where = Where(
+    where = SegmentInfo(
         jnp.asarray([[1] * 13 + [2] * 6 + [0] * 2, [1] * 21], jnp.int32),
         jnp.asarray([[*range(13), *range(6), 0, 0], [*range(21)]], jnp.int32),
     )
     real = np.asarray(where.segments) > 0
     expected = naive(q, k, v, where, window)[real]
-    np.testing.assert_allclose(attend_row(q, k, v, where, window)[real], expected, atol=1e-5)
+    np.testing.assert_allclose(blockwise_attention(q, k, v, where, window)[real], expected, atol=1e-5)
 
     def loss(form, q, k, v):
         return jnp.sum(jnp.where(real[..., None, None], form(q, k, v), 0) ** 2)
 
     def whole(q, k, v):
-        return attend(q, k, v, where, where, window)
+        return dense_attention(q, k, v, where, where, window)
 
     def rows(q, k, v):
-        return attend_row(q, k, v, where, window)
+        return blockwise_attention(q, k, v, where, window)
 
     for one, other in zip(
         jax.grad(loss, argnums=(1, 2, 3))(rows, q, k, v), jax.grad(loss, argnums=(1, 2, 3))(whole, q, k, v), strict=True
@@ -87,10 +87,10 @@ def test_scores_of_long_rows_stay_small() -> None:
     """At 8,192 tokens forward and backward need a few blocks of scores, not a whole L x L (which alone is 256 MiB)."""
     L = 8192
     row = jax.ShapeDtypeStruct((1, L, 1, 8), jnp.float32)
-    where = Where(*(jax.ShapeDtypeStruct((1, L), jnp.int32),) * 2)
+    where = SegmentInfo(*(jax.ShapeDtypeStruct((1, L), jnp.int32),) * 2)
 
     def loss(q, k, v, where):
-        return jnp.sum(attend_row(q, k, v, where, None))
+        return jnp.sum(blockwise_attention(q, k, v, where, None))
 
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(row, row, row, where).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 80 * 2**20
@@ -98,9 +98,9 @@ def test_scores_of_long_rows_stay_small() -> None:
 
 def test_the_tpu_kernel_says_which_rows_it_takes() -> None:
     row = jnp.zeros((1, 200, 1, 128))
-    where = Where(jnp.ones((1, 200), jnp.int32), jnp.arange(200)[None])
+    where = SegmentInfo(jnp.ones((1, 200), jnp.int32), jnp.arange(200)[None])
     with pytest.raises(InputError, match="Rows have 200 tokens.*multiples of 128"):
-        splash_row(row, row, row, where, None, interpret=True)
+        splash_attention(row, row, row, where, None, interpret=True)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_the_fused_form_follows_the_same_rule(window: int | None) -> None:
     """What a GPU runs, in its XLA implementation: forward and gradients of packed rows with grouped queries."""
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(2, 21, heads, 4)), jnp.float32) for heads in (4, 2, 2))
-    where = Where(
+    where = SegmentInfo(
         jnp.asarray([[1] * 13 + [2] * 6 + [0] * 2, [1] * 21], jnp.int32),
         jnp.asarray([[*range(13), *range(6), 0, 0], [*range(21)]], jnp.int32),
     )
@@ -130,10 +130,10 @@ def test_the_fused_form_follows_the_same_rule(window: int | None) -> None:
         return jnp.sum(out**2), out
 
     def fused(q, k, v):
-        return fused_row(q, k, v, where, window, "xla")
+        return cudnn_attention(q, k, v, where, window, "xla")
 
     def whole(q, k, v):
-        return attend(q, k, v, where, where, window)
+        return dense_attention(q, k, v, where, where, window)
 
     gradient = jax.grad(loss, argnums=(1, 2, 3), has_aux=True)
     jax.tree.map(
@@ -148,7 +148,7 @@ def test_the_tpu_kernel_equals_the_xla_form(window: int | None) -> None:
     q, k, v = (jnp.asarray(rng.normal(size=(2, 256, heads, 128)), jnp.float32) for heads in (4, 2, 2))
     segments = np.array([[1] * 150 + [2] * 90 + [0] * 16, [1] * 256], np.int32)
     positions = np.array([[*range(150), *range(90), *[0] * 16], [*range(256)]], np.int32)
-    where = Where(jnp.asarray(segments), jnp.asarray(positions))
+    where = SegmentInfo(jnp.asarray(segments), jnp.asarray(positions))
     real = jnp.asarray(segments > 0)[..., None, None]
 
     def loss(form, q, k, v):
@@ -156,10 +156,10 @@ def test_the_tpu_kernel_equals_the_xla_form(window: int | None) -> None:
         return jnp.sum(out**2), out
 
     def by_kernel(q, k, v):
-        return splash_row(q, k, v, where, window, interpret=True)
+        return splash_attention(q, k, v, where, window, interpret=True)
 
     def by_xla(q, k, v):
-        return attend_row(q, k, v, where, window)
+        return blockwise_attention(q, k, v, where, window)
 
     gradient = jax.grad(loss, argnums=(1, 2, 3), has_aux=True)
     slopes, out = gradient(by_kernel, q, k, v)

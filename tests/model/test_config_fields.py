@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoConfig
 
 from zephyr_jax.errors import InputError
-from zephyr_jax.model.config import shape_from_hf
+from zephyr_jax.model.config import config_from_hf
 
 BASE: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
@@ -111,13 +111,13 @@ def config_of(changes: dict[str, Any], kind: str) -> dict[str, Any]:
 def test_a_config_is_read_as_transformers_reads_it(name: str, kind: str, tmp_path: Path) -> None:
     config = config_of(READ[name], kind)
     (tmp_path / "config.json").write_text(json.dumps(config))
-    theirs, ours = AutoConfig.from_pretrained(tmp_path), shape_from_hf(config)
+    theirs, ours = AutoConfig.from_pretrained(tmp_path), config_from_hf(config)
     assert theirs.rope_parameters["rope_type"] == "default"
     assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
-    assert ours.kv_heads == theirs.num_key_value_heads
+    assert ours.num_kv_heads == theirs.num_key_value_heads
     assert ours.head_dim == (theirs.head_dim or 4)  # null with `layer_types`
     assert ours.max_positions == theirs.max_position_embeddings
-    assert ours.tied == theirs.tie_word_embeddings
+    assert ours.tie_embeddings == theirs.tie_word_embeddings
     assert ours.sliding_window == (theirs.sliding_window if config["model_type"] == "mistral" else None)
 
 
@@ -126,4 +126,4 @@ def test_a_config_is_read_as_transformers_reads_it(name: str, kind: str, tmp_pat
 def test_a_config_that_asks_for_another_model_is_refused_by_name(name: str, kind: str) -> None:
     changes, message = REFUSED[name]
     with pytest.raises(InputError, match=message):
-        shape_from_hf(config_of(changes, kind))
+        config_from_hf(config_of(changes, kind))

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from tests.models import Loaded, load, logits, packed_rows, random_segments, whole_rows
-from zephyr_jax.model.attention.dense import Where
+from zephyr_jax.model.attention.dense import SegmentInfo
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def gqa(golden: Path) -> Loaded:
 def test_no_logit_depends_on_a_later_token(gqa: Loaded) -> None:
     """Causality, by gradient: the derivative of a logit by every later embedding is exactly zero, and not by its own."""
     tokens = jnp.arange(12)[None]  # token t is id t, so row t of the embedding is token t's own
-    where = Where(jnp.ones((1, 12), jnp.int32), tokens)
+    where = SegmentInfo(jnp.ones((1, 12), jnp.int32), tokens)
 
     def at_five(embedding):
         model = nnx.merge(gqa.model.definition, {**gqa.parameters, "embedding": embedding})
@@ -72,7 +72,7 @@ def test_what_is_kept_changes_memory_and_nothing_else(golden: Path) -> None:
 
         def loss(parameters, loaded=loaded):
             model = nnx.merge(loaded.model.definition, parameters)
-            return jnp.mean(model(batch.tokens, Where(batch.segments, batch.positions)) ** 2)
+            return jnp.mean(model(batch.tokens, SegmentInfo(batch.segments, batch.positions)) ** 2)
 
         gradients.append(jax.jit(jax.grad(loss))(loaded.parameters))
         programs.append(str(jax.make_jaxpr(jax.grad(loss))(loaded.parameters)))
@@ -86,7 +86,7 @@ def test_bfloat16_computes_in_bfloat16_and_scores_in_float32(golden: Path) -> No
     loaded = load(golden / "models" / "gqa", dtype="bfloat16")
     batch = whole_rows(np.stack(random_segments([16, 16])))
     model = nnx.merge(loaded.model.definition, loaded.parameters)
-    hidden = model(batch.tokens, Where(batch.segments, batch.positions))
+    hidden = model(batch.tokens, SegmentInfo(batch.segments, batch.positions))
     assert hidden.dtype == jnp.bfloat16
     assert model.logits(hidden).dtype == jnp.float32
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(loaded.parameters))

@@ -16,16 +16,29 @@ from tests.models import random_segments, whole_rows
 from zephyr_jax.batch import TokenBatch
 from zephyr_jax.checkpoint.resolve import abstract_of
 from zephyr_jax.config.sections import KEEP, Keep, MeshOptions, ModelOptions
-from zephyr_jax.model.attention.dense import Where
-from zephyr_jax.model.config import ModelShape
-from zephyr_jax.model.decoder import Compute, Mistral, abstract_model
+from zephyr_jax.model.attention.dense import SegmentInfo
+from zephyr_jax.model.config import ModelConfig
+from zephyr_jax.model.decoder import Compute, Decoder, abstract_model
 from zephyr_jax.model.remat import recomputed_flops, saved_bytes
 from zephyr_jax.objective.sft import sft_objective
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.sharding import Rules
 from zephyr_jax.train.step import accumulate
 
-SHAPE = ModelShape(512, 256, 1024, 6, 4, 2, 64, 1e-5, 1e4, None, False, 2048)
+SHAPE = ModelConfig(
+    vocab_size=512,
+    d_model=256,
+    d_ff=1024,
+    num_layers=6,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=64,
+    norm_eps=1e-5,
+    rope_theta=1e4,
+    sliding_window=None,
+    tie_embeddings=False,
+    max_positions=2048,
+)
 ROW = 128  # one block of attention, so that every loop of the CPU's kernel runs once, as the compiler counts it
 ON_CHIP: tuple[Keep, ...] = ("inputs", "attention", "projections", "everything")
 """Policies by growing memory."""
@@ -79,7 +92,7 @@ def test_each_policy_computes_less_and_holds_more_than_the_one_before(costs: dic
 def test_recomputed_operations_are_what_the_compiler_counts(costs: dict[Keep, Cost], keep: Keep) -> None:
     """Law: `recomputed_flops` of one layer (the compiler counts a loop's body once) is the compiler's difference to within 5 %
     of a forward pass."""
-    one = replace(SHAPE, layers=1)
+    one = replace(SHAPE, num_layers=1)
     expected = ROW * recomputed_flops(one, keep, ROW)
     forward = ROW * recomputed_flops(one, "inputs", ROW)
     assert costs[keep].flops - costs["everything"].flops == pytest.approx(expected, abs=0.05 * forward)
@@ -88,16 +101,16 @@ def test_recomputed_operations_are_what_the_compiler_counts(costs: dict[Keep, Co
 def test_keep_logits_spares_one_product_with_the_unembedding(costs: dict[Keep, Cost]) -> None:
     """Law: what `plan` adds for recomputed logits, 2 x vocab x model a token, is what `keep_logits` saves."""
     saved = costs["everything"].flops - compile_gradient("everything", keep_logits=True).flops
-    assert saved == pytest.approx(2 * ROW * SHAPE.vocab * SHAPE.model, rel=0.02)
+    assert saved == pytest.approx(2 * ROW * SHAPE.vocab_size * SHAPE.d_model, rel=0.02)
 
 
 def test_logprob_chunk_bounds_the_logits() -> None:
     """Law: no logits of more than `logprob_chunk` tokens are in the program (`test_logprob` has what that means for memory)."""
     for chunk in (16, 32):
         text = lower_gradient("inputs", logprob_chunk=chunk).as_text()
-        assert {int(size) for size in re.findall(rf"tensor<1x(\d+)x{SHAPE.vocab}xf32>", text)} - {SHAPE.model} == {
-            chunk
-        }
+        assert {int(size) for size in re.findall(rf"tensor<1x(\d+)x{SHAPE.vocab_size}xf32>", text)} - {
+            SHAPE.d_model
+        } == {chunk}
 
 
 def test_saved_bytes_are_the_residuals_of_the_backward_pass() -> None:
@@ -105,11 +118,11 @@ def test_saved_bytes_are_the_residuals_of_the_backward_pass() -> None:
     for keep in ON_CHIP[:-1]:
         weights, loss = traced_loss(keep, "xla")
         residuals = jax.eval_shape(lambda weights, loss=loss: jax.vjp(loss, weights)[1], weights)
-        stacked = [leaf for leaf in jax.tree.leaves(residuals) if leaf.ndim > 2 and leaf.shape[0] == SHAPE.layers]
+        stacked = [leaf for leaf in jax.tree.leaves(residuals) if leaf.ndim > 2 and leaf.shape[0] == SHAPE.num_layers]
         held = weights["decoder"]["attention"] | weights["decoder"]["feed_forward"]
         known = {leaf.shape for leaf in held.values()}
         saved = sum(leaf.size * leaf.dtype.itemsize for leaf in stacked if leaf.shape not in known)
-        assert saved / SHAPE.layers / ROW == saved_bytes(SHAPE, keep, 2)
+        assert saved / SHAPE.num_layers / ROW == saved_bytes(SHAPE, keep, 2)
 
 
 def traced_loss(keep: Keep, kernel: Any) -> tuple[Any, Any]:
@@ -118,7 +131,7 @@ def traced_loss(keep: Keep, kernel: Any) -> tuple[Any, Any]:
     batch = whole_rows(np.zeros((1, ROW), np.int32))
 
     def loss(weights: Any) -> jax.Array:
-        hidden = nnx.merge(definition, weights)(batch.tokens, Where(batch.segments, batch.positions))
+        hidden = nnx.merge(definition, weights)(batch.tokens, SegmentInfo(batch.segments, batch.positions))
         return jnp.sum(hidden.astype(jnp.float32) ** 2)
 
     return nnx.to_pure_dict(state), loss
@@ -145,15 +158,17 @@ def test_the_gpu_kernel_runs_forward_once_where_attention_is_saved(keep: Keep, m
 
 def test_gradients_are_equal_under_every_policy() -> None:
     """Law: a policy moves work and memory; gradients agree to 1e-6. For splash, interpreted; `test_mistral` has XLA's blocks."""
-    shape = replace(SHAPE, vocab=96, layers=2, model=64, mlp=128, head_dim=128, heads=2, kv_heads=1)
+    shape = replace(SHAPE, vocab_size=96, num_layers=2, d_model=64, d_ff=128, head_dim=128, num_heads=2, num_kv_heads=1)
     batch = whole_rows(np.stack(random_segments([ROW])))
     gradients = []
     for keep in ("inputs", "attention", "projections"):
         compute = Compute(dtype=jnp.dtype("float32"), keep=keep, kernel="splash-interpreted")
-        definition, state = nnx.split(Mistral(shape, compute, nnx.Rngs(0)), nnx.Param)
+        definition, state = nnx.split(Decoder(shape, compute, nnx.Rngs(0)), nnx.Param)
 
         def loss(state: Any, definition: Any = definition) -> jax.Array:
-            return jnp.mean(nnx.merge(definition, state)(batch.tokens, Where(batch.segments, batch.positions)) ** 2)
+            return jnp.mean(
+                nnx.merge(definition, state)(batch.tokens, SegmentInfo(batch.segments, batch.positions)) ** 2
+            )
 
         gradients.append(jax.jit(jax.grad(loss))(state))
     for other in gradients[1:]:

@@ -150,9 +150,9 @@ def test_meshes_change_nothing(golden: Path, name: str, columns: int) -> None:
 def test_memory_grows_with_the_chunk_and_not_with_the_row(golden: Path) -> None:
     """Compiled temporaries of the gradient: far below one [B, L, V], and larger for larger chunks."""
     source = find_model(ModelOptions(path=str(golden / "models" / "gqa")))
-    wide = replace(source, shape=replace(source.shape, vocab=16384))
+    wide = replace(source, model_config=replace(source.model_config, vocab_size=16384))
     model = abstract_of(
-        wide.shape, ModelOptions(compute_dtype="float32"), Rules(make_mesh(MeshOptions(), jax.devices()[:1]))
+        wide.model_config, ModelOptions(compute_dtype="float32"), Rules(make_mesh(MeshOptions(), jax.devices()[:1]))
     )
     L = 1024
     row = jax.ShapeDtypeStruct((1, L), jnp.int32)

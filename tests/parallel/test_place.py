@@ -6,7 +6,7 @@ import pytest
 
 from zephyr_jax.config.sections import MeshOptions
 from zephyr_jax.errors import InputError
-from zephyr_jax.model.config import ModelShape
+from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.decoder import Compute, abstract_model
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.place import local_part, local_rows, place_batch
@@ -30,7 +30,20 @@ def test_placed_rows_come_back_in_order_and_once(sizes: tuple[int, int, int]) ->
 def test_every_weight_axis_is_in_the_table_and_none_takes_a_mesh_axis_twice(tied: bool) -> None:
     """Matrices are split over fsdp and over tensor, each once; norms over nothing; an unknown axis is an error."""
     rules = Rules(make_mesh(MeshOptions(data=2, fsdp=2, tensor=2)))
-    shape = ModelShape(96, 32, 48, 2, 4, 2, 8, 1e-5, 1e4, None, tied, 64)
+    shape = ModelConfig(
+        vocab_size=96,
+        d_model=32,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        norm_eps=1e-5,
+        rope_theta=1e4,
+        sliding_window=None,
+        tie_embeddings=tied,
+        max_positions=64,
+    )
     shardings = jax.tree.leaves(parameter_shardings(abstract_model(shape, Compute())[1], rules))
     used = [[axis for axis in sharding.spec if axis is not None] for sharding in shardings]
     assert sorted(map(len, used)) == [0] * 3 + [2] * (8 if tied else 9)

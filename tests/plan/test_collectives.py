@@ -74,7 +74,7 @@ def dpo_step(request: pytest.FixtureRequest, golden: Path) -> tuple[list[tuple[i
     data, vocab = request.param
     rules = Rules(make_mesh(MeshOptions(data=data), jax.devices()))
     options = ModelOptions(path=str(golden / "models" / "gqa"), compute_dtype="float32")
-    shape = replace(find_model(options).shape, vocab=vocab)
+    shape = replace(find_model(options).model_config, vocab_size=vocab)
     assert Chunking.choose(16, False, rules, ROWS * LENGTH, vocab).split_vocab == (vocab == 4096)
     model = abstract_of(shape, options, rules)
     optimizer = make_optimizer(OptimizerOptions(), 10)
@@ -92,7 +92,7 @@ def dpo_step(request: pytest.FixtureRequest, golden: Path) -> tuple[list[tuple[i
     text = step.lower(abstract_state(model.parameters, optimizer, shardings), batch, limits).compile().as_text()
     sent = [name for each in collectives(text) for name in each.result.split(", ")]
     sizes = [tuple(int(size) for size in name[name.index("[") + 1 : -1].split(",") if size) for name in sent]
-    return sizes, shape.vocab, shape.model
+    return sizes, shape.vocab_size, shape.d_model
 
 
 def test_logits_never_travel(dpo_step: tuple[list[tuple[int, ...]], int, int]) -> None:

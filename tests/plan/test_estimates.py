@@ -15,7 +15,7 @@ from zephyr_jax.checkpoint.resolve import abstract_of
 from zephyr_jax.config.plan import PlanConfig
 from zephyr_jax.config.sections import KEEP, Keep, MeshOptions, ModelOptions
 from zephyr_jax.config.yaml_file import load_card
-from zephyr_jax.model.config import ModelShape
+from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.remat import recomputed_flops
 from zephyr_jax.objective.sft import sft_objective
 from zephyr_jax.parallel.mesh import make_mesh
@@ -67,7 +67,20 @@ def test_operations_a_token_are_what_the_compiler_counts(one_layer: Path, step: 
     assert planned.flops_per_token * planned.tokens == pytest.approx(4 * counted, rel=0.06)
 
 
-SMALL = ModelShape(1024, 512, 2048, 4, 4, 2, 128, 1e-5, 1e4, None, False, 2048)
+SMALL = ModelConfig(
+    vocab_size=1024,
+    d_model=512,
+    d_ff=2048,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=128,
+    norm_eps=1e-5,
+    rope_theta=1e4,
+    sliding_window=None,
+    tie_embeddings=False,
+    max_positions=2048,
+)
 
 
 @dataclass(frozen=True)
@@ -115,7 +128,7 @@ def test_every_policy_changes_the_program_for_a_tpu(costs: dict[Keep, Cost]) -> 
     assert costs["inputs"].flops == costs["attention"].flops > costs["projections"].flops >= costs["everything"].flops
     assert costs["attention"].temporaries < costs["projections"].temporaries < costs["everything"].temporaries
     assert costs["inputs"].temporaries < costs["projections"].temporaries
-    assert costs["inputs-on-host"].on_host == SMALL.layers * 2 * LENGTH * SMALL.model * 2
+    assert costs["inputs-on-host"].on_host == SMALL.num_layers * 2 * LENGTH * SMALL.d_model * 2
     assert not any(cost.on_host for keep, cost in costs.items() if keep != "inputs-on-host")
 
 
@@ -123,6 +136,6 @@ def test_every_policy_changes_the_program_for_a_tpu(costs: dict[Keep, Cost]) -> 
 def test_recomputed_operations_are_what_the_compiler_counts(costs: dict[Keep, Cost], keep: Keep) -> None:
     """Law: between a policy and `everything` lie the operations of `recomputed_flops`, to within 3 % of a forward pass; the
     kernel's are left out on both sides."""
-    layer = replace(SMALL, layers=1)
+    layer = replace(SMALL, num_layers=1)
     forward, expected = (2 * LENGTH * recomputed_flops(layer, each, seen=0) for each in ("inputs", keep))
     assert costs[keep].flops - costs["everything"].flops == pytest.approx(expected, abs=0.03 * forward)

@@ -51,10 +51,10 @@ def test_only_sums_of_gradients_and_metrics_cross(planned: Plan) -> None:
     assert {each.kind for each in abroad} == {"all-reduce"}
     assert {each.group for each in abroad} == {2}
     shape = planned.shape
-    norms = (2 * shape.layers + 1) * shape.model
-    gradients = (shape.parameters - norms) // CHIPS + norms
+    norms = (2 * shape.num_layers + 1) * shape.d_model
+    gradients = (shape.num_parameters - norms) // CHIPS + norms
     crossing = sum(sizes(each.result) * each.runs for each in abroad)
-    table = shape.vocab * shape.model
+    table = shape.vocab_size * shape.d_model
     assert gradients <= crossing <= gradients * 1.01 + 100 + (table // 2 - table // CHIPS)
 
 

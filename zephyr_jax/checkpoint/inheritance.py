@@ -94,7 +94,7 @@ def resolve[M: ForwardOptions](
     data = replace(data, allow_template_change=data.allow_template_change or bool(saved.get("allow_template_change")))
     day = _day(data.template_date, saved, _section(earlier.get("config"), "data"))
     chat = _chat(command, source, tokenizer, replace(data, template=template), day, tables)
-    check_vocabulary(source.shape, tokenizer, source.asked, chat.template)
+    check_vocabulary(source.model_config, tokenizer, source.asked, chat.template)
     _warn(source.asked, [*notes, *more])
     printed = chat.template.day.isoformat() if chat.template.day else None
     return Resolved(model, replace(data, template=template or chat.template.name, template_date=printed), chat)
@@ -119,7 +119,7 @@ def prompt_tokenizer(source: ModelSource, tokenizer: PreTrainedTokenizerBase, te
     """
     day = _day(None, {}, _section(run_of(source.record).get("config"), "data")) or _today()
     chat = load_chat_tokenizer(template, tokenizer, day, training=False)
-    check_vocabulary(source.shape, tokenizer, source.asked, chat.template)
+    check_vocabulary(source.model_config, tokenizer, source.asked, chat.template)
     _explain(source.asked, tokenizer, chat, template, day, "template")
     return chat
 

@@ -17,7 +17,7 @@ from zephyr_jax.checkpoint.provenance import Record, read_record
 from zephyr_jax.checkpoint.steps import FOLDER, check_step, restore_parameters
 from zephyr_jax.config.sections import ForwardOptions, ModelOptions, WeightsOptions
 from zephyr_jax.errors import InputError, join_items, truncate_repr
-from zephyr_jax.model.config import ModelShape, shape_from_hf
+from zephyr_jax.model.config import ModelConfig, config_from_hf
 from zephyr_jax.model.decoder import Compute, abstract_model
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.parallel.sharding import Rules, parameter_shardings
@@ -41,8 +41,8 @@ class ModelSource:
     run: Path | None
     """`weights` where that is a run of ours."""
     step: int | None
-    config: dict[str, Any]
-    shape: ModelShape
+    hf_config: dict[str, Any]
+    model_config: ModelConfig
 
     @property
     def record(self) -> Record:
@@ -51,7 +51,7 @@ class ModelSource:
         if found is not None:
             return found if self.step is None else {**found, "step": self.step}
         snapshot = self.folder.name if self.folder.parent.name == "snapshots" else None  # the hub's cache: a commit
-        return {"path": self.asked, "revision": snapshot, "architecture": self.config.get("model_type")}
+        return {"path": self.asked, "revision": snapshot, "architecture": self.hf_config.get("model_type")}
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class AbstractModel:
     """Pure dict of shapes (float32) with their shardings."""
     shardings: Any
     """Pure dict of shardings."""
-    shape: ModelShape
+    config: ModelConfig
     compute: Compute
 
 
@@ -103,7 +103,7 @@ def find_model(options: WeightsOptions, *, weights: bool = True) -> ModelSource:
     folder = local_copy(home / MODEL_FOLDER if run else home, _COPIED)
     config = read_json(folder / "config.json")
     try:
-        shape = shape_from_hf(config)
+        model_config = config_from_hf(config)
     except InputError as error:
         raise InputError(f"{home}: {error}") from error
     named = config.get("transformers_weights")
@@ -112,10 +112,18 @@ def find_model(options: WeightsOptions, *, weights: bool = True) -> ModelSource:
             f"{home}/config.json sets transformers_weights to {truncate_repr(named)}, and only {SINGLE} and {INDEX} are read. "
             "Give the file one of these names, and remove the field."
         )
-    return ModelSource(options.path, folder, home, run, step, config, shape)
+    return ModelSource(
+        asked=options.path,
+        folder=folder,
+        weights=home,
+        run=run,
+        step=step,
+        hf_config=config,
+        model_config=model_config,
+    )
 
 
-def abstract_of(shape: ModelShape, options: ForwardOptions, rules: Rules) -> AbstractModel:
+def abstract_of(config: ModelConfig, options: ForwardOptions, rules: Rules) -> AbstractModel:
     """The model as it will lie on the mesh.
 
     What the backward pass saves is in `ModelOptions` alone; a model of other options is for forward passes. Raises
@@ -130,12 +138,14 @@ def abstract_of(shape: ModelShape, options: ForwardOptions, rules: Rules) -> Abs
     )
     if isinstance(options, ModelOptions):
         compute = replace(compute, keep=options.keep, keep_logits=options.keep_logits)
-    definition, state = abstract_model(shape, compute)
+    definition, state = abstract_model(config, compute)
     shardings = parameter_shardings(state, rules)
     parameters = jax.tree.map(
         lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), nnx.to_pure_dict(state), shardings
     )
-    return AbstractModel(definition, parameters, shardings, shape, compute)
+    return AbstractModel(
+        definition=definition, parameters=parameters, shardings=shardings, config=config, compute=compute
+    )
 
 
 def _kernel(platform: str, dtype: str) -> Literal["splash", "cudnn", "xla"]:
@@ -154,7 +164,7 @@ def check_weights(source: ModelSource) -> None:
         return
     files = TensorFiles(source.weights)
     try:
-        files.check(source.shape)
+        files.check(source.model_config)
     finally:
         files.close()
 
@@ -163,18 +173,18 @@ def load_weights(source: ModelSource, model: AbstractModel) -> Parameters:
     """Stream the weights onto the mesh as float32. Raises InputError on missing, unknown or misshapen tensors."""
     if source.run:
         return restore_parameters(source.run, source.step, model.parameters)
-    return load_parameters(source.weights, source.shape, model.parameters, model.shardings)
+    return load_parameters(source.weights, source.model_config, model.parameters, model.shardings)
 
 
 def check_vocabulary(
-    shape: ModelShape, tokenizer: PreTrainedTokenizerBase, asked: str, template: ChatTemplate | None = None
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, asked: str, template: ChatTemplate | None = None
 ) -> None:
     """Raise InputError when a token can occur that the model has no embedding for.
 
     A special token occurs only where the template writes it or where it begins or ends a sequence: text never becomes one. So
     a padding token beyond the embedding is harmless.
     """
-    beyond = {token: index for token, index in tokenizer.get_vocab().items() if index >= shape.vocab}
+    beyond = {token: index for token, index in tokenizer.get_vocab().items() if index >= config.vocab_size}
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     named = {tokenizer.bos_token, tokenizer.eos_token}
     used = [
@@ -182,7 +192,7 @@ def check_vocabulary(
     ]
     if used:
         raise InputError(
-            f"The tokenizer of {asked} has {len(tokenizer)} tokens and the model embeds {shape.vocab}: {len(used)} of those "
-            f"beyond can occur ({join_items(map(truncate_repr, sorted(used, key=beyond.__getitem__)), 4)}). They do not belong "
-            "together: take the tokenizer from the checkpoint's own folder."
+            f"The tokenizer of {asked} has {len(tokenizer)} tokens and the model embeds {config.vocab_size}: {len(used)} tokens "
+            f"beyond the embedding can occur ({join_items(map(truncate_repr, sorted(used, key=beyond.__getitem__)), 4)}). Take "
+            "the tokenizer from the checkpoint's own folder."
         )

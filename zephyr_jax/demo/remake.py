@@ -22,8 +22,8 @@ from zephyr_jax.config.yaml_file import from_dict
 from zephyr_jax.demo.corpus import conversations, documents
 from zephyr_jax.export.export import export
 from zephyr_jax.methods.sft import sft
-from zephyr_jax.model.config import shape_from_hf
-from zephyr_jax.model.decoder import Compute, Mistral
+from zephyr_jax.model.config import config_from_hf
+from zephyr_jax.model.decoder import Compute, Decoder
 from zephyr_jax.parallel.mesh import emulate_devices
 
 CONFIG: dict[str, Any] = {
@@ -82,8 +82,8 @@ def _tokenizer_texts() -> list[str]:
 
 def write_untrained(folder: Path) -> None:
     """A Hugging Face folder with random weights and the tokenizer."""
-    shape = shape_from_hf(CONFIG)
-    model = Mistral(shape, Compute(dtype=jnp.dtype("float32")), nnx.Rngs(0))
+    shape = config_from_hf(CONFIG)
+    model = Decoder(shape, Compute(dtype=jnp.dtype("float32")), nnx.Rngs(0))
     parameters = nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

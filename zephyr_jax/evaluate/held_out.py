@@ -52,7 +52,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     check_positions(examples, data.path, source)
     plan = plan_evaluation(examples.lengths, data, config.rows)
     sums = named_reference(config, source, tokenizer, data, examples, rules)
-    model = abstract_of(source.shape, config.model, rules)
+    model = abstract_of(source.model_config, config.model, rules)
     parameters = load_weights(source, model)
 
     if sums is None and config.reference:

@@ -99,7 +99,7 @@ def _adapter(config: LmEvalConfig) -> "ZephyrLM":
     if config.template:
         tokenizer = found.chat_tokenizer(config.template)
         found, found.tokenizer.chat_template = found.speaking(tokenizer), tokenizer.template.source
-    model = abstract_of(found.source.shape, found.options, found.rules)
+    model = abstract_of(found.source.model_config, found.options, found.rules)
     weights = load_weights(found.source, model)
     context = found.context(config.context)
 

@@ -112,7 +112,7 @@ def _answers(config: MtBenchConfig, bench: Bench, asked: Sequence[Question], out
                 advance(done)
         say_cut(writer.cut)
     journal.close()
-    return Answered(answers, found.source.shape.parameters)
+    return Answered(answers, found.source.model_config.num_parameters)
 
 
 def _identity(bench: Bench) -> str:

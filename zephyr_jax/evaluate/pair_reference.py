@@ -80,7 +80,7 @@ def _model_sums(
     options = replace(config.model, path=str(config.reference_model), revision=config.reference_revision)
     other = find_model(options)
     _check_same_tokens(source, other, examples)
-    model = abstract_of(other.shape, options, rules)
+    model = abstract_of(other.model_config, options, rules)
     parameters = load_weights(other, model)
     _report(source, f"log-probs of {other.asked}", weights_fingerprint(parameters))
     scorer = Scorer(model, parameters, data, rules, config.rows, config.model.logprob_chunk)
@@ -93,7 +93,7 @@ def _model_sums(
 def _check_same_tokens(source: ModelSource, other: ModelSource, examples: Examples) -> None:
     """Raise InputError unless the ids in the examples are the same tokens for both models."""
     tokenizers = [load_tokenizer(str(each.folder)) for each in (source, other)]
-    check_vocabulary(other.shape, tokenizers[1], other.asked)
+    check_vocabulary(other.model_config, tokenizers[1], other.asked)
     used = sorted(
         {int(token) for row in examples.rows.data.column("tokens").chunks for token in np.unique(row.flatten())}
     )

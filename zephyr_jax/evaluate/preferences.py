@@ -67,7 +67,7 @@ def preferences(config: PreferencesConfig) -> Opinion:
     check_positions(examples, data.path, source)
     names = _names(config, examples) if config.by else None
     reference = named_reference(config, source, tokenizer, data, examples, rules)
-    model = abstract_of(source.shape, config.model, rules)
+    model = abstract_of(source.model_config, config.model, rules)
     parameters = load_weights(source, model)
     if reference is None and config.reference:
         identity = table_identity(config, source, tokenizer, lambda: weights_fingerprint(parameters))

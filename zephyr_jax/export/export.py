@@ -41,7 +41,7 @@ def export(config: ExportConfig) -> Path:
     check_free(out, FILE)  # before weights are read
     source = find_model(config.model)
     files = _files(source)  # before weights are read, too
-    model = abstract_of(source.shape, ForwardOptions(), rules)  # nothing is computed
+    model = abstract_of(source.model_config, ForwardOptions(), rules)  # nothing is computed
     parameters = load_weights(source, model)
     record = make_record(
         "export", source.record, output=config.output, dtype=config.dtype, weights=weights_fingerprint(parameters),
@@ -53,7 +53,7 @@ def export(config: ExportConfig) -> Path:
     limit = int(config.max_file_gib * 2**30)
     settings = files.pop("config.json")
     extras = {**files, "README.md": card, FILE: record}
-    export_folder(out, parameters, source.shape, settings, extras, config.dtype, limit)
+    export_folder(out, parameters, source.model_config, settings, extras, config.dtype, limit)
     return out
 
 
@@ -65,7 +65,7 @@ def _files_key(files: dict[str, Any]) -> str:
 def _files(source: ModelSource) -> dict[str, Any]:
     """Config, tokenizer and chat template, by file name; without generation markers, which not every reader knows."""
     tokenizer = load_tokenizer(str(source.folder))
-    check_vocabulary(source.shape, tokenizer, source.asked)
+    check_vocabulary(source.model_config, tokenizer, source.asked)
     own = own_template(tokenizer)
     if own is None:
         return model_files(source, save_tokenizer(tokenizer), None, ())

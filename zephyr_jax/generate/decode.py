@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from zephyr_jax.generate.sampling import Sampling, next_token
-from zephyr_jax.model.attention.dense import Where
+from zephyr_jax.model.attention.dense import SegmentInfo
 from zephyr_jax.model.cached import CachedModel, FlatWeights, KVCache, unembed
 
 NOT_FINITE = -2
@@ -50,7 +50,7 @@ def decode(
     def step(loop: tuple[Array, Array, Rows, KVCache]) -> tuple[Array, Array, Rows, KVCache]:
         at, out_BT, rows, cache = loop
         active_B = rows.left > 0
-        where = Where(active_B.astype(jnp.int32)[:, None], rows.position[:, None])
+        where = SegmentInfo(active_B.astype(jnp.int32)[:, None], rows.position[:, None])
         hidden_B1D, cache = model.extend(weights, rows.token[:, None], where, cache)
         keys_B = jax.vmap(lambda data, t: jax.random.fold_in(jax.random.wrap_key_data(data), t))(rows.key, rows.made)
         logits_BV = unembed(weights, hidden_B1D[:, 0])
@@ -74,7 +74,7 @@ def decode(
 
 @partial(jax.jit, static_argnames="model", donate_argnames="cache")
 def prefill(
-    model: CachedModel, weights: FlatWeights, cache: KVCache, row_P: Array, tokens_PC: Array, where: Where
+    model: CachedModel, weights: FlatWeights, cache: KVCache, row_P: Array, tokens_PC: Array, where: SegmentInfo
 ) -> KVCache:
     """The cache with a chunk of tokens in some of its rows.
 
@@ -88,6 +88,6 @@ def prefill(
         lambda each: jnp.where(fresh_P1[:, :, None, None], jnp.zeros((), each.dtype), each), (part.keys, part.values)
     )
     segments_PS = jnp.where(fresh_P1, 0, part.where.segments)
-    part = KVCache(keys, values, Where(segments_PS, part.where.positions))
+    part = KVCache(keys, values, SegmentInfo(segments_PS, part.where.positions))
     _, part = model.extend(weights, tokens_PC, where, part)
     return jax.tree.map(lambda all_rows, some: all_rows.at[row_P].set(some, mode="drop"), cache, part)

@@ -20,9 +20,9 @@ from zephyr_jax.config.sampling import MAX_STOP_IDS, SamplingParams
 from zephyr_jax.errors import InputError
 from zephyr_jax.generate.decode import NOT_FINITE, Rows, decode, prefill
 from zephyr_jax.generate.sampling import Sampling
-from zephyr_jax.model.attention.dense import Where
+from zephyr_jax.model.attention.dense import SegmentInfo
 from zephyr_jax.model.cached import CachedModel
-from zephyr_jax.model.config import ModelShape
+from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.parallel.sharding import Rules
 
@@ -97,9 +97,9 @@ class Engine:
         self, model: AbstractModel, parameters: Parameters, rules: Rules, *, rows: int, context: int, burst: int = BURST
     ):
         self._rules, self._burst, self.context = rules, burst, context
-        self._model = CachedModel(model.shape, model.compute)
+        self._model = CachedModel(model.config, model.compute)
         self._weights = jax.jit(self._model.flatten)(parameters)
-        self._cache = jax.jit(partial(self._model.empty_cache, rows, slots_of(model.shape, context)))()
+        self._cache = jax.jit(partial(self._model.empty_cache, rows, slots_of(model.config, context)))()
         self._rows: list[_Row | None] = [None] * rows
         self._state = idle(rows)
         self._waiting: deque[tuple[int, Request]] = deque()
@@ -119,7 +119,7 @@ class Engine:
                 f"a prompt of {len(request.prompt)} tokens, {request.most} new ones and {len(request.stops)} stop ids; a row "
                 f"takes 1 to {self.context} tokens in all, and {MAX_STOP_IDS} stop ids"
             )
-        vocab = self._model.shape.vocab
+        vocab = self._model.config.vocab_size
         low, high = min(request.prompt.min(), *request.stops, 0), max(request.prompt.max(), *request.stops, 0)
         if low < 0 or high >= vocab:
             raise ValueError(f"expected token ids from 0 to {vocab - 1:,} in prompt and stop ids, got {low} to {high}")
@@ -196,7 +196,7 @@ class Engine:
         unused = [len(self._rows)] * (len(tokens) - len(places))
         tokens_PC, *where_PC = jax.device_put((tokens, segments, positions), self._rules.sharding("batch", None))
         at = np.array([*places, *unused], np.int32)
-        self._cache = prefill(self._model, self._weights, self._cache, at, tokens_PC, Where(*where_PC))
+        self._cache = prefill(self._model, self._weights, self._cache, at, tokens_PC, SegmentInfo(*where_PC))
 
     def _begin(self, place: int) -> None:
         """A row whose prompt is in the cache begins to make tokens, or ends with the error of its request."""
@@ -246,7 +246,7 @@ class Engine:
         self._state.left[place] = 0
 
 
-def slots_of(shape: ModelShape, context: int) -> int:
+def slots_of(shape: ModelConfig, context: int) -> int:
     """Slots of a row: all positions, or the window and the longest chunk that must not overwrite it."""
     window = shape.sliding_window
     needed = context if window is None else min(context, window + CHUNKS[-1])
@@ -255,8 +255,8 @@ def slots_of(shape: ModelShape, context: int) -> int:
 
 def cache_bytes(model: AbstractModel, rows: int, context: int) -> int:
     """Bytes of the keys and values of all rows."""
-    shape = model.shape
-    numbers = 2 * shape.layers * rows * shape.kv_heads * slots_of(shape, context) * shape.head_dim
+    shape = model.config
+    numbers = 2 * shape.num_layers * rows * shape.num_kv_heads * slots_of(shape, context) * shape.head_dim
     return numbers * jnp.dtype(model.compute.dtype).itemsize
 
 

@@ -141,12 +141,12 @@ def _encode(tokenizer: ChatTokenizer, chats: list[list[Message]]) -> list[np.nda
 
 
 def _check_lengths(prompts: list[np.ndarray], new_tokens: int, source: ModelSource) -> None:
-    longest, limit = max(map(len, prompts)), source.shape.max_positions
+    longest, limit = max(map(len, prompts)), source.model_config.max_positions
     largest = max((int(prompt.max()) for prompt in prompts if len(prompt)), default=0)
-    if largest >= source.shape.vocab:
+    if largest >= source.model_config.vocab_size:
         raise InputError(
-            f"Expected token ids below {source.shape.vocab:,}, the rows of the embedding of {source.asked}; a prompt holds "
-            f"{largest:,}. Its text names a special token that the model has no embedding for: remove it."
+            f"Expected token ids below {source.model_config.vocab_size:,} (vocabulary of {source.asked}), got {largest:,} in a "
+            "prompt. Its text names a special token that the model has no embedding for: remove it."
         )
     if not min(map(len, prompts)):
         raise InputError("A prompt has no tokens at all. Give at least one character, or a tokenizer with a BOS token.")

@@ -22,7 +22,7 @@ from zephyr_jax.config.sampling import MAX_STOP_IDS
 from zephyr_jax.config.sections import ForwardOptions, MeshOptions
 from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.generate.engine import Engine, Request, cache_bytes
-from zephyr_jax.model.config import ModelShape
+from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.parallel.hosts import require_alone
 from zephyr_jax.parallel.sharding import Rules, open_rules
 
@@ -44,7 +44,7 @@ class Found:
 
     def engine(self, context: int) -> Engine:
         """Read the weights. Raises InputError, also where the cache does not fit into this machine's memory."""
-        model = abstract_of(self.source.shape, self.options, self.rules)
+        model = abstract_of(self.source.model_config, self.options, self.rules)
         _check_cache(cache_bytes(model, self.rows, context), self.rows, context)
         return Engine(model, load_weights(self.source, model), self.rules, rows=self.rows, context=context)
 
@@ -79,7 +79,7 @@ class Found:
 
     def context(self, asked: int | None = None) -> int:
         """Tokens of prompt and answer: as asked, or 4,096, but never more positions than the model has."""
-        return min(asked or _CONTEXT, self.source.shape.max_positions or asked or _CONTEXT)
+        return min(asked or _CONTEXT, self.source.model_config.max_positions or asked or _CONTEXT)
 
 
 def fitted(prompt: np.ndarray, most: int, context: int) -> tuple[np.ndarray, int]:
@@ -120,11 +120,11 @@ def find_speaker(verb: str, options: ForwardOptions, mesh: MeshOptions, rows: in
     options = inherit_model(verb, options, source)
     rules = open_rules(mesh)
     if replace(mesh, emulated_devices=None) == MeshOptions():
-        rules = open_rules(replace(mesh, data=-1, fsdp=1, tensor=_most_tensor(source.shape, jax.device_count())))
+        rules = open_rules(replace(mesh, data=-1, fsdp=1, tensor=_most_tensor(source.model_config, jax.device_count())))
     require_alone(verb)
     parts = rules.parts("batch")
     tokenizer = load_tokenizer(str(source.folder))
-    check_vocabulary(source.shape, tokenizer, source.asked)
+    check_vocabulary(source.model_config, tokenizer, source.asked)
     return Found(source, options, rules, -(-rows // parts) * parts, tokenizer, _stop_ids(source, tokenizer))
 
 
@@ -139,8 +139,8 @@ def _check_cache(needed: int, rows: int, context: int) -> None:
         )
 
 
-def _most_tensor(shape: ModelShape, devices: int) -> int:
-    return math.gcd(devices, shape.heads, shape.kv_heads, shape.mlp)
+def _most_tensor(shape: ModelConfig, devices: int) -> int:
+    return math.gcd(devices, shape.num_heads, shape.num_kv_heads, shape.d_ff)
 
 
 def _stop_ids(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -34,7 +34,7 @@ def _train(config: DpoConfig, command: str) -> Path:
     config = run.config
     check_readable(config.reference)
     splits = preference_splits(config, run.tokenizer, run.source)
-    model = abstract_of(run.source.shape, config.model, run.rules)
+    model = abstract_of(run.source.model_config, config.model, run.rules)
     load = partial(load_weights, run.source, model)
     if run.start:  # the policy has moved on; the reference is the one that the run started with
         table_identity = Identity(**run.progress["identity"]["reference"])

@@ -30,7 +30,7 @@ def _train(config: SftConfig) -> Path:
     evaluation = None if held_out is None else runs.evaluation_split(config, held_out)
     training, evaluation = runs.align(runs.training_split(config, examples), evaluation)
 
-    model = abstract_of(run.source.shape, config.model, run.rules)
+    model = abstract_of(run.source.model_config, config.model, run.rules)
     load = partial(load_weights, run.source, model)
     objective = runs.make_objective(model, None, training.plan.examples_per_row, config.model.logprob_chunk)
     identity = {"tokenizer": run.tokenizer.fingerprint, "data": runs.data_identity(examples)}

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from zephyr_jax.model.attention.dense import Where, attend
-from zephyr_jax.model.config import ModelShape
-from zephyr_jax.model.decoder import Compute, Decoder, abstract_model
+from zephyr_jax.model.attention.dense import SegmentInfo, dense_attention
+from zephyr_jax.model.config import ModelConfig
+from zephyr_jax.model.decoder import Compute, DecoderLayers, abstract_model
 from zephyr_jax.model.layers import rms_norm, rotary
 
 
@@ -38,7 +38,7 @@ class KVCache(NamedTuple):
 
     keys: tuple[Any, ...]
     values: tuple[Any, ...]
-    where: Where
+    where: SegmentInfo
     """Segment 0: nothing stands there."""
 
     @property
@@ -55,7 +55,7 @@ class _Names(tuple[str | None, ...]):
 class CachedModel:
     """A model without its weights. Hashable: static to the programs that use it."""
 
-    shape: ModelShape
+    config: ModelConfig
     compute: Compute
 
     def flatten(self, parameters: Any) -> FlatWeights:
@@ -68,8 +68,8 @@ class CachedModel:
             )
 
         embedding = parameters["embedding"].astype(dtype)
-        unembedding = embedding.T if self.shape.tied else parameters["unembedding"].astype(dtype)
-        layers = tuple(layer(index) for index in range(self.shape.layers))
+        unembedding = embedding.T if self.config.tie_embeddings else parameters["unembedding"].astype(dtype)
+        layers = tuple(layer(index) for index in range(self.config.num_layers))
         flat = FlatWeights(embedding, layers, parameters["norm"], unembedding)
         return jax.tree.map(lambda leaf, names: constrain(leaf, *names), flat, self.weight_axes())
 
@@ -77,13 +77,13 @@ class CachedModel:
         """Logical axes of every flat weight; each is one leaf."""
         stacked = self._stacked_axes()
         layer = jax.tree.map(lambda names: _Names(names[1:]), stacked["decoder"])
-        layers = tuple(layer for _ in range(self.shape.layers))
-        stored, V, D = self.compute.placement.weight_axes, self.shape.vocab, self.shape.model
+        layers = tuple(layer for _ in range(self.config.num_layers))
+        stored, V, D = self.compute.placement.weight_axes, self.config.vocab_size, self.config.d_model
         embedding, unembedding = stored(("vocab", "embed"), (V, D)), stored(("embed", "vocab"), (D, V))
         return FlatWeights(_Names(embedding), layers, _Names(("norm",)), _Names(unembedding))
 
     def _stacked_axes(self) -> Any:
-        _, state = abstract_model(self.shape, self.compute)
+        _, state = abstract_model(self.config, self.compute)
 
         def is_weight(leaf: Any) -> bool:
             return isinstance(leaf, nnx.Variable)
@@ -93,25 +93,27 @@ class CachedModel:
 
     def empty_cache(self, rows: int, slots: int) -> KVCache:
         """A cache in which nothing stands. To be jitted."""
-        shape, constrain = self.shape, self.compute.placement.constrain
-        sizes = (rows, shape.kv_heads, slots, shape.head_dim)
-        keys, values = (tuple(jnp.zeros(sizes, self.compute.dtype) for _ in range(shape.layers)) for _ in range(2))
-        cache = KVCache(keys, values, Where(*(jnp.zeros((rows, slots), jnp.int32) for _ in range(2))))
+        config, constrain = self.config, self.compute.placement.constrain
+        sizes = (rows, config.num_kv_heads, slots, config.head_dim)
+        keys, values = (tuple(jnp.zeros(sizes, self.compute.dtype) for _ in range(config.num_layers)) for _ in range(2))
+        cache = KVCache(keys, values, SegmentInfo(*(jnp.zeros((rows, slots), jnp.int32) for _ in range(2))))
         return jax.tree.map(lambda leaf: constrain(leaf, *CACHE_AXES[leaf.ndim]), cache)
 
-    def extend(self, weights: FlatWeights, tokens_BL: Array, where: Where, cache: KVCache) -> tuple[Array, KVCache]:
+    def extend(
+        self, weights: FlatWeights, tokens_BL: Array, where: SegmentInfo, cache: KVCache
+    ) -> tuple[Array, KVCache]:
         """Final hidden states [B, L, D] of new tokens, which take their slots, and the cache with them.
 
         Tokens of segment 0 are padding: they take no slot. Of one row, positions are consecutive, and a slot that a token of
         the row still sees must not be taken by another: S is at least the window plus L, or all positions that there will
         be.
         """
-        shape, placement = self.shape, self.compute.placement
-        cosine, sine = rotary(where.positions, shape.head_dim, shape.rope_theta)
+        config, placement = self.config, self.compute.placement
+        cosine, sine = rotary(where.positions, config.head_dim, config.rope_theta)
         slot_BL = jnp.where(where.segments > 0, where.positions % cache.slots, cache.slots)
         row_B1 = jnp.arange(tokens_BL.shape[0])[:, None]
         standing = jax.tree.map(lambda old, new: old.at[row_B1, slot_BL].set(new, mode="drop"), cache.where, where)
-        definition = nnx.split(nnx.eval_shape(lambda: Decoder(shape, nnx.Rngs(0))))[0]
+        definition = nnx.split(nnx.eval_shape(lambda: DecoderLayers(config, nnx.Rngs(0))))[0]
 
         def store(past_BKSH: Array, new_BLKH: Array) -> Array:
             filled = past_BKSH.at[row_B1, :, slot_BL].set(new_BLKH.astype(past_BKSH.dtype), mode="drop")
@@ -120,17 +122,17 @@ class CachedModel:
         x_BLD = placement.constrain(weights.embedding[tokens_BL], "batch", "length", "model")
         keys, values = [], []
         for index, layer in enumerate(weights.layers):
-            block: Decoder = nnx.merge(definition, layer)
-            h_BLD = rms_norm(x_BLD, block.attention.norm[...], shape.norm_eps)
+            block: DecoderLayers = nnx.merge(definition, layer)
+            h_BLD = rms_norm(x_BLD, block.attention.norm[...], config.norm_eps)
             q, k, v = block.attention.project(h_BLD, cosine, sine)
             keys.append(store(cache.keys[index], k))
             values.append(store(cache.values[index], v))
             key_BSKH, value_BSKH = (each[-1].transpose(0, 2, 1, 3) for each in (keys, values))
-            mixed_BLNH = attend(q, key_BSKH, value_BSKH, where, standing, shape.sliding_window)
+            mixed_BLNH = dense_attention(q, key_BSKH, value_BSKH, where, standing, config.sliding_window)
             x_BLD = placement.constrain(x_BLD + block.attention.merge(mixed_BLNH), "batch", "length", "model")
-            h_BLD = rms_norm(x_BLD, block.feed_forward.norm[...], shape.norm_eps)
+            h_BLD = rms_norm(x_BLD, block.feed_forward.norm[...], config.norm_eps)
             x_BLD = placement.constrain(x_BLD + block.feed_forward(h_BLD, placement), "batch", "length", "model")
-        return rms_norm(x_BLD, weights.norm, shape.norm_eps), KVCache(tuple(keys), tuple(values), standing)
+        return rms_norm(x_BLD, weights.norm, config.norm_eps), KVCache(tuple(keys), tuple(values), standing)
 
 
 def unembed(weights: FlatWeights, x_BD: Array) -> Array:

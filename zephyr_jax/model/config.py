@@ -15,32 +15,34 @@ _NEEDED = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class ModelShape:
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
     """Sizes and constants. Letters: D model, F mlp, N query heads, K kv heads, H head dim, V vocab."""
 
-    vocab: int
-    model: int
-    mlp: int
-    layers: int
-    heads: int
-    kv_heads: int
+    vocab_size: int
+    d_model: int
+    d_ff: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
     head_dim: int
     norm_eps: float
     rope_theta: float
     sliding_window: int | None
-    tied: bool
+    tie_embeddings: bool
     max_positions: int
 
     @property
-    def parameters(self) -> int:
+    def num_parameters(self) -> int:
         """Number of weights."""
-        attention = self.model * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        layer = attention + 3 * self.model * self.mlp + 2 * self.model
-        return self.layers * layer + self.vocab * self.model * (1 if self.tied else 2) + self.model
+        attention = self.d_model * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
+        layer = attention + 3 * self.d_model * self.d_ff + 2 * self.d_model
+        return (
+            self.num_layers * layer + self.vocab_size * self.d_model * (1 if self.tie_embeddings else 2) + self.d_model
+        )
 
 
-def shape_from_hf(config: dict[str, Any]) -> ModelShape:
+def config_from_hf(config: dict[str, Any]) -> ModelConfig:
     """Sizes from a parsed config.json of Mistral, Zephyr or a Llama of the same maths.
 
     Fields that are absent or null have transformers' defaults. Raises InputError for another architecture, a missing field,
@@ -61,18 +63,18 @@ def shape_from_hf(config: dict[str, Any]) -> ModelShape:
         )
     window = _window(config)
     _check_layer_types(config, window)
-    return ModelShape(
-        vocab=config["vocab_size"],
-        model=config["hidden_size"],
-        mlp=config["intermediate_size"],
-        layers=config["num_hidden_layers"],
-        heads=heads,
-        kv_heads=kv_heads,
+    return ModelConfig(
+        vocab_size=config["vocab_size"],
+        d_model=config["hidden_size"],
+        d_ff=config["intermediate_size"],
+        num_layers=config["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=kv_heads,
         head_dim=head_dim,
         norm_eps=config["rms_norm_eps"],
         rope_theta=rope_theta(config),
         sliding_window=window,
-        tied=bool(config.get("tie_word_embeddings", False)),
+        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
         max_positions=_positions(config),
     )
 

@@ -16,10 +16,10 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from zephyr_jax.config.sections import Keep
-from zephyr_jax.model.attention.blockwise import attend_row
-from zephyr_jax.model.attention.dense import Where, fused_row
-from zephyr_jax.model.attention.splash import splash_row
-from zephyr_jax.model.config import ModelShape
+from zephyr_jax.model.attention.blockwise import blockwise_attention
+from zephyr_jax.model.attention.dense import SegmentInfo, cudnn_attention
+from zephyr_jax.model.attention.splash import splash_attention
+from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.layers import (
     AttentionWeights,
     FeedForwardWeights,
@@ -48,63 +48,63 @@ class Compute:
     """Kind of the devices, as JAX names it; decides the TPU kernel's block sizes."""
 
 
-class Decoder(nnx.Module):
+class DecoderLayers(nnx.Module):
     """The stacked layers."""
 
-    def __init__(self, shape: ModelShape, rngs: nnx.Rngs):
-        self.attention = AttentionWeights(shape, rngs)
-        self.feed_forward = FeedForwardWeights(shape, rngs)
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.attention = AttentionWeights(config, rngs)
+        self.feed_forward = FeedForwardWeights(config, rngs)
 
 
-class Mistral(nnx.Module):
+class Decoder(nnx.Module):
     """Mistral-7B's architecture (arXiv 2310.06825): GQA, RoPE, sliding window, RMSNorm, SwiGLU."""
 
-    def __init__(self, shape: ModelShape, compute: Compute, rngs: nnx.Rngs):
-        self.shape, self.compute = shape, compute
-        V, D = shape.vocab, shape.model
+    def __init__(self, config: ModelConfig, compute: Compute, rngs: nnx.Rngs):
+        self.config, self.compute = config, compute
+        V, D = config.vocab_size, config.d_model
         self.embedding = weight(rngs, (V, D), ("vocab", "embed"), 0.02)
-        self.decoder = Decoder(shape, rngs)
+        self.decoder = DecoderLayers(config, rngs)
         self.norm = weight(rngs, (D,), ("norm",))
-        if not shape.tied:
+        if not config.tie_embeddings:
             self.unembedding = weight(rngs, (D, V), ("embed", "vocab"), D**-0.5)
 
     @property
     def unembedding_DV(self) -> Array:
         """Weights from hidden states to logits, float32 [D, V]; the embedding's transpose when tied."""
-        return self.embedding[...].T if self.shape.tied else self.unembedding[...]
+        return self.embedding[...].T if self.config.tie_embeddings else self.unembedding[...]
 
     def logits(self, x_BLD: Array) -> Array:
         """float32 [B, L, V] of final hidden states; for generation and tests, where L is short."""
         weights_DV = self.unembedding_DV.astype(x_BLD.dtype)
         return jnp.einsum("bld,dv->blv", x_BLD, weights_DV, preferred_element_type=jnp.float32)
 
-    def __call__(self, tokens_BL: Array, where: Where) -> Array:
+    def __call__(self, tokens_BL: Array, where: SegmentInfo) -> Array:
         """Final hidden states [B, L, D], in the compute dtype, of packed rows."""
-        shape, compute, constrain = self.shape, self.compute, self.compute.placement.constrain
-        cosine, sine = rotary(where.positions, shape.head_dim, shape.rope_theta)
+        config, compute, constrain = self.config, self.compute, self.compute.placement.constrain
+        cosine, sine = rotary(where.positions, config.head_dim, config.rope_theta)
         definition, stacked = nnx.split(self.decoder)
         one = jax.lax.optimization_barrier(jnp.float32(1))
 
         def layer(x_BLD: Array, weights: nnx.State) -> tuple[Array, None]:
             x_BLD = checkpoint_name(x_BLD, INPUT)
             block = nnx.merge(definition, self._held(weights, one))
-            h_BLD = rms_norm(x_BLD, block.attention.norm[...], shape.norm_eps)
-            mixed_BLNH = self._attend_row(*block.attention.project(h_BLD, cosine, sine), where)
+            h_BLD = rms_norm(x_BLD, block.attention.norm[...], config.norm_eps)
+            mixed_BLNH = self._attention(*block.attention.project(h_BLD, cosine, sine), where)
             x_BLD = constrain(x_BLD + block.attention.merge(mixed_BLNH), "batch", "length", "model")
-            h_BLD = rms_norm(x_BLD, block.feed_forward.norm[...], shape.norm_eps)
+            h_BLD = rms_norm(x_BLD, block.feed_forward.norm[...], config.norm_eps)
             x_BLD = constrain(x_BLD + block.feed_forward(h_BLD, compute.placement), "batch", "length", "model")
             return x_BLD, None
 
         x_BLD, _ = jax.lax.scan(checkpointed(layer, compute.keep), self._embed(tokens_BL), stacked)
-        return rms_norm(x_BLD, self.norm[...], shape.norm_eps)
+        return rms_norm(x_BLD, self.norm[...], config.norm_eps)
 
-    def _attend_row(self, q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, where: Where) -> Array:
-        window, compute = self.shape.sliding_window, self.compute
+    def _attention(self, q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, where: SegmentInfo) -> Array:
+        window, compute = self.config.sliding_window, self.compute
         kernels: dict[str, Callable[..., Array]] = {
-            "xla": attend_row,
-            "cudnn": partial(fused_row, implementation="cudnn"),
-            "splash": partial(splash_row, chip=compute.chip),
-            "splash-interpreted": partial(splash_row, interpret=True),
+            "xla": blockwise_attention,
+            "cudnn": partial(cudnn_attention, implementation="cudnn"),
+            "splash": partial(splash_attention, chip=compute.chip),
+            "splash-interpreted": partial(splash_attention, interpret=True),
         }
         kernel = partial(kernels[compute.kernel], window=window)
         queries, keys = (("batch", "length", heads, "head_dim") for heads in ("heads", "kv_heads"))
@@ -129,7 +129,7 @@ class Mistral(nnx.Module):
         return constrain(x_BLD, "batch", "length", "model")
 
 
-def abstract_model(shape: ModelShape, compute: Compute) -> tuple[nnx.GraphDef, nnx.State]:
+def abstract_model(config: ModelConfig, compute: Compute) -> tuple[nnx.GraphDef, nnx.State]:
     """Graph definition and parameters as shapes only (each leaf keeps its `axes`); nothing is computed."""
-    model = nnx.eval_shape(lambda: Mistral(shape, compute, nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: Decoder(config, compute, nnx.Rngs(0)))
     return nnx.split(model, nnx.Param)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from zephyr_jax.model.config import ModelShape
+from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.linear import linear
 
 type Axes = tuple[str | None, ...]
@@ -91,8 +91,8 @@ def rotate(x_BLNH: Array, cosine: Array, sine: Array) -> Array:
 class AttentionWeights(nnx.Module):
     """Projections of grouped-query attention."""
 
-    def __init__(self, shape: ModelShape, rngs: nnx.Rngs):
-        Y, D, N, K, H = shape.layers, shape.model, shape.heads, shape.kv_heads, shape.head_dim
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        Y, D, N, K, H = config.num_layers, config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
         self.norm = weight(rngs, (Y, D), ("layers", "norm"))
         self.query = weight(rngs, (Y, D, N, H), ("layers", "embed", "heads", "head_dim"), D**-0.5)
         self.key = weight(rngs, (Y, D, K, H), ("layers", "embed", "kv_heads", "head_dim"), D**-0.5)
@@ -116,8 +116,8 @@ class AttentionWeights(nnx.Module):
 class FeedForwardWeights(nnx.Module):
     """SwiGLU."""
 
-    def __init__(self, shape: ModelShape, rngs: nnx.Rngs):
-        Y, D, F = shape.layers, shape.model, shape.mlp
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        Y, D, F = config.num_layers, config.d_model, config.d_ff
         self.norm = weight(rngs, (Y, D), ("layers", "norm"))
         self.gate = weight(rngs, (Y, D, F), ("layers", "embed", "mlp"), D**-0.5)
         self.up = weight(rngs, (Y, D, F), ("layers", "embed", "mlp"), D**-0.5)

@@ -11,7 +11,7 @@ import jax
 
 from zephyr_jax.config.sections import Keep
 from zephyr_jax.model.attention.dense import ATTENTION
-from zephyr_jax.model.config import ModelShape
+from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.linear import PROJECTION
 
 INPUT = "input"
@@ -53,38 +53,41 @@ def _is_cudnn_forward(primitive: Any, *_: Any, **__: Any) -> bool:
     return str(primitive.name).startswith(_CUDNN_FORWARD)
 
 
-def recomputed_flops(shape: ModelShape, keep: Keep, seen: float) -> float:
+def recomputed_flops(config: ModelConfig, keep: Keep, seen: float) -> float:
     """Matmul operations of a token that the backward pass repeats in all layers.
 
     Args:
-        shape: Sizes of the model.
+        config: Sizes of the model.
         keep: The policy.
         seen: Keys that a query attends to on average.
 
     The down projection is never repeated: its product is the next layer's input or the model's output, and no gradient
     reads it.
     """
-    projections = shape.model * shape.head_dim * 2 * (shape.heads + shape.kv_heads) + 2 * shape.model * shape.mlp
-    attention = 2 * shape.heads * shape.head_dim * seen
+    projections = (
+        config.d_model * config.head_dim * 2 * (config.num_heads + config.num_kv_heads)
+        + 2 * config.d_model * config.d_ff
+    )
+    attention = 2 * config.num_heads * config.head_dim * seen
     repeated = (0 if PROJECTION in _SAVED[keep] else projections) + (0 if ATTENTION in _SAVED[keep] else attention)
-    return 2 * shape.layers * repeated
+    return 2 * config.num_layers * repeated
 
 
-def saved_bytes(shape: ModelShape, keep: Keep, itemsize: int, tensor: int = 1) -> float:
+def saved_bytes(config: ModelConfig, keep: Keep, itemsize: int, tensor: int = 1) -> float:
     """Bytes of HBM that one token of one layer takes between forward and backward pass on one chip.
 
     Args:
-        shape: Sizes of the model.
+        config: Sizes of the model.
         keep: The policy. For `everything` a lower bound: elementwise results are not counted.
         itemsize: Bytes of a number in the compute dtype.
         tensor: Size of the mesh's `tensor` axis, which splits heads and feed-forward and no hidden state.
     """
-    whole = 0 if keep == "inputs-on-host" else shape.model
+    whole = 0 if keep == "inputs-on-host" else config.d_model
     split, statistics = 0, 0
     if ATTENTION in _SAVED[keep]:
-        split += shape.heads * shape.head_dim
-        statistics += 4 * shape.heads
+        split += config.num_heads * config.head_dim
+        statistics += 4 * config.num_heads
     if PROJECTION in _SAVED[keep]:
-        whole += shape.model
-        split += (shape.heads + 2 * shape.kv_heads) * shape.head_dim + 2 * shape.mlp
+        whole += config.d_model
+        split += (config.num_heads + 2 * config.num_kv_heads) * config.head_dim + 2 * config.d_ff
     return itemsize * (whole + split / tensor) + statistics / tensor

@@ -13,8 +13,8 @@ from flax import nnx
 from jax import Array
 
 from zephyr_jax.batch import TokenBatch
-from zephyr_jax.model.attention.dense import Where
-from zephyr_jax.model.decoder import Mistral
+from zephyr_jax.model.attention.dense import SegmentInfo
+from zephyr_jax.model.decoder import Decoder
 from zephyr_jax.objective.token_logprob import Chunking, token_logprob
 
 type Parameters = dict[str, Any]
@@ -42,7 +42,7 @@ def sequence_logprob(
     pass makes them again: neither direction ever holds [B, L, V].
     """
     model = nnx.merge(definition, parameters)
-    return _scored(model, model(batch.tokens, Where(batch.segments, batch.positions)), batch, segments, chunk)
+    return _scored(model, model(batch.tokens, SegmentInfo(batch.segments, batch.positions)), batch, segments, chunk)
 
 
 @partial(jax.jit, static_argnames=("definition", "segments", "chunk"))
@@ -54,7 +54,7 @@ def sequence_logprob_and_greedy(
     All columns meet the unembedding here, `chunk` of each row at a time.
     """
     model = nnx.merge(definition, parameters)
-    hidden_BLD = model(batch.tokens, Where(batch.segments, batch.positions))
+    hidden_BLD = model(batch.tokens, SegmentInfo(batch.segments, batch.positions))
     next_BL, _, member_BLS = _predicted(batch, segments)
     unembedding_DV = model.unembedding_DV.astype(hidden_BLD.dtype)
 
@@ -70,7 +70,7 @@ def sequence_logprob_and_greedy(
     return _scored(model, hidden_BLD, batch, segments, chunk), greedy_BS
 
 
-def _scored(model: Mistral, hidden_BLD: Array, batch: TokenBatch, segments: int, chunk: int) -> SegmentLogProb:
+def _scored(model: Decoder, hidden_BLD: Array, batch: TokenBatch, segments: int, chunk: int) -> SegmentLogProb:
     next_BL, wanted_BL, member_BLS = _predicted(batch, segments)
     logprob_BL = _logprob(model, hidden_BLD, next_BL, wanted_BL, chunk)
     sum_BS = jnp.sum(jnp.where(member_BLS, logprob_BL[..., None], 0.0), axis=1)
@@ -86,7 +86,7 @@ def _predicted(batch: TokenBatch, segments: int) -> tuple[Array, Array, Array]:
     return next_BL, wanted_BL, member_BLS
 
 
-def _logprob(model: Mistral, hidden_BLD: Array, next_BL: Array, wanted_BL: Array, chunk: int) -> Array:
+def _logprob(model: Decoder, hidden_BLD: Array, next_BL: Array, wanted_BL: Array, chunk: int) -> Array:
     """float32 [B, L] log-probs of the wanted tokens, 0 elsewhere.
 
     Each device lays its rows end to end (R rows of M columns: one a device) and brings the wanted columns to the front,
@@ -104,7 +104,7 @@ def _logprob(model: Mistral, hidden_BLD: Array, next_BL: Array, wanted_BL: Array
     hidden_RMD = jnp.take_along_axis(hidden_RMD, front_RM[..., None], axis=1)
     next_RM, wanted_RM = (jnp.take_along_axis(x, front_RM, axis=1) for x in (next_RM, wanted_RM))
     columns = min(chunk, front_RM.shape[1])
-    chunking = Chunking.choose(columns, model.compute.keep_logits, placement, front_RM.size, model.shape.vocab)
+    chunking = Chunking.choose(columns, model.compute.keep_logits, placement, front_RM.size, model.config.vocab_size)
     unembedding_DV = model.unembedding_DV.astype(hidden_BLD.dtype)
     logprob_RM = token_logprob(hidden_RMD, unembedding_DV, next_RM, wanted_RM, chunking)
     back_RM = jnp.argsort(front_RM, axis=1)

@@ -21,7 +21,7 @@ from zephyr_jax.errors import InputError
 from zephyr_jax.generate.decode import decode
 from zephyr_jax.generate.engine import BURST, idle, slots_of
 from zephyr_jax.model.cached import CACHE_AXES, CachedModel
-from zephyr_jax.model.config import ModelShape
+from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.remat import recomputed_flops
 from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.logprob import sequence_logprob
@@ -36,7 +36,20 @@ from zephyr_jax.train.setup import microbatch_rows
 from zephyr_jax.train.state import abstract_state, state_shardings
 from zephyr_jax.train.step import make_step
 
-MISTRAL_7B = ModelShape(32000, 4096, 14336, 32, 32, 8, 128, 1e-5, 1e4, 4096, False, 32768)
+MISTRAL_7B = ModelConfig(
+    vocab_size=32000,
+    d_model=4096,
+    d_ff=14336,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    norm_eps=1e-5,
+    rope_theta=1e4,
+    sliding_window=4096,
+    tie_embeddings=False,
+    max_positions=32768,
+)
 PER_ROW = 2  # UltraFeedback pairs have about 1,000 tokens, rows 2,048; decides only the accumulation
 _SEGMENTS = 16
 EXAMPLES = {"HuggingFaceH4/ultrachat_200k": 207_865, "HuggingFaceH4/ultrafeedback_binarized": 61_135}
@@ -52,7 +65,7 @@ class Plan:
     config: PlanConfig
     chip: Chip
     chips: int
-    shape: ModelShape
+    shape: ModelConfig
     rows: int
     microbatches: int
     arguments: float
@@ -86,9 +99,11 @@ class Plan:
         """Matmul operations a token: 6 (forward and backward; 2 for the reference pass) a weight, and attention's."""
         shape = self.shape
         passes = 6 if self.config.planned_step in ("sft", "dpo") else 2
-        lookup = 0 if shape.tied else shape.vocab * shape.model  # the embedding is looked up, not multiplied
-        attention = 2 * shape.layers * shape.heads * shape.head_dim * keys_seen(self.config, shape)
-        return passes * (shape.parameters - lookup + attention)
+        lookup = (
+            0 if shape.tie_embeddings else shape.vocab_size * shape.d_model
+        )  # the embedding is looked up, not multiplied
+        attention = 2 * shape.num_layers * shape.num_heads * shape.head_dim * keys_seen(self.config, shape)
+        return passes * (shape.num_parameters - lookup + attention)
 
     @property
     def recomputed_per_token(self) -> float:
@@ -148,16 +163,16 @@ class Plan:
         return round(config.schedule.epochs * examples / each)
 
 
-def keys_seen(config: PlanConfig, shape: ModelShape) -> float:
+def keys_seen(config: PlanConfig, shape: ModelConfig) -> float:
     """Keys that a query of a whole segment attends to, on average."""
     length = min(config.data.row_length, config.data.max_length)
     window = min(shape.sliding_window or length, length)
     return window - window**2 / (2 * length)
 
 
-def recomputed_per_token(config: PlanConfig, shape: ModelShape) -> float:
+def recomputed_per_token(config: PlanConfig, shape: ModelConfig) -> float:
     """Matmul operations a token that the backward pass of a training step repeats: of the layers, and of the logits."""
-    logits = 0 if config.model.keep_logits else 2 * shape.vocab * shape.model
+    logits = 0 if config.model.keep_logits else 2 * shape.vocab_size * shape.d_model
     return recomputed_flops(shape, config.model.keep, keys_seen(config, shape)) + logits
 
 
@@ -197,10 +212,10 @@ def plan(config: PlanConfig) -> Plan:
     )
 
 
-def planned_shape(config: PlanConfig) -> ModelShape:
+def planned_shape(config: PlanConfig) -> ModelConfig:
     """The model's sizes: those of the folder that model.path names, or Mistral-7B's."""
     if config.shape is None and Path(config.model.path).is_dir():
-        return find_model(config.model).shape
+        return find_model(config.model).model_config
     return MISTRAL_7B
 
 
@@ -246,13 +261,13 @@ def lower(config: PlanConfig, model: AbstractModel, rules: Rules, rows: int) -> 
 
 def _lower_generate(config: PlanConfig, model: AbstractModel, rules: Rules, rows: int) -> Any:
     """A burst of new tokens of every row, with a cache of `data.row_length` positions."""
-    cached = CachedModel(model.shape, model.compute)
+    cached = CachedModel(model.config, model.compute)
 
     def placed(leaf: Any, names: Sequence[str | None]) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rules.sharding(*names))
 
     weights = jax.tree.map(placed, jax.eval_shape(cached.flatten, model.parameters), cached.weight_axes())
-    slots = slots_of(model.shape, config.data.row_length)
+    slots = slots_of(model.config, config.data.row_length)
     cache = jax.tree.map(
         lambda leaf: placed(leaf, CACHE_AXES[leaf.ndim]), jax.eval_shape(partial(cached.empty_cache, rows, slots))
     )

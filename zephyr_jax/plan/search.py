@@ -117,7 +117,7 @@ def _candidates(config: PlanConfig, chips: int, moments: Moments) -> list[Candid
 
 
 def _all_candidates(config: PlanConfig, chips: int, moments: Moments) -> Iterator[Candidate]:
-    total, kv_heads = total_rows(config), planned_shape(config).kv_heads
+    total, kv_heads = total_rows(config), planned_shape(config).num_kv_heads
     gradients: Dtype = "bfloat16" if config.model.compute_dtype == "bfloat16" else "float32"
     optimizer = replace(
         config.optimizer, gradient_dtype=gradients, first_moment_dtype=moments[0], second_moment_dtype=moments[1]
@@ -142,10 +142,10 @@ def _judge(config: PlanConfig, chips: int, rows: float) -> Candidate:
     """Arithmetic: `rows` are the rows of a microbatch that fall on one chip."""
     chip, shape, tensor = chip_of(config.topology), planned_shape(config), config.mesh.tensor
     tokens = rows * config.data.row_length
-    compute = (6 * shape.parameters + recomputed_per_token(config, shape)) * tokens / chip.flops
-    gathered = 4 * 2 * shape.parameters / tensor  # forward, again, backward, and the gradients' reduction
+    compute = (6 * shape.num_parameters + recomputed_per_token(config, shape)) * tokens / chip.flops
+    gathered = 4 * 2 * shape.num_parameters / tensor  # forward, again, backward, and the gradients' reduction
     # six all-reduces of [tokens, model] a layer, by all chips that share them, and nothing to hide them behind
-    exchanged = 6 * 2 * (tensor - 1) * 2 * shape.layers * tokens * shape.model
+    exchanged = 6 * 2 * (tensor - 1) * 2 * shape.num_layers * tokens * shape.d_model
     microbatches = -(-total_rows(config) // (config.batch.microbatch_rows or 1))
     optimizer = config.optimizer
     state = 4
@@ -153,8 +153,8 @@ def _judge(config: PlanConfig, chips: int, rows: float) -> Candidate:
         state += _bytes(optimizer.first_moment_dtype, optimizer.second_moment_dtype)
     gradients = _bytes(optimizer.gradient_dtype) + (4 if microbatches > 1 else 0)
     kept = saved_bytes(shape, config.model.keep, _bytes(config.model.compute_dtype), tensor)
-    sharded = shape.parameters * config.slices / chips
-    size = (state + gradients) * sharded + shape.layers * kept * tokens
+    sharded = shape.num_parameters * config.slices / chips
+    size = (state + gradients) * sharded + shape.num_layers * kept * tokens
     abroad = 2 * (1 - 1 / config.slices) * _bytes(optimizer.gradient_dtype) * sharded / chip.dcn
     waste = microbatches * (config.batch.microbatch_rows or 1) / total_rows(config)
     return Candidate(

@@ -36,7 +36,7 @@ HEADER = (
 def _title(plan: Plan) -> str:
     config = plan.config
     text = (
-        f"{config.planned_step} step of {plan.shape.parameters / 1e9:.2f}B parameters on {_where(plan)} "
+        f"{config.planned_step} step of {plan.shape.num_parameters / 1e9:.2f}B parameters on {_where(plan)} "
         f"({plan.chips} chips of {plan.chip.hbm:g} GiB), {plan.microbatches} x {plan.rows} rows of {config.data.row_length}"
     )
     if config.planned_step not in ("sft", "dpo"):

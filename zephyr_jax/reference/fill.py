@@ -51,7 +51,7 @@ class _Desk:
         self._config, self._command = config, command
         check_weights(self._source)
         self.splits = preference_splits(config, self._tokenizer, self._source)
-        self._model = abstract_of(self._source.shape, config.model, self._rules)
+        self._model = abstract_of(self._source.model_config, config.model, self._rules)
         self._console = Console(stderr=True, quiet=jax.process_index() != 0)
 
     @cached_property

@@ -33,7 +33,7 @@ def preview(config: PreviewConfig, console: Console | None = None) -> Examples:
     tokenizer = load_tokenizer(alone or str(source and source.folder))
     chat_tokenizer = training_tokenizer(config.model.path, tokenizer, config.data)
     if source:
-        check_vocabulary(source.shape, tokenizer, source.asked, chat_tokenizer.template)
+        check_vocabulary(source.model_config, tokenizer, source.asked, chat_tokenizer.template)
     pairs = holds_pairs(config.data)
     read = load_preferences if pairs else load_conversations
     examples = read(room_for(config.data, pairs), chat_tokenizer, config.data.path, config.data.split)

@@ -171,7 +171,7 @@ def _texts(config: SftConfig, model: ModelOptions, path: str, split: str) -> Ite
     """First questions that leave room for an answer."""
     source, data = find_model(model), config.data
     tokenizer = open_tokenizer(source, replace(data, template=None, template_date=None))  # the run's own
-    most = min(data.max_length, source.shape.max_positions or data.max_length) - _new(config)
+    most = min(data.max_length, source.model_config.max_positions or data.max_length) - _new(config)
     for row in read_rows(path, split, data.revision, data.limit, Columns(COLUMNS)):
         text = _first_question(row.content)
         if not text.strip() or len(text) > _LONGEST:

@@ -69,7 +69,7 @@ def replay(config: ReplayConfig) -> Replayed:
     settings = _settings(facts["config"], config)
     step = _step(run, facts["step"], config.step)
     source = find_model(replace(settings.model, path=str(run / FOLDER / str(step)) if step else settings.model.path))
-    model = abstract_of(source.shape, settings.model, rules)
+    model = abstract_of(source.model_config, settings.model, rules)
     parameters = load_weights(source, model)
     rows = token_rows(batch).tokens.shape[1]
     rules.check_divides("batch", rows, "rows of the batch")

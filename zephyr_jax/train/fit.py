@@ -299,6 +299,6 @@ def _headline(run: Run, model: AbstractModel, training: Split) -> str:
     where = f"resuming at step {run.start}" if run.start else "starting"
     return (
         f"{training.examples.summary('training')}\n"
-        f"{model.shape.parameters:,} parameters on {devices} as {sizes}; {len(plan.steps):,} steps of up to "
+        f"{model.config.num_parameters:,} parameters on {devices} as {sizes}; {len(plan.steps):,} steps of up to "
         f"{plan.microbatches} x {plan.microbatch_rows} rows of {plan.row_length} tokens; {where} in {run.folder}"
     )

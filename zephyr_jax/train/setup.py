@@ -127,7 +127,7 @@ def open_run[C: SftConfig](config: C) -> Run[C]:
 
 
 def _check_room(config: SftConfig, run: Run) -> None:
-    model = abstract_of(run.source.shape, config.model, run.rules)
+    model = abstract_of(run.source.model_config, config.model, run.rules)
     moments = jax.eval_shape(make_optimizer(config.optimizer, 1).init, model.parameters)
     evaluates = evaluation_source(config.data) is not None
     check_disk_space(run.folder, config.schedule, (model.parameters, moments), model.parameters, evaluates)
@@ -168,13 +168,13 @@ def open_tokenizer(source: ModelSource, data: DataOptions) -> ChatTokenizer:
     """The model's tokenizer with the chat template for training that `data.template` names. Raises InputError."""
     tokenizer = load_tokenizer(str(source.folder))
     chat = training_tokenizer(source.asked, tokenizer, data)
-    check_vocabulary(source.shape, tokenizer, source.asked, chat.template)
+    check_vocabulary(source.model_config, tokenizer, source.asked, chat.template)
     return chat
 
 
 def check_positions(examples: Examples, name: str, source: ModelSource) -> None:
     """Raise InputError where an example is longer than the positions that the model has."""
-    lengths, limit = examples.segment_lengths(), source.shape.max_positions
+    lengths, limit = examples.segment_lengths(), source.model_config.max_positions
     if limit and lengths.max() > limit:
         raise InputError(
             f"{name}: expected at most the {limit:,} positions (max_position_embeddings) of {source.asked}, got "

@@ -12,24 +12,24 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from zephyr_jax.checkpoint.hf.tensors import tensors_of
 from zephyr_jax.errors import InputError
-from zephyr_jax.model.config import ModelShape
+from zephyr_jax.model.config import ModelConfig
 
 
-def check_range(parameters: Any, shape: ModelShape, kind: np.dtype) -> None:
+def check_range(parameters: Any, config: ModelConfig, kind: np.dtype) -> None:
     """Raise InputError, on every process, naming the first tensor with a value that `kind` cannot hold.
 
     Args:
         parameters: Pure dict of float32 global arrays.
-        shape: Names the tensors.
+        config: Names the tensors.
         kind: Dtype to be written; float32 holds all.
     """
     if kind == np.float32:
         return
     limit = float(jnp.finfo(kind).max)
-    for tensor in tensors_of(shape):
+    for tensor in tensors_of(config):
         value = reduce(getitem, tensor.path, parameters)
         largest = np.atleast_1d(jax.device_get(_largest(value.sharding, tensor.stacked)(value)))
-        for name, magnitude in zip(tensor.names(shape.layers), largest.tolist(), strict=True):
+        for name, magnitude in zip(tensor.names(config.num_layers), largest.tolist(), strict=True):
             if magnitude > limit:
                 raise InputError(
                     f"Tensor {name} does not fit into {kind.name}: expected magnitudes of at most {limit:g}, got "

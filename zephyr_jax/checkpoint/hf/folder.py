@@ -26,7 +26,7 @@ from zephyr_jax.checkpoint.hf.tensors import Tensor, tensors_of
 from zephyr_jax.checkpoint.hf.weight_files import TensorFiles
 from zephyr_jax.checkpoint.hf.writer import Piece, write_safetensors
 from zephyr_jax.errors import InputError, at_revision
-from zephyr_jax.model.config import ModelShape
+from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.parallel.gather import gather, keep_step
 from zephyr_jax.storage.files import Path, check_readable, is_remote, list_names, open_path, write_atomic
 from zephyr_jax.storage.strict_json import read_json as read_json
@@ -73,7 +73,7 @@ def open_folder(path: str, revision: str | None = None, *, weights: bool = True)
         ) from error
 
 
-def load_parameters(folder: Path, shape: ModelShape, abstract: Any, shardings: Any) -> Any:
+def load_parameters(folder: Path, model_config: ModelConfig, abstract: Any, shardings: Any) -> Any:
     """Parameters as a pure dict of float32 global arrays with the given shardings.
 
     `abstract` and `shardings` are pure dicts of the same structure. Besides what the devices hold, host memory needs
@@ -83,10 +83,10 @@ def load_parameters(folder: Path, shape: ModelShape, abstract: Any, shardings: A
     files = TensorFiles(folder)
     parameters: dict[str, Any] = {}
     try:
-        files.check(shape)
-        for tensor in tensors_of(shape):
+        files.check(model_config)
+        for tensor in tensors_of(model_config):
             sizes, sharding = at(abstract, tensor.path).shape, at(shardings, tensor.path)
-            names = tensor.names(shape.layers)
+            names = tensor.names(model_config.num_layers)
             whole = _stack(files, tensor, names, sizes, sharding) if tensor.stacked else None
             _set(parameters, tensor.path, _one(files, tensor, names[0], sizes, sharding) if whole is None else whole)
     finally:
@@ -139,7 +139,7 @@ def _one(files: TensorFiles, tensor: Tensor, name: str, sizes: tuple[int, ...], 
 def export_folder(
     out: Path,
     parameters: Any,
-    shape: ModelShape,
+    model_config: ModelConfig,
     config: dict[str, Any],
     extras: dict[str, Any],
     dtype: str,
@@ -152,8 +152,8 @@ def export_folder(
     process, for a tensor with a value that `dtype` cannot hold.
     """
     kind = np.dtype(jnp.dtype(dtype))
-    check_range(parameters, shape, kind)
-    pieces = _pieces(parameters, shape, kind)
+    check_range(parameters, model_config, kind)
+    pieces = _pieces(parameters, model_config, kind)
     if jax.process_index() == 0:
         with _appearing(out) as folder:
             write_safetensors(folder, pieces, kind, limit)
@@ -220,12 +220,12 @@ def _write(path: Path, content: Any) -> None:
         )
 
 
-def _pieces(parameters: Any, shape: ModelShape, kind: np.dtype) -> list[Piece]:
+def _pieces(parameters: Any, model_config: ModelConfig, kind: np.dtype) -> list[Piece]:
     pieces: list[Piece] = []
-    for tensor in tensors_of(shape):
+    for tensor in tensors_of(model_config):
         value = at(parameters, tensor.path)
         one = value.shape[1:] if tensor.stacked else value.shape
-        for layer, name in enumerate(tensor.names(shape.layers)):
+        for layer, name in enumerate(tensor.names(model_config.num_layers)):
             bring = partial(_bring, tensor, value, layer if tensor.stacked else None, kind)
             pieces.append((name, tensor.hf_sizes(one), bring))
     return pieces

@@ -11,7 +11,7 @@ from zephyr_jax.chat.saved_tokenizer import SavedTokenizer
 from zephyr_jax.checkpoint.hf.folder import TOKENIZER_FILES, read_json
 from zephyr_jax.checkpoint.resolve import MODEL_FOLDER, ModelSource
 from zephyr_jax.config.sampling import check_stop_ids
-from zephyr_jax.model.config import ModelShape
+from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.storage.files import Path, list_names, write_atomic
 
 GENERATION = "generation_config.json"
@@ -30,14 +30,14 @@ def model_files(
         template: Jinja source of the chat template, or None.
         stop_ids: Ids of the tokens that end an answer under the template.
     """
-    vocabulary = source.shape.vocab
+    vocabulary = source.model_config.vocab_size
     bos, eos, pad = (tokenizer.special_id(name, vocabulary) for name in ("bos_token", "eos_token", "pad_token"))
     stops = _one_or_list([*stop_ids, eos, *declared_stops(source)], vocabulary)
     ids = {"bos_token_id": bos, "eos_token_id": stops, "pad_token_id": pad}
     return {
         **tokenizer.files(vocabulary, template),
         GENERATION: {**_generation_settings(_declared(source)), **ids},
-        "config.json": {**portable_config(source.config, source.shape), **ids},
+        "config.json": {**portable_config(source.hf_config, source.model_config), **ids},
     }
 
 
@@ -55,7 +55,7 @@ def write_model_files(run: Path, files: dict[str, Any]) -> None:
 def declared_stops(source: ModelSource) -> list[int]:
     """The end tokens that generation_config.json names; where there is no such file, those of config.json, as in transformers."""
     settings = source.folder / GENERATION
-    declared = (read_json(settings) if settings.exists() else source.config).get("eos_token_id")
+    declared = (read_json(settings) if settings.exists() else source.hf_config).get("eos_token_id")
     ids = declared if isinstance(declared, list) else [declared]
     return [index for index in ids if type(index) is int]
 
@@ -63,31 +63,31 @@ def declared_stops(source: ModelSource) -> list[int]:
 def check_declared_stops(source: ModelSource) -> None:
     """Raise InputError where the end tokens of generation_config.json (else of config.json) are no token ids of the model."""
     settings = source.folder / GENERATION
-    content = read_json(settings) if settings.exists() else source.config
+    content = read_json(settings) if settings.exists() else source.hf_config
     place = settings if settings.exists() else source.folder / "config.json"
-    check_stop_ids(content.get("eos_token_id"), source.shape.vocab, f"{place} (eos_token_id)")
+    check_stop_ids(content.get("eos_token_id"), source.model_config.vocab_size, f"{place} (eos_token_id)")
 
 
-def portable_config(config: dict[str, Any], shape: ModelShape) -> dict[str, Any]:
+def portable_config(hf_config: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
     """A config.json that transformers 4 and 5 read alike: rotary embeddings in both spellings, no field left to a default
     that differs."""
-    scaling = _rope_scaling(config)
+    scaling = _rope_scaling(hf_config)
     both = {name: value for name, value in scaling.items() if name not in ("type", "rope_type", "rope_theta")}
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     plain = kind == "default"
     # remote code of the base does not come along
-    kept = {name: value for name, value in config.items() if name not in ("auto_map", "rope_scaling")}
+    kept = {name: value for name, value in hf_config.items() if name not in ("auto_map", "rope_scaling")}
     found = {
         **kept,
-        "architectures": [_ARCHITECTURES[config["model_type"]]],
-        "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_dim,
-        "tie_word_embeddings": shape.tied,
-        "rope_theta": shape.rope_theta,
-        "rope_parameters": {**({} if plain else both), "rope_type": kind, "rope_theta": shape.rope_theta},
+        "architectures": [_ARCHITECTURES[hf_config["model_type"]]],
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "tie_word_embeddings": config.tie_embeddings,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {**({} if plain else both), "rope_type": kind, "rope_theta": config.rope_theta},
         "rope_scaling": None if plain else {**both, "rope_type": kind, "type": kind},
     }
-    return {**found, "sliding_window": shape.sliding_window} if config["model_type"] == "mistral" else found
+    return {**found, "sliding_window": config.sliding_window} if hf_config["model_type"] == "mistral" else found
 
 
 def _rope_scaling(config: dict[str, Any]) -> dict[str, Any]:

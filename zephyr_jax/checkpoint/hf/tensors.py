@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zephyr_jax.model.config import ModelShape
+from zephyr_jax.model.config import ModelConfig
 
 type Index = tuple[slice, ...]
 
@@ -87,6 +87,6 @@ TABLE = (
 )
 
 
-def tensors_of(shape: ModelShape) -> Iterator[Tensor]:
+def tensors_of(config: ModelConfig) -> Iterator[Tensor]:
     """The rows of the table that a model of this shape has."""
-    return (tensor for tensor in TABLE if not (shape.tied and tensor.path == ("unembedding",)))
+    return (tensor for tensor in TABLE if not (config.tie_embeddings and tensor.path == ("unembedding",)))

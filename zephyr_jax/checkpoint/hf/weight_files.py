@@ -15,7 +15,7 @@ from flax import nnx
 from zephyr_jax.checkpoint.hf.reader import KINDS, Target, TensorFile, new_pool
 from zephyr_jax.checkpoint.hf.tensors import tensors_of
 from zephyr_jax.errors import InputError, join_items, truncate_repr
-from zephyr_jax.model.config import ModelShape
+from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.decoder import Compute, abstract_model
 from zephyr_jax.storage.files import Path, list_names
 from zephyr_jax.storage.strict_json import read_json
@@ -66,15 +66,15 @@ class TensorFiles:
         """End the threads that read."""
         self._pool.shutdown()
 
-    def check(self, shape: ModelShape) -> None:
+    def check(self, config: ModelConfig) -> None:
         """Raise InputError unless the tensors are those of a model of this shape.
 
         Only headers are read, except where a tied model comes with an unembedding: it must equal the embedding. A tied model may
         store its one table under either name, as in transformers.
         """
-        if shape.tied:
+        if config.tie_embeddings:
             self._check_tied()
-        expected = _expected_sizes(shape)
+        expected = _expected_sizes(config)
         unknown = [name for name in self.names - expected.keys() if not name.endswith(_COMPUTED)]
         missing = expected.keys() - self.names
         if missing or unknown:
@@ -236,14 +236,14 @@ def _equal(one: _Stored, other: _Stored) -> bool:
     return all(np.array_equal(mine, theirs, equal_nan=True) for mine, theirs in pieces)
 
 
-def _expected_sizes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
+def _expected_sizes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Hugging Face's tensor names and their sizes."""
-    abstract: Any = nnx.to_pure_dict(abstract_model(shape, Compute())[1])
+    abstract: Any = nnx.to_pure_dict(abstract_model(config, Compute())[1])
     expected: dict[str, tuple[int, ...]] = {}
-    for tensor in tensors_of(shape):
+    for tensor in tensors_of(config):
         leaf = abstract
         for key in tensor.path:
             leaf = leaf[key]
         sizes = leaf.shape[1:] if tensor.stacked else leaf.shape
-        expected |= dict.fromkeys(tensor.names(shape.layers), tensor.hf_sizes(sizes))
+        expected |= dict.fromkeys(tensor.names(config.num_layers), tensor.hf_sizes(sizes))
     return expected

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from zephyr_jax.model.attention.dense import ATTENTION, MASKED, Where, visible
+from zephyr_jax.model.attention.dense import ATTENTION, MASKED, SegmentInfo, visible
 
 _BLOCK = 128
 
@@ -26,12 +26,12 @@ class _Row(NamedTuple):
     q_ZKQH: Array
     k_ZKCH: Array
     v_ZKCH: Array
-    where_ZC: Where
+    where_ZC: SegmentInfo
     first_Z: Array
     """int32: the first key block that anything in this query block can see."""
 
 
-def attend_row(q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, where: Where, window: int | None) -> Array:
+def blockwise_attention(q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, where: SegmentInfo, window: int | None) -> Array:
     """`attention.attend` of rows to themselves, [B, L, N, H] in q's dtype; scores and softmax in float32.
 
     Neither direction holds more scores than N x 128 x 128. Positions inside a row must grow with the column, as packing
@@ -44,7 +44,7 @@ def attend_row(q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, where: Where, window
     def blocks(x: Array) -> Array:
         return jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2)).reshape(B, -1, C, *x.shape[2:])
 
-    where_BZC = Where(*map(blocks, where))
+    where_BZC = SegmentInfo(*map(blocks, where))
     q_BZCKGH = blocks(q_BLNH * H**-0.5).reshape(B, -1, C, K, N // K, H)
     q_BZKQH = q_BZCKGH.transpose(0, 1, 3, 4, 2, 5).reshape(B, -1, K, N // K * C, H)
     k_BZKCH, v_BZKCH = (blocks(x).transpose(0, 1, 3, 2, 4) for x in (k_BLKH, v_BLKH))
@@ -54,12 +54,12 @@ def attend_row(q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, where: Where, window
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q_BZKQH: Array, k_BZKCH: Array, v_BZKCH: Array, where_BZC: Where, window: int | None) -> Array:
+def _attend(q_BZKQH: Array, k_BZKCH: Array, v_BZKCH: Array, where_BZC: SegmentInfo, window: int | None) -> Array:
     return _forward(q_BZKQH, k_BZKCH, v_BZKCH, where_BZC, window)[0]
 
 
 def _forward(
-    q_BZKQH: Array, k_BZKCH: Array, v_BZKCH: Array, where_BZC: Where, window: int | None
+    q_BZKQH: Array, k_BZKCH: Array, v_BZKCH: Array, where_BZC: SegmentInfo, window: int | None
 ) -> tuple[Array, tuple[_Row, Array, Array]]:
     rows = _Row(q_BZKQH, k_BZKCH, v_BZKCH, where_BZC, _first_block(where_BZC, window))
     made = jax.lax.map(partial(_forward_row, window=window), rows)
@@ -79,7 +79,7 @@ def _backward(
 _attend.defvjp(_forward, _backward)
 
 
-def _first_block(where_BZC: Where, window: int | None) -> Array:
+def _first_block(where_BZC: SegmentInfo, window: int | None) -> Array:
     B, Z, C = where_BZC.positions.shape
     reach_BZC = where_BZC.positions if window is None else jnp.minimum(where_BZC.positions, window - 1)
     column_BZC = jnp.arange(Z * C, dtype=jnp.int32).reshape(Z, C) - reach_BZC
@@ -91,7 +91,7 @@ def _first_block(where_BZC: Where, window: int | None) -> Array:
 def _scores(row: _Row, query: Array, key: Array, window: int | None) -> Array:
     """float32 [K, Q, C]; far below zero where the mask rule says no."""
     scores_KQC = jnp.einsum("kqh,kch->kqc", row.q_ZKQH[query], row.k_ZKCH[key], preferred_element_type=jnp.float32)
-    at_query, at_key = (Where(*(x[block][None] for x in row.where_ZC)) for block in (query, key))
+    at_query, at_key = (SegmentInfo(*(x[block][None] for x in row.where_ZC)) for block in (query, key))
     bias_CC = jnp.where(visible(at_query, at_key, window)[0], 0.0, MASKED)
     K, Q, C = scores_KQC.shape
     return (scores_KQC.reshape(K, -1, *bias_CC.shape) + bias_CC).reshape(K, Q, C)

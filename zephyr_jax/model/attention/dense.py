@@ -15,14 +15,14 @@ ATTENTION = "attention"
 """Name under which kernels mark what their backward pass needs of the forward pass."""
 
 
-class Where(NamedTuple):
+class SegmentInfo(NamedTuple):
     """Where tokens stand: int32 segment (0: padding) and position inside it, each [B, L] or [B, S]."""
 
     segments: Array
     positions: Array
 
 
-def visible(query: Where, key: Where, window: int | None) -> Array:
+def visible(query: SegmentInfo, key: SegmentInfo, window: int | None) -> Array:
     """The mask rule, bool [B, L, S]: same segment, not later, and with a window w only i - w < j <= i."""
     i_BL1, j_B1S = query.positions[:, :, None], key.positions[:, None, :]
     same_BLS = (query.segments[:, :, None] == key.segments[:, None, :]) & (key.segments[:, None, :] > 0)
@@ -30,7 +30,9 @@ def visible(query: Where, key: Where, window: int | None) -> Array:
     return seen_BLS if window is None else seen_BLS & (j_B1S > i_BL1 - window)
 
 
-def attend(q_BLNH: Array, k_BSKH: Array, v_BSKH: Array, query: Where, key: Where, window: int | None) -> Array:
+def dense_attention(
+    q_BLNH: Array, k_BSKH: Array, v_BSKH: Array, query: SegmentInfo, key: SegmentInfo, window: int | None
+) -> Array:
     """softmax(q k / sqrt(H)) v over the visible keys, [B, L, N, H] in q's dtype; scores and softmax in float32.
 
     A query that sees no key (padding) gives the plain average of the values; nothing ever reads it.
@@ -52,15 +54,15 @@ def attend(q_BLNH: Array, k_BSKH: Array, v_BSKH: Array, query: Where, key: Where
     return out_BKGLH.transpose(0, 3, 1, 2, 4).reshape(B, L, N, H)
 
 
-def fused_row(
+def cudnn_attention(
     q_BLNH: Array,
     k_BLKH: Array,
     v_BLKH: Array,
-    where: Where,
+    where: SegmentInfo,
     window: int | None,
     implementation: Literal["cudnn", "xla"],
 ) -> Array:
-    """`attend` of rows to themselves by `jax.nn.dot_product_attention`, whose `cudnn` is the fused kernel of NVIDIA GPUs.
+    """Self-attention of packed rows by `jax.nn.dot_product_attention`; its `cudnn` is the fused kernel of NVIDIA GPUs.
 
     `cudnn` takes bfloat16 only; scores are never whole there. A segment's tokens stand side by side in order, so the kernel's
     own causal rule, which skips half the work, holds inside segments too; the rest of the rule comes as an array [B, 1, L, L].

@@ -10,7 +10,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from zephyr_jax.errors import InputError
-from zephyr_jax.model.attention.dense import ATTENTION, Where
+from zephyr_jax.model.attention.dense import ATTENTION, SegmentInfo
 
 _LARGEST = {"TPU v4": 512, "TPU v5 lite": 1024, "TPU v5": 1024, "TPU v6 lite": 2048}
 """Longest block by chip: what the kernel's working memory holds. Longer blocks have less to do around each product."""
@@ -19,16 +19,16 @@ _LEAST_BLOCKS = 4
 _SMALLEST = 128
 
 
-def splash_row(
+def splash_attention(
     q_BLNH: Array,
     k_BLKH: Array,
     v_BLKH: Array,
-    where: Where,
+    where: SegmentInfo,
     window: int | None,
     chip: str = "",
     interpret: bool = False,
 ) -> Array:
-    """`attention.attend_row` by a Pallas kernel: [B, L, N, H] in q's dtype; scores and softmax in float32.
+    """`blockwise_attention` by a Pallas kernel: [B, L, N, H] in q's dtype; scores and softmax in float32.
 
     Positions inside a row grow with the column, so the kernel may mask by column and segment. Its backward pass is the
     fused one: queries, keys and values in one kernel. `chip` is the devices' kind and decides the blocks; `interpret` runs
