@@ -30,7 +30,7 @@ LAYERS = [
     {"chat"},
     {"batch", "mean", "config"},
     {"storage"},
-    {"errors", "log", "startup", "progress", "seeded_random"},
+    {"charts", "errors", "log", "startup", "progress", "seeded_random"},
 ]
 """Top first. A package imports from lower layers and from itself; the exceptions stand in BESIDE."""
 BESIDE = {("train", "report"), ("reference", "train")}
