@@ -13,12 +13,12 @@ import os
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
 from zephyr_jax.config.plan import PlanConfig
+from zephyr_jax.config.sections import Remat
 from zephyr_jax.config.yaml_file import load_card
 from zephyr_jax.errors import InputError
 from zephyr_jax.plan.plan import plan
@@ -38,8 +38,8 @@ class Case:
     bar: float | None = None
     length: int = 2048
     tensor: int = 1
-    keep: Literal["inputs", "inputs-on-host"] = "inputs"
-    moments_on_host: bool = False
+    remat: Remat = Remat.FULL
+    offload_moments: bool = False
 
     def config(self) -> PlanConfig:
         card = CARDS / ("sft.yaml" if self.step == "sft" else "dpo.yaml")
@@ -51,8 +51,8 @@ class Case:
             data=replace(config.data, row_length=self.length, max_length=self.length if self.step == "sft" else 1024),
             batch=replace(config.batch, examples=None, rows=self.rows, microbatch_rows=self.rows),
             mesh=replace(config.mesh, tensor=self.tensor),
-            model=replace(config.model, keep=self.keep),
-            optimizer=replace(config.optimizer, moments_on_host=self.moments_on_host),
+            model=replace(config.model, remat=self.remat),
+            optimizer=replace(config.optimizer, offload_moments=self.offload_moments),
         )
 
 
@@ -65,8 +65,8 @@ CASES = [
     *(Case(step, "v5p:2x2x1", 32, 31.0) for step in ("dpo", "sft")),
     Case("sft", "v6e:4x4", 16, length=8192),
     # less than eight small chips, and more rows on them
-    Case("dpo", "v5e:2x2", 4, moments_on_host=True),
-    Case("dpo", "v5e:2x4", 32, keep="inputs-on-host"),
+    Case("dpo", "v5e:2x2", 4, offload_moments=True),
+    Case("dpo", "v5e:2x4", 32, remat=Remat.FULL_OFFLOAD),
     Case("dpo", "v5e:2x4", 32),
     # pods with the cards' own batches: 128 rows, and 128 pairs in about 64 rows
     Case("sft", "v5p:4x4x8", 128),
@@ -98,7 +98,7 @@ def measure(case: Case) -> str:
     except InputError as error:
         return f"| {case.step} | {case.topology} | {case.rows} rows of {case.length} | {error} |"
     verdict = "" if case.bar is None else f"{case.bar:g}, {'met' if found.peak <= case.bar else 'MISSED'}"
-    kept = " and ".join(["moments"] * case.moments_on_host + ["inputs"] * (case.keep == "inputs-on-host"))
+    kept = " and ".join(["moments"] * case.offload_moments + ["inputs"] * (case.remat == Remat.FULL_OFFLOAD))
     on_host = f"{kept}, {found.host:.2f}" if kept else ""
     return f"{row(found)} {case.length} | {case.tensor} | {on_host} | {verdict} |"
 
@@ -109,7 +109,7 @@ def preamble(topology: str) -> list[str]:
     return [
         f"# Mistral-7B on {topology}, by the TPU compiler",
         "",
-        "Full parameters, float32 weights, `keep: inputs`, splash attention, compiled at full depth with no hardware. GiB a",
+        "Full parameters, float32 weights, `remat: full`, splash attention, compiled at full depth with no hardware. GiB a",
         "chip; `sent` is what a chip sends in a step, `roofline` the longest of matmuls (with recomputation) and wires at the",
         "published peaks: a bound, not a forecast; `run h` the card's whole run at 40 % MFU (the paper's: 1.7 h of SFT and 6.6 h",
         "of three epochs of DPO on 16 A100s). Two pairs of about 1,000 tokens share a row of 2,048, so n rows are 2n pairs.",

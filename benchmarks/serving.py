@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--template", default="tokenizer")
     options = parser.parse_args()
     command = [options.python, "-m", "zephyr_jax", "serve", "--model", str(BASE), "--name", "base", "--port", "0"]
-    command += ["--waiting", str(options.waiting), "--template", options.template]
+    command += ["--max_open_requests", str(options.waiting), "--chat_template", options.template]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     try:

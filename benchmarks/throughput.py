@@ -1,6 +1,6 @@
 """Tokens a second and MFU of the SFT and the DPO step of a 1.1B model (TinyLlama's shape) on one accelerator.
 
-    python -m benchmarks.throughput --keep everything attention --rows 16 [--mode sft dpo] [--kernel cudnn xla]
+    python -m benchmarks.throughput --remat none save_attention --rows 16 [--mode sft dpo] [--kernel cudnn xla]
 
 Random weights, float32 state with AdamW, bfloat16 compute, the examples of ``benchmarks.workload`` packed into rows of 2,048 by
 the project's own planner. Zeros stand where DPO's batches bring their reference's log-probs along. Each combination compiles,
@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks import workload as w
 from benchmarks.worker_ours import make_batches, make_trainer, shape_of
 from zephyr_jax.batch import token_rows
-from zephyr_jax.config.sections import BatchOptions, MeshOptions
+from zephyr_jax.config.sections import BatchOptions, MeshOptions, Remat
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.decoder import Compute
 from zephyr_jax.parallel.mesh import make_mesh
@@ -50,7 +50,7 @@ class Variant:
 
     mode: str
     kernel: str
-    keep: str
+    remat: Remat
     rows: int
     microbatch_rows: int
 
@@ -75,7 +75,7 @@ class Measured:
         """A row of the table."""
         one, total = self.variant, sum(self.seconds)
         return (
-            f"| {one.mode} | {one.kernel} | {one.keep} | {one.rows} in {one.rows // one.microbatch_rows} | "
+            f"| {one.mode} | {one.kernel} | {one.remat} | {one.rows} in {one.rows // one.microbatch_rows} | "
             f"{1000 * float(np.median(self.seconds)):,.0f} | {self.slots / total:,.0f} | {self.tokens / total:,.0f} | "
             f"{self.targets / total:,.0f} | {100 * self.operations / total / peak:.1f} % | {self.peak_gib:.1f} | "
             f"{self.compile_seconds:.0f} |"
@@ -102,7 +102,7 @@ def measure(variant: Variant, steps: int, shape: ModelConfig = SHAPE) -> Measure
     rules = Rules(make_mesh(MeshOptions(), jax.devices()[:1]))
     batch = BatchOptions(rows=variant.rows, microbatch_rows=variant.microbatch_rows)
     source, plan, _ = make_batches(variant.mode, WARM + steps, 0, ROW_LENGTH, batch)
-    compute = Compute(keep=variant.keep, kernel=cast(Any, variant.kernel), chip=jax.devices()[0].device_kind)
+    compute = Compute(remat=variant.remat, kernel=cast(Any, variant.kernel), chip=jax.devices()[0].device_kind)
     step, state = make_trainer(variant.mode, plan, rules, shape, compute, CHUNK)
     limits = Limits(np.float32(np.inf), np.bool_(False))
     made = [source[index] for index in range(WARM + steps)]
@@ -149,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mode", nargs="+", choices=w.MODES, default=["sft", "dpo"])
     parser.add_argument("--kernel", nargs="+", default=["splash" if jax.default_backend() == "tpu" else "cudnn"])
-    parser.add_argument("--keep", nargs="+", default=["attention"])
+    parser.add_argument("--remat", nargs="+", type=Remat, default=[Remat.SAVE_ATTENTION])
     parser.add_argument("--rows", nargs="+", type=int, default=[16])
     parser.add_argument("--microbatch-rows", type=int, default=None)
     parser.add_argument("--steps", type=int, default=8)
@@ -162,14 +162,14 @@ def main() -> None:
     print(f"a plain product of 8192 x 8192: {matmul_rate() / 1e12:,.0f} TFLOP/s\n\n{HEADER}", flush=True)
     for mode in options.mode:
         for kernel in options.kernel:
-            for keep in options.keep:
+            for remat in options.remat:
                 for rows in options.rows:
-                    variant = Variant(mode, kernel, keep, rows, options.microbatch_rows or rows)
+                    variant = Variant(mode, kernel, remat, rows, options.microbatch_rows or rows)
                     try:
                         found = measure(variant, options.steps)
                     except jax.errors.JaxRuntimeError as error:
                         print(
-                            f"| {mode} | {kernel} | {keep} | {rows} | {str(error).splitlines()[0][:150]} |", flush=True
+                            f"| {mode} | {kernel} | {remat} | {rows} | {str(error).splitlines()[0][:150]} |", flush=True
                         )
                         continue
                     print(found.line(peak), flush=True)

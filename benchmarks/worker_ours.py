@@ -19,12 +19,13 @@ from benchmarks import workload as w
 from zephyr_jax import __version__
 from zephyr_jax.chat.tokenizer import Segment
 from zephyr_jax.config.sections import (
+    AnomalyOptions,
     BatchOptions,
     DataOptions,
     DpoOptions,
-    HealthOptions,
     MeshOptions,
     OptimizerOptions,
+    Remat,
 )
 from zephyr_jax.data.loader import BatchSource
 from zephyr_jax.data.pack import Plan, plan_training
@@ -40,7 +41,7 @@ from zephyr_jax.train.optimizer import learning_rate, make_optimizer
 from zephyr_jax.train.state import initial_state, state_shardings
 from zephyr_jax.train.step import make_step
 
-COMPUTE = Compute(dtype=jnp.dtype("float32"), keep="everything", keep_logits=True)
+COMPUTE = Compute(dtype=jnp.dtype("float32"), remat=Remat.NONE, save_logits=True)
 ROW_LENGTH = {"dpo": 2048, "sft": 1024}
 ROWS = 4
 CHUNK = 512
@@ -114,7 +115,7 @@ def make_trainer(
     def init() -> Any:
         return nnx.to_pure_dict(nnx.split(Decoder(shape, compute, nnx.Rngs(0)), nnx.Param)[1])
 
-    options = OptimizerOptions(learning_rate=w.LEARNING_RATE, schedule="constant", warmup_ratio=0)
+    options = OptimizerOptions(learning_rate=w.LEARNING_RATE, lr_schedule="constant", warmup_ratio=0)
     optimizer = make_optimizer(options, 100)
     state_at = state_shardings(nnx.to_pure_dict(abstract), shardings, optimizer, rules)
     state = initial_state(jax.jit(init, out_shardings=shardings)(), optimizer, state_at)
@@ -122,7 +123,7 @@ def make_trainer(
         objective: Any = dpo_objective(definition, DpoOptions(beta=0.1), 2 * plan.examples_per_row, chunk)
     else:
         objective = sft_objective(definition, plan.examples_per_row, chunk)
-    return make_step(objective, optimizer, learning_rate(options, 100), state_at, HealthOptions()), state
+    return make_step(objective, optimizer, learning_rate(options, 100), state_at, AnomalyOptions()), state
 
 
 def main() -> None:

@@ -69,7 +69,7 @@ spec:
         template:
           spec:
             restartPolicy: Never
-            terminationGracePeriodSeconds: 150 # schedule.grace is 120: time to save, where the node has it (spot: 25 s)
+            terminationGracePeriodSeconds: 150 # schedule.grace_seconds is 120: time to save, where the node has it (spot: 25 s)
             hostNetwork: true
             dnsPolicy: ClusterFirstWithHostNet
             serviceAccountName: ${SERVICE_ACCOUNT:-default}

@@ -47,7 +47,7 @@ stop() {
   [ "$(state)" = running ] || return 0
   read -r process _ < "$folder/process"
   kill -TERM -- "-$process"
-  for _ in $(seq 300); do # as long as schedule.grace, and some: time to save
+  for _ in $(seq 300); do # as long as schedule.grace_seconds, and some: time to save
     kill -0 -- "-$process" 2> /dev/null || return 0
     sleep 0.5
   done

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from zephyr_jax.batch import TokenBatch
 from zephyr_jax.checkpoint.resolve import AbstractModel, abstract_of, find_model, load_weights
-from zephyr_jax.config.sections import MeshOptions, ModelOptions
+from zephyr_jax.config.sections import MeshOptions, ModelOptions, Remat
 from zephyr_jax.model.attention.dense import SegmentInfo
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.parallel.mesh import make_mesh
@@ -29,15 +29,15 @@ class Loaded:
     rules: Rules
 
 
-def load(folder: Path, devices: int = 1, dtype: str = "float32", keep: str = "inputs", **mesh: int) -> Loaded:
+def load(folder: Path, devices: int = 1, dtype: str = "float32", remat: Remat = Remat.FULL, **mesh: int) -> Loaded:
     """A checkpoint on a mesh of the first `devices` devices."""
     rules = Rules(make_mesh(MeshOptions(**mesh), jax.devices()[:devices]))
-    return load_on(folder, rules, dtype, keep)
+    return load_on(folder, rules, dtype, remat)
 
 
-def load_on(folder: Path, rules: Rules, dtype: str = "float32", keep: str = "inputs") -> Loaded:
+def load_on(folder: Path, rules: Rules, dtype: str = "float32", remat: Remat = Remat.FULL) -> Loaded:
     """A checkpoint on a given mesh."""
-    options = ModelOptions(path=str(folder), compute_dtype=dtype, keep=keep)
+    options = ModelOptions(path=str(folder), compute_dtype=dtype, remat=remat)
     source = find_model(options)
     model = abstract_of(source.model_config, options, rules)
     return Loaded(model, load_weights(source, model), rules)

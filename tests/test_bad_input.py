@@ -32,10 +32,10 @@ type Words = list[str]
 CHAT = [{"role": "user", "content": "Name a colour."}, {"role": "assistant", "content": "Blue."}]
 PAIR = {"prompt_id": "p1", "chosen": CHAT, "rejected": [CHAT[0], {"role": "assistant", "content": "No."}]}
 SETTINGS: dict[str, Any] = {
-    "model": {"compute_dtype": "float32", "keep": "everything", "logprob_chunk": 32},
+    "model": {"compute_dtype": "float32", "remat": "none", "logprob_chunk": 32},
     "data": {"max_length": 64, "max_prompt_length": 48, "row_length": 128},
     "batch": {"rows": 8},
-    "report": {"progress": False, "answers": 0},
+    "report": {"progress_bar": False, "num_samples": 0},
 }
 
 
@@ -276,35 +276,35 @@ def template_without_markers_or_end(desk: Desk) -> Words:
         "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     )
-    return desk.sft("--data.template", desk.file("own.jinja", template))
+    return desk.sft("--data.chat_template", desk.file("own.jinja", template))
 
 
 @mistake("own.jinja", "rewrites earlier turns", "{% generation %}")
 def template_that_rewrites(desk: Desk) -> Words:
     template = "{{ messages | length }}{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
-    return desk.sft("--data.template", desk.file("own.jinja", template))
+    return desk.sft("--data.chat_template", desk.file("own.jinja", template))
 
 
 @mistake("own.jinja", "two answers", "first answer", "move the generation markers")
 def template_with_markers_astray(desk: Desk) -> Words:
     everyone = "{% generation %}{{ m['content'] + eos_token }}{% endgeneration %}"
     template = f"{{% for m in messages %}}{everyone}{{% endfor %}}"
-    return desk.sft("--data.template", desk.file("own.jinja", template))
+    return desk.sft("--data.chat_template", desk.file("own.jinja", template))
 
 
 @mistake("own.jinja", "cannot be used", "zephyr")
 def template_that_is_no_jinja(desk: Desk) -> Words:
-    return desk.sft("--data.template", desk.file("own.jinja", "{% for m in messages %}"))
+    return desk.sft("--data.chat_template", desk.file("own.jinja", "{% for m in messages %}"))
 
 
 @mistake("'zephir'", "cannot be read", "zephyr, zephyr-no-system, `tokenizer`")
 def unknown_template(desk: Desk) -> Words:
-    return desk.sft("--data.template", "zephir")
+    return desk.sft("--data.chat_template", "zephir")
 
 
 @mistake("`tokenizer`", "no chat template", "Use `zephyr`")
 def tokenizer_has_no_template(desk: Desk) -> Words:
-    return desk.sft("--data.template", "tokenizer")
+    return desk.sft("--data.chat_template", "tokenizer")
 
 
 @mistake("No tokenizer", "model", "tokenizer.json")
@@ -512,7 +512,7 @@ def reference_is_a_file(desk: Desk) -> Words:
 @mistake("nowhere/answers.jsonl", "hoose another")
 def answers_into_a_missing_folder(desk: Desk) -> Words:
     output = desk.home / "nowhere" / "answers.jsonl"
-    return desk.generate("--prompts", "Hi", "--max_new_tokens", 1, "--template", "none", "--output", output)
+    return desk.generate("--prompts", "Hi", "--max_new_tokens", 1, "--chat_template", "none", "--output", output)
 
 
 @mistake("nowhere/numbers.json", "hoose another")
@@ -618,9 +618,9 @@ def negative_seed(desk: Desk) -> Words:
     return desk.sft("--seed", -1)
 
 
-@mistake("optimizer.gradient_dtype is bfloat16", "model.compute_dtype float32", "give both the same")
+@mistake("optimizer.grad_dtype is bfloat16", "model.compute_dtype float32", "give both the same")
 def gradients_coarser_than_the_computation(desk: Desk) -> Words:
-    return desk.sft("--optimizer.gradient_dtype", "bfloat16")
+    return desk.sft("--optimizer.grad_dtype", "bfloat16")
 
 
 @mistake("model.logprob_chunk", "0")

@@ -115,10 +115,10 @@ def test_a_misspelt_override_is_answered_with_the_right_name(
     ("words", "meant"),
     [
         ("lineage my-zephyr", "Write `--path my-zephyr`."),
-        ("page runs/tiny", "Write `--run runs/tiny`."),
+        ("report runs/tiny", "Write `--run runs/tiny`."),
         ("reference ls runs/table", "Write `--reference runs/table`."),
         ("chat runs/tiny", "Write `--model.path runs/tiny`."),
-        ("preview rows.jsonl --rows 1", "Write `--model.path rows.jsonl` or `--data.path rows.jsonl`."),
+        ("preview rows.jsonl --num_examples 1", "Write `--model.path rows.jsonl` or `--data.path rows.jsonl`."),
         ("demo here", "Write its setting before it."),
     ],
 )
@@ -229,7 +229,7 @@ def test_without_a_card_the_defaults_hold(monkeypatch: pytest.MonkeyPatch) -> No
     [
         (["--resume", "False"], lambda config: config.resume, False),
         (["--data.packing", "False"], lambda config: config.data.packing, False),
-        (["--optimizer.clip_norm", "None"], lambda config: config.optimizer.clip_norm, None),
+        (["--optimizer.max_grad_norm", "None"], lambda config: config.optimizer.max_grad_norm, None),
         (["--batch.examples", "32"], lambda config: config.batch.examples, 32),
         (["--data.eval_split", "test"], lambda config: config.data.eval_split, "test"),
         (["--mesh.data", "-1"], lambda config: config.mesh.data, -1),
@@ -247,7 +247,7 @@ def test_overrides_of_every_type(
 def test_several_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Law: `--prompts` takes any number of texts."""
     called = stub(monkeypatch, "generate")
-    cli.main(["generate", "--prompts", "Hello!", "How are you?", "--rows", "4"])
+    cli.main(["generate", "--prompts", "Hello!", "How are you?", "--batch_size", "4"])
     config = called[0][0]
     assert isinstance(config, GenerateConfig)
     assert config.prompts == ("Hello!", "How are you?")

@@ -83,8 +83,8 @@ def pair_row(question: str, good: str, bad: str) -> Row:
 @pytest.mark.parametrize(
     "other",
     [
-        {"name": "rmsprop"}, {"learning_rate": 1e-3}, {"schedule": "constant"}, {"warmup_ratio": 0.0}, {"b1": 0.5},
-        {"b2": 0.5}, {"eps": 1.0}, {"weight_decay": 0.5}, {"clip_norm": None}, {"first_moment_dtype": "bfloat16"},
+        {"name": "rmsprop"}, {"learning_rate": 1e-3}, {"lr_schedule": "constant"}, {"warmup_ratio": 0.0}, {"b1": 0.5},
+        {"b2": 0.5}, {"eps": 1.0}, {"weight_decay": 0.5}, {"max_grad_norm": None}, {"first_moment_dtype": "bfloat16"},
         {"second_moment_dtype": "bfloat16"},
     ],
     ids=str,
@@ -107,18 +107,18 @@ def test_optimizer_settings_change_the_weights(other: dict[str, Any]) -> None:
 
 
 def test_gradient_dtype_is_the_dtype_of_gradients(golden: Path) -> None:
-    """Law: weights of matmuls have gradients of `optimizer.gradient_dtype`, which halves them."""
+    """Law: weights of matmuls have gradients of `optimizer.grad_dtype`, which halves them."""
     loaded = load(golden / "models" / "gqa", dtype="bfloat16")
     batch = jax.tree.map(lambda leaf: leaf[None], packed_rows([random_segments([9, 8])], 20))
     objective = sft_objective(loaded.model.definition, 2, 16)
-    for options in (OptimizerOptions(gradient_dtype="float32"), OptimizerOptions(gradient_dtype="bfloat16")):
+    for options in (OptimizerOptions(grad_dtype="float32"), OptimizerOptions(grad_dtype="bfloat16")):
         gradients, _ = jax.eval_shape(
             lambda weights, options=options: accumulate(
-                objective, weights, batch, loaded.model.shardings, options.gradient_dtype
+                objective, weights, batch, loaded.model.shardings, options.grad_dtype
             ),
             loaded.parameters,
         )
-        assert gradients["embedding"].dtype == options.gradient_dtype
+        assert gradients["embedding"].dtype == options.grad_dtype
 
 
 @pytest.mark.parametrize(
@@ -285,17 +285,17 @@ def test_shape_plans_for_other_sizes(tiny_model: Path) -> None:
     """Law: `plan` takes the sizes of `model.path`, and with `shape` those that are named."""
     config = PlanConfig(model=replace(PlanConfig().model, path=str(tiny_model)))
     assert planned_shape(config) != MISTRAL_7B
-    assert planned_shape(replace(config, shape="mistral-7b")) == MISTRAL_7B
+    assert planned_shape(replace(config, model_preset="mistral-7b")) == MISTRAL_7B
 
 
 # ---- a run ----
 
 
 def test_what_a_run_reports(tiny_model: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Law: `schedule.log_every` spaces the lines of metrics, `report.examples` writes ids."""
+    """Law: `schedule.log_every` spaces the lines of metrics, `report.log_example_ids` writes ids."""
     config = sft_config(tiny_model, rows, tmp_path / "run", epochs=4)
     config = replace(config, batch=BatchOptions(rows=4, microbatch_rows=4), data=replace(config.data, packing=False))
-    report = replace(config.report, examples=True)
+    report = replace(config.report, log_example_ids=True)
     sft(replace(config, schedule=replace(config.schedule, log_every=3, save_every=0), report=report))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if "loss" in line]
@@ -303,7 +303,7 @@ def test_what_a_run_reports(tiny_model: Path, rows: Path, tmp_path: Path, capsys
     assert steps == [step for step in range(1, last + 1) if step % 3 == 0 or step == last]
     drawn = (tmp_path / "run" / "examples.jsonl").read_text().splitlines()
     assert len(drawn) == last
-    assert capsys.readouterr().err.count(f"/{last} ") >= len(steps)  # `report.progress` is off: plain lines
+    assert capsys.readouterr().err.count(f"/{last} ") >= len(steps)  # `report.progress_bar` is off: plain lines
 
 
 def test_a_wandb_project_needs_wandb(tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_a_wandb_project_needs_wandb(tmp_path: Path) -> None:
 def asked(tiny_model: Path) -> GenerateConfig:
     model = ForwardOptions(path=str(tiny_model), compute_dtype="float32")
     return GenerateConfig(
-        model=model, prompts=("Name a colour.", "Why?"), max_new_tokens=6, temperature=1.0, template="zephyr"
+        model=model, prompts=("Name a colour.", "Why?"), max_new_tokens=6, temperature=1.0, chat_template="zephyr"
     )
 
 
@@ -333,7 +333,7 @@ def usual(asked: GenerateConfig) -> list[Any]:
 @pytest.mark.parametrize(
     "other",
     [
-        {"prompts": ("Name a colour.",)}, {"limit": 1}, {"template": "none"}, {"system": "Be kind."}, {"max_new_tokens": 3},
+        {"prompts": ("Name a colour.",)}, {"limit": 1}, {"chat_template": "none"}, {"system": "Be kind."}, {"max_new_tokens": 3},
         {"temperature": 0.0}, {"top_p": 0.01}, {"top_k": 1}, {"seed": 1},
     ],
     ids=str,
@@ -358,7 +358,7 @@ def test_generate_reads_the_rows_that_are_named(asked: GenerateConfig, tmp_path:
 
 
 def test_rows_and_compute_dtype_change_the_engine(asked: GenerateConfig) -> None:
-    """Law: `rows` prompts are decoded together, in `model.compute_dtype`."""
+    """Law: `batch_size` prompts are decoded together, in `model.compute_dtype`."""
     small, large = (find_speaker("generate", asked.model, MeshOptions(), rows) for rows in (8, 24))
     assert (small.rows, large.rows) == (8, 24)
     narrow = find_speaker("generate", replace(asked.model, compute_dtype="bfloat16"), MeshOptions(), 8)
@@ -373,14 +373,14 @@ def found(tiny_model: Path) -> Found:
 @pytest.mark.parametrize(
     "other",
     [
-        {"template": "zephyr-no-system"}, {"system": "Be kind."}, {"max_new_tokens": 3}, {"temperature": 0.0},
+        {"chat_template": "zephyr-no-system"}, {"system": "Be kind."}, {"max_new_tokens": 3}, {"temperature": 0.0},
         {"top_p": 0.01}, {"top_k": 1}, {"seed": 1},
     ],
     ids=str,
 )  # fmt: skip
 def test_settings_of_chat_change_the_answer(found: Found, other: dict[str, Any]) -> None:
     """Law: with any one setting changed, the answer of the same weights is another."""
-    config = ChatConfig(template="zephyr", max_new_tokens=12, temperature=1.0, top_p=1.0, top_k=0)
+    config = ChatConfig(chat_template="zephyr", max_new_tokens=12, temperature=1.0, top_p=1.0, top_k=0)
 
     def answer(config: ChatConfig) -> str:
         return "".join(Conversation(config, found).answer("Hello there."))
@@ -392,13 +392,18 @@ def test_settings_of_chat_change_the_answer(found: Found, other: dict[str, Any])
 
 
 def test_settings_of_serve_are_those_of_the_server(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Law: name, template, context, rows and the key's variable reach the server."""
+    """Law: name, chat_template, context_length, max_concurrency and the key's variable reach the server."""
     monkeypatch.setenv("SERVE_KEY", "sesame")
     model = ForwardOptions(path=str(tiny_model), compute_dtype="float32")
     config = ServeConfig(
-        model=model, name="own", template="zephyr-no-system", api_key_variable="SERVE_KEY", rows=16, context=64
+        model=model,
+        name="own",
+        chat_template="zephyr-no-system",
+        api_key_env="SERVE_KEY",
+        max_concurrency=16,
+        context_length=64,
     )
-    served, plain_served = open_server(config), open_server(ServeConfig(model=model, template="zephyr"))
+    served, plain_served = open_server(config), open_server(ServeConfig(model=model, chat_template="zephyr"))
     for each in (served, plain_served):
         each.desk.close()
     assert (served.name, served.key, served.context) == ("own", "sesame", 64)
@@ -411,15 +416,15 @@ def test_settings_of_serve_are_those_of_the_server(tiny_model: Path, monkeypatch
 def test_host_is_where_the_server_listens(tiny_model: Path) -> None:
     """Law: the server listens at `host`; an address that this machine does not have is refused by name."""
     with pytest.raises(InputError, match="Cannot listen at 192.0.2.1 port 0"):
-        serve(ServeConfig(model=ForwardOptions(path=str(tiny_model)), template="zephyr", host="192.0.2.1", port=0))
+        serve(ServeConfig(model=ForwardOptions(path=str(tiny_model)), chat_template="zephyr", host="192.0.2.1", port=0))
 
 
 # ---- feedback and benchmarks behind an address ----
 
 
 def test_settings_of_a_checkpoint_in_this_process(tiny_model: Path, tmp_path: Path) -> None:
-    """Law: compute_dtype, template, rows and context of `feedback` are those of the checkpoint that answers."""
-    base = RateConfig(template="zephyr", compute_dtype="float32", rows=8, context=128)
+    """Law: compute_dtype, chat_template, batch_size and context_length of `feedback` are those of the checkpoint that answers."""
+    base = RateConfig(chat_template="zephyr", compute_dtype="float32", batch_size=8, context_length=128)
 
     def opened(config: RateConfig, folder: str) -> tuple[Any, ...]:
         (tmp_path / folder).mkdir()
@@ -428,7 +433,7 @@ def test_settings_of_a_checkpoint_in_this_process(tiny_model: Path, tmp_path: Pa
         return identity, tokenizer, speaker._found.rows, speaker._context
 
     usual = opened(base, "usual")
-    others = {"compute_dtype": "bfloat16", "template": "zephyr-no-system", "rows": 16, "context": 64}
+    others = {"compute_dtype": "bfloat16", "chat_template": "zephyr-no-system", "batch_size": 16, "context_length": 64}
     for place, (name, value) in enumerate(others.items()):
         changed = opened(replace(base, **{name: value}), name)
         assert [one != other for one, other in zip(usual, changed, strict=True)] == [place == n for n in range(4)]
@@ -440,7 +445,7 @@ def test_settings_of_feedback_reach_the_address(tmp_path: Path) -> None:
     rated = write_rows(
         tmp_path / "rated.jsonl", [plain("Name a colour.", 1, 2) | {"instruction": "Name a colour."}] * 2
     )
-    common = "--limit 1 --top_p 0.5 --endpoint.retries 0 --seed"
+    common = "--limit 1 --top_p 0.5 --endpoint.max_retries 0 --seed"
 
     def reply(body: Row, number: int) -> tuple[int, str]:
         rated = "carry the code" in body["messages"][0]["content"]
@@ -453,7 +458,8 @@ def test_settings_of_feedback_reach_the_address(tmp_path: Path) -> None:
         assert {body["top_p"] for body in asked} == {0.5}
         return asked
 
-    talk = "conversations --assistant {url} --turns 2 --system Kind. --temperature 0.3 --person_tokens 7 --assistant_tokens 9"
+    talk = "conversations --assistant {url} --turns 2 --system Kind. --temperature 0.3"
+    talk += " --user_max_new_tokens 7 --assistant_max_new_tokens 9"
     asked = bodies(talk, prompts, 1)
     assert {body["max_tokens"] for body in asked} == {7, 9}
     assert {body["temperature"] for body in asked} == {0.3}
@@ -463,7 +469,7 @@ def test_settings_of_feedback_reach_the_address(tmp_path: Path) -> None:
     (one,), (other,) = (bodies(answers, prompts, seed) for seed in (1, 2))
     assert (one["temperature"], one["max_tokens"]) == (0.4, 11)
     assert one["seed"] != other["seed"]
-    rate = "rate --judge {url} --temperature 0.2 --max_new_tokens 13 --longest_answer 3"
+    rate = "rate --judge {url} --temperature 0.2 --max_new_tokens 13 --max_answer_chars 3"
     for body in bodies(rate, rated, 1):
         assert (body["temperature"], body["max_tokens"]) == (0.2, 13)
         assert not any("answer" in text for text in answers_shown(body).values())  # cut to three characters
@@ -496,7 +502,7 @@ class _Enough(Exception):
 def test_rows_of_benchmarks_are_answered_together(
     golden: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Law: `rows` of MT-Bench, AlpacaEval and lm-eval is the number of rows that the model is opened with."""
+    """Law: `batch_size` of MT-Bench, AlpacaEval and lm-eval is the number of rows that the model is opened with."""
     opened: list[int] = []
 
     def note(verb: str, model: ForwardOptions, mesh: MeshOptions, rows: int) -> Found:
@@ -508,13 +514,13 @@ def test_rows_of_benchmarks_are_answered_together(
     commands = {
         "mt_bench": f"mt-bench --questions {bench} --output {tmp_path}/mt",
         "alpaca_eval": f"alpaca-eval --instructions {tmp_path}/i.json --output {tmp_path}/alpaca",
-        "lm_eval": f"lm-eval --tasks zephyr_end --include {golden}/lm_eval",
+        "lm_eval": f"lm-eval --tasks zephyr_end --include_path {golden}/lm_eval",
     }
     for module, words in commands.items():
         monkeypatch.setattr(f"zephyr_jax.evaluate.{module}.find_speaker", note)
         for rows in (8, 24):
             with pytest.raises(_Enough):
-                main(f"evaluate {words} --model {tiny_model} --rows {rows}".split())
+                main(f"evaluate {words} --model {tiny_model} --batch_size {rows}".split())
     assert opened == [8, 24] * 3
 
 
@@ -536,23 +542,23 @@ def test_settings_of_benchmarks_reach_the_address(tmp_path: Path) -> None:
 
 
 def test_samples_and_seed_of_preparations(tmp_path: Path) -> None:
-    """Law: `samples` bounds the texts written out for the eye, `seed` decides the order of rows."""
+    """Law: `num_samples` bounds the texts written out for the eye, `seed` decides the order of rows."""
     chats = write_rows(tmp_path / "c.jsonl", [{"data": [f"hello {n}. how are you?", f"fine {n}."]} for n in range(12)])
     rated = write_rows(tmp_path / "r.jsonl", [plain(f"q{n}", 1, 2, 3) for n in range(12)] + [plain("q", 1)] * 3)
     for kind, path in (("ultrachat", chats), ("ultrafeedback", rated)):
         none, some = tmp_path / f"{kind}-none", tmp_path / f"{kind}-some"
-        prepare(kind, path, none, "--samples", 0)
-        prepare(kind, path, some, "--samples", 2, "--seed", 1)
+        prepare(kind, path, none, "--num_samples", 0)
+        prepare(kind, path, some, "--num_samples", 2, "--seed", 1)
         assert len((none / "samples.md").read_text()) < len((some / "samples.md").read_text())
         split = "train_sft.parquet" if kind == "ultrachat" else "train_prefs.parquet"
         assert (some / split).read_bytes() != (none / split).read_bytes()
 
 
 def test_preview_starts_where_it_is_asked_to(rows: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Law: `start` is the index of the first row that is shown, `rows` their number."""
+    """Law: `start` is the index of the first row that is shown, `num_examples` their number."""
     shown = {}
     for start, number in ((0, 1), (2, 1), (2, 2)):
-        main(f"preview --model {tiny_model} --data {rows} --rows {number} --start {start}".split())
+        main(f"preview --model {tiny_model} --data {rows} --num_examples {number} --start {start}".split())
         text = capsys.readouterr().out
         shown[start, number] = [n for n in range(6) if f"Question {n}?" in text]
     assert shown == {(0, 1): [0], (2, 1): [2], (2, 2): [2, 3]}
@@ -564,7 +570,7 @@ def test_settings_of_the_demo_reach_its_stages(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(_Experiment, "run", lambda self: experiments.append(self))
     base = shutil.copytree(BASE, tmp_path / "base")
     with pytest.raises(TypeError):  # no stages, no table
-        demo(DemoConfig(output=str(tmp_path / "demo"), seed=5, seeds=2, emulated_devices=4, base=str(base)))
+        demo(DemoConfig(output=str(tmp_path / "demo"), seed=5, num_seeds=2, emulated_devices=4, base_model=str(base)))
     first, second = experiments
     assert (first.seed, second.seed) == (5, 6)
     assert first._mesh == {"emulated_devices": 4}

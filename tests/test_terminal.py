@@ -97,6 +97,6 @@ def test_preview_escapes_rows(tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with (tmp_path / "out").open("w") as file:
-        config = PreviewConfig(ModelOptions(path=str(tiny_model)), DataOptions(path=str(path)), rows=len(rows))
+        config = PreviewConfig(ModelOptions(path=str(tiny_model)), DataOptions(path=str(path)), num_examples=len(rows))
         preview(config, Console(file=file, force_terminal=False, width=200))
     assert not obeyed((tmp_path / "out").read_text())

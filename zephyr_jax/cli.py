@@ -92,7 +92,7 @@ def parse[C](kind: type[C], verb: str, words: list[str]) -> C:
         default=default,
         args=_spell_out(_by_path(overrides, kind), _switches(kind)),
         use_underscores=True,
-        config=(tyro.conf.FlagConversionOff,),
+        config=(tyro.conf.FlagConversionOff, tyro.conf.EnumChoicesFromValues),
     )
     if idle:
         text = f"note: `{verb}` does not use {', '.join(idle)}; it accepts the settings of a card for all stages"

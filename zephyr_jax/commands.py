@@ -35,8 +35,8 @@ def _reference() -> tuple[type, Callable[[Any, str], None]]:
 
     def run(config: ReferenceConfig, command: str) -> None:
         print(reference(config, command).folder)
-        if config.verify:
-            print(verify(config, config.verify, command))
+        if config.verify_pairs:
+            print(verify(config, config.verify_pairs, command))
 
     return ReferenceConfig, run
 
@@ -46,8 +46,8 @@ def _reference_verify() -> tuple[type, Callable[[Any, str], None]]:
     from zephyr_jax.reference.fill import verify
 
     def run(config: ReferenceVerifyConfig, command: str) -> None:
-        filling = re.sub(r" --pairs(=| )\d+", "", command).replace("reference verify", "reference", 1)
-        print(verify(config, config.pairs, filling))
+        filling = re.sub(r" --num_pairs(=| )\d+", "", command).replace("reference verify", "reference", 1)
+        print(verify(config, config.num_pairs, filling))
 
     return ReferenceVerifyConfig, run
 
@@ -101,7 +101,7 @@ def _mt_bench() -> tuple[type, Callable[[Any, str], None]]:
 
     def run(config: MtBenchConfig, _: str) -> None:
         config.check()
-        if config.replay:
+        if config.judgments:
             _show(rate_again(config).report() if config.judge else table(replay_judgments(config)))
             return
         scores = mt_bench(config)
@@ -118,7 +118,7 @@ def _alpaca_eval() -> tuple[type, Callable[[Any, str], None]]:
     def run(config: AlpacaEvalConfig, _: str) -> None:
         config.check()
         jury = open_jury(config) if config.judge else None
-        if config.replay:
+        if config.annotations:
             _show(judge_again(config, jury).report() if jury else table(replay_annotations(config)))
             return
         path = config.outputs or model_outputs(config)
@@ -191,10 +191,10 @@ def _lineage() -> tuple[type, Callable[[Any, str], None]]:
 
 
 def _replay() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.config.training import ReplayConfig
+    from zephyr_jax.config.training import DebugStepConfig
     from zephyr_jax.train.debug_step import replay
 
-    return ReplayConfig, lambda config, _: _show(replay(config).report())
+    return DebugStepConfig, lambda config, _: _show(replay(config).report())
 
 
 def _check() -> tuple[type, Callable[[Any, str], None]]:
@@ -246,17 +246,17 @@ def _feedback_rate() -> tuple[type, Callable[[Any, str], None]]:
 
 
 def _page() -> tuple[type, Callable[[Any, str], None]]:
-    from zephyr_jax.config.inspect import PageConfig
+    from zephyr_jax.config.inspect import ReportConfig
     from zephyr_jax.report.report import page
 
-    def run(config: PageConfig, _: str) -> None:
-        if config.ask:
+    def run(config: ReportConfig, _: str) -> None:
+        if config.num_samples:
             from zephyr_jax.report.samples import ask
 
             ask(config)
         print(page(config))
 
-    return PageConfig, run
+    return ReportConfig, run
 
 
 def _demo() -> tuple[type, Callable[[Any, str], None]]:
@@ -309,11 +309,11 @@ VERBS = {
     "feedback conversations": Verb("dialogues of two models from seed prompts", _feedback_conversations),
     "feedback answers": Verb("several models' answers to each prompt", _feedback_answers),
     "feedback rate": Verb("a judge's ratings of them, in UltraFeedback's form", _feedback_rate),
-    "replay": Verb("the batch of a sick step, alone", _replay),
+    "debug-step": Verb("the batch of a sick step, alone", _replay),
     "plan": Verb("what a card's step needs on a TPU topology, without one", _plan),
     "export": Verb("write a Hugging Face folder", _export),
     "check": Verb("compare a finished run with what its card expects", _check),
-    "page": Verb("all about a run in one file of HTML", _page),
+    "report": Verb("all about a run in one file of HTML", _page),
     "lineage": Verb("tell what a run or an export was made from, and how", _lineage),
     "demo": Verb("the whole recipe in minutes on this machine's CPU", _demo),
 }

@@ -34,12 +34,12 @@ STAGES = ("sft", "reference", "dpo")
 MESHES = ("1 2 2 2", "1 1 8 1", "1 4 1 2", "2 2 2 2", "2 1 8 1")
 """Processes, then data, fsdp and tensor, for runs that go on elsewhere after each kill."""
 COMMON = (
-    "--data.max_length 256 --model.compute_dtype float32 --model.keep everything --model.logprob_chunk 64 "
-    "--report.progress False"
+    "--data.max_length 256 --model.compute_dtype float32 --model.remat none --model.logprob_chunk 64 "
+    "--report.progress_bar False"
 )
 TRAINING = (
-    "--schedule.save_every 4 --schedule.evaluate_every 0 --schedule.keep_last 3 --report.examples True "
-    "--batch.microbatch_rows 8 --report.answers 0"
+    "--schedule.save_every 4 --schedule.evaluate_every 0 --schedule.keep_last 3 --report.log_example_ids True "
+    "--batch.microbatch_rows 8 --report.num_samples 0"
 )
 
 

@@ -133,7 +133,7 @@ def test_commands_end_on_such_a_template(
     path = tmp_path / "bomb.jinja"
     path.write_text(PLAIN + BOMBS[name])
     with pytest.raises(SystemExit) as ended:
-        main(["generate", "--model", str(tiny_model), "--prompts", "Hi", "--template", str(path)])
+        main(["generate", "--model", str(tiny_model), "--prompts", "Hi", "--chat_template", str(path)])
     assert ended.value.code == 2
     told = capsys.readouterr().err
     assert "bomb.jinja` cannot be used" in told

@@ -149,7 +149,7 @@ def test_the_template_of_the_run_is_taken(make_run: MakeRun, command: str, capsy
     """Law: without a choice every command uses the run's own template, markers included, and names it in one line."""
     found = resolve(command, source := make_run(), ModelOptions(), DataOptions())
     assert found.chat.template.source == OTHER
-    assert found.data.template == "tokenizer"
+    assert found.data.chat_template == "tokenizer"
     assert f"chat template: `tokenizer` of {source.asked}" in capsys.readouterr().err
 
 
@@ -160,8 +160,8 @@ def test_training_refuses_another_template_unless_confirmed(make_run: MakeRun, c
     with pytest.raises(
         InputError, match=r"`zephyr`.*another chat template, `tokenizer`.*data\.allow_template_change True"
     ):
-        resolve(command, source, ModelOptions(), DataOptions(template="zephyr"))
-    confirmed = DataOptions(template="zephyr", allow_template_change=True)
+        resolve(command, source, ModelOptions(), DataOptions(chat_template="zephyr"))
+    confirmed = DataOptions(chat_template="zephyr", allow_template_change=True)
     assert resolve(command, source, ModelOptions(), confirmed).chat.template.name == "zephyr"
 
 
@@ -170,9 +170,9 @@ def test_looking_with_another_template_is_a_warning(
     make_run: MakeRun, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Law: evaluation with another template than the run's goes on with one line of warning."""
-    found = resolve(command, make_run(), ModelOptions(), DataOptions(template="zephyr"))
+    found = resolve(command, make_run(), ModelOptions(), DataOptions(chat_template="zephyr"))
     assert found.chat.template.name == "zephyr"
-    assert "warning: data.template is `zephyr`" in capsys.readouterr().err
+    assert "warning: data.chat_template is `zephyr`" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_others_may_be_trained_with_another_template(
@@ -180,9 +180,11 @@ def test_a_checkpoint_of_others_may_be_trained_with_another_template(
 ) -> None:
     """Law: a base that comes with a chat template is a warning, also for training."""
     folder = copytree(make_run().folder, tmp_path / "base")
-    found = resolve("sft", find_model(ModelOptions(path=str(folder))), ModelOptions(), DataOptions(template="zephyr"))
-    assert found.data.template == "zephyr"
-    assert "warning: data.template is `zephyr`" in capsys.readouterr().err
+    found = resolve(
+        "sft", find_model(ModelOptions(path=str(folder))), ModelOptions(), DataOptions(chat_template="zephyr")
+    )
+    assert found.data.chat_template == "zephyr"
+    assert "warning: data.chat_template is `zephyr`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("choice", ["tokenizer", "the same file", "the same without markers", "built in"])
@@ -192,7 +194,7 @@ def test_the_same_template_by_another_name_is_no_change(make_run: MakeRun, tmp_p
     path.write_text(without_markers(OTHER) if "without" in choice else OTHER)
     source = make_run(template=built_in_source("zephyr") if choice == "built in" else OTHER)
     given = {"tokenizer": "tokenizer", "built in": "zephyr"}.get(choice, str(path))
-    resolve("dpo", source, ModelOptions(), DataOptions(template=given))
+    resolve("dpo", source, ModelOptions(), DataOptions(chat_template=given))
 
 
 def test_zephyr_is_recognized_in_an_older_run(make_run: MakeRun, tiny_model: Path) -> None:
@@ -202,14 +204,14 @@ def test_zephyr_is_recognized_in_an_older_run(make_run: MakeRun, tiny_model: Pat
     source = make_run(template=named.template.source)
     (source.folder / TRAINING_TEMPLATE).unlink()
     found = resolve("dpo", source, ModelOptions(), DataOptions())
-    assert found.data.template == "zephyr"
+    assert found.data.chat_template == "zephyr"
     assert found.chat.fingerprint == named.fingerprint
 
 
 def test_a_checkpoint_without_a_template_gets_zephyr(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Law: `zephyr` is the default where a checkpoint has no template, and one line names it with the reason."""
     found = resolve("sft", find_model(ModelOptions(path=str(tiny_model))), ModelOptions(), DataOptions())
-    assert found.data.template == "zephyr"
+    assert found.data.chat_template == "zephyr"
     assert f"chat template: `zephyr` as {tiny_model} has none" in capsys.readouterr().err
 
 
@@ -218,7 +220,7 @@ def test_a_resumed_run_keeps_what_it_resolved(make_run: MakeRun) -> None:
     saved = {"model": {"compute_dtype": "bfloat16"}, "data": {"max_length": 99, "template": "zephyr",
              "allow_template_change": True}}  # fmt: skip
     found = resolve("dpo", make_run(), ModelOptions(), DataOptions(), saved)
-    assert (found.model.compute_dtype, found.data.max_length, found.data.template) == ("bfloat16", 99, "zephyr")
+    assert (found.model.compute_dtype, found.data.max_length, found.data.chat_template) == ("bfloat16", 99, "zephyr")
 
 
 # ---- the date ----
@@ -235,11 +237,11 @@ def test_the_day_comes_from_the_first_source_that_has_one(
     """Law: the given day, else the resumed run's, else the continued run's, else the table's, else today."""
     set_clock(monkeypatch, date(2026, 11, 29))
     (tmp_path / "dated.jinja").write_text(DATED)
-    data = DataOptions(template=str(tmp_path / "dated.jinja"))
+    data = DataOptions(chat_template=str(tmp_path / "dated.jinja"))
     base, model = find_model(ModelOptions(path=str(tiny_model))), ModelOptions()
     today = resolve("dpo", base, model, data)
     assert (text(today)[:11], today.data.template_date) == ("29 Nov 2026", "2026-11-29")
-    made = load_chat_tokenizer(data.template, load_tokenizer(str(tiny_model)), date(2026, 11, 20))
+    made = load_chat_tokenizer(data.chat_template, load_tokenizer(str(tiny_model)), date(2026, 11, 20))
     tables = [(date(2026, 11, 25), "of another template"), (date(2026, 11, 20), made.fingerprint)]
     assert text(resolve("dpo", base, model, data, tables=tables)).startswith("20 Nov 2026")
     frozen = DATED.replace("strftime_now('%d %b %Y')", "'10 Nov 2026'")
@@ -271,7 +273,7 @@ def test_a_dated_template_and_the_run_go_on_the_next_day(
     chats = write_rows(tmp_path / "chats.jsonl", list(conversations(0, 24, "train")))
     pairs = write_rows(tmp_path / "pairs.jsonl", list(preferences(0, 8, "train")))
     first = sft_config(tiny_model, chats, tmp_path / "sft", epochs=1)
-    first = replace(first, data=replace(first.data, template=str(tmp_path / "dated.jinja")))
+    first = replace(first, data=replace(first.data, chat_template=str(tmp_path / "dated.jinja")))
     one_step = replace(first, schedule=ScheduleOptions(max_steps=1, evaluate_every=0))
     set_clock(monkeypatch, date(2026, 11, 28))
     folder = sft(one_step)
@@ -300,7 +302,7 @@ def test_a_dated_template_and_the_run_go_on_the_next_day(
         evaluate(EvaluateConfig(model=ModelOptions(path=str(folder), **given), data=data, mesh=mesh))["loss"]
         for given, data in (
             ({}, DataOptions(path=str(chats))),
-            ({"compute_dtype": "float32"}, DataOptions(path=str(chats), template="tokenizer", max_length=256)),
+            ({"compute_dtype": "float32"}, DataOptions(path=str(chats), chat_template="tokenizer", max_length=256)),
         )
     ]
     assert values[0] == values[1], "what is inherited is what would have been given"
@@ -339,22 +341,24 @@ def test_the_shared_chatml_run_is_inherited(shared: Path, tmp_path: Path, capsys
     """Law: a run trained with ChatML is evaluated with ChatML, in its dtype, unless another template is given."""
     cases = shared / "cases" / "checkpoints"
     first = sft_config(cases / "02-03-smollm2-base-chatml", cases / "chats.jsonl", tmp_path / "sft", epochs=1)
-    data = replace(first.data, template=str(cases / "chatml.jinja"))
+    data = replace(first.data, chat_template=str(cases / "chatml.jinja"))
     mesh = replace(first.mesh, data=-1, fsdp=1, tensor=1)
     step = ScheduleOptions(max_steps=1, evaluate_every=0)
     folder = sft(replace(first, data=data, mesh=mesh, schedule=step, batch=BatchOptions(rows=8)))
     model, rows = ModelOptions(path=str(folder)), str(cases / "chats.jsonl")
     losses = {
-        template: evaluate(EvaluateConfig(model=model, data=DataOptions(path=rows, template=template), mesh=mesh))[
+        template: evaluate(EvaluateConfig(model=model, data=DataOptions(path=rows, chat_template=template), mesh=mesh))[
             "loss"
         ]
         for template in (None, "tokenizer", "zephyr")
     }
     assert losses[None] == losses["tokenizer"] != losses["zephyr"]
-    assert capsys.readouterr().err.count("warning: data.template is `zephyr`") == 1
+    assert capsys.readouterr().err.count("warning: data.chat_template is `zephyr`") == 1
     config = dpo_config(folder, cases / "pairs.jsonl", tmp_path / "dpo", tmp_path / "table")
     with pytest.raises(InputError, match="another chat template"):
-        reference(replace(config, data=replace(config.data, template="zephyr"), mesh=mesh, batch=BatchOptions(rows=8)))
+        reference(
+            replace(config, data=replace(config.data, chat_template="zephyr"), mesh=mesh, batch=BatchOptions(rows=8))
+        )
 
 
 @pytest.mark.shared
@@ -363,7 +367,7 @@ def test_the_shared_template_with_a_date_is_frozen(
 ) -> None:
     """Law: the template of case 03 gives the given day's tokens on every day."""
     source = find_model(ModelOptions(path=str(tiny_model)))
-    data = DataOptions(template=str(shared / "cases" / "data" / "03-template-with-date" / "date.jinja"))
+    data = DataOptions(chat_template=str(shared / "cases" / "data" / "03-template-with-date" / "date.jinja"))
     prints = []
     for day in (date(2026, 11, 28), date(2026, 11, 29)):
         set_clock(monkeypatch, day)

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.shared
 def train(case: Path, model: Path, home: Path, *words: str) -> list[dict[str, Any]]:
     """Lines of metrics of the case's own card and rows."""
     [rows] = case.glob("*.jsonl")
-    command = f"sft --config {case}/sft.yaml --model.path {model} --data.path {rows} --output {home}/run --data.template zephyr"
-    main([*command.split(), "--batch.microbatch_rows", "8", *words])
+    command = f"sft --config {case}/sft.yaml --model.path {model} --data.path {rows} --output {home}/run"
+    main([*command.split(), "--data.chat_template", "zephyr", "--batch.microbatch_rows", "8", *words])
     return [json.loads(line) for line in (home / "run" / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -47,9 +47,9 @@ def test_a_row_longer_than_the_context_is_refused(
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 128}))
     rows = shared / "cases/data/15-longer-than-context/long.jsonl"
-    words = f"sft --model.path {model} --data.path {rows} --output {tmp_path}/run --batch.rows 8 --data.template zephyr".split()
+    words = f"sft --model.path {model} --data.path {rows} --output {tmp_path}/run --batch.rows 8".split()
     with pytest.raises(SystemExit) as stopped:
-        main([*words, "--data.max_length", "8192", "--data.row_length", "8192"])
+        main([*words, "--data.chat_template", "zephyr", "--data.max_length", "8192", "--data.row_length", "8192"])
     assert stopped.value.code == 2
     assert "the 128 positions" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -64,7 +64,7 @@ def test_home_is_expanded_in_a_card(
     chat = [{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello."}]
     (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": chat}) + "\n")
     card = shared / "cases/data/10-tilde/card.yaml"
-    words = f"sft --config {card} --model.path {tiny_model} --batch.rows 8 --report.answers 0 --report.progress False".split()
-    main([*words, "--data.template", "zephyr"])
+    words = f"sft --config {card} --model.path {tiny_model} --batch.rows 8 --report.num_samples 0".split()
+    main([*words, "--report.progress_bar", "False", "--data.chat_template", "zephyr"])
     assert (tmp_path / "zephyr-tilde-test/run/metrics.jsonl").exists()
     assert not (tmp_path / "~").exists()

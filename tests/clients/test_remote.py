@@ -16,7 +16,7 @@ from zephyr_jax.config.sections import EndpointOptions
 from zephyr_jax.errors import InputError
 from zephyr_jax.storage.journal import Journal
 
-QUICK = EndpointOptions(pause=0.01, retries=3, timeout=5)
+QUICK = EndpointOptions(backoff=0.01, max_retries=3, timeout=5)
 
 
 def asks(count: int) -> list[Ask]:
@@ -102,12 +102,12 @@ def test_what_no_setting_of_ours_can_mend_is_not_tried_for_ever(tmp_path: Path) 
             endpoint(url, tmp_path).ask_all(asks(500))
         assert 100 <= len(asked) <= 108
     with judge_at(lambda _, number: (200, "fine") if number == 1 else (400, "no")) as (url, asked):
-        assert len(endpoint(url, tmp_path, EndpointOptions(concurrency=1)).ask_all(asks(150))) == len(asked) == 150
+        assert len(endpoint(url, tmp_path, EndpointOptions(max_concurrency=1)).ask_all(asks(150))) == len(asked) == 150
 
 
 def test_the_longest_reply_by_another_name(tmp_path: Path) -> None:
     """What was answered under one name is not asked for under the other."""
-    other = EndpointOptions(longest_as="max_completion_tokens")
+    other = EndpointOptions(max_tokens_param="max_completion_tokens")
     with judge_at(echo) as (url, asked):
         endpoint(url, tmp_path).ask_all(asks(1))
         endpoint(url, tmp_path, other).ask_all(asks(2))
@@ -118,7 +118,7 @@ def test_the_longest_reply_by_another_name(tmp_path: Path) -> None:
 def test_an_endpoint_that_never_answers_ends_the_work(tmp_path: Path, status: int, tries: int) -> None:
     """What came before is kept."""
     with judge_at(lambda body, number: (200, "fine") if number == 1 else (status, "no")) as (url, asked):
-        one = EndpointOptions(pause=0.01, retries=3, concurrency=1)
+        one = EndpointOptions(backoff=0.01, max_retries=3, max_concurrency=1)
         with pytest.raises(InputError, match=f"does not answer: {status} no.*the same command goes on"):
             endpoint(url, tmp_path, one).ask_all(asks(3))
         assert 1 + tries <= len(asked) <= 2 + tries  # one more may be on its way
@@ -127,12 +127,12 @@ def test_an_endpoint_that_never_answers_ends_the_work(tmp_path: Path, status: in
 
 @pytest.mark.parametrize(
     ("limits", "words"),
-    [({"most_tokens": 300}, r"220 tokens were used, the next request may take 1\d\d, and most_tokens is 300"),
-     ({"most_dollars": 0.0009, "price_in": 1.0, "price_out": 10.0},
-      r"\$0.0004 were spent, the next .* \$0.0006, and most_dollars is 0.0009")],
+    [({"max_total_tokens": 300}, r"220 tokens were used, the next request may take 1\d\d, and max_total_tokens is 300"),
+     ({"max_cost_usd": 0.0009, "price_per_mtok_in": 1.0, "price_per_mtok_out": 10.0},
+      r"\$0.0004 were spent, the next .* \$0.0006, and max_cost_usd is 0.0009")],
 )  # fmt: skip
 def test_limits_hold_over_processes(tmp_path: Path, limits: dict[str, Any], words: str) -> None:
-    options = EndpointOptions(pause=0.01, concurrency=1, **limits)
+    options = EndpointOptions(backoff=0.01, max_concurrency=1, **limits)
     with judge_at(echo) as (url, asked):
         for _ in range(2):
             with pytest.raises(InputError, match=words):
@@ -141,12 +141,12 @@ def test_limits_hold_over_processes(tmp_path: Path, limits: dict[str, Any], word
 
 
 def test_keys_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = EndpointOptions(key_variable="MY_KEY")
+    options = EndpointOptions(api_key_env="MY_KEY")
     with judge_at(echo) as (url, asked):
         with pytest.raises(InputError, match="no variable of that name"):
             endpoint(url, tmp_path, options)
         with pytest.raises(InputError, match="no name of a variable") as pasted:
-            endpoint(url, tmp_path, EndpointOptions(key_variable="sk-open-sesame"))
+            endpoint(url, tmp_path, EndpointOptions(api_key_env="sk-open-sesame"))
         assert "sesame" not in str(pasted.value)
         monkeypatch.setenv("MY_KEY", "sesame")
         endpoint(url, tmp_path, options).ask_all(asks(1))
@@ -160,7 +160,7 @@ def test_the_key_that_was_named_is_the_one_that_is_sent(tmp_path: Path, monkeypa
     monkeypatch.setenv("OPENAI_API_KEY", "not for you")
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer neither this")
     with judge_at(echo) as (url, asked):
-        endpoint(url, tmp_path, EndpointOptions(key_variable="MY_KEY")).ask_all(asks(1))
+        endpoint(url, tmp_path, EndpointOptions(api_key_env="MY_KEY")).ask_all(asks(1))
         endpoint(url, tmp_path).ask_all(asks(2))
     assert [each["key"] for each in asked] == ["Bearer sesame", None]
 
@@ -187,9 +187,9 @@ def test_an_address_where_nobody_is(tmp_path: Path) -> None:
 def test_no_limit_is_passed_however_many_are_under_way(tmp_path: Path) -> None:
     """What may come back is held back before a request is sent: the sum stays below, and what is left is less than one more."""
     with judge_at(slowly(echo)) as (url, asked):
-        wide = EndpointOptions(concurrency=16, most_tokens=3000)
+        wide = EndpointOptions(max_concurrency=16, max_total_tokens=3000)
         long = [Ask(({"role": "user", "content": f"{index} {'word ' * 20}"},), 0.0, 50) for index in range(100)]
-        with pytest.raises(InputError, match="and most_tokens is 3,000"):
+        with pytest.raises(InputError, match="and max_total_tokens is 3,000"):
             endpoint(url, tmp_path, wide).ask_all(long)
         replies = [each for each in lines(tmp_path) if "text" in each]
         used = sum(each["prompt_tokens"] + each["completion_tokens"] for each in replies)
@@ -203,20 +203,20 @@ def test_what_was_under_way_when_the_work_was_ended_counts_in_full(tmp_path: Pat
     def ended(_: int) -> None:
         raise KeyboardInterrupt
 
-    options = EndpointOptions(concurrency=4, most_tokens=1100)
+    options = EndpointOptions(max_concurrency=4, max_total_tokens=1100)
     with judge_at(lambda _, number: Answer(200, "fine", wait=0.1 if number % 4 == 1 else 30.0)) as (url, asked):
         for runs in (1, 2):
             with pytest.raises(KeyboardInterrupt):
                 endpoint(url, tmp_path, options).ask_all(asks(40), ended)
             used = runs * 110 + (len(asked) - runs) * asks(1)[0].most.tokens
             assert endpoint(url, tmp_path, options).spent().startswith(f"{used:,} tokens (up to {used - runs * 110}")
-        with pytest.raises(InputError, match="and most_tokens is 1,100"):
+        with pytest.raises(InputError, match="and max_total_tokens is 1,100"):
             endpoint(url, tmp_path, options).ask_all(asks(40))
         assert len(asked) == 8
 
 
 def test_what_was_refused_costs_nothing_in_the_next_run_either(tmp_path: Path) -> None:
-    options = EndpointOptions(pause=0.01, retries=2, concurrency=1, most_tokens=1000)
+    options = EndpointOptions(backoff=0.01, max_retries=2, max_concurrency=1, max_total_tokens=1000)
     replies = [Answer(429, "slow down"), Answer(422, "too long"), Answer(200, "fine")]
     with judge_at(lambda _, number: replies[number - 1]) as (url, _):
         endpoint(url, tmp_path, options).ask_all(asks(2))
@@ -229,7 +229,7 @@ def test_an_endpoint_that_counts_nothing_is_counted_in_full(tmp_path: Path) -> N
         url,
         asked,
     ):
-        found = endpoint(url, tmp_path, EndpointOptions(concurrency=3, most_tokens=500))
+        found = endpoint(url, tmp_path, EndpointOptions(max_concurrency=3, max_total_tokens=500))
         with pytest.raises(InputError, match="may take 132"):
             found.ask_all(asks(9))
         assert (len(asked), found.spent()) == (3, "396 tokens")
@@ -246,7 +246,7 @@ def test_whoever_asks_for_a_pause_gets_it_from_all(tmp_path: Path, name: str) ->
         return Answer(429, "slow down", headers={name: told}) if number == 1 else Answer(200, "fine")
 
     with judge_at(early) as (url, asked):
-        one = EndpointOptions(concurrency=1, pause=0.01)
+        one = EndpointOptions(max_concurrency=1, backoff=0.01)
         assert [each.text for each in endpoint(url, tmp_path, one).ask_all(asks(3))] == ["fine"] * 3
     assert len(asked) == 4
     assert 1.15 < times[1] - times[0] < 5
@@ -272,7 +272,7 @@ ODD = {
 def test_answers_that_are_none_are_asked_for_again(tmp_path: Path, kind: str) -> None:
     """Cut connections, silence, and replies of another form; each counts as if it had cost all that it could."""
     with judge_at(lambda _, number: Answer(200, "fine") if number > 2 else ODD[kind]) as (url, asked):
-        options = EndpointOptions(pause=0.01, retries=3, timeout=1, concurrency=1)
+        options = EndpointOptions(backoff=0.01, max_retries=3, timeout=1, max_concurrency=1)
         found = endpoint(url, tmp_path, options)
         assert found.ask_all(asks(1))[0].text == "fine"
         assert len(asked) == 3
@@ -298,7 +298,7 @@ def test_text_that_no_file_can_hold_and_a_key_that_is_repeated(
     )
     replies = [Answer(raw=text), Answer(422, "key open-sesame"), Answer(401, "wrong key open-sesame")]
     with judge_at(lambda _, number: replies[number - 1]) as (url, _):
-        one = EndpointOptions(key_variable="MY_KEY", concurrency=1)
+        one = EndpointOptions(api_key_env="MY_KEY", max_concurrency=1)
         found = endpoint(url, tmp_path, one)
         assert [each.text + each.refusal for each in found.ask_all(asks(2))] == ["? [key] \x00", "422 key [key]"]
         with pytest.raises(InputError, match=r"401 wrong key \[key\]"):
@@ -311,7 +311,7 @@ def test_a_key_that_everybody_uses_is_a_word(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("MY_KEY", "EMPTY")
     with judge_at(lambda *_: (200, "The set is EMPTY.")) as (url, _):
         assert (
-            endpoint(url, tmp_path, EndpointOptions(key_variable="MY_KEY")).ask_all(asks(1))[0].text
+            endpoint(url, tmp_path, EndpointOptions(api_key_env="MY_KEY")).ask_all(asks(1))[0].text
             == "The set is EMPTY."
         )
 
@@ -331,7 +331,7 @@ def test_candidates_of_the_first_token(tmp_path: Path) -> None:
 
     with judge_at(reply) as (url, asked):
         for _ in range(2):
-            one = endpoint(url, tmp_path, EndpointOptions(concurrency=1))
+            one = endpoint(url, tmp_path, EndpointOptions(max_concurrency=1))
             found = one.ask_all([Ask(each.messages, 0.0, 1, top_logprobs=5) for each in asks(3)])
             assert [each.first_token for each in found] == [{"A": -0.5, "B": -1.5}, {}, {}]
             assert all(each.cut for each in found)

@@ -17,7 +17,7 @@ from zephyr_jax.config.sections import EndpointOptions
 from zephyr_jax.errors import InputError
 from zephyr_jax.serve.loopback import on_loopback
 
-ONE = EndpointOptions(pause=0.01, retries=2, timeout=5, concurrency=1)
+ONE = EndpointOptions(backoff=0.01, max_retries=2, timeout=5, max_concurrency=1)
 
 
 def framed(message: dict[str, Any], reason: str | None = "stop", **choice: Any) -> Answer:

@@ -89,5 +89,5 @@ def test_a_cache_larger_than_memory_is_refused(tiny_model: Path, rows: int, cont
     (folder / "config.json").write_text(
         json.dumps(config | {"max_position_embeddings": 2**31 - 1, "sliding_window": None})
     )
-    with pytest.raises(InputError, match="Lower rows, context or max_new_tokens"):
-        open_server(ServeConfig(model=ModelOptions(path=str(folder)), rows=rows, context=context))
+    with pytest.raises(InputError, match="context_length or max_new_tokens"):
+        open_server(ServeConfig(model=ModelOptions(path=str(folder)), max_concurrency=rows, context_length=context))

@@ -84,7 +84,9 @@ def test_a_number_is_a_number_however_yaml_reads_it(tmp_path: Path, text: str, v
 
 def test_null_is_none_where_a_setting_allows_it(tmp_path: Path) -> None:
     """Law: a setting that can be absent is switched off by null."""
-    assert load_card(SftConfig, written(tmp_path, "optimizer:\n  clip_norm: null\n")).optimizer.clip_norm is None
+    assert (
+        load_card(SftConfig, written(tmp_path, "optimizer:\n  max_grad_norm: null\n")).optimizer.max_grad_norm is None
+    )
 
 
 # ---- refused ----
@@ -131,7 +133,7 @@ def test_a_setting_in_the_wrong_card_is_refused(tmp_path: Path) -> None:
         ),
         ("optimizer:\n  name: sgd\n", "`optimizer.name` is 'sgd': Input should be 'adamw' or 'rmsprop'"),
         ("optimizer:\n  learning_rate: null\n", "`optimizer.learning_rate` is None: "),
-        ("model:\n  keep: true\n", "`model.keep` is True: "),
+        ("model:\n  remat: true\n", "`model.remat` is True: "),
         ("data: rows.jsonl\n", "`data` holds 'rows.jsonl'; it needs settings"),
         ("- seed\n- 7\n", "`the card` holds ['seed', 7]; it needs settings"),
         ("just words\n", "`the card` holds 'just words'; it needs settings"),
@@ -187,7 +189,7 @@ def test_awkward_values_survive_the_round_trip(tmp_path: Path) -> None:
     """Law: text that YAML would read as something else, tiny numbers, and lists come back as they were."""
     first = SftConfig(output="yes", seed=0)
     second = replace(first, data=replace(first.data, path="12", revision="1e3"))
-    third = replace(second, optimizer=replace(second.optimizer, learning_rate=5e-7, eps=1e-30, clip_norm=None))
+    third = replace(second, optimizer=replace(second.optimizer, learning_rate=5e-7, eps=1e-30, max_grad_norm=None))
     prompts = GenerateConfig(prompts=("null", "a: b", "# no comment", "é\n\n"), top_p=0.1 + 0.2)
     for config in (first, second, third, prompts):
         save_card(config, tmp_path / "card.yaml")
@@ -239,7 +241,9 @@ def string_settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + item.name, value
 
 
-@pytest.mark.parametrize("name", ["data.path", "data.eval_path", "data.template", "model.path", "output", "reference"])
+@pytest.mark.parametrize(
+    "name", ["data.path", "data.eval_path", "data.chat_template", "model.path", "output", "reference"]
+)
 def test_a_tilde_is_the_home_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Law: `~` in a path of a card or of the command line is the home folder."""
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -271,7 +275,7 @@ def test_every_path_of_every_command_may_start_at_home(verb: str, monkeypatch: p
 
     expanded = dict(string_settings(expand_home(at_home(kind()))))
     left = {name for name, value in expanded.items() if value in ("~/a", ("~/a", "NAME=~/b"))}
-    texts = {"system", "prompts", "refusal_phrases", "principles", "leave_out_sources", "tasks", "name"}
+    texts = {"system", "prompts", "refusal_phrases", "principles", "exclude_sources", "tasks", "name"}
     assert {name.rpartition(".")[2] for name in left} <= texts
     assert all("~" not in str(value) for name, value in expanded.items() if name not in left)
 

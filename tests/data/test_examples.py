@@ -323,7 +323,9 @@ def test_workers_are_not_forked(tokenizer: ChatTokenizer, tmp_path: Path, monkey
     monkeypatch.setattr(popen_spawn_posix.Popen, "__init__", started)
     monkeypatch.setattr(popen_forkserver.Popen, "__init__", started)
     with pytest.raises(StartedError):
-        load_conversations(replace(OPTIONS, workers=2), tokenizer, str(jsonl(tmp_path / "rows.jsonl", ROWS)), "train")
+        load_conversations(
+            replace(OPTIONS, num_workers=2), tokenizer, str(jsonl(tmp_path / "rows.jsonl", ROWS)), "train"
+        )
 
 
 # ---- sources ----

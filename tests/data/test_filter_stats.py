@@ -118,7 +118,7 @@ def test_a_run_stops_above_the_limit(
     stats = load_conversations(DataOptions(max_length=64), tokenizer, str(path), "train").stats
     assert stats.exceeds(limit) is stops
     if stops:
-        with pytest.raises(InputError, match=rf"{bad} of 10 rows .* data\.max_skipped_share {limit:g}") as error:
+        with pytest.raises(InputError, match=rf"{bad} of 10 rows .* data\.max_skipped_fraction {limit:g}") as error:
             stats.check("rows", limit)
         assert ("over-length" if long else EMPTY) in str(error.value)
 
@@ -163,9 +163,9 @@ def test_record_report_and_card_hold_the_counts(tiny_model: Path, tmp_path: Path
     train = write_rows(tmp_path / "train.jsonl", conversations_of(30, 2, long=1))
     held_out = write_rows(tmp_path / "held_out.jsonl", conversations_of(20, 1))
     config = sft_config(tiny_model, train, tmp_path / "run", epochs=1)
-    data = replace(config.data, eval_path=str(held_out), max_skipped_share=0.2, max_length=200)
+    data = replace(config.data, eval_path=str(held_out), max_skipped_fraction=0.2, max_length=200)
     sft(replace(config, data=data))
-    sft(replace(config, data=replace(data, max_skipped_share=0.5)))
+    sft(replace(config, data=replace(data, max_skipped_fraction=0.5)))
     record = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert {reason: each["rows"] for reason, each in record["data_skipped"].items()} == {EMPTY: 2}
     assert record["data_skipped"][EMPTY]["row_share"] == pytest.approx(2 / 33)

@@ -12,7 +12,7 @@ from zephyr_jax.demo.demo import STAGES
 
 def test_from_a_base_to_the_table_and_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
-    main(f"demo --output {out} --conversations 64 --prompts 16 --held_out 8".split())
+    main(f"demo --output {out} --num_conversations 64 --num_prompts 16 --num_held_out 8".split())
     output = capsys.readouterr().out
     table = output[: output.index("* rule-based")]
     assert all(stage in table for stage in STAGES)

@@ -31,7 +31,7 @@ def test_published_rows_come_out_exactly(model: str, tmp_path: Path, capsys: pyt
     counts, rate, error = PUBLISHED[model]
     file = tmp_path / f"{model}.json"
     file.write_text(json.dumps(annotations(*counts)))
-    main(["evaluate", "alpaca-eval", "--replay", str(file), "--output", str(tmp_path / "out")])
+    main(["evaluate", "alpaca-eval", "--annotations", str(file), "--output", str(tmp_path / "out")])
     assert f"| win_rate | {rate:.4f} |" in capsys.readouterr().out
     row = json.loads((tmp_path / "out" / f"{model}.row.json").read_text())
     assert row["win_rate"] == pytest.approx(rate, rel=1e-13)
@@ -72,7 +72,7 @@ def test_the_baseline_decides_the_version(
         {"preference": value, "generator_1": baseline, "annotator": annotator} for value in (1, 2, 2, None, 7, math.nan)
     ]
     (tmp_path / "own.json").write_text(json.dumps(rows))
-    main(["evaluate", "alpaca-eval", "--replay", str(tmp_path / "own.json"), "--output", str(tmp_path / "out")])
+    main(["evaluate", "alpaca-eval", "--annotations", str(tmp_path / "own.json"), "--output", str(tmp_path / "out")])
     assert "3 of 6 annotations hold no preference and count nowhere" in capsys.readouterr().err
     row = json.loads((tmp_path / "out/own.row.json").read_text())
     assert (row["version"], row["baseline"], row["n_total"], row["n_dropped"]) == (version, baseline, 3, 3)
@@ -110,7 +110,7 @@ def test_outputs_are_in_the_published_form(
     (tmp_path / "instructions.json").write_text(json.dumps(rows))
     words = (
         f"evaluate alpaca-eval --model {tiny_model} --instructions {tmp_path}/instructions.json --output {tmp_path}/out "
-        "--name tiny --template zephyr --max_new_tokens 9 --model.compute_dtype float32"
+        "--name tiny --chat_template zephyr --max_new_tokens 9 --model.compute_dtype float32"
     ).split()
     main(words)
     first = capsys.readouterr()
@@ -134,7 +134,7 @@ def test_an_instruction_that_does_not_fit_loses_its_beginning(
     (tmp_path / "i.json").write_text(json.dumps([{"instruction": "Hi."}, {"instruction": "and so on " * 5000}]))
     main(
         f"evaluate alpaca-eval --model {tiny_model} --instructions {tmp_path}/i.json --output {tmp_path}/out "
-        "--name tiny --template zephyr --max_new_tokens 9 --model.compute_dtype float32".split()
+        "--name tiny --chat_template zephyr --max_new_tokens 9 --model.compute_dtype float32".split()
     )
     told = capsys.readouterr().err
     assert "1 prompts were longer than the context and lost their beginnings" in told
@@ -155,7 +155,7 @@ def test_what_is_no_annotation_is_refused(
 ) -> None:
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(SystemExit) as stopped:
-        main(["evaluate", "alpaca-eval", "--replay", str(tmp_path / "a.json"), "--output", str(tmp_path / "o")])
+        main(["evaluate", "alpaca-eval", "--annotations", str(tmp_path / "a.json"), "--output", str(tmp_path / "o")])
     assert stopped.value.code == 2
     said = capsys.readouterr().err
     assert any(each in said for each in words.split("|")), said

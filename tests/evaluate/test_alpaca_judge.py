@@ -34,7 +34,7 @@ def words(tmp_path: Path) -> Callable[..., list[str]]:
     (tmp_path / "mine.json").write_text(json.dumps(MINE))
 
     def line(url: str, *more: str) -> list[str]:
-        files = f"--baseline {tmp_path}/baseline.json --prompt {tmp_path}/prompt.txt --output {tmp_path}/out"
+        files = f"--baseline {tmp_path}/baseline.json --judge_prompt {tmp_path}/prompt.txt --output {tmp_path}/out"
         return f"evaluate alpaca-eval --judge {url} --outputs {tmp_path}/mine.json {files}".split() + list(more)
 
     return line
@@ -83,7 +83,7 @@ def test_swapping_takes_a_judge_s_side_away(
 ) -> None:
     """A judge that always likes what stands first prefers nobody when it is asked in both orders."""
     with judge_at(lambda body, _: (200, ranking(True))) as (url, asked):
-        main(words(url, "--swap", "True"))
+        main(words(url, "--swap_order", "True"))
         assert len(asked) == 16
     out = capsys.readouterr().out
     assert "| win_rate | 50.0000 |" in out
@@ -139,7 +139,8 @@ def test_agreement_with_recorded_judgments(
     file = tmp_path / "recorded.json"
     file.write_text(json.dumps(recorded))
     with judge_at(by_length) as (url, _):
-        line = f"evaluate alpaca-eval --judge {url} --replay {file} --prompt {tmp_path}/prompt.txt --output {tmp_path}/again"
+        line = f"evaluate alpaca-eval --judge {url} --annotations {file} --judge_prompt {tmp_path}/prompt.txt"
+        line += f" --output {tmp_path}/again"
         main(line.split())
     out = capsys.readouterr().out
     assert "| compared | 8 (1 without a number left out) |" in out
@@ -162,11 +163,11 @@ def test_equal_answers_are_a_draw_that_nobody_is_asked_about(
 @pytest.mark.parametrize(
     ("line", "words_of_it"),
     [
-        ("--model x --swap True", "`swap` is set without a judge"),
+        ("--model x --swap_order True", "`swap_order` is set without a judge"),
         ("--model x --version 2", "`version` is set without a judge"),
-        ("--replay x --judge http://127.0.0.1:9/v1 --baseline y", "`baseline` is set with recorded annotations"),
+        ("--annotations x --judge http://127.0.0.1:9/v1 --baseline y", "`baseline` is set with recorded annotations"),
         ("--outputs x --judge http://127.0.0.1:9/v1 --temperature 1", "with answers that are written already"),
-        ("--model x --endpoint.retries 9", "`endpoint` is set without a judge"),
+        ("--model x --endpoint.max_retries 9", "`endpoint` is set without a judge"),
     ],
 )
 def test_settings_that_would_do_nothing_are_refused(
@@ -184,9 +185,11 @@ def test_the_judge_is_opened_before_answers_are_paid_for(tmp_path: Path, capsys:
     with judge_at(lambda *_: (200, "x")) as (model, told):
         for judge, instructions in ((model, "bare.json"), ("http://127.0.0.1:9/v1", "baseline.json")):
             (tmp_path / "baseline.json").write_text(json.dumps(ROWS))
-            files = f"--instructions {tmp_path}/{instructions} --prompt {tmp_path}/prompt.txt --output {tmp_path}/out"
+            files = (
+                f"--instructions {tmp_path}/{instructions} --judge_prompt {tmp_path}/prompt.txt --output {tmp_path}/out"
+            )
             with pytest.raises(SystemExit):
-                main(f"evaluate alpaca-eval --model {model} --judge {judge} --endpoint.retries 0 {files}".split())
+                main(f"evaluate alpaca-eval --model {model} --judge {judge} --endpoint.max_retries 0 {files}".split())
             assert "error:" in capsys.readouterr().err
     assert not told
 
@@ -199,7 +202,7 @@ def test_recorded_pairs_without_texts_are_refused(
     (tmp_path / "r.json").write_text(json.dumps([row, {**row, **bad}]))
     (tmp_path / "prompt.txt").write_text(TEMPLATE)
     with judge_at(by_length) as (url, asked), pytest.raises(SystemExit):
-        files = f"--replay {tmp_path}/r.json --prompt {tmp_path}/prompt.txt --output {tmp_path}/o"
+        files = f"--annotations {tmp_path}/r.json --judge_prompt {tmp_path}/prompt.txt --output {tmp_path}/o"
         main(f"evaluate alpaca-eval --judge {url} {files}".split())
     assert "is no text" in capsys.readouterr().err
     assert not asked
@@ -289,12 +292,12 @@ def test_the_published_prompts_are_read(version: Any) -> None:
     [
         ("--model x", "`model.path` and `outputs` are set"),
         ("--version 3", "version"),
-        ("--prompt /nowhere/prompt.txt", "Name the file in `prompt`"),
+        ("--judge_prompt /nowhere/prompt.txt", "Name the file in `judge_prompt`"),
         ("--baseline /nowhere/b.json", "Cannot read /nowhere/b.json"),
         ("--outputs {tmp}/prompt.txt", "is not JSON"),
         ("--outputs {tmp}/foreign.json", "The baseline has no answer to 'Another"),
         ("--outputs {tmp}/bare.json", "not every row has an `instruction` and an `output`"),
-        ("--prompt {tmp}/mine.json", "is no judge's prompt"),
+        ("--judge_prompt {tmp}/mine.json", "is no judge's prompt"),
     ],
 )
 def test_what_cannot_be_judged(
@@ -324,7 +327,7 @@ def test_a_model_behind_an_address(tmp_path: Path) -> None:
         return 200, f"{body['temperature']} {body['messages'][0]['content']}"
 
     with judge_at(answer) as (model, told), judge_at(by_length) as (judge, _):
-        files = f"--instructions {tmp_path}/baseline.json --prompt {tmp_path}/prompt.txt --output {tmp_path}/out"
+        files = f"--instructions {tmp_path}/baseline.json --judge_prompt {tmp_path}/prompt.txt --output {tmp_path}/out"
         main(f"evaluate alpaca-eval --model {model} --judge {judge} {files}".split())
     assert len(told) == 8
     assert {row["output"] for row in json.loads((tmp_path / "out/wise.json").read_text())} == {

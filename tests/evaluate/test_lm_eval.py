@@ -26,8 +26,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(FOLDER)
         main(
-            f"evaluate lm-eval --model {BASE} --model.compute_dtype float32 --tasks {tasks} --include {FOLDER} --rows 8 "
-            f"--samples True --output {output}".split()
+            f"evaluate lm-eval --model {BASE} --model.compute_dtype float32 --tasks {tasks} --include_path {FOLDER} "
+            f"--batch_size 8 --log_samples True --output {output}".split()
         )
     return json.loads(output.read_text())
 
@@ -93,8 +93,8 @@ def questions_asked(output: Path, *words: str) -> list[tuple[Any, Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(FOLDER)
         main(
-            f"evaluate lm-eval --model {BASE} --model.compute_dtype float32 --tasks zephyr_end --include {FOLDER} --samples True "
-            f"--output {output} --limit 3".split()
+            f"evaluate lm-eval --model {BASE} --model.compute_dtype float32 --tasks zephyr_end --include_path {FOLDER} "
+            f"--log_samples True --output {output} --limit 3".split()
             + list(words)
         )
     samples = json.loads(output.read_text())["samples"]["zephyr_end"]
@@ -107,7 +107,7 @@ def by_default(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, Any]
     return questions_asked(tmp_path_factory.mktemp("lm_eval") / "default.json")
 
 
-@pytest.mark.parametrize("other", ["--shots 1", "--limit 2", "--template zephyr", "--context 6"])
+@pytest.mark.parametrize("other", ["--num_fewshot 1", "--limit 2", "--chat_template zephyr", "--context_length 6"])
 def test_settings_change_what_is_asked(by_default: list[tuple[Any, Any]], tmp_path: Path, other: str) -> None:
     """Law: with any one setting changed, the same task gives other questions or other log-likelihoods."""
     assert questions_asked(tmp_path / "other.json", *other.split()) != by_default
@@ -127,7 +127,7 @@ def write_task(folder: Path, name: str, longest: int) -> None:
 def test_questions_that_lose_their_beginnings_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Per task, in what is printed and in the results."""
     write_task(tmp_path, "long_question", 4)
-    words = f"--tasks long_question --include {tmp_path} --context 32 --output {tmp_path}/r.json".split()
+    words = f"--tasks long_question --include_path {tmp_path} --context_length 32 --output {tmp_path}/r.json".split()
     main(["evaluate", "lm-eval", "--model", str(BASE), "--model.compute_dtype", "float32", *words])
     assert "long_question: 1 of 3 requests were longer than the context of 32 tokens" in capsys.readouterr().out
     found = json.loads((tmp_path / "r.json").read_text())["truncated"]["long_question"]
@@ -138,7 +138,7 @@ def test_questions_that_lose_their_beginnings_are_reported(tmp_path: Path, capsy
 def test_an_answer_that_leaves_no_room_for_the_question_is_refused() -> None:
     """As lm-eval's own backend does."""
     options = ModelOptions(path=str(BASE), compute_dtype="float32")
-    lm = _adapter(LmEvalConfig(model=options, tasks=("x",), context=32))
+    lm = _adapter(LmEvalConfig(model=options, tasks=("x",), context_length=32))
     assert len(lm._wanted("one day " * 40, {"max_gen_toks": 31}, 0)[0].prompt) == 1
     assert lm.truncated.cut == 1
     for settings in ({"max_gen_toks": 32}, {"max_gen_toks": 2048}, {"max_gen_toks": 0}, {}):

@@ -157,7 +157,7 @@ def test_recorded_judgments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         )  # fmt: skip
     file = tmp_path / "gpt-4_single.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = f"evaluate mt-bench --replay {file} --questions {bench} --output {tmp_path}/out".split()
+    words = f"evaluate mt-bench --judgments {file} --questions {bench} --output {tmp_path}/out".split()
     main(words)
     assert f"| **overall** | **{16 / 5:.2f}** ± 0.17 |" in capsys.readouterr().out
     main(f"evaluate table --results {tmp_path}/out".split())
@@ -178,9 +178,9 @@ def test_recorded_judgments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ({}, "--name nobody", "has no judgment of nobody"),
         ({"question_id": 99}, "", "judges question 99"),
         ({"judge": ["x", "my-prompt"]}, "--judge http://127.0.0.1:9/v1", "was judged by prompt my-prompt"),
-        ({}, "--model x", "`replay` and `model.path` are both set"),
-        ({}, "--template zephyr", "`template` is set with recorded judgments"),
-        ({}, "--judge_tokens 9", "`judge_tokens` is set without a judge"),
+        ({}, "--model x", "`judgments` and `model.path` are both set"),
+        ({}, "--chat_template zephyr", "`chat_template` is set with recorded judgments"),
+        ({}, "--judge_max_new_tokens 9", "`judge_max_new_tokens` is set without a judge"),
         ({}, "--judge 127.0.0.1:8000", "judge is '127.0.0.1:8000'. It needs an address"),
         ({"score": None}, "", "is no judgment"),
         ({"score": float("nan")}, "", "is no judgment"),
@@ -200,7 +200,7 @@ def test_judgments_that_cannot_be_replayed(
     (tmp_path / "j.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({**row, **change}) + "\n")
     bench = write_bench(tmp_path / "bench")
     with pytest.raises(SystemExit) as stopped:
-        words = f"evaluate mt-bench --replay {tmp_path}/j.jsonl --questions {bench} --output {tmp_path}/o {more}"
+        words = f"evaluate mt-bench --judgments {tmp_path}/j.jsonl --questions {bench} --output {tmp_path}/o {more}"
         main(words.split())
     assert stopped.value.code == 2
     assert words_of_it in capsys.readouterr().err
@@ -241,7 +241,7 @@ def test_a_judge_that_refuses_everything_has_rated_nothing(tmp_path: Path, capsy
 
 
 def test_settings_that_mean_nothing_to_an_address(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in ("--template zephyr", "--seed 3"):
+    for words in ("--chat_template zephyr", "--seed 3"):
         with pytest.raises(SystemExit):
             main(f"evaluate mt-bench --model http://127.0.0.1:9/v1 {words}".split())
         assert "the model is behind an address" in capsys.readouterr().err
@@ -257,7 +257,7 @@ def test_from_a_model_to_its_scores(tiny_model: Path, tmp_path: Path, capsys: py
     with judge_at(rate) as (url, asked):
         words = (
             f"evaluate mt-bench --model {tiny_model} --judge {url} --output {tmp_path}/out --questions {bench} --name tiny "
-            "--template fastchat-zephyr --max_new_tokens 12 --model.compute_dtype float32"
+            "--chat_template fastchat-zephyr --max_new_tokens 12 --model.compute_dtype float32"
         ).split()
         main(words)
         said = capsys.readouterr()
@@ -286,7 +286,7 @@ def test_another_model_or_other_questions_are_other_work(
     bench, model = write_bench(tmp_path / "bench"), tmp_path / "model"
     shutil.copytree(tiny_model, model)
     words = (
-        f"evaluate mt-bench --model {model} --output {tmp_path}/out --questions {bench} --template zephyr --max_new_tokens 4"
+        f"evaluate mt-bench --model {model} --output {tmp_path}/out --questions {bench} --chat_template zephyr --max_new_tokens 4"
     ).split()
     main([*words, "--limit", "1"])
     main(words)
@@ -308,7 +308,7 @@ def test_a_judge_s_name_stays_in_its_folder(tiny_model: Path, tmp_path: Path) ->
     with judge_at(lambda *_: (200, "[[5]]")) as (url, _):
         main(
             f"evaluate mt-bench --model {tiny_model} --judge {url} --endpoint.model ../../wise --output {tmp_path}/a/b/out "
-            f"--questions {write_bench(tmp_path / 'bench')} --template zephyr --max_new_tokens 4 --limit 1".split()
+            f"--questions {write_bench(tmp_path / 'bench')} --chat_template zephyr --max_new_tokens 4 --limit 1".split()
         )
     assert [path.name for path in (tmp_path / "a/b/out/model_judgment").iterdir()] == [".._.._wise_single.jsonl"]
 
@@ -375,7 +375,9 @@ def test_published_answers_in_another_form_are_refused(
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("more", ["--model x", "--replay y", "--seed 3", "--max_new_tokens 5", "--template zephyr"])
+@pytest.mark.parametrize(
+    "more", ["--model x", "--judgments y", "--seed 3", "--max_new_tokens 5", "--chat_template zephyr"]
+)
 def test_settings_without_effect_on_published_answers_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], more: str
 ) -> None:
@@ -400,12 +402,12 @@ def test_a_question_may_require_a_temperature(tmp_path: Path) -> None:
             open_bench(str(bench))
 
 
-@pytest.mark.parametrize("other", ["--template fastchat-zephyr", "--max_new_tokens 3", "--seed 1"])
+@pytest.mark.parametrize("other", ["--chat_template fastchat-zephyr", "--max_new_tokens 3", "--seed 1"])
 def test_settings_change_the_answers(tiny_model: Path, tmp_path: Path, other: str) -> None:
     """Law: with any one setting changed, the same weights answer the same questions in another way."""
     words = (
         f"evaluate mt-bench --model {tiny_model} --questions {write_bench(tmp_path / 'bench')} --limit 1 --name tiny "
-        "--template zephyr --max_new_tokens 6 --model.compute_dtype float32 --output"
+        "--chat_template zephyr --max_new_tokens 6 --model.compute_dtype float32 --output"
     ).split()
     answers = []
     for number, more in enumerate(("", other)):
@@ -415,12 +417,12 @@ def test_settings_change_the_answers(tiny_model: Path, tmp_path: Path, other: st
 
 
 def test_judge_tokens_reach_the_judge(tmp_path: Path) -> None:
-    """Law: `judge_tokens` bounds a judgment, `max_new_tokens` an answer, in the requests."""
+    """Law: `judge_max_new_tokens` bounds a judgment, `max_new_tokens` an answer, in the requests."""
     bench = write_bench(tmp_path / "bench")
     with judge_at(lambda body, _: (200, "Yes.")) as (model, requests), judge_at(rate) as (judge, asked):
         main(
             f"evaluate mt-bench --model {model} --judge {judge} --questions {bench} --output {tmp_path}/out --limit 1 "
-            "--judge_tokens 99 --max_new_tokens 7".split()
+            "--judge_max_new_tokens 99 --max_new_tokens 7".split()
         )
     assert {body["max_tokens"] for body in requests} == {7}
     assert {body["max_tokens"] for body in asked} == {99}

@@ -73,11 +73,12 @@ def commands(folder: Path) -> dict[str, list[str]]:
     for name, content in rows.items():
         (folder / name).write_text(content)
     bench = write_bench(folder / "bench")
-    pair = f"evaluate alpaca-eval --outputs {folder}/mine.json --baseline {folder}/baseline.json --prompt {folder}/prompt.txt"
+    pair = f"evaluate alpaca-eval --outputs {folder}/mine.json --baseline {folder}/baseline.json"
+    pair += f" --judge_prompt {folder}/prompt.txt"
     return {
         "alpaca": pair.split(),
         "weighted": [*pair.split(), "--version", "2"],
-        "mt-bench": f"evaluate mt-bench --replay {folder}/recorded.jsonl --questions {bench}".split(),
+        "mt-bench": f"evaluate mt-bench --judgments {folder}/recorded.jsonl --questions {bench}".split(),
         "rate": f"feedback rate --data {folder}/answers.jsonl".split(),
     }
 
@@ -121,9 +122,9 @@ def run(words: list[str], url: str, out: Path, *more: str) -> int:
                 address,
                 "--output",
                 str(out),
-                "--endpoint.pause",
+                "--endpoint.backoff",
                 "0.01",
-                "--endpoint.retries",
+                "--endpoint.max_retries",
                 "1",
                 *more,
             ]
@@ -157,11 +158,11 @@ def test_odd_replies_interrupted_and_resumed(tmp_path: Path, name: str) -> None:
     expected = result(tmp_path / "out")
     assert expected
     (tmp_path / "out").rename(tmp_path / "first")
-    one = ("--endpoint.concurrency", "1")
+    one = ("--endpoint.max_concurrency", "1")
     with judge_at(broken) as (url, asked):
         codes = [run(words, url, tmp_path / "out", *one) for _ in range(3)]
         assert codes == [130, 130, 130]
-        assert run(words, url, tmp_path / "out", *one, "--endpoint.most_tokens", "4500") == 2
+        assert run(words, url, tmp_path / "out", *one, "--endpoint.max_total_tokens", "4500") == 2
         assert sum(broken.kept.values()) * 110 <= 4500
         assert run(words, url, tmp_path / "out", *one) == 0
         assert set(broken.kept.values()) == {1}

@@ -53,7 +53,7 @@ def test_the_verb_agrees_with_evaluate(tiny_model: Path, tmp_path: Path, capsys:
     plain = dict(line.split() for line in printed.out.splitlines())
     assert "pairs.jsonl: 24 examples" in printed.err
     assert re.search(r"1 left out: .* \(bad\)", printed.err)
-    main(["evaluate", "preferences", *words, "--by", "source", "--output", str(tmp_path / "out.json")])
+    main(["evaluate", "preferences", *words, "--group_by", "source", "--output", str(tmp_path / "out.json")])
     told = capsys.readouterr().out
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["overall"]["accuracy"] == pytest.approx(float(plain["accuracy"]), abs=1e-5)
@@ -63,5 +63,5 @@ def test_the_verb_agrees_with_evaluate(tiny_model: Path, tmp_path: Path, capsys:
     assert sum(sizes.values()) == 24
     assert "| all | 24 |" in told
     with pytest.raises(SystemExit):
-        main(["evaluate", "preferences", *words, "--by", "nothing"])
+        main(["evaluate", "preferences", *words, "--group_by", "nothing"])
     assert "has no column 'nothing'" in capsys.readouterr().err

@@ -110,7 +110,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             model=ModelOptions(path=str(write_chatml_base(out / "base")), **MODEL),
             data=DataOptions(
                 path=str(write_rows(out / "chats.jsonl", chats)),
-                template=str(out / "chatml.jinja"),
+                chat_template=str(out / "chatml.jinja"),
                 max_length=64,
                 row_length=64,
             ),
@@ -129,8 +129,8 @@ def test_generation_stops_where_training_did(trained: Path, capsys: pytest.Captu
     """At <|im_end|>, which is no eos token: in the run and in the export, in text and in the files of both."""
     for folder in (trained / "run", trained / "export"):
         settings = GenerateConfig(
-            model=ModelOptions(path=str(folder), compute_dtype="float32"), template=str(trained / "chatml.jinja"),
-            prompts=tuple(prompt[-1]["content"] for prompt in PROMPTS), max_new_tokens=NEW, rows=8,
+            model=ModelOptions(path=str(folder), compute_dtype="float32"), chat_template=str(trained / "chatml.jinja"),
+            prompts=tuple(prompt[-1]["content"] for prompt in PROMPTS), max_new_tokens=NEW, batch_size=8,
         )  # fmt: skip
         made = generate(settings)
         assert [answer.text for answer in made] == list(COLORS)

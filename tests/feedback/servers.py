@@ -18,7 +18,9 @@ from zephyr_jax.serve.serve import open_server
 def our_server(model: Path) -> Iterator[str]:
     """`zephyr-jax serve` in this process."""
     options = ModelOptions(path=str(model), compute_dtype="float32")
-    served = open_server(ServeConfig(model=options, name="tiny", context=512, rows=8, template="zephyr"))
+    served = open_server(
+        ServeConfig(model=options, name="tiny", context_length=512, max_concurrency=8, chat_template="zephyr")
+    )
     try:
         with on_loopback(make_app(served)) as url:
             yield url

@@ -28,8 +28,8 @@ from zephyr_jax.cli import main
 from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.data.examples import load_conversations
 
-QUICK = "--endpoint.pause 0.01 --endpoint.timeout 20"
-OWN = "--compute_dtype float32 --template zephyr --rows 8 --context 512"
+QUICK = "--endpoint.backoff 0.01 --endpoint.timeout 20"
+OWN = "--compute_dtype float32 --chat_template zephyr --batch_size 8 --context_length 512"
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_a_real_server_and_a_bad_line(
     served: str, talker: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What comes out does not depend on the line; nothing is asked for again that came through; sft can read it."""
-    how = f"{QUICK} --temperature 1 --turns 3 --assistant_tokens 100 --person_tokens 100"
+    how = f"{QUICK} --temperature 1 --turns 3 --assistant_max_new_tokens 100 --user_max_new_tokens 100"
     run("feedback conversations --data", prompts, "--assistant", served, "--output", tmp_path / "good", how)
     assert "in " + str(tmp_path / "good/train.jsonl") in capsys.readouterr().out
     rows = lines(tmp_path / "good/train.jsonl")
@@ -112,7 +112,7 @@ def test_a_checkpoint_in_this_process_answers_as_behind_an_address(
 def test_from_prompts_to_ratings(prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """UltraFeedback's form; a second time nothing is asked for."""
     with judge_at(echo) as (url, asked), judge_at(lambda body, _: (200, judgment(body))) as (judge, judged):
-        answer = ["feedback answers --data", prompts, "--output", tmp_path / "a", "--answers 3 --models"]
+        answer = ["feedback answers --data", prompts, "--output", tmp_path / "a", "--num_answers 3 --models"]
         answer += [f"{name}@{url}" for name in ("ape", "bee", "cow", "dog")]
         rate = ["feedback rate --data", tmp_path / "a", "--output", tmp_path / "r --judge", judge]
         for _ in range(2):
@@ -133,7 +133,7 @@ def test_from_prompts_to_ratings(prompts: Path, tmp_path: Path, capsys: pytest.C
             assert each["custom_system_prompt"] and each["principle"]
     assert "rows that repeat a prompt: 1" in capsys.readouterr().out
     run(
-        "prepare ultrafeedback --score mean --test_share 0 --path",
+        "prepare ultrafeedback --score mean --test_fraction 0 --data",
         tmp_path / "r/train.jsonl",
         "--output",
         tmp_path / "p",
@@ -199,7 +199,7 @@ def test_a_judge_who_errs_once_is_asked_again_and_one_who_errs_twice_is_not(
     assert reasons["hopeless"].startswith("instruction_following: it is no single JSON object")
     assert reasons["refused"].endswith("the judge's model refused: 400 this is too long")
     assert "set aside in aside.jsonl: 1 x" in capsys.readouterr().out
-    run("prepare ultrafeedback --test_share 0 --path", tmp_path / "out", "--output", tmp_path / "pairs")
+    run("prepare ultrafeedback --test_fraction 0 --data", tmp_path / "out", "--output", tmp_path / "pairs")
     assert "2 rows read, 2 kept" in capsys.readouterr().out  # not those aside, which may have scores of before
 
 
@@ -209,7 +209,15 @@ def test_it_is_told_why_dialogues_are_short(prompts: Path, tmp_path: Path, capsy
         return 200, "[THAT IS ALL]" if person and "colour" in str(body["messages"]) else "Go on."
 
     with judge_at(leaves) as (url, _):
-        run("feedback conversations --turns 2 --data", prompts, "--output", tmp_path / "out --assistant", url)
+        run(
+            "feedback conversations --turns 2 --data",
+            prompts,
+            "--output",
+            tmp_path / "out --user",
+            url,
+            "--assistant",
+            url,
+        )
     told = capsys.readouterr().out
     assert "3 rows in" in told
     assert "5 answers; ended before turn 2: 1 x the person left; rows that repeat a prompt: 1" in told
@@ -264,7 +272,9 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
         status, text = echo(body, number)
         return Answer(status, text) if number <= allowed[0] or gate.is_set() else Answer(status, text, wait=30)
 
-    words = "--answers 2 --max_new_tokens 50 --endpoint.concurrency 4 --endpoint.most_tokens 100000 --models"
+    words = (
+        "--num_answers 2 --max_new_tokens 50 --endpoint.max_concurrency 4 --endpoint.max_total_tokens 100000 --models"
+    )
     with judge_at(held) as (url, asked):
         models = [f"{name}@{url}" for name in ("ape", "bee", "cow")]
         for stop in (23, 23 + 4 + 17):
@@ -309,7 +319,7 @@ def test_what_was_broken_off_ends_in_the_same_files(prompts: Path, tmp_path: Pat
 
     who = "--judge" if verb == "rate" else "--turns 2 --assistant"
     with judge_at(reply) as (url, asked):
-        words = f"feedback {verb} --endpoint.concurrency 1 --data {given} {who} wise@{url} --output {tmp_path}"
+        words = f"feedback {verb} --endpoint.max_concurrency 1 --data {given} {who} wise@{url} --output {tmp_path}"
         run(f"{words}/whole")
         whole = len(asked)
         for replies in (0, 3, 1):
@@ -329,22 +339,25 @@ def test_a_limit_holds_over_all_models_and_can_be_raised(
     """Dollars of a dear and a cheap model together stay below; with more money the same command goes on."""
     with judge_at(echo) as (url, asked):
         words = ["feedback answers --data", prompts, "--output", tmp_path / "out --max_new_tokens 20 --models"]
-        words += [f"dear@{url},price_in=10,price_out=1000", f"cheap@{url},price_in=1,price_out=1"]
+        words += [
+            f"dear@{url},price_per_mtok_in=10,price_per_mtok_out=1000",
+            f"cheap@{url},price_per_mtok_in=1,price_per_mtok_out=1",
+        ]
         with pytest.raises(SystemExit):
-            run(*words, "--endpoint.most_dollars 0.035")
+            run(*words, "--endpoint.max_cost_usd 0.035")
         said = capsys.readouterr().err
-        assert "most_dollars is 0.035. What was answered is kept" in said
+        assert "max_cost_usd is 0.035. What was answered is kept" in said
         assert "up to 6 requests: about" in said
         dear = sum(each["model"] == "dear" for each in asked)
         assert (dear, len(asked)) == (2, 2)  # 0.011 each as counted; the third might take 0.023
-        run(*words, "--endpoint.most_dollars 1")
+        run(*words, "--endpoint.max_cost_usd 1")
         assert len(asked) == 6
         assert "addresses took 660 tokens, $0.03" in capsys.readouterr().out
 
 
 def test_an_estimate_asks_for_nothing(prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with judge_at(echo) as (url, asked):
-        model = f"wise@{url},price_in=1,price_out=2"
+        model = f"wise@{url},price_per_mtok_in=1,price_per_mtok_out=2"
         run("feedback answers --estimate --data", prompts, "--output", tmp_path / "out --models", model)
         run("feedback conversations --estimate --data", prompts, "--output", tmp_path / "talk --assistant", model)
         assert not asked
@@ -392,7 +405,7 @@ def mistakes(tmp: Path) -> dict[str, tuple[str, str]]:
     answers, talk, rate = (
         f"feedback {verb} --output {tmp}/out --data" for verb in ("answers", "conversations", "rate")
     )
-    nobody = "x@http://127.0.0.1:9/v1 --endpoint.retries 0"
+    nobody = "x@http://127.0.0.1:9/v1 --endpoint.max_retries 0"
     return {
         "no data": (f"feedback answers --output {tmp}/out --models a", "`data` is not set"),
         "no output": (f"feedback answers --data {rows} --models a", "`output` is not set"),
@@ -409,15 +422,15 @@ def mistakes(tmp: Path) -> dict[str, tuple[str, str]]:
         "two of a name": (f"{answers} {rows} --models {nobody.split()[0]} {nobody}", "Two models are called 'x'"),
         "a misspelt setting": (f"{answers} {rows} --models {tmp},tmeperature=1", "Did you mean `temperature`"),
         "a misspelt principle": (f"{answers} {rows} --models {nobody} --principles honestly", "Did you mean `honesty`"),
-        "too many answers": (f"{answers} {rows} --models {nobody} --answers 2", "answers is 2 with 1 models"),
+        "too many answers": (f"{answers} {rows} --models {nobody} --num_answers 2", "num_answers is 2 with 1 models"),
         "nobody there": (f"{answers} {rows} --models {nobody}", "http://127.0.0.1:9/v1 does not answer"),
         "nobody to name a model": (f"{rate} {silent} --judge http://127.0.0.1:9/v1", "cannot be reached"),
         "no address": (f"{answers} {rows} --models x@http://:9/v1", "is none"),
         "a secret in an address": (f"{answers} {rows} --models http://me:word@host/v1", "the key into an environment variable"),
-        "money without prices": (f"{answers} {rows} --models {nobody} --endpoint.most_dollars 1", "has no price"),
+        "money without prices": (f"{answers} {rows} --models {nobody} --endpoint.max_cost_usd 1", "has no price"),
         "a model's name for all": (f"{answers} {rows} --models {nobody} --endpoint.model y", "write each one's name before"),
         "no turns": (f"{talk} {rows} --assistant {nobody} --turns 0", "turns is 0"),
-        "a person who never speaks": (f"{talk} {rows} --assistant a --person b --turns 1", "nobody asks another"),
+        "a person who never speaks": (f"{talk} {rows} --assistant a --user b --turns 1", "nobody asks another"),
         "top_p": (f"{talk} {rows} --assistant a --top_p 2", "top_p is 2.0"),
         "a file for a folder": (f"feedback answers --data {rows} --output {rows} --models {nobody}", "is a file"),
     }  # fmt: skip

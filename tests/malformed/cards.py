@@ -49,10 +49,11 @@ def laughs(head: str, item: str, joint: str) -> str:
 
 NUMBERS = (
     "optimizer.learning_rate", "optimizer.b1", "optimizer.b2", "optimizer.eps", "optimizer.weight_decay",
-    "optimizer.clip_norm", "optimizer.warmup_ratio", "dpo.beta", "dpo.sft_weight", "dpo.label_smoothing", "schedule.grace",
+    "optimizer.max_grad_norm", "optimizer.warmup_ratio", "dpo.beta", "dpo.sft_weight", "dpo.label_smoothing",
+    "schedule.grace_seconds",
 )  # fmt: skip
 COUNTS = (
-    "data.max_length", "data.max_prompt_length", "data.row_length", "data.packing_window", "data.limit", "data.workers",
+    "data.max_length", "data.max_prompt_length", "data.row_length", "data.packing_window", "data.limit", "data.num_workers",
     "batch.rows", "batch.microbatch_rows", "schedule.epochs", "schedule.max_steps", "schedule.keep_last",
     "schedule.save_every", "model.logprob_chunk",
 )  # fmt: skip

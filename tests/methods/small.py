@@ -14,9 +14,9 @@ from zephyr_jax.config.sections import (
 )
 from zephyr_jax.config.training import DpoConfig, SftConfig
 
-MODEL = {"compute_dtype": "float32", "keep": "everything", "logprob_chunk": 64}
+MODEL = {"compute_dtype": "float32", "remat": "none", "logprob_chunk": 64}
 MESH = MeshOptions(data=2, fsdp=2, tensor=2)
-REPORT = ReportOptions(progress=False, answers=0)
+REPORT = ReportOptions(progress_bar=False, num_samples=0)
 
 
 def sft_config(model: Path, rows: Path, output: Path, epochs: int = 2) -> SftConfig:

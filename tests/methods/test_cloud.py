@@ -63,10 +63,10 @@ def recipe(model: Any, data: Any, out: Any) -> dict[str, float]:
     )
     reference(config)
     dpo(config)
-    export(ExportConfig(model=ModelOptions(path=f"{out}/dpo"), output=f"{out}/hf", max_file_gib=0.001))
+    export(ExportConfig(model=ModelOptions(path=f"{out}/dpo"), output=f"{out}/hf", max_shard_gib=0.001))
     one_split = replace(config.data, eval_path=None)
     model_there = ModelOptions(path=f"{out}/hf", compute_dtype="float32")
-    return evaluate(EvaluateConfig(model=model_there, data=one_split, rows=8, output=f"{out}/numbers"))
+    return evaluate(EvaluateConfig(model=model_there, data=one_split, batch_size=8, output=f"{out}/numbers"))
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_a_step_that_was_not_finished_is_none(bucket: Gcs, tiny_model: Path, dat
 
 def test_an_export_that_was_cut_short_is_made_again(bucket: Gcs, tiny_model: Path) -> None:
     """The network goes in the middle: one paragraph, no config.json; the same command makes it whole, another is refused."""
-    config = ExportConfig(model=ModelOptions(path=str(tiny_model)), output="gs://bucket/hf", max_file_gib=0.001)
+    config = ExportConfig(model=ModelOptions(path=str(tiny_model)), output="gs://bucket/hf", max_shard_gib=0.001)
     bucket.state.fault = lambda method, path: 403 if "model-00002" in path else None
     with pytest.raises(InputError, match="this account may not do that.*Storage Object Admin"):
         export(config)
@@ -145,7 +145,7 @@ def test_generate_reads_and_writes_there(bucket: Gcs, tiny_model: Path) -> None:
     upload(tiny_model, CLOUD / "base")
     generate(
         GenerateConfig(
-            model=ModelOptions(path="gs://bucket/base"), prompts=["Hello"], rows=8, max_new_tokens=4,
+            model=ModelOptions(path="gs://bucket/base"), prompts=["Hello"], batch_size=8, max_new_tokens=4,
             output="gs://bucket/answers.jsonl",
         )
     )  # fmt: skip
@@ -224,7 +224,7 @@ def test_a_save_that_is_refused_is_one_paragraph(bucket: Gcs, tiny_model: Path, 
     bucket.state.fault = lambda method, path: 403 if method == "POST" and "ocdbt" in path else None
     words = (
         f"sft --model.path {tiny_model} --data.path {data}/chats.jsonl --output gs://bucket/run --data.max_length 256 "
-        "--data.row_length 256 --batch.rows 8 --schedule.max_steps 1 --report.progress False"
+        "--data.row_length 256 --batch.rows 8 --schedule.max_steps 1 --report.progress_bar False"
     ).split()
     said = subprocess.run([sys.executable, "-m", "zephyr_jax", *words], capture_output=True, text=True, check=False)
     assert said.returncode == 2

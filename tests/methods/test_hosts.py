@@ -41,7 +41,7 @@ def test_four_processes_fill_the_table_and_two_align_with_it(tiny_model: Path, t
     words = (
         f"--config {CARDS}/dpo.yaml --model.path {tiny_model} --data.path {pairs} --output {tmp_path}/dpo "
         f"--reference {tmp_path}/reference --batch.examples 21 --batch.microbatch_rows 8 --schedule.epochs 2 "
-        "--schedule.evaluate_every 0 --report.progress False"
+        "--schedule.evaluate_every 0 --report.progress_bar False"
     ).split()
     run_all(4, ["reference", *words], tmp_path)
     alone = [*words, "--reference", f"{tmp_path}/alone", "--mesh.emulated_devices", "8"]
@@ -53,12 +53,12 @@ def test_four_processes_fill_the_table_and_two_align_with_it(tiny_model: Path, t
     losses = [loss for _, loss, _ in curve(tmp_path / "dpo")]
     np.testing.assert_allclose(losses[0], np.log(2), atol=5e-6)
     page = (tmp_path / "dpo" / "report.html").read_text()
-    assert "spread over 2 processes" in page and f"zephyr-jax page --run {tmp_path}/dpo --ask 10" in page
+    assert "spread over 2 processes" in page and f"zephyr-jax report --run {tmp_path}/dpo --num_samples 10" in page
 
 
 def test_an_export_by_two_is_the_export_by_one(tiny_model: Path, tmp_path: Path) -> None:
     """Byte for byte, in several files; process 0 alone writes."""
-    words = f"export --model.path {tiny_model} --dtype bfloat16 --max_file_gib 0.001 --output".split()
+    words = f"export --model.path {tiny_model} --dtype bfloat16 --max_shard_gib 0.001 --output".split()
     run_all(2, [*words, str(tmp_path / "two"), "--mesh.tensor", "2"], tmp_path)
     main([*words, str(tmp_path / "one")])
     two, one = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("two", "one"))
@@ -78,7 +78,7 @@ def test_two_processes_share_nothing_but_a_bucket(bucket: Gcs, tiny_model: Path,
     pairs = (
         f"--config {CARDS}/dpo.yaml --model.path {cloud}/two --data.path {cloud}/pairs.jsonl --output {cloud}/dpo "
         f"--reference {cloud}/reference --batch.examples 21 --batch.microbatch_rows 8 --schedule.epochs 1 "
-        "--schedule.evaluate_every 0 --report.progress False --report.answers 0"
+        "--schedule.evaluate_every 0 --report.progress_bar False --report.num_samples 0"
     ).split()
     for name in ("two", "one"):
         train = sft_words(cloud / "base", cloud / "chats.jsonl", cloud / name, steps=2)

@@ -34,12 +34,12 @@ def aligned(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs = write_rows(out / "pairs.jsonl", list(preferences(0, 32, "train")))
     main(
         f"sft --config {CARDS}/sft.yaml --model.path {tiny_model} --data.path {chats} --output {out}/sft "
-        "--schedule.max_steps 2 --report.progress False --report.answers 0".split()
+        "--schedule.max_steps 2 --report.progress_bar False --report.num_samples 0".split()
     )
     same = (
         f"--config {CARDS}/dpo.yaml --model.path {out}/sft --data.path {pairs} --data.eval_path {pairs} --output {out}/dpo "
-        f"--reference {out}/reference --schedule.max_steps 2 --report.progress False "
-        "--report.answers 0"
+        f"--reference {out}/reference --schedule.max_steps 2 --report.progress_bar False "
+        "--report.num_samples 0"
     ).split()
     main(["reference", *same])
     main(["dpo", *same])
@@ -89,8 +89,8 @@ def test_another_dtype_needs_another_table(aligned: Path, capsys: pytest.Capture
 
 
 def test_evaluate_tells_loss_or_preferences(aligned: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By the columns of the rows; with the run's own table, rewards against the frozen reference."""
-    lengths = "--data.max_length 256 --data.row_length 512 --model.compute_dtype float32"
+    """By the columns of the rows, at any `batch_size`; with the run's own table, rewards against the frozen reference."""
+    lengths = "--batch_size 16 --data.max_length 256 --data.row_length 512 --model.compute_dtype float32"
     main(f"evaluate --model.path {aligned}/dpo --data.path {aligned}/chats.jsonl {lengths}".split())
     assert capsys.readouterr().out.startswith("loss ")
     main(f"evaluate --model.path {aligned}/hf --data.path {aligned}/pairs.jsonl {lengths}".split())
@@ -112,7 +112,7 @@ def test_evaluate_tells_loss_or_preferences(aligned: Path, capsys: pytest.Captur
 
 def test_generate_answers_each_prompt(aligned: Path, tmp_path: Path) -> None:
     main(
-        ["generate", "--model.path", str(aligned / "hf"), "--prompts", "Hello!", "Tell me a story.", "--rows", "8",
+        ["generate", "--model.path", str(aligned / "hf"), "--prompts", "Hello!", "Tell me a story.", "--batch_size", "8",
          "--max_new_tokens", "8", "--output", str(tmp_path / "answers.jsonl"), "--temperature", "1", "--seed", "3"]
     )  # fmt: skip
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
@@ -124,8 +124,8 @@ def test_a_killed_generation_goes_on_where_it_was(
     aligned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Answers that were there are not made again, all are those of one run, and other settings are refused."""
-    words = f"generate --model.path {aligned}/hf --data {aligned}/chats.jsonl --limit 12 --rows 8 --max_new_tokens 9".split()
-    words += ["--temperature", "1", "--top_p", "0.9"]
+    words = f"generate --model.path {aligned}/hf --data {aligned}/chats.jsonl --limit 12 --batch_size 8".split()
+    words += ["--max_new_tokens", "9", "--temperature", "1", "--top_p", "0.9"]
     main([*words, "--output", str(tmp_path / "whole.jsonl")])
     run = Engine.run
 
@@ -190,7 +190,9 @@ def test_the_export_reloads_in_torch_with_the_same_logits(aligned: Path, tmp_pat
 
 
 def test_preview_marks_what_counts(aligned: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(f"preview --model.path {aligned}/hf --data.path {aligned}/pairs.jsonl --rows 1 --data.max_length 256".split())
+    main(
+        f"preview --model.path {aligned}/hf --data.path {aligned}/pairs.jsonl --num_examples 1 --data.max_length 256".split()
+    )
     said = capsys.readouterr().out
     assert "chosen" in said and "rejected" in said and "targets" in said
     row = json.loads((aligned / "pairs.jsonl").read_text().splitlines()[0])
@@ -201,7 +203,7 @@ def test_preview_marks_what_counts(aligned: Path, capsys: pytest.CaptureFixture[
 def test_preview_needs_a_tokenizer_and_nothing_else(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A folder with neither config.json nor weights will do."""
     main(
-        f"preview --model.path {shared}/tokenizers/mistral-v0.1 --data.path {shared}/data/multiturn.jsonl --rows 1".split()
+        f"preview --model {shared}/tokenizers/mistral-v0.1 --data {shared}/data/multiturn.jsonl --num_examples 1".split()
     )
     assert "[You too!</s>]" in capsys.readouterr().out
 

@@ -16,8 +16,8 @@ def first_step(model: Path, rows: Path, output: Path, **environment: str) -> str
     """Train one step in a process of its own; the line."""
     words = (
         f"sft --config {CARD} --model.path {model} --data.path {rows} --output {output} --data.max_length 256 "
-        "--data.row_length 256 --schedule.max_steps 1 --schedule.evaluate_every 0 --report.progress False "
-        "--report.answers 0"
+        "--data.row_length 256 --schedule.max_steps 1 --schedule.evaluate_every 0 --report.progress_bar False "
+        "--report.num_samples 0"
     ).split()
     kept = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     said = subprocess.run(

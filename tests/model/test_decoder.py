@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from tests.models import Loaded, load, logits, packed_rows, random_segments, whole_rows
+from zephyr_jax.config.sections import Remat
 from zephyr_jax.model.attention.dense import SegmentInfo
 
 
@@ -66,9 +67,9 @@ def test_what_is_kept_changes_memory_and_nothing_else(golden: Path) -> None:
     """All policies give equal gradients, from programs that really differ."""
     batch = whole_rows(np.stack(random_segments([16, 16])))
     gradients, programs = [], []
-    kept = ("everything", "inputs", "inputs-on-host", "attention", "projections")
-    for keep in kept:
-        loaded = load(golden / "models" / "gqa", keep=keep)
+    policies = tuple(Remat)
+    for remat in policies:
+        loaded = load(golden / "models" / "gqa", remat=remat)
 
         def loss(parameters, loaded=loaded):
             model = nnx.merge(loaded.model.definition, parameters)
@@ -78,7 +79,7 @@ def test_what_is_kept_changes_memory_and_nothing_else(golden: Path) -> None:
         programs.append(str(jax.make_jaxpr(jax.grad(loss))(loaded.parameters)))
     for other in gradients[1:]:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradients[0], other)
-    assert len(set(programs)) == len(kept)
+    assert len(set(programs)) == len(policies)
 
 
 def test_bfloat16_computes_in_bfloat16_and_scores_in_float32(golden: Path) -> None:

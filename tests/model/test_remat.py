@@ -1,10 +1,10 @@
-"""Every policy of `model.keep` changes the program as its help describes, on every kernel, and costs what `plan` counts."""
+"""Every policy of `model.remat` changes the program as its help describes, on every kernel, and costs what `plan` counts."""
 
 import re
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from flax import nnx
 from tests.models import random_segments, whole_rows
 from zephyr_jax.batch import TokenBatch
 from zephyr_jax.checkpoint.resolve import abstract_of
-from zephyr_jax.config.sections import KEEP, Keep, MeshOptions, ModelOptions
+from zephyr_jax.config.sections import MeshOptions, ModelOptions, Remat
 from zephyr_jax.model.attention.dense import SegmentInfo
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.decoder import Compute, Decoder, abstract_model
@@ -40,7 +40,7 @@ SHAPE = ModelConfig(
     max_positions=2048,
 )
 ROW = 128  # one block of attention, so that every loop of the CPU's kernel runs once, as the compiler counts it
-ON_CHIP: tuple[Keep, ...] = ("inputs", "attention", "projections", "everything")
+ON_CHIP: tuple[Remat, ...] = (Remat.FULL, Remat.SAVE_ATTENTION, Remat.SAVE_DOTS, Remat.NONE)
 """Policies by growing memory."""
 
 
@@ -54,15 +54,15 @@ class Cost:
 
 
 @pytest.fixture(scope="module")
-def costs() -> dict[Keep, Cost]:
+def costs() -> dict[Remat, Cost]:
     """Compiled for one CPU device, by policy."""
-    return {keep: compile_gradient(keep) for keep in KEEP}
+    return {remat: compile_gradient(remat) for remat in tuple(Remat)}
 
 
-def lower_gradient(keep: Keep, keep_logits: bool = False, logprob_chunk: int = ROW) -> Any:
+def lower_gradient(remat: Remat, save_logits: bool = False, logprob_chunk: int = ROW) -> Any:
     rules = Rules(make_mesh(MeshOptions(), jax.devices()[:1]))
     options = ModelOptions(
-        "none", compute_dtype="float32", keep=keep, keep_logits=keep_logits, logprob_chunk=logprob_chunk
+        "none", compute_dtype="float32", remat=remat, save_logits=save_logits, logprob_chunk=logprob_chunk
     )
     model = abstract_of(SHAPE, options, rules)
     objective = sft_objective(model.definition, 1, options.logprob_chunk)
@@ -72,42 +72,42 @@ def lower_gradient(keep: Keep, keep_logits: bool = False, logprob_chunk: int = R
     return gradient.lower(model.parameters, batch)
 
 
-def compile_gradient(keep: Keep, keep_logits: bool = False) -> Cost:
-    compiled = lower_gradient(keep, keep_logits).compile()
+def compile_gradient(remat: Remat, save_logits: bool = False) -> Cost:
+    compiled = lower_gradient(remat, save_logits).compile()
     memory, text = compiled.memory_analysis(), compiled.as_text()
     return Cost(compiled.cost_analysis()["flops"], memory.temp_size_in_bytes, len(re.findall(r" dot\(", text)))
 
 
-def test_each_policy_computes_less_and_holds_more_than_the_one_before(costs: dict[Keep, Cost]) -> None:
+def test_each_policy_computes_less_and_holds_more_than_the_one_before(costs: dict[Remat, Cost]) -> None:
     """Law: from `inputs` to `everything`, operations fall and temporaries grow; `projections` spares products with weights."""
     for less, more in pairwise(ON_CHIP):
         assert costs[more].flops < costs[less].flops
         assert costs[more].temporaries > 1.05 * costs[less].temporaries
     # query, key, value, output, gate and up; the down projection is never repeated
-    assert costs["attention"].dots - costs["projections"].dots == 6
-    assert costs["inputs-on-host"].flops == costs["inputs"].flops
+    assert costs[Remat.SAVE_ATTENTION].dots - costs[Remat.SAVE_DOTS].dots == 6
+    assert costs[Remat.FULL_OFFLOAD].flops == costs[Remat.FULL].flops
 
 
-@pytest.mark.parametrize("keep", KEEP)
-def test_recomputed_operations_are_what_the_compiler_counts(costs: dict[Keep, Cost], keep: Keep) -> None:
+@pytest.mark.parametrize("remat", tuple(Remat))
+def test_recomputed_operations_are_what_the_compiler_counts(costs: dict[Remat, Cost], remat: Remat) -> None:
     """Law: `recomputed_flops` of one layer (the compiler counts a loop's body once) is the compiler's difference to within 5 %
     of a forward pass."""
     one = replace(SHAPE, num_layers=1)
-    expected = ROW * recomputed_flops(one, keep, ROW)
-    forward = ROW * recomputed_flops(one, "inputs", ROW)
-    assert costs[keep].flops - costs["everything"].flops == pytest.approx(expected, abs=0.05 * forward)
+    expected = ROW * recomputed_flops(one, remat, ROW)
+    forward = ROW * recomputed_flops(one, Remat.FULL, ROW)
+    assert costs[remat].flops - costs[Remat.NONE].flops == pytest.approx(expected, abs=0.05 * forward)
 
 
-def test_keep_logits_spares_one_product_with_the_unembedding(costs: dict[Keep, Cost]) -> None:
-    """Law: what `plan` adds for recomputed logits, 2 x vocab x model a token, is what `keep_logits` saves."""
-    saved = costs["everything"].flops - compile_gradient("everything", keep_logits=True).flops
+def test_save_logits_spares_one_product_with_the_unembedding(costs: dict[Remat, Cost]) -> None:
+    """Law: what `plan` adds for recomputed logits, 2 x vocab x model a token, is what `save_logits` saves."""
+    saved = costs[Remat.NONE].flops - compile_gradient(Remat.NONE, save_logits=True).flops
     assert saved == pytest.approx(2 * ROW * SHAPE.vocab_size * SHAPE.d_model, rel=0.02)
 
 
 def test_logprob_chunk_bounds_the_logits() -> None:
     """Law: no logits of more than `logprob_chunk` tokens are in the program (`test_logprob` has what that means for memory)."""
     for chunk in (16, 32):
-        text = lower_gradient("inputs", logprob_chunk=chunk).as_text()
+        text = lower_gradient(Remat.FULL, logprob_chunk=chunk).as_text()
         assert {int(size) for size in re.findall(rf"tensor<1x(\d+)x{SHAPE.vocab_size}xf32>", text)} - {
             SHAPE.d_model
         } == {chunk}
@@ -115,19 +115,19 @@ def test_logprob_chunk_bounds_the_logits() -> None:
 
 def test_saved_bytes_are_the_residuals_of_the_backward_pass() -> None:
     """Law: `saved_bytes` is, to the byte, what JAX carries from the forward to the backward pass for each layer and token."""
-    for keep in ON_CHIP[:-1]:
-        weights, loss = traced_loss(keep, "xla")
+    for remat in ON_CHIP[:-1]:
+        weights, loss = traced_loss(remat, "xla")
         residuals = jax.eval_shape(lambda weights, loss=loss: jax.vjp(loss, weights)[1], weights)
         stacked = [leaf for leaf in jax.tree.leaves(residuals) if leaf.ndim > 2 and leaf.shape[0] == SHAPE.num_layers]
         held = weights["decoder"]["attention"] | weights["decoder"]["feed_forward"]
         known = {leaf.shape for leaf in held.values()}
         saved = sum(leaf.size * leaf.dtype.itemsize for leaf in stacked if leaf.shape not in known)
-        assert saved / SHAPE.num_layers / ROW == saved_bytes(SHAPE, keep, 2)
+        assert saved / SHAPE.num_layers / ROW == saved_bytes(SHAPE, remat, 2)
 
 
-def traced_loss(keep: Keep, kernel: Any) -> tuple[Any, Any]:
+def traced_loss(remat: Remat, kernel: Any) -> tuple[Any, Any]:
     """Abstract weights and a loss of them over one row, in bfloat16."""
-    definition, state = abstract_model(SHAPE, Compute(keep=keep, kernel=kernel))
+    definition, state = abstract_model(SHAPE, Compute(remat=remat, kernel=kernel))
     batch = whole_rows(np.zeros((1, ROW), np.int32))
 
     def loss(weights: Any) -> jax.Array:
@@ -137,22 +137,24 @@ def traced_loss(keep: Keep, kernel: Any) -> tuple[Any, Any]:
     return nnx.to_pure_dict(state), loss
 
 
-@pytest.mark.parametrize("keep", KEEP)
-def test_the_tpu_kernel_runs_forward_once_where_attention_is_saved(keep: Keep) -> None:
+@pytest.mark.parametrize("remat", tuple(Remat))
+def test_the_tpu_kernel_runs_forward_once_where_attention_is_saved(remat: Remat) -> None:
     """Law: under `attention` and above, splash runs forward and backward; under `inputs` it runs forward once more."""
-    weights, loss = traced_loss(keep, "splash")
+    weights, loss = traced_loss(remat, "splash")
     lowered = jax.jit(jax.grad(loss)).trace(weights).lower(lowering_platforms=("tpu",))
-    assert lowered.as_text().count("tpu_custom_call") == (3 if keep.startswith("inputs") else 2)
+    assert lowered.as_text().count("tpu_custom_call") == (3 if remat.startswith(Remat.FULL) else 2)
 
 
-@pytest.mark.parametrize("keep", KEEP)
-def test_the_gpu_kernel_runs_forward_once_where_attention_is_saved(keep: Keep, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("remat", tuple(Remat))
+def test_the_gpu_kernel_runs_forward_once_where_attention_is_saved(
+    remat: Remat, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Law: the same for cuDNN, whose softmax statistics must be saved with its output. Lowered for CUDA; only the question
     which cuDNN is installed is answered here."""
     monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91300)
-    weights, loss = traced_loss(keep, "cudnn")
+    weights, loss = traced_loss(remat, "cudnn")
     text = jax.jit(jax.grad(loss)).trace(weights).lower(lowering_platforms=("cuda",)).as_text()
-    assert len(re.findall(r"__cudnn\$fmhaScaleBiasSoftmax\b", text)) == (2 if keep.startswith("inputs") else 1)
+    assert len(re.findall(r"__cudnn\$fmhaScaleBiasSoftmax\b", text)) == (2 if remat.startswith(Remat.FULL) else 1)
     assert text.count("__cudnn$fmhaScaleBiasSoftmaxBackward") == 1
 
 
@@ -161,8 +163,8 @@ def test_gradients_are_equal_under_every_policy() -> None:
     shape = replace(SHAPE, vocab_size=96, num_layers=2, d_model=64, d_ff=128, head_dim=128, num_heads=2, num_kv_heads=1)
     batch = whole_rows(np.stack(random_segments([ROW])))
     gradients = []
-    for keep in ("inputs", "attention", "projections"):
-        compute = Compute(dtype=jnp.dtype("float32"), keep=keep, kernel="splash-interpreted")
+    for remat in (Remat.FULL, Remat.SAVE_ATTENTION, Remat.SAVE_DOTS):
+        compute = Compute(dtype=jnp.dtype("float32"), remat=remat, kernel="splash-interpreted")
         definition, state = nnx.split(Decoder(shape, compute, nnx.Rngs(0)), nnx.Param)
 
         def loss(state: Any, definition: Any = definition) -> jax.Array:
@@ -176,9 +178,8 @@ def test_gradients_are_equal_under_every_policy() -> None:
 
 
 def test_the_policies_have_one_list() -> None:
-    """Law: setting, model and search share `config.Keep`; no other module spells the names of the heavier policies."""
-    assert get_type_hints(ModelOptions)["keep"] is Keep
-    assert get_args(Keep) == KEEP
+    """Law: setting, model and search share `config.Remat`; no other module spells the names of the heavier policies."""
+    assert get_type_hints(ModelOptions)["remat"] is Remat
     package = Path(__file__).parents[2] / "zephyr_jax"
-    spelled = [path.relative_to(package) for path in package.rglob("*.py") if '"projections"' in path.read_text()]
-    assert sorted(map(str, spelled)) == ["config/sections.py", "model/remat.py"]
+    spelled = [path.relative_to(package) for path in package.rglob("*.py") if '"save_dots"' in path.read_text()]
+    assert sorted(map(str, spelled)) == ["config/sections.py"]

@@ -96,5 +96,5 @@ def test_the_end_of_grace_ends_the_process() -> None:
     """The main thread is busy elsewhere and never asks."""
     process = waiting(0.5)
     process.send_signal(signal.SIGTERM)
-    assert "not stopped within schedule.grace (0.5 s)" in process.communicate(timeout=10)[1]
+    assert "not stopped within schedule.grace_seconds (0.5 s)" in process.communicate(timeout=10)[1]
     assert process.returncode == 1

@@ -13,7 +13,7 @@ import pytest
 from zephyr_jax.batch import TokenBatch
 from zephyr_jax.checkpoint.resolve import abstract_of
 from zephyr_jax.config.plan import PlanConfig
-from zephyr_jax.config.sections import KEEP, Keep, MeshOptions, ModelOptions
+from zephyr_jax.config.sections import MeshOptions, ModelOptions, Remat
 from zephyr_jax.config.yaml_file import load_card
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.remat import recomputed_flops
@@ -56,7 +56,7 @@ def test_operations_a_token_are_what_the_compiler_counts(one_layer: Path, step: 
         card,
         step=step,
         topology="v5e:2x2",
-        model=ModelOptions(str(one_layer), keep="everything", logprob_chunk=ROWS * LENGTH),
+        model=ModelOptions(str(one_layer), remat=Remat.NONE, logprob_chunk=ROWS * LENGTH),
         data=replace(card.data, row_length=LENGTH, max_length=LENGTH),
         batch=replace(card.batch, examples=None, rows=ROWS, microbatch_rows=ROWS),
     )
@@ -94,7 +94,7 @@ class Cost:
 
 
 @pytest.fixture(scope="module")
-def costs() -> dict[Keep, Cost]:
+def costs() -> dict[Remat, Cost]:
     """The gradient of two rows, by policy."""
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}
     rules = Rules(make_mesh(MeshOptions(), topology_devices("v5e:2x2")[:1]))
@@ -104,8 +104,8 @@ def costs() -> dict[Keep, Cost]:
     )
     batch = TokenBatch(ids, ids, ids, targets)
     found = {}
-    for keep in KEEP:
-        model = abstract_of(SMALL, ModelOptions("none", keep=keep, logprob_chunk=2 * LENGTH), rules)
+    for remat in tuple(Remat):
+        model = abstract_of(SMALL, ModelOptions("none", remat=remat, logprob_chunk=2 * LENGTH), rules)
         objective = sft_objective(model.definition, 1, 2 * LENGTH)
 
         def gradient(weights, batch, objective=objective, model=model):
@@ -114,28 +114,33 @@ def costs() -> dict[Keep, Cost]:
         lowered = jax.jit(gradient).trace(model.parameters, batch).lower(lowering_platforms=("tpu",))
         compiled = lowered.compile()
         memory, kernels = compiled.memory_analysis(), lowered.as_text().count("tpu_custom_call")
-        found[keep] = Cost(
+        found[remat] = Cost(
             compiled.cost_analysis()["flops"], memory.temp_size_in_bytes, memory.host_temp_size_in_bytes, kernels
         )
     return found
 
 
-def test_every_policy_changes_the_program_for_a_tpu(costs: dict[Keep, Cost]) -> None:
+def test_every_policy_changes_the_program_for_a_tpu(costs: dict[Remat, Cost]) -> None:
     """Law: `attention` and above run splash forward once instead of twice; `projections` repeats no product; memory grows."""
-    assert {keep: cost.kernels for keep, cost in costs.items()} == {
-        "inputs": 3, "inputs-on-host": 3, "attention": 2, "projections": 2, "everything": 2,
+    assert {remat: cost.kernels for remat, cost in costs.items()} == {
+        Remat.FULL: 3, Remat.FULL_OFFLOAD: 3, Remat.SAVE_ATTENTION: 2, Remat.SAVE_DOTS: 2, Remat.NONE: 2,
     }  # fmt: skip
-    assert costs["inputs"].flops == costs["attention"].flops > costs["projections"].flops >= costs["everything"].flops
-    assert costs["attention"].temporaries < costs["projections"].temporaries < costs["everything"].temporaries
-    assert costs["inputs"].temporaries < costs["projections"].temporaries
-    assert costs["inputs-on-host"].on_host == SMALL.num_layers * 2 * LENGTH * SMALL.d_model * 2
-    assert not any(cost.on_host for keep, cost in costs.items() if keep != "inputs-on-host")
+    assert (
+        costs[Remat.FULL].flops
+        == costs[Remat.SAVE_ATTENTION].flops
+        > costs[Remat.SAVE_DOTS].flops
+        >= costs[Remat.NONE].flops
+    )
+    assert costs[Remat.SAVE_ATTENTION].temporaries < costs[Remat.SAVE_DOTS].temporaries < costs[Remat.NONE].temporaries
+    assert costs[Remat.FULL].temporaries < costs[Remat.SAVE_DOTS].temporaries
+    assert costs[Remat.FULL_OFFLOAD].on_host == SMALL.num_layers * 2 * LENGTH * SMALL.d_model * 2
+    assert not any(cost.on_host for remat, cost in costs.items() if remat != Remat.FULL_OFFLOAD)
 
 
-@pytest.mark.parametrize("keep", KEEP)
-def test_recomputed_operations_are_what_the_compiler_counts(costs: dict[Keep, Cost], keep: Keep) -> None:
+@pytest.mark.parametrize("remat", tuple(Remat))
+def test_recomputed_operations_are_what_the_compiler_counts(costs: dict[Remat, Cost], remat: Remat) -> None:
     """Law: between a policy and `everything` lie the operations of `recomputed_flops`, to within 3 % of a forward pass; the
     kernel's are left out on both sides."""
     layer = replace(SMALL, num_layers=1)
-    forward, expected = (2 * LENGTH * recomputed_flops(layer, each, seen=0) for each in ("inputs", keep))
-    assert costs[keep].flops - costs["everything"].flops == pytest.approx(expected, abs=0.03 * forward)
+    forward, expected = (2 * LENGTH * recomputed_flops(layer, each, seen=0) for each in (Remat.FULL, remat))
+    assert costs[remat].flops - costs[Remat.NONE].flops == pytest.approx(expected, abs=0.03 * forward)

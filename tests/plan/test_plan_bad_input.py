@@ -15,10 +15,10 @@ SMALL = "--topology v5e:2x2 --batch.microbatch_rows 4 --data.row_length 512 --da
 ANYWHERE = {
     "v9z:2x2": (f"{SMALL} --topology v9z:2x2", r"'v9z:2x2' names no TPU topology\. It is one of v4, v5e, v5p, v6e"),
     "no grid": (f"{SMALL} --topology 2x2", r"'2x2' names no TPU topology.*such as v5e:2x4"),
-    "no slice": (f"{SMALL} --slices 0", r"slices is 0\. It must be greater than zero"),
+    "no slice": (f"{SMALL} --num_slices 0", r"num_slices is 0\. It must be greater than zero"),
     "microbatch": (f"{SMALL} --batch.rows 6 --batch.examples None", r"batch\.rows is 6 and batch\.microbatch_rows 4\. "),
     "two batches": (f"{SMALL} --batch.rows 8", r"batch\.rows is 8 and batch\.examples 16\. Exactly one"),
-    "gradients": (f"{SMALL} --optimizer.gradient_dtype bfloat16", r"gradient_dtype is bfloat16 and model\.compute_dtype float32"),
+    "gradients": (f"{SMALL} --optimizer.grad_dtype bfloat16", r"grad_dtype is bfloat16 and model\.compute_dtype float32"),
     "long sequence": (f"{SMALL} --data.max_length 1024", r"data\.max_length is 1024 and data\.row_length 512\. A row must hold"),
     "fit what": (f"{SMALL} --step reference --fit", r"`fit` is on for the reference step\. It searches training steps"),
     "chunk": (f"{SMALL} --model.logprob_chunk 0", r"model\.logprob_chunk is 0\. It must be greater"),
@@ -30,7 +30,7 @@ WITH_COMPILER = {
     "two free": (f"{SMALL} --mesh.data -1", r"one of them may be -1"),
     "heads": (f"{SMALL} --mesh.tensor 4", r"`kv_heads` size of weight .* is 1, and the mesh splits `kv_heads` into 4"),
     "row": (f"{SMALL} --data.row_length 500", r"Rows have 500 tokens\. The TPU kernel takes multiples of 128"),
-    "slices": (f"{SMALL} --slices 2", r"microbatch_rows \(or batch\.rows\) is 4, and the mesh splits `batch` into 8"),
+    "slices": (f"{SMALL} --num_slices 2", r"microbatch_rows \(or batch\.rows\) is 4, and the mesh splits `batch` into 8"),
 }  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def test_a_folder_that_is_no_model_is_refused(content: str, tmp_path: Path, caps
 def test_an_old_name_is_answered_with_the_known_ones(shape_only: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By the parser of the command line, before anything runs."""
     with pytest.raises(SystemExit) as stopped:
-        main(["plan", "--config", f"{CARDS}/dpo.yaml", "--model.keep", "full"])
+        main(["plan", "--config", f"{CARDS}/dpo.yaml", "--model.remat", "dots"])
     assert stopped.value.code == 2
     said = capsys.readouterr()
-    assert "inputs-on-host" in said.out + said.err
+    assert "full_offload" in said.out + said.err

@@ -28,7 +28,7 @@ def planned(shape_only: Path) -> Plan:
         replace(
             card,
             topology="v5e:2x2",
-            slices=2,
+            num_slices=2,
             model=replace(card.model, path=str(shape_only)),
             data=replace(card.data, row_length=512, max_length=256),
             batch=replace(card.batch, examples=None, rows=8, microbatch_rows=8),

@@ -31,7 +31,7 @@ def ultrafeedback(prompt: str, *answers: dict[str, Any], source: str = "flan") -
 
 def prepare(kind: str, path: Path, output: Path, *words: object) -> dict[str, Any]:
     """Call the verb; the record that it leaves."""
-    main(["prepare", kind, "--path", str(path), "--output", str(output), *map(str, words)])
+    main(["prepare", kind, "--data", str(path), "--output", str(output), *map(str, words)])
     return json.loads((output / "prepared.json").read_text())
 
 

@@ -33,33 +33,33 @@ def mistake(*says: str) -> Callable[[Callable[[Path], Words]], Callable[[Path], 
 
 def feedback(folder: Path, *words: object, rows: list[dict] | None = None) -> Words:
     path = write_rows(folder / "rows.jsonl", [plain("q", 1, 2)] if rows is None else rows)
-    return ["ultrafeedback", "--path", str(path), "--output", str(folder / "out"), *map(str, words)]
+    return ["ultrafeedback", "--data", str(path), "--output", str(folder / "out"), *map(str, words)]
 
 
 def chats(folder: Path, *words: object) -> Words:
     path = write_rows(folder / "rows.jsonl", [{"data": ["Hi.", "Yes?"]}])
-    return ["ultrachat", "--path", str(path), "--output", str(folder / "out"), *map(str, words)]
+    return ["ultrachat", "--data", str(path), "--output", str(folder / "out"), *map(str, words)]
 
 
-@mistake("`path` is not set", "rated answers")
+@mistake("`data` is not set", "rated answers")
 def no_path(folder: Path) -> Words:
     return ["ultrafeedback", "--output", str(folder / "out")]
 
 
 @mistake("`output` is not set", "--output")
 def no_output(folder: Path) -> Words:
-    return ["ultrachat", "--path", str(folder)]
+    return ["ultrachat", "--data", str(folder)]
 
 
 @mistake("nowhere.jsonl", "Check the spelling")
 def nothing_there(folder: Path) -> Words:
-    return ["ultrachat", "--path", str(folder / "nowhere.jsonl"), "--output", str(folder / "out")]
+    return ["ultrachat", "--data", str(folder / "nowhere.jsonl"), "--output", str(folder / "out")]
 
 
 @mistake("holds no file that ends in", ".jsonl")
 def a_folder_without_rows(folder: Path) -> Words:
     (folder / "notes.md").write_text("x")
-    return ["ultrachat", "--path", str(folder), "--output", str(folder / "out")]
+    return ["ultrachat", "--data", str(folder), "--output", str(folder / "out")]
 
 
 @mistake("is empty")
@@ -70,26 +70,26 @@ def an_empty_file(folder: Path) -> Words:
 @mistake("has no rows")
 def an_empty_list(folder: Path) -> Words:
     (folder / "rows.json").write_text("[]")
-    return ["ultrachat", "--path", str(folder / "rows.json"), "--output", str(folder / "out")]
+    return ["ultrachat", "--data", str(folder / "rows.json"), "--output", str(folder / "out")]
 
 
 @mistake("rows.json is not a JSON list", ".jsonl")
 def a_broken_list(folder: Path) -> Words:
     (folder / "rows.json").write_text("[{}")
-    return ["ultrachat", "--path", str(folder / "rows.json"), "--output", str(folder / "out")]
+    return ["ultrachat", "--data", str(folder / "rows.json"), "--output", str(folder / "out")]
 
 
 @mistake("ends in `.xlsx`")
 def a_file_of_another_kind(folder: Path) -> Words:
     (folder / "rows.xlsx").write_text("x")
-    return ["ultrachat", "--path", str(folder / "rows.xlsx"), "--output", str(folder / "out")]
+    return ["ultrachat", "--data", str(folder / "rows.xlsx"), "--output", str(folder / "out")]
 
 
 @mistake("rows.parquet cannot be read as Parquet")
 def a_damaged_parquet_file(folder: Path) -> Words:
     pq.write_table(pa.table({"x": [1]}), folder / "rows.parquet")
     (folder / "rows.parquet").write_bytes((folder / "rows.parquet").read_bytes()[:-20])
-    return ["ultrachat", "--path", str(folder / "rows.parquet"), "--output", str(folder / "out")]
+    return ["ultrachat", "--data", str(folder / "rows.parquet"), "--output", str(folder / "out")]
 
 
 @mistake(
@@ -113,12 +113,12 @@ def plain_scores_have_no_mean(folder: Path) -> Words:
 
 @mistake("of 2 rows none is left", "rated low enough")
 def a_margin_that_no_pair_has(folder: Path) -> Words:
-    return feedback(folder, "--ties", "margin", "--margin", 5, rows=[plain("q", 1, 2), plain("r", 1, 2)])
+    return feedback(folder, "--ties", "margin", "--min_margin", 5, rows=[plain("q", 1, 2), plain("r", 1, 2)])
 
 
 @mistake("margin", "`ties: margin`")
 def a_margin_without_its_rule(folder: Path) -> Words:
-    return feedback(folder, "--margin", 1)
+    return feedback(folder, "--min_margin", 1)
 
 
 @mistake("margin None", "`ties: margin`")
@@ -128,27 +128,27 @@ def the_rule_without_a_margin(folder: Path) -> Words:
 
 @mistake("margin is -1.0", "greater than zero")
 def a_negative_margin(folder: Path) -> Words:
-    return feedback(folder, "--ties", "margin", "--margin", -1)
+    return feedback(folder, "--ties", "margin", "--min_margin", -1)
 
 
-@mistake("revision-2023", "repair True", "repair False")
+@mistake("revision-2023", "repair_scores True", "repair_scores False")
 def the_old_revision_repaired(folder: Path) -> Words:
     return feedback(folder, "--rejected", "revision-2023")
 
 
-@mistake("test_share is 1.5", "0 <= share <= 1")
+@mistake("test_fraction is 1.5", "0 <= share <= 1")
 def more_than_all(folder: Path) -> Words:
-    return feedback(folder, "--test_share", 1.5)
+    return feedback(folder, "--test_fraction", 1.5)
 
 
-@mistake("gen_share is nan")
+@mistake("gen_fraction is nan")
 def a_share_that_is_no_number(folder: Path) -> Words:
-    return chats(folder, "--gen_share", "nan")
+    return chats(folder, "--gen_fraction", "nan")
 
 
-@mistake("subset is 0")
+@mistake("num_examples is 0")
 def an_empty_subset(folder: Path) -> Words:
-    return chats(folder, "--subset", 0)
+    return chats(folder, "--num_examples", 0)
 
 
 @mistake("refusals `keep`")
@@ -184,7 +184,7 @@ def a_split_of_a_file(folder: Path) -> Words:
 @mistake("`output` and `path` are both", "choose another output")
 def output_over_input(folder: Path) -> Words:
     write_rows(folder / "rows.jsonl", [plain("q", 1, 2)])
-    return ["ultrafeedback", "--path", str(folder), "--output", f"{folder}/."]
+    return ["ultrafeedback", "--data", str(folder), "--output", f"{folder}/."]
 
 
 @mistake("cannot be made", "is a file")
@@ -210,7 +210,7 @@ def output_among_words_of_the_user(folder: Path) -> Words:
 @mistake("rows.jsonl.gz cannot be read", "Compressed file ended", "Copy it again")
 def a_packed_file_that_is_cut(folder: Path) -> Words:
     (folder / "rows.jsonl.gz").write_bytes(b"\x1f\x8b")
-    return ["ultrachat", "--path", str(folder / "rows.jsonl.gz"), "--output", str(folder / "out")]
+    return ["ultrachat", "--data", str(folder / "rows.jsonl.gz"), "--output", str(folder / "out")]
 
 
 @mistake("made by other settings", "seed was 0, is 5", "Choose another output")
@@ -234,7 +234,7 @@ def a_damaged_record(folder: Path) -> Words:
 
 @mistake("gs://", "names no bucket")
 def a_bucket_without_a_name(folder: Path) -> Words:
-    return ["ultrachat", "--path", str(write_rows(folder / "a.jsonl", [{}])), "--output", "gs://"]
+    return ["ultrachat", "--data", str(write_rows(folder / "a.jsonl", [{}])), "--output", "gs://"]
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -260,7 +260,7 @@ def test_a_mistake_ends_with_one_paragraph_and_leaves_nothing(
 def test_a_mistake_does_not_stand_in_the_way_of_the_next_try(tmp_path: Path) -> None:
     """Law: settings that leave no row may be changed, and the same output is used."""
     with pytest.raises(SystemExit):
-        main(["prepare", *feedback(tmp_path, "--ties", "margin", "--margin", "5")])
+        main(["prepare", *feedback(tmp_path, "--ties", "margin", "--min_margin", "5")])
     main(["prepare", *feedback(tmp_path)])
     assert json.loads((tmp_path / "out" / "prepared.json").read_text())["finished"]
 

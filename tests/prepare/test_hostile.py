@@ -43,7 +43,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     exam.write_text("What happens to you if you eat watermelon seeds?\n")
     rows.append(plain(exam.read_text(), 1, 2))
     path = write_rows(folder / "rows.jsonl", rows)
-    record = prepare("ultrafeedback", path, folder / "out", "--samples", 20, "--decontaminate.against", exam)
+    record = prepare("ultrafeedback", path, folder / "out", "--num_samples", 20, "--decontaminate.against", exam)
     assert record["rows read"] == 2 * len(HOSTILE) + 1
     return folder / "out"
 

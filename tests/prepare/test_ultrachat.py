@@ -43,7 +43,7 @@ def dialogues(output: Path) -> list[list[str]]:
 
 def made(folder: Path, rows: list[dict], *words: object) -> tuple[dict[str, Any], list[list[str]]]:
     """The record and the dialogues, all of them in the `sft` splits."""
-    record = prepare("ultrachat", write_rows(folder / "rows.jsonl", rows), folder / "out", "--gen_share", 0, *words)
+    record = prepare("ultrachat", write_rows(folder / "rows.jsonl", rows), folder / "out", "--gen_fraction", 0, *words)
     return record, dialogues(folder / "out")
 
 
@@ -65,7 +65,7 @@ def test_splits_have_the_published_shares() -> None:
     """Law: by default prompts fall into the splits as the published 515,311 do, each by its words alone."""
     config = UltrachatConfig()
     prompts = [f"question {n}?" for n in range(20_000)]
-    found = Counter(chat_split(prompt, config.test_share, config.gen_share) for prompt in prompts)
+    found = Counter(chat_split(prompt, config.test_fraction, config.gen_fraction) for prompt in prompts)
     published = {"train_sft": 207_865, "test_sft": 23_110, "train_gen": 256_032, "test_gen": 28_304}
     for name, rows in published.items():
         assert found[name] / 20_000 == pytest.approx(rows / sum(published.values()), abs=0.01)
@@ -92,7 +92,7 @@ def test_the_order_of_rows_changes_nothing(tmp_path: Path) -> None:
     for seed in range(3):
         random.Random(seed).shuffle(rows)
         output = tmp_path / f"{seed}" / "out"
-        prepare("ultrachat", write_rows(tmp_path / "rows.jsonl", rows), output, "--subset", 100)
+        prepare("ultrachat", write_rows(tmp_path / "rows.jsonl", rows), output, "--num_examples", 100)
         here = str(output).encode()
         found.append({name: content.replace(here, b"OUT") for name, content in files(output).items()})
     assert found[0] == found[1] == found[2]
@@ -102,7 +102,7 @@ def test_a_larger_subset_holds_the_smaller(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", ROWS)
     kept = []
     for size in (20, 60):
-        record = prepare("ultrachat", path, tmp_path / f"{size}", "--subset", size)
+        record = prepare("ultrachat", path, tmp_path / f"{size}", "--num_examples", size)
         assert sum(record["splits"].values()) == size
         assert record["rows set aside"] == {"it is outside the subset": 150 - size}
         kept.append({row["prompt"] for name in SPLITS for row in split(tmp_path / f"{size}", name)})
@@ -288,7 +288,7 @@ def test_test_sets_are_looked_for_in_every_question(tmp_path: Path) -> None:
     rows = [raw("Hi.", "Yes?", f"So: {leak}", "Nothing."), raw("Tell me a question.", leak), raw("Bye.", "Bye.")]
     assert len(made(tmp_path, rows, "--decontaminate.against", exam)[1]) == 2
     (tmp_path / "all").mkdir()
-    words = ("--decontaminate.against", exam, "--decontaminate.where", "everything")
+    words = ("--decontaminate.against", exam, "--decontaminate.scope", "all")
     assert made(tmp_path / "all", rows, *words)[1] == [["Bye.", "Bye."]]
 
 
@@ -296,7 +296,7 @@ def test_test_sets_are_looked_for_in_every_question(tmp_path: Path) -> None:
 def test_real_dialogues(name: str, rows: int, shared: Path, tmp_path: Path) -> None:
     """Law: of real chats each is kept, or a duplicate; what is kept is what was there but for its case."""
     path = shared / "data" / f"{name}.jsonl"
-    record = prepare("ultrachat", path, tmp_path / "out", "--gen_share", 0, "--duplicates", "dialogue")
+    record = prepare("ultrachat", path, tmp_path / "out", "--gen_fraction", 0, "--duplicates", "dialogue")
     assert record["rows read"] == rows
     assert set(record["rows set aside"]) <= {"it is a duplicate"}
     before = {

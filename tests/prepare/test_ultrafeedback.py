@@ -76,7 +76,7 @@ def test_the_schema_and_the_splits_are_the_published_ones(tmp_path: Path) -> Non
     """Law: seven columns; three training splits of the same pairs; test_sft and test_gen hold a part of test_prefs; `gen`
     messages end with the question."""
     out = tmp_path / "out"
-    prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", ROWS), out, "--test_share", 0.3)
+    prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", ROWS), out, "--test_fraction", 0.3)
     message = pa.struct([("content", pa.string()), ("role", pa.string())])
     for name in SPLITS:
         schema = pq.read_schema(out / f"{name}.parquet")
@@ -99,7 +99,7 @@ def test_a_row_is_the_published_one(tmp_path: Path) -> None:
     """Law: the row that the data set's own card shows, name of the prompt included; texts stay to the last line break."""
     prompt, best, other = "Which books are still banned in Canada?", "I cannot provide a list.\n", "Several are banned."
     row = ultrafeedback(prompt, judged(other, 5.0, 3), judged(best, 8.0, 4))
-    prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", [row]), tmp_path / "out", "--test_share", 0)
+    prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", [row]), tmp_path / "out", "--test_fraction", 0)
     user = {"content": prompt, "role": "user"}
     expected = {
         "prompt": prompt,
@@ -127,7 +127,7 @@ def test_any_answer_is_rejected_unless_told_otherwise(tmp_path: Path) -> None:
 def test_our_loader_and_datasets_read_it(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     """Law: `--data.path FOLDER --data.split train_prefs` tokenises every pair; `load_dataset(FOLDER)` sees six splits."""
     out = tmp_path / "out"
-    record = prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", ROWS), out, "--test_share", 0.3)
+    record = prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", ROWS), out, "--test_fraction", 0.3)
     for name in ("train_prefs", "test_prefs"):
         examples = load_preferences(DataOptions(max_length=512, row_length=1024), tokenizer, str(out), name)
         assert len(examples) == record["splits"][name] > 0
@@ -142,7 +142,7 @@ def test_our_loader_and_datasets_read_it(tmp_path: Path, tokenizer: ChatTokenize
 def test_a_split_without_rows_does_not_stand_in_the_way_of_others(tmp_path: Path) -> None:
     """Law: its file is there, empty; `load_dataset`, which cannot open such a split, sees the others."""
     out = tmp_path / "out"
-    record = prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", ROWS[:3]), out, "--test_share", 0)
+    record = prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", ROWS[:3]), out, "--test_fraction", 0)
     assert record["splits"]["test_prefs"] == 0
     assert split(out, "test_prefs") == []
     found = datasets.load_dataset(str(out))
@@ -173,8 +173,8 @@ def test_the_order_of_rows_changes_nothing(tmp_path: Path) -> None:
 def test_a_pair_does_not_depend_on_the_other_rows(tmp_path: Path) -> None:
     """Law: with half of the rows, each of their prompts has the same pair in the same split."""
     whole, half = tmp_path / "whole", tmp_path / "half"
-    prepare("ultrafeedback", write_rows(tmp_path / "a.jsonl", ROWS), whole, "--test_share", 0.3)
-    prepare("ultrafeedback", write_rows(tmp_path / "b.jsonl", ROWS[::2]), half, "--test_share", 0.3)
+    prepare("ultrafeedback", write_rows(tmp_path / "a.jsonl", ROWS), whole, "--test_fraction", 0.3)
+    prepare("ultrafeedback", write_rows(tmp_path / "b.jsonl", ROWS[::2]), half, "--test_fraction", 0.3)
     for name in SPLITS:
         of_whole = {row["prompt"]: row for row in split(whole, name)}
         for row in split(half, name):
@@ -307,7 +307,9 @@ def test_without_the_bug_every_ten_is_a_ten(tmp_path: Path) -> None:
     assert (record["repaired"], record["answers set aside"]) == ({}, {})
     assert pairs(out)["unsure"]["chosen"][1]["content"] == "odd"
     assert record["numbers"]["the bug that stored 1 as 10"] == "not found"
-    record = prepare("ultrafeedback", write_rows(tmp_path / "b.jsonl", BUGGED), tmp_path / "raw", "--repair", "False")
+    record = prepare(
+        "ultrafeedback", write_rows(tmp_path / "b.jsonl", BUGGED), tmp_path / "raw", "--repair_scores", "False"
+    )
     assert record["numbers"]["the bug that stored 1 as 10"] == "found, and left as it is"
     assert pairs(tmp_path / "raw")["bug"]["chosen"][1]["content"] == "bad"
 
@@ -327,7 +329,7 @@ def test_the_revision_of_2023(tmp_path: Path) -> None:
         ultrafeedback("b", *(judged(f"{n}", score, 4) for n, score in enumerate((2, 3, 9, 9))), source="truthful_qa"),
     ]
     out = tmp_path / "out"
-    words = ("--rejected", "revision-2023", "--repair", "False", "--duplicates", "keep", "--leave_out_sources")
+    words = ("--rejected", "revision-2023", "--repair_scores", "False", "--duplicates", "keep", "--exclude_sources")
     record = prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", rows), out, *words)
     assert record["rows set aside"] == {}
     made = [(row["prompt"], row["chosen"][1]["content"], row["rejected"][1]["content"]) for row in pairs(out).values()]
@@ -346,7 +348,7 @@ def test_the_draw_of_2023_counts_answers_that_cannot_be_used(tmp_path: Path) -> 
         ),
     ]
     out = tmp_path / "out"
-    words = ("--rejected", "revision-2023", "--repair", "False")
+    words = ("--rejected", "revision-2023", "--repair_scores", "False")
     record = prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", rows), out, *words)
     assert record["rows set aside"] == {"the drawn answer cannot be used": 1}
     assert pairs(out)["other"]["rejected"][1]["content"] == "c"
@@ -370,7 +372,7 @@ def test_planted_leaks_go_and_near_misses_stay(tmp_path: Path) -> None:
     record = prepare("ultrafeedback", path, tmp_path / "prompts", *words)
     assert record["rows set aside"] == {"it shares a run of words with the test set exam.jsonl": 1}
     assert set(pairs(tmp_path / "prompts")) == {"What happens to you if you eat apple seeds?", "seeds"}
-    prepare("ultrafeedback", path, tmp_path / "all", *words, "--decontaminate.where", "everything")
+    prepare("ultrafeedback", path, tmp_path / "all", *words, "--decontaminate.scope", "all")
     assert set(pairs(tmp_path / "all")) == {"What happens to you if you eat apple seeds?"}
 
 
@@ -431,7 +433,7 @@ def test_cloud_storage_gives_and_takes(bucket: Gcs, tmp_path: Path, monkeypatch:
     path = write_rows(tmp_path / "rows.jsonl", ROWS)
     prepare("ultrafeedback", path, tmp_path / "out")
     open_path("gs://bucket/raw/rows.jsonl").write_bytes(path.read_bytes())
-    main(["prepare", "ultrafeedback", "--path", "gs://bucket/raw/rows.jsonl", "--output", "gs://bucket/out"])
+    main(["prepare", "ultrafeedback", "--data", "gs://bucket/raw/rows.jsonl", "--output", "gs://bucket/out"])
     there = bucket.state.buckets["bucket"]
     for name in SPLITS:
         assert there[f"out/{name}.parquet"].data == (tmp_path / "out" / f"{name}.parquet").read_bytes()

@@ -1,4 +1,4 @@
-"""Passes of the verb: what never invalidates a table, what does and why it is said, and `--verify`."""
+"""Passes of the verb: what never invalidates a table, what does and why it is said, and `--verify_pairs`."""
 
 import os
 import re
@@ -57,7 +57,7 @@ def test_another_template_says_why_all_is_computed(
     """Law: one line names the field that differs, with both values."""
     config, first = filled
     capsys.readouterr()
-    other = reference(replace(config, data=replace(config.data, template="zephyr-no-system")))
+    other = reference(replace(config, data=replace(config.data, chat_template="zephyr-no-system")))
     said = capsys.readouterr().err
     assert re.search(r"^tokenizer was '\w{32}' there, is '\w{32}' here: all 12 pairs are computed anew$", said, re.M)
     assert (other.computed, other.reused) == (PAIRS, 0)
@@ -130,16 +130,16 @@ def test_verify_on_the_command_line_and_a_flipped_byte(
         "--batch.examples 8 --batch.rows None --batch.microbatch_rows 4 --mesh.data 2 --mesh.fsdp 2 --mesh.tensor 2"
     )
     capsys.readouterr()
-    main(["reference", "verify", *words.split(), "--pairs", "4"])
+    main(["reference", "verify", *words.split(), "--num_pairs", "4"])
     assert capsys.readouterr().out.startswith("4 of 14 pairs computed anew")
-    main(["reference", *words.split(), "--verify", "5"])
+    main(["reference", *words.split(), "--verify_pairs", "5"])
     assert "5 of 14 pairs computed anew" in capsys.readouterr().out
     part = min(first.folder.glob("part-*"), key=lambda path: path.stat().length)
     spoilt = bytearray(part.read_bytes())
     spoilt[len(spoilt) // 2] ^= 16
     part.write_bytes(bytes(spoilt))
     with pytest.raises(SystemExit):
-        main(["reference", "verify", *words.split(), "--pairs", "4"])
+        main(["reference", "verify", *words.split(), "--num_pairs", "4"])
     said = capsys.readouterr().err
     assert f"{part} cannot be read: its digest is" in said
     assert f"Delete that file and run `zephyr-jax reference {words}` again: only its entries" in said

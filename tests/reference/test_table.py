@@ -122,5 +122,5 @@ def test_order_and_subset_are_no_part_of_the_table(tmp_path: Path, tiny_model: P
         done[name] = (filled.computed, filled.reused)
     assert done == {"all": (12, 0), "half, turned round": (0, 6), "one more": (1, 12)}
     config = dpo_config(tiny_model, tmp_path / "all.jsonl", tmp_path / "run", tmp_path / "table")
-    other = reference(replace(config, data=replace(config.data, template="zephyr-no-system")))
+    other = reference(replace(config, data=replace(config.data, chat_template="zephyr-no-system")))
     assert (other.computed, other.reused) == (12, 0)

@@ -58,7 +58,7 @@ def test_numbers_outside_are_told_by_how_much(run: Path, tmp_path: Path, capsys:
     ("text", "words"),
     [
         ("{}", "expects nothing"),
-        ("expected: {loss: [2, 1]}\nexpected_with: {data.targets: all}", "run with data.targets 'assistant'"),
+        ("expected: {loss: [2, 1]}\nexpected_settings: {data.targets: all}", "run with data.targets 'assistant'"),
         ("expected: {rewards/margins: [0, 1]}", "has no rewards/margins; it has loss"),
     ],
 )
@@ -84,4 +84,4 @@ def test_the_cards_expect_what_their_headers_say() -> None:
     assert load_card(DpoConfig, CARDS / "zephyr-7b-beta/dpo.yaml").expected["loss"] == (0.502, 0.523)
     sft_card = load_card(SftConfig, CARDS / "zephyr-7b-beta/sft.yaml")
     assert sft_card.expected == {"loss": (0.932, 0.940)}
-    assert sft_card.expected_with == {"data.targets": "all"}
+    assert sft_card.expected_settings == {"data.targets": "all"}

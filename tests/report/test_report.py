@@ -81,7 +81,7 @@ def copied(runs: Path, tmp_path: Path) -> Path:
 
 
 def asking[C: SftConfig](config: C, prompts: int) -> C:
-    return replace(config, report=replace(config.report, answers=prompts))
+    return replace(config, report=replace(config.report, num_samples=prompts))
 
 
 def kept(run: Path) -> dict:
@@ -159,10 +159,10 @@ def test_prompts_that_leave_no_room_for_an_answer_are_passed_over(tiny_model: Pa
 def test_the_verb_has_stages_answer_later(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By the settings of the run's own record, once."""
     words = [
-        "page",
+        "report",
         "--run",
         str(copied / "dpo"),
-        "--ask",
+        "--num_samples",
         "2",
         *["--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2"],
     ]
@@ -186,7 +186,7 @@ def test_answers_that_fail_cost_a_line(
     monkeypatch.setattr(run_answers, "generate", fail)
     sft(asking(first_config(tiny_model, runs, copied), 3))
     said = capsys.readouterr().err.splitlines()[-1]
-    command = f"zephyr-jax page --run {copied}/sft --ask 10"
+    command = f"zephyr-jax report --run {copied}/sft --num_samples 10"
     assert said == f"no answers were made for the page (no room). To have them there: {command}"
     assert command in page_of(copied / "sft").words()
 
@@ -194,7 +194,7 @@ def test_answers_that_fail_cost_a_line(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({}, "as the run was told (report.answers: 0)"),
+        ({}, "as the run was told (report.num_samples: 0)"),
         ({"answers": 10}, "could not make them"),
         ({"answers": 10, "steps": 99}, "they are made when the run has ended"),
         ({"answers": 10, "processes": 4}, "spread over 4 processes"),
@@ -205,11 +205,11 @@ def test_answers_that_fail_cost_a_line(
 def test_a_page_without_answers_says_why_and_how(copied: Path, changes: dict, said: str) -> None:
     run = copied / "dpo"
     record = json.loads((run / "provenance.json").read_text())
-    record["config"]["report"]["answers"] = changes.pop("answers", 0)
+    record["config"]["report"]["num_samples"] = changes.pop("answers", 0)
     (run / "provenance.json").write_text(json.dumps(record | changes))
-    main(["page", "--run", str(run)])
+    main(["report", "--run", str(run)])
     (part,) = [each for each in page_of(run).all("section") if "Answers" in [h.words() for h in each.all("h2")]]
-    assert said in part.words() and f"zephyr-jax page --run {run} --ask 10" in part.words()
+    assert said in part.words() and f"zephyr-jax report --run {run} --num_samples 10" in part.words()
 
 
 def page_of(run: Path) -> Node:
@@ -272,7 +272,7 @@ def test_earlier_stages_stand_on_the_page_of_the_later(runs: Path, tmp_path: Pat
     for output in (str(tmp_path / "nowhere"), "gs://a-bucket/sft"):
         record["parent"]["output"] = output
         (copy / "dpo" / "provenance.json").write_text(json.dumps(record))
-        main(["page", "--run", str(copy / "dpo")])
+        main(["report", "--run", str(copy / "dpo")])
         (before,) = [each for each in page_of(copy / "dpo").all("details") if "dSFT: " in each.words()]
         assert pictures(before) == {}
         assert "only its record is left" in before.words() and "optimizer.learning_rate" in before.words()
@@ -286,7 +286,7 @@ def test_another_run_that_took_the_place_of_an_earlier_stage_is_not_shown(runs: 
     record = json.loads((child / "provenance.json").read_text())
     record["parent"]["output"] = str(copy)
     (child / "provenance.json").write_text(json.dumps(record))
-    main(["page", "--run", str(child)])
+    main(["report", "--run", str(child)])
     assert "only its record is left" in page_of(child).words()
 
 
@@ -326,7 +326,7 @@ def test_scores_belong_to_the_rows_that_are_used(runs: Path, tmp_path: Path) -> 
 def test_a_run_that_is_sick_leaves_its_page(runs: Path, tiny_model: Path, tmp_path: Path) -> None:
     """It tells how far it came, and names the step."""
     config = sft_config(tiny_model, runs / "chats.jsonl", tmp_path / "run", epochs=1)
-    config = replace(config, optimizer=replace(config.optimizer, learning_rate=1e9, warmup_ratio=0, clip_norm=None))
+    config = replace(config, optimizer=replace(config.optimizer, learning_rate=1e9, warmup_ratio=0, max_grad_norm=None))
     with pytest.raises(TrainingError):
         sft(config)
     said = page_of(tmp_path / "run").words()
@@ -344,7 +344,7 @@ def test_what_a_killed_run_did_is_on_the_page_of_the_next_start_and_of_the_verb(
         with pytest.raises(Killed):
             sft(config)
     assert not (tmp_path / "run" / "report.html").exists()
-    main(["page", "--run", str(tmp_path / "run")])
+    main(["report", "--run", str(tmp_path / "run")])
     by_verb = (tmp_path / "run" / "report.html").read_text()
     assert "Not finished. Step 2 of " in by_verb
     (tmp_path / "run" / "report.html").unlink()
@@ -364,7 +364,7 @@ def test_a_page_that_cannot_be_written_costs_a_line(
     sft(sft_config(tiny_model, runs / "chats.jsonl", tmp_path / "run", epochs=1))
     said = [line for line in capsys.readouterr().err.splitlines() if "report.html" in line]
     assert said[-1].startswith(f"{tmp_path}/run/report.html could not be written (")
-    assert said[-1].endswith(f"To make it: zephyr-jax page --run {tmp_path}/run")
+    assert said[-1].endswith(f"To make it: zephyr-jax report --run {tmp_path}/run")
     assert len(metrics(tmp_path / "run")) > 1
 
 
@@ -379,15 +379,15 @@ def test_answers_stand_side_by_side_and_stay(runs: Path, tmp_path: Path) -> None
     one = answers(tmp_path, "base", [{"prompt": each, "answer": f"a {each}", "ended": True} for each in asked])
     evil = "<script>alert('x')</script>"
     two = answers(tmp_path, "b", [{"prompt": each, "answer": evil, "ended": False} for each in reversed(asked)])
-    main(["page", "--run", str(run), "--answers", one, f"dSFT + dDPO={two}"])
-    main(["page", "--run", str(run)])
+    main(["report", "--run", str(run), "--sample_files", one, f"dSFT + dDPO={two}"])
+    main(["report", "--run", str(run)])
     articles = page_of(run).all("article")
     assert [each.all("h3", "asked")[0].words() for each in articles] == asked[:10]
     for each, prompt in zip(articles, asked, strict=False):
         assert [title.words() for title in each.all("h4")] == ["base", "dSFT + dDPO"]
         assert [text.words() for text in each.all("div", "said")] == [f"a {prompt}", evil]
         assert [text.words() for text in each.all("p", "note")] == ["did not end by itself"]
-    main(["page", "--run", str(run), "--answers", one, "--prompts", "2"])
+    main(["report", "--run", str(run), "--sample_files", one, "--num_prompts", "2"])
     assert len(page_of(run).all("article")) == 2
 
 
@@ -413,7 +413,7 @@ def test_answers_that_are_none_are_refused(
     (tmp_path / "bad.jsonl").write_text(lines)
     good = answers(tmp_path, "good", [GOOD])
     with pytest.raises(SystemExit) as stopped:
-        main(["page", "--run", str(runs / "dpo"), "--answers", good, str(tmp_path / "bad.jsonl")])
+        main(["report", "--run", str(runs / "dpo"), "--sample_files", good, str(tmp_path / "bad.jsonl")])
     assert stopped.value.code == 2
     assert said in capsys.readouterr().err
     assert (runs / "dpo" / "report.html").read_bytes() == before
@@ -422,14 +422,14 @@ def test_answers_that_are_none_are_refused(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("page", "`run` is not set"),
-        ("page --run {home}", "is no run of ours"),
-        ("page --run {home}/nothing", "is no run of ours"),
-        ("page --run {runs}/dpo --prompts 0", "prompts is 0"),
-        ("page --run {runs}/dpo --ask -1", "ask is -1"),
-        ("page --run {runs}/dpo --ask 3 --answers {home}/a.jsonl", "both given"),
-        ("page --run {runs}/dpo --answers {home}/none.jsonl", "There is no file"),
-        ("page --run {runs}/dpo --answers {home}/a.jsonl {home}/a.jsonl", "have the same name"),
+        ("report", "`run` is not set"),
+        ("report --run {home}", "is no run of ours"),
+        ("report --run {home}/nothing", "is no run of ours"),
+        ("report --run {runs}/dpo --num_prompts 0", "num_prompts is 0"),
+        ("report --run {runs}/dpo --num_samples -1", "num_samples is -1"),
+        ("report --run {runs}/dpo --num_samples 3 --sample_files {home}/a.jsonl", "both given"),
+        ("report --run {runs}/dpo --sample_files {home}/none.jsonl", "There is no file"),
+        ("report --run {runs}/dpo --sample_files {home}/a.jsonl {home}/a.jsonl", "have the same name"),
     ],
 )
 def test_mistakes_are_one_paragraph(
@@ -465,7 +465,7 @@ def test_damaged_files_of_the_page_are_named(
     run = Path(shutil.copytree(runs / "dpo", tmp_path / "dpo", ignore=shutil.ignore_patterns("checkpoints")))
     (run / name).write_bytes(content.encode("latin-1"))
     with pytest.raises(SystemExit) as stopped:
-        main(["page", "--run", str(run)])
+        main(["report", "--run", str(run)])
     assert stopped.value.code == 2
     said = capsys.readouterr().err
     assert re.search(rf"{name} (cannot be read|is damaged|is not)", said) and "Traceback" not in said
@@ -476,7 +476,7 @@ def test_held_out_numbers_are_those_that_were_measured_there(tmp_path: Path) -> 
     (tmp_path / "provenance.json").write_text('{"made_by": "dpo", "steps": 9, "config": {}}')
     lines = [{"step": 4, "eval/loss": 0.25, "loss": 0.5, "padding": 0.1}, {"step": 9, "loss": 0.75}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    main(["page", "--run", str(tmp_path)])
+    main(["report", "--run", str(tmp_path)])
     page = page_of(tmp_path)
     assert [cell.words() for cell in page.all("table")[0].all("td")] == ["0.25", "0.25"]
     assert "Not finished. Nothing is saved yet of 9 steps." in page.words()
@@ -489,7 +489,7 @@ def test_a_record_that_says_little_makes_a_page_that_says_little(tmp_path: Path)
         '"resumed": [null, {"step": 3, "processes": "two"}]}'
     )
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2, "tokens_per_second": NaN, "eval/loss": 1}\n')
-    main(["page", "--run", str(tmp_path)])
+    main(["report", "--run", str(tmp_path)])
     assert set(pictures(page_of(tmp_path))) == {"Loss", "Throughput"}
 
 
@@ -504,7 +504,7 @@ def test_names_and_settings_from_elsewhere_stay_text(runs: Path, tmp_path: Path)
     (run / "provenance.json").write_text(json.dumps(record))
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 999, f"eval/{evil}": 1.0, "eval/loss": 0.5}) + "\n")
-    main(["page", "--run", str(run)])
+    main(["report", "--run", str(run)])
     page = page_of(run)
     assert not page.all("img")
     assert page.all("h1")[0].words() == "<b>run & co"
@@ -516,6 +516,6 @@ def test_a_run_on_cloud_storage_has_its_page_there(runs: Path, bucket: Gcs) -> N
     run = epath.Path("gs://bucket/dpo")
     for name in ("provenance.json", "metrics.jsonl", "histograms.json"):
         (run / name).write_bytes((runs / "dpo" / name).read_bytes())
-    main(["page", "--run", "gs://bucket/dpo"])
+    main(["report", "--run", "gs://bucket/dpo"])
     page = read((run / "report.html").read_text())
     assert {"Loss", "Length", "Score"} <= set(pictures(page))

@@ -18,7 +18,13 @@ CHAT = "/v1/chat/completions"
 def serve_tiny(model: Path, **settings: Any) -> Served:
     """The model in float32 under the name `tiny`."""
     options = ModelOptions(path=str(model), compute_dtype="float32")
-    config = {"name": "tiny", "context": 256, "rows": 4, "waiting": 8, "template": "zephyr"} | settings
+    config = {
+        "name": "tiny",
+        "context_length": 256,
+        "max_concurrency": 4,
+        "max_open_requests": 8,
+        "chat_template": "zephyr",
+    } | settings
     return open_server(ServeConfig(model=options, **config))
 
 

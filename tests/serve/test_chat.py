@@ -16,7 +16,7 @@ from zephyr_jax.serve.chat import Conversation, chat
 @pytest.fixture(scope="module")
 def config(tiny_model: Path) -> ChatConfig:
     options = ModelOptions(path=str(tiny_model), compute_dtype="float32")
-    return ChatConfig(model=options, template="zephyr", max_new_tokens=8, temperature=0.0, top_p=1.0, top_k=0)
+    return ChatConfig(model=options, chat_template="zephyr", max_new_tokens=8, temperature=0.0, top_p=1.0, top_k=0)
 
 
 @pytest.fixture(scope="module")

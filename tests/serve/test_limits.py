@@ -166,7 +166,7 @@ def test_a_prompt_with_a_token_beyond_the_embedding_is_refused(tiny_model: Path,
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     options = ModelOptions(path=str(folder))
     with pytest.raises(InputError, match="ids below 1,024.*holds 1,024"):
-        generate(GenerateConfig(model=options, prompts=("a [PAD]",), template="none", max_new_tokens=2))
+        generate(GenerateConfig(model=options, prompts=("a [PAD]",), chat_template="none", max_new_tokens=2))
 
 
 @pytest.mark.shared

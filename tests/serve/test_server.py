@@ -27,7 +27,16 @@ CHAT = "/v1/chat/completions"
 @pytest.fixture(scope="module")
 def served(tiny_model: Path) -> Iterator[Served]:
     options = ModelOptions(path=str(tiny_model), compute_dtype="float32")
-    found = open_server(ServeConfig(model=options, name="tiny", context=256, rows=8, waiting=200, template="zephyr"))
+    found = open_server(
+        ServeConfig(
+            model=options,
+            name="tiny",
+            context_length=256,
+            max_concurrency=8,
+            max_open_requests=200,
+            chat_template="zephyr",
+        )
+    )
     yield found
     found.desk.close()
 
@@ -214,7 +223,9 @@ def test_a_key_is_asked_for(served: Served) -> None:
 
 def test_too_many_are_refused_and_nobody_is_lost(tiny_model: Path) -> None:
     options = ModelOptions(path=str(tiny_model), compute_dtype="float32")
-    small = open_server(ServeConfig(model=options, name="tiny", context=128, waiting=3, template="zephyr"))
+    small = open_server(
+        ServeConfig(model=options, name="tiny", context_length=128, max_open_requests=3, chat_template="zephyr")
+    )
 
     async def doing(client: TestClient) -> list[int]:
         async def status() -> int:
@@ -233,7 +244,7 @@ def test_too_many_are_refused_and_nobody_is_lost(tiny_model: Path) -> None:
 def test_an_engine_that_breaks_tells_everyone(tiny_model: Path) -> None:
     """Those who wait and those who come later: 500, and nobody hangs."""
     options = ModelOptions(path=str(tiny_model), compute_dtype="float32")
-    broken = open_server(ServeConfig(model=options, name="tiny", context=128, template="zephyr"))
+    broken = open_server(ServeConfig(model=options, name="tiny", context_length=128, chat_template="zephyr"))
     broken.desk._engine.step = lambda: (_ for _ in ()).throw(RuntimeError("out of memory"))
 
     async def doing(client: TestClient) -> None:
@@ -261,8 +272,8 @@ def test_models_are_listed(served: Served) -> None:
     ("options", "words"),
     [
         ({"port": 70000}, "port is 70000"),
-        ({"rows": 0}, "rows is 0"),
-        ({"api_key_variable": "NO_SUCH"}, "no variable of that name"),
+        ({"max_concurrency": 0}, "max_concurrency is 0"),
+        ({"api_key_env": "NO_SUCH"}, "no variable of that name"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(tiny_model: Path, options: dict[str, Any], words: str) -> None:
@@ -319,7 +330,17 @@ def test_lm_eval_asks_as_local_chat_completions(served: Served, monkeypatch: pyt
 
 def test_the_verb_serves_until_it_is_told_to_stop(tiny_model: Path) -> None:
     """The process says where it listens, answers, refuses a port that is taken, and ends well with SIGTERM."""
-    words = [sys.executable, "-m", "zephyr_jax", "serve", "--model", str(tiny_model), "--template", "zephyr", "--port"]
+    words = [
+        sys.executable,
+        "-m",
+        "zephyr_jax",
+        "serve",
+        "--model",
+        str(tiny_model),
+        "--chat_template",
+        "zephyr",
+        "--port",
+    ]
     first = subprocess.Popen([*words, "0"], stderr=subprocess.PIPE, text=True)
     assert first.stderr is not None
     try:

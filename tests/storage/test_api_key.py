@@ -24,8 +24,8 @@ ODD = {
 @pytest.mark.parametrize("key", ODD)
 def test_keys_that_no_header_carries_are_refused_unseen(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.environ", {"MY_KEY": key})
-    with pytest.raises(InputError, match=f"The key in MY_KEY .endpoint.key_variable. has a {ODD[key]}") as found:
-        read_api_key("MY_KEY", "endpoint.key_variable")
+    with pytest.raises(InputError, match=f"The key in MY_KEY .endpoint.api_key_env. has a {ODD[key]}") as found:
+        read_api_key("MY_KEY", "endpoint.api_key_env")
     assert "sesame" not in str(found.value)
 
 

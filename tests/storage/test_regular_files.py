@@ -56,9 +56,16 @@ COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {
     "sft card": lambda model, pipe: ["sft", "--config", str(pipe)],
     "preview": lambda model, pipe: ["preview", "--model", str(model), "--data", str(pipe)],
     "generate": lambda model, pipe: ["generate", "--model", str(model), "--data", str(pipe)],
-    "template": lambda model, pipe: ["generate", "--model", str(model), "--prompts", "a", "--template", str(pipe)],
-    "prepare": lambda model, pipe: ["prepare", "ultrachat", "--path", str(pipe), "--output", str(pipe.parent / "out")],
-    "replay": lambda model, pipe: ["evaluate", "mt-bench", "--replay", str(pipe), "--output", str(pipe.parent / "out")],
+    "template": lambda model, pipe: ["generate", "--model", str(model), "--prompts", "a", "--chat_template", str(pipe)],
+    "prepare": lambda model, pipe: ["prepare", "ultrachat", "--data", str(pipe), "--output", str(pipe.parent / "out")],
+    "replay": lambda model, pipe: [
+        "evaluate",
+        "mt-bench",
+        "--judgments",
+        str(pipe),
+        "--output",
+        str(pipe.parent / "out"),
+    ],
     "device": lambda model, pipe: ["generate", "--model", str(model), "--data", "/dev/zero"],
 }
 

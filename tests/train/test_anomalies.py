@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.models import Loaded, load, packed_rows, random_segments
-from zephyr_jax.config.sections import HealthOptions, OptimizerOptions, PairHealthOptions
+from zephyr_jax.config.sections import AnomalyOptions, OptimizerOptions, PairAnomalyOptions, Remat
 from zephyr_jax.config.training import SftConfig
 from zephyr_jax.errors import InputError
 from zephyr_jax.mean import WeightedMean
@@ -25,12 +25,12 @@ from zephyr_jax.train.step import make_step
 
 WELL = Limits(np.float32(np.inf), np.bool_(False))
 HALTED = Limits(np.float32(np.inf), np.bool_(True))
-OPTIONS = OptimizerOptions(learning_rate=1e-2, warmup_ratio=0, schedule="linear")
+OPTIONS = OptimizerOptions(learning_rate=1e-2, warmup_ratio=0, lr_schedule="linear")
 
 
 @pytest.fixture(scope="module")
 def gqa(golden: Path) -> Loaded:
-    return load(golden / "models" / "gqa", keep="everything")
+    return load(golden / "models" / "gqa", remat=Remat.NONE)
 
 
 def batch(targets: bool = True) -> Any:
@@ -43,7 +43,7 @@ def batch(targets: bool = True) -> Any:
 class Run:
     """A model with its step under some policies."""
 
-    def __init__(self, gqa: Loaded, health: HealthOptions, options: OptimizerOptions = OPTIONS):
+    def __init__(self, gqa: Loaded, health: AnomalyOptions, options: OptimizerOptions = OPTIONS):
         optimizer = make_optimizer(options, 10)
         shardings = state_shardings(gqa.model.parameters, gqa.model.shardings, optimizer, gqa.rules)
         copy = jax.tree.map(jnp.array, gqa.parameters)
@@ -77,11 +77,11 @@ def equal(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
 
 def test_a_skipped_step_leaves_no_trace_but_its_number(gqa: Loaded) -> None:
     """Weights and moments are those of a run that never met the batch; the step and its learning rate go on."""
-    run, other = Run(gqa, HealthOptions(not_finite="skip")), Run(gqa, HealthOptions(not_finite="skip"))
+    run, other = Run(gqa, AnomalyOptions(non_finite="skip")), Run(gqa, AnomalyOptions(non_finite="skip"))
     run(batch())
     other(batch())
     signs = run(sick())
-    assert signs.not_finite
+    assert signs.non_finite
     assert signs.left_out
     assert not signs.changed
     assert not signs.halted
@@ -95,38 +95,38 @@ def test_a_skipped_step_leaves_no_trace_but_its_number(gqa: Loaded) -> None:
 
 def test_a_step_that_stops_the_run_holds_it_still(gqa: Loaded) -> None:
     """Neither the sick step nor the healthy one behind it, which is on its way already, changes anything."""
-    run = Run(gqa, HealthOptions())
+    run = Run(gqa, AnomalyOptions())
     run(batch())
     before = run.numbers()
     signs = run(sick())
     assert signs.halted
     after = run(batch(), HALTED)
     assert after.halted
-    assert not after.not_finite
+    assert not after.non_finite
     assert equal(before, run.numbers())
     assert int(run.state.step) == 1
 
 
 def test_going_on_is_going_on(gqa: Loaded) -> None:
     """`continue` means what it says: NaN reaches the weights."""
-    run = Run(gqa, HealthOptions(not_finite="continue"))
+    run = Run(gqa, AnomalyOptions(non_finite="continue"))
     signs = run(sick())
-    assert signs.not_finite
+    assert signs.non_finite
     assert not signs.left_out
     assert np.isnan(run.numbers()[0]).any()
 
 
 def test_a_batch_without_targets_has_no_gradient(gqa: Loaded) -> None:
     """It is named for what it is, and under `continue` it moves nothing."""
-    run = Run(gqa, HealthOptions(not_finite="continue"))
+    run = Run(gqa, AnomalyOptions(non_finite="continue"))
     signs = run(batch(targets=False))
     assert not signs.changed
-    found = Health(HealthOptions()).examine(1, jax.device_get(run.metrics), signs, WELL.loss)
+    found = Health(AnomalyOptions()).examine(1, jax.device_get(run.metrics), signs, WELL.loss)
     assert [each.words for each in found] == ["it has no targets"]
 
 
 def test_a_spike_is_left_out_by_what_the_host_says(gqa: Loaded) -> None:
-    run = Run(gqa, HealthOptions(spike="skip"))
+    run = Run(gqa, AnomalyOptions(spike="skip"))
     before = run.numbers()
     assert run(batch(), Limits(np.float32(0.5), np.bool_(False))).spike
     assert equal(before[:3], run.numbers()[:3])
@@ -134,8 +134,8 @@ def test_a_spike_is_left_out_by_what_the_host_says(gqa: Loaded) -> None:
 
 
 def test_moments_on_the_host_are_left_out_too(gqa: Loaded) -> None:
-    options = replace(OPTIONS, moments_on_host=True)
-    run = Run(gqa, HealthOptions(not_finite="skip"), options)
+    options = replace(OPTIONS, offload_moments=True)
+    run = Run(gqa, AnomalyOptions(non_finite="skip"), options)
     run(batch())
     before = run.numbers()
     run(sick())
@@ -145,9 +145,9 @@ def test_moments_on_the_host_are_left_out_too(gqa: Loaded) -> None:
 
 def test_a_learning_rate_too_small_for_float32_is_seen(gqa: Loaded) -> None:
     """Law: `changed` is about the weights' bits, whatever the update's size; few are so near zero that they feel this."""
-    run = Run(gqa, HealthOptions(), replace(OPTIONS, learning_rate=1e-12))
+    run = Run(gqa, AnomalyOptions(), replace(OPTIONS, learning_rate=1e-12))
     assert 0 < run(batch()).changed < 0.01
-    assert Run(gqa, HealthOptions())(batch()).changed > 0.2
+    assert Run(gqa, AnomalyOptions())(batch()).changed > 0.2
 
 
 def numbers(loss: float, margin: float = 0.0, weight: float = 1.0) -> dict[str, WeightedMean]:
@@ -160,13 +160,13 @@ def numbers(loss: float, margin: float = 0.0, weight: float = 1.0) -> dict[str, 
     }
 
 
-def signs_of(health: HealthOptions, metrics: dict[str, WeightedMean], most: np.float32, changed: bool = True) -> Signs:
+def signs_of(health: AnomalyOptions, metrics: dict[str, WeightedMean], most: np.float32, changed: bool = True) -> Signs:
     found = look(health, metrics, Limits(most, np.bool_(False)))
     return Signs(*map(bool, found))._replace(changed=float(changed))
 
 
 def test_a_margin_that_explodes_is_named() -> None:
-    options = PairHealthOptions(margin="skip", margin_limit=50)
+    options = PairAnomalyOptions(margin="skip", margin_limit=50)
     found = signs_of(options, numbers(0.1, margin=-51), np.float32(np.inf))
     assert found.left_out
     [sickness] = Health(options).examine(1, numbers(0.1, margin=-51), found, np.float32(np.inf))
@@ -175,7 +175,7 @@ def test_a_margin_that_explodes_is_named() -> None:
 
 
 def test_nothing_that_changes_for_long_is_named_once() -> None:
-    options = HealthOptions(stalled_steps=3)
+    options = AnomalyOptions(stalled_steps=3)
     health, said = Health(options), []
     for step in range(1, 8):
         metrics = numbers(1)
@@ -189,7 +189,7 @@ def test_nothing_that_changes_for_long_is_named_once() -> None:
 
 def test_the_tail_of_a_schedule_is_no_sickness() -> None:
     """Cosine ends so low that float32 weights stand still for dozens of steps; that is not a dead learning rate."""
-    options = HealthOptions(stalled_steps=3)
+    options = AnomalyOptions(stalled_steps=3)
     health = Health(options, peak=1e-9)  # the numbers' rate is 1e-12
     for step in range(1, 30):
         metrics = numbers(1)
@@ -199,7 +199,7 @@ def test_the_tail_of_a_schedule_is_no_sickness() -> None:
     assert health.state["unchanged"] == 0
 
 
-def play(losses: list[float], options: HealthOptions, cuts: set[int]) -> list[np.float32]:
+def play(losses: list[float], options: AnomalyOptions, cuts: set[int]) -> list[np.float32]:
     """The limits that each step is told; at each cut the run is saved and goes on from JSON."""
     health, told = Health(options), []
     for done, loss in enumerate(losses):
@@ -219,19 +219,19 @@ def play(losses: list[float], options: HealthOptions, cuts: set[int]) -> list[np
 )
 def test_limits_do_not_depend_on_kills(losses: list[float], cuts: set[int], window: int) -> None:
     """Law: what a step is told is a function of the losses before it, wherever a run was cut."""
-    options = HealthOptions(spike_window=window)
+    options = AnomalyOptions(spike_window=window)
     assert play(losses, options, cuts) == play(losses, options, set())
 
 
 def test_a_spike_is_measured_by_the_median() -> None:
-    told = play([2.0] * 12 + [9.0], HealthOptions(spike_factor=4), set())
+    told = play([2.0] * 12 + [9.0], AnomalyOptions(spike_factor=4), set())
     assert all(np.isinf(told[:11]))
     assert told[-1] == 8.0
 
 
 @pytest.mark.parametrize("options", [{"spike_factor": 1.0}, {"spike_window": 0}, {"stalled_steps": 0}])
 def test_thresholds_that_mean_nothing_are_refused(options: dict[str, Any]) -> None:
-    config = SftConfig(output="o", health=HealthOptions(**options))
+    config = SftConfig(output="o", anomaly=AnomalyOptions(**options))
     config = replace(config, model=replace(config.model, path="m"), data=replace(config.data, path="d"))
     config = replace(config, batch=replace(config.batch, rows=8))
     with pytest.raises(InputError, match=f"health.{next(iter(options))} is"):

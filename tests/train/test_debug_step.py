@@ -14,8 +14,8 @@ from tests.conftest import write_rows
 from tests.methods.small import dpo_config, sft_config
 from zephyr_jax.checkpoint.steps import saved_fingerprint, steps_in
 from zephyr_jax.cli import main
-from zephyr_jax.config.sections import HealthOptions, PairHealthOptions
-from zephyr_jax.config.training import ReplayConfig, SftConfig
+from zephyr_jax.config.sections import AnomalyOptions, PairAnomalyOptions
+from zephyr_jax.config.training import DebugStepConfig, SftConfig
 from zephyr_jax.demo.corpus import conversations, preferences
 from zephyr_jax.errors import InputError, TrainingError
 from zephyr_jax.methods.dpo import dpo
@@ -39,14 +39,14 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_health(config: SftConfig, **options: Any) -> SftConfig:
-    kind = PairHealthOptions if isinstance(config.health, PairHealthOptions) else HealthOptions
-    return replace(config, health=kind(**options))
+    kind = PairAnomalyOptions if isinstance(config.anomaly, PairAnomalyOptions) else AnomalyOptions
+    return replace(config, anomaly=kind(**options))
 
 
 def test_a_loss_that_explodes_stops_the_run_right_before_it(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
     """The batch is kept and the state from before is saved; the same command meets it again, `skip` passes it."""
     config = sft_config(tiny_model, rows / "chats.jsonl", tmp_path / "run", epochs=1)
-    config = replace(config, optimizer=replace(config.optimizer, learning_rate=1e9, warmup_ratio=0, clip_norm=None))
+    config = replace(config, optimizer=replace(config.optimizer, learning_rate=1e9, warmup_ratio=0, max_grad_norm=None))
     config = replace(config, schedule=replace(config.schedule, save_every=100, max_steps=6))
     with pytest.raises(TrainingError, match=r"Step (\d+) is sick: its loss is (nan|inf)") as stopped:
         sft(config)
@@ -56,14 +56,14 @@ def test_a_loss_that_explodes_stops_the_run_right_before_it(tiny_model: Path, ro
     assert steps_in(run) == [step - 1]
     assert "chat-" in str(stopped.value)
     before = saved_fingerprint(run, None)
-    found = replay(ReplayConfig(batch=str(run / "sick" / f"step-{step:06}.safetensors"), mesh=config.mesh))
+    found = replay(DebugStepConfig(batch_file=str(run / "sick" / f"step-{step:06}.safetensors"), mesh=config.mesh))
     assert not np.isfinite(found.loss + found.grad_norm)
-    assert found.not_finite
+    assert found.non_finite
     assert f"with step {step - 1} of" in found.report()
     with pytest.raises(TrainingError, match=f"Step {step} is sick"):
         sft(config)
     assert steps_in(run) == [step - 1]
-    sft(with_health(config, not_finite="skip"))
+    sft(with_health(config, non_finite="skip"))
     assert sorted(metrics(tmp_path / "run")) == list(range(1, 7))
     assert saved_fingerprint(run, None) == before  # every later step was as sick, and left out
 
@@ -81,18 +81,18 @@ def test_a_spike_is_reproduced_alone(
     logged = metrics(tmp_path / "run")[step]
     kept = tmp_path / "run" / "sick" / f"step-{step:06}.safetensors"
     capsys.readouterr()
-    main(f"replay --batch {kept} --mesh.data 2 --mesh.fsdp 2 --mesh.tensor 2".split())
+    main(f"debug-step --batch_file {kept} --mesh.data 2 --mesh.fsdp 2 --mesh.tensor 2".split())
     told = capsys.readouterr().out
-    found = replay(ReplayConfig(batch=str(kept), mesh=config.mesh))
+    found = replay(DebugStepConfig(batch_file=str(kept), mesh=config.mesh))
     np.testing.assert_allclose([found.loss, found.grad_norm], [logged["loss"], logged["grad_norm"]], rtol=1e-5)
     assert f"loss {found.loss:g}, gradient norm {found.grad_norm:g}" in told
     weights = [float(more.split()[0]) for _, _, more in found.examples]
     mean = np.average([loss for _, loss, _ in found.examples], weights=weights)
     np.testing.assert_allclose(mean, found.loss, rtol=1e-5)
     assert [loss for _, loss, _ in found.examples] == sorted((loss for _, loss, _ in found.examples), reverse=True)
-    assert replay(ReplayConfig(batch=str(kept), compute_dtype="bfloat16", mesh=config.mesh)).loss != found.loss
+    assert replay(DebugStepConfig(batch_file=str(kept), compute_dtype="bfloat16", mesh=config.mesh)).loss != found.loss
     with pytest.raises(InputError, match="has no step 7; it has 0, "):
-        replay(ReplayConfig(batch=str(kept), step=7, mesh=config.mesh))
+        replay(DebugStepConfig(batch_file=str(kept), step=7, mesh=config.mesh))
 
 
 def test_a_margin_that_explodes_is_named_by_its_pairs(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_margin_that_explodes_is_named_by_its_pairs(tiny_model: Path, rows: Pa
         dpo(with_health(config, margin_limit=1e-4))
     step = int(str(stopped.value).split()[1])
     kept = tmp_path / "run" / "sick" / f"step-{step:06}.safetensors"
-    found = replay(ReplayConfig(batch=str(kept), mesh=config.mesh))
+    found = replay(DebugStepConfig(batch_file=str(kept), mesh=config.mesh))
     margins = [float(more.split()[1]) for _, _, more in found.examples]
     np.testing.assert_allclose(np.mean(margins), metrics(tmp_path / "run")[step]["rewards/margins"], rtol=1e-3)
     assert len(found.examples) == 8
@@ -123,6 +123,6 @@ def test_a_learning_rate_that_does_nothing_stops_the_run(tiny_model: Path, rows:
 def test_what_is_no_batch_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(InputError, match="is no batch that a run kept"):
-        replay(ReplayConfig(batch=str(tmp_path / "x.safetensors")))
+        replay(DebugStepConfig(batch_file=str(tmp_path / "x.safetensors")))
     with pytest.raises(InputError, match="Cannot read .*Sick batches are in RUN/sick"):
-        replay(ReplayConfig(batch=str(tmp_path / "y.safetensors")))
+        replay(DebugStepConfig(batch_file=str(tmp_path / "y.safetensors")))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from zephyr_jax.config.sections import HealthOptions, ReportOptions, ScheduleOptions
+from zephyr_jax.config.sections import AnomalyOptions, ReportOptions, ScheduleOptions
 from zephyr_jax.errors import Stopped, TrainingError
 from zephyr_jax.mean import WeightedMean
 from zephyr_jax.train.anomalies import Health, Limits, Sickness, Signs
@@ -38,14 +38,14 @@ class Recorder:
         self.ahead = 0
         self.losses = losses
         options = ScheduleOptions(**{"evaluate_every": 2, "save_every": 3, **schedule})
-        self.reporter = Reporter(folder, ReportOptions(progress=False), {}, 5, start, True)
+        self.reporter = Reporter(folder, ReportOptions(progress_bar=False), {}, 5, start, True)
         self.loop = Loop(
             self.step,
             self.batches(start),
             self.evaluate,
             self.save,
             self.stop,
-            Health(HealthOptions()),
+            Health(AnomalyOptions()),
             self.keep_batch,
             self.reporter,
             options,
@@ -160,7 +160,7 @@ def test_metrics_beyond_the_restored_step_are_removed(tmp_path: Path) -> None:
     """Each step stands in metrics.jsonl once after a resume; a line cut by a kill goes too."""
     lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3, 4)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 5, "lo')
-    Reporter(tmp_path, ReportOptions(progress=False), {}, 5, 2, True).close()
+    Reporter(tmp_path, ReportOptions(progress_bar=False), {}, 5, 2, True).close()
     kept = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert kept == [1, 2]
 
@@ -176,7 +176,7 @@ def test_a_fresh_run_keeps_nothing_of_a_try_that_never_saved(tmp_path: Path) -> 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
     """The event file holds every scalar of the JSON line."""
-    reporter = Reporter(tmp_path, ReportOptions(progress=False, tensorboard=True), {}, 5, 0, True)
+    reporter = Reporter(tmp_path, ReportOptions(progress_bar=False, tensorboard=True), {}, 5, 0, True)
     reporter.add(metrics(2.5))
     reporter.train(1)
     reporter.close()
@@ -208,7 +208,7 @@ STEPS = [(3.0, 10, 100), (2.0, 30, 50), (1.0, 20, 400), (0.5, 40, 200), (0.25, 5
 def reported(folder: Path, every: int, cut: int | None = None) -> list[dict]:
     """Lines of a run that reports every so many steps; resumed after `cut` steps by another reporter."""
     folder.mkdir(exist_ok=True)
-    reporter = Reporter(folder, ReportOptions(progress=False), {}, 5, 0, True)
+    reporter = Reporter(folder, ReportOptions(progress_bar=False), {}, 5, 0, True)
     for step, values in enumerate(STEPS, 1):
         reporter.add(weighted(*values))
         if step % every == 0 or step == len(STEPS):
@@ -216,7 +216,7 @@ def reported(folder: Path, every: int, cut: int | None = None) -> list[dict]:
         if step == cut:
             interval = json.loads(json.dumps(reporter.interval))
             reporter.close()
-            reporter = Reporter(folder, ReportOptions(progress=False), {}, 5, step, True, interval)
+            reporter = Reporter(folder, ReportOptions(progress_bar=False), {}, 5, step, True, interval)
     reporter.close()
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -246,7 +246,7 @@ def test_speed_is_that_of_all_steps_of_the_interval(tmp_path: Path, monkeypatch:
     """An evaluation in between takes no time of theirs, and three unequal steps count with what each had."""
     clock = [100.0]
     monkeypatch.setattr("zephyr_jax.train.metrics.time.perf_counter", lambda: clock[0])
-    reporter = Reporter(tmp_path, ReportOptions(progress=False), {}, 5, 0, True)
+    reporter = Reporter(tmp_path, ReportOptions(progress_bar=False), {}, 5, 0, True)
     for values in STEPS[:2]:
         clock[0] += 1
         reporter.add(weighted(*values))
@@ -286,7 +286,7 @@ def test_ids_are_unique_per_folder_and_kept_in_it(tmp_path: Path, monkeypatch: p
     stub = ModuleType("wandb")
     stub.init = lambda **settings: asked.append(settings) or Run()
     monkeypatch.setitem(sys.modules, "wandb", stub)
-    options = ReportOptions(progress=False, wandb_project="p")
+    options = ReportOptions(progress_bar=False, wandb_project="p")
     for name, start in (("a", 0), ("b", 0), ("a", 3), ("a", 0), ("old", 3), ("old", 3)):
         folder = tmp_path / name / "sft"
         folder.mkdir(parents=True, exist_ok=True)

@@ -23,14 +23,14 @@ from zephyr_jax.train.state import initial_state, state_shardings
 def test_schedules_equal_hugging_face(golden: Path, schedule: str, total: int, peak: float) -> None:
     """Every step; step 0 has rate 0, and the warm-up is rounded up."""
     expected = np.load(golden / "schedule.npz")[f"{schedule}_{total}"]
-    rate = learning_rate(OptimizerOptions(learning_rate=peak, schedule=schedule), total)
+    rate = learning_rate(OptimizerOptions(learning_rate=peak, lr_schedule=schedule), total)
     found = np.array([rate(step) for step in range(total)])
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=peak * 1e-6)
     assert found[0] == 0
 
 
 def test_constant_schedule_without_warm_up_is_constant() -> None:
-    rate = learning_rate(OptimizerOptions(learning_rate=1e-3, schedule="constant", warmup_ratio=0), 5)
+    rate = learning_rate(OptimizerOptions(learning_rate=1e-3, lr_schedule="constant", warmup_ratio=0), 5)
     np.testing.assert_allclose([rate(step) for step in range(5)], 1e-3)
 
 
@@ -40,7 +40,7 @@ def test_trajectories_equal_torch(golden: Path, name: str) -> None:
     numbers = np.load(golden / "optimizer.npz")
     decay = 0.1 if name == "adamw" else 0.0
     options = OptimizerOptions(
-        name=name, learning_rate=1e-2, schedule="constant", warmup_ratio=0, weight_decay=decay, clip_norm=1.0
+        name=name, learning_rate=1e-2, lr_schedule="constant", warmup_ratio=0, weight_decay=decay, max_grad_norm=1.0
     )
     optimizer = make_optimizer(options, 8)
     parameters = jnp.asarray(numbers["start"], jnp.float32)
@@ -57,7 +57,11 @@ def test_moments_are_kept_in_the_dtypes_asked_for(golden: Path) -> None:
     paths = {}
     for dtype in ("float32", "bfloat16"):
         options = OptimizerOptions(
-            learning_rate=1e-2, schedule="constant", warmup_ratio=0, first_moment_dtype=dtype, second_moment_dtype=dtype
+            learning_rate=1e-2,
+            lr_schedule="constant",
+            warmup_ratio=0,
+            first_moment_dtype=dtype,
+            second_moment_dtype=dtype,
         )
         optimizer = make_optimizer(options, 8)
         parameters = jnp.asarray(numbers["start"], jnp.float32)
@@ -90,7 +94,7 @@ def test_moments_on_the_host_give_the_same_path_and_stay_there() -> None:
     start, gradients = draw(1.0), [draw(scale) for scale in (0.01, 3.0, 0.3)]
     paths = {}
     for on_host in (False, True):
-        options = OptimizerOptions(learning_rate=1e-2, weight_decay=0.1, moments_on_host=on_host)
+        options = OptimizerOptions(learning_rate=1e-2, weight_decay=0.1, offload_moments=on_host)
         optimizer = make_optimizer(options, 8)
         placed = state_shardings(start, shardings, optimizer, rules, on_host)
         state, parameters = initial_state(start, optimizer, placed).optimizer, start

@@ -121,7 +121,7 @@ def test_a_run_goes_on_on_other_meshes(
 ) -> None:
     """After each kill on other devices: the same examples in the same steps, each once an epoch; losses equal to 1e-5."""
     config = sft_config(tiny_model, data / "chats.jsonl", tmp_path / "whole")
-    config = replace(config, report=replace(config.report, examples=True))
+    config = replace(config, report=replace(config.report, log_example_ids=True))
     sft(config)
     moved = replace(config, output=str(tmp_path / "moved"))
     meshes = [

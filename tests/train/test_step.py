@@ -11,12 +11,13 @@ from tests.models import Loaded, load, packed_rows, random_segments
 from zephyr_jax.batch import PairBatch, empty_rows
 from zephyr_jax.checkpoint.resolve import abstract_of
 from zephyr_jax.config.sections import (
+    AnomalyOptions,
     DpoOptions,
-    HealthOptions,
     MeshOptions,
     ModelOptions,
     OptimizerOptions,
-    PairHealthOptions,
+    PairAnomalyOptions,
+    Remat,
 )
 from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.sft import sft_objective
@@ -34,7 +35,7 @@ NO_LIMITS = Limits(np.float32(np.inf), np.bool_(False))
 
 @pytest.fixture(scope="module")
 def gqa(golden: Path) -> Loaded:
-    return load(golden / "models" / "gqa", keep="everything")
+    return load(golden / "models" / "gqa", remat=Remat.NONE)
 
 
 def uneven_rows():
@@ -110,7 +111,7 @@ def test_one_step_moves_state_and_gives_buffers_away(gqa: Loaded) -> None:
     copy = jax.tree.map(jnp.array, gqa.parameters)
     state = initial_state(copy, optimizer, shardings)
     step = make_step(
-        sft_objective(gqa.model.definition, 2, 16), optimizer, learning_rate(options, 4), shardings, HealthOptions()
+        sft_objective(gqa.model.definition, 2, 16), optimizer, learning_rate(options, 4), shardings, AnomalyOptions()
     )
     rates = []
     for expected in (1, 2):
@@ -128,11 +129,11 @@ def test_a_step_of_seven_billion_weights_can_be_traced(pairs: bool) -> None:
     """Mistral-7B's sizes, abstractly: counts of more than 32 bits, shapes and dtypes hold together; nothing is computed."""
     rules = Rules(make_mesh(MeshOptions(fsdp=4, tensor=2), jax.devices()))
     model = abstract_of(MISTRAL_7B, ModelOptions(path="none"), rules)
-    options = OptimizerOptions(gradient_dtype="bfloat16", first_moment_dtype="bfloat16")
+    options = OptimizerOptions(grad_dtype="bfloat16", first_moment_dtype="bfloat16")
     optimizer = make_optimizer(options, 100)
     shardings = state_shardings(model.parameters, model.shardings, optimizer, rules)
     objective = make_objective(model, DpoOptions() if pairs else None, 2, 256)
-    health = PairHealthOptions() if pairs else HealthOptions()
+    health = PairAnomalyOptions() if pairs else AnomalyOptions()
     step = make_step(objective, optimizer, learning_rate(options, 100), shardings, health, "bfloat16")
     rows = jax.tree.map(lambda leaf: np.zeros((2, 8, 2048), leaf.dtype), empty_rows(8, 2048))
     batch = PairBatch(rows, np.zeros((2, 8, 4), np.float32), np.zeros((2, 8, 2), bool)) if pairs else rows
@@ -147,13 +148,13 @@ def test_a_step_of_seven_billion_weights_can_be_traced(pairs: bool) -> None:
 
 def test_four_conversations_are_learnt_by_heart(golden: Path) -> None:
     """Loss falls to almost nothing: masks, shift, gradients and updates pull together."""
-    loaded = load(golden / "models" / "gqa", keep="everything")
-    options = OptimizerOptions(learning_rate=2e-2, warmup_ratio=0.1, schedule="cosine")
+    loaded = load(golden / "models" / "gqa", remat=Remat.NONE)
+    options = OptimizerOptions(learning_rate=2e-2, warmup_ratio=0.1, lr_schedule="cosine")
     optimizer = make_optimizer(options, 120)
     shardings = state_shardings(loaded.model.parameters, loaded.model.shardings, optimizer, loaded.rules)
     state = initial_state(loaded.parameters, optimizer, shardings)
     objective = sft_objective(loaded.model.definition, 2, 32)
-    step = make_step(objective, optimizer, learning_rate(options, 120), shardings, HealthOptions())
+    step = make_step(objective, optimizer, learning_rate(options, 120), shardings, AnomalyOptions())
     segments = random_segments([14, 16, 15, 13])
     batch = split(packed_rows([segments[:2], segments[2:]], 32), 1)
     for _ in range(120):

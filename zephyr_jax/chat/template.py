@@ -50,7 +50,7 @@ class ChatTemplate:
     reserved: tuple[str, ...]
     """Every string that the tokenizer would read as a token of the template's or of its own, longest first."""
     name: str = ""
-    """As `data.template` names it."""
+    """As `data.chat_template` names it."""
     day: date | None = None
     """The day that the source prints, for a template that printed the date when it was read."""
 

@@ -80,7 +80,7 @@ def check_nothing_random(source: str, choice: str) -> None:
     if found:
         raise InputError(
             f"The chat template `{choice}` is random: it uses {join_items(found)}. Expected a template that renders a "
-            "conversation the same way each time. Take that out of the template, or choose another with `data.template`."
+            "conversation the same way each time. Take that out of the template, or choose another with `data.chat_template`."
         )
 
 

@@ -19,7 +19,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
 def load_template(
     choice: str | None, tokenizer: PreTrainedTokenizerBase, day: date | None = None, training: bool = True
 ) -> ChatTemplate:
-    """The template that `data.template` names, with the date frozen where it prints one.
+    """The template that `data.chat_template` names, with the date frozen where it prints one.
 
     Args:
         choice: `zephyr`, `zephyr-no-system`, `tokenizer`, the path of a Jinja file, or None: the tokenizer's own template
@@ -66,7 +66,7 @@ def _check_repeatable(template: ChatTemplate) -> None:
         raise InputError(
             f"The chat template `{template.name}` is random: expected the same text for the same conversation each time, got "
             f"{truncate_repr(min(texts))} and {truncate_repr(max(texts))}. Take out what changes, or choose another with "
-            "`data.template`."
+            "`data.chat_template`."
         )
 
 

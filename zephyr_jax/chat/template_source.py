@@ -48,7 +48,7 @@ def reserved_tokens(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[st
 
 
 def template_source(choice: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The source that `data.template` names. Raises InputError where it cannot be found."""
+    """The source that `data.chat_template` names. Raises InputError where it cannot be found."""
     choice = _ALSO.get(choice, choice)
     if choice in BUILT_IN:
         return built_in_source(choice)
@@ -59,7 +59,7 @@ def template_source(choice: str, tokenizer: PreTrainedTokenizerBase) -> str:
         return Path(choice).expanduser().read_text()
     except (OSError, ValueError) as error:
         raise InputError(
-            f"data.template is {choice!r}, which cannot be read ({error}). It is {join_items(BUILT_IN)}, `tokenizer` or "
+            f"data.chat_template is {choice!r}, which cannot be read ({error}). It is {join_items(BUILT_IN)}, `tokenizer` or "
             "the path of a Jinja file."
         ) from error
 
@@ -72,10 +72,10 @@ def _chosen_of_own(choice: str, tokenizer: PreTrainedTokenizerBase) -> str:
         return own
     if not _named(tokenizer):
         raise InputError(
-            f"data.template is `{choice}`, but {tokenizer.name_or_path} has no chat template. Use `zephyr` or "
+            f"data.chat_template is `{choice}`, but {tokenizer.name_or_path} has no chat template. Use `zephyr` or "
             "the path of a Jinja file."
         )
     raise InputError(
-        f"data.template is `{choice}`; expected a template that {tokenizer.name_or_path} has, got {name!r}. It has "
+        f"data.chat_template is `{choice}`; expected a template that {tokenizer.name_or_path} has, got {name!r}. It has "
         f"{join_items(f'`tokenizer:{each}`' for each in sorted(_named(tokenizer)))}."
     )

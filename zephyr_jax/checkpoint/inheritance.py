@@ -90,14 +90,14 @@ def resolve[M: ForwardOptions](
         data = _room_for(data, unset_prompt=is_unset(given.max_prompt_length))
     tokenizer = load_tokenizer(str(source.folder))
     saved = _section(resumed, "data")
-    template = data.template or saved.get("template")
+    template = data.chat_template or saved.get("template")
     data = replace(data, allow_template_change=data.allow_template_change or bool(saved.get("allow_template_change")))
     day = _day(data.template_date, saved, _section(earlier.get("config"), "data"))
-    chat = _chat(command, source, tokenizer, replace(data, template=template), day, tables)
+    chat = _chat(command, source, tokenizer, replace(data, chat_template=template), day, tables)
     check_vocabulary(source.model_config, tokenizer, source.asked, chat.template)
     _warn(source.asked, [*notes, *more])
     printed = chat.template.day.isoformat() if chat.template.day else None
-    return Resolved(model, replace(data, template=template or chat.template.name, template_date=printed), chat)
+    return Resolved(model, replace(data, chat_template=template or chat.template.name, template_date=printed), chat)
 
 
 def inherit_model[M: ForwardOptions](command: str, model: M, source: ModelSource) -> M:
@@ -127,8 +127,8 @@ def prompt_tokenizer(source: ModelSource, tokenizer: PreTrainedTokenizerBase, te
 def training_tokenizer(asked: str, tokenizer: PreTrainedTokenizerBase, data: DataOptions) -> ChatTokenizer:
     """The tokenizer with the chat template that training on the checkpoint `asked` would use. Raises InputError."""
     day = _day(data.template_date, {}, {}) or _today()
-    chat = load_chat_tokenizer(data.template, tokenizer, day)
-    _explain(asked, tokenizer, chat, data.template, day, "data.template")
+    chat = load_chat_tokenizer(data.chat_template, tokenizer, day)
+    _explain(asked, tokenizer, chat, data.chat_template, day, "data.chat_template")
     return chat
 
 
@@ -174,14 +174,16 @@ def _chat(
     day: date | None,
     tables: Sequence[tuple[date, str]],
 ) -> ChatTokenizer:
-    load = partial(load_chat_tokenizer, data.template, tokenizer)
+    load = partial(load_chat_tokenizer, data.chat_template, tokenizer)
     today = _today()  # on every host, also where it is not needed
     chat = load(day) if day else _as_in_a_table(load, tables) or load(today)
-    differs = _explain(source.asked, tokenizer, chat, data.template, chat.template.day or today, "data.template")
+    differs = _explain(
+        source.asked, tokenizer, chat, data.chat_template, chat.template.day or today, "data.chat_template"
+    )
     if differs and command in TRAINING and run_of(source.record) and not data.allow_template_change:
         raise InputError(
             f"{differs}, with which it was trained. `{command}` would go on with prompts that the model has not learned. Leave "
-            "data.template out to take the run's own, or confirm the change: --data.allow_template_change True"
+            "data.chat_template out to take the run's own, or confirm the change: --data.allow_template_change True"
         )
     return chat
 

@@ -137,7 +137,7 @@ def abstract_of(config: ModelConfig, options: ForwardOptions, rules: Rules) -> A
         chip=device.device_kind,
     )
     if isinstance(options, ModelOptions):
-        compute = replace(compute, keep=options.keep, keep_logits=options.keep_logits)
+        compute = replace(compute, remat=options.remat, save_logits=options.save_logits)
     definition, state = abstract_model(config, compute)
     shardings = parameter_shardings(state, rules)
     parameters = jax.tree.map(

@@ -27,14 +27,18 @@ class Cost:
 
     def priced(self, options: EndpointOptions) -> "Cost":
         """The same tokens with what they cost there."""
-        return Cost(self.there, self.back, (self.there * options.price_in + self.back * options.price_out) / 1e6)
+        return Cost(
+            self.there,
+            self.back,
+            (self.there * options.price_per_mtok_in + self.back * options.price_per_mtok_out) / 1e6,
+        )
 
 
 class Budget:
     """Tokens and dollars of one endpoint, or of several. A request is let out when the most it can cost fits beside all else."""
 
     def __init__(self, options: EndpointOptions):
-        self._most_tokens, self._most_dollars = options.most_tokens, options.most_dollars
+        self._most_tokens, self._most_dollars = options.max_total_tokens, options.max_cost_usd
         self._used = self._held = self._lost = Cost()
         self._under_way = 0
 
@@ -78,12 +82,12 @@ class Budget:
         used = self._used
         if self._most_tokens is not None and (used + most).tokens > self._most_tokens:
             state = (
-                f"{used.tokens:,} tokens were used, the next request may take {most.tokens:,}, and most_tokens is "
+                f"{used.tokens:,} tokens were used, the next request may take {most.tokens:,}, and max_total_tokens is "
                 f"{self._most_tokens:,}"
             )
         else:
             state = (
-                f"${used.dollars:.4f} were spent, the next request may cost ${most.dollars:.4f}, and most_dollars is "
+                f"${used.dollars:.4f} were spent, the next request may cost ${most.dollars:.4f}, and max_cost_usd is "
                 f"{self._most_dollars:g}"
             )
         return InputError(f"{state}. What was answered is kept: raise the limit, and the same command goes on.")

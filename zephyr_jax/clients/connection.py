@@ -44,7 +44,7 @@ def check_address(url: str) -> None:
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise InputError(
             f"The address of {parts.hostname} holds more than scheme, host and path. Addresses are written into files: put "
-            "the key into an environment variable and name that in key_variable."
+            "the key into an environment variable and name that in api_key_env."
         )
 
 

@@ -73,7 +73,7 @@ class Endpoint:
         check_address(url)
         self._url, self._options, self._journal = url.rstrip("/"), options, journal
         self._known = {line["request"]: line for line in journal.lines if "text" in line}
-        self._key = read_api_key(options.key_variable, "endpoint.key_variable")
+        self._key = read_api_key(options.api_key_env, "endpoint.api_key_env")
         self._budget, self._surplus, self._told = budget or Budget(options), Cost(), set[str]()
         self._refused, self._answered = 0, any("refused" not in line for line in self._known.values())
         for cost, lost in _paid(journal.lines):
@@ -119,7 +119,7 @@ class Endpoint:
                 done(came)
 
         async with Line(self._url, self._options, self._key) as line, asyncio.TaskGroup() as group:
-            for _ in range(min(self._options.concurrency, len(times) - len(said))):
+            for _ in range(min(self._options.max_concurrency, len(times) - len(said))):
                 group.create_task(work(line))
         if failed:
             raise failed[0]
@@ -128,9 +128,9 @@ class Endpoint:
     async def _ask(self, line: Line, changed: asyncio.Condition, name: str, ask: Ask) -> Said:
         """The reply, after some patience. Raises InputError where no request can be answered."""
         body, trouble = self._body(ask), Trouble("")
-        for attempt in range(self._options.retries + 1):
+        for attempt in range(self._options.max_retries + 1):
             if attempt:
-                await asyncio.sleep(min(self._options.pause * 2 ** (attempt - 1), _LONGEST_PAUSE))
+                await asyncio.sleep(min(self._options.backoff * 2 ** (attempt - 1), _LONGEST_PAUSE))
             held, used = await self._held(changed, ask), Cost()
             try:
                 self._note(name, "sent", held)
@@ -166,7 +166,7 @@ class Endpoint:
     def _body(self, ask: Ask) -> dict[str, Any]:
         body = ask.body(self.model)
         longest = body.pop("max_tokens")
-        return {**body, self._options.longest_as: longest}
+        return {**body, self._options.max_tokens_param: longest}
 
     def _note(self, name: str, what: str, cost: Cost) -> None:
         """Write down what becomes of a request; where there is no limit, only what was lost."""

@@ -11,8 +11,8 @@ from zephyr_jax.clients.remote import Ask, Said
 from zephyr_jax.config.sampling import MAX_TEMPERATURE
 from zephyr_jax.errors import InputError, did_you_mean, truncate_repr
 
-_SETTINGS = ("name", "temperature", "key", "price_in", "price_out")
-_NUMBERS = ("temperature", "price_in", "price_out")
+_SETTINGS = ("name", "temperature", "key", "price_per_mtok_in", "price_per_mtok_out")
+_NUMBERS = ("temperature", "price_per_mtok_in", "price_per_mtok_out")
 
 
 class Speaker(Protocol):
@@ -40,8 +40,8 @@ class VoiceWords:
     temperature: float | None
     key: str | None
     """Environment variable with the key of the address."""
-    price_in: float | None
-    price_out: float | None
+    price_per_mtok_in: float | None
+    price_per_mtok_out: float | None
 
     @property
     def called(self) -> str:
@@ -56,9 +56,9 @@ class Voice:
     name: str
     speaker: Speaker
     temperature: float
-    price_in: float = 0.0
+    price_per_mtok_in: float = 0.0
     """Dollars per million tokens."""
-    price_out: float = 0.0
+    price_per_mtok_out: float = 0.0
 
 
 def read_voice(words: str) -> VoiceWords:
@@ -78,7 +78,7 @@ def read_voice(words: str) -> VoiceWords:
     address = re.fullmatch(r"(?:(?P<model>.+?)@)?(?P<url>https?://.+)", head)
     if not head.strip():
         raise InputError(f"The model {truncate_repr(words)} names nothing. Write a path, or MODEL@http://HOST:PORT/v1.")
-    if not address and (endpoint_only := found.keys() & {"key", "price_in", "price_out"}):
+    if not address and (endpoint_only := found.keys() & {"key", "price_per_mtok_in", "price_per_mtok_out"}):
         raise InputError(
             f"The model {truncate_repr(words)} is no address, so {', '.join(sorted(endpoint_only))} would do nothing. Leave it "
             "out, or write MODEL@http://HOST:PORT/v1."

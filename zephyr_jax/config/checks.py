@@ -4,14 +4,14 @@ import math
 
 from zephyr_jax.config.sampling import SamplingParams
 from zephyr_jax.config.sections import (
+    AnomalyOptions,
     BatchOptions,
     DataOptions,
     DpoOptions,
     EndpointOptions,
-    HealthOptions,
     ModelOptions,
     OptimizerOptions,
-    PairHealthOptions,
+    PairAnomalyOptions,
     ScheduleOptions,
     ScoringOptions,
 )
@@ -70,10 +70,10 @@ def check_data(data: DataOptions) -> None:
         data__row_length=data.row_length,
         data__packing_window=data.packing_window,
         data__limit=data.limit,
-        data__workers=data.workers,
+        data__num_workers=data.num_workers,
     )
-    if not 0 <= data.max_skipped_share <= 1:
-        refuse(f"data.max_skipped_share is {data.max_skipped_share}.", "It is a share: set a number from 0 to 1.")
+    if not 0 <= data.max_skipped_fraction <= 1:
+        refuse(f"data.max_skipped_fraction is {data.max_skipped_fraction}.", "It is a share: set a number from 0 to 1.")
     if data.max_length > data.row_length:
         refuse(
             f"data.max_length is {data.max_length} and data.row_length {data.row_length}.",
@@ -116,12 +116,12 @@ def check_optimizer(optimizer: OptimizerOptions, schedule: ScheduleOptions, mode
     check_positive(
         optimizer__learning_rate=optimizer.learning_rate,
         optimizer__eps=optimizer.eps,
-        optimizer__clip_norm=optimizer.clip_norm,
+        optimizer__max_grad_norm=optimizer.max_grad_norm,
         schedule__epochs=schedule.epochs,
         schedule__max_steps=schedule.max_steps,
         schedule__log_every=schedule.log_every,
         schedule__keep_last=schedule.keep_last,
-        schedule__grace=schedule.grace,
+        schedule__grace_seconds=schedule.grace_seconds,
     )
     check_not_negative(
         optimizer__weight_decay=optimizer.weight_decay,
@@ -134,9 +134,9 @@ def check_optimizer(optimizer: OptimizerOptions, schedule: ScheduleOptions, mode
             f"optimizer.b1 is {optimizer.b1} and optimizer.b2 {optimizer.b2}.",
             "They are decays: each must be at least 0 and below 1.",
         )
-    if optimizer.gradient_dtype == "bfloat16" and model.compute_dtype != "bfloat16":
+    if optimizer.grad_dtype == "bfloat16" and model.compute_dtype != "bfloat16":
         refuse(
-            f"optimizer.gradient_dtype is bfloat16 and model.compute_dtype {model.compute_dtype}.",
+            f"optimizer.grad_dtype is bfloat16 and model.compute_dtype {model.compute_dtype}.",
             "Gradients cannot be finer stored than computed, nor coarser without loss: give both the same dtype.",
         )
     if not 0 <= optimizer.warmup_ratio < 1:
@@ -157,25 +157,32 @@ def check_optimizer(optimizer: OptimizerOptions, schedule: ScheduleOptions, mode
         )
 
 
-def check_health(health: HealthOptions) -> None:
+def check_anomaly(anomaly: AnomalyOptions) -> None:
     """Thresholds can be reached, and only by what is unusual."""
-    check_positive(health__spike_window=health.spike_window, health__stalled_steps=health.stalled_steps)
-    if not 1 < health.spike_factor < math.inf:
-        refuse(f"health.spike_factor is {health.spike_factor}.", "A spike is a larger loss: it needs a number above 1.")
-    if isinstance(health, PairHealthOptions):
-        check_positive(health__margin_limit=health.margin_limit)
+    check_positive(anomaly__spike_window=anomaly.spike_window, anomaly__stalled_steps=anomaly.stalled_steps)
+    if not 1 < anomaly.spike_factor < math.inf:
+        refuse(
+            f"anomaly.spike_factor is {anomaly.spike_factor}.", "A spike is a larger loss: it needs a number above 1."
+        )
+    if isinstance(anomaly, PairAnomalyOptions):
+        check_positive(anomaly__margin_limit=anomaly.margin_limit)
 
 
 def check_endpoint(endpoint: EndpointOptions) -> None:
     """Limits that let anything through, and prices where money is counted."""
-    check_positive(concurrency=endpoint.concurrency, timeout=endpoint.timeout, most_tokens=endpoint.most_tokens)
-    check_not_negative(
-        retries=endpoint.retries, pause=endpoint.pause, price_in=endpoint.price_in, price_out=endpoint.price_out
+    check_positive(
+        max_concurrency=endpoint.max_concurrency, timeout=endpoint.timeout, max_total_tokens=endpoint.max_total_tokens
     )
-    if endpoint.most_dollars is not None and not (endpoint.price_in or endpoint.price_out):
+    check_not_negative(
+        max_retries=endpoint.max_retries,
+        backoff=endpoint.backoff,
+        price_per_mtok_in=endpoint.price_per_mtok_in,
+        price_per_mtok_out=endpoint.price_per_mtok_out,
+    )
+    if endpoint.max_cost_usd is not None and not (endpoint.price_per_mtok_in or endpoint.price_per_mtok_out):
         refuse(
-            f"most_dollars is {endpoint.most_dollars:g} and no price is given.",
-            "Money cannot be counted without: set price_in and price_out, dollars per million tokens.",
+            f"max_cost_usd is {endpoint.max_cost_usd:g} and no price is given.",
+            "Money cannot be counted without: set price_per_mtok_in and price_per_mtok_out, dollars per million tokens.",
         )
 
 

@@ -26,11 +26,11 @@ class FeedbackConfig:
     mesh: MeshOptions = field(default_factory=MeshOptions)
     compute_dtype: Literal["bfloat16", "float32"] = unset("bfloat16")
     """Checkpoints in this process: dtype of matmuls and activations; default: a run's own, else bfloat16."""
-    template: str | None = None
-    """Checkpoints in this process: chat template, as in `data.template` of training; default: the checkpoint's own."""
-    rows: int = 16
+    chat_template: str | None = None
+    """Checkpoints in this process: chat template, as in `data.chat_template` of training; default: the checkpoint's own."""
+    batch_size: int = 16
     """Checkpoints in this process: requests at work at one time."""
-    context: int | None = None
+    context_length: int | None = None
     """Checkpoints in this process: tokens of prompt and answer together; default: 4,096, or as many positions as they have."""
     top_p: float = 1.0
     """Draw from the smallest set of tokens with this much probability."""
@@ -43,10 +43,12 @@ class FeedbackConfig:
         """Raise InputError for settings that are missing or cannot hold."""
         require(self.data, "data", "rows with prompts: a file, a folder or a hub id")
         require(self.output, "output", "a folder")
-        check_positive(limit=self.limit, rows=self.rows, context=self.context, top_p=self.top_p)
+        check_positive(
+            limit=self.limit, batch_size=self.batch_size, context_length=self.context_length, top_p=self.top_p
+        )
         check_not_negative(seed=self.seed)
-        check_endpoint(replace(self.endpoint, most_dollars=None))  # models may have prices of their own
-        check_positive(endpoint__most_dollars=self.endpoint.most_dollars)
+        check_endpoint(replace(self.endpoint, max_cost_usd=None))  # models may have prices of their own
+        check_positive(endpoint__most_dollars=self.endpoint.max_cost_usd)
         check_sampling(top_p=self.top_p)
         if self.endpoint.model:
             refuse(
@@ -59,9 +61,9 @@ class FeedbackConfig:
 class ConversationsConfig(FeedbackConfig):
     """Dialogues from seed prompts: one model plays the person who asks, one the assistant. `zephyr-jax sft` reads them."""
 
-    person: str = ""
-    """The model that asks: PATH, or MODEL@http://HOST:PORT/v1; after a comma `temperature=`, `key=VARIABLE`, `price_in=`,
-    `price_out=`, `name=`. Default: the same as `assistant`."""
+    user: str = ""
+    """The model that asks: PATH, or MODEL@http://HOST:PORT/v1; after a comma `temperature=`, `key=VARIABLE`,
+    `price_per_mtok_in=`, `price_per_mtok_out=`, `name=`. Default: the same as `assistant`."""
     assistant: str = ""
     """The model that answers, written in the same way."""
     turns: int = 3
@@ -70,19 +72,23 @@ class ConversationsConfig(FeedbackConfig):
     """System message of the assistant; it stays in the rows."""
     temperature: float = 0.7
     """Temperature of models that name none of their own; 0: the likeliest token each time."""
-    person_tokens: int = 256
+    user_max_new_tokens: int = 256
     """Longest question in tokens."""
-    assistant_tokens: int = 1024
+    assistant_max_new_tokens: int = 1024
     """Longest answer in tokens; a dialogue ends before one that was cut."""
 
     def check(self) -> None:
         """Raise InputError for settings that are missing or cannot hold."""
         super().check()
         require(self.assistant, "assistant", "a model: PATH, or MODEL@http://HOST:PORT/v1")
-        check_positive(turns=self.turns, person_tokens=self.person_tokens, assistant_tokens=self.assistant_tokens)
+        check_positive(
+            turns=self.turns,
+            user_max_new_tokens=self.user_max_new_tokens,
+            assistant_max_new_tokens=self.assistant_max_new_tokens,
+        )
         check_sampling(self.temperature)
-        if self.turns == 1 and self.person:
-            refuse("`person` is set and turns is 1.", "The first question is the seed prompt: nobody asks another.")
+        if self.turns == 1 and self.user:
+            refuse("`user` is set and turns is 1.", "The first question is the seed prompt: nobody asks another.")
 
 
 @dataclass(frozen=True)
@@ -90,9 +96,9 @@ class AnswersConfig(FeedbackConfig):
     """Answers of several models to each prompt, in the form of openbmb/UltraFeedback; `feedback rate` rates them."""
 
     models: tuple[str, ...] = ()
-    """Models, each PATH or MODEL@http://HOST:PORT/v1; after a comma `temperature=`, `key=VARIABLE`, `price_in=`, `price_out=`,
-    `name=` (what the rows call it)."""
-    answers: int | None = None
+    """Models, each PATH or MODEL@http://HOST:PORT/v1; after a comma `temperature=`, `key=VARIABLE`, `price_per_mtok_in=`,
+    `price_per_mtok_out=`, `name=` (what the rows call it)."""
+    num_answers: int | None = None
     """Models that answer a prompt, drawn for each; default: all. UltraFeedback: 4 of 17."""
     principles: tuple[str, ...] = ("helpfulness", "truthfulness", "honesty", "harmlessness")
     """One is drawn for each answer and given to the model as a system message: those, and `calibration`. None of them:
@@ -109,11 +115,11 @@ class AnswersConfig(FeedbackConfig):
             refuse(
                 "`models` is not set.", "It needs models: PATH, or MODEL@http://HOST:PORT/v1, several after each other."
             )
-        check_positive(answers=self.answers, max_new_tokens=self.max_new_tokens)
+        check_positive(num_answers=self.num_answers, max_new_tokens=self.max_new_tokens)
         check_sampling(self.temperature)
-        if self.answers is not None and self.answers > len(self.models):
+        if self.num_answers is not None and self.num_answers > len(self.models):
             refuse(
-                f"answers is {self.answers} with {len(self.models)} models.",
+                f"num_answers is {self.num_answers} with {len(self.models)} models.",
                 "A model answers a prompt once: name more models, or ask for fewer answers.",
             )
 
@@ -123,17 +129,18 @@ class RateConfig(FeedbackConfig):
     """Ratings of answers by a judge: four aspects from 1 to 5, each with its reason, and a score from 1 to 10."""
 
     judge: str = ""
-    """The model that rates: PATH, or MODEL@http://HOST:PORT/v1; after a comma `key=VARIABLE`, `price_in=`, `price_out=`."""
+    """The model that rates: PATH, or MODEL@http://HOST:PORT/v1; after a comma `key=VARIABLE`,
+    `price_per_mtok_in=`, `price_per_mtok_out=`."""
     temperature: float = 0.0
     """0: the likeliest token each time."""
     max_new_tokens: int = 1024
     """Longest judgment in tokens; all answers of a row are rated in one, aspect by aspect."""
-    longest_answer: int = 20_000
+    max_answer_chars: int = 20_000
     """Characters of an answer that the judge is shown."""
 
     def check(self) -> None:
         """Raise InputError for settings that are missing or cannot hold."""
         super().check()
         require(self.judge, "judge", "a model: PATH, or MODEL@http://HOST:PORT/v1")
-        check_positive(max_new_tokens=self.max_new_tokens, longest_answer=self.longest_answer)
+        check_positive(max_new_tokens=self.max_new_tokens, max_answer_chars=self.max_answer_chars)
         check_sampling(self.temperature)

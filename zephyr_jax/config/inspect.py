@@ -12,7 +12,7 @@ class PreviewConfig:
 
     model: WeightsOptions = field(default_factory=WeightsOptions)
     data: DataOptions = field(default_factory=DataOptions)
-    rows: int = 3
+    num_examples: int = 3
     """How many to print."""
     start: int = 0
     """Index of the first."""
@@ -23,7 +23,7 @@ class PreviewConfig:
         require(self.data.path, "data.path", "rows to show: a file, a folder or a hub id")
         check_data(self.data)
         check_one_split(self.data)
-        check_positive(rows=self.rows)
+        check_positive(num_examples=self.num_examples)
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,17 @@ class CheckConfig:
 
 
 @dataclass(frozen=True)
-class PageConfig:
+class ReportConfig:
     """The page of a run, finished or not: curves, data, answers, settings and versions in RUN/report.html."""
 
     run: str = ""
     """Folder of the run."""
-    answers: tuple[str, ...] = ()
+    sample_files: tuple[str, ...] = ()
     """Files that `generate --output` wrote for the same prompts, one a stage, as FILE or NAME=FILE; they are shown side by side
     and kept for later pages of the run."""
-    prompts: int = 10
+    num_prompts: int = 10
     """How many prompts of these files to take."""
-    ask: int = 0
+    num_samples: int = 0
     """Have the run and the stages before it answer so many held-out prompts now, if they have not yet: a run of one process
     does so when it has ended, one of several does not."""
     mesh: MeshOptions = field(default_factory=MeshOptions)
@@ -60,10 +60,10 @@ class PageConfig:
     def check(self) -> None:
         """Raise InputError when no run is named, or no prompt is asked for."""
         require(self.run, "run", "the folder that `sft` or `dpo` wrote")
-        check_positive(prompts=self.prompts)
-        check_not_negative(ask=self.ask)
-        if self.ask and self.answers:
-            refuse("ask and answers are both given.", "Give files, or have the stages asked.")
+        check_positive(num_prompts=self.num_prompts)
+        check_not_negative(num_samples=self.num_samples)
+        if self.num_samples and self.sample_files:
+            refuse("num_samples and sample_files are both given.", "Give files, or have the stages asked.")
 
 
 @dataclass(frozen=True)
@@ -72,23 +72,23 @@ class DemoConfig:
 
     output: str = "runs/demo"
     """Folder for everything that the demo makes."""
-    base: str | None = None
+    base_model: str | None = None
     """Another base to start from (folder or hub id); default: the one that the package ships."""
     emulated_devices: int = 8
     """Devices that the CPU poses as."""
-    conversations: int = 2400
+    num_conversations: int = 2400
     """Conversations of the teacher for dSFT."""
-    prompts: int = 1000
+    num_prompts: int = 1000
     """Prompts that the dSFT model answers four times, for the pairs."""
-    held_out: int = 128
+    num_held_out: int = 128
     """Prompts and pairs, each about a word that no prompt of the training names, on which all stages are measured."""
     seed: int = 0
     """Decides the data, its order, and the samples."""
-    seeds: int = 1
+    num_seeds: int = 1
     """Do it all so many times, with `seed` and those after it; the table then has means over them."""
 
     def check(self) -> None:
         """Raise InputError for settings that cannot hold."""
         require(self.output, "output", "a folder")
-        check_positive(emulated_devices=self.emulated_devices, conversations=self.conversations)
-        check_positive(prompts=self.prompts, held_out=self.held_out, seeds=self.seeds)
+        check_positive(emulated_devices=self.emulated_devices, num_conversations=self.num_conversations)
+        check_positive(num_prompts=self.num_prompts, num_held_out=self.num_held_out, num_seeds=self.num_seeds)

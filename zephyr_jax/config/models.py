@@ -41,7 +41,7 @@ class EvaluateConfig:
     They are computed first, in a separate pass, so one model is in memory at a time. Excludes `reference`."""
     reference_revision: str | None = None
     """Hub revision of `reference_model`."""
-    rows: int = 8
+    batch_size: int = 8
     """Rows of one forward pass."""
     output: str | None = None
     """Also write the numbers to this JSON file."""
@@ -68,14 +68,14 @@ class EvaluateConfig:
                 "They have no effect then: pass `reference` (a table's folder) or `reference_model` (a checkpoint).",
             )
         check_dpo(self.dpo)
-        check_positive(rows=self.rows)
+        check_positive(batch_size=self.batch_size)
 
 
 @dataclass(frozen=True)
 class PreferencesConfig(EvaluateConfig):
     """What a model thinks of pairs: accuracy, margins and calibration, over all, by a column and by length."""
 
-    by: str | None = None
+    group_by: str | None = None
     """Column whose values make groups, such as `source`."""
 
 
@@ -93,12 +93,12 @@ class GenerateConfig:
     """Split of `data`."""
     limit: int | None = None
     """Only the first so many prompts."""
-    template: str | None = None
-    """Chat template, as in `data.template`; default: the checkpoint's own, and `zephyr` where it has none. `none` continues the
-    plain text of the prompts."""
+    chat_template: str | None = None
+    """Chat template, as in `data.chat_template`; default: the checkpoint's own, and `zephyr` where it has none. `none` continues
+    the plain text of the prompts."""
     system: str | None = None
     """System message of every prompt that has none."""
-    rows: int = 8
+    batch_size: int = 8
     """Prompts decoded together; when one has ended, the next takes its place."""
     max_new_tokens: int = 256
     """Longest answer in tokens."""
@@ -120,8 +120,10 @@ class GenerateConfig:
             refuse(
                 "Prompts come from `prompts` or from `data`, exactly one of them.", "Pass `--prompts 'Hello!'`, say."
             )
-        check_positive(rows=self.rows, max_new_tokens=self.max_new_tokens, top_p=self.top_p, limit=self.limit)
-        if self.template == "none" and self.system is not None:
+        check_positive(
+            batch_size=self.batch_size, max_new_tokens=self.max_new_tokens, top_p=self.top_p, limit=self.limit
+        )
+        if self.chat_template == "none" and self.system is not None:
             refuse(
                 "`system` is given with template `none`.",
                 "Plain text has no system message: drop it or use a template.",
@@ -142,25 +144,29 @@ class ServeConfig:
     mesh: MeshOptions = field(default_factory=MeshOptions)
     name: str | None = None
     """What clients call the model; default: the last part of `model.path`."""
-    template: str | None = None
-    """Chat template, as in `data.template`; default: the checkpoint's own, and `zephyr` where it has none."""
+    chat_template: str | None = None
+    """Chat template, as in `data.chat_template`; default: the checkpoint's own, and `zephyr` where it has none."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 lets other machines in."""
     port: int = 8000
     """Port to listen at; 0: any that is free."""
-    api_key_variable: str | None = None
+    api_key_env: str | None = None
     """Name of an environment variable with the key that clients must show; the key itself is in no file and no log."""
-    rows: int = 8
+    max_concurrency: int = 8
     """Requests at work at one time; the others wait."""
-    waiting: int = 256
+    max_open_requests: int = 256
     """Requests that may be open at one time; more are refused with 429."""
-    context: int | None = None
+    context_length: int | None = None
     """Tokens of prompt and answer together; default: 4,096, or as many positions as the model has."""
 
     def check(self) -> None:
         """Raise InputError for settings that are missing or cannot hold."""
         require(self.model.path, "model.path", "a model: a run of ours, a Hugging Face folder or a hub id")
-        check_positive(rows=self.rows, waiting=self.waiting, context=self.context)
+        check_positive(
+            max_concurrency=self.max_concurrency,
+            max_open_requests=self.max_open_requests,
+            context_length=self.context_length,
+        )
         if not 0 <= self.port < 2**16:
             refuse(f"port is {self.port}.", "It must be at least 0 and below 65,536.")
 
@@ -171,8 +177,8 @@ class ChatConfig:
 
     model: ForwardOptions = field(default_factory=ForwardOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
-    template: str | None = None
-    """Chat template, as in `data.template`; default: the checkpoint's own, and `zephyr` where it has none."""
+    chat_template: str | None = None
+    """Chat template, as in `data.chat_template`; default: the checkpoint's own, and `zephyr` where it has none."""
     system: str | None = None
     """System message; `/system TEXT` changes it."""
     max_new_tokens: int = 512
@@ -204,14 +210,14 @@ class ExportConfig:
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Dtype of the written weights; training keeps float32. A weight beyond what the dtype holds (65,504 in float16) is an
     error."""
-    max_file_gib: float = 4.0
+    max_shard_gib: float = 4.0
     """Largest safetensors file."""
 
     def check(self) -> None:
         """Raise InputError for settings that are missing or cannot hold together."""
         require(self.model.path, "model.path", "a model: a run of ours, a Hugging Face folder or a hub id")
         require(self.output, "output", "a folder to make")
-        check_positive(max_file_gib=self.max_file_gib)
+        check_positive(max_shard_gib=self.max_shard_gib)
 
 
 @dataclass(frozen=True)

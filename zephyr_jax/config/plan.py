@@ -21,13 +21,13 @@ class PlanConfig(DpoConfig):
 
     topology: str = "v5e:2x4"
     """Chips of a slice to plan for: kind and grid, such as v5e:2x4, v5e:4x4, v6e:2x4, v5p:2x2x1."""
-    slices: int = 1
+    num_slices: int = 1
     """Slices of that topology, joined by the data centre's network; each holds copies of the weights."""
     step: Literal["sft", "dpo", "reference", "generate"] | None = None
     """What to compile; default: `dpo` where the card names a reference table, else `sft`."""
     fit: bool = False
-    """Search the fastest settings that fit: rows of a microbatch, `model.keep`, mesh, and dtypes of gradients and moments."""
-    shape: Literal["mistral-7b"] | None = None
+    """Search the fastest settings that fit: rows of a microbatch, `model.remat`, mesh, and dtypes of gradients and moments."""
+    model_preset: Literal["mistral-7b"] | None = None
     """Plan for this model's sizes; default: those of the folder model.path, or Mistral-7B's (and it is said) when that is no
     folder here. Nothing is downloaded."""
 
@@ -38,7 +38,7 @@ class PlanConfig(DpoConfig):
         check_batch(self.batch)
         check_optimizer(self.optimizer, self.schedule, self.model)
         check_dpo(self.dpo)
-        check_positive(slices=self.slices)
+        check_positive(num_slices=self.num_slices)
         if self.fit and self.planned_step not in ("sft", "dpo"):
             refuse(f"`fit` is on for the {self.planned_step} step.", "It searches training steps: plan sft or dpo.")
 

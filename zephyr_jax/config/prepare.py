@@ -11,16 +11,16 @@ from zephyr_jax.config.sections import DecontaminationOptions
 class UltrachatConfig:
     """Conversations for dSFT from raw dialogues, as UltraChat 200k was made: repaired, filtered, without duplicates, split."""
 
-    path: str = ""
+    data: str = ""
     """Raw rows with `data: [user, assistant, ...]` or `messages`: a JSONL, JSON or Parquet file, a folder of them (all are
     read), a `save_to_disk` folder, or a hub id; gs:// works too."""
     split: str | None = None
     """Split of a hub id or `save_to_disk` folder; default: train."""
     revision: str | None = None
-    """Hub revision when `path` is a hub id."""
+    """Hub revision when `data` is a hub id."""
     output: str = ""
     """Folder for the splits, the data card and the account; each file appears whole."""
-    subset: int | None = None
+    num_examples: int | None = None
     """Keep so many dialogues, drawn by `seed`; default: all that pass."""
     truecase: bool = True
     """Repair the case of sentence starts and of the pronoun I; code, lists and abbreviations stay as they are."""
@@ -31,24 +31,24 @@ class UltrachatConfig:
     """Further phrases that count as such, in any case: `"as an AI language model"`."""
     duplicates: Literal["prompt", "dialogue", "keep"] = "prompt"
     """Of dialogues with the same first question, or the same altogether (case and spacing aside), one is kept; or all are."""
-    test_share: float = 0.1
+    test_fraction: float = 0.1
     """Share of prompts that are held out, by their hash; 0.1 as published."""
-    gen_share: float = 0.55
+    gen_fraction: float = 0.55
     """Share of prompts that go to the `gen` splits, whose last answer is left for a model to give; 0.55 as published. Set 0 to
     have all in the `sft` splits."""
     decontaminate: DecontaminationOptions = field(default_factory=DecontaminationOptions)
-    samples: int = 5
+    num_samples: int = 5
     """Texts of each kind of removal and repair that are written out for the eye."""
     seed: int = 0
     """Decides the order of the rows and the subset; the splits depend on the prompts alone."""
 
     def check(self) -> None:
         """Raise InputError for settings that are missing or cannot hold together."""
-        require(self.path, "path", "the raw dialogues: a file, a folder or a hub id")
+        require(self.data, "data", "the raw dialogues: a file, a folder or a hub id")
         require(self.output, "output", "a folder")
-        check_positive(subset=self.subset)
-        check_not_negative(samples=self.samples, seed=self.seed)
-        _check_shares(test_share=self.test_share, gen_share=self.gen_share)
+        check_positive(num_examples=self.num_examples)
+        check_not_negative(num_samples=self.num_samples, seed=self.seed)
+        _check_shares(test_fraction=self.test_fraction, gen_fraction=self.gen_fraction)
         _check_decontamination(self.decontaminate)
         if self.refusals == "keep" and self.refusal_phrases:
             refuse(f"refusal_phrases is {self.refusal_phrases} with refusals `keep`.", "Leave one out.")
@@ -60,65 +60,71 @@ class UltrachatConfig:
 class UltrafeedbackConfig:
     """Preferences for dDPO from rated answers, as UltraFeedback binarized was made: the best answer against another one."""
 
-    path: str = ""
+    data: str = ""
     """Raw rows with `instruction` (or `prompt`) and `completions`: a JSONL, JSON or Parquet file, a folder of them (all are
     read), a `save_to_disk` folder, or a hub id; gs:// works too."""
     split: str | None = None
     """Split of a hub id or `save_to_disk` folder; default: train."""
     revision: str | None = None
-    """Hub revision when `path` is a hub id."""
+    """Hub revision when `data` is a hub id."""
     output: str = ""
     """Folder for the splits, the data card and the account; each file appears whole."""
     score: Literal["overall", "mean"] = "overall"
     """What decides: the judge's `overall_score` (or `score`, in plain rows), as published, or the mean of its ratings by
     aspect."""
-    repair: bool = True
+    repair_scores: bool = True
     """Where the overall scores show the bug that stored 1 as 10, apply the published rule: a mean rating of at most 2 makes it
     a 1, above 4 it is a 10, between them the answer is set aside, as nobody asks the judge again."""
     rejected: Literal["random", "lowest", "second", "revision-2023"] = "random"
     """Which of the other answers: any, as in the paper; the lowest; the second best; or the one that the data set's revision
-    of 2023, which the first Zephyr saw, has drawn (from the raw rows of then, with `repair False`, `duplicates keep` and no
-    `leave_out_sources`)."""
+    of 2023, which the first Zephyr saw, has drawn (from the raw rows of then, with `repair_scores False`, `duplicates keep` and
+    no `exclude_sources`)."""
     ties: Literal["keep", "drop", "margin"] = "keep"
     """Whether the rejected answer may have the same score as the chosen one, as published, must have a lower one, or one that
-    is lower by `margin`; rows without such an answer are set aside."""
-    margin: float | None = None
+    is lower by `min_margin`; rows without such an answer are set aside."""
+    min_margin: float | None = None
     """Least difference of the two scores under `ties: margin`."""
     duplicates: Literal["drop", "keep"] = "drop"
     """Whether a prompt (case and spacing aside) makes one pair, or each of its rows does."""
-    leave_out_sources: tuple[str, ...] = ("truthful_qa",)
+    exclude_sources: tuple[str, ...] = ("truthful_qa",)
     """Rows whose `source` (or `dataset`) is one of these are left out: a benchmark's questions, as published since 2024."""
-    test_share: float = 0.03
+    test_fraction: float = 0.03
     """Share of prompts that are held out, by their hash."""
     decontaminate: DecontaminationOptions = field(default_factory=DecontaminationOptions)
-    samples: int = 5
+    num_samples: int = 5
     """Texts of each kind of removal and repair that are written out for the eye."""
     seed: int = 0
     """Decides the rejected answer and the order of the rows; the splits depend on the prompts alone."""
 
     def check(self) -> None:
         """Raise InputError for settings that are missing or cannot hold together."""
-        require(self.path, "path", "the rated answers: a file, a folder or a hub id")
+        require(self.data, "data", "the rated answers: a file, a folder or a hub id")
         require(self.output, "output", "a folder")
-        check_not_negative(samples=self.samples, seed=self.seed)
-        _check_shares(test_share=self.test_share)
+        check_not_negative(num_samples=self.num_samples, seed=self.seed)
+        _check_shares(test_fraction=self.test_fraction)
         _check_decontamination(self.decontaminate)
-        if (self.ties == "margin") != (self.margin is not None):
+        if (self.ties == "margin") != (self.min_margin is not None):
             refuse(
-                f"ties is `{self.ties}` and margin {self.margin}.", "A margin needs `ties: margin`, and that a margin."
+                f"ties is `{self.ties}` and min_margin {self.min_margin}.",
+                "A margin needs `ties: margin`, and that a margin.",
             )
-        check_positive(margin=self.margin)
-        if self.rejected == "revision-2023" and (self.ties, self.score, self.repair) != ("keep", "overall", False):
+        check_positive(min_margin=self.min_margin)
+        if self.rejected == "revision-2023" and (self.ties, self.score, self.repair_scores) != (
+            "keep",
+            "overall",
+            False,
+        ):
             refuse(
-                f"rejected is `revision-2023` with ties `{self.ties}`, score `{self.score}` and repair {self.repair}.",
-                "That revision kept ties, used the overall score and knew of no bug: set ties keep, score overall and repair "
-                "False.",
+                f"rejected is `revision-2023` with ties `{self.ties}`, score `{self.score}` and repair_scores "
+                f"{self.repair_scores}.",
+                "That revision kept ties, used the overall score and knew of no bug: set ties keep, score overall and "
+                "repair_scores False.",
             )
 
     @property
     def least_gap(self) -> float | None:
         """The setting `ties` as a number."""
-        return {"keep": None, "drop": 0.0, "margin": self.margin}[self.ties]
+        return {"keep": None, "drop": 0.0, "margin": self.min_margin}[self.ties]
 
 
 def _check_shares(**values: float) -> None:
@@ -136,6 +142,6 @@ def _check_decontamination(options: DecontaminationOptions) -> None:
     default = DecontaminationOptions()
     if not options.against and options != default:
         refuse(
-            f"decontaminate.ngram is {options.ngram} and decontaminate.where `{options.where}`, and no test set is named.",
+            f"decontaminate.ngram is {options.ngram} and decontaminate.scope `{options.scope}`, and no test set is named.",
             "Name files with decontaminate.against, or leave these out.",
         )

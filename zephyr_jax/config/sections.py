@@ -4,11 +4,18 @@
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from enum import Enum, StrEnum
+from typing import Any, Literal, cast
 
-Keep = Literal["inputs", "inputs-on-host", "attention", "projections", "everything"]
-"""Rematerialization policies; `model.remat` has what each saves and costs."""
-KEEP: tuple[Keep, ...] = get_args(Keep)
+
+class Remat(StrEnum):
+    """Rematerialization (activation checkpointing) policies; `zephyr_jax.model.remat` has what each saves and costs."""
+
+    FULL = "full"
+    FULL_OFFLOAD = "full_offload"
+    SAVE_ATTENTION = "save_attention"
+    SAVE_DOTS = "save_dots"
+    NONE = "none"
 
 
 class DefaultInt(int):
@@ -31,6 +38,8 @@ def is_unset(value: Any) -> bool:
 
 def settled(value: Any) -> Any:
     """The plain int or str of a setting."""
+    if isinstance(value, Enum):
+        return value.value
     if isinstance(value, DefaultInt):
         return int(value)
     return str(value) if isinstance(value, DefaultStr) else value
@@ -67,12 +76,12 @@ class ScoringOptions(ForwardOptions):
 class ModelOptions(ScoringOptions):
     """The weights to start from, and how forward and backward pass compute."""
 
-    keep: Keep = "inputs"
-    """Rematerialization (activation checkpointing): what a layer saves for the backward pass, which recomputes the rest.
-    `inputs`: its input. `inputs-on-host`: the same, in pinned host memory. `attention`: also attention's output and softmax
-    statistics; the attention kernel (XLA blocks, cuDNN, splash) then runs forward once instead of twice. `projections`: also
-    the products with weights; only elementwise work is recomputed. `everything`: recomputes nothing."""
-    keep_logits: bool = False
+    remat: Remat = Remat.FULL
+    """Rematerialization (activation checkpointing) policy: what a layer saves for the backward pass, which recomputes the rest.
+    `full`: its input. `full_offload`: the same, offloaded to pinned host memory. `save_attention`: also attention's output and
+    softmax statistics; the attention kernel then runs forward once instead of twice. `save_dots`: also the products with
+    weights; only elementwise operations are recomputed. `none`: everything; nothing is recomputed."""
+    save_logits: bool = False
     """Keep the targets' logits, float32 [rows, row length, vocab], for the backward pass instead of making them again,
     chunk by chunk: a quarter less work for the unembedding, for small models with memory to spare."""
 
@@ -94,7 +103,7 @@ class DataOptions:
     """Hub revision when `path` is a hub id."""
     limit: int | None = None
     """Use only the first so many rows of each split."""
-    template: str | None = None
+    chat_template: str | None = None
     """Chat template: `zephyr` (an empty system message comes first where a conversation has none, as Zephyr was trained),
     `zephyr-no-system` (inserts nothing), `tokenizer` (the checkpoint's own, of several the `default` one; another one is
     `tokenizer:NAME`), or a path to a Jinja file. Default: that of the run or checkpoint in `model.path`, else `zephyr`."""
@@ -125,10 +134,10 @@ class DataOptions:
     allow_contradictions: bool = False
     """Use rows whose columns contradict each other: a `prompt` that the dialogue does not contain, a `score_chosen` below
     `score_rejected`. Off: these are bad rows."""
-    max_skipped_share: float = 0.1
+    max_skipped_fraction: float = 0.1
     """Largest share of the data that may be lost: of the rows that are skipped, and of the tokens that are skipped or cut
     off. Above it `sft`, `dpo` and `reference` stop, and `evaluate` and `preview` print a warning. 1: never stop."""
-    workers: int = 1
+    num_workers: int = 1
     """Processes that tokenise; results are cached by content, so a second run reads them back."""
 
 
@@ -166,7 +175,7 @@ class OptimizerOptions:
     """`adamw`, or `rmsprop` as torch.optim.RMSprop with alpha 0.99."""
     learning_rate: float = 2e-5
     """Peak, reached at the end of the warm-up; step 0 has learning rate 0 when there is a warm-up."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape after the warm-up; cosine and linear end at 0."""
     warmup_ratio: float = 0.1
     """Share of all steps that warm up, rounded up."""
@@ -178,16 +187,16 @@ class OptimizerOptions:
     """Added to the root of the second moment."""
     weight_decay: float = 0.0
     """AdamW: decoupled decay of every weight."""
-    clip_norm: float | None = 1.0
+    max_grad_norm: float | None = 1.0
     """Gradients are scaled down to this global norm where theirs is larger; None: never."""
-    gradient_dtype: Literal["float32", "bfloat16"] = "float32"
+    grad_dtype: Literal["float32", "bfloat16"] = "float32"
     """What the backward pass of a microbatch leaves in memory. `bfloat16` halves that, needs `compute_dtype: bfloat16`, and
     loses almost nothing: the products behind it have that dtype already. Sums over microbatches are float32 always."""
     first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
     """AdamW: storage of the first moment."""
     second_moment_dtype: Literal["float32", "bfloat16"] = "float32"
     """Storage of the second moment; computed in float32."""
-    moments_on_host: bool = False
+    offload_moments: bool = False
     """Keep the moments in the host's memory between updates: less HBM, and as much traffic a step as the moments are large."""
 
 
@@ -210,7 +219,7 @@ class ScheduleOptions:
     before, so an interrupted run starts over. `save_every`, `keep_last` and `keep_best` do not apply."""
     keep_last: int = 2
     """Newest checkpoints to keep."""
-    grace: float = 120.0
+    grace_seconds: float = 120.0
     """Seconds to finish a step and save after SIGTERM, Ctrl-C or a notice of preemption; after that, the process ends."""
     keep_best: int = 1
     """So many checkpoints with the lowest evaluation loss are kept besides those."""
@@ -219,13 +228,13 @@ class ScheduleOptions:
 
 
 @dataclass(frozen=True)
-class HealthOptions:
+class AnomalyOptions:
     """What to do about a sick step: `stop` before it takes effect, `skip` its update, or `continue` with it.
 
-    Each is named with the examples of its batch, and the batch is kept in `<output>/sick` for `zephyr-jax replay`.
+    Each is named with the examples of its batch, and the batch is kept in `<output>/sick` for `zephyr-jax debug-step`.
     """
 
-    not_finite: Literal["stop", "skip", "continue"] = "stop"
+    non_finite: Literal["stop", "skip", "continue"] = "stop"
     """A loss or a gradient that is NaN or infinite, or a step without a single target."""
     spike: Literal["stop", "skip", "continue"] = "continue"
     """A loss larger than `spike_factor` times the median of the `spike_window` steps before the last."""
@@ -241,7 +250,7 @@ class HealthOptions:
 
 
 @dataclass(frozen=True)
-class PairHealthOptions(HealthOptions):
+class PairAnomalyOptions(AnomalyOptions):
     """What to do about a sick step of DPO, where the margin of rewards is watched, too."""
 
     margin: Literal["stop", "skip", "continue"] = "stop"
@@ -254,16 +263,16 @@ class PairHealthOptions(HealthOptions):
 class ReportOptions:
     """Where metrics go besides `metrics.jsonl`, which is always written."""
 
-    examples: bool = False
+    log_example_ids: bool = False
     """Write the ids of each step's examples to `<output>/examples.jsonl`."""
 
     tensorboard: bool = False
     """Write TensorBoard event files under `<output>/tensorboard`."""
     wandb_project: str | None = None
     """Log to this Weights & Biases project (needs the `wandb` extra)."""
-    progress: bool = True
+    progress_bar: bool = True
     """Draw a progress bar; off: a plain line per report."""
-    answers: int = 10
+    num_samples: int = 10
     """When a run of one process has ended, it and the stages before it answer so many held-out prompts (of the training rows,
     where nothing is held out) for its page, `report.html`; 0: none."""
 
@@ -274,25 +283,25 @@ class EndpointOptions:
 
     model: str | None = None
     """Its name there; default: the only one that the address serves."""
-    key_variable: str | None = None
+    api_key_env: str | None = None
     """Name of the environment variable with the key; the key itself is in no file and no log."""
-    longest_as: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    max_tokens_param: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """What the address calls the longest reply; OpenAI's reasoning models refuse `max_tokens`."""
-    concurrency: int = 8
+    max_concurrency: int = 8
     """Requests under way at one time."""
     timeout: float = 300.0
     """Seconds until a request is given up and sent again."""
-    retries: int = 6
+    max_retries: int = 6
     """How often a request is sent again after a failure that may pass."""
-    pause: float = 1.0
+    backoff: float = 1.0
     """Seconds before it is sent again the first time; each later pause is twice as long, up to a minute."""
-    most_tokens: int | None = None
+    max_total_tokens: int | None = None
     """Stop when so many tokens, there and back, have been used."""
-    price_in: float = 0.0
+    price_per_mtok_in: float = 0.0
     """Dollars per million tokens sent."""
-    price_out: float = 0.0
+    price_per_mtok_out: float = 0.0
     """Dollars per million tokens that come back."""
-    most_dollars: float | None = None
+    max_cost_usd: float | None = None
     """Stop when so much has been spent."""
 
 
@@ -305,7 +314,7 @@ class DecontaminationOptions:
     ngram: int = 13
     """So many words in a row (without case and punctuation) that are a test text's give a row away; shorter texts of six
     words or more must be there whole. 0: only rows that are a test text, word for word."""
-    where: Literal["prompts", "everything"] = "prompts"
+    scope: Literal["prompts", "all"] = "prompts"
     """What is looked through: what users say, or the answers too."""
 
 

@@ -10,26 +10,26 @@ from zephyr_jax.config.training import DpoConfig
 class ReferenceConfig(DpoConfig):
     """The frozen weights' log-probs of every pair, once, into a table; it takes the card of `dpo`."""
 
-    verify: int = 0
+    verify_pairs: int = 0
     """When the table is full, compute so many of its pairs anew, as `reference verify` does; 0: none."""
 
     def check(self) -> None:
         """Raise InputError for settings that are missing or cannot hold together."""
         super().check()
-        check_not_negative(verify=self.verify)
+        check_not_negative(verify_pairs=self.verify_pairs)
 
 
 @dataclass(frozen=True)
 class ReferenceVerifyConfig(DpoConfig):
     """Compute pairs of a reference table anew and compare; it takes the card of `dpo`, and writes nothing."""
 
-    pairs: int = 100
+    num_pairs: int = 100
     """How many pairs, drawn by `seed`. The digests of all parts are checked in any case."""
 
     def check(self) -> None:
         """Raise InputError for settings that are missing or cannot hold together."""
         super().check()
-        check_positive(pairs=self.pairs)
+        check_positive(num_pairs=self.num_pairs)
 
 
 @dataclass(frozen=True)

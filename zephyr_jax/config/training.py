@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from zephyr_jax.config.checks import (
+    check_anomaly,
     check_batch,
     check_data,
     check_dpo,
-    check_health,
     check_model,
     check_not_negative,
     check_optimizer,
@@ -15,14 +15,14 @@ from zephyr_jax.config.checks import (
     require,
 )
 from zephyr_jax.config.sections import (
+    AnomalyOptions,
     BatchOptions,
     DataOptions,
     DpoOptions,
-    HealthOptions,
     MeshOptions,
     ModelOptions,
     OptimizerOptions,
-    PairHealthOptions,
+    PairAnomalyOptions,
     ReportOptions,
     ScheduleOptions,
 )
@@ -44,11 +44,11 @@ class SftConfig:
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
-    health: HealthOptions = field(default_factory=HealthOptions)
+    anomaly: AnomalyOptions = field(default_factory=AnomalyOptions)
     report: ReportOptions = field(default_factory=ReportOptions)
     expected: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Ranges in which the last evaluation's numbers should lie, by name; `zephyr-jax check` looks."""
-    expected_with: dict[str, str] = field(default_factory=dict)
+    expected_settings: dict[str, str] = field(default_factory=dict)
     """Settings, by full name, that `expected` takes for granted; `zephyr-jax check` compares no run that has others."""
 
     def check(self) -> None:
@@ -58,12 +58,12 @@ class SftConfig:
         require(self.output, "output", "a folder for the run")
         check_data(self.data)
         check_model(self.model)
-        check_not_negative(report__answers=self.report.answers)
+        check_not_negative(report__answers=self.report.num_samples)
         if self.seed < 0:
             refuse(f"seed is {self.seed}.", "It must not be negative.")
         check_batch(self.batch)
         check_optimizer(self.optimizer, self.schedule, self.model)
-        check_health(self.health)
+        check_anomaly(self.anomaly)
         for name, (low, high) in self.expected.items():
             if not low <= high:
                 refuse(f"expected.{name} is [{low}, {high}].", "It is a range: the smaller number comes first.")
@@ -73,7 +73,7 @@ class SftConfig:
 class DpoConfig(SftConfig):
     """Direct preference optimisation (dDPO); the `reference` verb takes the same card and fills the table first."""
 
-    health: PairHealthOptions = field(default_factory=PairHealthOptions)
+    anomaly: PairAnomalyOptions = field(default_factory=PairAnomalyOptions)
     dpo: DpoOptions = field(default_factory=DpoOptions)
     reference: str = ""
     """Folder of the reference table: `zephyr-jax reference` writes it, `zephyr-jax dpo` reads it."""
@@ -99,10 +99,10 @@ class DpoConfig(SftConfig):
 
 
 @dataclass(frozen=True)
-class ReplayConfig:
+class DebugStepConfig:
     """The batch of a sick step once more, alone: its loss, its gradient, and the examples that are to blame."""
 
-    batch: str = ""
+    batch_file: str = ""
     """A file in a run's `sick` folder."""
     step: int | None = None
     """Saved step to take the weights from, 0 for those that the run started from; default: the last one before the sick."""
@@ -112,4 +112,4 @@ class ReplayConfig:
 
     def check(self) -> None:
         """Raise InputError when no file is named."""
-        require(self.batch, "batch", "a file that a run kept: RUN/sick/step-NUMBER.safetensors")
+        require(self.batch_file, "batch", "a file that a run kept: RUN/sick/step-NUMBER.safetensors")

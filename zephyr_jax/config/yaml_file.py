@@ -19,7 +19,7 @@ _FREE_TEXT = (
     "prompts",
     "refusal_phrases",
     "principles",
-    "leave_out_sources",
+    "exclude_sources",
     "tasks",
     "name",
 )

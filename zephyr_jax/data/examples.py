@@ -240,14 +240,14 @@ def _tokenise(
         data.allow_contradictions,
         tokenizer.fingerprint, rows._fingerprint,
     )  # fmt: skip
-    if data.workers > 1:  # a fork of a process in which JAX runs may deadlock
+    if data.num_workers > 1:  # a fork of a process in which JAX runs may deadlock
         multiprocess.set_start_method("forkserver", force=True)
     table = rows.map(
         partial(_row, tokenise, data.on_bad_row == "truncate"),
         with_indices=True,
         remove_columns=rows.column_names,
         features=_FEATURES,
-        num_proc=data.workers if data.workers > 1 else None,
+        num_proc=data.num_workers if data.num_workers > 1 else None,
         new_fingerprint=blake2b(repr(rule).encode(), digest_size=16).hexdigest(),
         desc="tokenising",
     )

@@ -54,9 +54,9 @@ class FilterStats:
         """Raise InputError with the reasons and their counts where `exceeds(limit)`; `name` is the source's."""
         if self.exceeds(limit):
             raise InputError(
-                f"{name}: {self.describe()}. That is more than data.max_skipped_share {limit:g}. Fix the rows or the settings "
-                "that skip and cut them (data.max_length, data.max_prompt_length, data.template), or raise "
-                "data.max_skipped_share. To look at the rows: zephyr-jax preview."
+                f"{name}: {self.describe()}. That is more than data.max_skipped_fraction {limit:g}. Fix the rows or the settings "
+                "that skip and cut them (data.max_length, data.max_prompt_length, data.chat_template), or raise "
+                "data.max_skipped_fraction. To look at the rows: zephyr-jax preview."
             )
 
     def describe(self) -> str:

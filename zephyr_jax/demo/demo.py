@@ -48,8 +48,8 @@ def demo(config: DemoConfig) -> Path:
         raise InputError(
             f"{out} holds a finished demo. Remove the folder or choose another: --output runs/another-demo."
         )
-    lengths = SequenceLengths.of(config.base or str(BASE))
-    seeds, stages_of_seeds = range(config.seed, config.seed + config.seeds), []
+    lengths = SequenceLengths.of(config.base_model or str(BASE))
+    seeds, stages_of_seeds = range(config.seed, config.seed + config.num_seeds), []
     for seed in seeds:
         folder, title = (out / f"seed-{seed}", f"seed {seed} · ") if len(seeds) > 1 else (out, "")
         experiment = _Experiment(config=config, lengths=lengths, seed=seed, folder=folder, title=title)
@@ -93,7 +93,7 @@ class _Experiment:
 
     @property
     def _base(self) -> str:
-        return self.config.base or str(BASE)
+        return self.config.base_model or str(BASE)
 
     @property
     def _mesh(self) -> dict[str, Any]:
@@ -106,12 +106,12 @@ class _Experiment:
         """Write teacher conversations, prompts to sample and held-out pairs; returns the paths by name."""
         seed, folder = self.seed, self.folder / "data"
         folder.mkdir(parents=True, exist_ok=True)
-        sampled = preferences(seed + 2, self.config.prompts, "train")
+        sampled = preferences(seed + 2, self.config.num_prompts, "train")
         tables: dict[str, Iterable[Mapping[str, Any]]] = {
-            "conversations-train": conversations(seed, self.config.conversations, "train"),
+            "conversations-train": conversations(seed, self.config.num_conversations, "train"),
             "conversations-test": conversations(seed + 1, 128, "test"),
             "prompts": [{"prompt": row["prompt"], "prompt_id": row["prompt_id"]} for row in sampled],
-            "preferences-test": preferences(seed + 3, self.config.held_out, "test"),
+            "preferences-test": preferences(seed + 3, self.config.num_held_out, "test"),
         }
         paths = {name: folder / f"{name}.jsonl" for name in tables}
         for name, rows in tables.items():
@@ -133,15 +133,16 @@ class _Experiment:
         """Sample the dSFT model, rate the samples and binarize the ratings; returns the folder of the splits."""
         answers, ratings, out = (self.folder / name for name in ("answers", "ratings", "pairs"))
         settings = {
-            "data": prompts, "output": str(answers), "mesh": self._mesh, "rows": 64, "principles": [],
+            "data": prompts, "output": str(answers), "mesh": self._mesh, "batch_size": 64, "principles": [],
             "models": [f"{self.folder / 'dsft'},name=sample {n}" for n in range(1, _SAMPLES_PER_PROMPT + 1)], "temperature": 1.0,
-            "max_new_tokens": self.lengths.answer, "context": self.lengths.pair, "compute_dtype": "float32", "seed": self.seed,
+            "max_new_tokens": self.lengths.answer, "context_length": self.lengths.pair, "compute_dtype": "float32",
+            "seed": self.seed,
         }  # fmt: skip
         feedback_answers(from_dict(AnswersConfig, settings, "demo"))
         with rater() as judge:
             settings = {"data": str(answers), "output": str(ratings), "judge": judge, "seed": self.seed}
             feedback_rate(from_dict(RateConfig, settings, "demo"))
-        settings = {"path": str(ratings), "output": str(out), "ties": "drop", "test_share": 0.0, "seed": self.seed}
+        settings = {"data": str(ratings), "output": str(out), "ties": "drop", "test_fraction": 0.0, "seed": self.seed}
         prepare_ultrafeedback(from_dict(UltrafeedbackConfig, settings, "demo"), "zephyr-jax demo")
         return out
 
@@ -155,7 +156,7 @@ class _Experiment:
             },
             "batch": {"rows": 16},
             "schedule": {"epochs": 2, "evaluate_every": 10, "save_every": 0},
-            "optimizer": {"learning_rate": 1.5e-4, "schedule": "linear"},
+            "optimizer": {"learning_rate": 1.5e-4, "lr_schedule": "linear"},
             "dpo": {"beta": 0.1},
         }  # fmt: skip
         config = from_dict(DpoConfig, settings, "demo")
@@ -163,6 +164,6 @@ class _Experiment:
         dpo(config)
 
     def _shared(self, name: str, start: str) -> dict[str, Any]:
-        model = {"path": start, **_COMPUTE, "keep": "everything"}
+        model = {"path": start, **_COMPUTE, "remat": "none"}
         settings = {"output": str(self.folder / name), "model": model, "mesh": self._mesh, "seed": self.seed}
-        return {**settings, "report": {"answers": 0}}  # `results` adds the answers of all stages to every report
+        return {**settings, "report": {"num_samples": 0}}  # `results` adds the answers of all stages to every report

@@ -110,9 +110,9 @@ def pretrain(scratch: Path, texts: int, seed: int) -> Path:
     settings = {
         "output": str(scratch / "run"),
         "seed": seed,
-        "model": {"path": str(scratch / "untrained"), "compute_dtype": "float32", "keep": "everything", "logprob_chunk": 512},
+        "model": {"path": str(scratch / "untrained"), "compute_dtype": "float32", "remat": "none", "logprob_chunk": 512},
         "data": {
-            "path": str(rows), "template": str(scratch / "plain.jinja"), "targets": "all",
+            "path": str(rows), "chat_template": str(scratch / "plain.jinja"), "targets": "all",
             "max_length": 256, "row_length": 256,
         },
         "batch": {"rows": 32},

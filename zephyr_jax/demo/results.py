@@ -78,7 +78,7 @@ def measure(
     data = {"path": held_out, **lengths.of_pairs, "row_length": 2 * lengths.pair}
     pairs = evaluate(from_dict(EvaluateConfig, {"model": model, "mesh": mesh, "data": data}, "demo"))
     prompts = [json.loads(line)["prompt"] for line in Path(held_out).read_text().splitlines()]
-    settings = {"model": model, "mesh": mesh, "prompts": prompts, "max_new_tokens": lengths.answer, "rows": 64}
+    settings = {"model": model, "mesh": mesh, "prompts": prompts, "max_new_tokens": lengths.answer, "batch_size": 64}
     answers = generate(from_dict(GenerateConfig, settings, "demo"))
     return StageResult(name=name, folder=Path(model["path"]), accuracy=pairs["accuracy"], answers=answers)
 

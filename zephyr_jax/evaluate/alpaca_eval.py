@@ -56,8 +56,8 @@ def file_name(name: str) -> str:
 
 def _own(config: AlpacaEvalConfig, every: list[dict[str, Any]], path: Path) -> OwnModel:
     """A checkpoint with its journal; its context holds every instruction with its answer, if the model's positions do."""
-    found = find_speaker("evaluate alpaca-eval", config.model, config.mesh, config.rows)
-    tokenizer = found.chat_tokenizer(config.template)
+    found = find_speaker("evaluate alpaca-eval", config.model, config.mesh, config.batch_size)
+    tokenizer = found.chat_tokenizer(config.chat_template)
     longest = max(len(tokenizer.prompt([{"role": "user", "content": row["instruction"]}])) for row in every)
     context = found.context(longest + config.max_new_tokens)
     return OwnModel(found, tokenizer, context, path, keep=False, cut=True)

@@ -43,9 +43,9 @@ class Jury:
 def open_jury(config: AlpacaEvalConfig) -> Jury:
     """The judge's prompt, its address, and the answers to compare with. Raises InputError."""
     config.check()
-    judge = Judge(config.version, open_template(config.prompt, config.version), config.seed, config.swap)
+    judge = Judge(config.version, open_template(config.judge_prompt, config.version), config.seed, config.swap_order)
     baseline = {}
-    if not config.replay:
+    if not config.annotations:
         own = config.instructions if config.version == 1 else None
         baseline = open_baseline(config.baseline or own, config.version)
         if config.instructions:
@@ -72,7 +72,7 @@ def judge_outputs(config: AlpacaEvalConfig, jury: Jury, path: str) -> Row:
 def replay_annotations(config: AlpacaEvalConfig) -> Row:
     """The leaderboard's row of recorded annotations, also written down. Raises InputError."""
     config.check()
-    rows = read_list(str(config.replay), "annotations with a `preference`")[: config.limit]
+    rows = read_list(str(config.annotations), "annotations with a `preference`")[: config.limit]
     out = open_path(config.output)
     out.mkdir(parents=True, exist_ok=True)
     row = _write_row(out / f"{_name(config, rows)}.row.json", rows)
@@ -87,11 +87,11 @@ def replay_annotations(config: AlpacaEvalConfig) -> Row:
 @translate_cloud_errors()
 def judge_again(config: AlpacaEvalConfig, jury: Jury) -> Agreement:
     """Have the pairs of recorded annotations judged anew; write the new ones and how far they agree. Raises InputError."""
-    recorded = read_list(str(config.replay), "annotations with a `preference`")[: config.limit]
+    recorded = read_list(str(config.annotations), "annotations with a `preference`")[: config.limit]
     for row in recorded:
         if wrong := [name for name in ("instruction", "output_1", "output_2") if not isinstance(row.get(name), str)]:
             raise InputError(
-                f"{config.replay}: {join_items(wrong)} of an annotation is no text; to judge it anew takes both answers."
+                f"{config.annotations}: {join_items(wrong)} of an annotation is no text; to judge it anew takes both answers."
             )
     rows = _judged(jury, [{**row} for row in recorded])
     _write(config, _name(config, recorded), rows)
@@ -105,7 +105,7 @@ def _name(config: AlpacaEvalConfig, rows: list[dict[str, Any]]) -> str:
     """What the files call the model: as asked, else as all rows do, else after the file."""
     models = {str(row.get("generator_2")) for row in rows}
     only = models.pop() if len(models) == 1 else "None"
-    return file_name(config.name or (only if only != "None" else PurePath(str(config.replay)).stem))
+    return file_name(config.name or (only if only != "None" else PurePath(str(config.annotations)).stem))
 
 
 def _write(config: AlpacaEvalConfig, name: str, rows: list[dict[str, Any]]) -> Row:

@@ -35,7 +35,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     config.check()
     rules = open_rules(config.mesh)
     check_file_creatable(config.output)
-    rules.check_divides("batch", config.rows, "rows")
+    rules.check_divides("batch", config.batch_size, "rows")
     source = find_model(config.model)
     check_weights(source)
     config, tokenizer = resolve_evaluation("evaluate", config, source)
@@ -48,9 +48,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
         )
     data = room_for(config.data, pairs)
     examples = read(data, tokenizer, data.path, data.split)
-    say_what_counts(examples, data.path, data.max_skipped_share)
+    say_what_counts(examples, data.path, data.max_skipped_fraction)
     check_positions(examples, data.path, source)
-    plan = plan_evaluation(examples.lengths, data, config.rows)
+    plan = plan_evaluation(examples.lengths, data, config.batch_size)
     sums = named_reference(config, source, tokenizer, data, examples, rules)
     model = abstract_of(source.model_config, config.model, rules)
     parameters = load_weights(source, model)
@@ -60,10 +60,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
         sums = reference_sums(open_path(config.reference), identity, examples)
     dpo = config.dpo if pairs else None
     objective = make_objective(model, dpo, plan.examples_per_row, config.model.logprob_chunk)
-    batches = BatchSource(examples, plan, local_rows(rules, config.rows), sums)
-    values = make_evaluation(objective, lambda: (place_batch(rules, batch, config.rows) for batch in iterate(batches)))(
-        parameters
-    )
+    batches = BatchSource(examples, plan, local_rows(rules, config.batch_size), sums)
+    values = make_evaluation(
+        objective, lambda: (place_batch(rules, batch, config.batch_size) for batch in iterate(batches))
+    )(parameters)
     if pairs and sums is None:
         values = _without_reference(values, config.dpo.beta)
     if config.output and jax.process_index() == 0:

@@ -34,12 +34,12 @@ def lm_eval(config: LmEvalConfig) -> str:
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import handle_non_serializable, make_table
 
-    manager = TaskManager(include_path=config.include)
+    manager = TaskManager(include_path=config.include_path)
     known = set(manager.all_tasks)
     if unknown := [name for name in config.tasks if name not in known]:
         raise InputError(
             f"lm-eval knows no task {join_items(unknown)}. Choose from its {len(known):,} (lm-eval ls tasks), or name the folder "
-            "with your own YAML files in `include`."
+            "with your own YAML files in `include_path`."
         )
     lm = _adapter(config)
     whole: dict[str, Any] = {}
@@ -76,18 +76,18 @@ def _truncations(whole: dict[str, Any], context: int) -> str:
 def _run(config: LmEvalConfig, task: str, lm: "ZephyrLM", manager: "TaskManager") -> dict[str, Any]:
     from lm_eval import simple_evaluate
 
-    shots = LEADERBOARD.get(task) if config.shots is None else config.shots
+    shots = LEADERBOARD.get(task) if config.num_fewshot is None else config.num_fewshot
     try:
         found = simple_evaluate(
-            lm, tasks=[task], num_fewshot=shots, limit=config.limit, task_manager=manager, log_samples=config.samples,
-            apply_chat_template=bool(config.template), bootstrap_iters=1000,
+            lm, tasks=[task], num_fewshot=shots, limit=config.limit, task_manager=manager, log_samples=config.log_samples,
+            apply_chat_template=bool(config.chat_template), bootstrap_iters=1000,
         )  # fmt: skip
     except InputError as error:
         raise InputError(f"lm-eval cannot run {task}: {error}") from error
     except Exception as error:  # tasks fetch their data from the hub, and raise many kinds
         raise InputError(
             f"lm-eval cannot run {task}: {type(error).__name__}: {' '.join(str(error).split())[:300]} If its data is not to be "
-            "had from the hub, name a folder with a YAML file for local data in `include`."
+            "had from the hub, name a folder with a YAML file for local data in `include_path`."
         ) from error
     return dict(found)
 
@@ -95,13 +95,13 @@ def _run(config: LmEvalConfig, task: str, lm: "ZephyrLM", manager: "TaskManager"
 def _adapter(config: LmEvalConfig) -> "ZephyrLM":
     from zephyr_jax.evaluate.lm_eval_adapter import Parts, ZephyrLM
 
-    found = find_speaker("evaluate lm-eval", config.model, config.mesh, config.rows)
-    if config.template:
-        tokenizer = found.chat_tokenizer(config.template)
+    found = find_speaker("evaluate lm-eval", config.model, config.mesh, config.batch_size)
+    if config.chat_template:
+        tokenizer = found.chat_tokenizer(config.chat_template)
         found, found.tokenizer.chat_template = found.speaking(tokenizer), tokenizer.template.source
     model = abstract_of(found.source.model_config, found.options, found.rules)
     weights = load_weights(found.source, model)
-    context = found.context(config.context)
+    context = found.context(config.context_length)
 
     def scorer(row_length: int) -> Scorer:
         data = replace(DataOptions(), row_length=row_length)

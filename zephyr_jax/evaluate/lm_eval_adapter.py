@@ -183,7 +183,8 @@ class ZephyrLM(TemplateLM):
         if not 0 < most < self.max_length:
             raise InputError(
                 f"max_gen_toks is {most:,} and the context {self.max_length:,} tokens: expected at least 1 and less than the "
-                "context, which also holds the question. Lower max_gen_toks in the task's generation_kwargs, or raise `context`."
+                "context, which also holds the question. Lower max_gen_toks in the task's generation_kwargs, or raise "
+                "`context_length`."
             )
         whole = self.tok_encode(context)
         prompt = np.array(whole[-(self.max_length - most) :], np.int32)

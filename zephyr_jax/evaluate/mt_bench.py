@@ -51,7 +51,7 @@ def mt_bench(config: MtBenchConfig) -> Scores | None:
         assert judge is not None
         rows = read_list(config.answers, "answers in FastChat's form")
         name, turns = answers_from(rows, bench.questions, config.answers, config.name)
-        return judged(bench, name, Answered(turns, None), judge, config.judge_tokens, out)
+        return judged(bench, name, Answered(turns, None), judge, config.judge_max_new_tokens, out)
     if is_address(config.model.path):
         model = open_address(config.model.path, config.answering, out / "asked.journal")
         name = config.name or model.model.replace("/", "_")
@@ -60,7 +60,7 @@ def mt_bench(config: MtBenchConfig) -> Scores | None:
         name = config.name or PurePath(config.model.path).name
         answered = _answers(config, every, bench.questions, out)
     write_rows(out / "model_answer" / f"{name}.jsonl", _answer_rows(bench, name, answered.turns))
-    return judged(bench, name, answered, judge, config.judge_tokens, out) if judge else None
+    return judged(bench, name, answered, judge, config.judge_max_new_tokens, out) if judge else None
 
 
 def _addressed(config: MtBenchConfig, model: Endpoint, questions: Sequence[Question]) -> Answers:
@@ -93,8 +93,8 @@ def _answer_rows(bench: Bench, name: str, answers: Answers) -> list[dict[str, An
 
 def _answers(config: MtBenchConfig, bench: Bench, asked: Sequence[Question], out: Path) -> Answered:
     """The model's answers to the questions asked; those in the journal as they are."""
-    found = find_speaker("evaluate mt-bench", config.model, config.mesh, config.rows)
-    tokenizer = found.chat_tokenizer(config.template)
+    found = find_speaker("evaluate mt-bench", config.model, config.mesh, config.batch_size)
+    tokenizer = found.chat_tokenizer(config.chat_template)
     found = found.speaking(tokenizer)
     header = {
         **found.identity, "tokenizer": tokenizer.fingerprint, "max_new_tokens": config.max_new_tokens, "seed": config.seed,

@@ -67,7 +67,7 @@ def replay_judgments(config: MtBenchConfig) -> Scores:
     known = {question.number for question in bench.questions}
     if foreign := sorted({row["question_id"] for row in rows} - known):
         raise InputError(
-            f"{config.replay} judges question {join_items(map(str, foreign))}, which is not among the {len(known)} here. Name "
+            f"{config.judgments} judges question {join_items(map(str, foreign))}, which is not among the {len(known)} here. Name "
             "its own in `questions`."
         )
     scores = scores_of(bench, [(row["question_id"], row["turn"], float(row["score"])) for row in rows])
@@ -92,12 +92,14 @@ def rate_again(config: MtBenchConfig) -> Agreement:
     prompts = open_bench(config.questions).prompts
     if unknown := sorted({str(row["judge"][1]) for row in rows} - prompts.keys()):
         raise InputError(
-            f"{config.replay} was judged by prompt {join_items(unknown)}; judge_prompts.jsonl has {join_items(prompts)}."
+            f"{config.judgments} was judged by prompt {join_items(unknown)}; judge_prompts.jsonl has {join_items(prompts)}."
         )
     out = open_path(config.output)
     out.mkdir(parents=True, exist_ok=True)
     judge = open_judge(config, out)
-    asks = [_ask(prompts[row["judge"][1]]["system_prompt"], row["user_prompt"], config.judge_tokens) for row in rows]
+    asks = [
+        _ask(prompts[row["judge"][1]]["system_prompt"], row["user_prompt"], config.judge_max_new_tokens) for row in rows
+    ]
     said = heard(judge, asks, "judgments", "the judge")
     anew = _ratings(said)
     print(f"the judge used {judge.spent()}", file=sys.stderr)
@@ -117,22 +119,22 @@ def _numbers(scores: Sequence[float]) -> list[float]:
 
 def _recorded(config: MtBenchConfig) -> list[dict[str, Any]]:
     """The judgments of one model."""
-    rows = read_list(str(config.replay), "judgments in FastChat's form")
+    rows = read_list(str(config.judgments), "judgments in FastChat's form")
     for row in rows:
-        _check_judgment(row, str(config.replay))
+        _check_judgment(row, str(config.judgments))
     models = sorted({str(row["model"]) for row in rows})
     if config.name is None and len(models) > 1:
-        raise InputError(f"{config.replay} has judgments of {join_items(models)}. Name one of them in `name`.")
+        raise InputError(f"{config.judgments} has judgments of {join_items(models)}. Name one of them in `name`.")
     if config.name and config.name not in models:
-        raise InputError(f"{config.replay} has no judgment of {config.name}; it has {join_items(models)}.")
+        raise InputError(f"{config.judgments} has no judgment of {config.name}; it has {join_items(models)}.")
     rows = [row for row in rows if config.name in (None, row["model"])]
     asked = list(dict.fromkeys(row["question_id"] for row in rows))[: config.limit]
     rows = [row for row in rows if row["question_id"] in asked]
     times = Counter((row["question_id"], row["turn"]) for row in rows)
     if twice := [f"{question}.{turn}" for (question, turn), count in times.items() if count > 1]:
         print(
-            f"warning: {config.replay} judges {len(twice):,} turns more than once (question.turn {join_items(twice, 5)}): every "
-            "judgment counts in the means",
+            f"warning: {config.judgments} judges {len(twice):,} turns more than once (question.turn {join_items(twice, 5)}): "
+            "every judgment counts in the means",
             file=sys.stderr,
         )
     return rows

@@ -83,7 +83,7 @@ def _model_sums(
     model = abstract_of(other.model_config, options, rules)
     parameters = load_weights(other, model)
     _report(source, f"log-probs of {other.asked}", weights_fingerprint(parameters))
-    scorer = Scorer(model, parameters, data, rules, config.rows, config.model.logprob_chunk)
+    scorer = Scorer(model, parameters, data, rules, config.batch_size, config.model.logprob_chunk)
     places, found = scorer.recompute(examples)
     sums = np.zeros((len(examples), examples.segments_per_example), np.float32)
     sums[places] = found

@@ -89,14 +89,16 @@ def open_template(place: str | None, version: Version) -> str:
             raise InputError(
                 "AlpacaEval's judge prompts are not here. The package alpaca-eval ships them: begin with `uv run --extra "
                 "alpaca-eval zephyr-jax`, or install it beside zephyr-jax. Or name a file like its "
-                f"{_PROMPTS[version]} in `prompt`."
+                f"{_PROMPTS[version]} in `judge_prompt`."
             )
         place = str(Path(found.submodule_search_locations[0]) / "evaluators_configs" / _PROMPTS[version])
     check_regular(place)
     try:
         template = Path(place).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Cannot read the judge's prompt {place}: {error}. Name the file in `prompt`.") from error
+        raise InputError(
+            f"Cannot read the judge's prompt {place}: {error}. Name the file in `judge_prompt`."
+        ) from error
     missing = [name for name in _FIELDS if f"{{{name}}}" not in template]
     if missing or not messages_of(template, {}):
         raise InputError(

@@ -57,22 +57,22 @@ def preferences(config: PreferencesConfig) -> Opinion:
     check_file_creatable(config.output)
     rules = open_rules(config.mesh)
     require_alone("evaluate preferences")
-    rules.check_divides("batch", config.rows, "rows")
+    rules.check_divides("batch", config.batch_size, "rows")
     source = find_model(config.model)
     check_weights(source)
     config, tokenizer = resolve_evaluation("evaluate preferences", config, source)
     data = room_for(config.data, pairs=True)
     examples = load_preferences(data, tokenizer, data.path, data.split)
-    say_what_counts(examples, data.path, data.max_skipped_share)
+    say_what_counts(examples, data.path, data.max_skipped_fraction)
     check_positions(examples, data.path, source)
-    names = _names(config, examples) if config.by else None
+    names = _names(config, examples) if config.group_by else None
     reference = named_reference(config, source, tokenizer, data, examples, rules)
     model = abstract_of(source.model_config, config.model, rules)
     parameters = load_weights(source, model)
     if reference is None and config.reference:
         identity = table_identity(config, source, tokenizer, lambda: weights_fingerprint(parameters))
         reference = reference_sums(open_path(config.reference), identity, examples)
-    scorer = Scorer(model, parameters, data, rules, config.rows, config.model.logprob_chunk)
+    scorer = Scorer(model, parameters, data, rules, config.batch_size, config.model.logprob_chunk)
     sums, counts = _scored(scorer, examples)
     rewards = config.dpo.beta * (sums - (0.0 if reference is None else reference))
     margins = rewards[:, 0] - rewards[:, 1]
@@ -93,8 +93,8 @@ def _scored(scorer: Scorer, examples: Examples) -> tuple[np.ndarray, np.ndarray]
 
 
 def _names(config: PreferencesConfig, examples: Examples) -> list[str]:
-    """The value of the column `by` for each pair."""
-    data, by = config.data, str(config.by)
+    """The value of the column `group_by` for each pair."""
+    data, by = config.data, str(config.group_by)
     rows = open_rows(data.path, data.split, data.revision, data.limit, (by,))
     if by not in rows.fields:
         raise InputError(f"{data.path} has no column {by!r}; it has {join_items(rows.fields)}.")

@@ -50,7 +50,7 @@ def export(config: ExportConfig) -> Path:
     if as_the_first_says(_is_there(out, record)):
         return out
     card = model_card(out.name, record, last_evaluation(source.run), "chat_template.jinja" in files)
-    limit = int(config.max_file_gib * 2**30)
+    limit = int(config.max_shard_gib * 2**30)
     settings = files.pop("config.json")
     extras = {**files, "README.md": card, FILE: record}
     export_folder(out, parameters, source.model_config, settings, extras, config.dtype, limit)

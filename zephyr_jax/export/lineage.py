@@ -48,7 +48,7 @@ def _facts(record: Record) -> dict[str, Any]:
         "at": record.get("at"),
         "data": f"{data.get('path')} ({data.get('split')})" if data else None,
         "rows": record.get("data"),
-        "template": record.get("template") or data.get("template"),
+        "template": record.get("template") or data.get("chat_template"),
         **{label: (config.get(section) or {}).get(name) for label, (section, name) in _HANDED_ON.items()},
         "weights": record.get("weights"),
         "dtype": record.get("dtype"),

@@ -87,9 +87,9 @@ def _stage(record: Record) -> str:
         "steps": record.get("steps"),
         "a step": size,
         "epochs": schedule.get("epochs"),
-        "learning rate": f"{optimizer.get('learning_rate'):g}, {optimizer.get('schedule')}, {optimizer.get('name')}",
+        "learning rate": f"{optimizer.get('learning_rate'):g}, {optimizer.get('lr_schedule')}, {optimizer.get('name')}",
         "longest sequence": data.get("max_length"),
-        "chat template": data.get("template"),
+        "chat template": data.get("chat_template"),
         "seed": record.get("config", {}).get("seed"),
         "devices": record.get("devices"),
     }

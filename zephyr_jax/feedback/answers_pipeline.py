@@ -25,7 +25,7 @@ def feedback_answers(config: AnswersConfig) -> str:
     folder = open_folder(config.output)
     opened = Voices("feedback answers", config, config.temperature, folder, keep=False)
     voices = opened.open_all(config.models)
-    each = config.answers or len(voices)
+    each = config.num_answers or len(voices)
     style = Style(each, config.principles, config.max_new_tokens, config.top_p, config.seed, config.send_seed)
     wished = wishes(found.seeds, voices, style)
     ahead = _estimate(voices, wished).words()

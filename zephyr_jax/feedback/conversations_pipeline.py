@@ -17,9 +17,9 @@ def feedback_conversations(config: ConversationsConfig) -> str:
     folder = open_folder(config.output)
     voices = Voices("feedback conversations", config, config.temperature, folder, keep=True)
     assistant = voices.open(config.assistant)
-    person = voices.open(config.person) if config.person else assistant
+    person = voices.open(config.user) if config.user else assistant
     manner = Manner(
-        config.turns, config.person_tokens, config.assistant_tokens, config.top_p,
+        config.turns, config.user_max_new_tokens, config.assistant_max_new_tokens, config.top_p,
         config.seed if config.send_seed else None, config.system,
     )  # fmt: skip
     ahead = estimate_play(found.seeds, person, assistant, manner).words()

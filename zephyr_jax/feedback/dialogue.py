@@ -27,8 +27,8 @@ class Manner:
     """How a dialogue is held."""
 
     turns: int
-    person_tokens: int
-    assistant_tokens: int
+    user_max_new_tokens: int
+    assistant_max_new_tokens: int
     top_p: float
     seed: int | None
     """None: models get no seed."""
@@ -85,11 +85,11 @@ def estimate_play(seeds: list[Seed], person: Voice, assistant: Voice, manner: Ma
     """As if nobody left early and every message were as long as it may be."""
     total = Estimate()
     for turn in range(manner.turns):
-        before = turn * (manner.assistant_tokens + manner.person_tokens)
+        before = turn * (manner.assistant_max_new_tokens + manner.user_max_new_tokens)
         talks = [Talk(seed, [{"role": "user", "content": seed.prompt}]) for seed in seeds]
         if turn:
             asks = [person_ask(talk, person, manner, turn) for talk in talks]
-            total += estimate(person, asks, before - manner.person_tokens)
+            total += estimate(person, asks, before - manner.user_max_new_tokens)
         total += estimate(assistant, [assistant_ask(talk, assistant, manner, turn) for talk in talks], before)
     return total
 
@@ -97,7 +97,7 @@ def estimate_play(seeds: list[Seed], person: Voice, assistant: Voice, manner: Ma
 def assistant_ask(talk: Talk, voice: Voice, manner: Manner, turn: int) -> Ask:
     """The request for the assistant's next message."""
     seed = _seed_of(talk, manner, "assistant", turn)
-    return Ask((*talk.head, *talk.messages), voice.temperature, manner.assistant_tokens, manner.top_p, seed)
+    return Ask((*talk.head, *talk.messages), voice.temperature, manner.assistant_max_new_tokens, manner.top_p, seed)
 
 
 def person_ask(talk: Talk, voice: Voice, manner: Manner, turn: int) -> Ask:
@@ -108,7 +108,7 @@ def person_ask(talk: Talk, voice: Voice, manner: Manner, turn: int) -> Ask:
     ]
     messages = ({"role": "system", "content": _PERSON}, {"role": "user", "content": _OPENING}, *turned)
     seed = _seed_of(talk, manner, "person", turn)
-    return Ask(messages, voice.temperature, manner.person_tokens, manner.top_p, seed)
+    return Ask(messages, voice.temperature, manner.user_max_new_tokens, manner.top_p, seed)
 
 
 def _seed_of(talk: Talk, manner: Manner, who: str, turn: int) -> int | None:
@@ -141,7 +141,7 @@ def _end_of(said: Said, role: str) -> str:
     if said.refusal:
         return f"{who}'s model refused: {said.refusal}"
     if said.cut:
-        return f"{who}'s message was longer than {'person' if role == 'user' else 'assistant'}_tokens allows"
+        return f"{who}'s message was longer than {role}_max_new_tokens allows"
     if not said.text.strip():
         return f"{who} said nothing"
     return "the person left" if role == "user" and LEAVES in said.text else ""

@@ -41,6 +41,6 @@ def estimate(voice: Voice, asks: Iterable[Ask], more: int = 0) -> Estimate:
     for ask in asks:
         letters = sum(len(message["content"].encode(errors="replace")) for message in ask.messages)
         there = letters // _BYTES_OF_A_TOKEN + more
-        dollars = (there * voice.price_in + ask.max_tokens * voice.price_out) / 1e6
+        dollars = (there * voice.price_per_mtok_in + ask.max_tokens * voice.price_per_mtok_out) / 1e6
         total += Estimate(1, there, ask.max_tokens, dollars)
     return total

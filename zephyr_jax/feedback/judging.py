@@ -60,7 +60,7 @@ class Bench:
     temperature: float
     max_tokens: int
     top_p: float
-    longest_answer: int
+    max_answer_chars: int
     """Characters of an answer that are shown."""
     seed: int
     send_seed: bool
@@ -68,8 +68,8 @@ class Bench:
 
 def sheets(row: int, instruction: str, responses: Sequence[str], bench: Bench) -> list[Sheet]:
     """Four aspects and the whole, each with all answers."""
-    texts = [_shown(text, bench.longest_answer) for text in responses]
-    question = _shown(instruction, bench.longest_answer)
+    texts = [_shown(text, bench.max_answer_chars) for text in responses]
+    question = _shown(instruction, bench.max_answer_chars)
     return [_sheet(row, aspect, question, texts, bench) for aspect in (*ASPECTS, OVERALL)]
 
 

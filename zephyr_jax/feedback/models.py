@@ -56,21 +56,23 @@ class Voices:
             return Voice(words.called, self._own(words.path), temperature)
         base = self._config.endpoint
         options = replace(
-            base, model=words.model, key_variable=words.key or base.key_variable,
-            price_in=base.price_in if words.price_in is None else words.price_in,
-            price_out=base.price_out if words.price_out is None else words.price_out,
+            base, model=words.model, api_key_env=words.key or base.api_key_env,
+            price_per_mtok_in=base.price_per_mtok_in if words.price_per_mtok_in is None else words.price_per_mtok_in,
+            price_per_mtok_out=base.price_per_mtok_out if words.price_per_mtok_out is None else words.price_per_mtok_out,
         )  # fmt: skip
         speaker = self._endpoint(str(words.url), options)
-        return Voice(words.name or speaker.model, speaker, temperature, options.price_in, options.price_out)
+        return Voice(
+            words.name or speaker.model, speaker, temperature, options.price_per_mtok_in, options.price_per_mtok_out
+        )
 
     def _endpoint(self, url: str, options: EndpointOptions) -> Endpoint:
-        if options.most_dollars is not None and not (options.price_in or options.price_out):
+        if options.max_cost_usd is not None and not (options.price_per_mtok_in or options.price_per_mtok_out):
             raise InputError(
-                f"most_dollars is {options.most_dollars:g} and {url} has no price, so its dollars cannot be counted. Set "
-                "endpoint.price_in and endpoint.price_out, or price_in= and price_out= behind the address: dollars per million "
-                "tokens."
+                f"max_cost_usd is {options.max_cost_usd:g} and {url} has no price, so its dollars cannot be counted. Set "
+                "endpoint.price_per_mtok_in and endpoint.price_per_mtok_out, or price_per_mtok_in= and price_per_mtok_out= "
+                "behind the address: dollars a million tokens."
             )
-        known = (url, options.model, options.key_variable)
+        known = (url, options.model, options.api_key_env)
         if known not in self._opened:
             check_address(url)
             header = {"address": url, "model": options.model, "what": "replies, by request"}
@@ -81,9 +83,12 @@ class Voices:
     def _own(self, path: str) -> OwnModel:
         if (path,) not in self._opened:
             options = ModelOptions(path=path, compute_dtype=self._config.compute_dtype)
-            found = find_speaker(self._verb, options, self._config.mesh, self._config.rows)
+            found = find_speaker(self._verb, options, self._config.mesh, self._config.batch_size)
             journal = self._folder / f"replies-{_digest(path)}.journal"
-            tokenizer, context = found.chat_tokenizer(self._config.template), found.context(self._config.context)
+            tokenizer, context = (
+                found.chat_tokenizer(self._config.chat_template),
+                found.context(self._config.context_length),
+            )
             self._opened[(path,)] = OwnModel(found, tokenizer, context, journal, keep=self._keep)
         return cast(OwnModel, self._opened[(path,)])
 

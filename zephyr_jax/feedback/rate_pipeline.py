@@ -32,7 +32,7 @@ def feedback_rate(config: RateConfig) -> str:
     voices = Voices("feedback rate", config, config.temperature, folder, keep=True)
     judge = voices.open(config.judge)
     bench = Bench(
-        judge.temperature, config.max_new_tokens, config.top_p, config.longest_answer, config.seed, config.send_seed
+        judge.temperature, config.max_new_tokens, config.top_p, config.max_answer_chars, config.seed, config.send_seed
     )
     total = sum((_estimate(judge, each, bench) for each in batched(rows, _TOGETHER)), Estimate())
     ahead = f"{total.words()}, and again for judgments that cannot be used"

@@ -42,12 +42,12 @@ def generate(config: GenerateConfig) -> list[Answer]:
     """Answers in the order of the prompts. With an `output`, what is done is kept on the way. Raises InputError."""
     config.check()
     check_file_creatable(config.output)
-    found = find_speaker("generate", config.model, config.mesh, config.rows)
+    found = find_speaker("generate", config.model, config.mesh, config.batch_size)
     conversations = _conversations(config)
-    if config.template == "none":
+    if config.chat_template == "none":
         prompts = _continued(found.tokenizer, conversations)
     else:
-        tokenizer = found.chat_tokenizer(config.template)
+        tokenizer = found.chat_tokenizer(config.chat_template)
         found, prompts = found.speaking(tokenizer), _encode(tokenizer, conversations)
     _check_lengths(prompts, config.max_new_tokens, found.source)
     journal = None

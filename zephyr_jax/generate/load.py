@@ -135,7 +135,7 @@ def _check_cache(needed: int, rows: int, context: int) -> None:
     if needed > memory:
         raise InputError(
             f"The cache of {rows:,} rows with a context of {context:,} tokens needs {needed / 2**30:,.1f} GiB; the devices have "
-            f"{memory / 2**30:,.1f} GiB. Lower rows, context or max_new_tokens."
+            f"{memory / 2**30:,.1f} GiB. Lower batch_size (of `serve`: max_concurrency), context_length or max_new_tokens."
         )
 
 

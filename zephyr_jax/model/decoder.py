@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from zephyr_jax.config.sections import Keep
+from zephyr_jax.config.sections import Remat
 from zephyr_jax.model.attention.blockwise import blockwise_attention
 from zephyr_jax.model.attention.dense import SegmentInfo, cudnn_attention
 from zephyr_jax.model.attention.splash import splash_attention
@@ -37,10 +37,10 @@ class Compute:
     """How the forward pass runs; none of it changes what is computed beyond rounding."""
 
     dtype: jnp.dtype = jnp.dtype("bfloat16")
-    keep: Keep = "inputs"
+    remat: Remat = Remat.FULL
     """Rematerialization policy of a layer."""
     placement: Placement = SingleDevice()
-    keep_logits: bool = False
+    save_logits: bool = False
     """Whether the logits of targets are kept for the backward pass, or made anew chunk by chunk."""
     kernel: Literal["xla", "cudnn", "splash", "splash-interpreted"] = "xla"
     """Attention of rows: XLA by blocks, the GPU's kernel, or the TPU's (interpreted: on a CPU, for tests)."""
@@ -95,7 +95,7 @@ class Decoder(nnx.Module):
             x_BLD = constrain(x_BLD + block.feed_forward(h_BLD, compute.placement), "batch", "length", "model")
             return x_BLD, None
 
-        x_BLD, _ = jax.lax.scan(checkpointed(layer, compute.keep), self._embed(tokens_BL), stacked)
+        x_BLD, _ = jax.lax.scan(checkpointed(layer, compute.remat), self._embed(tokens_BL), stacked)
         return rms_norm(x_BLD, self.norm[...], config.norm_eps)
 
     def _attention(self, q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, where: SegmentInfo) -> Array:

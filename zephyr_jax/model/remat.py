@@ -1,4 +1,4 @@
-"""Rematerialization (activation checkpointing): what each policy of `model.keep` saves of a layer, and what that costs.
+"""Rematerialization (activation checkpointing): what each policy of `model.remat` saves of a layer, and what that costs.
 
 The model takes its checkpoint policy from here, `plan` the recomputed operations and `plan --fit` the saved bytes, so that
 the three cannot disagree. Letters as in `layers`.
@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from zephyr_jax.config.sections import Keep
+from zephyr_jax.config.sections import Remat
 from zephyr_jax.model.attention.dense import ATTENTION
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.linear import PROJECTION
@@ -18,33 +18,33 @@ INPUT = "input"
 """Checkpoint name of a layer's input."""
 _CUDNN_FORWARD = "dot_product_attention_fwd"
 
-_SAVED: dict[Keep, frozenset[str]] = {
-    "inputs": frozenset(),
-    "inputs-on-host": frozenset(),
-    "attention": frozenset({ATTENTION}),
-    "projections": frozenset({ATTENTION, PROJECTION}),
-    "everything": frozenset({ATTENTION, PROJECTION}),
+_SAVED: dict[Remat, frozenset[str]] = {
+    Remat.FULL: frozenset(),
+    Remat.FULL_OFFLOAD: frozenset(),
+    Remat.SAVE_ATTENTION: frozenset({ATTENTION}),
+    Remat.SAVE_DOTS: frozenset({ATTENTION, PROJECTION}),
+    Remat.NONE: frozenset({ATTENTION, PROJECTION}),
 }
 """Checkpoint names that a policy saves besides the layer's input."""
 
 
-def checkpointed[**P, T](layer: Callable[P, T], keep: Keep) -> Callable[P, T]:
-    """The layer, whose backward pass recomputes what `keep` does not save."""
-    return layer if keep == "everything" else jax.checkpoint(layer, policy=_policy(keep))
+def checkpointed[**P, T](layer: Callable[P, T], remat: Remat) -> Callable[P, T]:
+    """The layer, whose backward pass recomputes what `remat` does not save."""
+    return layer if remat == Remat.NONE else jax.checkpoint(layer, policy=_policy(remat))
 
 
-def _policy(keep: Keep) -> Callable[..., Any]:
+def _policy(remat: Remat) -> Callable[..., Any]:
     policies = jax.checkpoint_policies
-    if keep == "inputs-on-host":
+    if remat == Remat.FULL_OFFLOAD:
         return policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[],
             names_which_can_be_offloaded=[INPUT],
             offload_src="device",
             offload_dst="pinned_host",
         )
-    if not _SAVED[keep]:
+    if not _SAVED[remat]:
         return policies.nothing_saveable
-    return policies.save_from_both_policies(policies.save_only_these_names(*_SAVED[keep]), _is_cudnn_forward)
+    return policies.save_from_both_policies(policies.save_only_these_names(*_SAVED[remat]), _is_cudnn_forward)
 
 
 def _is_cudnn_forward(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -53,12 +53,12 @@ def _is_cudnn_forward(primitive: Any, *_: Any, **__: Any) -> bool:
     return str(primitive.name).startswith(_CUDNN_FORWARD)
 
 
-def recomputed_flops(config: ModelConfig, keep: Keep, seen: float) -> float:
+def recomputed_flops(config: ModelConfig, remat: Remat, seen: float) -> float:
     """Matmul operations of a token that the backward pass repeats in all layers.
 
     Args:
         config: Sizes of the model.
-        keep: The policy.
+        remat: The policy.
         seen: Keys that a query attends to on average.
 
     The down projection is never repeated: its product is the next layer's input or the model's output, and no gradient
@@ -69,25 +69,25 @@ def recomputed_flops(config: ModelConfig, keep: Keep, seen: float) -> float:
         + 2 * config.d_model * config.d_ff
     )
     attention = 2 * config.num_heads * config.head_dim * seen
-    repeated = (0 if PROJECTION in _SAVED[keep] else projections) + (0 if ATTENTION in _SAVED[keep] else attention)
+    repeated = (0 if PROJECTION in _SAVED[remat] else projections) + (0 if ATTENTION in _SAVED[remat] else attention)
     return 2 * config.num_layers * repeated
 
 
-def saved_bytes(config: ModelConfig, keep: Keep, itemsize: int, tensor: int = 1) -> float:
+def saved_bytes(config: ModelConfig, remat: Remat, itemsize: int, tensor: int = 1) -> float:
     """Bytes of HBM that one token of one layer takes between forward and backward pass on one chip.
 
     Args:
         config: Sizes of the model.
-        keep: The policy. For `everything` a lower bound: elementwise results are not counted.
+        remat: The policy. For `everything` a lower bound: elementwise results are not counted.
         itemsize: Bytes of a number in the compute dtype.
         tensor: Size of the mesh's `tensor` axis, which splits heads and feed-forward and no hidden state.
     """
-    whole = 0 if keep == "inputs-on-host" else config.d_model
+    whole = 0 if remat == Remat.FULL_OFFLOAD else config.d_model
     split, statistics = 0, 0
-    if ATTENTION in _SAVED[keep]:
+    if ATTENTION in _SAVED[remat]:
         split += config.num_heads * config.head_dim
         statistics += 4 * config.num_heads
-    if PROJECTION in _SAVED[keep]:
+    if PROJECTION in _SAVED[remat]:
         whole += config.d_model
         split += (config.num_heads + 2 * config.num_kv_heads) * config.head_dim + 2 * config.d_ff
     return itemsize * (whole + split / tensor) + statistics / tensor

@@ -104,7 +104,7 @@ def _logprob(model: Decoder, hidden_BLD: Array, next_BL: Array, wanted_BL: Array
     hidden_RMD = jnp.take_along_axis(hidden_RMD, front_RM[..., None], axis=1)
     next_RM, wanted_RM = (jnp.take_along_axis(x, front_RM, axis=1) for x in (next_RM, wanted_RM))
     columns = min(chunk, front_RM.shape[1])
-    chunking = Chunking.choose(columns, model.compute.keep_logits, placement, front_RM.size, model.config.vocab_size)
+    chunking = Chunking.choose(columns, model.compute.save_logits, placement, front_RM.size, model.config.vocab_size)
     unembedding_DV = model.unembedding_DV.astype(hidden_BLD.dtype)
     logprob_RM = token_logprob(hidden_RMD, unembedding_DV, next_RM, wanted_RM, chunking)
     back_RM = jnp.argsort(front_RM, axis=1)

@@ -19,7 +19,7 @@ class Chunking(NamedTuple):
 
     columns: int
     """C; the memory that logits take is proportional to it."""
-    keep_logits: bool
+    save_logits: bool
     """Whether logits are kept for the backward pass, float32 [R, M, V] in all, or made anew chunk by chunk."""
     placement: Placement
     split_vocab: bool = False
@@ -27,12 +27,12 @@ class Chunking(NamedTuple):
     devices that share one copy of the weights are a group, each with a part of the vocabulary for all columns."""
 
     @classmethod
-    def choose(cls, columns: int, keep_logits: bool, placement: Placement, tokens: int, vocab: int) -> "Chunking":
+    def choose(cls, columns: int, save_logits: bool, placement: Placement, tokens: int, vocab: int) -> "Chunking":
         """Split the vocabulary where that sends less: hidden states of a group's `tokens` there and back (three times two
         bytes each), not the unembedding (two bytes twice) and its gradient (four)."""
         group = tokens // placement.parts("copy")
         splits = placement.parts("split_vocab") > placement.parts("vocab")
-        return cls(columns, keep_logits, placement, splits and 3 * 2 * group <= (2 * 2 + 4) * vocab)
+        return cls(columns, save_logits, placement, splits and 3 * 2 * group <= (2 * 2 + 4) * vocab)
 
     @property
     def group(self) -> str:
@@ -96,7 +96,7 @@ def _forward(
     def score(hidden_AQD: Array, tokens_AQ: Array) -> tuple[Array, Array, Array | None]:
         logits_AQV = _logits(hidden_AQD, unembedding_DV, chunking)
         chosen_AQ = jnp.sum(jnp.where(_hit(tokens_AQ, logits_AQV), logits_AQV, 0.0), axis=-1)
-        return chosen_AQ, jax.nn.logsumexp(logits_AQV, axis=-1), logits_AQV if chunking.keep_logits else None
+        return chosen_AQ, jax.nn.logsumexp(logits_AQV, axis=-1), logits_AQV if chunking.save_logits else None
 
     def step(_: None, inputs: tuple[Array, Array, Array]) -> tuple[None, tuple[Array, Array, Array | None]]:
         hidden_AQD, tokens_AQ, wanted_AQ = inputs

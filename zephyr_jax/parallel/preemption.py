@@ -110,7 +110,10 @@ class StopRequest:
         self._timer = threading.Timer(
             self._grace,
             self._leave,
-            (f"not stopped within schedule.grace ({self._grace:g} s) after {reason}: what was saved before stays.", 1),
+            (
+                f"not stopped within schedule.grace_seconds ({self._grace:g} s) after {reason}: what was saved before stays.",
+                1,
+            ),
         )
         self._timer.daemon = True
         self._timer.start()

@@ -107,7 +107,7 @@ class Plan:
 
     @property
     def recomputed_per_token(self) -> float:
-        """Matmul operations a token that the backward pass repeats, under `model.keep` and `model.keep_logits`."""
+        """Matmul operations a token that the backward pass repeats, under `model.remat` and `model.save_logits`."""
         if self.config.planned_step not in ("sft", "dpo"):
             return 0.0
         return recomputed_per_token(self.config, self.shape)
@@ -172,8 +172,8 @@ def keys_seen(config: PlanConfig, shape: ModelConfig) -> float:
 
 def recomputed_per_token(config: PlanConfig, shape: ModelConfig) -> float:
     """Matmul operations a token that the backward pass of a training step repeats: of the layers, and of the logits."""
-    logits = 0 if config.model.keep_logits else 2 * shape.vocab_size * shape.d_model
-    return recomputed_flops(shape, config.model.keep, keys_seen(config, shape)) + logits
+    logits = 0 if config.model.save_logits else 2 * shape.vocab_size * shape.d_model
+    return recomputed_flops(shape, config.model.remat, keys_seen(config, shape)) + logits
 
 
 class DoesNotFitError(InputError):
@@ -183,7 +183,7 @@ class DoesNotFitError(InputError):
 def plan(config: PlanConfig) -> Plan:
     """Compile the step. Raises InputError for an unknown topology, sizes that do not divide into the mesh, or no room."""
     config.check()
-    rules = Rules(make_mesh(config.mesh, topology_devices(config.topology, config.slices)))
+    rules = Rules(make_mesh(config.mesh, topology_devices(config.topology, config.num_slices)))
     rows = microbatch_rows(config)
     rules.check_divides("batch", rows, "batch.microbatch_rows (or batch.rows)")
     shape = planned_shape(config)
@@ -214,7 +214,7 @@ def plan(config: PlanConfig) -> Plan:
 
 def planned_shape(config: PlanConfig) -> ModelConfig:
     """The model's sizes: those of the folder that model.path names, or Mistral-7B's."""
-    if config.shape is None and Path(config.model.path).is_dir():
+    if config.model_preset is None and Path(config.model.path).is_dir():
         return find_model(config.model).model_config
     return MISTRAL_7B
 
@@ -250,9 +250,9 @@ def lower(config: PlanConfig, model: AbstractModel, rules: Rules, rows: int) -> 
     else:
         objective = sft_objective(model.definition, _SEGMENTS, chunk)
     optimizer = make_optimizer(config.optimizer, 1000)
-    shardings = state_shardings(model.parameters, model.shardings, optimizer, rules, config.optimizer.moments_on_host)
+    shardings = state_shardings(model.parameters, model.shardings, optimizer, rules, config.optimizer.offload_moments)
     rate = learning_rate(config.optimizer, 1000)
-    step = make_step(objective, optimizer, rate, shardings, config.health, config.optimizer.gradient_dtype)
+    step = make_step(objective, optimizer, rate, shardings, config.anomaly, config.optimizer.grad_dtype)
     state = abstract_state(model.parameters, optimizer, shardings)
     everywhere = shardings.step
     limits = Limits(*(jax.ShapeDtypeStruct((), dtype, sharding=everywhere) for dtype in (jnp.float32, jnp.bool_)))

@@ -10,7 +10,7 @@ from itertools import product
 from typing import Literal
 
 from zephyr_jax.config.plan import PlanConfig
-from zephyr_jax.config.sections import KEEP
+from zephyr_jax.config.sections import Remat
 from zephyr_jax.errors import InputError
 from zephyr_jax.model.remat import saved_bytes
 from zephyr_jax.plan.plan import DoesNotFitError, Plan, plan, planned_shape, recomputed_per_token, total_rows
@@ -22,8 +22,8 @@ _HOPELESS = 1.15  # times the chip's memory, by arithmetic that leaves working s
 type Dtype = Literal["float32", "bfloat16"]
 type Moments = tuple[Dtype, Dtype]
 _MOMENTS: tuple[Moments, ...] = (("float32", "float32"), ("bfloat16", "float32"), ("bfloat16", "bfloat16"))
-_SEARCHED = tuple(keep for keep in KEEP if keep not in ("inputs-on-host", "everything"))
-"""Policies whose memory is arithmetic. `inputs-on-host` gives up time, `everything` computes as much as `projections`."""
+_SEARCHED = tuple(remat for remat in Remat if remat not in (Remat.FULL_OFFLOAD, Remat.NONE))
+"""Policies whose memory is arithmetic. `full_offload` gives up time, `none` computes as much as `save_dots`."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ def overrides(config: PlanConfig) -> str:
     batch, model, mesh, optimizer = config.batch, config.model, config.mesh, config.optimizer
     words = {
         "batch.microbatch_rows": batch.microbatch_rows,
-        "model.keep": model.keep,
+        "model.remat": model.remat,
         "mesh.data": mesh.data,
         "mesh.fsdp": mesh.fsdp,
         "mesh.tensor": mesh.tensor,
-        "optimizer.gradient_dtype": optimizer.gradient_dtype,
+        "optimizer.grad_dtype": optimizer.grad_dtype,
         "optimizer.first_moment_dtype": optimizer.first_moment_dtype,
         "optimizer.second_moment_dtype": optimizer.second_moment_dtype,
     }
@@ -70,7 +70,7 @@ def overrides(config: PlanConfig) -> str:
 def fit(config: PlanConfig) -> Fit:
     """Search. Moments are stored as the card says unless nothing fits so, and then smaller. Raises InputError if none does."""
     config.check()
-    chips = len(topology_devices(config.topology, config.slices))
+    chips = len(topology_devices(config.topology, config.num_slices))
     tried: list[str] = []
     for moments in _moments(config):
         candidates = sorted(_candidates(config, chips, moments), key=lambda each: each.seconds)
@@ -93,7 +93,7 @@ def _nothing_fits(config: PlanConfig, chips: int, tried: list[str]) -> str:
     found = "; ".join(tried) or f"by arithmetic the least that a step needs is {least:.1f} GiB of a chip's {hbm:g}"
     return (
         f"Nothing that was tried fits {config.topology} ({chips} chips): {found}. Choose a larger topology (with twice the chips "
-        "each holds half of weights, moments and gradients), a smaller data.row_length, or --optimizer.moments_on_host."
+        "each holds half of weights, moments and gradients), a smaller data.row_length, or --optimizer.offload_moments."
     )
 
 
@@ -120,9 +120,9 @@ def _all_candidates(config: PlanConfig, chips: int, moments: Moments) -> Iterato
     total, kv_heads = total_rows(config), planned_shape(config).num_kv_heads
     gradients: Dtype = "bfloat16" if config.model.compute_dtype == "bfloat16" else "float32"
     optimizer = replace(
-        config.optimizer, gradient_dtype=gradients, first_moment_dtype=moments[0], second_moment_dtype=moments[1]
+        config.optimizer, grad_dtype=gradients, first_moment_dtype=moments[0], second_moment_dtype=moments[1]
     )
-    for tensor, each, keep in product((1, 2, 4), (1, 2, 4, 8, 16), _SEARCHED):
+    for tensor, each, remat in product((1, 2, 4), (1, 2, 4, 8, 16), _SEARCHED):
         rows = chips // tensor * each
         divides = total % rows == 0 if config.batch.rows else rows <= total or each == 1
         if chips % tensor or kv_heads % tensor or not divides:
@@ -132,7 +132,7 @@ def _all_candidates(config: PlanConfig, chips: int, moments: Moments) -> Iterato
             fit=False,
             mesh=replace(config.mesh, data=1, fsdp=-1, tensor=tensor),
             batch=replace(config.batch, microbatch_rows=rows),
-            model=replace(config.model, keep=keep),
+            model=replace(config.model, remat=remat),
             optimizer=optimizer,
         )
         yield _judge(settled, chips, each / tensor)
@@ -149,13 +149,13 @@ def _judge(config: PlanConfig, chips: int, rows: float) -> Candidate:
     microbatches = -(-total_rows(config) // (config.batch.microbatch_rows or 1))
     optimizer = config.optimizer
     state = 4
-    if not optimizer.moments_on_host:
+    if not optimizer.offload_moments:
         state += _bytes(optimizer.first_moment_dtype, optimizer.second_moment_dtype)
-    gradients = _bytes(optimizer.gradient_dtype) + (4 if microbatches > 1 else 0)
-    kept = saved_bytes(shape, config.model.keep, _bytes(config.model.compute_dtype), tensor)
-    sharded = shape.num_parameters * config.slices / chips
+    gradients = _bytes(optimizer.grad_dtype) + (4 if microbatches > 1 else 0)
+    kept = saved_bytes(shape, config.model.remat, _bytes(config.model.compute_dtype), tensor)
+    sharded = shape.num_parameters * config.num_slices / chips
     size = (state + gradients) * sharded + shape.num_layers * kept * tokens
-    abroad = 2 * (1 - 1 / config.slices) * _bytes(optimizer.gradient_dtype) * sharded / chip.dcn
+    abroad = 2 * (1 - 1 / config.num_slices) * _bytes(optimizer.grad_dtype) * sharded / chip.dcn
     waste = microbatches * (config.batch.microbatch_rows or 1) / total_rows(config)
     return Candidate(
         config, waste * (max(compute, gathered / chip.ici, abroad) + exchanged / chip.ici) / tokens, size / GIB

@@ -19,7 +19,7 @@ def row(plan: Plan) -> str:
     config, optimizer = plan.config, plan.config.optimizer
     moments = f"{_short(optimizer.first_moment_dtype)}, {_short(optimizer.second_moment_dtype)}"
     cells = [
-        config.planned_step, _where(plan), f"{plan.rows} x {plan.microbatches}", _short(optimizer.gradient_dtype), moments,
+        config.planned_step, _where(plan), f"{plan.rows} x {plan.microbatches}", _short(optimizer.grad_dtype), moments,
         f"{plan.arguments:.2f}", f"{plan.temporaries:.2f}", f"{plan.peak:.2f}", f"{plan.chip.hbm:g}",
         f"{_sent(plan) / GIB:.1f}", f"{plan.seconds:.2f}", f"{plan.mfu:.0%}",
         f"{plan.steps * _seconds(plan) / 3600:.2f}" if plan.steps else "", f"{plan.compile_seconds:.0f}",
@@ -43,11 +43,11 @@ def _title(plan: Plan) -> str:
         return text
     optimizer = config.optimizer
     moments = f"moments {optimizer.first_moment_dtype} and {optimizer.second_moment_dtype}"
-    return f"{text}, gradients {optimizer.gradient_dtype}, {moments}, kept: {config.model.keep}"
+    return f"{text}, gradients {optimizer.grad_dtype}, {moments}, remat {config.model.remat}"
 
 
 def _where(plan: Plan) -> str:
-    slices = plan.config.slices
+    slices = plan.config.num_slices
     return plan.config.topology if slices == 1 else f"{slices} slices of {plan.config.topology}"
 
 
@@ -98,7 +98,7 @@ def _estimated(plan: Plan) -> list[str]:
         f"| matmuls of a step at peak, recomputation included | {_time(plan.compute_seconds)} |",
         f"| wires of a step at peak | {_time(plan.wire_seconds)} |",
         *([f"| host's memory, there and back, at peak | {plan.host_seconds:.2f} s |"] if plan.host else []),
-        *([f"| network between slices at peak | {plan.dcn_seconds:.2f} s |"] if plan.config.slices > 1 else []),
+        *([f"| network between slices at peak | {plan.dcn_seconds:.2f} s |"] if plan.config.num_slices > 1 else []),
         f"| step at the roofline (the longest) | {_time(plan.seconds)}, {plan.mfu:.0%} MFU |",
     ]
     if plan.config.planned_step == "generate":
@@ -133,8 +133,8 @@ def _advice(plan: Plan) -> list[str]:
     if plan.fits:
         return []
     return [
-        "What helps, most first: a larger topology; --optimizer.gradient_dtype and first_moment_dtype bfloat16; a smaller "
-        "--batch.microbatch_rows; --model.keep inputs; a smaller --model.logprob_chunk; --optimizer.moments_on_host. `--fit` "
+        "What helps, most first: a larger topology; --optimizer.grad_dtype and first_moment_dtype bfloat16; a smaller "
+        "--batch.microbatch_rows; --model.remat full; a smaller --model.logprob_chunk; --optimizer.offload_moments. `--fit` "
         "searches rows, mesh, dtypes and what is kept."
     ]
 

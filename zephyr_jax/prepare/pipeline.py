@@ -44,7 +44,7 @@ class Config(Protocol):
     """What every preparation is told."""
 
     @property
-    def path(self) -> str: ...
+    def data(self) -> str: ...
     @property
     def split(self) -> str | None: ...
     @property
@@ -52,7 +52,7 @@ class Config(Protocol):
     @property
     def output(self) -> str: ...
     @property
-    def samples(self) -> int: ...
+    def num_samples(self) -> int: ...
 
 
 class Columns:
@@ -83,8 +83,8 @@ class Preparation:
     def read(self, take: Callable[[RawRow], tuple[str, dict[str, Any]]]) -> None:
         """Read every raw row; those that `take` keeps, with a key, are gone on with."""
         ledger, config = self.ledger, self.config
-        ledger.passed_over = passed_over(config.path)
-        for row in raw_rows(config.path, config.split, config.revision):
+        ledger.passed_over = passed_over(config.data)
+        for row in raw_rows(config.data, config.split, config.revision):
             ledger.read += 1
             try:
                 self.rows.add(*take(row), row.place)
@@ -92,7 +92,7 @@ class Preparation:
                 ledger.leave_out(row.place, why, row.content)
             if not ledger.read % _SAY_EVERY:
                 print(f"{ledger.read:,} rows read, {ledger.rows.total():,} set aside", file=sys.stderr, flush=True)
-        ledger.need_rows(self.rows.rows, config.path)
+        ledger.need_rows(self.rows.rows, config.data)
 
     def write_splits(self, files: SplitFiles, make: Make, unique: bool, most: int | None = None) -> None:
         """Write what `make` makes of each row, by the order of their keys. `unique`: only of the first that can be used of
@@ -114,7 +114,7 @@ class Preparation:
                 used, last = used + 1, key
                 for name, row in made:
                     files.add(name, row)
-            self.ledger.need_rows(used, self.config.path)
+            self.ledger.need_rows(used, self.config.data)
             self._record({"finished": False})
 
     def write_account(self, page: Page) -> str:
@@ -133,7 +133,7 @@ class Preparation:
         lines += [f"  {count:,} answers set aside: {reason}" for reason, count in sorted(self.ledger.answers.items())]
         lines += [f"  {count:,} put right: {kind}" for kind, count in sorted(self.ledger.repairs.items())]
         if self.ledger.passed_over:
-            lines.append(f"  passed over in {self.config.path}: {spelt(join_items(self.ledger.passed_over, 6))}")
+            lines.append(f"  passed over in {self.config.data}: {spelt(join_items(self.ledger.passed_over, 6))}")
         lines.append(", ".join(f"{name} {count:,}" for name, count in page.splits.items()))
         return "\n".join([*lines, f"the card: {self.out / 'README.md'}"])
 
@@ -150,7 +150,7 @@ def preparation(verb: str, config: Config) -> Iterator[Preparation]:
     """
     out = _output(verb, config)
     try:
-        with Ledger(config.samples) as ledger, Ordered() as rows:
+        with Ledger(config.num_samples) as ledger, Ordered() as rows:
             yield Preparation(verb, config, out, rows, ledger)
     except OSError as error:
         if error.errno != errno.ENOSPC:
@@ -174,7 +174,7 @@ def plain(config: Config) -> dict[str, Any]:
 def _output(verb: str, config: Config) -> Path:
     check_folder_creatable(config.output)
     out = open_path(config.output)
-    if not is_remote(config.output) and os.path.realpath(config.output) == os.path.realpath(config.path):
+    if not is_remote(config.output) and os.path.realpath(config.output) == os.path.realpath(config.data):
         raise InputError(
             f"`output` and `path` are both {config.output}. Raw rows stay as they are: choose another output."
         )

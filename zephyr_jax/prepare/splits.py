@@ -72,16 +72,16 @@ class SplitFiles:
         self._rows[name], self._sizes[name] = [], 0
 
 
-def chat_split(prompt: str, test_share: float, gen_share: float) -> str:
+def chat_split(prompt: str, test_fraction: float, gen_fraction: float) -> str:
     """The one split that a dialogue belongs to."""
     test, gen = shares(prompt)
-    return f"{'test' if test < test_share else 'train'}_{'gen' if gen < gen_share else 'sft'}"
+    return f"{'test' if test < test_fraction else 'train'}_{'gen' if gen < gen_fraction else 'sft'}"
 
 
-def pair_splits(prompt: str, test_share: float) -> list[str]:
+def pair_splits(prompt: str, test_fraction: float) -> list[str]:
     """The splits that a pair belongs to: three of training, or `test_prefs` and, for half of the pairs, the other two."""
     test, half = shares(prompt)
-    if test >= test_share:
+    if test >= test_fraction:
         return ["train_prefs", "train_sft", "train_gen"]
     return ["test_prefs", "test_sft", "test_gen"] if half < 0.5 else ["test_prefs"]
 

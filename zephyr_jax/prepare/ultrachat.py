@@ -43,7 +43,7 @@ class Dialogues:
         if self._config.truecase:
             messages = self._truecased(messages)
         messages = self._without_refusal(messages)
-        everything = self._config.decontaminate.where == "everything"
+        everything = self._config.decontaminate.scope == "all"
         self.tests.check(each["content"] for each in messages if everything or each["role"] == "user")
         prompt = first_question(messages)
         alike = prompt if self._config.duplicates == "prompt" else json.dumps([each["content"] for each in messages])
@@ -52,7 +52,7 @@ class Dialogues:
     def make(self, content: dict[str, Any], place: str) -> Iterator[Split]:
         """The row of the one split that it belongs to."""
         prompt, messages = content["prompt"], content["messages"]
-        name = chat_split(prompt, self._config.test_share, self._config.gen_share)
+        name = chat_split(prompt, self._config.test_fraction, self._config.gen_fraction)
         self.columns.add(turns=sum(each["role"] == "user" for each in messages), prompt=len(prompt))
         for each in messages:
             if each["role"] == "assistant":
@@ -87,7 +87,7 @@ def prepare_ultrachat(config: UltrachatConfig, command: str) -> str:
         dialogues = Dialogues(config, run.ledger)
         run.read(dialogues.take)
         files = SplitFiles(run.out, CHAT_SPLITS, CHAT_SCHEMA)
-        run.write_splits(files, dialogues.make, config.duplicates != "keep", config.subset)
+        run.write_splits(files, dialogues.make, config.duplicates != "keep", config.num_examples)
         return run.write_account(_page(config, command, dialogues, files, run))
 
 

@@ -38,19 +38,19 @@ class Ratings:
     @property
     def repair(self) -> bool:
         """Whether scores are put right: known once every row has been taken."""
-        return self._config.repair and self._shows_bug
+        return self._config.repair_scores and self._shows_bug
 
     @property
     def bug(self) -> str:
         """Whether the bug was found and repaired, in words."""
-        found = "found, and repaired" if self._config.repair else "found, and left as it is"
+        found = "found, and repaired" if self._config.repair_scores else "found, and left as it is"
         return found if self._shows_bug else "not found"
 
     def take(self, row: RawRow) -> tuple[str, dict[str, Any]]:
         """A raw row to its prompt and answers, under the key of its prompt. Raises SetAside."""
         raw = row.need()
         prompt = prompt_of(raw)
-        if source_of(raw) in self._config.leave_out_sources:
+        if source_of(raw) in self._config.exclude_sources:
             raise SetAside(f"its source is {source_of(raw)}", prompt)
         completions, answers = completions_of(raw), []
         for number, each in enumerate(completions):
@@ -59,7 +59,7 @@ class Ratings:
             except SetAside as why:
                 self._ledger.leave_out(row.place, why, each, number)
         self._shows_bug |= any(each.was_one for each in answers)
-        everything = self._config.decontaminate.where == "everything"
+        everything = self._config.decontaminate.scope == "all"
         self.tests.check([prompt, *(each.text for each in answers if everything)])
         kept = {"prompt": prompt, "answers": [asdict(each) for each in answers], "of": len(completions)}
         return order_key(self._config.seed, prompt), kept
@@ -84,7 +84,7 @@ class Ratings:
             chosen=len(chosen.text), rejected=len(rejected.text),
             score_chosen=chosen.score, score_rejected=rejected.score,
         )  # fmt: skip
-        for name in pair_splits(prompt, self._config.test_share):
+        for name in pair_splits(prompt, self._config.test_fraction):
             yield name, {**row, "messages": for_split(name, dialogues[0])}
 
     def _scored(self, answers: list[dict[str, Any]], place: str) -> Iterator[Scored]:

@@ -68,7 +68,7 @@ def check(config: CheckConfig) -> Checked:
             f"{config.card or config.run} expects nothing, so there is nothing to compare. Name a card that does with `--card`: "
             "it has `expected: {loss: [LOW, HIGH]}`, say, in it."
         )
-    _check_settings(card.expected_with, to_dict(settings), config.run)
+    _check_settings(card.expected_settings, to_dict(settings), config.run)
     newest = steps_in(run)[-1:] or [0]
     if newest[0] < record["steps"]:
         raise InputError(

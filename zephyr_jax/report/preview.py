@@ -43,7 +43,7 @@ def preview(config: PreviewConfig, console: Console | None = None) -> Examples:
         note = f"{alone} has no config.json: vocabulary and positions of the model are not checked"
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     ids = examples.ids()
-    for index in range(config.start, min(config.start + config.rows, len(examples))):
+    for index in range(config.start, min(config.start + config.num_examples, len(examples))):
         names = ("chosen", "rejected") if pairs else ("conversation",)
         for name, segment in zip(names, examples[index], strict=True):
             cut = ", cut to fit" if ids[index] in examples.truncated else ""
@@ -51,7 +51,7 @@ def preview(config: PreviewConfig, console: Console | None = None) -> Examples:
             console.rule(Text(f"{index} · {terminal_text(ids[index][:16])} · {name}: {counts}"), align="left")
             console.print(_coloured(segment, tokenizer, console.color_system is not None), soft_wrap=True)
     console.rule(align="left")
-    summary = [examples.summary(config.data.path), *skip_warning(examples, config.data.max_skipped_share)]
+    summary = [examples.summary(config.data.path), *skip_warning(examples, config.data.max_skipped_fraction)]
     console.print(terminal_text("\n".join(summary)), highlight=False, markup=False, soft_wrap=True)
     console.print(f"  format: {', '.join(examples.formats)}", highlight=False, markup=False, soft_wrap=True)
     sample = range(min(len(examples), _SAMPLE))

@@ -1,4 +1,4 @@
-"""`zephyr-jax page`, and what each training run leaves by itself: one file of HTML that tells all about a run."""
+"""`zephyr-jax report`, and what each training run leaves by itself: one file of HTML that tells all about a run."""
 
 import os
 import shlex
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from zephyr_jax.checkpoint.provenance import Record, chain
-from zephyr_jax.config.inspect import PageConfig
+from zephyr_jax.config.inspect import ReportConfig
 from zephyr_jax.config.yaml_file import differences, to_dict
 from zephyr_jax.data.examples import Examples
 from zephyr_jax.report.answers_html import Prompt, side_by_side
@@ -34,13 +34,13 @@ _TITLES = {
 
 
 @translate_cloud_errors()
-def page(config: PageConfig) -> Path:
+def page(config: ReportConfig) -> Path:
     """Write the page of a run, finished or not, with the answers given. Raises InputError."""
     config.check()
     folder = open_path(config.run)
     stage = read_stage(folder)
-    if config.answers:
-        write_kept(folder, Kept(tuple(read_answers(config.answers, config.prompts))))
+    if config.sample_files:
+        write_kept(folder, Kept(tuple(read_answers(config.sample_files, config.num_prompts))))
     return _write(folder, stage)
 
 
@@ -49,7 +49,7 @@ def leave_page(folder: Path) -> None:
     try:
         _write(folder, read_stage(folder))
     except Exception as error:  # whatever it is, training matters more
-        excuse(error, f"{folder / PAGE} could not be written", f"To make it: zephyr-jax page --run {folder}")
+        excuse(error, f"{folder / PAGE} could not be written", f"To make it: zephyr-jax report --run {folder}")
 
 
 def leave_histograms(folder: Path, examples: Examples) -> None:
@@ -64,7 +64,7 @@ def leave_histograms(folder: Path, examples: Examples) -> None:
 
 def asking(folder: Path) -> str:
     """The command that has a run and the stages before it answer, for its page."""
-    return shlex.join(["zephyr-jax", "page", "--run", str(folder), "--ask", "10"])
+    return shlex.join(["zephyr-jax", "report", "--run", str(folder), "--num_samples", "10"])
 
 
 def excuse(error: Exception, what: str, remedy: str) -> None:
@@ -200,9 +200,9 @@ def _spelt(name: str, value: float | None) -> str:
 def _no_answers(folder: Path, stage: Stage) -> Section:
     """Why there are none, and how they come to be on the page."""
     runs = [stage.record, *(each for each in stage.record.get("resumed") or [] if isinstance(each, dict))]
-    processes, wanted = runs[-1].get("processes") or 1, stage.section("report").get("answers")
+    processes, wanted = runs[-1].get("processes") or 1, stage.section("report").get("num_samples")
     if wanted == 0:
-        why = "None, as the run was told (report.answers: 0)."
+        why = "None, as the run was told (report.num_samples: 0)."
     elif isinstance(processes, int) and processes > 1:
         why = f"None: the weights of this run were spread over {processes} processes, and one alone makes answers."
     elif stage.saved < stage.total:

@@ -15,7 +15,7 @@ from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.fingerprint_cache import weights_state
 from zephyr_jax.checkpoint.provenance import chain
 from zephyr_jax.checkpoint.resolve import find_model
-from zephyr_jax.config.inspect import PageConfig
+from zephyr_jax.config.inspect import ReportConfig
 from zephyr_jax.config.models import GenerateConfig
 from zephyr_jax.config.sections import ModelOptions
 from zephyr_jax.config.training import SftConfig
@@ -38,8 +38,8 @@ _LONGEST = 1000  # characters of a prompt
 
 
 def leave_answers(config: SftConfig, folder: Path) -> None:
-    """Answer `report.answers` prompts, once, and write the page again; what goes wrong is one line: the run has ended well."""
-    if not config.report.answers:
+    """Answer `report.num_samples` prompts, once, and write the page again; failures are one line: the run has ended well."""
+    if not config.report.num_samples:
         return
     later = f"To have them there: {asking(folder)}"
     if jax.process_count() > 1:
@@ -47,20 +47,20 @@ def leave_answers(config: SftConfig, folder: Path) -> None:
             print(f"a run of several processes makes no answers for its page. {later}", file=sys.stderr, flush=True)
         return
     try:
-        if _answer(config, folder, config.report.answers):
+        if _answer(config, folder, config.report.num_samples):
             leave_page(folder)
     except Exception as error:  # whatever it is, the run is done
         excuse(error, "no answers were made for the page", later)
 
 
 @translate_cloud_errors()
-def ask(config: PageConfig) -> None:
+def ask(config: ReportConfig) -> None:
     """Have a run and the stages before it answer now, unless they have. Raises InputError."""
     config.check()
     folder = open_path(config.run)
     stage = read_stage(folder)
     made: SftConfig = from_dict(CONFIGS[stage.verb], stage.config, f"{folder}/provenance.json")
-    if not _answer(replace(made, mesh=config.mesh), folder, config.ask):
+    if not _answer(replace(made, mesh=config.mesh), folder, config.num_samples):
         print("the page has the answers already: nobody was asked", file=sys.stderr, flush=True)
 
 
@@ -131,8 +131,8 @@ def _with(kept: Kept, config: SftConfig, name: str, model: ModelOptions) -> Kept
         model=model,
         mesh=config.mesh,
         prompts=tuple(prompt.text for prompt in kept.prompts),
-        template=_template(config, model),
-        rows=len(kept.prompts),
+        chat_template=_template(config, model),
+        batch_size=len(kept.prompts),
         max_new_tokens=_new(config),
     )
     answered = zip(kept.prompts, generate(settings), strict=True)
@@ -142,7 +142,7 @@ def _with(kept: Kept, config: SftConfig, name: str, model: ModelOptions) -> Kept
 def _template(config: SftConfig, model: ModelOptions) -> str | None:
     """None where a stage has a chat template, which it then uses; the run's where it has none, as most bases."""
     own = own_template(load_tokenizer(str(find_model(model).folder)))
-    return None if own else config.data.template
+    return None if own else config.data.chat_template
 
 
 def _new(config: SftConfig) -> int:
@@ -170,7 +170,7 @@ def _asked(config: SftConfig, model: ModelOptions, name: str, most: int) -> Kept
 def _texts(config: SftConfig, model: ModelOptions, path: str, split: str) -> Iterator[str]:
     """First questions that leave room for an answer."""
     source, data = find_model(model), config.data
-    tokenizer = open_tokenizer(source, replace(data, template=None, template_date=None))  # the run's own
+    tokenizer = open_tokenizer(source, replace(data, chat_template=None, template_date=None))  # the run's own
     most = min(data.max_length, source.model_config.max_positions or data.max_length) - _new(config)
     for row in read_rows(path, split, data.revision, data.limit, Columns(COLUMNS)):
         text = _first_question(row.content)

@@ -18,7 +18,7 @@ class Conversation:
     """What has been said, and how an answer is made to it."""
 
     def __init__(self, config: ChatConfig, found: Found):
-        self._config, self._tokenizer = config, found.chat_tokenizer(config.template)
+        self._config, self._tokenizer = config, found.chat_tokenizer(config.chat_template)
         self._found = found.speaking(self._tokenizer)
         self._context = found.context()
         self._engine: Engine = found.engine(self._context)

@@ -42,5 +42,5 @@ def _host_of(url: str) -> str:
 def _message(name: str, value: str) -> str:
     return (
         f"Expected a loopback address in the header `{name}`, got {truncate_repr(value)}. This server has no API key, so it "
-        "answers this machine only; start it with `--api_key_variable NAME` to serve others."
+        "answers this machine only; start it with `--api_key_env NAME` to serve others."
     )

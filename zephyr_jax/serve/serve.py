@@ -21,11 +21,11 @@ from zephyr_jax.storage.cloud import translate_cloud_errors
 def open_server(config: ServeConfig) -> Served:
     """Load the model and start its engine. Raises InputError."""
     config.check()
-    key = read_api_key(config.api_key_variable, "api_key_variable")
-    found = find_speaker("serve", config.model, config.mesh, config.rows)
-    tokenizer = found.chat_tokenizer(config.template)
-    found, context = found.speaking(tokenizer), found.context(config.context)
-    desk = Desk(found.engine(context), config.waiting)
+    key = read_api_key(config.api_key_env, "api_key_env")
+    found = find_speaker("serve", config.model, config.mesh, config.max_concurrency)
+    tokenizer = found.chat_tokenizer(config.chat_template)
+    found, context = found.speaking(tokenizer), found.context(config.context_length)
+    desk = Desk(found.engine(context), config.max_open_requests)
     name = config.name or PurePath(config.model.path).name
     tokenizer.releases_gil = True
     return Served(
@@ -38,9 +38,7 @@ def serve(config: ServeConfig) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises InputError, as when the port is taken."""
     served = open_server(config)
     if not served.loopback and served.key is None:
-        print(
-            f"{config.host} lets other machines in, and no key is asked for: --api_key_variable NAME", file=sys.stderr
-        )
+        print(f"{config.host} lets other machines in, and no key is asked for: --api_key_env NAME", file=sys.stderr)
     try:
         web.run_app(
             make_app(served),

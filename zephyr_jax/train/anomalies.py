@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from zephyr_jax.config.sections import HealthOptions, PairHealthOptions
+from zephyr_jax.config.sections import AnomalyOptions, PairAnomalyOptions
 from zephyr_jax.mean import WeightedMean
 
 _LEAST = 10  # losses before one can be called a spike
@@ -35,7 +35,7 @@ class Limits(NamedTuple):
 class Signs(NamedTuple):
     """What a step shows of itself. Bool scalars, but for `changed`."""
 
-    not_finite: Any
+    non_finite: Any
     spike: Any
     margin: Any
     left_out: Any
@@ -55,21 +55,21 @@ class Sickness:
     words: str
 
 
-def policies(options: HealthOptions) -> dict[str, str]:
+def policies(options: AnomalyOptions) -> dict[str, str]:
     """What to do, by kind of sickness that a step shows of itself."""
-    found: dict[str, str] = {"not_finite": options.not_finite, "spike": options.spike}
-    return found | ({"margin": options.margin} if isinstance(options, PairHealthOptions) else {})
+    found: dict[str, str] = {"non_finite": options.non_finite, "spike": options.spike}
+    return found | ({"margin": options.margin} if isinstance(options, PairAnomalyOptions) else {})
 
 
-def look(options: HealthOptions, metrics: dict[str, WeightedMean], limits: Limits) -> Signs:
+def look(options: AnomalyOptions, metrics: dict[str, WeightedMean], limits: Limits) -> Signs:
     """The signs of a step with these metrics, on the device; `changed` is not known yet and 0."""
     loss, norm = metrics["loss"].value, metrics["grad_norm"].value
     seen: dict[str, Array] = {
-        "not_finite": ~(jnp.isfinite(loss) & jnp.isfinite(norm)),
+        "non_finite": ~(jnp.isfinite(loss) & jnp.isfinite(norm)),
         "spike": loss > limits.loss,
         "margin": jnp.bool_(False),
     }
-    if isinstance(options, PairHealthOptions) and _MARGIN in metrics:
+    if isinstance(options, PairAnomalyOptions) and _MARGIN in metrics:
         seen["margin"] = jnp.abs(metrics[_MARGIN].value) > options.margin_limit
     halted, left_out = limits.halted, limits.halted
     for kind, policy in policies(options).items():
@@ -81,7 +81,7 @@ def look(options: HealthOptions, metrics: dict[str, WeightedMean], limits: Limit
 class Health:
     """What the host remembers of a run's steps. `state` and `saved` carry it through checkpoints as plain JSON."""
 
-    def __init__(self, options: HealthOptions, saved: dict[str, Any] | None = None, peak: float = 0.0):
+    def __init__(self, options: AnomalyOptions, saved: dict[str, Any] | None = None, peak: float = 0.0):
         """`peak` is the schedule's: near its ends, below a hundredth of it, nothing is expected to change."""
         self._options, self._least_rate = options, peak / 100
         self._losses: list[tuple[int, float]] = [(step, loss) for step, loss in (saved or {}).get("losses", [])]
@@ -130,7 +130,7 @@ class Health:
         if not metrics["loss"].weight:
             return "it has no targets"
         loss, norm = float(metrics["loss"].value), float(metrics["grad_norm"].value)
-        if kind == "not_finite":
+        if kind == "non_finite":
             return f"its loss is {loss:g} and its gradient norm {norm:g}"
         if kind == "spike":
             factor = self._options.spike_factor

@@ -1,4 +1,4 @@
-"""`zephyr-jax replay`: the batch of a sick step alone, with the weights from before it."""
+"""`zephyr-jax debug-step`: the batch of a sick step alone, with the weights from before it."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +11,7 @@ import optax
 from zephyr_jax.batch import PairBatch, token_rows
 from zephyr_jax.checkpoint.resolve import AbstractModel, abstract_of, find_model, load_weights
 from zephyr_jax.checkpoint.steps import FOLDER, steps_in
-from zephyr_jax.config.training import DpoConfig, ReplayConfig, SftConfig
+from zephyr_jax.config.training import DebugStepConfig, DpoConfig, SftConfig
 from zephyr_jax.config.yaml_file import from_dict
 from zephyr_jax.data.batch_file import read_batch
 from zephyr_jax.data.loader import Batch
@@ -39,7 +39,7 @@ class Replayed:
     grad_norm: float
     examples: list[tuple[str, float, str]]
     """Id, loss and more in words, of each example; the worst first."""
-    not_finite: list[str]
+    non_finite: list[str]
     """Weights whose gradients hold NaN or infinities."""
     said: str
     """What the run said of the step."""
@@ -53,19 +53,19 @@ class Replayed:
         ]
         if len(self.examples) > _MOST_LINES:
             lines.append(f"  ... and {len(self.examples) - _MOST_LINES:,} with a smaller loss")
-        if self.not_finite:
-            lines.append(f"gradients that are not finite: {join_items(self.not_finite)}")
+        if self.non_finite:
+            lines.append(f"gradients that are not finite: {join_items(self.non_finite)}")
         return "\n".join(lines)
 
 
 @translate_cloud_errors()
-def replay(config: ReplayConfig) -> Replayed:
+def replay(config: DebugStepConfig) -> Replayed:
     """Loss, gradient and each example's part, as training computes them. Raises InputError."""
     config.check()
-    require_alone("replay")
+    require_alone("debug-step")
     rules = open_rules(config.mesh)
-    batch, facts = read_batch(config.batch)
-    run = open_path(config.batch).parent.parent
+    batch, facts = read_batch(config.batch_file)
+    run = open_path(config.batch_file).parent.parent
     settings = _settings(facts["config"], config)
     step = _step(run, facts["step"], config.step)
     source = find_model(replace(settings.model, path=str(run / FOLDER / str(step)) if step else settings.model.path))
@@ -90,7 +90,7 @@ def replay(config: ReplayConfig) -> Replayed:
         loss=float(metrics["loss"].sum) / weight,
         grad_norm=float(optax.tree.norm(totals)) / weight,
         examples=sorted(_examples(settings, model, parameters, placed, facts), key=_badness, reverse=True),
-        not_finite=bad,
+        non_finite=bad,
         said=f"step {facts['step']}: {facts['what']}",
     )
 
@@ -99,9 +99,9 @@ def _badness(example: tuple[str, float, str]) -> float:
     return example[1] if np.isfinite(example[1]) else np.inf
 
 
-def _settings(saved: dict[str, Any], config: ReplayConfig) -> SftConfig:
+def _settings(saved: dict[str, Any], config: DebugStepConfig) -> SftConfig:
     """The run's settings, with what the replay computes otherwise."""
-    found = from_dict(DpoConfig if "dpo" in saved else SftConfig, saved, config.batch)
+    found = from_dict(DpoConfig if "dpo" in saved else SftConfig, saved, config.batch_file)
     dtype = config.compute_dtype or found.model.compute_dtype
     return replace(found, model=replace(found.model, compute_dtype=dtype))
 

@@ -57,7 +57,7 @@ def fit(
     total = len(training.plan.steps)
     optimizer = make_optimizer(config.optimizer, total)
     shardings = state_shardings(
-        model.parameters, model.shardings, optimizer, run.rules, config.optimizer.moments_on_host
+        model.parameters, model.shardings, optimizer, run.rules, config.optimizer.offload_moments
     )
     found = _newest_good(run, abstract_state(model.parameters, optimizer, shardings))
     run = found.run
@@ -71,21 +71,21 @@ def fit(
     reporter = Reporter(run.folder, config.report, to_dict(config), total, run.start, first, interval)
     reporter.note(_headline(run, model, training))
     reporter.note(_fewer_steps(config, total))
-    health = Health(config.health, run.progress.get("health"), config.optimizer.learning_rate)
+    health = Health(config.anomaly, run.progress.get("health"), config.optimizer.learning_rate)
     data = _Data(training, run.rules, run.progress.get("data"), reporter)
     facts = {"config": to_dict(config), "identity": identity, "provenance": record}
     only_weights = config.schedule.save == "weights"
     keeper = _Keeper(run.folder, training, checkpoints, reporter, data, health, facts, only_weights)
     evaluate = make_evaluation(objective, lambda: _placed(evaluation, run.rules)) if evaluation else None
     rate = learning_rate(config.optimizer, total)
-    step = make_step(objective, optimizer, rate, shardings, config.health, config.optimizer.gradient_dtype)
+    step = make_step(objective, optimizer, rate, shardings, config.anomaly, config.optimizer.grad_dtype)
 
     def first_step() -> str:
         startup.passed("evaluate and step" if evaluate else "step", run.compilations.take())
         return startup.report(run.compilations.sources())
 
     try:
-        with StopRequest(config.schedule.grace) as request:
+        with StopRequest(config.schedule.grace_seconds) as request:
             loop = Loop(
                 step, data, evaluate, keeper.save, request.reached, health, keeper.keep_batch, reporter, config.schedule,
                 total, first_step,
@@ -171,7 +171,7 @@ class _Keeper:
             name.parent.mkdir(parents=True, exist_ok=True)
             write_batch(name, source[step - 1], {**facts, "config": self.facts["config"]})
         first = join_items([each for row in ids for each in row], 3)
-        where = f"zephyr-jax replay --batch {name}" if kept else f"not kept: {_MOST_KEPT} are in {name.parent}"
+        where = f"zephyr-jax debug-step --batch_file {name}" if kept else f"not kept: {_MOST_KEPT} are in {name.parent}"
         return f"Step {step} is sick: {what}. Its examples: {first}. Its batch: {where}."
 
 

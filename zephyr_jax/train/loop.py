@@ -151,11 +151,11 @@ class Loop:
         if self.schedule.save == "weights":
             raise TrainingError(
                 f"{words} Nothing is saved before the end with schedule.save `weights`: the same command starts over, and "
-                "`--health.KIND skip` leaves such an update out."
+                "`--anomaly.KIND skip` leaves such an update out."
             )
         if before > start and not self._falls(self.schedule.save_every, before):
             self.save(before, state, None)
         raise TrainingError(
             f"{words} Step {before} is {'saved' if before else 'where the run started'}; the same command meets this batch "
-            "again, and `--health.KIND skip` leaves such an update out."
+            "again, and `--anomaly.KIND skip` leaves such an update out."
         )

@@ -207,12 +207,12 @@ class Reporter:
             self._sinks.append(TensorBoard(run / "tensorboard"))
         if writes and options.wandb_project:
             self._sinks.append(WeightsAndBiases(options.wandb_project, run, config, start > 0))
-        self._examples = lines(run / EXAMPLES, start) if writes and options.examples else None
+        self._examples = lines(run / EXAMPLES, start) if writes and options.log_example_ids else None
         self._console = Console(stderr=True, quiet=not writes)
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"),
-            console=self._console, disable=not (options.progress and sys.stderr.isatty() and writes),
+            console=self._console, disable=not (options.progress_bar and sys.stderr.isatty() and writes),
         )  # fmt: skip
         self._task = self._progress.add_task(run.name, total=total, completed=start, shown="")
         self._progress.start()

@@ -21,7 +21,7 @@ def learning_rate(options: OptimizerOptions, total: int) -> optax.Schedule:
         "linear": optax.linear_schedule(peak, 0.0, rest),
         "constant": optax.constant_schedule(peak),
     }
-    shape = shapes[options.schedule]
+    shape = shapes[options.lr_schedule]
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), shape], [warmup]) if warmup else shape
 
 
@@ -32,14 +32,14 @@ def make_optimizer(options: OptimizerOptions, total: int) -> optax.GradientTrans
     the learning rate's schedule; `halted` gives that back, too.
     """
     rate = optax.scale_by_learning_rate(learning_rate(options, total))
-    clip = optax.identity() if options.clip_norm is None else optax.clip_by_global_norm(options.clip_norm)
+    clip = optax.identity() if options.max_grad_norm is None else optax.clip_by_global_norm(options.max_grad_norm)
     if options.name == "rmsprop":
         scale = optax.scale_by_rms(decay=0.99, eps=options.eps, eps_in_sqrt=False)
     else:
         scale = optax.scale_by_adam(options.b1, options.b2, options.eps, mu_dtype=options.first_moment_dtype)
     moments = _store_second_moment(scale, options.second_moment_dtype)
     update = _optional(optax.chain(moments, optax.add_decayed_weights(options.weight_decay), rate))
-    return optax.chain(clip, on_host(update) if options.moments_on_host else update)
+    return optax.chain(clip, on_host(update) if options.offload_moments else update)
 
 
 def _optional(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

@@ -46,17 +46,17 @@ _MAY_CHANGE = (
     "output",
     "resume",
     "mesh",
-    "health",
+    "anomaly",
     "report",
     "expected",
     "schedule.keep",
     "schedule.log_every",
-    "schedule.grace",
-    "model.keep",
-    "optimizer.moments_on_host",
-    "data.workers",
+    "schedule.grace_seconds",
+    "model.remat",
+    "optimizer.offload_moments",
+    "data.num_workers",
     "data.allow_template_change",
-    "data.max_skipped_share",
+    "data.max_skipped_fraction",
     "reference",
 )
 """Settings that a resumed run may change without changing what it computes."""
@@ -165,7 +165,7 @@ def _newest(folder: Path) -> tuple[int, dict[str, Any]]:
 
 
 def open_tokenizer(source: ModelSource, data: DataOptions) -> ChatTokenizer:
-    """The model's tokenizer with the chat template for training that `data.template` names. Raises InputError."""
+    """The model's tokenizer with the chat template for training that `data.chat_template` names. Raises InputError."""
     tokenizer = load_tokenizer(str(source.folder))
     chat = training_tokenizer(source.asked, tokenizer, data)
     check_vocabulary(source.model_config, tokenizer, source.asked, chat.template)
@@ -232,7 +232,7 @@ def checked_splits(
     """`training`, and `evaluation` where the settings name one, no example of which exceeds the model's positions.
 
     Raises:
-        InputError: Rows cannot be read, one exceeds the positions, or more are skipped or cut than `max_skipped_share` allows.
+        InputError: Rows cannot be read, one exceeds the positions, or more are skipped or cut than `max_skipped_fraction` allows.
     """
     places = {"training": (data.path, data.split), "evaluation": evaluation_source(data)}
     splits: dict[str, Examples] = {}
@@ -240,7 +240,7 @@ def checked_splits(
         if place is not None:
             splits[name] = load(data, tokenizer, *place)
             check_positions(splits[name], f"{place[0]}:{place[1]}", source)
-            splits[name].stats.check(f"{place[0]}:{place[1]}", data.max_skipped_share)
+            splits[name].stats.check(f"{place[0]}:{place[1]}", data.max_skipped_fraction)
     return splits
 
 

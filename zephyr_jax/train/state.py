@@ -27,13 +27,13 @@ def state_shardings(
     shardings: Any,
     optimizer: optax.GradientTransformation,
     rules: Rules,
-    moments_on_host: bool = False,
+    offload_moments: bool = False,
 ) -> TrainState:
     """Shardings of a TrainState: moments live where their weights do, or beside in the host's memory; the rest everywhere."""
     everywhere = NamedSharding(rules.mesh, PartitionSpec())
     moments = optax.tree.map_params(
         optimizer,
-        lambda _, sharding: sharding.with_memory_kind("pinned_host") if moments_on_host else sharding,
+        lambda _, sharding: sharding.with_memory_kind("pinned_host") if offload_moments else sharding,
         jax.eval_shape(optimizer.init, parameters),
         shardings,
         transform_non_params=lambda _: everywhere,

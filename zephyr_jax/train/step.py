@@ -14,7 +14,7 @@ import optax
 from jax import Array
 
 from zephyr_jax.batch import token_rows
-from zephyr_jax.config.sections import HealthOptions
+from zephyr_jax.config.sections import AnomalyOptions
 from zephyr_jax.mean import WeightedMean
 from zephyr_jax.model.grad_dtype import Tapped, taps
 from zephyr_jax.objective.logprob import Parameters
@@ -32,17 +32,17 @@ def make_step(
     optimizer: optax.GradientTransformationExtraArgs,
     rate: optax.Schedule,
     shardings: TrainState,
-    health: HealthOptions,
-    gradient_dtype: str = "float32",
+    health: AnomalyOptions,
+    grad_dtype: str = "float32",
 ) -> Step:
     """Jitted (state, batch [A, B, ...], limits) -> (next state, metrics, signs); the old state's buffers go to the new one.
 
-    `gradient_dtype` is what the backward pass of a microbatch leaves in memory. Sums over microbatches and all that
-    follows are float32. A step that `health` says to leave out gives weights and moments back as they were, bit for bit.
+    `grad_dtype` is what the backward pass of a microbatch leaves in memory. Sums over microbatches and all that
+    follows are float32. A step that `anomaly` says to leave out gives weights and moments back as they were, bit for bit.
     """
 
     def step(state: TrainState, batch: Any, limits: Limits) -> tuple[TrainState, Metrics, Signs]:
-        totals, metrics = accumulate(objective, state.parameters, batch, shardings.parameters, gradient_dtype)
+        totals, metrics = accumulate(objective, state.parameters, batch, shardings.parameters, grad_dtype)
         weight = jnp.maximum(metrics["loss"].weight, 1)  # it counts, so it is 0 or at least 1
         gradients = jax.tree.map(lambda total: total.astype(jnp.float32) / weight, totals)
         one = jnp.float32(1)
@@ -69,12 +69,12 @@ def _differ(one: Parameters, other: Parameters) -> Array:
 
 
 def accumulate(
-    objective: Objective, parameters: Parameters, batch: Any, shardings: Any, gradient_dtype: str = "float32"
+    objective: Objective, parameters: Parameters, batch: Any, shardings: Any, grad_dtype: str = "float32"
 ) -> tuple[Parameters, Metrics]:
     """Gradient of the loss's sum over all microbatches (not yet divided), and all metrics, `loss` among them.
 
     Gradients are pinned to the shardings of their weights, so that no device ever holds more than its part. With one
-    microbatch they come in `gradient_dtype`, else as a float32 sum.
+    microbatch they come in `grad_dtype`, else as a float32 sum.
     """
     tapped = partial(jax.tree.map, Tapped, parameters)
 
@@ -83,7 +83,7 @@ def accumulate(
         return loss.sum, {"loss": loss, **metrics, **_counts(microbatch)}
 
     def gradient(microbatch: Any) -> tuple[Parameters, Metrics]:
-        at = taps(parameters, gradient_dtype)
+        at = taps(parameters, grad_dtype)
         gradients, metrics = jax.grad(lambda at: loss_sum(tapped(at), microbatch), has_aux=True)(at)
         return jax.lax.with_sharding_constraint(gradients, shardings), metrics
 
