@@ -275,7 +275,7 @@ def test_from_a_model_to_its_scores(tiny_model: Path, tmp_path: Path, capsys: py
     assert judged[3]["score"] == UNRATED
     assert judged[2]["judge"] == ["wise", "single-math-v1"]
     assert answers[0]["choices"][0]["turns"][0] in judged[0]["user_prompt"]
-    assert (tmp_path / "out/tiny.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out/tiny.svg").read_text().startswith("<svg")
     assert json.loads((tmp_path / "out/tiny.json").read_text())["by_category"] == {"writing": 3.5, "math": 10 / 3}
 
 

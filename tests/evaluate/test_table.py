@@ -40,7 +40,7 @@ def test_measured_rows_join_them(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "| Zephyr-7b-beta | 7B | dDPO | 7.34 | 90.60 ± 1.03 | arXiv 2310.16944, Table 1 |" in said
     rows = list(csv.DictReader((tmp_path / "out/table.csv").read_text().splitlines()))
     assert [row["alpaca_eval"] for row in rows if row["group"] == "measured"] == ["80.0"]
-    assert (tmp_path / "out/table.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "out/table.svg").read_text().startswith("<svg")
 
 
 @pytest.mark.parametrize("what", ["missing", "empty", "broken"])

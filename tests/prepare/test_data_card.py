@@ -5,12 +5,13 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tests.conftest import write_rows
 from tests.prepare.raw import plain, prepare
+from zephyr_jax.prepare.card import Distribution, NamedCounts, Page, quantiles
 from zephyr_jax.prepare.filter_stats import Ledger
-from zephyr_jax.prepare.histogram import Bars, Histogram, drawing, quantiles
 from zephyr_jax.prepare.raw import SetAside
 
 LENGTHS = ((10, 5), (300, 20), (7, 7), (2, 40), (70, 9))
@@ -58,29 +59,36 @@ def test_the_card_counts_what_is_there(output: Path) -> None:
     assert table(page, "chosen score less rejected score") == {"0": ["1"], "1": ["0"], "2": ["4"]}
 
 
-def test_the_picture_draws_the_same_numbers() -> None:
-    """Law: each series as a filled shape and its outline with the table's counts; bars with counts and shares."""
-    scores = Histogram("score", "points", {"chosen": np.array([3.0, 3, 2]), "rejected": np.array([1.0, 1, 1])})
-    figure = drawing(
-        [scores], [Bars("splits", "rows", {"train": 2, "test": 1})], Bars("rows", "rows", {"kept": 3, "not": 1}, True)
-    )
-    first, splits, rows = figure.axes
-    shapes = [list(each.get_data().values) for each in first.patches]
-    assert shapes == [[0, 1, 2], [0, 1, 2], [3, 0, 0], [3, 0, 0]]
-    assert [each.get_text() for each in first.get_legend().get_texts()] == ["chosen, median 3", "rejected, median 1"]
-    assert [each.get_width() for each in splits.patches] == [2, 1]
-    assert [each.get_text() for each in rows.texts] == ["3 (75.0%)", "1 (25.0%)"]
-    assert [each.get_text() for each in rows.get_yticklabels()] == ["kept", "not"]
+def test_counts_are_bars_with_shares() -> None:
+    chart = NamedCounts("rows", "rows", {"kept": 3, "not": 1}, percent=True).chart()
+    texts = [shape.text for shape in chart.shapes if shape.tag == "text"]
+    assert {"kept", "not", "3 (75.0%)", "1 (25.0%)"} <= set(texts)
 
 
 @pytest.mark.parametrize("values", [[], [5.0], [1e100, -1e100], [0.1, 0.1], [0.0, 1e-300], [1.0, 10.0, 10.0]])
-def test_odd_values_have_their_bins(values: list[float]) -> None:
-    """Law: every value is in a bin, whatever its size, and a page and a picture can be made."""
-    histogram = Histogram("score", "points", {"all": np.array(values)})
-    assert histogram.counts()["all"].sum() == len(values)
-    assert histogram.markdown()
-    assert quantiles(np.array(values))
-    drawing([histogram], [Bars("a", "b", {})], Bars("c", "d", {"kept": 0})).canvas.draw_idle()
+def test_a_card_of_any_numbers_can_be_written(values: list[float]) -> None:
+    """Law: whatever the numbers, quantiles, tables and a picture can be made."""
+    numbers, schema = np.array(values), pa.schema([("prompt", pa.string())])
+    with Ledger(4) as ledger:
+        page = Page(
+            title="t",
+            about="a",
+            command="c",
+            splits={"train": 0},
+            schema=schema,
+            ledger=ledger,
+            kept=0,
+            facts={},
+            distributions=[
+                Distribution("score", "points", {"all": numbers}),
+                Distribution("b", "c", {"all": abs(numbers)}, doubling=True),
+            ],
+            counts=[NamedCounts("a", "b", {})],
+            settings={},
+        )
+        assert "**score** (points)" in page.markdown()
+        assert page.picture().startswith("<svg")
+    assert quantiles(numbers)
 
 
 def test_samples_are_few_and_those_of_any_order() -> None:

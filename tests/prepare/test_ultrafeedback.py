@@ -439,7 +439,7 @@ def test_cloud_storage_gives_and_takes(bucket: Gcs, tmp_path: Path, monkeypatch:
         assert there[f"out/{name}.parquet"].data == (tmp_path / "out" / f"{name}.parquet").read_bytes()
     assert {
         "out/README.md",
-        "out/card.png",
+        "out/card.svg",
         "out/samples.md",
         "out/set_aside/rows.jsonl",
         "out/prepared.json",

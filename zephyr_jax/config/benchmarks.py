@@ -199,7 +199,7 @@ class TableConfig:
     results: tuple[str, ...] = ()
     """Folders that `evaluate mt-bench` and `evaluate alpaca-eval` wrote."""
     output: str | None = None
-    """Folder for table.md, table.csv and table.png."""
+    """Folder for table.md, table.csv and table.svg."""
 
     def check(self) -> None:
         """Nothing can be wrong with these."""

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from zephyr_jax.charts.picture import picture
+from zephyr_jax.charts.radar import radar_chart
 from zephyr_jax.clients.judge import heard
 from zephyr_jax.clients.remote import Ask, Endpoint, Said, problem_of
 from zephyr_jax.config.benchmarks import MtBenchConfig
@@ -30,7 +32,6 @@ from zephyr_jax.evaluate.mt_bench_format import (
     ratings_in,
     scores_of,
 )
-from zephyr_jax.evaluate.radar import radar
 from zephyr_jax.storage.cloud import translate_cloud_errors
 from zephyr_jax.storage.files import Path, open_path, write_atomic
 from zephyr_jax.storage.journal import Journal
@@ -81,7 +82,8 @@ def _write_summary(out: Path, name: str, judge: str, parameters: int | None, sco
     """What `evaluate table` reads, and the picture."""
     summary = {"model": name, "judge": judge, "parameters": parameters, **asdict(scores)}
     write_atomic(out / f"{name.replace('/', '_')}.json", json.dumps(summary, indent=2) + "\n")
-    write_atomic(out / f"{name.replace('/', '_')}.png", radar({name: scores.by_category}))
+    chart = radar_chart("MT-Bench", "mean rating by category", {name: scores.by_category}, maximum=HIGHEST)
+    write_atomic(out / f"{name.replace('/', '_')}.svg", picture([[chart]]))
 
 
 @translate_cloud_errors()

@@ -1,18 +1,19 @@
-"""The paper's tables: published rows and measured ones side by side, as Markdown, as CSV and as a picture."""
+"""The paper's tables: published rows and measured ones side by side, as Markdown, as CSV and as an SVG picture."""
 
 import csv
 import io
 import json
-import math
 import pathlib
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import yaml
-from matplotlib.figure import Figure
 
+from zephyr_jax.charts.bars import Bar, bar_chart
+from zephyr_jax.charts.chart import LegendEntry
+from zephyr_jax.charts.picture import picture
 from zephyr_jax.errors import InputError, truncate_repr
 from zephyr_jax.storage.files import Path, check_regular, open_path
 
@@ -135,22 +136,22 @@ def as_csv(results: Sequence[Result]) -> str:
     return out.getvalue()
 
 
-def picture(results: Sequence[Result]) -> bytes:
-    """A PNG: both scores of every model as bars, with standard errors; measured ones in another colour."""
-    truncate_repr = sorted(
-        (each for each in results if each.mt_bench is not None or each.alpaca_eval is not None), key=_order
-    )
-    figure = Figure(figsize=(10, 0.32 * len(truncate_repr) + 1.5))
-    left, right = figure.subplots(1, 2, sharey=True)
-    colours = ["tab:orange" if each.group == "measured" else "tab:blue" for each in truncate_repr]
-    names = [each.model for each in truncate_repr]
-    spread = [math.nan if each.mt_error is None else each.mt_error for each in truncate_repr]
-    left.barh(names, [each.mt_bench or 0 for each in truncate_repr], xerr=spread, color=colours, capsize=2)
-    left.set(xlabel="MT-Bench, 1 to 10", xlim=(0, 10))
-    errors = [math.nan if each.error is None else each.error for each in truncate_repr]
-    right.barh(names, [each.alpaca_eval or 0 for each in truncate_repr], xerr=errors, color=colours, capsize=2)
-    right.set(xlabel="AlpacaEval, wins in percent", xlim=(0, 100))
-    figure.suptitle("orange: measured here, blue: published")
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120, bbox_inches="tight")
-    return content.getvalue()
+def scores_picture(results: Sequence[Result]) -> str:
+    """An SVG file: both scores of every model as bars with standard errors; measured ones in another color."""
+    scored = [one for one in results if one.mt_bench is not None or one.alpaca_eval is not None]
+    scored.sort(key=lambda one: -(one.mt_bench or 0))
+    colors = [1 if one.group == "measured" else 0 for one in scored]
+    mt_bench = [
+        Bar(one.model, one.mt_bench or 0, _with_error(one.mt_bench, one.mt_error), one.mt_error, color)
+        for one, color in zip(scored, colors, strict=True)
+    ]
+    alpaca_eval = [
+        Bar(one.model, one.alpaca_eval or 0, _with_error(one.alpaca_eval, one.error), one.error, color)
+        for one, color in zip(scored, colors, strict=True)
+    ]
+    legend = [LegendEntry("measured here", 1, marker="bar"), LegendEntry("published", 0, marker="bar")]
+    charts = [
+        bar_chart("MT-Bench", "1 to 10", mt_bench, maximum=10, width=520),
+        bar_chart("AlpacaEval", "wins in percent", alpaca_eval, maximum=100, width=520),
+    ]
+    return picture([[replace(chart, legend=legend) for chart in charts]])

@@ -1,7 +1,7 @@
 """`zephyr-jax evaluate table`: the paper's tables with our rows."""
 
 from zephyr_jax.config.benchmarks import TableConfig
-from zephyr_jax.evaluate.paper_table import as_csv, markdown, measured, picture, published
+from zephyr_jax.evaluate.paper_table import as_csv, markdown, measured, published, scores_picture
 from zephyr_jax.storage.files import open_path, write_atomic
 
 
@@ -15,5 +15,5 @@ def table(config: TableConfig) -> str:
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / "table.md", text + "\n")
         write_atomic(out / "table.csv", as_csv(results))
-        write_atomic(out / "table.png", picture(results))
+        write_atomic(out / "table.svg", scores_picture(results))
     return text

@@ -5,16 +5,70 @@ What users and models wrote is shown as text: in fences that it cannot close, co
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import yaml
 from datasets import Features
 
+from zephyr_jax.charts.bars import Bar, bar_chart
+from zephyr_jax.charts.chart import Chart
+from zephyr_jax.charts.histogram import Histogram, count_values, histogram_chart, histogram_markdown
+from zephyr_jax.charts.picture import picture
+from zephyr_jax.charts.scale import Floats
 from zephyr_jax.errors import join_items
 from zephyr_jax.prepare.filter_stats import Ledger
-from zephyr_jax.prepare.histogram import Bars, Histogram, picture, quantiles
+
+_BINS = 10
+_MAX_BARS = 14
+_OUTCOMES_WIDTH = 1100  # as wide as three histograms beside each other
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Groups of numbers to show as a histogram and by their quantiles."""
+
+    title: str
+    unit: str
+    groups: Mapping[str, Floats]
+    doubling: bool = False
+    """Whether the bins are powers of two, for lengths."""
+
+    def histogram(self) -> Histogram | None:
+        """The counts; None without numbers."""
+        return count_values(self.groups, _BINS, self.doubling)
+
+
+@dataclass(frozen=True)
+class NamedCounts:
+    """Counts to show as bars."""
+
+    title: str
+    unit: str
+    counts: Mapping[str, int]
+    percent: bool = False
+    """Whether each is also shown as a share of their sum."""
+
+    def chart(self, width: float = 360) -> Chart:
+        """The first counts as bars; the first one stands out if they are shares."""
+        total = sum(self.counts.values()) or 1
+        bars = [
+            Bar(name, count, f"{count:,} ({count / total:.1%})" if self.percent else f"{count:,}", color=5)
+            for name, count in list(self.counts.items())[:_MAX_BARS]
+        ]
+        if bars and self.percent:
+            bars[0] = replace(bars[0], color=2)
+        return bar_chart(self.title, self.unit, bars, width=width)
+
+
+def quantiles(values: Floats) -> str:
+    """5 %, median, mean, 95 % and maximum as cells of a Markdown table."""
+    if not len(values):
+        return "- | - | - | - | -"
+    low, median, high = np.quantile(values, [0.05, 0.5, 0.95])
+    return " | ".join(f"{number:,.4g}" for number in (low, median, values.mean(), high, values.max()))
 
 
 @dataclass(frozen=True)
@@ -29,8 +83,8 @@ class Page:
     ledger: Ledger
     kept: int
     facts: Mapping[str, str]
-    histograms: Sequence[Histogram]
-    bars: Sequence[Bars]
+    distributions: Sequence[Distribution]
+    counts: Sequence[NamedCounts]
     settings: Mapping[str, Any]
 
     def outcomes(self) -> dict[str, int]:
@@ -51,16 +105,22 @@ class Page:
             "`set_aside/rows.jsonl` lists what was set aside, each with its place; `samples.md` shows some of every kind.",
             "## Numbers\n\n" + _table(("what", "value"), self.facts),
             self._spread(),
-            "![histograms](card.png)",
-            *[each.markdown() for each in self.histograms],
+            "![histograms](card.svg)",
+            *[histogram_markdown(one.title, one.unit, one.histogram()) for one in self.distributions],
             f"## How\n\n{_fenced(self.command)}\n\n{_fenced(yaml.safe_dump(dict(self.settings), sort_keys=False), 'yaml')}",
         ]
         return "\n\n".join(part for part in parts if part) + "\n"
 
-    def picture(self) -> bytes:
-        """card.png."""
-        small = [*self.bars, Bars("splits", "rows", self.splits)]
-        return picture(self.histograms, small, Bars("what became of the rows", "rows", self.outcomes(), shares=True))
+    def picture(self) -> str:
+        """card.svg: histograms, counts below them, and the outcomes of all rows at the bottom."""
+        histograms = [
+            histogram_chart(one.title, one.unit, histogram)
+            for one in self.distributions
+            if (histogram := one.histogram()) is not None
+        ]
+        counts = [*self.counts, NamedCounts("splits", "rows", self.splits)]
+        outcomes = NamedCounts("outcome of each row", "rows", self.outcomes(), percent=True)
+        return picture([histograms, [one.chart() for one in counts], [outcomes.chart(_OUTCOMES_WIDTH)]])
 
     def _front(self) -> dict[str, Any]:
         # `datasets` opens none of the splits when one that is named here has no rows
@@ -82,8 +142,8 @@ class Page:
 
     def _spread(self) -> str:
         lines = ["| | 5 % | median | mean | 95 % | largest |", "|---|---:|---:|---:|---:|---:|"]
-        for each in self.histograms:
-            for name, values in each.series.items():
+        for each in self.distributions:
+            for name, values in each.groups.items():
                 lines.append(f"| {each.title}: {name} ({each.unit}) | {quantiles(values)} |")
         return "\n".join(lines)
 

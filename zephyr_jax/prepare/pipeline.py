@@ -31,7 +31,7 @@ from zephyr_jax.storage.files import (
 )
 
 RECORD = "prepared.json"
-_WRITTEN = ("README.md", "card.png", "samples.md", "set_aside")
+_WRITTEN = ("README.md", "card.svg", "samples.md", "set_aside")
 _SAY_EVERY = 100_000  # rows
 
 type Split = tuple[str, dict[str, Any]]
@@ -122,7 +122,7 @@ class Preparation:
         (self.out / "set_aside").mkdir(exist_ok=True)
         self.ledger.copy_to(self.out / "set_aside" / "rows.jsonl")
         write_atomic(self.out / "samples.md", samples_page(self.ledger.samples()))
-        write_atomic(self.out / "card.png", page.picture())
+        write_atomic(self.out / "card.svg", page.picture())
         write_atomic(self.out / "README.md", page.markdown())
         self._record(
             {"finished": True, "splits": dict(page.splits), **self.ledger.counts(), "numbers": dict(page.facts)}

@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from zephyr_jax.config.prepare import UltrachatConfig
-from zephyr_jax.prepare.card import Page
+from zephyr_jax.prepare.card import Distribution, Page
 from zephyr_jax.prepare.decontaminate import TestSets
 from zephyr_jax.prepare.dialogue import Messages, first_question, messages_of
 from zephyr_jax.prepare.filter_stats import Ledger
-from zephyr_jax.prepare.histogram import Histogram
 from zephyr_jax.prepare.order import order_key, prompt_id
 from zephyr_jax.prepare.pipeline import Columns, Preparation, Split, plain, preparation, share
 from zephyr_jax.prepare.raw import RawRow, SetAside
@@ -94,9 +93,9 @@ def prepare_ultrachat(config: UltrachatConfig, command: str) -> str:
 def _page(config: UltrachatConfig, command: str, dialogues: Dialogues, files: SplitFiles, run: Preparation) -> Page:
     turns, prompts, answers = (dialogues.columns[name] for name in ("turns", "prompt", "answer"))
     histograms = [
-        Histogram("questions of a dialogue", "questions", {"all": turns}),
-        Histogram("length of the first question", "characters", {"all": prompts}, doubling=True),
-        Histogram("length of an answer", "characters", {"all": answers}, doubling=True),
+        Distribution("questions of a dialogue", "questions", {"all": turns}),
+        Distribution("length of the first question", "characters", {"all": prompts}, doubling=True),
+        Distribution("length of an answer", "characters", {"all": answers}, doubling=True),
     ]
     cased = run.ledger.repairs[_CASED]
     facts = {

@@ -8,10 +8,9 @@ import numpy as np
 
 from zephyr_jax.config.prepare import UltrafeedbackConfig
 from zephyr_jax.prepare.binarize import Rule, distinct
-from zephyr_jax.prepare.card import Page
+from zephyr_jax.prepare.card import Distribution, NamedCounts, Page
 from zephyr_jax.prepare.decontaminate import TestSets
 from zephyr_jax.prepare.filter_stats import Ledger
-from zephyr_jax.prepare.histogram import Bars, Histogram
 from zephyr_jax.prepare.order import order_key, prompt_id
 from zephyr_jax.prepare.pipeline import Columns, Preparation, Split, plain, preparation, share
 from zephyr_jax.prepare.rated import Answer, Scored, answer_of, completions_of, prompt_of, settle, source_of
@@ -117,14 +116,16 @@ def _page(config: UltrafeedbackConfig, command: str, ratings: Ratings, files: Sp
     scores = {name: ratings.columns[f"score_{name}"] for name in names}
     longer, gaps = lengths["chosen"] - lengths["rejected"], scores["chosen"] - scores["rejected"]
     histograms = [
-        Histogram("length of an answer", "characters", lengths, doubling=True),
-        Histogram("score", "points", scores),
-        Histogram("chosen score less rejected score", "points", {"all": gaps}),
+        Distribution("length of an answer", "characters", lengths, doubling=True),
+        Distribution("score", "points", scores),
+        Distribution("chosen score less rejected score", "points", {"all": gaps}),
     ]
     pairs = len(gaps)
     which = {"the chosen": longer > 0, "the rejected": longer < 0, "neither": longer == 0}
     bars = [
-        Bars("which answer is the longer one", "pairs", {name: int(each.sum()) for name, each in which.items()}, True)
+        NamedCounts(
+            "which answer is the longer one", "pairs", {name: int(each.sum()) for name, each in which.items()}, True
+        )
     ]
     facts = {
         "pairs": f"{pairs:,}",
