@@ -46,6 +46,7 @@ def ours(shape: dict[str, int], rows: int, length: int, context: int) -> tuple[f
 
     rules = Rules(make_mesh(MeshOptions(), jax.devices()[:1]))
     sizes = ModelConfig(
+        model_type="llama",
         vocab_size=shape["vocab"],
         d_model=shape["model"],
         d_ff=shape["mlp"],

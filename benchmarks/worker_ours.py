@@ -73,6 +73,7 @@ def segments_of(pair: w.Pair, mode: str) -> list[Segment]:
 def shape_of(dims: w.Dims) -> ModelConfig:
     """Of the benchmark's models."""
     return ModelConfig(
+        model_type="llama",
         vocab_size=w.VOCAB,
         d_model=dims.model,
         d_ff=dims.mlp,

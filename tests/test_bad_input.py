@@ -378,22 +378,22 @@ def config_without_heads(desk: Desk) -> Words:
     return desk.sft("--model.path", desk.model(num_attention_heads=0, num_key_value_heads=0, head_dim=None))
 
 
-@mistake("model_type 'gpt2'", "llama and mistral", "Choose")
+@mistake("model_type 'gpt2'", "llama, mistral", "Choose")
 def foreign_architecture(desk: Desk) -> Words:
     return desk.sft("--model.path", desk.model(model_type="gpt2"))
 
 
-@mistake("`rope_scaling`", "'linear'", "choose a checkpoint without it")
+@mistake("`rope_scaling`", "'linear'", "Choose a checkpoint without it")
 def rope_scaling(desk: Desk) -> Words:
     return desk.sft("--model.path", desk.model(rope_scaling={"rope_type": "linear", "factor": 2.0}))
 
 
-@mistake("`attention_bias`", "True", "choose a checkpoint without it")
+@mistake("`attention_bias`", "True", "Choose a checkpoint without it")
 def attention_bias(desk: Desk) -> Words:
     return desk.sft("--model.path", desk.model(model_type="llama", attention_bias=True))
 
 
-@mistake("`hidden_act`", "'gelu'", "choose a checkpoint without it")
+@mistake("`hidden_act`", "'gelu'", "Choose a checkpoint without it")
 def foreign_activation(desk: Desk) -> Words:
     return desk.sft("--model.path", desk.model(hidden_act="gelu"))
 

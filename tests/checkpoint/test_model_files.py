@@ -13,12 +13,12 @@ from tests.tokenizers import write_tokenizer
 from zephyr_jax.chat.saved_tokenizer import save_tokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.hf.folder import export_folder, read_json
-from zephyr_jax.checkpoint.hf.model_files import GENERATION, model_files, portable_config, write_model_files
+from zephyr_jax.checkpoint.hf.model_files import GENERATION, model_files, write_model_files
 from zephyr_jax.checkpoint.hf.reader import TensorFile
 from zephyr_jax.checkpoint.resolve import ModelSource
 from zephyr_jax.demo.remake import CONFIG
 from zephyr_jax.errors import InputError
-from zephyr_jax.model.config import config_from_hf
+from zephyr_jax.model.families.registry import config_from_hf, config_to_hf
 
 
 def source_of(folder: Path, config: dict[str, Any], generation: dict[str, Any] | None = None) -> ModelSource:
@@ -58,7 +58,7 @@ def written(folder: Path, kind: str = "llama-2", stop_ids: tuple[int, ...] = (),
 def test_rope_is_written_in_both_spellings(tmp_path: Path, model_type: str, rope: dict[str, Any], theta: float) -> None:
     base = {name: value for name, value in CONFIG.items() if name != "rope_theta"}
     config = {**base, "model_type": model_type, **rope}
-    found = portable_config(config, config_from_hf(config))
+    found = config_to_hf(config, config_from_hf(config))
     assert found["rope_theta"] == found["rope_parameters"]["rope_theta"] == theta
     assert found["rope_parameters"]["rope_type"] == "default" and found["rope_scaling"] is None
     assert config_from_hf(found) == config_from_hf(config)
@@ -66,20 +66,10 @@ def test_rope_is_written_in_both_spellings(tmp_path: Path, model_type: str, rope
     assert AutoConfig.from_pretrained(tmp_path).rope_parameters["rope_theta"] == theta
 
 
-@pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
-@pytest.mark.parametrize("key", ["type", "rope_type"])
-def test_scaling_is_written_in_both_spellings(name: str, key: str) -> None:
-    """A checkpoint with scaling is refused before; its fields are written for every reader where a later version honors them."""
-    config = {**CONFIG, name: {key: "linear", "factor": 2.0}}
-    found = portable_config(config, config_from_hf(CONFIG))
-    assert found["rope_scaling"] == {"factor": 2.0, "rope_type": "linear", "type": "linear"}
-    assert found["rope_parameters"] == {"factor": 2.0, "rope_type": "linear", "rope_theta": 10_000.0}
-
-
 def test_defaults_that_differ_are_written_out() -> None:
     config = {name: value for name, value in CONFIG.items() if name not in ("tie_word_embeddings", "sliding_window")}
     config = {**config, "auto_map": {"AutoModelForCausalLM": "x.Y"}, "architectures": None, "num_key_value_heads": None}
-    found = portable_config(config, config_from_hf(config))
+    found = config_to_hf(config, config_from_hf(config))
     assert found["tie_word_embeddings"] is False and found["sliding_window"] == 4096
     assert found["num_key_value_heads"] == CONFIG["num_attention_heads"] and found["head_dim"] == 32
     assert found["architectures"] == ["MistralForCausalLM"] and "auto_map" not in found

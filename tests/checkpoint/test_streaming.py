@@ -18,10 +18,9 @@ from tests.models import load
 from zephyr_jax.checkpoint.hf import reader as safetensors_reader
 from zephyr_jax.checkpoint.hf.folder import TensorFiles, read_json
 from zephyr_jax.checkpoint.hf.reader import TensorFile, new_pool
-from zephyr_jax.checkpoint.hf.tensors import tensors_of
 from zephyr_jax.checkpoint.hf.writer import Piece, write_safetensors
 from zephyr_jax.errors import InputError
-from zephyr_jax.model.config import config_from_hf
+from zephyr_jax.model.families.registry import config_from_hf, tensors_of
 
 MODEL = {
     "architectures": ["MistralForCausalLM"], "model_type": "mistral", "vocab_size": 32000, "hidden_size": 2048,

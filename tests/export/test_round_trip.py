@@ -30,8 +30,8 @@ from zephyr_jax.export.export import export
 from zephyr_jax.generate.engine import Request
 from zephyr_jax.generate.generate import generate
 from zephyr_jax.methods.sft import sft
-from zephyr_jax.model.config import config_from_hf
 from zephyr_jax.model.decoder import Compute, Decoder
+from zephyr_jax.model.families.registry import config_from_hf
 
 CHECK = Path(__file__).parents[1] / "golden" / "check_round_trip.py"
 COLORS = ("red", "green", "blue", "pink")

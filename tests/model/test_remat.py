@@ -26,6 +26,7 @@ from zephyr_jax.parallel.sharding import Rules
 from zephyr_jax.train.step import accumulate
 
 SHAPE = ModelConfig(
+    model_type="llama",
     vocab_size=512,
     d_model=256,
     d_ff=1024,

@@ -31,6 +31,7 @@ def test_every_weight_axis_is_in_the_table_and_none_takes_a_mesh_axis_twice(tied
     """Matrices are split over fsdp and over tensor, each once; norms over nothing; an unknown axis is an error."""
     rules = Rules(make_mesh(MeshOptions(data=2, fsdp=2, tensor=2)))
     shape = ModelConfig(
+        model_type="llama",
         vocab_size=96,
         d_model=32,
         d_ff=48,

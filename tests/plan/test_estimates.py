@@ -68,6 +68,7 @@ def test_operations_a_token_are_what_the_compiler_counts(one_layer: Path, step: 
 
 
 SMALL = ModelConfig(
+    model_type="llama",
     vocab_size=1024,
     d_model=512,
     d_ff=2048,

@@ -17,8 +17,9 @@ from zephyr_jax.checkpoint.provenance import Record, read_record
 from zephyr_jax.checkpoint.steps import FOLDER, check_step, restore_parameters
 from zephyr_jax.config.sections import ForwardOptions, ModelOptions, WeightsOptions
 from zephyr_jax.errors import InputError, join_items, truncate_repr
-from zephyr_jax.model.config import ModelConfig, config_from_hf
+from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.decoder import Compute, abstract_model
+from zephyr_jax.model.families.registry import config_from_hf
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.parallel.sharding import Rules, parameter_shardings
 from zephyr_jax.storage.files import Path, check_readable, list_names, local_copy, open_path

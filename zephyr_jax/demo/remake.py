@@ -22,8 +22,8 @@ from zephyr_jax.config.yaml_file import from_dict
 from zephyr_jax.demo.corpus import conversations, documents
 from zephyr_jax.export.export import export
 from zephyr_jax.methods.sft import sft
-from zephyr_jax.model.config import config_from_hf
 from zephyr_jax.model.decoder import Compute, Decoder
+from zephyr_jax.model.families.registry import config_from_hf
 from zephyr_jax.parallel.mesh import emulate_devices
 
 CONFIG: dict[str, Any] = {

@@ -6,6 +6,7 @@ Weights are float32; a layer casts its slice to the compute dtype. Norms and rot
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import jax
@@ -13,10 +14,15 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from zephyr_jax.model.config import ModelConfig
+from zephyr_jax.model.config import Activation, ModelConfig
 from zephyr_jax.model.linear import linear
 
 type Axes = tuple[str | None, ...]
+ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+}
 
 
 class Placement(Protocol):
@@ -118,6 +124,7 @@ class FeedForwardWeights(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         Y, D, F = config.num_layers, config.d_model, config.d_ff
+        self.activation = config.activation
         self.norm = weight(rngs, (Y, D), ("layers", "norm"))
         self.gate = weight(rngs, (Y, D, F), ("layers", "embed", "mlp"), D**-0.5)
         self.up = weight(rngs, (Y, D, F), ("layers", "embed", "mlp"), D**-0.5)
@@ -125,6 +132,6 @@ class FeedForwardWeights(nnx.Module):
 
     def __call__(self, x_BLD: Array, placement: Placement) -> Array:
         dtype = x_BLD.dtype
-        gate_BLF = jax.nn.silu(linear(x_BLD, self.gate[...].astype(dtype)))
+        gate_BLF = ACTIVATIONS[self.activation](linear(x_BLD, self.gate[...].astype(dtype)))
         hidden_BLF = placement.constrain(gate_BLF * linear(x_BLD, self.up[...].astype(dtype)), "batch", "length", "mlp")
         return linear(hidden_BLF, self.down[...].astype(dtype))

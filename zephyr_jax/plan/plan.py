@@ -37,6 +37,7 @@ from zephyr_jax.train.state import abstract_state, state_shardings
 from zephyr_jax.train.step import make_step
 
 MISTRAL_7B = ModelConfig(
+    model_type="mistral",
     vocab_size=32000,
     d_model=4096,
     d_ff=14336,

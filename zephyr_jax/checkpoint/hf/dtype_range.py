@@ -10,9 +10,9 @@ import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
-from zephyr_jax.checkpoint.hf.tensors import tensors_of
 from zephyr_jax.errors import InputError
 from zephyr_jax.model.config import ModelConfig
+from zephyr_jax.model.families.registry import tensors_of
 
 
 def check_range(parameters: Any, config: ModelConfig, kind: np.dtype) -> None:

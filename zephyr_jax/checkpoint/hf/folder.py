@@ -22,11 +22,12 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
 from zephyr_jax.checkpoint.hf.dtype_range import check_range
-from zephyr_jax.checkpoint.hf.tensors import Tensor, tensors_of
 from zephyr_jax.checkpoint.hf.weight_files import TensorFiles
 from zephyr_jax.checkpoint.hf.writer import Piece, write_safetensors
 from zephyr_jax.errors import InputError, at_revision
 from zephyr_jax.model.config import ModelConfig
+from zephyr_jax.model.families.registry import tensors_of
+from zephyr_jax.model.families.tensors import HfTensor
 from zephyr_jax.parallel.gather import gather, keep_step
 from zephyr_jax.storage.files import Path, check_readable, is_remote, list_names, open_path, write_atomic
 from zephyr_jax.storage.strict_json import read_json as read_json
@@ -94,7 +95,7 @@ def load_parameters(folder: Path, model_config: ModelConfig, abstract: Any, shar
     return parameters
 
 
-def _stack(files: TensorFiles, tensor: Tensor, names: list[str], sizes: tuple[int, ...], sharding: Any) -> Array:
+def _stack(files: TensorFiles, tensor: HfTensor, names: list[str], sizes: tuple[int, ...], sharding: Any) -> Array:
     """All layers [Y, ...] of a parameter, put into place one after another."""
     one = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
     whole = _zeros(sizes, sharding)()
@@ -119,7 +120,7 @@ def _put(whole: Array, one: Array, layer: int) -> Array:
     return jax.lax.dynamic_update_index_in_dim(whole, one, layer, 0)
 
 
-def _one(files: TensorFiles, tensor: Tensor, name: str, sizes: tuple[int, ...], sharding: NamedSharding) -> Array:
+def _one(files: TensorFiles, tensor: HfTensor, name: str, sizes: tuple[int, ...], sharding: NamedSharding) -> Array:
     """One Hugging Face tensor as a float32 global array of ours, without a layer axis."""
     indices = {
         device: tuple(slice(*part.indices(size)[:2]) for part, size in zip(index or (), sizes, strict=True))
@@ -231,7 +232,7 @@ def _pieces(parameters: Any, model_config: ModelConfig, kind: np.dtype) -> list[
     return pieces
 
 
-def _bring(tensor: Tensor, value: Array, layer: int | None, kind: np.dtype) -> np.ndarray:
+def _bring(tensor: HfTensor, value: Array, layer: int | None, kind: np.dtype) -> np.ndarray:
     """One tensor as it is written, on process 0; nothing on the others."""
     one = gather(value, layer)
     return np.empty(0, kind) if one is None else tensor.to_hf(one).astype(kind)

@@ -11,11 +11,10 @@ from zephyr_jax.chat.saved_tokenizer import SavedTokenizer
 from zephyr_jax.checkpoint.hf.folder import TOKENIZER_FILES, read_json
 from zephyr_jax.checkpoint.resolve import MODEL_FOLDER, ModelSource
 from zephyr_jax.config.sampling import check_stop_ids
-from zephyr_jax.model.config import ModelConfig
+from zephyr_jax.model.families.registry import config_to_hf
 from zephyr_jax.storage.files import Path, list_names, write_atomic
 
 GENERATION = "generation_config.json"
-_ARCHITECTURES = {"mistral": "MistralForCausalLM", "llama": "LlamaForCausalLM"}
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
 
 
@@ -37,7 +36,7 @@ def model_files(
     return {
         **tokenizer.files(vocabulary, template),
         GENERATION: {**_generation_settings(_declared(source)), **ids},
-        "config.json": {**portable_config(source.hf_config, source.model_config), **ids},
+        "config.json": {**config_to_hf(source.hf_config, source.model_config), **ids},
     }
 
 
@@ -66,32 +65,6 @@ def check_declared_stops(source: ModelSource) -> None:
     content = read_json(settings) if settings.exists() else source.hf_config
     place = settings if settings.exists() else source.folder / "config.json"
     check_stop_ids(content.get("eos_token_id"), source.model_config.vocab_size, f"{place} (eos_token_id)")
-
-
-def portable_config(hf_config: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
-    """A config.json that transformers 4 and 5 read alike: rotary embeddings in both spellings, no field left to a default
-    that differs."""
-    scaling = _rope_scaling(hf_config)
-    both = {name: value for name, value in scaling.items() if name not in ("type", "rope_type", "rope_theta")}
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    plain = kind == "default"
-    # remote code of the base does not come along
-    kept = {name: value for name, value in hf_config.items() if name not in ("auto_map", "rope_scaling")}
-    found = {
-        **kept,
-        "architectures": [_ARCHITECTURES[hf_config["model_type"]]],
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "tie_word_embeddings": config.tie_embeddings,
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {**({} if plain else both), "rope_type": kind, "rope_theta": config.rope_theta},
-        "rope_scaling": None if plain else {**both, "rope_type": kind, "type": kind},
-    }
-    return {**found, "sliding_window": config.sliding_window} if hf_config["model_type"] == "mistral" else found
-
-
-def _rope_scaling(config: dict[str, Any]) -> dict[str, Any]:
-    return {**(config.get("rope_parameters") or {}), **(config.get("rope_scaling") or {})}
 
 
 def _declared(source: ModelSource) -> dict[str, Any]:

@@ -6,6 +6,7 @@ ways that give different weights is refused.
 """
 
 import re
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
@@ -13,10 +14,11 @@ import numpy as np
 from flax import nnx
 
 from zephyr_jax.checkpoint.hf.reader import KINDS, Target, TensorFile, new_pool
-from zephyr_jax.checkpoint.hf.tensors import tensors_of
 from zephyr_jax.errors import InputError, join_items, truncate_repr
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.decoder import Compute, abstract_model
+from zephyr_jax.model.families.registry import tensors_of
+from zephyr_jax.model.families.tensors import EMBEDDING, UNEMBEDDING
 from zephyr_jax.storage.files import Path, list_names
 from zephyr_jax.storage.strict_json import read_json
 
@@ -25,7 +27,6 @@ ADAPTER = "adapter_config.json"
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
 _COMPUTED = "rotary_emb.inv_freq"  # older exports store this; it is a function of the config
-_EMBEDDING, _UNEMBEDDING = "model.embed_tokens.weight", "lm_head.weight"
 
 
 class TensorFiles:
@@ -73,7 +74,7 @@ class TensorFiles:
         store its one table under either name, as in transformers.
         """
         if config.tie_embeddings:
-            self._check_tied()
+            self._check_tied(config)
         expected = _expected_sizes(config)
         unknown = [name for name in self.names - expected.keys() if not name.endswith(_COMPUTED)]
         missing = expected.keys() - self.names
@@ -96,16 +97,18 @@ class TensorFiles:
                     "Take the checkpoint that is not quantized, or convert it first."
                 )
 
-    def _check_tied(self) -> None:
-        if _UNEMBEDDING not in self._where:
+    def _check_tied(self, config: ModelConfig) -> None:
+        names = {tensor.path: tensor.name for tensor in tensors_of(replace(config, tie_embeddings=False))}
+        embedding, unembedding = names[EMBEDDING], names[UNEMBEDDING]
+        if unembedding not in self._where:
             return
-        head = self._where.pop(_UNEMBEDDING)
-        table = self._where.setdefault(_EMBEDDING, head)
+        head = self._where.pop(unembedding)
+        table = self._where.setdefault(embedding, head)
         if table != head and not _equal(table, head):
             raise InputError(
-                f"{self.folder}/config.json sets tie_word_embeddings to true, and the files hold an {_UNEMBEDDING} that "
-                f"differs from {_EMBEDDING}. transformers 5 uses both tensors, transformers 4 and vLLM drop {_UNEMBEDDING}. "
-                "Set tie_word_embeddings to false to use both, or delete the tensor to use one."
+                f"{self.folder}/config.json sets tie_word_embeddings to true, and the files hold an {unembedding} that differs "
+                f"from {embedding}. transformers 5 uses both tensors, transformers 4 and vLLM drop {unembedding}. Set "
+                "tie_word_embeddings to false to use both, or delete the tensor to use one."
             )
 
 

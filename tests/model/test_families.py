@@ -1,14 +1,17 @@
-"""Fields of config.json in every spelling: read as transformers 5 reads them, or refused by name."""
+"""Families: config.json in every spelling is read as transformers 5 reads it or refused by name; every parameter has a tensor."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
+from flax import nnx
 from transformers import AutoConfig
 
 from zephyr_jax.errors import InputError
-from zephyr_jax.model.config import config_from_hf
+from zephyr_jax.model.decoder import Compute, abstract_model
+from zephyr_jax.model.families.registry import FAMILIES, config_from_hf, tensors_of
 
 BASE: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
@@ -127,3 +130,12 @@ def test_a_config_that_asks_for_another_model_is_refused_by_name(name: str, kind
     changes, message = REFUSED[name]
     with pytest.raises(InputError, match=message):
         config_from_hf(config_of(changes, kind))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_family_names_every_parameter(kind: str, tied: bool) -> None:
+    config = config_from_hf(config_of({"tie_word_embeddings": tied}, kind))
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(abstract_model(config, Compute())[1]))
+    expected = {tuple(key.key for key in path) for path, _ in leaves}
+    assert {tensor.path for tensor in tensors_of(config)} == expected

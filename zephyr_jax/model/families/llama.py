@@ -1,0 +1,161 @@
+"""Llama, and checkpoints of the same architecture such as SmolLM2 and TinyLlama."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from zephyr_jax.errors import InputError, truncate_repr
+from zephyr_jax.model.config import ModelConfig
+from zephyr_jax.model.families.base import (
+    Count,
+    Family,
+    HfConfig,
+    HfFields,
+    Number,
+    Size,
+    TokenId,
+    check_head_dim,
+    check_supported,
+    parse_fields,
+)
+from zephyr_jax.model.families.rope import read_rope_theta, write_rope
+from zephyr_jax.model.families.tensors import EMBEDDING, UNEMBEDDING, HfTensor
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu", "swish"),
+    "hidden_activation": ("silu", "swish"),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "attention_dropout": (0,),
+    "quantization_config": ({},),
+    "compression_config": ({},),
+    "per_layer_config": ({}, [], False, 0, ""),
+}
+"""Fields that change the computation, with the values that the decoder computes; null is one of them."""
+_ATTENTION, _FEED_FORWARD = ("decoder", "attention"), ("decoder", "feed_forward")
+_TENSORS = (
+    HfTensor(EMBEDDING, "model.embed_tokens.weight"),
+    HfTensor((*_ATTENTION, "norm"), "model.layers.{}.input_layernorm.weight"),
+    HfTensor((*_ATTENTION, "query"), "model.layers.{}.self_attn.q_proj.weight", inputs=1),
+    HfTensor((*_ATTENTION, "key"), "model.layers.{}.self_attn.k_proj.weight", inputs=1),
+    HfTensor((*_ATTENTION, "value"), "model.layers.{}.self_attn.v_proj.weight", inputs=1),
+    HfTensor((*_ATTENTION, "output"), "model.layers.{}.self_attn.o_proj.weight", inputs=2),
+    HfTensor((*_FEED_FORWARD, "norm"), "model.layers.{}.post_attention_layernorm.weight"),
+    HfTensor((*_FEED_FORWARD, "gate"), "model.layers.{}.mlp.gate_proj.weight", inputs=1),
+    HfTensor((*_FEED_FORWARD, "up"), "model.layers.{}.mlp.up_proj.weight", inputs=1),
+    HfTensor((*_FEED_FORWARD, "down"), "model.layers.{}.mlp.down_proj.weight", inputs=1),
+    HfTensor(("norm",), "model.norm.weight"),
+    HfTensor(UNEMBEDDING, "lm_head.weight", inputs=1),
+)
+
+
+class LlamaFields(HfFields):
+    """Fields of config.json, with transformers' defaults."""
+
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Annotated[int, Field(ge=1, le=10_000)]
+    num_attention_heads: Size
+    vocab_size: Size
+    rms_norm_eps: Number
+    num_key_value_heads: Size | None = None
+    head_dim: Size | None = None
+    max_position_embeddings: Count | None = None
+    sliding_window: Count | None = None
+    use_sliding_window: bool | None = None
+    layer_types: list[str] | None = None
+    tie_word_embeddings: bool | None = None
+    rope_theta: Number | None = None
+    rope_scaling: dict[str, Any] | None = None
+    rope_parameters: dict[str, Any] | None = None
+    partial_rotary_factor: Number | None = None
+    hidden_act: str | None = None
+    hidden_activation: str | None = None
+    attention_bias: bool | None = None
+    mlp_bias: bool | None = None
+    attention_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    quantization_config: dict[str, Any] | None = None
+    compression_config: dict[str, Any] | None = None
+    pretraining_tp: Count | None = None
+    eos_token_id: TokenId | list[TokenId] | None = None
+
+
+def decoder_config(
+    model_type: str, hf_config: HfConfig, fields: LlamaFields, sliding_window: int | None, max_positions: int
+) -> ModelConfig:
+    """The configuration that Llama's fields describe, for Llama and families that derive from it.
+
+    Args:
+        model_type: Family of the result.
+        hf_config: The parsed config.json.
+        fields: Its checked fields.
+        sliding_window: Attention window of every layer, in tokens; None for full attention.
+        max_positions: Longest sequence, in tokens.
+
+    Raises:
+        InputError: Fields contradict each other or ask for something that the decoder does not compute.
+    """
+    check_supported(hf_config, _NEUTRAL)
+    num_heads = fields.num_attention_heads
+    num_kv_heads = fields.num_key_value_heads or num_heads
+    if num_heads % num_kv_heads:
+        raise InputError(
+            f"Invalid num_key_value_heads in config.json: expected a divisor of num_attention_heads ({num_heads}), got "
+            f"{num_kv_heads}. Take the config.json that belongs to the weights."
+        )
+    _check_layer_types(fields, sliding_window)
+    return ModelConfig(
+        model_type=model_type,
+        vocab_size=fields.vocab_size,
+        d_model=fields.hidden_size,
+        d_ff=fields.intermediate_size,
+        num_layers=fields.num_hidden_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=check_head_dim(fields.head_dim or fields.hidden_size // num_heads),
+        norm_eps=fields.rms_norm_eps,
+        rope_theta=read_rope_theta(hf_config),
+        sliding_window=sliding_window,
+        tie_embeddings=bool(fields.tie_word_embeddings),
+        max_positions=max_positions,
+    )
+
+
+def _check_layer_types(fields: LlamaFields, sliding_window: int | None) -> None:
+    expected = "full_attention" if sliding_window is None else "sliding_attention"
+    if fields.layer_types is not None and fields.layer_types != [expected] * fields.num_hidden_layers:
+        raise InputError(
+            f"Invalid layer_types in config.json: expected {expected} (sliding_window is {sliding_window}) in each of "
+            f"{fields.num_hidden_layers} layers, got {truncate_repr(fields.layer_types, 200)}. Choose a checkpoint whose layers "
+            "are alike."
+        )
+
+
+def _read(hf_config: HfConfig) -> ModelConfig:
+    fields = parse_fields(LlamaFields, hf_config)
+    max_positions = fields.max_position_embeddings or 2048
+    window = fields.sliding_window
+    if fields.use_sliding_window is not False and window is not None and window < max_positions:
+        raise InputError(
+            f"config.json sets sliding_window to {window:,} for model_type 'llama'. transformers ignores it for a llama, other "
+            "readers use it. Set model_type to mistral to use the window, or sliding_window to null for full attention."
+        )
+    return decoder_config("llama", hf_config, fields, sliding_window=None, max_positions=max_positions)
+
+
+def write_fields(config: ModelConfig) -> HfConfig:
+    """Fields whose default differs between versions or families of transformers."""
+    return {
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "tie_word_embeddings": config.tie_embeddings,
+        **write_rope(config.rope_theta),
+    }
+
+
+def tensors(config: ModelConfig) -> tuple[HfTensor, ...]:
+    """Llama's names; tied embeddings have no unembedding tensor."""
+    return tuple(tensor for tensor in _TENSORS if not (config.tie_embeddings and tensor.path == UNEMBEDDING))
+
+
+LLAMA = Family(model_type="llama", architecture="LlamaForCausalLM", read=_read, write=write_fields, tensors=tensors)

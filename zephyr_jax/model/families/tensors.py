@@ -1,0 +1,71 @@
+"""Correspondence between parameters of the decoder and Hugging Face tensors, used by import and export alike.
+
+A parameter is laid out [inputs..., outputs...] and stacked over layers; a Hugging Face tensor is [outputs, inputs], one per
+layer.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+type Index = tuple[slice, ...]
+
+EMBEDDING, UNEMBEDDING = ("embedding",), ("unembedding",)
+"""Paths of the two parameters that tied embeddings share."""
+
+
+@dataclass(frozen=True)
+class HfTensor:
+    """One parameter and its Hugging Face tensor, or tensors where it is stacked over layers.
+
+    Sizes and indices of the parameter are without the layer axis in every method.
+    """
+
+    path: tuple[str, ...]
+    """Keys of the parameter in the pure dict of the decoder's parameters."""
+    name: str
+    """Hugging Face's name; `{}` stands for the layer."""
+    inputs: int = 0
+    """Number of leading input axes of the parameter; 0 for one that is stored without a transpose (embedding, norm)."""
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the parameter has a leading layer axis."""
+        return "{}" in self.name
+
+    def names(self, num_layers: int) -> list[str]:
+        """Hugging Face's names: one per layer, or a single one."""
+        return [self.name.format(layer) for layer in range(num_layers)] if self.stacked else [self.name]
+
+    def hf_sizes(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """Sizes of the Hugging Face tensor of a parameter of `sizes`."""
+        if not self.inputs:
+            return sizes
+        return math.prod(sizes[self.inputs :]), math.prod(sizes[: self.inputs])
+
+    def hf_index(self, sizes: tuple[int, ...], index: Index) -> Index:
+        """Part of the Hugging Face tensor that holds `index` of a parameter of `sizes`.
+
+        Only the first of several input (or output) axes may be split, so that the part is one rectangle.
+        """
+        if not self.inputs:
+            return index
+        outputs = _flat_slice(sizes[self.inputs :], index[self.inputs :])
+        return outputs, _flat_slice(sizes[: self.inputs], index[: self.inputs])
+
+    def hf_view(self, block: np.ndarray) -> np.ndarray:
+        """View of a contiguous block of the parameter in Hugging Face's layout; writes to the view change the block."""
+        if not self.inputs:
+            return block
+        return block.reshape(math.prod(block.shape[: self.inputs]), -1).T
+
+    def to_hf(self, value: np.ndarray) -> np.ndarray:
+        """The whole parameter in Hugging Face's layout, contiguous."""
+        return np.ascontiguousarray(self.hf_view(value)) if self.inputs else value
+
+
+def _flat_slice(sizes: tuple[int, ...], index: Index) -> slice:
+    start, stop, _ = index[0].indices(sizes[0])
+    inner = math.prod(sizes[1:])
+    return slice(start * inner, stop * inner)
