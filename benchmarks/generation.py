@@ -42,9 +42,9 @@ def ours(shape: dict[str, int], rows: int, length: int, context: int) -> tuple[f
     from zephyr_jax.model.config import ModelConfig
     from zephyr_jax.model.decoder import Compute, Decoder, abstract_model
     from zephyr_jax.parallel.mesh import make_mesh
-    from zephyr_jax.parallel.sharding import Rules, parameter_shardings
+    from zephyr_jax.parallel.sharding import ShardingRules, parameter_shardings
 
-    rules = Rules(make_mesh(MeshOptions(), jax.devices()[:1]))
+    rules = ShardingRules(make_mesh(MeshOptions(), jax.devices()[:1]))
     sizes = ModelConfig(
         model_type="llama",
         vocab_size=shape["vocab"],

@@ -21,7 +21,7 @@ from zephyr_jax.checkpoint.manager import CheckpointManager
 from zephyr_jax.config.sections import MeshOptions, ScheduleOptions
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.place import place_batch
-from zephyr_jax.parallel.sharding import Rules
+from zephyr_jax.parallel.sharding import ShardingRules
 from zephyr_jax.train.anomalies import Limits
 
 STEPS = 2
@@ -29,7 +29,7 @@ STEPS = 2
 
 def main(rounds: int) -> None:
     """Print seconds of a step, of a save, and the share."""
-    rules = Rules(make_mesh(MeshOptions(), jax.devices()[:1]))
+    rules = ShardingRules(make_mesh(MeshOptions(), jax.devices()[:1]))
     source, plan, _ = make_batches("sft", STEPS, 0)
     step, state = make_trainer("sft", plan, rules)
     batches = [place_batch(rules, source[index], plan.microbatch_rows) for index in range(STEPS)]

@@ -30,7 +30,7 @@ from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.decoder import Compute
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.place import place_batch
-from zephyr_jax.parallel.sharding import Rules
+from zephyr_jax.parallel.sharding import ShardingRules
 from zephyr_jax.train.anomalies import Limits
 
 SHAPE = shape_of(w.DIMS["1.1b"])
@@ -99,7 +99,7 @@ def operations(batch: Any, shape: ModelConfig) -> float:
 
 def measure(variant: Variant, steps: int, shape: ModelConfig = SHAPE) -> Measured:
     """Compile, warm up, and time `steps` steps."""
-    rules = Rules(make_mesh(MeshOptions(), jax.devices()[:1]))
+    rules = ShardingRules(make_mesh(MeshOptions(), jax.devices()[:1]))
     batch = BatchOptions(rows=variant.rows, microbatch_rows=variant.microbatch_rows)
     source, plan, _ = make_batches(variant.mode, WARM + steps, 0, ROW_LENGTH, batch)
     compute = Compute(remat=variant.remat, kernel=cast(Any, variant.kernel), chip=jax.devices()[0].device_kind)

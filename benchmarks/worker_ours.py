@@ -35,7 +35,7 @@ from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.sft import sft_objective
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.place import place_batch
-from zephyr_jax.parallel.sharding import Rules, parameter_shardings
+from zephyr_jax.parallel.sharding import ShardingRules, parameter_shardings
 from zephyr_jax.train.anomalies import Limits
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
 from zephyr_jax.train.state import initial_state, state_shardings
@@ -106,7 +106,7 @@ def make_batches(
 
 
 def make_trainer(
-    mode: str, plan: Plan, rules: Rules, shape: ModelConfig, compute: Compute, chunk: int
+    mode: str, plan: Plan, rules: ShardingRules, shape: ModelConfig, compute: Compute, chunk: int
 ) -> tuple[Any, Any]:
     """The project's step and its first state."""
     compute = replace(compute, placement=rules)
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    rules = Rules(make_mesh(MeshOptions(), jax.devices()[:1]))
+    rules = ShardingRules(make_mesh(MeshOptions(), jax.devices()[:1]))
     mode = options.mode
     source, plan, held = make_batches(mode, options.steps + 1, options.seed, ROW_LENGTH[mode], BatchOptions(rows=ROWS))
     step, state = make_trainer(mode, plan, rules, shape_of(w.DIMS["58m"]), COMPUTE, CHUNK)

@@ -17,7 +17,7 @@ from zephyr_jax.config.sections import MeshOptions, ModelOptions, Remat
 from zephyr_jax.model.attention.dense import SegmentInfo
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.parallel.mesh import make_mesh
-from zephyr_jax.parallel.sharding import Rules
+from zephyr_jax.parallel.sharding import ShardingRules
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,16 @@ class Loaded:
 
     model: AbstractModel
     parameters: Parameters
-    rules: Rules
+    rules: ShardingRules
 
 
 def load(folder: Path, devices: int = 1, dtype: str = "float32", remat: Remat = Remat.FULL, **mesh: int) -> Loaded:
     """A checkpoint on a mesh of the first `devices` devices."""
-    rules = Rules(make_mesh(MeshOptions(**mesh), jax.devices()[:devices]))
+    rules = ShardingRules(make_mesh(MeshOptions(**mesh), jax.devices()[:devices]))
     return load_on(folder, rules, dtype, remat)
 
 
-def load_on(folder: Path, rules: Rules, dtype: str = "float32", remat: Remat = Remat.FULL) -> Loaded:
+def load_on(folder: Path, rules: ShardingRules, dtype: str = "float32", remat: Remat = Remat.FULL) -> Loaded:
     """A checkpoint on a given mesh."""
     options = ModelOptions(path=str(folder), compute_dtype=dtype, remat=remat)
     source = find_model(options)

@@ -22,7 +22,7 @@ from zephyr_jax.config.training import DpoConfig, SftConfig
 from zephyr_jax.config.yaml_file import from_dict, save_card, to_dict
 from zephyr_jax.methods.dpo import dpo
 from zephyr_jax.parallel.mesh import make_mesh
-from zephyr_jax.parallel.sharding import Rules
+from zephyr_jax.parallel.sharding import ShardingRules
 from zephyr_jax.reference.fill import identity_of, preference_splits
 from zephyr_jax.reference.table import Identity, ReferenceTable
 from zephyr_jax.train.setup import open_tokenizer
@@ -116,7 +116,7 @@ class Desk:
         source = find_model(config.model)
         tokenizer = open_tokenizer(source, config.data)
         if weights is None:
-            model = abstract_of(source.model_config, config.model, Rules(make_mesh(config.mesh)))
+            model = abstract_of(source.model_config, config.model, ShardingRules(make_mesh(config.mesh)))
             weights = weights_fingerprint(load_weights(source, model))
         table = ReferenceTable(Path(config.reference), identity_of(config, tokenizer, weights))
         rows = replace(config, data=replace(config.data, path=str(self.rows(*pairs))))
@@ -455,27 +455,27 @@ def run_without_checkpoints(desk: Desk) -> Words:
 # ---- the mesh ----
 
 
-@mistake("data 3 x fsdp -1 x tensor 1", "there are 8", "multiply to 8")
+@mistake("data 3 x fsdp -1 x tensor 1", "product is 8")
 def mesh_does_not_divide_the_devices(desk: Desk) -> Words:
     return desk.sft("--mesh.data", 3)
 
 
-@mistake("data -1 x fsdp -1", "one of them may be -1")
+@mistake("data -1 x fsdp -1", "at most one -1")
 def two_free_axes(desk: Desk) -> Words:
     return desk.sft("--mesh.data", -1)
 
 
-@mistake("`kv_heads`", "decoder.attention.key is 2", "multiple of 4", "another mesh")
+@mistake("`kv_heads`", "decoder.attention.key", "multiple of 4", "got 2")
 def mesh_does_not_divide_a_weight(desk: Desk) -> Words:
     return desk.export("--mesh.tensor", 4)
 
 
-@mistake("batch.microbatch_rows (or batch.rows) is 4", "`batch` into 8", "multiple of 8")
+@mistake("batch.microbatch_rows (or batch.rows)", "multiple of 8", "got 4", "`batch`")
 def microbatch_does_not_divide_the_mesh(desk: Desk) -> Words:
     return desk.sft("--batch.microbatch_rows", 4)
 
 
-@mistake("mesh.emulated_devices is 3", "8 devices", "new process")
+@mistake("mesh.emulated_devices", "expected 8", "got 3", "new process")
 def emulated_devices_too_late(desk: Desk) -> Words:
     return desk.sft("--mesh.emulated_devices", 3)
 

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         verb, options = take_verb(words)
         kind, recipe = VERBS[verb].load()
         config: Any = parse(kind, verb, options)
-        startup.passed("import")
+        startup.add_phase("import")
         recipe(config, shlex.join(["zephyr-jax", *words]))
     except InputError as error:
         _stop(f"error: {error}", 2)
@@ -148,7 +148,7 @@ def _take_card(words: list[str]) -> tuple[str | None, list[str]]:
 def _stop(message: str, code: int) -> None:
     print(message, file=sys.stderr, flush=True)
     if "zephyr_jax.parallel.hosts" in sys.modules:
-        from zephyr_jax.parallel.hosts import stop_all
+        from zephyr_jax.parallel.hosts import abort_all_hosts
 
-        stop_all(message, code)
+        abort_all_hosts(message, code)
     raise SystemExit(code)

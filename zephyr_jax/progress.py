@@ -1,4 +1,4 @@
-"""How far work has come, on the terminal."""
+"""A progress bar on the terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,8 +8,8 @@ from rich.progress import Progress
 
 
 @contextmanager
-def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar, as a function of how much is done."""
+def progress_bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A transient progress bar on stderr; yields a function that sets the number of completed items."""
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda done: progress.update(task, completed=done)
+        task = progress.add_task(description, total=total)
+        yield lambda completed: progress.update(task, completed=completed)

@@ -1,33 +1,33 @@
-"""Where the time before a run's first step goes: seconds by part, since the process or the run began. Never imports jax."""
+"""Time before a run's first step, in seconds by phase. Never imports jax."""
 
 import time
 
 _clock = time.perf_counter()
-_parts: dict[str, float] = {}
+_phases: dict[str, float] = {}
 
 
-def passed(part: str, compiling: float = 0.0) -> None:
-    """The time since the last call (or since this module was first imported) went into `part`.
+def add_phase(name: str, compile_seconds: float = 0.0) -> None:
+    """Attribute the time since the last call (or since this module was imported) to a phase.
 
-    `compiling` seconds of it go into a part of their own.
+    `compile_seconds` of it are attributed to the phase `compile`.
     """
     global _clock
     now = time.perf_counter()
-    for name, seconds in (part, max(0.0, now - _clock - compiling)), ("compile", compiling):
-        _parts[name] = _parts.get(name, 0.0) + seconds
+    for phase, seconds in (name, max(0.0, now - _clock - compile_seconds)), ("compile", compile_seconds):
+        _phases[phase] = _phases.get(phase, 0.0) + seconds
     _clock = now
 
 
 def begin() -> None:
-    """A run begins: it is its process's first, to which what has passed belongs, or the clock starts anew."""
+    """Start a run. The first run of a process includes the phases so far, such as imports; a later one restarts the clock."""
     global _clock
-    if not _parts:
+    if not _phases:
         _clock = time.perf_counter()
 
 
-def report(programs: str) -> str:
-    """All parts in one line for people; `programs` says where the compiled ones came from."""
-    parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in _parts.items())
-    total = sum(_parts.values())
-    _parts.clear()
-    return f"first step done after {total:.1f} s: {parts} ({programs})"
+def summary(cache: str) -> str:
+    """All phases in one line, and reset them; `cache` describes the use of the compile cache."""
+    phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in _phases.items())
+    total = sum(_phases.values())
+    _phases.clear()
+    return f"first step done after {total:.1f} s: {phases} ({cache})"

@@ -83,9 +83,9 @@ def sizes_of(shape: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
     from zephyr_jax.checkpoint.resolve import abstract_of
     from zephyr_jax.config.sections import MeshOptions, ModelOptions
     from zephyr_jax.parallel.mesh import make_mesh
-    from zephyr_jax.parallel.sharding import Rules
+    from zephyr_jax.parallel.sharding import ShardingRules
 
-    rules = Rules(make_mesh(MeshOptions(), jax.devices()[:1]))
+    rules = ShardingRules(make_mesh(MeshOptions(), jax.devices()[:1]))
     parameters = abstract_of(shape, ModelOptions(), rules).parameters
     found = {}
     for tensor in tensors_of(shape):

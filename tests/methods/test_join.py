@@ -13,7 +13,7 @@ from jax._src.clusters import cloud_tpu_cluster
 from tests.methods.hosts import PATIENCE, free_port
 from zephyr_jax.errors import InputError
 from zephyr_jax.parallel import hosts
-from zephyr_jax.parallel.hosts import join_hosts
+from zephyr_jax.parallel.hosts import join_cluster
 
 
 def run(*words: str, **environment: str) -> tuple[int, str]:
@@ -31,24 +31,24 @@ def test_an_unreachable_coordinator_is_an_error_of_the_command(tiny_model: Path,
     words = ["export", "--model.path", str(tiny_model), "--output", str(tmp_path / "hf")]
     code, err = run(*words, ZEPHYR_JAX_JOIN_TIMEOUT="1", **names)
     assert code == 2
-    assert f"error: Process 1 of 2 cannot join the others at {address} within 1 s: process 0 does not answer" in err
+    assert f"process 1 of 2 could not join the cluster at {address} within 1 s: process 0 does not answer" in err
     assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(
     ("environment", "problem"),
     [
-        ({"JAX_COORDINATOR_ADDRESS": "localhost", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, "must be host:port"),
-        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}, "an id from 0 to one less"),
-        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES is 'two'"),
-        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, "expected a number of processes"),
-        ({"SLURM_STEP_NUM_TASKS": "many"}, "SLURM_STEP_NUM_TASKS is 'many'"),
+        ({"JAX_COORDINATOR_ADDRESS": "localhost", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, "expected host:port"),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}, "expected JAX_PROCESS_ID from 0"),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES: expected an integer, got 'two'"),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, "JAX_NUM_PROCESSES=None"),
+        ({"SLURM_STEP_NUM_TASKS": "many"}, "SLURM_STEP_NUM_TASKS: expected an integer"),
         (
             {
                 "JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1",
                 "ZEPHYR_JAX_JOIN_TIMEOUT": "soon",
             },
-            "ZEPHYR_JAX_JOIN_TIMEOUT is 'soon'",
+            "ZEPHYR_JAX_JOIN_TIMEOUT: expected seconds",
         ),
     ],
 )  # fmt: skip
@@ -58,7 +58,7 @@ def test_settings_that_cannot_hold_are_errors(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=re.escape(problem)):
-        join_hosts()
+        join_cluster()
 
 
 @pytest.fixture
@@ -78,9 +78,12 @@ def tpu_host(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 @pytest.mark.parametrize(
     ("environment", "problem"),
     [
-        ({"TPU_WORKER_HOSTNAMES": "localhost,localhost", "TPU_WORKER_ID": "1"}, "cannot join the others at localhost:"),
-        ({"TPU_WORKER_HOSTNAMES": "localhost,localhost"}, "Cannot find out whether this host is one of several"),
-        ({"TPU_PROCESS_ADDRESSES_PATH": "/nowhere"}, "Cannot find out whether this host is one of several"),
+        (
+            {"TPU_WORKER_HOSTNAMES": "localhost,localhost", "TPU_WORKER_ID": "1"},
+            "could not join the cluster at localhost:",
+        ),
+        ({"TPU_WORKER_HOSTNAMES": "localhost,localhost"}, "could not detect whether this host is one of several"),
+        ({"TPU_PROCESS_ADDRESSES_PATH": "/nowhere"}, "could not detect whether this host is one of several"),
         ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "0", "MEGASCALE_NUM_SLICES": "two"}, "one of several"),
     ],
 )
@@ -91,7 +94,7 @@ def test_a_host_of_a_pod_never_goes_on_alone(
     for name, value in environment.items():
         tpu_host.setenv(name, value)
     with pytest.raises(InputError, match=problem):
-        join_hosts()
+        join_cluster()
 
 
 @pytest.mark.parametrize(
@@ -106,14 +109,14 @@ def test_a_tpu_host_without_others_is_alone(environment: dict[str, str], tpu_hos
     """No cluster, one of a single host, or one that is not to be joined: nothing is waited for, not even for its name."""
     for name, value in environment.items():
         tpu_host.setenv(name, value)
-    join_hosts()
+    join_cluster()
 
 
 @pytest.mark.parametrize(
     ("platforms", "problem"),
     [
-        ("nonsense", "JAX cannot start platform 'nonsense'"),
-        ("cuda,cpu", "platform `cuda` has no devices here"),
+        ("nonsense", "JAX could not start platform 'nonsense'"),
+        ("cuda,cpu", "`cuda` has no devices"),
     ],
 )
 def test_a_platform_that_does_not_start_is_one_error(
@@ -140,4 +143,4 @@ def test_a_command_prints_its_devices_once(tiny_model: Path, tmp_path: Path) -> 
     ]
     code, err = run(*words)
     assert code == 0
-    assert re.findall("^devices: .*", err, re.M) == ["devices: 2 x cpu (platform cpu)"]
+    assert re.findall("devices: .*", err) == ["devices: 2 x cpu (platform cpu)"]

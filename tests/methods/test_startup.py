@@ -32,7 +32,9 @@ def test_the_second_process_finds_the_first_ones_programs(tiny_model: Path, tmp_
     rows = write_rows(tmp_path / "chats.jsonl", list(conversations(0, 16, "train")))
     home = str(tmp_path / "cache")
     lines = [first_step(tiny_model, rows, tmp_path / f"run-{k}", XDG_CACHE_HOME=home) for k in (1, 2)]
-    found = [tuple(map(int, re.findall(r"\((\d+) of (\d+) programs from disk\)", line)[0])) for line in lines]
+    found = [
+        tuple(map(int, re.findall(r"\((\d+) of (\d+) executables from the compile cache\)", line)[0])) for line in lines
+    ]
     assert found[0][0] == 0 < found[1][0] <= found[1][1] == found[0][1]
     assert list((tmp_path / "cache" / "zephyr-jax" / "programs").iterdir())
     total, *parts = (float(seconds) for seconds in re.findall(r"([\d.]+) s\b", lines[0]))
@@ -49,5 +51,5 @@ def test_the_second_process_finds_the_first_ones_programs(tiny_model: Path, tmp_
 def test_jax_s_own_switch_turns_it_off(tiny_model: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "chats.jsonl", list(conversations(0, 16, "train")))
     off = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    assert "no programs kept on disk" in first_step(tiny_model, rows, tmp_path / "run", **off)
+    assert "compile cache not used" in first_step(tiny_model, rows, tmp_path / "run", **off)
     assert not (tmp_path / "cache" / "zephyr-jax").exists()

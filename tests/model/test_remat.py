@@ -22,7 +22,7 @@ from zephyr_jax.model.decoder import Compute, Decoder, abstract_model
 from zephyr_jax.model.remat import recomputed_flops, saved_bytes
 from zephyr_jax.objective.sft import sft_objective
 from zephyr_jax.parallel.mesh import make_mesh
-from zephyr_jax.parallel.sharding import Rules
+from zephyr_jax.parallel.sharding import ShardingRules
 from zephyr_jax.train.step import accumulate
 
 SHAPE = ModelConfig(
@@ -61,7 +61,7 @@ def costs() -> dict[Remat, Cost]:
 
 
 def lower_gradient(remat: Remat, save_logits: bool = False, logprob_chunk: int = ROW) -> Any:
-    rules = Rules(make_mesh(MeshOptions(), jax.devices()[:1]))
+    rules = ShardingRules(make_mesh(MeshOptions(), jax.devices()[:1]))
     options = ModelOptions(
         "none", compute_dtype="float32", remat=remat, save_logits=save_logits, logprob_chunk=logprob_chunk
     )

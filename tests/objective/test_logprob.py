@@ -15,7 +15,7 @@ from zephyr_jax.config.sections import MeshOptions, ModelOptions
 from zephyr_jax.objective.logprob import SegmentLogProb, sequence_logprob
 from zephyr_jax.objective.token_logprob import Chunking
 from zephyr_jax.parallel.mesh import make_mesh
-from zephyr_jax.parallel.sharding import Rules
+from zephyr_jax.parallel.sharding import ShardingRules
 
 SIZES = [9, 14, 6, 11]
 
@@ -135,13 +135,13 @@ def test_meshes_change_nothing(golden: Path, name: str, columns: int) -> None:
     each = len(sizes) // 8
     batch = packed_rows([segments[each * row : each * row + each] for row in range(8)], columns)
     mesh = make_mesh(MESHES[name.split()[0]], jax.devices())
-    chosen = Chunking.choose(8, False, Rules(mesh), 8 * columns, 96)
+    chosen = Chunking.choose(8, False, ShardingRules(mesh), 8 * columns, 96)
     assert chosen.split_vocab == (columns == 12 and mesh.shape["fsdp"] > 1)
     expected, expected_gradient = loss_and_gradient(load(golden / "models" / "gqa"), batch)
     devices = jax.devices()
     if name.endswith("permuted"):
         devices = [devices[at] for at in (5, 2, 7, 0, 3, 6, 1, 4)]
-    rules = Rules(make_mesh(MESHES[name.split()[0]], devices))
+    rules = ShardingRules(make_mesh(MESHES[name.split()[0]], devices))
     found, gradient = loss_and_gradient(load_on(golden / "models" / "gqa", rules), batch)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, expected_gradient)
@@ -152,7 +152,9 @@ def test_memory_grows_with_the_chunk_and_not_with_the_row(golden: Path) -> None:
     source = find_model(ModelOptions(path=str(golden / "models" / "gqa")))
     wide = replace(source, model_config=replace(source.model_config, vocab_size=16384))
     model = abstract_of(
-        wide.model_config, ModelOptions(compute_dtype="float32"), Rules(make_mesh(MeshOptions(), jax.devices()[:1]))
+        wide.model_config,
+        ModelOptions(compute_dtype="float32"),
+        ShardingRules(make_mesh(MeshOptions(), jax.devices()[:1])),
     )
     L = 1024
     row = jax.ShapeDtypeStruct((1, L), jnp.int32)

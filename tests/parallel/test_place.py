@@ -9,27 +9,27 @@ from zephyr_jax.errors import InputError
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.decoder import Compute, abstract_model
 from zephyr_jax.parallel.mesh import make_mesh
-from zephyr_jax.parallel.place import local_part, local_rows, place_batch
-from zephyr_jax.parallel.sharding import Rules, parameter_shardings
+from zephyr_jax.parallel.place import local_rows, local_shard, place_batch
+from zephyr_jax.parallel.sharding import ShardingRules, parameter_shardings
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 8, 1), (1, 1, 8)])
 def test_placed_rows_come_back_in_order_and_once(sizes: tuple[int, int, int]) -> None:
     """Whatever the mesh, replicas on the tensor axis included."""
-    rules = Rules(make_mesh(MeshOptions(data=sizes[0], fsdp=sizes[1], tensor=sizes[2])))
+    rules = ShardingRules(make_mesh(MeshOptions(data=sizes[0], fsdp=sizes[1], tensor=sizes[2])))
     rows = np.arange(2 * 8 * 3).reshape(2, 8, 3)
     assert local_rows(rules, 8) == slice(0, 8)
     placed = place_batch(rules, {"tokens": rows}, 8)["tokens"]
     assert placed.shape == (2, 8, 3)
     np.testing.assert_array_equal(placed, rows)
     first = jax.device_put(rows[0], rules.sharding("batch", None))
-    np.testing.assert_array_equal(local_part(first), rows[0])
+    np.testing.assert_array_equal(local_shard(first), rows[0])
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_weight_axis_is_in_the_table_and_none_takes_a_mesh_axis_twice(tied: bool) -> None:
     """Matrices are split over fsdp and over tensor, each once; norms over nothing; an unknown axis is an error."""
-    rules = Rules(make_mesh(MeshOptions(data=2, fsdp=2, tensor=2)))
+    rules = ShardingRules(make_mesh(MeshOptions(data=2, fsdp=2, tensor=2)))
     shape = ModelConfig(
         model_type="llama",
         vocab_size=96,

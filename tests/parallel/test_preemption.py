@@ -15,7 +15,9 @@ from zephyr_jax.parallel.preemption import StopRequest
 
 WAITING = """
 import sys, time
+from zephyr_jax import log
 from zephyr_jax.parallel.preemption import StopRequest
+log.configure()
 with StopRequest(grace=float(sys.argv[1])):
     print("ready", flush=True)
     time.sleep(60)
@@ -38,7 +40,7 @@ def test_a_signal_is_remembered_and_ends_nothing(number: signal.Signals, capfd: 
         wait_until(lambda: request.reached(4))
         assert request.reason == number.name
     assert signal.getsignal(number) is before
-    assert f"{number.name}: saving, then stopping" in capfd.readouterr().err
+    assert f"{number.name}: saving" in capfd.readouterr().err
 
 
 class Metadata(http.server.BaseHTTPRequestHandler):
@@ -60,7 +62,7 @@ def test_a_notice_of_preemption_counts_as_a_request(monkeypatch: pytest.MonkeyPa
     server = http.server.ThreadingHTTPServer(("localhost", 0), Metadata)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("GCE_METADATA_HOST", f"localhost:{server.server_port}")
-    monkeypatch.setattr(stop, "_POLL", 0.05)
+    monkeypatch.setattr(stop, "_POLL_SECONDS", 0.05)
     try:
         with StopRequest(60) as request:
             time.sleep(0.3)
@@ -88,7 +90,7 @@ def test_a_second_interrupt_ends_the_process_at_once() -> None:
     assert process.stderr is not None
     assert "saving" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    assert "interrupted twice" in process.communicate(timeout=10)[1]
+    assert "second Ctrl-C" in process.communicate(timeout=10)[1]
     assert process.returncode == 130
 
 
@@ -96,5 +98,5 @@ def test_the_end_of_grace_ends_the_process() -> None:
     """The main thread is busy elsewhere and never asks."""
     process = waiting(0.5)
     process.send_signal(signal.SIGTERM)
-    assert "not stopped within schedule.grace_seconds (0.5 s)" in process.communicate(timeout=10)[1]
+    assert "not stopped within 0.5 s (schedule.grace_seconds)" in process.communicate(timeout=10)[1]
     assert process.returncode == 1

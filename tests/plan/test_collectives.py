@@ -15,7 +15,7 @@ from zephyr_jax.config.sections import DpoOptions, MeshOptions, ModelOptions, Op
 from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.token_logprob import Chunking
 from zephyr_jax.parallel.mesh import make_mesh
-from zephyr_jax.parallel.sharding import Rules
+from zephyr_jax.parallel.sharding import ShardingRules
 from zephyr_jax.plan.collectives import Collective, collectives
 from zephyr_jax.train.anomalies import Limits
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
@@ -72,7 +72,7 @@ def dpo_step(request: pytest.FixtureRequest, golden: Path) -> tuple[list[tuple[i
     The first two split a vocabulary that is far larger than the model, the third splits rows.
     """
     data, vocab = request.param
-    rules = Rules(make_mesh(MeshOptions(data=data), jax.devices()))
+    rules = ShardingRules(make_mesh(MeshOptions(data=data), jax.devices()))
     options = ModelOptions(path=str(golden / "models" / "gqa"), compute_dtype="float32")
     shape = replace(find_model(options).model_config, vocab_size=vocab)
     assert Chunking.choose(16, False, rules, ROWS * LENGTH, vocab).split_vocab == (vocab == 4096)

@@ -19,7 +19,7 @@ from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.remat import recomputed_flops
 from zephyr_jax.objective.sft import sft_objective
 from zephyr_jax.parallel.mesh import make_mesh
-from zephyr_jax.parallel.sharding import Rules
+from zephyr_jax.parallel.sharding import ShardingRules
 from zephyr_jax.plan.plan import Plan, lower, planned_shape
 from zephyr_jax.plan.topology import chip_of, topology_devices
 from zephyr_jax.train.step import accumulate
@@ -60,7 +60,7 @@ def test_operations_a_token_are_what_the_compiler_counts(one_layer: Path, step: 
         data=replace(card.data, row_length=LENGTH, max_length=LENGTH),
         batch=replace(card.batch, examples=None, rows=ROWS, microbatch_rows=ROWS),
     )
-    rules = Rules(make_mesh(config.mesh, topology_devices(config.topology)))
+    rules = ShardingRules(make_mesh(config.mesh, topology_devices(config.topology)))
     shape = planned_shape(config)
     counted = lower(config, abstract_of(shape, config.model, rules), rules, ROWS).compile().cost_analysis()["flops"]
     planned = Plan(config, chip_of(config.topology), 4, shape, ROWS, 1, 0, 0, 0, 0, 0, 0, ())
@@ -98,7 +98,7 @@ class Cost:
 def costs() -> dict[Remat, Cost]:
     """The gradient of two rows, by policy."""
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}
-    rules = Rules(make_mesh(MeshOptions(), topology_devices("v5e:2x2")[:1]))
+    rules = ShardingRules(make_mesh(MeshOptions(), topology_devices("v5e:2x2")[:1]))
     ids, targets = (
         jax.ShapeDtypeStruct((1, 2, LENGTH), dtype, sharding=rules.sharding("microbatch", "batch", None))
         for dtype in (jnp.int32, jnp.bool_)

@@ -11,7 +11,7 @@ import pytest
 
 from zephyr_jax.config.sections import MeshOptions, OptimizerOptions
 from zephyr_jax.parallel.mesh import make_mesh
-from zephyr_jax.parallel.sharding import Rules
+from zephyr_jax.parallel.sharding import ShardingRules
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
 from zephyr_jax.train.state import initial_state, state_shardings
 
@@ -79,7 +79,7 @@ def test_moments_are_kept_in_the_dtypes_asked_for(golden: Path) -> None:
 
 def test_moments_on_the_host_give_the_same_path_and_stay_there() -> None:
     """AdamW with decay and clipping over a tree of sharded weights: equal but for how sums are fused, and in pinned memory."""
-    rules = Rules(make_mesh(MeshOptions(fsdp=4), jax.devices()[:4]))
+    rules = ShardingRules(make_mesh(MeshOptions(fsdp=4), jax.devices()[:4]))
     shape = {"a": (8, 4), "b": {"c": (4,), "d": (4, 8)}}
     axes = {"a": ("embed", None), "b": {"c": (None,), "d": ("embed", None)}}
     shardings = jax.tree.map(lambda each: rules.sharding(*each), axes, is_leaf=lambda each: isinstance(each, tuple))

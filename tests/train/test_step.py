@@ -22,7 +22,7 @@ from zephyr_jax.config.sections import (
 from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.sft import sft_objective
 from zephyr_jax.parallel.mesh import make_mesh
-from zephyr_jax.parallel.sharding import Rules
+from zephyr_jax.parallel.sharding import ShardingRules
 from zephyr_jax.plan.plan import MISTRAL_7B
 from zephyr_jax.train.anomalies import Limits
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
@@ -127,7 +127,7 @@ def test_one_step_moves_state_and_gives_buffers_away(gqa: Loaded) -> None:
 @pytest.mark.parametrize("pairs", [False, True])
 def test_a_step_of_seven_billion_weights_can_be_traced(pairs: bool) -> None:
     """Mistral-7B's sizes, abstractly: counts of more than 32 bits, shapes and dtypes hold together; nothing is computed."""
-    rules = Rules(make_mesh(MeshOptions(fsdp=4, tensor=2), jax.devices()))
+    rules = ShardingRules(make_mesh(MeshOptions(fsdp=4, tensor=2), jax.devices()))
     model = abstract_of(MISTRAL_7B, ModelOptions(path="none"), rules)
     options = OptimizerOptions(grad_dtype="bfloat16", first_moment_dtype="bfloat16")
     optimizer = make_optimizer(options, 100)

@@ -23,7 +23,7 @@ from zephyr_jax.checkpoint.provenance import Record, chain
 from zephyr_jax.checkpoint.resolve import ModelSource, check_vocabulary
 from zephyr_jax.config.sections import DataOptions, ForwardOptions, is_unset, settled, unset
 from zephyr_jax.errors import InputError
-from zephyr_jax.parallel.hosts import is_first, number_of_the_first
+from zephyr_jax.parallel.hosts import broadcast_from_host0, is_host0
 
 TRAINING = frozenset({"sft", "reference", "dpo"})
 EVALUATION = frozenset({"evaluate", "evaluate preferences"})
@@ -198,7 +198,7 @@ def _as_in_a_table(load: Any, tables: Sequence[tuple[date, str]]) -> ChatTokeniz
 
 
 def _today() -> date:
-    return date.fromordinal(number_of_the_first(now().date().toordinal()))
+    return date.fromordinal(broadcast_from_host0(now().date().toordinal()))
 
 
 def _explain(
@@ -247,5 +247,5 @@ def _warn(asked: str, notes: Sequence[str]) -> None:
 
 
 def _print(line: str) -> None:
-    if is_first():
+    if is_host0():
         print(line, file=sys.stderr, flush=True)

@@ -21,7 +21,7 @@ from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.decoder import Compute, abstract_model
 from zephyr_jax.model.families.registry import config_from_hf
 from zephyr_jax.objective.logprob import Parameters
-from zephyr_jax.parallel.sharding import Rules, parameter_shardings
+from zephyr_jax.parallel.sharding import ShardingRules, parameter_shardings
 from zephyr_jax.storage.files import Path, check_readable, list_names, local_copy, open_path
 
 MODEL_FOLDER = "model"
@@ -124,7 +124,7 @@ def find_model(options: WeightsOptions, *, weights: bool = True) -> ModelSource:
     )
 
 
-def abstract_of(config: ModelConfig, options: ForwardOptions, rules: Rules) -> AbstractModel:
+def abstract_of(config: ModelConfig, options: ForwardOptions, rules: ShardingRules) -> AbstractModel:
     """The model as it will lie on the mesh.
 
     What the backward pass saves is in `ModelOptions` alone; a model of other options is for forward passes. Raises

@@ -7,7 +7,7 @@ from zephyr_jax.clients.remote import Ask, Endpoint, Said, problem_of
 from zephyr_jax.clients.spec import Speaker
 from zephyr_jax.config.sections import EndpointOptions
 from zephyr_jax.errors import InputError
-from zephyr_jax.progress import bar
+from zephyr_jax.progress import progress_bar
 from zephyr_jax.storage.files import Path
 from zephyr_jax.storage.journal import Journal
 
@@ -25,7 +25,7 @@ def ask(model: Speaker, asks: Sequence[Ask]) -> list[str]:
 
 def heard(model: Speaker, asks: Sequence[Ask], what: str, who: str, some: bool = True) -> list[Said]:
     """What comes back, in order, with a word about refusals. Raises InputError where `some` must be there and none is."""
-    with bar(what, len(asks)) as advance:
+    with progress_bar(what, len(asks)) as advance:
         said = model.ask_all(asks, advance)
     refusals = [each.refusal for each in said if each.refusal]
     if some and refusals and len(refusals) == len(said):

@@ -20,7 +20,7 @@ from zephyr_jax.errors import InputError
 from zephyr_jax.evaluate.pair_reference import named_reference, started_from
 from zephyr_jax.objective.logprob import VERSION
 from zephyr_jax.parallel.place import local_rows, place_batch
-from zephyr_jax.parallel.sharding import open_rules
+from zephyr_jax.parallel.sharding import init_devices
 from zephyr_jax.reference.fill import length_rule
 from zephyr_jax.reference.table import Identity, ReferenceTable, recorded_days, require_complete
 from zephyr_jax.storage.cloud import translate_cloud_errors
@@ -33,7 +33,7 @@ from zephyr_jax.train.setup import check_positions, make_objective
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
     """Name -> value over the whole split. Raises InputError."""
     config.check()
-    rules = open_rules(config.mesh)
+    rules = init_devices(config.mesh)
     check_file_creatable(config.output)
     rules.check_divides("batch", config.batch_size, "rows")
     source = find_model(config.model)

@@ -26,7 +26,7 @@ from zephyr_jax.evaluate.mt_bench_format import (
 from zephyr_jax.evaluate.mt_judge import Answered, Answers, judged, open_judge, write_rows
 from zephyr_jax.generate.engine import Engine, Request
 from zephyr_jax.generate.load import Found, find_speaker, fitted, say_cut
-from zephyr_jax.progress import bar
+from zephyr_jax.progress import progress_bar
 from zephyr_jax.storage.cloud import translate_cloud_errors
 from zephyr_jax.storage.files import Path, check_folder_creatable, open_path
 from zephyr_jax.storage.journal import Journal
@@ -105,7 +105,7 @@ def _answers(config: MtBenchConfig, bench: Bench, asked: Sequence[Question], out
     missing = [question for question in asked if question.number not in answers]
     if missing:
         writer = _Writer(config, found, tokenizer)
-        with bar("answers", len(missing)) as advance:
+        with progress_bar("answers", len(missing)) as advance:
             for done, (question, turns) in enumerate(writer.write(missing), 1):
                 answers[question.number] = turns
                 journal.add({"question": question.number, "turns": turns})

@@ -18,7 +18,7 @@ from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.data.examples import Examples
 from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.objective.logprob import VERSION
-from zephyr_jax.parallel.sharding import Rules
+from zephyr_jax.parallel.sharding import ShardingRules
 from zephyr_jax.reference.fill import length_rule
 from zephyr_jax.reference.maintenance import tables_in
 from zephyr_jax.reference.score import Scorer
@@ -39,7 +39,7 @@ def named_reference(
     tokenizer: ChatTokenizer,
     data: DataOptions,
     examples: Examples,
-    rules: Rules,
+    rules: ShardingRules,
 ) -> np.ndarray | None:
     """Log-prob sums of `reference_model` or `reference_table`; call it before the model's own weights are loaded.
 
@@ -74,7 +74,7 @@ def started_from(source: ModelSource) -> str | None:
 
 
 def _model_sums(
-    config: EvaluateConfig, source: ModelSource, data: DataOptions, examples: Examples, rules: Rules
+    config: EvaluateConfig, source: ModelSource, data: DataOptions, examples: Examples, rules: ShardingRules
 ) -> np.ndarray:
     """A pass of the other model over all pairs; its weights are out of memory when this returns."""
     options = replace(config.model, path=str(config.reference_model), revision=config.reference_revision)

@@ -15,8 +15,8 @@ from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.evaluate.held_out import reference_sums, resolve_evaluation, say_what_counts, table_identity
 from zephyr_jax.evaluate.pair_reference import named_reference
 from zephyr_jax.evaluate.preference_stats import Group, by_length, group_of, groups_by, longer_wins
-from zephyr_jax.parallel.hosts import require_alone
-from zephyr_jax.parallel.sharding import open_rules
+from zephyr_jax.parallel.hosts import require_single_process
+from zephyr_jax.parallel.sharding import init_devices
 from zephyr_jax.reference.score import Scorer
 from zephyr_jax.storage.cloud import translate_cloud_errors
 from zephyr_jax.storage.files import check_file_creatable, open_path, write_atomic
@@ -55,8 +55,8 @@ def preferences(config: PreferencesConfig) -> Opinion:
     """Score every pair. Raises InputError."""
     config.check()
     check_file_creatable(config.output)
-    rules = open_rules(config.mesh)
-    require_alone("evaluate preferences")
+    rules = init_devices(config.mesh)
+    require_single_process("evaluate preferences")
     rules.check_divides("batch", config.batch_size, "rows")
     source = find_model(config.model)
     check_weights(source)

@@ -21,8 +21,8 @@ from zephyr_jax.config.models import ExportConfig
 from zephyr_jax.config.sections import ForwardOptions
 from zephyr_jax.errors import InputError
 from zephyr_jax.export.model_card import model_card
-from zephyr_jax.parallel.hosts import as_the_first_says
-from zephyr_jax.parallel.sharding import open_rules
+from zephyr_jax.parallel.hosts import broadcast_from_host0
+from zephyr_jax.parallel.sharding import init_devices
 from zephyr_jax.storage.cloud import translate_cloud_errors
 from zephyr_jax.storage.files import Path, check_folder_creatable, is_remote, open_path
 from zephyr_jax.train.metrics import last_evaluation
@@ -35,7 +35,7 @@ def export(config: ExportConfig) -> Path:
     The same export once more does nothing. Raises InputError when something else is there, or the model cannot be read.
     """
     config.check()
-    rules = open_rules(config.mesh)
+    rules = init_devices(config.mesh)
     out = open_path(config.output)
     check_folder_creatable(out if is_remote(out) else out.parent)
     check_free(out, FILE)  # before weights are read
@@ -47,7 +47,7 @@ def export(config: ExportConfig) -> Path:
         "export", source.record, output=config.output, dtype=config.dtype, weights=weights_fingerprint(parameters),
         files=_files_key(files),
     )  # fmt: skip
-    if as_the_first_says(_is_there(out, record)):
+    if broadcast_from_host0(_is_there(out, record)):
         return out
     card = model_card(out.name, record, last_evaluation(source.run), "chat_template.jinja" in files)
     limit = int(config.max_shard_gib * 2**30)

@@ -12,7 +12,7 @@ from zephyr_jax.feedback.models import Voices
 from zephyr_jax.feedback.principles import check_principles
 from zephyr_jax.feedback.seeds import read_seeds
 from zephyr_jax.feedback.setup import open_folder, repeated, say, write_rows
-from zephyr_jax.progress import bar
+from zephyr_jax.progress import progress_bar
 from zephyr_jax.storage.cloud import translate_cloud_errors
 
 
@@ -32,7 +32,7 @@ def feedback_answers(config: AnswersConfig) -> str:
     if config.estimate:
         return ahead
     say(ahead)
-    with bar("answers", len(wished)) as advance:
+    with progress_bar("answers", len(wished)) as advance:
         said = _ask(voices, wished, advance)
     rows, aside = answer_rows(wished, said)
     return f"{write_rows(folder, rows, aside)}{repeated(found)}{opened.spent()}"

@@ -5,7 +5,7 @@ from zephyr_jax.feedback.dialogue import Manner, estimate_play, play
 from zephyr_jax.feedback.models import Voices
 from zephyr_jax.feedback.seeds import read_seeds
 from zephyr_jax.feedback.setup import open_folder, reasons, repeated, say, write_rows
-from zephyr_jax.progress import bar
+from zephyr_jax.progress import progress_bar
 from zephyr_jax.storage.cloud import translate_cloud_errors
 
 
@@ -26,7 +26,7 @@ def feedback_conversations(config: ConversationsConfig) -> str:
     if config.estimate:
         return ahead
     say(ahead)
-    with bar("answers", len(found.seeds) * manner.turns) as advance:
+    with progress_bar("answers", len(found.seeds) * manner.turns) as advance:
         talks = play(found.seeds, person, assistant, manner, advance)
     rows = [talk.row() for talk in talks if talk.whole]
     aside = [{**talk.row(), "reason": talk.ended, "said": talk.last[:1000]} for talk in talks if not talk.whole]

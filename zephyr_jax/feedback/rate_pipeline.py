@@ -16,7 +16,7 @@ from zephyr_jax.feedback.judging import SHEETS, Bench, Sheet, rated_row, sheets
 from zephyr_jax.feedback.judgment import BadJudgment, Rating
 from zephyr_jax.feedback.models import Voices
 from zephyr_jax.feedback.setup import open_folder, say, write_rows
-from zephyr_jax.progress import bar
+from zephyr_jax.progress import progress_bar
 from zephyr_jax.storage.cloud import translate_cloud_errors
 
 type Row = dict[str, Any]
@@ -40,7 +40,7 @@ def feedback_rate(config: RateConfig) -> str:
         return ahead
     say(ahead)
     rated: list[Row] = []
-    with bar("judgments", len(rows) * SHEETS) as advance:
+    with progress_bar("judgments", len(rows) * SHEETS) as advance:
         for place, some in enumerate(batched(rows, _TOGETHER)):
             done = partial(lambda before, count: advance(before + count), place * _TOGETHER * SHEETS)
             for row, found in zip(some, _rate(judge, some, bench, done), strict=True):

@@ -24,7 +24,7 @@ from zephyr_jax.model.attention.dense import SegmentInfo
 from zephyr_jax.model.cached import CachedModel
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.objective.logprob import Parameters
-from zephyr_jax.parallel.sharding import Rules
+from zephyr_jax.parallel.sharding import ShardingRules
 
 CHUNKS = (16, 64, 256)
 """Tokens of a prefill's chunk; each is compiled when it is first needed."""
@@ -94,7 +94,14 @@ class Engine:
     """
 
     def __init__(
-        self, model: AbstractModel, parameters: Parameters, rules: Rules, *, rows: int, context: int, burst: int = BURST
+        self,
+        model: AbstractModel,
+        parameters: Parameters,
+        rules: ShardingRules,
+        *,
+        rows: int,
+        context: int,
+        burst: int = BURST,
     ):
         self._rules, self._burst, self.context = rules, burst, context
         self._model = CachedModel(model.config, model.compute)
@@ -168,7 +175,7 @@ class Engine:
 
     def _parts(self, rows: int) -> int:
         """So many rows, or as many as the devices want."""
-        parts = self._rules.parts("batch")
+        parts = self._rules.num_shards("batch")
         return -(-rows // parts) * parts
 
     def _prefill(self) -> None:

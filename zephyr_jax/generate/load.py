@@ -23,8 +23,8 @@ from zephyr_jax.config.sections import ForwardOptions, MeshOptions
 from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.generate.engine import Engine, Request, cache_bytes
 from zephyr_jax.model.config import ModelConfig
-from zephyr_jax.parallel.hosts import require_alone
-from zephyr_jax.parallel.sharding import Rules, open_rules
+from zephyr_jax.parallel.hosts import require_single_process
+from zephyr_jax.parallel.sharding import ShardingRules, init_devices
 
 _CONTEXT = 4096
 
@@ -35,7 +35,7 @@ class Found:
 
     source: ModelSource
     options: ForwardOptions
-    rules: Rules
+    rules: ShardingRules
     rows: int
     tokenizer: PreTrainedTokenizerBase
     stops: tuple[int, ...]
@@ -118,11 +118,13 @@ def find_speaker(verb: str, options: ForwardOptions, mesh: MeshOptions, rows: in
     """
     source = find_model(options)
     options = inherit_model(verb, options, source)
-    rules = open_rules(mesh)
+    rules = init_devices(mesh)
     if replace(mesh, emulated_devices=None) == MeshOptions():
-        rules = open_rules(replace(mesh, data=-1, fsdp=1, tensor=_most_tensor(source.model_config, jax.device_count())))
-    require_alone(verb)
-    parts = rules.parts("batch")
+        rules = init_devices(
+            replace(mesh, data=-1, fsdp=1, tensor=_most_tensor(source.model_config, jax.device_count()))
+        )
+    require_single_process(verb)
+    parts = rules.num_shards("batch")
     tokenizer = load_tokenizer(str(source.folder))
     check_vocabulary(source.model_config, tokenizer, source.asked)
     return Found(source, options, rules, -(-rows // parts) * parts, tokenizer, _stop_ids(source, tokenizer))

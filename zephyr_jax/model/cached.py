@@ -71,14 +71,14 @@ class CachedModel:
         unembedding = embedding.T if self.config.tie_embeddings else parameters["unembedding"].astype(dtype)
         layers = tuple(layer(index) for index in range(self.config.num_layers))
         flat = FlatWeights(embedding, layers, parameters["norm"], unembedding)
-        return jax.tree.map(lambda leaf, names: constrain(leaf, *names), flat, self.weight_axes())
+        return jax.tree.map(lambda leaf, names: constrain(leaf, *names), flat, self.stored_axes())
 
-    def weight_axes(self) -> FlatWeights:
+    def stored_axes(self) -> FlatWeights:
         """Logical axes of every flat weight; each is one leaf."""
         stacked = self._stacked_axes()
         layer = jax.tree.map(lambda names: _Names(names[1:]), stacked["decoder"])
         layers = tuple(layer for _ in range(self.config.num_layers))
-        stored, V, D = self.compute.placement.weight_axes, self.config.vocab_size, self.config.d_model
+        stored, V, D = self.compute.placement.stored_axes, self.config.vocab_size, self.config.d_model
         embedding, unembedding = stored(("vocab", "embed"), (V, D)), stored(("embed", "vocab"), (D, V))
         return FlatWeights(_Names(embedding), layers, _Names(("norm",)), _Names(unembedding))
 

@@ -108,7 +108,7 @@ class Decoder(nnx.Module):
         }
         kernel = partial(kernels[compute.kernel], window=window)
         queries, keys = (("batch", "length", heads, "head_dim") for heads in ("heads", "kv_heads"))
-        split = compute.placement.per_device(kernel, (queries, keys, keys, ("batch", "length")), queries)
+        split = compute.placement.shard_map(kernel, (queries, keys, keys, ("batch", "length")), queries)
         return split(q_BLNH, k_BLKH, v_BLKH, where)
 
     def _held(self, weights: nnx.State, one: Array) -> nnx.State:

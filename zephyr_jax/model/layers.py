@@ -31,15 +31,13 @@ class Placement(Protocol):
     def constrain(self, x: Array, *axes: str | None) -> Array:
         """Pin an array to logical axes: constrain(x_BLD, "batch", "length", "model")."""
 
-    def parts(self, axis: str) -> int:
+    def num_shards(self, axis: str) -> int:
         """Number of parts that a logical axis is split into."""
 
-    def weight_axes(self, axes: Axes, sizes: tuple[int, ...]) -> Axes:
+    def stored_axes(self, axes: Axes, sizes: tuple[int, ...]) -> Axes:
         """Logical axes along which a weight with `axes` and `sizes` is stored."""
 
-    def per_device(
-        self, function: Callable[..., Array], inputs: tuple[Axes, ...], output: Axes
-    ) -> Callable[..., Array]:
+    def shard_map(self, function: Callable[..., Array], inputs: tuple[Axes, ...], output: Axes) -> Callable[..., Array]:
         """The function on each device's own part of its arguments: for kernels that know nothing of meshes."""
 
 
@@ -51,17 +49,15 @@ class SingleDevice:
         """The identity."""
         return x
 
-    def parts(self, axis: str) -> int:
+    def num_shards(self, axis: str) -> int:
         """One."""
         return 1
 
-    def weight_axes(self, axes: Axes, sizes: tuple[int, ...]) -> Axes:
+    def stored_axes(self, axes: Axes, sizes: tuple[int, ...]) -> Axes:
         """`axes`."""
         return axes
 
-    def per_device(
-        self, function: Callable[..., Array], inputs: tuple[Axes, ...], output: Axes
-    ) -> Callable[..., Array]:
+    def shard_map(self, function: Callable[..., Array], inputs: tuple[Axes, ...], output: Axes) -> Callable[..., Array]:
         """The function itself."""
         return function
 

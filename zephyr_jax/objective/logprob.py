@@ -93,7 +93,7 @@ def _logprob(model: Decoder, hidden_BLD: Array, next_BL: Array, wanted_BL: Array
     so that all chunks but one hold targets only, and the others are skipped.
     """
     placement = model.compute.placement
-    R = placement.parts("batch")
+    R = placement.num_shards("batch")
 
     def fold(x: Array) -> Array:
         x = x.reshape(R, -1, *x.shape[2:])

@@ -30,8 +30,8 @@ class Chunking(NamedTuple):
     def choose(cls, columns: int, save_logits: bool, placement: Placement, tokens: int, vocab: int) -> "Chunking":
         """Split the vocabulary where that sends less: hidden states of a group's `tokens` there and back (three times two
         bytes each), not the unembedding (two bytes twice) and its gradient (four)."""
-        group = tokens // placement.parts("copy")
-        splits = placement.parts("split_vocab") > placement.parts("vocab")
+        group = tokens // placement.num_shards("copy")
+        splits = placement.num_shards("split_vocab") > placement.num_shards("vocab")
         return cls(columns, save_logits, placement, splits and 3 * 2 * group <= (2 * 2 + 4) * vocab)
 
     @property
@@ -47,7 +47,7 @@ class Chunking(NamedTuple):
     @property
     def groups(self) -> int:
         """A."""
-        return self.placement.parts(self.group)
+        return self.placement.num_shards(self.group)
 
     def split(self, x: Array) -> Array:
         """[R, M, ...] -> [Z, A, Q, ...], zeros behind the last column."""

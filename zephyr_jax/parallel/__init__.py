@@ -1,1 +1,1 @@
-"""The device mesh, the one table from logical to mesh axes, and placement of host arrays."""
+"""The device mesh, sharding rules, multi-host coordination, and placement of host arrays."""

@@ -1,4 +1,4 @@
-"""Whole arrays on process 0, one at a time, with every process taking part and keeping step."""
+"""Gather sharded arrays into the host memory of process 0, one at a time."""
 
 from functools import lru_cache, partial
 from itertools import count
@@ -7,40 +7,48 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
-from jax._src import distributed
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-_DAY = 24 * 3600 * 1000  # milliseconds
-_turns = count()
+from zephyr_jax.parallel import jax_internals
+
+_TIMEOUT_MS = 24 * 3600 * 1000
+_barrier_ids = count()
 
 
-def keep_step() -> None:
-    """A barrier that waits as long as process 0 needs to write; a process that vanishes still ends all within a minute.
+def write_barrier() -> None:
+    """Wait for process 0 to write, however long its disk takes; a process that dies still ends all within a minute.
 
-    Collectives, which `wait_for_all` uses, give up where a slow disk or network keeps one process away.
+    `hosts.barrier` is a collective, which times out where a slow disk or network delays one process.
     """
-    client = distributed.global_state.client
+    client = jax_internals.distributed_client()
     if jax.process_count() > 1 and client is not None:
-        client.wait_at_barrier(f"zephyr_jax_step_{next(_turns)}", timeout_in_ms=_DAY)
+        client.wait_at_barrier(f"zephyr_jax_step_{next(_barrier_ids)}", timeout_in_ms=_TIMEOUT_MS)
 
 
 def gather(value: Array, layer: int | None = None) -> np.ndarray | None:
-    """An array (or one layer of a stacked one) whole in host memory of process 0; None in the others.
+    """An unsharded copy of an array, or of one layer of a stacked one.
 
     Every process must call this for the same arrays in the same order.
+
+    Args:
+        value: A global array; stacked ones have the layer as axis 0.
+        layer: Index of the layer, or None for the whole array.
+
+    Returns:
+        The array in process 0, None in the others.
     """
     if jax.process_count() == 1:
         return np.asarray(jax.device_get(value if layer is None else value[layer]))
-    keep_step()
+    write_barrier()
     assert isinstance(value.sharding, NamedSharding)
-    whole: Any = jax.block_until_ready(_replicate(value.sharding.mesh, layer is not None)(value, layer or 0))
-    return np.asarray(whole.addressable_data(0)) if jax.process_index() == 0 else None
+    replicated = jax.block_until_ready(_replicate(value.sharding.mesh, layer is not None)(value, layer or 0))
+    return np.asarray(replicated.addressable_data(0)) if jax.process_index() == 0 else None
 
 
 @lru_cache
-def _replicate(mesh: Any, stacked: bool) -> Any:
-    return jax.jit(partial(_pick, stacked), out_shardings=NamedSharding(mesh, PartitionSpec()))
+def _replicate(mesh: Mesh, stacked: bool) -> Any:
+    return jax.jit(partial(_select, stacked), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
-def _pick(stacked: bool, value: Array, layer: Array) -> Array:
+def _select(stacked: bool, value: Array, layer: Array) -> Array:
     return jax.lax.dynamic_index_in_dim(value, layer, keepdims=False) if stacked else value

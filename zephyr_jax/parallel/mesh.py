@@ -1,7 +1,7 @@
-"""The mesh: axes data, fsdp, tensor. Sizes that do not fit the devices are errors that name axis and number.
+"""The device mesh, with axes data, fsdp and tensor.
 
-Devices of several TPU slices talk over two networks. Copies of the weights (`data`) are spread over the slices and each
-copy lies inside one, so that only sums of gradients and metrics leave a slice.
+Several TPU slices have a fast network inside each (ICI) and a slow one between them (DCN). `data` spans the slices, `fsdp`
+and `tensor` stay inside one, so that only gradient and metric sums cross slices.
 """
 
 import math
@@ -18,7 +18,7 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def emulate_devices(count: int | None) -> None:
-    """Let the CPU pose as `count` devices. Must run before anything touches a device; None changes nothing."""
+    """Emulate `count` devices on the CPU; None changes nothing. Must run before the first use of a device."""
     if count is None:
         return
     jax.config.update("jax_platforms", "cpu")
@@ -27,16 +27,19 @@ def emulate_devices(count: int | None) -> None:
             jax.config.update("jax_num_cpu_devices", count)
         except RuntimeError as error:
             raise InputError(
-                f"mesh.emulated_devices is {count}, but this process has started with {jax.device_count()} devices. "
-                "Start a new process."
+                f"mesh.emulated_devices: expected {jax.device_count()}, the number that this process started with, got "
+                f"{count}. Start a new process."
             ) from error
 
 
 def make_mesh(options: MeshOptions, devices: list[jax.Device] | None = None) -> Mesh:
-    """Mesh over all devices (or those given), in an order where neighbours are close on TPU tori.
+    """Mesh over all devices, ordered so that mesh neighbors are close on a TPU torus.
 
-    The sizes asked for are those of one slice; s slices make `data` s times as large. Raises InputError when the sizes do
-    not multiply to the number of devices of a slice.
+    Args:
+        options: Sizes within one slice; with s slices `data` gets s times as large.
+        devices: Default: all.
+
+    Raises InputError when the sizes do not multiply to the number of devices of a slice.
     """
     slices: dict[int, list[jax.Device]] = {}
     for device in jax.devices() if devices is None else devices:
@@ -52,21 +55,17 @@ def _arrange(devices: list[jax.Device], sizes: tuple[int, ...]) -> np.ndarray:
 
 
 def _sizes(options: MeshOptions, count: int) -> tuple[int, ...]:
-    asked = {axis: getattr(options, axis) for axis in AXES}
-    free = [axis for axis, size in asked.items() if size == -1]
-    bad = [axis for axis, size in asked.items() if size == 0 or size < -1]
-    if bad or len(free) > 1:
+    sizes = {axis: getattr(options, axis) for axis in AXES}
+    free = [axis for axis, size in sizes.items() if size == -1]
+    text = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+    if len(free) > 1 or any(size == 0 or size < -1 for size in sizes.values()):
         raise InputError(
-            f"The mesh is {_spelt(asked)}. Sizes are at least 1, and one of them may be -1 (what is left)."
+            f"mesh: expected sizes of at least 1, with at most one -1 (the remaining devices), got {text}."
         )
-    known = math.prod(size for size in asked.values() if size != -1)
+    known = math.prod(size for size in sizes.values() if size != -1)
     if count % known or (not free and known != count):
         raise InputError(
-            f"The mesh {_spelt(asked)} takes {known} devices per full set and there are {count}. "
-            f"The sizes must multiply to {count}; one may be -1, which takes what the others leave."
+            f"mesh: expected sizes whose product is {count}, the number of devices, got {text} ({known}). One size may be -1 "
+            "(the remaining devices)."
         )
-    return tuple(count // known if size == -1 else size for size in asked.values())
-
-
-def _spelt(sizes: dict[str, int]) -> str:
-    return " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+    return tuple(count // known if size == -1 else size for size in sizes.values())

@@ -1,12 +1,12 @@
-"""Being told to stop: SIGTERM (a preempted host, a job's end), Ctrl-C, or Google's notice of a host's maintenance.
+"""Stop requests: SIGTERM (preemption, the end of a job), Ctrl-C, or Google's notice of a host's maintenance.
 
-Whoever is told, all processes stop at the same step, so that what they save together is whole.
+Whichever process gets the request, all of them stop at the same step, so that the checkpoint they save together is complete.
 """
 
+import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import urllib.request
 from contextlib import suppress
@@ -15,29 +15,33 @@ from types import TracebackType
 from typing import Any
 
 import jax
-from jax._src import distributed
 
-_FOLDER = "zephyr_jax_stop"
-_AHEAD = 2  # no process is more than a step ahead: each waits for the metrics of the step before
+from zephyr_jax.parallel import jax_internals
+
+logger = logging.getLogger(__name__)
+
+_KEY = "zephyr_jax_stop"
+_STEPS_AHEAD = 2  # no process is further ahead of another: each waits for the metrics of the step before
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_POLL = 5.0
-_HOST = "metadata.google.internal"
-_QUIET = {"maintenance-event": "NONE", "preempted": "FALSE"}
+_POLL_SECONDS = 5.0
+_METADATA_HOST = "metadata.google.internal"
+_NO_NOTICE = {"maintenance-event": "NONE", "preempted": "FALSE"}
 
 
 class StopRequest:
-    """While entered, a signal is remembered and no longer ends the process; `reached` says when to stop.
+    """While entered, a signal is recorded and does not end the process; `reached` decides when to stop.
 
-    A second Ctrl-C ends the process at once, and so does the end of `grace` seconds. Signals are taken in the main thread
-    only: elsewhere nothing is changed.
+    A second Ctrl-C ends the process at once, and so does the end of `grace` seconds. Python delivers signals to the main
+    thread only: entered in another thread, nothing changes.
     """
 
     def __init__(self, grace: float):
         self.reason = ""
-        """Who asked, once somebody has."""
-        self._grace, self._stop_at = grace, None if jax.process_count() == 1 else -1
+        """The signal or notice that requested the stop; empty before one did."""
+        self._grace = grace
+        self._stop_at = None if jax.process_count() == 1 else -1
         self._handlers: dict[int, Any] = {}
-        self._over = threading.Event()
+        self._closed = threading.Event()
         self._timer: threading.Timer | None = None
 
     def __enter__(self) -> "StopRequest":
@@ -46,95 +50,95 @@ class StopRequest:
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         self._sockets = reader, writer
+        # Python runs handlers between bytecodes of the main thread, which may be inside a compilation or a collective for
+        # minutes. The wakeup descriptor is written in the C handler itself, so that a thread sees the signal at once.
         self._wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         self._handlers = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
-        # the main thread may be inside a compilation or a collective, so others watch
         threading.Thread(target=self._watch_signals, args=(reader,), daemon=True).start()
-        if _on_google():
+        if _on_google_cloud():
             threading.Thread(target=self._watch_notices, daemon=True).start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._over.set()
+        self._closed.set()
         if self._timer:
             self._timer.cancel()
         if self._handlers:
             signal.set_wakeup_fd(self._wakeup)
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
-            for each in reversed(self._sockets):
-                each.close()
+            for end in reversed(self._sockets):
+                end.close()
 
     def reached(self, step: int) -> bool:
-        """Whether to stop before the step after `step`; the same answer in every process. To be asked at every step."""
+        """Whether to stop after `step`; the same answer in every process. Must be called at every step."""
         if self._stop_at is None:
             return bool(self.reason)
-        client: Any = distributed.global_state.client
+        client: Any = jax_internals.distributed_client()
+        # A stop "now" would be seen by the other processes at different steps, and one would save alone while another is
+        # inside the next step's collectives. So the first to write the key sets a step that none has passed yet: no process
+        # is more than `_STEPS_AHEAD` ahead. The store keeps the first value, and every process reads it before that step.
         if self.reason:
-            with suppress(jax.errors.JaxRuntimeError):  # another process was told, too, and first
-                client.key_value_set(f"{_FOLDER}/at", f"{step + _AHEAD} {self.reason}")
+            with suppress(jax.errors.JaxRuntimeError):  # another process wrote the key first
+                client.key_value_set(f"{_KEY}/at", f"{step + _STEPS_AHEAD} {self.reason}")
         if self._stop_at < 0:
-            self._ask(client)
+            self._read_stop_step(client)
         return 0 <= self._stop_at <= step
 
-    def _ask(self, client: Any) -> None:
-        for _, value in client.key_value_dir_get(_FOLDER):
+    def _read_stop_step(self, client: Any) -> None:
+        for _, value in client.key_value_dir_get(_KEY):
             at, _, reason = value.partition(" ")
             self._stop_at, self.reason = int(at), self.reason or f"another process: {reason}"
 
     def _watch_signals(self, reader: socket.socket) -> None:
-        while not self._over.is_set():
+        while not self._closed.is_set():
             try:
                 numbers = reader.recv(16)
             except OSError:
                 return
             for number in (number for number in numbers if number in _SIGNALS):
                 if self.reason and number == signal.SIGINT:
-                    self._leave("interrupted twice: stopped at once; what was saved before stays.", 130)
-                self._ask_for(signal.Signals(number).name)
+                    self._exit("second Ctrl-C: stopping without a checkpoint; earlier checkpoints are kept", 130)
+                self._request(signal.Signals(number).name)
             if not numbers:
                 return
 
     def _watch_notices(self) -> None:
-        while not self._over.wait(_POLL):
-            for name, quiet in _QUIET.items():
-                said = _notice(name)
-                if said not in ("", quiet):
-                    self._ask_for(f"Google's notice {name} {said}")
+        while not self._closed.wait(_POLL_SECONDS):
+            for name, no_notice in _NO_NOTICE.items():
+                notice = _read_notice(name)
+                if notice not in ("", no_notice):
+                    self._request(f"Google's notice {name} {notice}")
 
-    def _ask_for(self, reason: str) -> None:
+    def _request(self, reason: str) -> None:
         if self.reason:
             return
         self.reason = reason
-        print(f"{reason}: saving, then stopping", file=sys.stderr, flush=True)
-        self._timer = threading.Timer(
-            self._grace,
-            self._leave,
-            (
-                f"not stopped within schedule.grace_seconds ({self._grace:g} s) after {reason}: what was saved before stays.",
-                1,
-            ),
+        logger.info("%s: saving a checkpoint, then stopping", reason)
+        message = (
+            f"{reason}: not stopped within {self._grace:g} s (schedule.grace_seconds); earlier checkpoints are kept"
         )
+        self._timer = threading.Timer(self._grace, self._exit, (message, 1))
         self._timer.daemon = True
         self._timer.start()
 
-    def _leave(self, message: str, code: int) -> None:
-        print(message, file=sys.stderr, flush=True)
+    def _exit(self, message: str, code: int) -> None:
+        logger.error(message)
         os._exit(code)
 
 
-def _on_google() -> bool:
+def _on_google_cloud() -> bool:
     product = Path("/sys/class/dmi/id/product_name")
     return "GCE_METADATA_HOST" in os.environ or (product.exists() and "Google" in product.read_text())
 
 
-def _notice(name: str) -> str:
-    host = os.environ.get("GCE_METADATA_HOST", _HOST)
+def _read_notice(name: str) -> str:
+    host = os.environ.get("GCE_METADATA_HOST", _METADATA_HOST)
     request = urllib.request.Request(
         f"http://{host}/computeMetadata/v1/instance/{name}", headers={"Metadata-Flavor": "Google"}
     )
     try:
         with urllib.request.urlopen(request, timeout=2) as answer:
-            return answer.read().decode().strip()
+            return str(answer.read().decode()).strip()
     except OSError:
         return ""

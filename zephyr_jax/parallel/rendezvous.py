@@ -1,24 +1,33 @@
-"""The wait for all processes of a cluster, before JAX's own start-up, which is silent and aborts the process when time is up.
+"""Wait for all processes of a cluster before JAX's own startup, which is silent and aborts the process on a timeout.
 
-Process 0 listens at the coordinator's address until every other process has connected, then closes the port and releases all of
+Process 0 listens at the coordinator's address until every other process has connected, then closes the port and releases
 them; JAX's coordination service takes the port over. No secret is sent.
 """
 
 import asyncio
 import json
-import sys
+import logging
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from zephyr_jax.errors import InputError, escape_control_chars, join_items, truncate_repr
 
-_REPORT = 30.0  # seconds between two lines about the wait
-_RETRY = 1.0  # seconds between two attempts to connect
-_LINE = 4096  # bytes of a message
-_GREETING = 10.0  # seconds for a connection to introduce itself
-_PARTING = 5.0  # seconds for connections to end
+logger = logging.getLogger(__name__)
+
+_LOG_INTERVAL = 30.0  # seconds
+_RETRY_INTERVAL = 1.0  # seconds between two attempts to connect
+_MAX_LINE = 4096  # bytes of a message
+_GREETING_TIMEOUT = 10.0  # seconds for a connection to introduce itself
+_CLOSE_TIMEOUT = 5.0  # seconds for connections to end
 _WAIT, _GO = "wait", "go"
+
+HINT = (
+    "Start the same command on every host with the same JAX_COORDINATOR_ADDRESS (host:port of process 0, reachable from the "
+    "others), the same JAX_NUM_PROCESSES and a different JAX_PROCESS_ID; TPU pods and SLURM set them for you. "
+    "ZEPHYR_JAX_JOIN_TIMEOUT is the timeout in seconds."
+)
+"""The fix for processes that do not find each other."""
 
 
 @dataclass(frozen=True)
@@ -41,84 +50,72 @@ class Cluster:
         return int(self.address.rpartition(":")[2])
 
 
-def meet(cluster: Cluster, timeout: float) -> None:
-    """Return when all processes of the cluster are here; report at once, and every 30 s, which ones are awaited.
+def wait_for_cluster(cluster: Cluster, timeout: float) -> None:
+    """Return when all processes of the cluster are connected; log at once, and every 30 s, which ones are missing.
 
     Raises:
-        InputError: Not all came within `timeout` seconds, the port is taken, two processes have the same id, or processes
-            disagree about their number.
+        InputError: Some did not connect within `timeout` seconds, the port is taken, two processes have the same id, or
+            processes disagree about their number.
     """
-    asyncio.run(_Host(cluster, timeout).wait() if cluster.process == 0 else _Guest(cluster, timeout).wait())
+    asyncio.run(_Coordinator(cluster, timeout).wait() if cluster.process == 0 else _Worker(cluster, timeout).wait())
 
 
-def _report(text: str) -> None:
-    print(escape_control_chars(text), file=sys.stderr, flush=True)
-
-
-class _Clock:
-    """The time that is left, and when to report next."""
+class _Deadline:
+    """The remaining time, and when to log next."""
 
     def __init__(self, timeout: float):
-        self._timeout, self._begun = timeout, time.monotonic()
-        self._next = _REPORT
+        self._timeout, self._start = timeout, time.monotonic()
+        self._next_log = _LOG_INTERVAL
 
     @property
-    def left(self) -> float:
-        return self._begun + self._timeout - time.monotonic()
+    def remaining(self) -> float:
+        return self._start + self._timeout - time.monotonic()
 
-    def pause(self) -> float:
-        """Seconds until the next report or the end."""
-        return max(0.0, min(self._begun + self._next - time.monotonic(), self.left))
+    def wait_seconds(self) -> float:
+        """Seconds until the next log line or the deadline."""
+        return max(0.0, min(self._start + self._next_log - time.monotonic(), self.remaining))
 
-    def due(self) -> str:
-        """`30 of 1,800 s` when a report is due, else empty."""
-        passed = time.monotonic() - self._begun
-        if passed < self._next:
+    def log_text(self) -> str:
+        """`30 of 1,800 s` when a log line is due, else empty."""
+        elapsed = time.monotonic() - self._start
+        if elapsed < self._next_log:
             return ""
-        self._next = (passed // _REPORT + 1) * _REPORT
-        return f"{passed:,.0f} of {self._timeout:,.0f} s"
-
-
-HINT = (
-    "Start the same command on every host, with the same JAX_COORDINATOR_ADDRESS (host:port of process 0, open to the others), "
-    "the same JAX_NUM_PROCESSES and each its own JAX_PROCESS_ID; on TPU pods and SLURM none of them is needed. "
-    "ZEPHYR_JAX_JOIN_TIMEOUT sets the longest wait in seconds."
-)
-"""What to do about processes that do not meet."""
+        self._next_log = (elapsed // _LOG_INTERVAL + 1) * _LOG_INTERVAL
+        return f"{elapsed:,.0f} of {self._timeout:,.0f} s"
 
 
 @dataclass
-class _Host:
+class _Coordinator:
     """Process 0."""
 
     cluster: Cluster
     timeout: float
-    here: dict[int, asyncio.StreamWriter] = field(default_factory=dict)
+    connected: dict[int, asyncio.StreamWriter] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     connections: dict[asyncio.Task[None], asyncio.StreamWriter] = field(default_factory=dict)
 
     async def wait(self) -> None:
-        clock = _Clock(self.timeout)
+        deadline = _Deadline(self.timeout)
         try:
-            server = await asyncio.start_server(self._greet, None, self.cluster.port, limit=_LINE)
+            server = await asyncio.start_server(self._serve, None, self.cluster.port, limit=_MAX_LINE)
         except OSError as error:
             raise InputError(
-                f"Process 0 cannot listen at {self.cluster.address}: {error.strerror or error}. Another run may still hold the "
-                "port: end it, or name another port in JAX_COORDINATOR_ADDRESS on every host."
+                f"process 0 could not listen at {self.cluster.address}: {error.strerror or error}. Another run may hold the "
+                "port: end it, or choose another port in JAX_COORDINATOR_ADDRESS on every host."
             ) from error
-        _report(f"process 0 of {self.cluster.count} at {self.cluster.address}: waiting for {self._missing()}")
+        self._log(f"waiting for {self._missing()} at {self.cluster.address}")
         try:
-            while len(self.here) < self.cluster.count - 1:
-                if clock.left <= 0:
+            while len(self.connected) < self.cluster.count - 1:
+                if deadline.remaining <= 0:
                     raise InputError(
-                        f"{self._missing().capitalize()} did not reach process 0 at {self.cluster.address} within "
-                        f"{self.timeout:,.0f} s. {HINT}"
+                        f"{self._missing()} did not reach process 0 at {self.cluster.address} within {self.timeout:,.0f} s. "
+                        f"{HINT}"
                     )
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self.changed.wait(), clock.pause())
+                    await asyncio.wait_for(self.changed.wait(), deadline.wait_seconds())
                 self.changed.clear()
-                if passed := clock.due():
-                    _report(f"process 0 of {self.cluster.count}: still waiting for {self._missing()} ({passed})")
+                if elapsed := deadline.log_text():
+                    self._log(f"still waiting for {self._missing()} ({elapsed})")
         except InputError as error:
             await self._release(f"process 0 ended: {error}")
             raise
@@ -126,52 +123,56 @@ class _Host:
             server.close()  # before the others are released: JAX's service needs the port
         await self._release(_GO)
 
+    def _log(self, text: str) -> None:
+        logger.info("process 0 of %d: %s", self.cluster.count, escape_control_chars(text))
+
     def _missing(self) -> str:
-        missing = [process for process in range(1, self.cluster.count) if process not in self.here]
+        missing = [process for process in range(1, self.cluster.count) if process not in self.connected]
         return f"process{'es' if len(missing) > 1 else ''} {join_items(missing)}"
 
-    async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, until its process is released or goes away."""
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Handle one connection, until its process is released or disconnects."""
         if task := asyncio.current_task():
             self.connections[task] = writer
-        process = await _introduced(reader)
-        problem = "" if process is None else self._problem(*process)
-        if process is None or problem:
+        greeting = await _read_greeting(reader)
+        problem = "" if greeting is None else self._problem(*greeting)
+        if greeting is None or problem:
             if problem:
-                _report(f"process 0 of {self.cluster.count}: refused a process: {problem}")
+                self._log(f"refused a process: {problem}")
                 await _send(writer, problem)
             writer.close()
             return
-        self.here[process[0]] = writer
+        process, _ = greeting
+        self.connected[process] = writer
         self.changed.set()
         await _send(writer, _WAIT)
         with suppress(OSError, ValueError):
-            await reader.read(1)  # returns when the other side is gone
-        if self.here.get(process[0]) is writer:
-            del self.here[process[0]]
+            await reader.read(1)  # returns when the other side disconnects
+        if self.connected.get(process) is writer:
+            del self.connected[process]
         writer.close()
 
     def _problem(self, process: int, count: int) -> str:
         if count != self.cluster.count:
             return f"JAX_NUM_PROCESSES is {count} in process {process} and {self.cluster.count} in process 0"
         if not 0 < process < count:
-            return f"JAX_PROCESS_ID {process} is not one of 1 to {count - 1}; process 0 is here already"
-        return f"two processes have JAX_PROCESS_ID {process}" if process in self.here else ""
+            return f"expected JAX_PROCESS_ID from 1 to {count - 1}, got {process}"
+        return f"two processes have JAX_PROCESS_ID {process}" if process in self.connected else ""
 
     async def _release(self, message: str) -> None:
-        """Send every process that waits the same message, and end all connections."""
-        for writer in list(self.here.values()):
+        """Send every connected process the same message, and end all connections."""
+        for writer in list(self.connected.values()):
             await _send(writer, message)
         for writer in self.connections.values():
             writer.close()
         if self.connections:
-            await asyncio.wait(self.connections, timeout=_PARTING)
+            await asyncio.wait(self.connections, timeout=_CLOSE_TIMEOUT)
 
 
-async def _introduced(reader: asyncio.StreamReader) -> tuple[int, int] | None:
-    """Process and count of a connection that introduces itself as one of ours; None for a stranger."""
+async def _read_greeting(reader: asyncio.StreamReader) -> tuple[int, int] | None:
+    """Process and count of a zephyr-jax process; None for any other program."""
     try:
-        content = json.loads(await asyncio.wait_for(reader.readline(), _GREETING))
+        content = json.loads(await asyncio.wait_for(reader.readline(), _GREETING_TIMEOUT))
         process, count = content["zephyr-jax process"], content["of"]
     except (OSError, ValueError, KeyError, TypeError, TimeoutError, RecursionError):
         return None
@@ -185,7 +186,7 @@ async def _send(writer: asyncio.StreamWriter, message: str) -> None:
 
 
 @dataclass
-class _Guest:
+class _Worker:
     """A process other than 0."""
 
     cluster: Cluster
@@ -194,35 +195,36 @@ class _Guest:
     """Why it waits."""
 
     async def wait(self) -> None:
-        clock = _Clock(self.timeout)
-        who, where = f"process {self.cluster.process} of {self.cluster.count}", self.cluster.address
-        _report(f"{who}: waiting for process 0 at {where}")
+        deadline = _Deadline(self.timeout)
+        name, address = f"process {self.cluster.process} of {self.cluster.count}", self.cluster.address
+        logger.info("%s: waiting for process 0 at %s", name, address)
         attempt = asyncio.ensure_future(self._attempt())
         try:
             while True:
-                await asyncio.wait([attempt], timeout=clock.pause())
+                await asyncio.wait([attempt], timeout=deadline.wait_seconds())
                 if attempt.done() and attempt.result():
                     return
                 if attempt.done():
-                    await asyncio.sleep(max(0.0, min(_RETRY, clock.left)))
+                    await asyncio.sleep(max(0.0, min(_RETRY_INTERVAL, deadline.remaining)))
                     attempt = asyncio.ensure_future(self._attempt())
-                if clock.left <= 0:
+                if deadline.remaining <= 0:
                     raise InputError(
-                        f"{who.capitalize()} cannot join the others at {where} within {self.timeout:,.0f} s: {self.reason}. "
-                        f"{HINT}"
+                        f"{name} could not join the cluster at {address} within {self.timeout:,.0f} s: {self.reason}. {HINT}"
                     )
-                if passed := clock.due():
-                    _report(f"{who}: still waiting at {where}: {self.reason} ({passed})")
+                if elapsed := deadline.log_text():
+                    logger.info(
+                        "%s: still waiting at %s: %s (%s)", name, address, escape_control_chars(self.reason), elapsed
+                    )
         finally:
             attempt.cancel()
             with suppress(asyncio.CancelledError, Exception):
                 await attempt
 
     async def _attempt(self) -> bool:
-        """Whether process 0 released this one; keeps the reason where it did not. Raises InputError where it refused."""
+        """Whether process 0 released this one; sets `reason` otherwise. Raises InputError when it refused."""
         try:
-            reader, writer = await asyncio.open_connection(self.cluster.host, self.cluster.port, limit=_LINE)
-        except OSError as error:  # also names that are not known yet
+            reader, writer = await asyncio.open_connection(self.cluster.host, self.cluster.port, limit=_MAX_LINE)
+        except OSError as error:  # includes names that do not resolve yet
             self.reason = f"process 0 does not answer ({error.strerror or error})"
             return False
         try:
@@ -230,29 +232,29 @@ class _Guest:
             writer.write((json.dumps(greeting) + "\n").encode())
             await writer.drain()
             answer = await reader.readline()
-            if _message(answer) == _WAIT:
-                self.reason = "process 0 is there and waits for others"
+            if _parse_message(answer) == _WAIT:
+                self.reason = "process 0 waits for other processes"
                 answer = await reader.readline()
         except (OSError, ValueError) as error:  # ValueError: a line without an end
             self.reason = f"the connection broke ({error})"
             return False
         finally:
             writer.close()
-        return self._released(answer)
+        return self._is_released(answer)
 
-    def _released(self, answer: bytes) -> bool:
-        message = _message(answer)
+    def _is_released(self, answer: bytes) -> bool:
+        message = _parse_message(answer)
         if message == _GO:
             return True
         if message:
-            raise InputError(f"Process 0 at {self.cluster.address} refused process {self.cluster.process}: {message}.")
-        stranger = f"another program answers there ({truncate_repr(answer[:40])})"
-        self.reason = stranger if answer else "process 0 closed the connection"
+            raise InputError(f"process 0 at {self.cluster.address} refused process {self.cluster.process}: {message}.")
+        other_program = f"another program answers at this address ({truncate_repr(answer[:40])})"
+        self.reason = other_program if answer else "process 0 closed the connection"
         return False
 
 
-def _message(line: bytes) -> str:
-    """What process 0 wrote; empty where the line is not one of its own."""
+def _parse_message(line: bytes) -> str:
+    """The message of process 0; empty when the line is from another program."""
     try:
         message = json.loads(line)
     except (ValueError, RecursionError):

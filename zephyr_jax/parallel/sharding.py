@@ -1,6 +1,7 @@
-"""THE table from logical axes, which the model names, to mesh axes; nothing else decides where an array lives."""
+"""Sharding rules: the only table from logical axes, which the model names, to mesh axes."""
 
-import sys
+import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -13,10 +14,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from zephyr_jax.config.sections import MeshOptions
 from zephyr_jax.errors import InputError
-from zephyr_jax.parallel.compile_cache import keep_programs
+from zephyr_jax.parallel.compile_cache import enable_compile_cache
 from zephyr_jax.parallel.devices import describe_devices, start_devices
-from zephyr_jax.parallel.hosts import join_hosts, require_joined
+from zephyr_jax.parallel.hosts import join_cluster, require_joined
 from zephyr_jax.parallel.mesh import emulate_devices, make_mesh
+
+logger = logging.getLogger(__name__)
 
 type Axes = tuple[str | None, ...]
 
@@ -26,7 +29,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
     "length": None,
     "model": None,
-    # look-up and loss, where devices that share one copy of the weights work on each other's rows
+    # embedding lookup and loss: devices that share one copy of the weights work on each other's rows
     "copy": "data",
     "split_vocab": ("fsdp", "tensor"),
     # weights
@@ -43,108 +46,111 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 
 
 @dataclass(frozen=True)
-class Rules:
-    """The table applied to one mesh. Hashable, so that it can be part of a jitted function's static arguments."""
+class ShardingRules:
+    """The table applied to one mesh. Hashable, so that it can be a static argument of a jitted function."""
 
     mesh: Mesh
 
     def sharding(self, *axes: str | None) -> NamedSharding:
-        """Sharding of an array whose dimensions carry these logical axes (None: not split).
+        """Sharding of an array with these logical axes, one per dimension (None: replicated).
 
         Raises InputError for an axis that the table lacks.
         """
         unknown = [axis for axis in axes if axis is not None and axis not in RULES]
         if unknown:
-            raise InputError(f"Logical axes {unknown} are not in the table of zephyr_jax/parallel/rules.py; add them.")
+            raise InputError(f"expected logical axes of the table in {__name__}, got {unknown}. Add them to the table.")
         return NamedSharding(self.mesh, PartitionSpec(*(RULES[axis] if axis else None for axis in axes)))
 
     def constrain(self, x: Array, *axes: str | None) -> Array:
-        """Pin an array inside a jitted function to its logical axes."""
+        """Constrain the sharding of an array inside a jitted function."""
         return jax.lax.with_sharding_constraint(x, self.sharding(*axes))
 
-    def per_device(
-        self, function: Callable[..., Array], inputs: tuple[Axes, ...], output: Axes
-    ) -> Callable[..., Array]:
-        """The function mapped over the mesh: each device runs it on its own part of the arguments."""
+    def shard_map(self, function: Callable[..., Array], inputs: tuple[Axes, ...], output: Axes) -> Callable[..., Array]:
+        """`jax.shard_map` with logical axes: each device runs `function` on its own shards of the arguments.
+
+        Args:
+            function: Takes and returns arrays; may use collectives over the mesh axes.
+            inputs: Logical axes of each argument.
+            output: Logical axes of the result.
+        """
         specs = tuple(self.sharding(*axes).spec for axes in inputs)
         return jax.shard_map(
             function, mesh=self.mesh, in_specs=specs, out_specs=self.sharding(*output).spec, check_vma=False
         )
 
-    def weight_axes(self, axes: tuple[str | None, ...], sizes: tuple[int, ...]) -> Axes:
+    def stored_axes(self, axes: tuple[str | None, ...], sizes: tuple[int, ...]) -> Axes:
         """Logical axes along which a weight of these sizes is stored.
 
-        They are its own, unless it has a vocabulary that the mesh does not divide. Stored arrays must divide evenly, so such
-        a weight keeps its vocabulary whole and splits its `embed` dimension over the mesh axes of both, where that divides.
-        Programs still compute with the vocabulary split: the compiler pads it to the next multiple and masks the padding
-        (`constrain` takes uneven sizes), so no array outside of a program holds a padded row.
+        They are its own axes, unless the mesh does not divide its vocabulary. Stored arrays must divide evenly, so such a weight
+        replicates its vocabulary and splits its `embed` dimension over the mesh axes of both, where that divides. Jitted
+        functions still compute with the vocabulary split: the compiler pads it to the next multiple and masks the padding
+        (`constrain` accepts uneven sizes), so no stored array has padded rows.
 
         Args:
-            axes: logical axes of the weight, one a dimension.
-            sizes: its sizes, as many.
+            axes: Logical axes of the weight, one per dimension.
+            sizes: Its shape.
         """
-        if "vocab" not in axes or sizes[axes.index("vocab")] % self.parts("vocab") == 0:
+        if "vocab" not in axes or sizes[axes.index("vocab")] % self.num_shards("vocab") == 0:
             return axes
-        spread = sizes[axes.index("embed")] % self.parts("embed_of_undivided_vocab") == 0
+        spread = sizes[axes.index("embed")] % self.num_shards("embed_of_undivided_vocab") == 0
         stored = {"vocab": None, "embed": "embed_of_undivided_vocab" if spread else "embed"}
         return tuple(stored.get(axis, axis) if axis else axis for axis in axes)
 
-    def parts(self, axis: str) -> int:
-        """Number of parts that a logical axis is split into."""
+    def num_shards(self, axis: str) -> int:
+        """Number of shards that a logical axis is split into."""
         mesh_axes = RULES[axis] or ()
         names = (mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes
-        size = 1
-        for name in names:
-            size *= self.mesh.shape[name]
-        return size
+        return math.prod(self.mesh.shape[name] for name in names)
 
-    def check_divides(self, axis: str, number: int, what: str) -> None:
-        """Raise InputError unless `number` divides into the parts of `axis`."""
-        parts = self.parts(axis)
-        if number % parts:
+    def check_divides(self, axis: str, size: int, name: str) -> None:
+        """Raise InputError unless the mesh splits `axis` of this size evenly; `name` is the setting or weight."""
+        shards = self.num_shards(axis)
+        if size % shards:
             raise InputError(
-                f"{what} is {number}, and the mesh splits `{axis}` into {parts} parts "
-                f"({' x '.join(f'{name} {size}' for name, size in self.mesh.shape.items())}). "
-                f"Choose a multiple of {parts} or another mesh."
+                f"{name}: expected a multiple of {shards}, got {size}: the mesh "
+                f"({' x '.join(f'{axis} {count}' for axis, count in self.mesh.shape.items())}) splits `{axis}` into {shards} "
+                "shards. Change it or the mesh."
             )
 
 
-def open_rules(options: MeshOptions) -> Rules:
-    """Emulate devices where asked, join the other hosts, start the devices, and apply the table to the mesh over all.
+def init_devices(options: MeshOptions) -> ShardingRules:
+    """Start everything that needs devices, once per command, and return the sharding rules over the resulting mesh.
 
-    Process 0 prints platform, device kind and count. Raises InputError.
+    In this order, because each step must precede the first use of a device: emulate CPU devices if asked, enable the compile
+    cache, join the cluster, start the devices, make the mesh. Logs the devices. Raises InputError.
     """
     emulate_devices(options.emulated_devices)
-    keep_programs()
-    join_hosts()
+    enable_compile_cache()
+    join_cluster()
     devices = start_devices()
     require_joined(devices)
     if jax.process_index() == 0:
-        _announce(describe_devices(devices))
-    return Rules(make_mesh(options, devices))
+        _log_devices(describe_devices(devices))
+    return ShardingRules(make_mesh(options, devices))
 
 
 @cache
-def _announce(devices: str) -> None:
-    """Print the devices; a command that lays out several meshes over them prints them once."""
-    print(f"devices: {devices}", file=sys.stderr, flush=True)
+def _log_devices(devices: str) -> None:
+    """Cached: a command that makes several meshes logs the devices once."""
+    logger.info("devices: %s", devices)
 
 
-def parameter_shardings(parameters: nnx.State, rules: Rules) -> Any:
+def parameter_shardings(parameters: nnx.State, rules: ShardingRules) -> Any:
     """Pure dict of shardings for the abstract parameters of a model (leaves carry their `axes`).
 
-    Raises InputError when a dimension other than the vocabulary does not divide into its mesh axis, naming tensor, axis and
-    number.
+    Raises InputError when a dimension other than the vocabulary does not divide by its mesh axis.
     """
 
-    def one(path: tuple[Any, ...], variable: nnx.Variable) -> NamedSharding:
-        axes = rules.weight_axes(variable.get_metadata("axes"), variable.shape)
+    def weight_sharding(path: tuple[Any, ...], variable: nnx.Variable) -> NamedSharding:
+        axes = rules.stored_axes(variable.get_metadata("axes"), variable.shape)
         name = ".".join(str(getattr(key, "key", key)) for key in path)
-        for axis, number in zip(axes, variable.shape, strict=True):
+        for axis, size in zip(axes, variable.shape, strict=True):
             if axis is not None:
-                rules.check_divides(axis, number, f"The `{axis}` size of weight {name}")
+                rules.check_divides(axis, size, f"axis `{axis}` of weight {name}")
         return rules.sharding(*axes)
 
     return nnx.to_pure_dict(
-        jax.tree_util.tree_map_with_path(one, parameters, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+        jax.tree_util.tree_map_with_path(
+            weight_sharding, parameters, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
+        )
     )

@@ -27,7 +27,7 @@ from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.logprob import sequence_logprob
 from zephyr_jax.objective.sft import sft_objective
 from zephyr_jax.parallel.mesh import make_mesh
-from zephyr_jax.parallel.sharding import Rules
+from zephyr_jax.parallel.sharding import ShardingRules
 from zephyr_jax.plan.collectives import Collective, collectives
 from zephyr_jax.plan.topology import GIB, Chip, chip_of, topology_devices
 from zephyr_jax.train.anomalies import Limits
@@ -184,7 +184,7 @@ class DoesNotFitError(InputError):
 def plan(config: PlanConfig) -> Plan:
     """Compile the step. Raises InputError for an unknown topology, sizes that do not divide into the mesh, or no room."""
     config.check()
-    rules = Rules(make_mesh(config.mesh, topology_devices(config.topology, config.num_slices)))
+    rules = ShardingRules(make_mesh(config.mesh, topology_devices(config.topology, config.num_slices)))
     rows = microbatch_rows(config)
     rules.check_divides("batch", rows, "batch.microbatch_rows (or batch.rows)")
     shape = planned_shape(config)
@@ -231,7 +231,7 @@ def total_rows(config: PlanConfig) -> int:
     return config.batch.rows or -(-(config.batch.examples or 1) // PER_ROW)
 
 
-def lower(config: PlanConfig, model: AbstractModel, rules: Rules, rows: int) -> Any:
+def lower(config: PlanConfig, model: AbstractModel, rules: ShardingRules, rows: int) -> Any:
     """The planned step, traced for the mesh of `rules` and ready to be compiled; nothing is computed."""
     if config.planned_step == "generate":
         return _lower_generate(config, model, rules, rows)
@@ -260,14 +260,14 @@ def lower(config: PlanConfig, model: AbstractModel, rules: Rules, rows: int) -> 
     return step.trace(state, batch, limits).lower(lowering_platforms=("tpu",))
 
 
-def _lower_generate(config: PlanConfig, model: AbstractModel, rules: Rules, rows: int) -> Any:
+def _lower_generate(config: PlanConfig, model: AbstractModel, rules: ShardingRules, rows: int) -> Any:
     """A burst of new tokens of every row, with a cache of `data.row_length` positions."""
     cached = CachedModel(model.config, model.compute)
 
     def placed(leaf: Any, names: Sequence[str | None]) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rules.sharding(*names))
 
-    weights = jax.tree.map(placed, jax.eval_shape(cached.flatten, model.parameters), cached.weight_axes())
+    weights = jax.tree.map(placed, jax.eval_shape(cached.flatten, model.parameters), cached.stored_axes())
     slots = slots_of(model.config, config.data.row_length)
     cache = jax.tree.map(
         lambda leaf: placed(leaf, CACHE_AXES[leaf.ndim]), jax.eval_shape(partial(cached.empty_cache, rows, slots))
@@ -276,7 +276,7 @@ def _lower_generate(config: PlanConfig, model: AbstractModel, rules: Rules, rows
     return decode.trace(cached, weights, cache, state, steps=BURST).lower(lowering_platforms=("tpu",))
 
 
-def _abstract_batch(config: PlanConfig, rules: Rules, rows: int) -> TokenBatch | PairBatch:
+def _abstract_batch(config: PlanConfig, rules: ShardingRules, rows: int) -> TokenBatch | PairBatch:
     size = (_microbatches(config, rows), rows)
     sharding = rules.sharding("microbatch", "batch", None)
 

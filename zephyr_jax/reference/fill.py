@@ -17,8 +17,8 @@ from zephyr_jax.config.training import DpoConfig
 from zephyr_jax.data.examples import Examples, load_preferences
 from zephyr_jax.errors import InputError
 from zephyr_jax.objective.logprob import VERSION
-from zephyr_jax.parallel.hosts import all_say, wait_for_all
-from zephyr_jax.parallel.sharding import open_rules
+from zephyr_jax.parallel.hosts import all_hosts_agree, barrier
+from zephyr_jax.parallel.sharding import init_devices
 from zephyr_jax.reference.score import Scorer, fill
 from zephyr_jax.reference.table import Identity, ReferenceTable, require_complete, why_anew
 from zephyr_jax.storage.cloud import translate_cloud_errors
@@ -43,7 +43,7 @@ class _Desk:
 
     def __init__(self, config: DpoConfig, command: str):
         config.check()
-        self._rules = open_rules(config.mesh)
+        self._rules = init_devices(config.mesh)
         check_folder_creatable(config.reference)
         self._rules.check_divides("batch", microbatch_rows(config), "batch.microbatch_rows (or batch.rows)")
         self._source = find_model(config.model)
@@ -69,11 +69,11 @@ class _Desk:
     def full_table(self) -> ReferenceTable | None:
         """The table, where the weights' fingerprint is known without reading them, and nothing is missing from it."""
         known = known_fingerprint(self._source, self._state)
-        if not all_say(known is not None) or known is None:
+        if not all_hosts_agree(known is not None) or known is None:
             return None
         table = self._table(known)
         full = not any(table.missing(examples.keys()).any() for examples in self.splits.values())
-        return table if all_say(full) else None
+        return table if all_hosts_agree(full) else None
 
     def with_weights(self) -> tuple[Scorer, ReferenceTable]:
         """What scores, and the table of these very weights."""
@@ -115,7 +115,7 @@ def _fill(desk: _Desk, scorer: Scorer, table: ReferenceTable, root: Path) -> tup
     if why:
         desk.say(why)
     missing = {name: table.missing(examples.keys()) for name, examples in desk.splits.items()}
-    wait_for_all("the reference table is read")  # what one host adds from here on must not change another's plan
+    barrier("the reference table is read")  # what one host adds from here on must not change another's plan
     if jax.process_index() == 0:
         table.write_manifest()
     computed = reused = 0

@@ -14,8 +14,8 @@ from zephyr_jax.data.examples import Examples
 from zephyr_jax.data.loader import BatchSource, iterate
 from zephyr_jax.data.pack import plan_evaluation
 from zephyr_jax.objective.logprob import Parameters, sequence_logprob, sequence_logprob_and_greedy
-from zephyr_jax.parallel.place import local_part, local_rows, place_batch
-from zephyr_jax.parallel.sharding import Rules
+from zephyr_jax.parallel.place import local_rows, local_shard, place_batch
+from zephyr_jax.parallel.sharding import ShardingRules
 from zephyr_jax.reference.table import ReferenceTable
 
 _BATCHES_PER_PART = 64
@@ -43,7 +43,7 @@ class Scorer:
     model: AbstractModel
     parameters: Parameters
     data: DataOptions
-    rules: Rules
+    rules: ShardingRules
     rows: int
     chunk: int
     """Target tokens whose logits exist at one time."""
@@ -69,10 +69,10 @@ class Scorer:
             else:
                 found = sequence_logprob(*what, **how)
             step = [*plan.steps[index], *[()] * (self.rows - len(plan.steps[index]))][mine]
-            sums, counts = local_part(found.sum), local_part(found.num_targets)
+            sums, counts = local_shard(found.sum), local_shard(found.num_targets)
             places = np.array([place for row in step for place in row], np.int64)
             held = np.array([each * len(row) for row in step])[:, None] > np.arange(sums.shape[1])
-            greedy = None if best is None else local_part(best)[held].reshape(-1, each)
+            greedy = None if best is None else local_shard(best)[held].reshape(-1, each)
             last = index + 1 == len(plan.steps)
             yield _Scored(places, sums[held].reshape(-1, each), counts[held].reshape(-1, each), greedy, last)
             progress(index + 1, len(plan.steps))

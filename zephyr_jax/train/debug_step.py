@@ -18,9 +18,9 @@ from zephyr_jax.data.loader import Batch
 from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.objective.dpo import LOSSES, log_ratio
 from zephyr_jax.objective.logprob import Parameters, sequence_logprob
-from zephyr_jax.parallel.hosts import require_alone
+from zephyr_jax.parallel.hosts import require_single_process
 from zephyr_jax.parallel.place import place_batch
-from zephyr_jax.parallel.sharding import open_rules
+from zephyr_jax.parallel.sharding import init_devices
 from zephyr_jax.storage.cloud import translate_cloud_errors
 from zephyr_jax.storage.files import Path, open_path
 from zephyr_jax.train.setup import make_objective
@@ -62,8 +62,8 @@ class Replayed:
 def replay(config: DebugStepConfig) -> Replayed:
     """Loss, gradient and each example's part, as training computes them. Raises InputError."""
     config.check()
-    require_alone("debug-step")
-    rules = open_rules(config.mesh)
+    require_single_process("debug-step")
+    rules = init_devices(config.mesh)
     batch, facts = read_batch(config.batch_file)
     run = open_path(config.batch_file).parent.parent
     settings = _settings(facts["config"], config)

@@ -20,10 +20,10 @@ from zephyr_jax.data.loader import BatchSource, Numbered, iterate
 from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.parallel.devices import describe_devices
-from zephyr_jax.parallel.hosts import all_say, wait_for_all
+from zephyr_jax.parallel.hosts import all_hosts_agree, barrier
 from zephyr_jax.parallel.place import local_rows, place_batch
 from zephyr_jax.parallel.preemption import StopRequest
-from zephyr_jax.parallel.sharding import Rules
+from zephyr_jax.parallel.sharding import ShardingRules
 from zephyr_jax.report.record import SICK
 from zephyr_jax.report.report import leave_histograms, leave_page
 from zephyr_jax.storage.files import Path, list_names
@@ -53,7 +53,7 @@ def fit(
 
     `identity` is saved with every checkpoint and must be equal on resume.
     """
-    startup.passed("data", run.compilations.take())
+    startup.add_phase("data", run.compile_stats.take_seconds())
     total = len(training.plan.steps)
     optimizer = make_optimizer(config.optimizer, total)
     shardings = state_shardings(
@@ -66,7 +66,7 @@ def fit(
     state = found.state or initial_state(load(), optimizer, shardings)
     record = _record(config, run, training, evaluation, identity)
     checkpoints = _begin(config, run, record, training)
-    startup.passed("weights", run.compilations.take())
+    startup.add_phase("weights", run.compile_stats.take_seconds())
     first, interval = jax.process_index() == 0, run.progress.get("interval")
     reporter = Reporter(run.folder, config.report, to_dict(config), total, run.start, first, interval)
     reporter.note(_headline(run, model, training))
@@ -81,8 +81,8 @@ def fit(
     step = make_step(objective, optimizer, rate, shardings, config.anomaly, config.optimizer.grad_dtype)
 
     def first_step() -> str:
-        startup.passed("evaluate and step" if evaluate else "step", run.compilations.take())
-        return startup.report(run.compilations.sources())
+        startup.add_phase("evaluate and step" if evaluate else "step", run.compile_stats.take_seconds())
+        return startup.summary(run.compile_stats.cache_summary())
 
     try:
         with StopRequest(config.schedule.grace_seconds) as request:
@@ -101,7 +101,7 @@ def fit(
 class _Data:
     """Placed batches with their places in the plan; remembers where the iterator stood before each of the last few."""
 
-    def __init__(self, split: Split, rules: Rules, position: dict[str, Any] | None, reporter: Reporter):
+    def __init__(self, split: Split, rules: ShardingRules, position: dict[str, Any] | None, reporter: Reporter):
         self._split, self._rules, self._reporter = split, rules, reporter
         self._ids: list[str] = []
         self._batches = iterate(Numbered(_source(split, rules)))
@@ -191,7 +191,7 @@ def _newest_good(run: Run, empty: TrainState) -> _Found:
     damaged: list[int] = []
     for step in reversed(steps_in(run.folder)):
         found = _read(run.folder, step, empty)
-        if all_say(found is not None) and found is not None:
+        if all_hosts_agree(found is not None) and found is not None:
             _put_away(run.folder, damaged, f"going on from step {step}")
             return _Found(replace(run, start=step, progress=found[0]), found[1])
         damaged.append(step)
@@ -224,7 +224,7 @@ def _put_away(folder: Path, damaged: list[int], then: str) -> None:
 
 def _begin(config: SftConfig, run: Run, record: Record, training: Split) -> CheckpointManager:
     """Make the run's folder and put everything but checkpoints into it, once every host has found all to be good."""
-    wait_for_all("know their data and weights")
+    barrier("know their data and weights")
     run.folder.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         save_card(config, run.folder / "config.yaml")
@@ -261,12 +261,12 @@ def _record(config: SftConfig, run: Run, training: Split, evaluation: Split | No
     return {**first, "resumed": [*first.get("resumed", []), again]}
 
 
-def _source(split: Split, rules: Rules) -> BatchSource:
+def _source(split: Split, rules: ShardingRules) -> BatchSource:
     mine = local_rows(rules, split.plan.microbatch_rows)
     return BatchSource(split.examples, split.plan, mine, split.reference)
 
 
-def _placed(split: Split, rules: Rules) -> Iterator[Any]:
+def _placed(split: Split, rules: ShardingRules) -> Iterator[Any]:
     return (place_batch(rules, batch, split.plan.microbatch_rows) for batch in iterate(_source(split, rules)))
 
 

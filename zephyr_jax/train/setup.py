@@ -34,9 +34,9 @@ from zephyr_jax.data.pack import Plan, plan_evaluation, plan_training
 from zephyr_jax.errors import InputError
 from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.sft import sft_objective
-from zephyr_jax.parallel.compile_cache import Compilations
-from zephyr_jax.parallel.hosts import wait_for_all
-from zephyr_jax.parallel.sharding import Rules, open_rules
+from zephyr_jax.parallel.compile_cache import CompileStats
+from zephyr_jax.parallel.hosts import barrier
+from zephyr_jax.parallel.sharding import ShardingRules, init_devices
 from zephyr_jax.reference.table import recorded_days
 from zephyr_jax.storage.files import Path, check_folder_creatable, open_path
 from zephyr_jax.train.optimizer import make_optimizer
@@ -78,14 +78,14 @@ class Run[C: SftConfig]:
     config: C
     """The settings with every inherited value filled in."""
     folder: Path
-    rules: Rules
+    rules: ShardingRules
     source: ModelSource
     tokenizer: ChatTokenizer
     start: int
     """Step to start from, as far as is known before its arrays are read."""
     progress: dict[str, Any]
     """What the checkpoint at `start` says; empty for a fresh run."""
-    compilations: Compilations
+    compile_stats: CompileStats
     model_files: dict[str, Any]
     """What goes into the run beside its weights: config, tokenizer and chat template, by file name."""
 
@@ -102,8 +102,8 @@ def open_run[C: SftConfig](config: C) -> Run[C]:
     """
     config.check()
     startup.begin()
-    compilations = Compilations()
-    rules = open_rules(config.mesh)
+    compile_stats = CompileStats()
+    rules = init_devices(config.mesh)
     rules.check_divides("batch", microbatch_rows(config), "batch.microbatch_rows (or batch.rows)")
     source = find_model(config.model)
     folder = _check_folder(config)
@@ -111,7 +111,7 @@ def open_run[C: SftConfig](config: C) -> Run[C]:
     config, tokenizer = resolve_run("dpo" if isinstance(config, DpoConfig) else "sft", config, source, progress)
     if progress:
         _check_same(progress["config"], config)
-    run = Run(config, folder, rules, source, tokenizer, start, progress, compilations, _model_files(source, tokenizer))
+    run = Run(config, folder, rules, source, tokenizer, start, progress, compile_stats, _model_files(source, tokenizer))
     if run.finished:
         print(
             f"{folder} is finished at step {start}, and nothing is trained: with schedule.save `weights` it holds no optimizer "
@@ -122,7 +122,7 @@ def open_run[C: SftConfig](config: C) -> Run[C]:
         if not progress:
             check_weights(source)
         _check_room(config, run)
-    wait_for_all("looked at the run's folder")  # before any process writes into it
+    barrier("looked at the run's folder")  # before any process writes into it
     return run
 
 

@@ -8,7 +8,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from zephyr_jax.objective.logprob import Parameters
-from zephyr_jax.parallel.sharding import Rules
+from zephyr_jax.parallel.sharding import ShardingRules
 
 
 class TrainState(NamedTuple):
@@ -26,7 +26,7 @@ def state_shardings(
     parameters: Any,
     shardings: Any,
     optimizer: optax.GradientTransformation,
-    rules: Rules,
+    rules: ShardingRules,
     offload_moments: bool = False,
 ) -> TrainState:
     """Shardings of a TrainState: moments live where their weights do, or beside in the host's memory; the rest everywhere."""

@@ -28,7 +28,7 @@ from zephyr_jax.errors import InputError, at_revision
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.families.registry import tensors_of
 from zephyr_jax.model.families.tensors import HfTensor
-from zephyr_jax.parallel.gather import gather, keep_step
+from zephyr_jax.parallel.gather import gather, write_barrier
 from zephyr_jax.storage.files import Path, check_readable, is_remote, list_names, open_path, write_atomic
 from zephyr_jax.storage.strict_json import read_json as read_json
 from zephyr_jax.storage.suggest import check_hub_id, suggest_path
@@ -163,7 +163,7 @@ def export_folder(
     else:
         for _, _, bring in pieces:
             bring()
-    keep_step()
+    write_barrier()
 
 
 @contextmanager
