@@ -62,7 +62,7 @@ EFFECTS: dict[str, str] = {
     "DataOptions.packing": _LAID_OUT,
     "DataOptions.packing_window": _LAID_OUT,
     "DataOptions.on_bad_row": _DATA,
-    "DataOptions.allow_contradictions": "data/test_formats.py::test_a_contradiction_is_a_bad_row_unless_it_is_allowed",
+    "DataOptions.allow_contradictions": "data/test_rows.py::test_a_contradiction_is_a_bad_row_unless_it_is_allowed",
     "DataOptions.max_skipped_fraction": "data/test_filter_stats.py::test_record_report_and_card_hold_the_counts",
     "DataOptions.num_workers": "data/test_examples.py::test_workers_are_not_forked",
     # the mesh

@@ -192,13 +192,13 @@ def test_a_judge_who_errs_once_is_asked_again_and_one_who_errs_twice_is_not(
             "feedback rate --data", write_rows(tmp_path / "rows.jsonl", rows), "--output", tmp_path / "out --judge", url
         )
     assert len(asked) == 5 + 10 + 10 + 5
-    good, aside = lines(tmp_path / "out/train.jsonl"), lines(tmp_path / "out/aside.jsonl")
+    good, aside = lines(tmp_path / "out/train.jsonl"), lines(tmp_path / "out/rejected.jsonl")
     assert [row["instruction"] for row in good] == ["sound", "mended"]
     assert [each["annotations"]["honesty"]["Rating"] for each in good[0]["completions"]] == ["2", "5"]
     reasons = {row["instruction"]: row["reason"] for row in aside}
     assert reasons["hopeless"].startswith("instruction_following: it is no single JSON object")
     assert reasons["refused"].endswith("the judge's model refused: 400 this is too long")
-    assert "set aside in aside.jsonl: 1 x" in capsys.readouterr().out
+    assert "set aside in rejected.jsonl: 1 x" in capsys.readouterr().out
     run("prepare ultrafeedback --test_fraction 0 --data", tmp_path / "out", "--output", tmp_path / "pairs")
     assert "2 rows read, 2 kept" in capsys.readouterr().out  # not those aside, which may have scores of before
 
@@ -244,9 +244,9 @@ def test_malicious_answers_are_contained(prompts: Path, tmp_path: Path) -> None:
     for row in rows:
         found = {each["model"]: each["response"] for each in row["completions"]}
         assert found == {"html": texts["html"], "control": texts["control"], "half": "?"}
-    aside = lines(tmp_path / "a/aside.jsonl")
+    aside = lines(tmp_path / "a/rejected.jsonl")
     assert {row["reason"] for row in aside} == {"10,000,000 characters long; 400,000 are allowed"}
-    assert (tmp_path / "a/aside.jsonl").stat().st_size < 10_000
+    assert (tmp_path / "a/rejected.jsonl").stat().st_size < 10_000
 
 
 def command(*words: object) -> subprocess.Popen[str]:
@@ -414,7 +414,7 @@ def mistakes(tmp: Path) -> dict[str, tuple[str, str]]:
         "no judge": (f"{rate} {rows}", "`judge` is not set"),
         "no such file": (f"{answers} {tmp}/none.jsonl --models a", "is no file or folder here"),
         "another column": (f"{answers} {texts} --models a", "has the columns text; prompts are read from"),
-        "an empty prompt": (f"{talk} {hollow} --assistant a", "line 2 has the prompt ' '"),
+        "an empty prompt": (f"{talk} {hollow} --assistant a", "line 2 has no prompt"),
         "one id for two": (f"{talk} {twins} --assistant a", "two prompts with the prompt_id '1'"),
         "rows to rate without answers": (f"{rate} {rows} --judge a", "has no column instruction and no completions"),
         "only empty answers": (f"{rate} {silent} --judge {nobody}", "None of the rows can be used (1 x answer 1 has no text)"),

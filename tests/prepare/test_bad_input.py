@@ -334,6 +334,6 @@ def test_a_csv_cell_may_be_long(tmp_path: Path) -> None:
     longest = "word " * 60_000
     path = tmp_path / "rows.csv"
     path.write_text(f'prompt,answer\nshort,"{longest}"\nlast,x\n')
-    assert [row.need() for row in raw_rows(str(path))] == [
+    assert [row.require() for row in raw_rows(str(path))] == [
         {"prompt": "short", "answer": longest}, {"prompt": "last", "answer": "x"},
     ]  # fmt: skip

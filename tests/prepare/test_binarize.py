@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
+from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.prepare.binarize import Choice, Rule, distinct
 from zephyr_jax.prepare.rated import Answer, Scored, answer_of, settle
-from zephyr_jax.prepare.raw import SetAside
 
 
 def scored(*scores: float) -> list[Scored]:
@@ -19,7 +19,7 @@ def picked(rule: Rule, *scores: float, prompt: str = "?") -> tuple[int, int]:
 
 
 def why(rule: Rule, *scores: float) -> str:
-    with pytest.raises(SetAside) as refused:
+    with pytest.raises(SkippedRow) as refused:
         rule.pair("?", scored(*scores))
     return refused.value.reason
 
@@ -99,9 +99,9 @@ def test_2023_knows_answers_by_score_text_and_model() -> None:
     rule = Rule("revision-2023")
     copy = Scored(2, "m0", "answer 0", 9)
     assert rule.pair("?", [*scored(9, 2), copy, Scored(3, "m3", "answer 3", 1)])[1].number == 1
-    with pytest.raises(SetAside, match="same text"):
+    with pytest.raises(SkippedRow, match="same text"):
         rule.pair("?", [Scored(n, "m", "x", 9) for n in range(4)])
-    with pytest.raises(SetAside, match="same text"):
+    with pytest.raises(SkippedRow, match="same text"):
         rule.pair("?", [Scored(0, "a", "x", 1), Scored(1, "b", "x", 9)])
 
 
@@ -125,7 +125,7 @@ def test_the_published_repair(overall: float, mean: float | None, score: float, 
 
 @pytest.mark.parametrize("mean", [2.25, 3, 4])
 def test_what_a_judge_must_see_again_is_set_aside(mean: float) -> None:
-    with pytest.raises(SetAside, match="may have been a 1"):
+    with pytest.raises(SkippedRow, match="may have been a 1"):
         settle(answer(10, mean), "overall", repair=True)
     assert settle(answer(10, mean), "mean", repair=True)[0].score == mean
 
@@ -144,8 +144,8 @@ def test_scores_are_numbers_however_they_are_written() -> None:
     for nothing in (None, "N/A", float("nan"), float("inf"), -1e308, True, [], {}, "1" * 400):
         bare = answer_of(0, {"response": "x", "overall_score": nothing, "annotations": nothing})
         assert (bare.overall, bare.mean) == (None, None)
-        with pytest.raises(SetAside, match="no overall score"):
+        with pytest.raises(SkippedRow, match="no overall score"):
             settle(bare, "overall", repair=True)
-        with pytest.raises(SetAside, match="no ratings"):
+        with pytest.raises(SkippedRow, match="no ratings"):
             settle(bare, "mean", repair=True)
     assert answer_of(0, {"response": "x", "score": 0, "fine-grained_score": 3.5}) == Answer(0, "", "x", 0.0, 3.5)

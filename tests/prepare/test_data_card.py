@@ -10,9 +10,9 @@ import pytest
 
 from tests.conftest import write_rows
 from tests.prepare.raw import plain, prepare
+from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.prepare.card import Distribution, NamedCounts, Page, quantiles
 from zephyr_jax.prepare.filter_stats import Ledger
-from zephyr_jax.prepare.raw import SetAside
 
 LENGTHS = ((10, 5), (300, 20), (7, 7), (2, 40), (70, 9))
 """Letters of the chosen and of the rejected answer of each pair; scores are 3 and 1, and 2 and 2 in the last."""
@@ -99,7 +99,7 @@ def test_samples_are_few_and_those_of_any_order() -> None:
         random.Random(seed).shuffle(texts)
         with Ledger(4) as ledger:
             for text in [*texts, *texts]:
-                ledger.leave_out("place", SetAside("why", text), {})
+                ledger.leave_out("place", SkippedRow("why", text), {})
         assert ledger.rows == {"why": 100}
         found.append(ledger.samples()["why"])
     assert len(set(found[0])) == 4

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.config.sections import DecontaminationOptions
 from zephyr_jax.errors import InputError
 from zephyr_jax.prepare.decontaminate import TestSets
-from zephyr_jax.prepare.raw import SetAside
 
 SHORT = "What happens to you if you eat watermelon seeds?"
 LONG = (
@@ -26,7 +26,7 @@ def sets(folder: Path, ngram: int = 13) -> TestSets:
 def is_leak(tests: TestSets, *texts: str) -> bool:
     try:
         tests.check(texts)
-    except SetAside as why:
+    except SkippedRow as why:
         assert "truth.txt" in why.reason
         return True
     return False
@@ -97,7 +97,7 @@ def test_test_sets_of_every_form_are_read(name: str, content: str, tmp_path: Pat
     tests = TestSets(DecontaminationOptions((str(tmp_path / name),)))
     assert tests.texts == 2
     for text in ("one", "two"):
-        with pytest.raises(SetAside):
+        with pytest.raises(SkippedRow):
             tests.check([text])
     tests.check(["no"])
 

@@ -268,13 +268,14 @@ def test_nothing_is_lost_silently(tmp_path: Path) -> None:
     assert said == [["Good?", "Yes."]]
     assert record["rows read"] == 12
     assert record["rows set aside"] == {
-        "a message has no role or no content": 2,
         "a turn holds half a surrogate pair": 1,
         "a turn is empty": 1,
-        "a turn is no text": 1,
-        "it has neither a list `data` nor a list `messages`": 2,
+        "a turn is not text": 2,
+        "data is str, not a list of texts": 1,
         "it has no question with an answer": 2,
         "its roles do not alternate": 2,
+        "messages holds str, not messages with role and content": 1,
+        "messages is NoneType, not a list, and no other columns hold a conversation": 1,
     }
     assert record["repaired"] == {"a last question without an answer is cut": 1}
     assert len(set_aside(tmp_path / "out")) == 11

@@ -238,7 +238,7 @@ def test_nothing_is_lost_silently(tmp_path: Path) -> None:
         "its source is truthful_qa": 1,
         "the line is no JSON": 1,
         "the prompt is empty": 1,
-        "the prompt is no text": 1,
+        "the prompt is not text": 1,
     }
     lines = set_aside(out)
     of_rows = [line for line in lines if "answer" not in line]
@@ -255,7 +255,7 @@ def test_nothing_is_lost_silently(tmp_path: Path) -> None:
         "an answer has no overall score": 3,
         "an answer is empty": 1,
         "an answer is no object": 1,
-        "an answer is no text": 1,
+        "an answer is not text": 1,
         "an answer is the same text as another": 1,
     }
     assert sum(record["answers set aside"].values()) == len(lines) - len(of_rows)

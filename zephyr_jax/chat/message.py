@@ -23,20 +23,29 @@ _MAY_FOLLOW = {
 
 
 class SkippedRow(ValueError):
-    """One row cannot be used; the message is its reason, counted and reported with the row's id."""
+    """One row cannot be used; it is counted by its reason and reported with its id.
+
+    Args:
+        reason: The same text for all rows that share the fault.
+        excerpt: The part of the row that shows the fault.
+    """
+
+    def __init__(self, reason: str, excerpt: str = ""):
+        super().__init__(reason)
+        self.reason, self.excerpt = reason, excerpt
 
 
 class OverLengthRow(SkippedRow):
-    """The one badness that cutting can mend.
+    """A row that truncation can fit; `tokens` is the length of the whole row."""
 
-    Args:
-        message: The reason.
-        tokens: Tokens of the whole row.
-    """
-
-    def __init__(self, message: str, tokens: int):
-        super().__init__(message)
+    def __init__(self, reason: str, tokens: int):
+        super().__init__(reason)
         self.tokens = tokens
+
+
+def text_message(role: str, text: str) -> Message:
+    """A message of plain text."""
+    return {"role": role, "content": text}
 
 
 def check_messages(messages: Any, learnt: bool = True) -> None:

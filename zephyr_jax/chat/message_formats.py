@@ -1,31 +1,33 @@
-"""Messages as data sets spell them, made into messages as templates read them: role, content and what belongs to them."""
+"""Messages as data sets write them (ShareGPT, OpenAI, hh-rlhf, ...) -> messages as chat templates read them."""
 
 import json
 import re
 from typing import Any
 
-from zephyr_jax.chat.message import Message, SkippedRow
+from zephyr_jax.chat.message import Message, SkippedRow, text_message
 
 _ROLES = {
-    "human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
-    "bot": "assistant", "model": "assistant", "developer": "system", "observation": "tool",
-}  # fmt: skip
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "bot", "model"), "assistant"),
+    "developer": "system",
+    "observation": "tool",
+}
 """Role in a data set -> role in a template. Other roles are kept."""
-WEIGHTS = ("weight", "train", "trainable", "loss")
+WEIGHT_FIELDS = ("weight", "train", "trainable", "loss")
 """Fields that state whether an answer is a target."""
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Names of one thing; transformers hands a template the name that it reads."""
-_KEPT = ("tool_calls", "tool_call_id", "name", *_REASONING)
-"""Fields that are handed to the template."""
-MEDIA = ("images", "image", "audios", "audio", "videos", "video")
-_REFUSED = ("function_call", "prefix", *MEDIA)
-FIELDS = frozenset({"role", "from", "content", "value", *WEIGHTS, *_KEPT, *_REFUSED})
+"""Synonyms; transformers passes a template the name that it reads."""
+_TEMPLATE_FIELDS = ("tool_calls", "tool_call_id", "name", *_REASONING)
+"""Fields that are passed to the template."""
+MEDIA_FIELDS = ("images", "image", "audios", "audio", "videos", "video")
+_UNSUPPORTED = ("function_call", "prefix", *MEDIA_FIELDS)
+MESSAGE_FIELDS = frozenset({"role", "from", "content", "value", *WEIGHT_FIELDS, *_TEMPLATE_FIELDS, *_UNSUPPORTED})
 """Every field of a message that is used or refused."""
 _HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
-def messages_of(value: Any, column: str) -> list[Message]:
+def parse_messages(value: Any, column: str) -> list[Message]:
     """Messages from a list, a struct of lists, one message, or the JSON text of one of these.
 
     Args:
@@ -36,17 +38,17 @@ def messages_of(value: Any, column: str) -> list[Message]:
         SkippedRow: It holds something else, or a message has a field or a part of its content that cannot be honored.
     """
     if isinstance(value, str):
-        value = json_of(value, column)
+        value = parse_json_column(value, column)
     if isinstance(value, dict) and isinstance(value.get("role", value.get("from")), list):
-        value = _transposed(value, column)
+        value = _transpose(value, column)
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list) or not value:
         raise SkippedRow(f"{column} is {type(value).__name__}, not a list with at least one message")
-    return [_message(each, column) for each in value]
+    return [_message(raw, column) for raw in value]
 
 
-def json_of(text: str, column: str) -> Any:
+def parse_json_column(text: str, column: str) -> Any:
     """The value of a column that holds JSON text, as CSV files do. Raises SkippedRow for text that is not JSON."""
     try:
         return json.loads(text)
@@ -61,24 +63,19 @@ def is_transcript(value: Any) -> bool:
     return value.startswith("\n\n") or "\n\nAssistant:" in value
 
 
-def transcript_messages(text: str) -> list[Message]:
-    """Messages of such a transcript; an empty last turn, which asks for an answer, is left out."""
+def parse_transcript(text: str) -> list[Message]:
+    """Messages of an hh-rlhf transcript; an empty last turn, which asks for an answer, is dropped."""
     _, *pieces = _HH_TURN.split(text.strip())
-    turns = [{"role": _HH_ROLES[role], "content": said.strip()} for role, said in zip(*[iter(pieces)] * 2, strict=True)]
+    turns = [text_message(_HH_ROLES[role], text.strip()) for role, text in zip(*[iter(pieces)] * 2, strict=True)]
     return turns[:-1] if turns and not turns[-1]["content"] else turns
 
 
-def text_message(role: str, text: str) -> Message:
-    """A message of plain text."""
-    return {"role": role, "content": text}
-
-
-def _transposed(value: dict[str, Any], column: str) -> list[dict[str, Any]]:
+def _transpose(columns: dict[str, Any], column: str) -> list[dict[str, Any]]:
     """The messages of a struct of lists, which is how some libraries store a list of structs."""
-    lists = {name: each for name, each in value.items() if each is not None}
-    if not all(isinstance(each, list) for each in lists.values()) or len({len(each) for each in lists.values()}) != 1:
+    lists = {name: values for name, values in columns.items() if values is not None}
+    if not all(isinstance(values, list) for values in lists.values()) or len(set(map(len, lists.values()))) != 1:
         raise SkippedRow(f"{column} holds lists of unequal lengths, not messages")
-    return [dict(zip(lists, each, strict=True)) for each in zip(*lists.values(), strict=True)]
+    return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 
 
 def _message(raw: Any, column: str) -> Message:
@@ -86,10 +83,10 @@ def _message(raw: Any, column: str) -> Message:
         raise SkippedRow(f"{column} holds {type(raw).__name__}, not messages with role and content")
     role = raw.get("role") if raw.get("role") is not None else raw.get("from")
     role = _ROLES.get(role, role) if isinstance(role, str) else role
-    for name in _REFUSED:
+    for name in _UNSUPPORTED:
         if raw.get(name):
             raise SkippedRow(f"a message has the field `{name}`, which is not supported")
-    kept = {name: raw[name] for name in _KEPT if raw.get(name)}
+    kept = {name: raw[name] for name in _TEMPLATE_FIELDS if raw.get(name)}
     first, *others = [name for name in _REASONING if name in kept] or [""]
     for name in others:
         if kept.pop(name) != kept[first]:
@@ -97,33 +94,32 @@ def _message(raw: Any, column: str) -> Message:
     if "name" in kept and kept["name"] in (role, raw.get("role"), raw.get("from")):
         del kept["name"]
     if "tool_calls" in kept:
-        kept["tool_calls"] = [_tool_call(each) for each in _listed(kept["tool_calls"])]
+        kept["tool_calls"] = [_tool_call(call) for call in _tool_calls(kept["tool_calls"])]
     content = raw.get("content") if raw.get("content") is not None else raw.get("value")
     content = "" if content is None and "tool_calls" in kept else _text(content, role)
     message = {"role": role, "content": content, **kept}
-    return message if _counts(raw, role) else {**message, "weight": 0}
+    return message if _is_target(raw, role) else {**message, "weight": 0}
 
 
-def _counts(raw: dict[str, Any], role: Any) -> bool:
-    """Whether an answer is a target. Raises SkippedRow for weights other than 0 and 1, and for user text that is to be "
-    "learned."""
-    given = {name: raw[name] for name in WEIGHTS if raw.get(name) is not None}
-    for name, weight in given.items():
+def _is_target(raw: dict[str, Any], role: Any) -> bool:
+    """Whether an answer is a target. Raises SkippedRow for weights other than 0 and 1, and for weights of other roles."""
+    weights = {name: raw[name] for name in WEIGHT_FIELDS if raw.get(name) is not None}
+    for name, weight in weights.items():
         if weight not in (0, 1):
             raise SkippedRow(f"a message has a `{name}` other than 0 and 1")
-    if len({bool(weight) for weight in given.values()}) > 1:
-        raise SkippedRow(f"a message has contradicting {' and '.join(f'`{name}`' for name in given)}")
+    if len({bool(weight) for weight in weights.values()}) > 1:
+        raise SkippedRow(f"a message has contradicting {' and '.join(f'`{name}`' for name in weights)}")
     if role != "assistant":
-        if any(given.values()):
+        if any(weights.values()):
             raise SkippedRow(
-                f"a {str(role)[:40]} message has `{next(iter(given))}` 1; only assistant answers are targets"
+                f"a {str(role)[:40]} message has `{next(iter(weights))}` 1; only assistant answers are targets"
             )
         return True
-    return all(given.values())
+    return all(weights.values())
 
 
 def _text(content: Any, role: Any) -> Any:
-    """The text of a content; that of its parts where it is a list of parts. Other values stay, and are refused later."""
+    """The text of a content, joined where it is a list of text parts; other values stay and are refused later."""
     if not isinstance(content, list):
         return content
     texts = []
@@ -135,8 +131,8 @@ def _text(content: Any, role: Any) -> Any:
     return "".join(texts) if texts else content
 
 
-def _listed(value: Any) -> list[Any]:
-    value = json_of(value, "tool_calls") if isinstance(value, str) else value
+def _tool_calls(value: Any) -> list[Any]:
+    value = parse_json_column(value, "tool_calls") if isinstance(value, str) else value
     if not isinstance(value, list):
         raise SkippedRow(f"tool_calls is {type(value).__name__}, not a list")
     return value
@@ -150,6 +146,6 @@ def _tool_call(call: Any) -> Any:
     inner = function if isinstance(function, dict) else call
     arguments = inner.get("arguments")
     if isinstance(arguments, str):
-        arguments = json_of(arguments, "the arguments of a tool call") if arguments.strip() else {}
+        arguments = parse_json_column(arguments, "the arguments of a tool call") if arguments.strip() else {}
     changed = {**inner, "arguments": arguments} if "arguments" in inner else inner
     return {**call, "function": changed} if inner is not call else changed

@@ -18,7 +18,7 @@ class FeedbackConfig:
     limit: int | None = None
     """Only the first so many rows."""
     output: str = ""
-    """Folder for train.jsonl, aside.jsonl (what could not be used, and why) and the journals of all replies; the same command
+    """Folder for train.jsonl, rejected.jsonl (what could not be used, and why) and the journals of all replies; the same command
     goes on in it, and asks for nothing twice."""
     estimate: bool = False
     """Only say how many requests, tokens and dollars it will take."""

@@ -20,7 +20,8 @@ from zephyr_jax.chat.message import OverLengthRow, SkippedRow
 from zephyr_jax.chat.tokenizer import ChatTokenizer, Segment
 from zephyr_jax.config.sections import DataOptions, is_unset
 from zephyr_jax.data.filter_stats import FilterStats, filter_stats
-from zephyr_jax.data.formats import CONVERSATIONS, PAIRS, SCORES, Format, number, recognized, unused_columns
+from zephyr_jax.data.row_formats import CONVERSATION_FORMATS, PREFERENCE_FORMATS, RowFormat, find_format
+from zephyr_jax.data.rows import SCORE_COLUMNS, parse_score, unused_columns
 from zephyr_jax.data.segments import conversation, preference
 from zephyr_jax.data.sources import Rows, decode, open_rows
 from zephyr_jax.errors import InputError, join_items
@@ -129,21 +130,21 @@ def _some(ids: list[str], most: int = 3) -> str:
 
 
 def load_conversations(data: DataOptions, tokenizer: ChatTokenizer, path: str, split: str) -> Examples:
-    """Tokenised conversations from rows in one of the formats `CONVERSATIONS`. Raises InputError."""
+    """Tokenised conversations from rows in one of the formats `CONVERSATION_FORMATS`. Raises InputError."""
     rows = open_rows(path, split, data.revision, data.limit)
-    _need_columns(rows, path, "Conversations", CONVERSATIONS)
+    _need_columns(rows, path, "Conversations", CONVERSATION_FORMATS)
     tokenise = partial(_conversation, tokenizer, data.targets, data.max_length, data.allow_contradictions)
     examples = _tokenise(rows.table, tokenise, 1, data, tokenizer, f"{path}:{split}")
-    return _described(examples, rows, CONVERSATIONS)
+    return _described(examples, rows, CONVERSATION_FORMATS)
 
 
 def load_preferences(data: DataOptions, tokenizer: ChatTokenizer, path: str, split: str) -> Examples:
-    """Tokenised pairs from rows in one of the formats `PAIRS`. Raises InputError."""
+    """Tokenised pairs from rows in one of the formats `PREFERENCE_FORMATS`. Raises InputError."""
     rows = open_rows(path, split, data.revision, data.limit)
-    _need_columns(rows, path, "Preferences", PAIRS)
+    _need_columns(rows, path, "Preferences", PREFERENCE_FORMATS)
     tokenise = partial(_preference, tokenizer, data.max_length, data.max_prompt_length, data.allow_contradictions)
     examples = _tokenise(rows.table, tokenise, 2, data, tokenizer, f"{path}:{split}")
-    return replace(_described(examples, rows, PAIRS), scores=_scores(rows, examples.row_indices))
+    return replace(_described(examples, rows, PREFERENCE_FORMATS), scores=_scores(rows, examples.row_indices))
 
 
 def holds_pairs(data: DataOptions) -> bool:
@@ -152,9 +153,9 @@ def holds_pairs(data: DataOptions) -> bool:
     return "chosen" in fields
 
 
-def _described(examples: Examples, rows: Rows, formats: Sequence[Format]) -> Examples:
+def _described(examples: Examples, rows: Rows, formats: Sequence[RowFormat[Any]]) -> Examples:
     """The examples with the formats of the first rows, and with notes on the source."""
-    sample = [recognized(row, formats) for row in islice(rows, _SAMPLE)]
+    sample = [find_format(row, formats) for row in islice(rows, _SAMPLE)]
     found = list(dict.fromkeys(each for each in sample if each))
     unused = unused_columns(rows.fields, found)
     notes = (*rows.notes, f"unused columns: {join_items(unused)}") if unused else rows.notes
@@ -169,10 +170,10 @@ def room_for(data: DataOptions, pairs: bool) -> DataOptions:
 
 def _scores(rows: Rows, places: np.ndarray) -> np.ndarray | None:
     """float64 [N, 2] of the rows at `places`, NaN where a row has none; None where the source has no such numbers."""
-    names = next((pair for pair in SCORES if set(pair) <= rows.fields.keys()), None)
+    names = next((pair for pair in SCORE_COLUMNS if set(pair) <= rows.fields.keys()), None)
     if names is None:
         return None
-    columns = [[number(value) for value in rows.values(name)] for name in names]
+    columns = [[parse_score(value) for value in rows.values(name)] for name in names]
     scores = np.array(columns, np.float64).T[places]  # None becomes NaN
     return None if np.isnan(scores).all() else scores
 
@@ -211,19 +212,19 @@ def _instead(there: Collection[str]) -> str:
         return " These look like rated answers: `zephyr-jax prepare ultrafeedback` makes preferences of them."
     if "chosen" in there and "rejected" in there:
         return " These look like preferences: give them to `reference` and `dpo`."
-    if any(set(each.columns) <= set(there) for each in CONVERSATIONS):
+    if any(set(each.columns) <= set(there) for each in CONVERSATION_FORMATS):
         return " These look like conversations: give them to `sft`."
     return " Rename or rewrite the columns that hold them."
 
 
-def _need_columns(rows: Rows, path: str, kind: str, formats: Sequence[Format]) -> None:
+def _need_columns(rows: Rows, path: str, kind: str, formats: Sequence[RowFormat[Any]]) -> None:
     """Raise InputError for a source without rows, or one whose columns are those of no format."""
     known = any(set(each.columns) <= rows.fields.keys() for each in formats)
     if not rows.fields or (known and not len(rows)):
         raise InputError(f"{path} has no rows. Give a file or split with at least one.")
     if known:
         return
-    needed = ["messages"] if formats is CONVERSATIONS else ["chosen", "rejected"]
+    needed = ["messages"] if formats is CONVERSATION_FORMATS else ["chosen", "rejected"]
     missing = [name for name in needed if name not in rows.fields]
     others = [each.name for each in formats if each.columns != tuple(needed)]
     raise InputError(

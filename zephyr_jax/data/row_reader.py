@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.data.json_values import JsonValues
 from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.storage.strict_json import parse_json
@@ -43,6 +44,12 @@ class SourceRow(NamedTuple):
     """Why there is no content; empty otherwise. Equal for rows that have the same fault."""
     excerpt: str = ""
     """The beginning of what is there instead."""
+
+    def require(self) -> dict[str, Any]:
+        """The content. Raises SkippedRow for a row without one."""
+        if self.problem:
+            raise SkippedRow(self.problem, self.excerpt)
+        return self.content
 
 
 @dataclass

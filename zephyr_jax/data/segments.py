@@ -7,7 +7,7 @@ import numpy as np
 
 from zephyr_jax.chat.message import Message, OverLengthRow, SkippedRow
 from zephyr_jax.chat.tokenizer import ChatTokenizer, Segment
-from zephyr_jax.data import formats
+from zephyr_jax.data.rows import to_conversation, to_preference
 
 
 def conversation(
@@ -18,9 +18,9 @@ def conversation(
     cut: bool,
     contradictions: bool = False,
 ) -> list[Segment]:
-    """One segment of a row in a format of `formats.CONVERSATIONS`. Raises SkippedRow with the reason when it cannot be used."""
-    chat = formats.conversation(row, contradictions)
-    rendered = tokenizer.template.render(chat["messages"], tools=chat["tools"])
+    """One segment of a row in one of `CONVERSATION_FORMATS`. Raises SkippedRow with the reason when it cannot be used."""
+    chat = to_conversation(row, contradictions)
+    rendered = tokenizer.template.render(chat.messages, tools=chat.tools)
     segment = tokenizer.encode(rendered)
     if not segment.targets.any():
         raise SkippedRow("no assistant answer to learn from")
@@ -50,10 +50,10 @@ def preference(
     An over-long pair is cut as the reference DPO code does: first the prompt to its last `max_prompt` tokens (BOS
     stays), then each answer to the tokens that still fit, from its start. Raises SkippedRow.
     """
-    pair = formats.preference(row, contradictions)
-    dialogues = (pair["chosen"], pair["rejected"])
+    pair = to_preference(row, contradictions)
+    dialogues = (pair.chosen, pair.rejected)
     shared = _shared_messages(*dialogues)
-    sides = [_answers_after(tokenizer, dialogue, shared, pair["tools"]) for dialogue in dialogues]
+    sides = [_answers_after(tokenizer, dialogue, shared, pair.tools) for dialogue in dialogues]
     if not all(side.targets.any() for side in sides):
         raise SkippedRow("no assistant answer to learn from")
     starts = [int(side.targets.argmax()) for side in sides]

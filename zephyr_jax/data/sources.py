@@ -14,8 +14,8 @@ import fsspec
 import pyarrow
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 
-from zephyr_jax.data.formats import COLUMNS
 from zephyr_jax.data.row_reader import Columns, SourceRow, dataset_rows, read_file, suffix_of
+from zephyr_jax.data.rows import COLUMNS
 from zephyr_jax.data.source_files import files_in_folder, single_file
 from zephyr_jax.errors import InputError, at_revision, join_items, truncate_repr
 from zephyr_jax.storage.cloud import is_remote

@@ -1,13 +1,12 @@
 """Seed prompts: rows with a prompt, each once."""
 
 import hashlib
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from zephyr_jax.chat.message import SkippedRow
-from zephyr_jax.data.formats import COLUMNS, question
 from zephyr_jax.data.row_reader import Columns
+from zephyr_jax.data.rows import COLUMNS, to_prompt
 from zephyr_jax.data.sources import read_rows
 from zephyr_jax.errors import InputError, truncate_repr
 
@@ -57,20 +56,11 @@ def read_seeds(path: str, split: str, limit: int | None) -> Seeds:
 
 
 def _seed(row: dict[str, Any], where: str) -> Seed:
-    prompt = _text(row)
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise InputError(f"{where} has the prompt {truncate_repr(prompt)}. It needs text: fix or remove the row.")
+    try:
+        prompt = to_prompt(row).first_user_text
+    except SkippedRow as error:
+        raise InputError(f"{where} has no prompt: {error}. Fix or remove the row.") from error
     identity, source = row.get("prompt_id"), row.get("source")
     digest = hashlib.sha256(prompt.encode()).hexdigest()
     named = identity if isinstance(identity, str) and identity else digest
     return Seed(prompt, named, source if isinstance(source, str) else "")
-
-
-def _text(row: dict[str, Any]) -> Any:
-    """What the row asks first: the text of `prompt` or `instruction`, else the first user message."""
-    plain = next((row[name] for name in ("prompt", "instruction") if row.get(name) is not None), None)
-    if plain is not None and (not isinstance(plain, str) or not row.get("input")):
-        return plain
-    with suppress(SkippedRow):
-        return next((message["content"] for message in question(row) if message["role"] == "user"), None)
-    return None

@@ -11,7 +11,7 @@ from typing import Any
 from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.feedback.plain_text import plain
 from zephyr_jax.feedback.seeds import Seeds
-from zephyr_jax.prepare.raw import ASIDE
+from zephyr_jax.prepare.raw import REJECTED_FILE
 from zephyr_jax.storage.files import Path, check_folder_creatable, open_path, write_atomic
 
 _QUOTED = 160  # letters of a reason
@@ -37,14 +37,14 @@ def repeated(found: Seeds) -> str:
 
 def write_rows(folder: Path, rows: list[dict[str, Any]], aside: list[dict[str, Any]]) -> str:
     """Write what can be used and what cannot, and say how much that is. Raises InputError where nothing can be."""
-    _write(folder / ASIDE, aside)
+    _write(folder / REJECTED_FILE, aside)
     told = reasons([row["reason"] for row in aside])
     if not rows:
         raise InputError(
-            f"None of the rows can be used ({told}). {folder}/{ASIDE} says why for each; replies are kept."
+            f"None of the rows can be used ({told}). {folder}/{REJECTED_FILE} says why for each; replies are kept."
         )
     _write(folder / "train.jsonl", rows)
-    more = f"; set aside in {ASIDE}: {told}" if aside else ""
+    more = f"; set aside in {REJECTED_FILE}: {told}" if aside else ""
     return f"{len(rows):,} rows in {folder}/train.jsonl{more}"
 
 

@@ -13,8 +13,8 @@ from zephyr_jax.chat.message import Message, SkippedRow, check_messages
 from zephyr_jax.chat.tokenizer import ChatTokenizer, bos_token_id
 from zephyr_jax.checkpoint.resolve import ModelSource
 from zephyr_jax.config.models import GenerateConfig
-from zephyr_jax.data.formats import COLUMNS, question
 from zephyr_jax.data.row_reader import Columns, SourceRow
+from zephyr_jax.data.rows import COLUMNS, to_prompt
 from zephyr_jax.data.sources import read_rows
 from zephyr_jax.errors import InputError, truncate_repr
 from zephyr_jax.generate.engine import Request
@@ -114,13 +114,13 @@ def _conversations(config: GenerateConfig) -> list[list[Message]]:
 
 def _row_prompt(row: SourceRow) -> list[Message]:
     try:
-        if row.content.get("tools"):
+        prompt = to_prompt(row.content)
+        if prompt.tools:
             raise SkippedRow("it has `tools`, which are not given to the model")
-        messages = question(row.content)
-        check_messages(messages, learnt=False)
+        check_messages(prompt.messages, learnt=False)
     except SkippedRow as error:
         raise InputError(f"{row.place} cannot be used: {error}; it has {sorted(row.content)}. Fix the row.") from error
-    return messages
+    return prompt.messages
 
 
 def _continued(tokenizer: PreTrainedTokenizerBase, chats: list[list[Message]]) -> list[np.ndarray]:

@@ -6,9 +6,9 @@ from hashlib import blake2b
 from random import Random
 from typing import Literal
 
+from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.prepare.order import folded
 from zephyr_jax.prepare.rated import Scored
-from zephyr_jax.prepare.raw import SetAside
 
 type Choice = Literal["random", "lowest", "second", "revision-2023"]
 
@@ -23,20 +23,20 @@ class Rule:
     seed: int = 0
 
     def pair(self, prompt: str, answers: Sequence[Scored], of: int | None = None) -> tuple[Scored, Scored]:
-        """Chosen and rejected. Raises SetAside when these answers make no pair.
+        """Chosen and rejected. Raises SkippedRow when these answers make no pair.
 
         The chosen one is the first of those with the highest score. Only an answer whose score is low enough can be
         rejected. Their texts differ (see `distinct`), but for `revision-2023`, which takes them as they are, and counts those
         that cannot be used: the row has `of`.
         """
         if len(answers) < 2:
-            raise SetAside("fewer than two of its answers can be used", prompt)
+            raise SkippedRow("fewer than two of its answers can be used", prompt)
         chosen = max(answers, key=lambda each: each.score)
         if self.rejected == "revision-2023":
             return chosen, _drawn_in_2023(prompt, chosen, answers, of or len(answers))
         low = [each for each in answers if each is not chosen and self._is_low(chosen.score - each.score)]
         if not low:
-            raise SetAside("no answer is rated low enough below the best", f"scores {_scores(answers)}: {prompt}")
+            raise SkippedRow("no answer is rated low enough below the best", f"scores {_scores(answers)}: {prompt}")
         if self.rejected == "random":
             return chosen, low[self._draw(prompt) % len(low)]
         by_score = sorted(low, key=lambda each: (each.score, self._draw(each.text)))
@@ -63,15 +63,15 @@ def _drawn_in_2023(prompt: str, chosen: Scored, answers: Sequence[Scored], of: i
     alike = (chosen.score, chosen.text, chosen.model)
     others = [each for each in answers if (each.score, each.text, each.model) != alike]
     if not others:
-        raise SetAside("all its answers are the same text", prompt)
+        raise SkippedRow("all its answers are the same text", prompt)
     usable, generator = {each.number: each for each in answers}, Random(42)
     drawn = usable.get(generator.randrange(of))
     while drawn and drawn not in others:
         drawn = usable.get(generator.randrange(of))
     if drawn is None:
-        raise SetAside("the drawn answer cannot be used", prompt)
+        raise SkippedRow("the drawn answer cannot be used", prompt)
     if drawn.text == chosen.text:
-        raise SetAside("the chosen and the drawn answer are the same text", prompt)
+        raise SkippedRow("the chosen and the drawn answer are the same text", prompt)
     return drawn
 
 

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 from typing import Any
 
+from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.config.sections import DecontaminationOptions
+from zephyr_jax.data.row_reader import SourceRow
 from zephyr_jax.errors import InputError, join_items
-from zephyr_jax.prepare.raw import RawRow, SetAside, raw_rows
+from zephyr_jax.prepare.raw import raw_rows
 
 COLUMNS = ("question", "prompt", "instruction", "text", "problem", "query", "goal", "ctx", "turns", "messages")
 SHORTEST_RUN = 6
@@ -33,17 +35,17 @@ class TestSets:
                 self._add(text, PurePath(file).name, options.ngram)
 
     def check(self, texts: Iterable[str]) -> None:
-        """Raise SetAside when one of the texts is of a test set."""
+        """Raise SkippedRow when one of the texts is of a test set."""
         if not self._whole:
             return
         for text in texts:
             words = _words(text)
             if name := self._whole.get(" ".join(words)):
-                raise SetAside(f"it is in the test set {name}", text)
+                raise SkippedRow(f"it is in the test set {name}", text)
             for length, runs in self._runs.items():
                 for run in _runs_of(words, length):
                     if run in runs:
-                        raise SetAside(f"it shares a run of words with the test set {runs[run]}", run)
+                        raise SkippedRow(f"it shares a run of words with the test set {runs[run]}", run)
 
     def _add(self, text: str, name: str, ngram: int) -> None:
         words = _words(text)
@@ -76,7 +78,7 @@ def _texts_of(file: str) -> list[str]:
     return found
 
 
-def _value(row: RawRow, file: str) -> Any:
+def _value(row: SourceRow, file: str) -> Any:
     if row.problem:
         raise InputError(f"{file}: {row.place}: {row.problem}. A test set must be whole: fix the row or remove it.")
     named = {str(name).casefold(): value for name, value in row.content.items()}

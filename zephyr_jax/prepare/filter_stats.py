@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from hashlib import blake2b
 from typing import Any
 
+from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.errors import InputError
-from zephyr_jax.prepare.raw import SetAside
 from zephyr_jax.storage.files import Path, atomic_file, scratch_file
 
 _SHOWN, _KEPT = 400, 200  # letters of a sample, and of a line about what was set aside
@@ -44,11 +44,11 @@ class Ledger:
         with atomic_file(path) as file:
             shutil.copyfileobj(self._file, file)
 
-    def leave_out(self, place: str, why: SetAside, whole: Any, answer: int | None = None) -> None:
+    def leave_out(self, place: str, why: SkippedRow, whole: Any, answer: int | None = None) -> None:
         """A row is set aside, or one of its answers (by its number, from 0); `whole` is shown where `why` shows nothing."""
         (self.rows if answer is None else self.answers)[why.reason] += 1
         self._first.setdefault(why.reason, place)
-        about = why.about or repr(whole)[:_SHOWN]
+        about = why.excerpt or repr(whole)[:_SHOWN]
         self._sample(why.reason, about)
         line: dict[str, Any] = {"place": place, "reason": why.reason, "about": about[:_KEPT]}
         self._file.write(json.dumps(line if answer is None else {**line, "answer": answer}).encode() + b"\n")

@@ -13,12 +13,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.config.yaml_file import differences, to_dict
+from zephyr_jax.data.row_reader import SourceRow
 from zephyr_jax.errors import InputError, join_items, truncate_repr
 from zephyr_jax.prepare.card import Page, samples_page, spelt
 from zephyr_jax.prepare.filter_stats import Ledger
 from zephyr_jax.prepare.order import Ordered
-from zephyr_jax.prepare.raw import RawRow, SetAside, passed_over, raw_rows
+from zephyr_jax.prepare.raw import ignored_names, raw_rows
 from zephyr_jax.prepare.splits import SplitFiles
 from zephyr_jax.storage.cloud import is_remote
 from zephyr_jax.storage.files import (
@@ -37,7 +39,7 @@ _SAY_EVERY = 100_000  # rows
 type Split = tuple[str, dict[str, Any]]
 """A split's name, and a row for it."""
 type Make = Callable[[dict[str, Any], str], Iterable[Split]]
-"""(content, place) -> rows for splits; raises SetAside."""
+"""(content, place) -> rows for splits; raises SkippedRow."""
 
 
 class Config(Protocol):
@@ -80,15 +82,15 @@ class Preparation:
     rows: Ordered
     ledger: Ledger
 
-    def read(self, take: Callable[[RawRow], tuple[str, dict[str, Any]]]) -> None:
+    def read(self, take: Callable[[SourceRow], tuple[str, dict[str, Any]]]) -> None:
         """Read every raw row; those that `take` keeps, with a key, are gone on with."""
         ledger, config = self.ledger, self.config
-        ledger.passed_over = passed_over(config.data)
+        ledger.passed_over = ignored_names(config.data)
         for row in raw_rows(config.data, config.split, config.revision):
             ledger.read += 1
             try:
                 self.rows.add(*take(row), row.place)
-            except SetAside as why:
+            except SkippedRow as why:
                 ledger.leave_out(row.place, why, row.content)
             if not ledger.read % _SAY_EVERY:
                 print(f"{ledger.read:,} rows read, {ledger.rows.total():,} set aside", file=sys.stderr, flush=True)
@@ -104,11 +106,11 @@ class Preparation:
             for key, content, place in self.rows:
                 try:
                     if unique and key == last:
-                        raise SetAside("it is a duplicate", content["prompt"])
+                        raise SkippedRow("it is a duplicate", content["prompt"])
                     if used == most:
-                        raise SetAside("it is outside the subset", content["prompt"])
+                        raise SkippedRow("it is outside the subset", content["prompt"])
                     made = list(make(content, place))
-                except SetAside as why:
+                except SkippedRow as why:
                     self.ledger.leave_out(place, why, content)
                     continue
                 used, last = used + 1, key

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
+from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.prepare.dialogue import check_text
-from zephyr_jax.prepare.raw import SetAside
 
 ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
 _BEST, _LOW, _HIGH = 10, 2, 4
@@ -43,10 +43,10 @@ class Scored:
 
 
 def prompt_of(row: dict[str, Any]) -> str:
-    """The question of a row. Raises SetAside."""
+    """The question of a row. Raises SkippedRow."""
     found = [row[name] for name in ("instruction", "prompt") if row.get(name) is not None]
     if not found:
-        raise SetAside("it has neither `instruction` nor `prompt`")
+        raise SkippedRow("it has neither `instruction` nor `prompt`")
     check_text(found[0], "the prompt")
     return found[0]
 
@@ -57,18 +57,18 @@ def source_of(row: dict[str, Any]) -> str:
 
 
 def completions_of(row: dict[str, Any]) -> list[Any]:
-    """The raw answers of a row. Raises SetAside where there is no list of two."""
+    """The raw answers of a row. Raises SkippedRow where there is no list of two."""
     if not isinstance(row.get("completions"), list):
-        raise SetAside("it has no list `completions`")
+        raise SkippedRow("it has no list `completions`")
     if len(row["completions"]) < 2:
-        raise SetAside("it has fewer than two answers", f"{len(row['completions'])} answers")
+        raise SkippedRow("it has fewer than two answers", f"{len(row['completions'])} answers")
     return row["completions"]
 
 
 def answer_of(number: int, raw: Any) -> Answer:
-    """One raw answer. Raises SetAside when it holds no text."""
+    """One raw answer. Raises SkippedRow when it holds no text."""
     if not isinstance(raw, dict):
-        raise SetAside("an answer is no object", repr(raw)[:80])
+        raise SkippedRow("an answer is no object", repr(raw)[:80])
     check_text(raw.get("response"), "an answer")
     overall = _number(raw.get("overall_score"))
     ratings = list(_ratings(raw.get("annotations")))
@@ -82,14 +82,14 @@ def settle(answer: Answer, score: Literal["overall", "mean"], repair: bool) -> t
 
     `repair` undoes a bug of UltraFeedback before 2024, where every overall score of 1 was stored as 10: a 10 whose mean
     rating is at most 2 was a 1, above 4 it is a 10, and between them a judge must look again, which nobody does here.
-    Raises SetAside then, and where there is no score.
+    Raises SkippedRow then, and where there is no score.
     """
     value = answer.overall if score == "overall" else answer.mean
     if value is None:
-        raise SetAside(f"an answer has no {'overall score' if score == 'overall' else 'ratings'}", answer.text)
+        raise SkippedRow(f"an answer has no {'overall score' if score == 'overall' else 'ratings'}", answer.text)
     mended = score == "overall" and repair and answer.was_one
     if score == "overall" and repair and value == _BEST and answer.mean is not None and _LOW < answer.mean <= _HIGH:
-        raise SetAside("an answer's 10 may have been a 1", f"mean rating {answer.mean:g}: {answer.text}")
+        raise SkippedRow("an answer's 10 may have been a 1", f"mean rating {answer.mean:g}: {answer.text}")
     return Scored(answer.number, answer.model, answer.text, 1.0 if mended else value), mended
 
 

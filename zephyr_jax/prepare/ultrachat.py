@@ -4,14 +4,15 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.config.prepare import UltrachatConfig
+from zephyr_jax.data.row_reader import SourceRow
 from zephyr_jax.prepare.card import Distribution, Page
 from zephyr_jax.prepare.decontaminate import TestSets
-from zephyr_jax.prepare.dialogue import Messages, first_question, messages_of
+from zephyr_jax.prepare.dialogue import Messages, first_question, parse_dialogue
 from zephyr_jax.prepare.filter_stats import Ledger
 from zephyr_jax.prepare.order import order_key, prompt_id
 from zephyr_jax.prepare.pipeline import Columns, Preparation, Split, plain, preparation, share
-from zephyr_jax.prepare.raw import RawRow, SetAside
 from zephyr_jax.prepare.refusal import Refusals
 from zephyr_jax.prepare.splits import CHAT_SCHEMA, CHAT_SPLITS, SplitFiles, chat_split, for_split
 from zephyr_jax.prepare.truecase import first_change, truecase
@@ -34,9 +35,9 @@ class Dialogues:
         self.tests = TestSets(config.decontaminate)
         self.columns = Columns("turns", "prompt", "answer")
 
-    def take(self, row: RawRow) -> tuple[str, dict[str, Any]]:
-        """A raw row to repaired messages under the key that duplicates share. Raises SetAside."""
-        messages, unanswered = messages_of(row.need())
+    def take(self, row: SourceRow) -> tuple[str, dict[str, Any]]:
+        """A raw row to repaired messages under the key that duplicates share. Raises SkippedRow."""
+        messages, unanswered = parse_dialogue(row.require())
         if unanswered:
             self._ledger.repaired("a last question without an answer is cut", first_question(messages))
         if self._config.truecase:
@@ -73,7 +74,7 @@ class Dialogues:
             return messages
         before = messages[: found.turn - 1]
         if self._config.refusals == "drop" or not any(each["role"] == "assistant" for each in before):
-            raise SetAside("an answer speaks of having no emotions, opinions and the like", found.about)
+            raise SkippedRow("an answer speaks of having no emotions, opinions and the like", found.about)
         self._ledger.repaired("cut before an answer about having no emotions, opinions and the like", found.about)
         return before
 

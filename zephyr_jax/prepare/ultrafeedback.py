@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.config.prepare import UltrafeedbackConfig
+from zephyr_jax.data.row_reader import SourceRow
 from zephyr_jax.prepare.binarize import Rule, distinct
 from zephyr_jax.prepare.card import Distribution, NamedCounts, Page
 from zephyr_jax.prepare.decontaminate import TestSets
@@ -14,7 +16,6 @@ from zephyr_jax.prepare.filter_stats import Ledger
 from zephyr_jax.prepare.order import order_key, prompt_id
 from zephyr_jax.prepare.pipeline import Columns, Preparation, Split, plain, preparation, share
 from zephyr_jax.prepare.rated import Answer, Scored, answer_of, completions_of, prompt_of, settle, source_of
-from zephyr_jax.prepare.raw import RawRow, SetAside
 from zephyr_jax.prepare.splits import PAIR_SCHEMA, PAIR_SPLITS, SplitFiles, for_split, pair_splits
 from zephyr_jax.storage.cloud import translate_cloud_errors
 
@@ -45,17 +46,17 @@ class Ratings:
         found = "found, and repaired" if self._config.repair_scores else "found, and left as it is"
         return found if self._shows_bug else "not found"
 
-    def take(self, row: RawRow) -> tuple[str, dict[str, Any]]:
-        """A raw row to its prompt and answers, under the key of its prompt. Raises SetAside."""
-        raw = row.need()
+    def take(self, row: SourceRow) -> tuple[str, dict[str, Any]]:
+        """A raw row to its prompt and answers, under the key of its prompt. Raises SkippedRow."""
+        raw = row.require()
         prompt = prompt_of(raw)
         if source_of(raw) in self._config.exclude_sources:
-            raise SetAside(f"its source is {source_of(raw)}", prompt)
+            raise SkippedRow(f"its source is {source_of(raw)}", prompt)
         completions, answers = completions_of(raw), []
         for number, each in enumerate(completions):
             try:
                 answers.append(answer_of(number, each))
-            except SetAside as why:
+            except SkippedRow as why:
                 self._ledger.leave_out(row.place, why, each, number)
         self._shows_bug |= any(each.was_one for each in answers)
         everything = self._config.decontaminate.scope == "all"
@@ -64,13 +65,13 @@ class Ratings:
         return order_key(self._config.seed, prompt), kept
 
     def make(self, content: dict[str, Any], place: str) -> Iterator[Split]:
-        """Rows of the splits that a pair belongs to. Raises SetAside when there is no pair."""
+        """Rows of the splits that a pair belongs to. Raises SkippedRow when there is no pair."""
         prompt = content["prompt"]
         scored = list(self._scored(content["answers"], place))
         answers, copies = (scored, []) if self._config.rejected == "revision-2023" else distinct(scored)
         for each in copies:
             self._ledger.leave_out(
-                place, SetAside("an answer is the same text as another", each.text), each, each.number
+                place, SkippedRow("an answer is the same text as another", each.text), each, each.number
             )
         chosen, rejected = self._rule.pair(prompt, answers, content["of"])
         question = {"content": prompt, "role": "user"}
@@ -90,7 +91,7 @@ class Ratings:
         for each in answers:
             try:
                 scored, mended = settle(Answer(**each), self._config.score, self.repair)
-            except SetAside as why:
+            except SkippedRow as why:
                 self._ledger.leave_out(place, why, each, each["number"])
                 continue
             if mended:

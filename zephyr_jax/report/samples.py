@@ -2,10 +2,9 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 import jax
 
@@ -20,8 +19,8 @@ from zephyr_jax.config.models import GenerateConfig
 from zephyr_jax.config.sections import ModelOptions
 from zephyr_jax.config.training import SftConfig
 from zephyr_jax.config.yaml_file import from_dict
-from zephyr_jax.data.formats import COLUMNS, question
 from zephyr_jax.data.row_reader import Columns
+from zephyr_jax.data.rows import COLUMNS, to_prompt
 from zephyr_jax.data.sources import read_rows
 from zephyr_jax.errors import InputError
 from zephyr_jax.generate.generate import generate
@@ -173,18 +172,7 @@ def _texts(config: SftConfig, model: ModelOptions, path: str, split: str) -> Ite
     tokenizer = open_tokenizer(source, replace(data, chat_template=None, template_date=None))  # the run's own
     most = min(data.max_length, source.model_config.max_positions or data.max_length) - _new(config)
     for row in read_rows(path, split, data.revision, data.limit, Columns(COLUMNS)):
-        text = _first_question(row.content)
-        if not text.strip() or len(text) > _LONGEST:
-            continue
         with suppress(SkippedRow):
-            if len(tokenizer.prompt([{"role": "user", "content": text}])) <= most:
+            text = to_prompt(row.content).first_user_text
+            if len(text) <= _LONGEST and len(tokenizer.prompt([{"role": "user", "content": text}])) <= most:
                 yield text
-
-
-def _first_question(row: Mapping[str, Any]) -> str:
-    """What a person asks first; empty where a row has no such text."""
-    with suppress(SkippedRow):
-        for message in question(row):
-            if message["role"] == "user" and isinstance(message["content"], str):
-                return message["content"]
-    return ""

@@ -19,7 +19,8 @@ from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.config.inspect import PreviewConfig
 from zephyr_jax.config.sections import DataOptions, ModelOptions
 from zephyr_jax.data.examples import load_conversations, load_preferences
-from zephyr_jax.data.formats import CONVERSATIONS, PAIRS, conversation, preference, question, recognized, unused_columns
+from zephyr_jax.data.row_formats import CONVERSATION_FORMATS, PREFERENCE_FORMATS, find_format
+from zephyr_jax.data.rows import Conversation, Preference, to_conversation, to_preference, to_prompt, unused_columns
 from zephyr_jax.data.segments import conversation as tokenised
 from zephyr_jax.data.segments import preference as tokenised_pair
 from zephyr_jax.errors import InputError
@@ -67,8 +68,8 @@ def with_tools(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ch
 
 def targets(template: ChatTemplate, row: Row) -> list[str]:
     """The texts that count."""
-    chat = conversation(row)
-    rendered = template.render(chat["messages"], tools=chat["tools"])
+    chat = to_conversation(row)
+    rendered = template.render(chat.messages, tools=chat.tools)
     return [rendered.text[start:end] for start, end in rendered.spans]
 
 
@@ -95,7 +96,7 @@ CONVERSATION_ROWS: dict[str, Row] = {
 
 @pytest.mark.parametrize("name", CONVERSATION_ROWS)
 def test_every_format_of_conversations_gives_the_same_messages(name: str) -> None:
-    assert conversation(CONVERSATION_ROWS[name]) == {"messages": CHAT, "tools": None}
+    assert to_conversation(CONVERSATION_ROWS[name]) == Conversation(CHAT)
 
 
 PREFERENCE_ROWS: dict[str, Row] = {
@@ -122,18 +123,18 @@ PREFERENCE_ROWS: dict[str, Row] = {
 
 @pytest.mark.parametrize("name", PREFERENCE_ROWS)
 def test_every_format_of_preferences_gives_the_same_dialogues(name: str) -> None:
-    assert preference(PREFERENCE_ROWS[name]) == {"chosen": CHAT, "rejected": [ASK, RED], "tools": None}
+    assert to_preference(PREFERENCE_ROWS[name]) == Preference(CHAT, [ASK, RED])
 
 
 def test_the_input_of_an_instruction_follows_it() -> None:
     row = {"instruction": "Name it.", "input": "Sky.", "output": "Blue."}
-    assert conversation(row)["messages"][0]["content"] == "Name it.\nSky."
+    assert to_conversation(row).messages[0]["content"] == "Name it.\nSky."
 
 
 def test_a_long_transcript_keeps_its_turns() -> None:
     text = "\n\nHuman: A\n\nAssistant: B\n\nHuman: C\nD\n\nAssistant: "
-    pair = preference({"chosen": f"{text}E", "rejected": f"{text}F"})
-    assert [message["content"] for message in pair["chosen"]] == ["A", "B", "C\nD", "E"]
+    pair = to_preference({"chosen": f"{text}E", "rejected": f"{text}F"})
+    assert [message["content"] for message in pair.chosen] == ["A", "B", "C\nD", "E"]
 
 
 def test_answers_of_several_turns_are_all_targets(zephyr: ChatTokenizer) -> None:
@@ -149,7 +150,7 @@ def test_answers_of_several_turns_are_all_targets(zephyr: ChatTokenizer) -> None
 
 def test_a_row_for_generation_ends_before_its_last_answer() -> None:
     rows = [*CONVERSATION_ROWS.values(), *PREFERENCE_ROWS.values(), {"prompt": "A colour?"}, {"messages": [ASK]}]
-    assert [row for row in rows if question(row) != [ASK]] == []
+    assert [row for row in rows if to_prompt(row).messages != [ASK]] == []
 
 
 # ---- context columns ----
@@ -157,12 +158,12 @@ def test_a_row_for_generation_ends_before_its_last_answer() -> None:
 
 @pytest.mark.parametrize("column", ["system", "system_prompt"])
 def test_a_system_column_is_the_system_message(column: str) -> None:
-    assert conversation({column: "Be brief.", "messages": CHAT})["messages"] == [SYSTEM, *CHAT]
-    assert conversation({column: "Be brief.", "messages": [SYSTEM, *CHAT]})["messages"] == [SYSTEM, *CHAT]
-    assert conversation({column: "", "messages": CHAT})["messages"] == CHAT
+    assert to_conversation({column: "Be brief.", "messages": CHAT}).messages == [SYSTEM, *CHAT]
+    assert to_conversation({column: "Be brief.", "messages": [SYSTEM, *CHAT]}).messages == [SYSTEM, *CHAT]
+    assert to_conversation({column: "", "messages": CHAT}).messages == CHAT
     row = {column: "Be brief.", "prompt": "A colour?", "chosen": "Blue.", "rejected": "Red."}
-    assert preference(row)["rejected"] == [SYSTEM, ASK, RED]
-    assert conversation({"messages": [{**SYSTEM, "role": "developer"}, *CHAT]})["messages"] == [SYSTEM, *CHAT]
+    assert to_preference(row).rejected == [SYSTEM, ASK, RED]
+    assert to_conversation({"messages": [{**SYSTEM, "role": "developer"}, *CHAT]}).messages == [SYSTEM, *CHAT]
 
 
 @pytest.mark.parametrize("history", [[["Hi", "Hello"]], json.dumps([["Hi", "Hello"]]), [
@@ -170,8 +171,8 @@ def test_a_system_column_is_the_system_message(column: str) -> None:
 def test_a_history_comes_before_the_question(history: Any) -> None:
     earlier = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     row = {"instruction": "A colour?", "output": "Blue.", "history": history, "system": "Be brief."}
-    assert conversation(row)["messages"] == [SYSTEM, *earlier, *CHAT]
-    assert preference({**PREFERENCE_ROWS["texts"], "history": history})["chosen"] == [*earlier, *CHAT]
+    assert to_conversation(row).messages == [SYSTEM, *earlier, *CHAT]
+    assert to_preference({**PREFERENCE_ROWS["texts"], "history": history}).chosen == [*earlier, *CHAT]
 
 
 # ---- message fields ----
@@ -245,7 +246,7 @@ def test_a_contradiction_is_a_bad_row_unless_it_is_allowed(zephyr: ChatTokenizer
 
 
 def test_equal_scores_do_not_contradict() -> None:
-    assert preference({**PREFERENCE_ROWS["texts"], "score_chosen": 5, "score_rejected": 5})["chosen"] == CHAT
+    assert to_preference({**PREFERENCE_ROWS["texts"], "score_chosen": 5, "score_rejected": 5}).chosen == CHAT
 
 
 def test_tools_calls_and_reasoning_go_through_a_template_that_renders_them(with_tools: ChatTokenizer) -> None:
@@ -288,15 +289,16 @@ def test_unused_columns_and_fields_are_listed(zephyr: ChatTokenizer, tmp_path: P
     assert examples.notes == ("unused columns: source, meta, messages.mood",)
     assert "  unused columns: source, meta, messages.mood" in examples.summary("x").splitlines()
     fields = {name: () for row in (*CONVERSATION_ROWS.values(), *PREFERENCE_ROWS.values()) for name in row}
-    assert unused_columns(fields, [*CONVERSATIONS, *PAIRS]) == []
+    assert unused_columns(fields, [*CONVERSATION_FORMATS, *PREFERENCE_FORMATS]) == []
 
 
 def test_the_first_format_that_fits_is_taken() -> None:
-    names = {
-        name: recognized(row, PAIRS if "chosen" in row else CONVERSATIONS) for name, row in CONVERSATION_ROWS.items()
-    }
-    assert all(names.values())
-    assert recognized({"messages": None, "prompt": "x", "completion": "y"}, CONVERSATIONS) == CONVERSATIONS[3]
+    for row in CONVERSATION_ROWS.values():
+        assert find_format(row, CONVERSATION_FORMATS)
+    assert (
+        find_format({"messages": None, "prompt": "x", "completion": "y"}, CONVERSATION_FORMATS)
+        == CONVERSATION_FORMATS[3]
+    )
 
 
 @pytest.mark.parametrize(("row", "name"), [
