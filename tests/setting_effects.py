@@ -201,14 +201,14 @@ EFFECTS: dict[str, str] = {
     "EndpointOptions.model": f"{_HERE}test_the_model_of_an_address_is_the_one_that_is_named",
     **{f"EndpointOptions.{name}": f"{_ENDPOINT}{test}" for name, test in (
         ("api_key_env", "test_keys_come_from_the_environment"),
-        ("max_tokens_param", "test_the_longest_reply_by_another_name"),
-        ("max_concurrency", "test_no_limit_is_passed_however_many_are_under_way"),
-        ("timeout", "test_answers_that_are_none_are_asked_for_again"),
-        ("max_retries", "test_an_endpoint_that_never_answers_ends_the_work"),
-        ("backoff", "test_an_endpoint_that_never_answers_ends_the_work"),
-        ("max_total_tokens", "test_no_limit_is_passed_however_many_are_under_way"),
-        ("price_per_mtok_in", "test_limits_hold_over_processes"), ("price_per_mtok_out", "test_limits_hold_over_processes"),
-        ("max_cost_usd", "test_limits_hold_over_processes"),
+        ("max_tokens_param", "test_max_tokens_param_names_the_field"),
+        ("max_concurrency", "test_the_budget_holds_with_many_requests_in_flight"),
+        ("timeout", "test_malformed_replies_are_retried"),
+        ("max_retries", "test_an_endpoint_that_only_fails_ends_the_run"),
+        ("backoff", "test_an_endpoint_that_only_fails_ends_the_run"),
+        ("max_total_tokens", "test_the_budget_holds_with_many_requests_in_flight"),
+        ("price_per_mtok_in", "test_limits_hold_across_processes"), ("price_per_mtok_out", "test_limits_hold_across_processes"),
+        ("max_cost_usd", "test_limits_hold_across_processes"),
     )},
     # generation
     **{f"GenerateConfig.{name}": _GENERATE for name in (

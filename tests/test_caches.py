@@ -23,7 +23,7 @@ from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.fingerprint_cache import known_fingerprint, remember_fingerprint, weights_state
 from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.cli import main
-from zephyr_jax.clients.local import OwnModel
+from zephyr_jax.clients.local import LocalClient
 from zephyr_jax.config.sections import DataOptions, MeshOptions, ModelOptions
 from zephyr_jax.data.examples import load_conversations
 from zephyr_jax.data.sources import open_rows
@@ -210,13 +210,13 @@ def test_journals_of_answers_by_a_checkpoint(model: Path, tmp_path: Path, capsys
     chat = found.chat_tokenizer("zephyr")
     own = {**identity, "tokenizer": chat.fingerprint, "context": 64}
     Journal(tmp_path / "own.journal", own).add({"request": "1", "text": "Hi", "cut": False})
-    OwnModel(found, chat, 64, tmp_path / "own.journal", keep=False)
+    LocalClient(found, chat, 64, tmp_path / "own.journal", keep=False)
     replace_weights(model)
     date_all(model)
     again = find_speaker("test", ModelOptions(path=str(model)), MeshOptions(), 8)
     assert again.identity["weights"] != identity["weights"]
     with pytest.raises(InputError, match="belongs to other work: weights was"):
-        OwnModel(again, chat, 64, tmp_path / "own.journal", keep=False)
+        LocalClient(again, chat, 64, tmp_path / "own.journal", keep=False)
     with pytest.raises(SystemExit):
         main(words)
     assert "weights was" in capsys.readouterr().err

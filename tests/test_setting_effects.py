@@ -428,7 +428,7 @@ def test_settings_of_a_checkpoint_in_this_process(tiny_model: Path, tmp_path: Pa
 
     def opened(config: RateConfig, folder: str) -> tuple[Any, ...]:
         (tmp_path / folder).mkdir()
-        speaker: Any = Voices("feedback rate", config, 0.0, tmp_path / folder, keep=True).open(str(tiny_model)).speaker
+        speaker: Any = Voices("feedback rate", config, 0.0, tmp_path / folder, keep=True).open(str(tiny_model)).client
         identity, tokenizer = speaker._found.identity["compute_dtype"], speaker._tokenizer.fingerprint
         return identity, tokenizer, speaker._found.rows, speaker._context
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from zephyr_jax.clients.reasoning import opens_thought, without_thought
+from zephyr_jax.clients.reasoning import starts_reasoning, strip_reasoning
 
 TEXTS = {
     "no thought [[7]]": "no thought [[7]]",
@@ -27,11 +27,11 @@ TEXTS = {
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_answers_without_their_thoughts(text: str) -> None:
-    assert without_thought(text) == TEXTS[text]
+    assert strip_reasoning(text) == TEXTS[text]
 
 
 def test_the_first_token_of_a_thought() -> None:
-    assert [opens_thought(token) for token in ("<think>", " <think>", "<thinking>", "M", "m", "<", "")] == [
+    assert [starts_reasoning(token) for token in ("<think>", " <think>", "<thinking>", "M", "m", "<", "")] == [
         True, True, True, False, False, False, False,
     ]  # fmt: skip
 
@@ -39,5 +39,5 @@ def test_the_first_token_of_a_thought() -> None:
 @pytest.mark.parametrize("piece", ["<think>", "</think>", " ", "<", "[", "\n<think>x</think>", "{", "`"])
 def test_long_texts_take_linear_time(piece: str) -> None:
     begun = time.perf_counter()
-    without_thought(piece * (400_000 // len(piece)))
+    strip_reasoning(piece * (400_000 // len(piece)))
     assert time.perf_counter() - begun < 1

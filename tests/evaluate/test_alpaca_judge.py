@@ -11,7 +11,7 @@ import pytest
 
 from tests.clients.endpoints import Answer, judge_at
 from zephyr_jax.cli import main
-from zephyr_jax.clients.remote import Said
+from zephyr_jax.clients.base import ChatResponse
 from zephyr_jax.evaluate.agreement import agreement
 from zephyr_jax.evaluate.pairwise import Judge, Pair, choice_in, messages_of, open_template, ranking_in
 
@@ -255,17 +255,20 @@ def test_odd_judgments(text: str, preference: int | None) -> None:
 @pytest.mark.parametrize(
     ("said", "preference"),
     [
-        (Said("m", first_token={"m": -0.1, "M": -2.4}), 1 + math.exp(-2.4) / (math.exp(-0.1) + math.exp(-2.4))),
-        (Said("M", first_token={"M": -0.01}), 2.0),
-        (Said("x", first_token={"m": -9.0, "x": -0.01}), 1.0),
-        (Said("M"), 2.0),
-        (Said(" 'm'.\n"), 1.0),
-        (Said("Both"), math.nan),
-        (Said("x", first_token={"x": 0.0}), math.nan),
-        (Said("m", first_token={"m": -2000.0, "M": -3000.0}), 1.0),
+        (
+            ChatResponse("m", first_token_logprobs={"m": -0.1, "M": -2.4}),
+            1 + math.exp(-2.4) / (math.exp(-0.1) + math.exp(-2.4)),
+        ),
+        (ChatResponse("M", first_token_logprobs={"M": -0.01}), 2.0),
+        (ChatResponse("x", first_token_logprobs={"m": -9.0, "x": -0.01}), 1.0),
+        (ChatResponse("M"), 2.0),
+        (ChatResponse(" 'm'.\n"), 1.0),
+        (ChatResponse("Both"), math.nan),
+        (ChatResponse("x", first_token_logprobs={"x": 0.0}), math.nan),
+        (ChatResponse("m", first_token_logprobs={"m": -2000.0, "M": -3000.0}), 1.0),
     ],
 )
-def test_choices(said: Said, preference: float) -> None:
+def test_choices(said: ChatResponse, preference: float) -> None:
     assert choice_in(said) == pytest.approx(preference, nan_ok=True)
 
 
@@ -316,7 +319,7 @@ def test_a_judge_that_refuses_everything(words: Callable[..., list[str]], capsys
     with judge_at(lambda *_: (422, "no log-probs here")) as (url, _), pytest.raises(SystemExit) as stopped:
         main(words(url, "--version", "2"))
     assert stopped.value.code == 2
-    assert "refused all 8 requests, first: 422 no log-probs here" in capsys.readouterr().err
+    assert "refused all 8 requests; first refusal: 422 no log-probs here" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("words")

@@ -234,7 +234,7 @@ def test_a_judge_that_refuses_everything_has_rated_nothing(tmp_path: Path, capsy
     with judge_at(lambda *_: (200, "x")) as (model, _), judge_at(lambda *_: (422, "never")) as (judge, _):
         main(f"evaluate mt-bench --model {model} --judge {judge} --output {tmp_path}/o --questions {bench}".split())
     said = capsys.readouterr()
-    assert "the judge refused 6 of 6 requests, first: 422 never" in said.err
+    assert "refused 6 of 6 requests; first: 422 never" in said.err
     assert "| **overall** | **-** |" in said.out
     assert "0 turns rated, 6 judgments without a rating" in said.out
     assert {row["score"] for row in lines(tmp_path / "o/model_judgment/wise_single.jsonl")} == {UNRATED}

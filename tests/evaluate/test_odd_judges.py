@@ -15,7 +15,7 @@ from tests.clients.endpoints import Answer, judge_at
 from tests.evaluate.test_alpaca_judge import TEMPLATE
 from tests.evaluate.test_mt_bench import BENCH, write_bench
 from zephyr_jax.cli import main
-from zephyr_jax.clients.remote import Said
+from zephyr_jax.clients.base import ChatResponse
 from zephyr_jax.evaluate.mt_bench_format import UNRATED, rating_in, ratings_in, scores_of
 from zephyr_jax.evaluate.pairwise import choice_in, ranking_in
 
@@ -203,17 +203,17 @@ def test_ratings_that_are_odd_are_reported(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("said", "verdict"),
     [
-        (Said("M", first_token={"M": 800.0, "m": -1.0}), math.nan),
-        (Said("M", first_token={"M": 1e308}), math.nan),
-        (Said("M", first_token={"M": 0.5, "m": -1.0}), math.nan),
-        (Said("M", first_token={"M": 1e-6, "m": -14.0}), 2.0),
-        (Said("m", first_token={"x": math.nan, "m": -1.0}), math.nan),
-        (Said("M", first_token={"M": math.inf}), math.nan),
-        (Said("<think>", first_token={"<think>": -0.0, "M": -18.0, "m": -19.0}), math.nan),
-        (Said("<think>x</think>M", first_token={"<think>": -0.3, "M": -1.4}), 2.0),
-        (Said("x</think>\n'm'"), 1.0),
-        (Said("Okay", first_token={"Okay": -0.0, "M": -14.0, "m": -12.0}), math.nan),
+        (ChatResponse("M", first_token_logprobs={"M": 800.0, "m": -1.0}), math.nan),
+        (ChatResponse("M", first_token_logprobs={"M": 1e308}), math.nan),
+        (ChatResponse("M", first_token_logprobs={"M": 0.5, "m": -1.0}), math.nan),
+        (ChatResponse("M", first_token_logprobs={"M": 1e-6, "m": -14.0}), 2.0),
+        (ChatResponse("m", first_token_logprobs={"x": math.nan, "m": -1.0}), math.nan),
+        (ChatResponse("M", first_token_logprobs={"M": math.inf}), math.nan),
+        (ChatResponse("<think>", first_token_logprobs={"<think>": -0.0, "M": -18.0, "m": -19.0}), math.nan),
+        (ChatResponse("<think>x</think>M", first_token_logprobs={"<think>": -0.3, "M": -1.4}), 2.0),
+        (ChatResponse("x</think>\n'm'"), 1.0),
+        (ChatResponse("Okay", first_token_logprobs={"Okay": -0.0, "M": -14.0, "m": -12.0}), math.nan),
     ],
 )
-def test_choices_of_odd_log_probs(said: Said, verdict: float) -> None:
+def test_choices_of_odd_log_probs(said: ChatResponse, verdict: float) -> None:
     assert choice_in(said) == pytest.approx(verdict, nan_ok=True, abs=1e-3)

@@ -3,12 +3,11 @@
 from collections import Counter
 
 from tests.feedback.test_dialogue import Script, seeds
-from zephyr_jax.clients.remote import Said
-from zephyr_jax.clients.spec import Voice
+from zephyr_jax.clients.base import ChatModel, ChatResponse
 from zephyr_jax.feedback.answers import LONGEST, Style, answer_rows, wishes
 from zephyr_jax.feedback.principles import PRINCIPLES
 
-VOICES = [Voice(name, Script(lambda _: Said("")), 1.0) for name in ("a", "b", "c", "d", "e")]
+VOICES = [ChatModel(name, Script(lambda _: ChatResponse("")), 1.0) for name in ("a", "b", "c", "d", "e")]
 STYLE = Style(2, ("helpfulness", "honesty"), 100, 1.0, 0, True)
 
 
@@ -40,7 +39,14 @@ def test_without_principles_there_is_no_system_message() -> None:
 
 def test_what_is_no_answer_is_set_aside_alone() -> None:
     wished = wishes(seeds("p", "q"), VOICES, Style(3, (), 100, 1.0, 0, True))
-    said = [Said("fine "), Said("", "422 no"), Said(" \n"), Said("x" * (LONGEST + 1)), Said("", "no"), Said("")]
+    said = [
+        ChatResponse("fine "),
+        ChatResponse("", "422 no"),
+        ChatResponse(" \n"),
+        ChatResponse("x" * (LONGEST + 1)),
+        ChatResponse("", "no"),
+        ChatResponse(""),
+    ]
     rows, aside = answer_rows(wished, said)
     assert [(row["instruction"], row["models"], len(row["completions"])) for row in rows] == [
         ("p", [wished[0].voice.name], 1)

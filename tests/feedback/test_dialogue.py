@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from zephyr_jax.chat.message import check_messages
-from zephyr_jax.clients.remote import Ask, Said
-from zephyr_jax.clients.spec import Voice
+from zephyr_jax.clients.base import ChatModel, ChatRequest, ChatResponse
 from zephyr_jax.feedback.dialogue import LEAVES, Manner, estimate_play, play
 from zephyr_jax.feedback.seeds import Seed
 
@@ -16,15 +15,15 @@ MANNER = Manner(3, 20, 50, 1.0, 0, None)
 class Script:
     """A speaker whose words a test decides."""
 
-    says: Callable[[Ask], Said]
-    heard: list[Ask] = field(default_factory=list)
+    says: Callable[[ChatRequest], ChatResponse]
+    heard: list[ChatRequest] = field(default_factory=list)
 
-    def ask_all(self, asks: Sequence[Ask], done: Callable[[int], None] = lambda _: None) -> list[Said]:
+    def complete(self, asks: Sequence[ChatRequest], done: Callable[[int], None] = lambda _: None) -> list[ChatResponse]:
         self.heard += asks
         done(len(asks))
         return [self.says(ask) for ask in asks]
 
-    def missing(self, asks: Sequence[Ask]) -> list[Ask]:
+    def unanswered(self, asks: Sequence[ChatRequest]) -> list[ChatRequest]:
         return list(asks)
 
 
@@ -32,15 +31,18 @@ def seeds(*prompts: str) -> list[Seed]:
     return [Seed(prompt, f"id {prompt}", "") for prompt in prompts]
 
 
-def person_says(text: str) -> Callable[[Ask], Said]:
-    return lambda ask: Said(f"{text} {len(ask.messages)}")
+def person_says(text: str) -> Callable[[ChatRequest], ChatResponse]:
+    return lambda ask: ChatResponse(f"{text} {len(ask.messages)}")
 
 
 def test_both_sides_hear_the_same_dialogue() -> None:
     """The assistant's words are the user's to the model that plays the person; rows alternate and end with an answer."""
-    person, assistant = Script(person_says("question")), Script(lambda ask: Said(f" answer {len(ask.messages)} "))
+    person, assistant = (
+        Script(person_says("question")),
+        Script(lambda ask: ChatResponse(f" answer {len(ask.messages)} ")),
+    )
     counts: list[int] = []
-    talks = play(seeds("a?", "b?"), Voice("p", person, 0.5), Voice("a", assistant, 0.7), MANNER, counts.append)
+    talks = play(seeds("a?", "b?"), ChatModel("p", person, 0.5), ChatModel("a", assistant, 0.7), MANNER, counts.append)
     for talk in talks:
         check_messages(talk.messages)
         assert [each["content"] for each in talk.messages[1:]] == [
@@ -56,8 +58,10 @@ def test_both_sides_hear_the_same_dialogue() -> None:
 
 
 def test_the_system_message_is_kept_and_the_person_does_not_see_it() -> None:
-    person, assistant = Script(person_says("q")), Script(lambda _: Said("a"))
-    talk = play(seeds("a?"), Voice("p", person, 0), Voice("a", assistant, 0), Manner(2, 9, 9, 1, None, "Be kind."))[0]
+    person, assistant = Script(person_says("q")), Script(lambda _: ChatResponse("a"))
+    talk = play(
+        seeds("a?"), ChatModel("p", person, 0), ChatModel("a", assistant, 0), Manner(2, 9, 9, 1, None, "Be kind.")
+    )[0]
     assert talk.row()["messages"][0] == {"role": "system", "content": "Be kind."}
     assert assistant.heard[0].messages[0]["content"] == "Be kind."
     assert "Be kind." not in str(person.heard)
@@ -67,19 +71,21 @@ def test_the_system_message_is_kept_and_the_person_does_not_see_it() -> None:
 def test_ends() -> None:
     """A person who leaves, and messages that are refused, cut or empty, end a dialogue before them; others go on."""
 
-    def person_does(ask: Ask) -> Said:
+    def person_does(ask: ChatRequest) -> ChatResponse:
         prompt = ask.messages[2]["content"]
-        ends = {"leaves": Said(LEAVES), "cut": Said("x", cut=True), "mute": Said(" ")}
-        return ends.get(prompt, Said("go on"))
+        ends = {"leaves": ChatResponse(LEAVES), "cut": ChatResponse("x", truncated=True), "mute": ChatResponse(" ")}
+        return ends.get(prompt, ChatResponse("go on"))
 
-    def assistant_does(ask: Ask) -> Said:
+    def assistant_does(ask: ChatRequest) -> ChatResponse:
         prompt, turn = ask.messages[0]["content"], len(ask.messages)
         if prompt == "refused" or (prompt == "later" and turn > 1):
-            return Said("", "422 no")
-        return Said(f"As they say, {LEAVES}")
+            return ChatResponse("", "422 no")
+        return ChatResponse(f"As they say, {LEAVES}")
 
     names = ("leaves", "cut", "mute", "refused", "later", "stays")
-    talks = play(seeds(*names), Voice("p", Script(person_does), 0), Voice("a", Script(assistant_does), 0), MANNER)
+    talks = play(
+        seeds(*names), ChatModel("p", Script(person_does), 0), ChatModel("a", Script(assistant_does), 0), MANNER
+    )
     found = {talk.seed.prompt: (len(talk.messages), talk.whole) for talk in talks}
     assert found == {
         "leaves": (2, True), "cut": (2, True), "mute": (2, True), "refused": (0, False), "later": (2, True), "stays": (6, True)
@@ -88,8 +94,8 @@ def test_ends() -> None:
 
 
 def test_the_estimate_is_no_less_than_what_it_takes() -> None:
-    person, assistant = Script(lambda _: Said("q" * 80)), Script(lambda _: Said("a" * 200))
-    voices = Voice("p", person, 0, 1.0, 2.0), Voice("a", assistant, 0, 1.0, 2.0)
+    person, assistant = Script(lambda _: ChatResponse("q" * 80)), Script(lambda _: ChatResponse("a" * 200))
+    voices = ChatModel("p", person, 0, 1.0, 2.0), ChatModel("a", assistant, 0, 1.0, 2.0)
     ahead = estimate_play(seeds("a?", "b?"), *voices, MANNER)
     play(seeds("a?", "b?"), *voices, MANNER)
     heard = [*person.heard, *assistant.heard]

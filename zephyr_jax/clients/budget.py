@@ -1,97 +1,65 @@
-"""What answers may cost: counted, and held back for what is under way, so that no limit is passed."""
+"""A hard limit on tokens and cost: requests in flight reserve the most they can use, so no limit is exceeded."""
 
-from dataclasses import dataclass
-
+from zephyr_jax.clients.base import Usage
 from zephyr_jax.config.sections import EndpointOptions
 from zephyr_jax.errors import InputError
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Tokens that go there and come back, and their price."""
-
-    there: int = 0
-    back: int = 0
-    dollars: float = 0.0
-
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.there + other.there, self.back + other.back, self.dollars + other.dollars)
-
-    def __sub__(self, other: "Cost") -> "Cost":
-        return Cost(self.there - other.there, self.back - other.back, self.dollars - other.dollars)
-
-    @property
-    def tokens(self) -> int:
-        """There and back."""
-        return self.there + self.back
-
-    def priced(self, options: EndpointOptions) -> "Cost":
-        """The same tokens with what they cost there."""
-        return Cost(
-            self.there,
-            self.back,
-            (self.there * options.price_per_mtok_in + self.back * options.price_per_mtok_out) / 1e6,
-        )
-
-
 class Budget:
-    """Tokens and dollars of one endpoint, or of several. A request is let out when the most it can cost fits beside all else."""
+    """Tokens and USD of one endpoint or several. A request is sent only if its maximum usage fits beside all others."""
 
     def __init__(self, options: EndpointOptions):
-        self._most_tokens, self._most_dollars = options.max_total_tokens, options.max_cost_usd
-        self._used = self._held = self._lost = Cost()
-        self._under_way = 0
+        self._max_tokens, self._max_cost = options.max_total_tokens, options.max_cost_usd
+        self._used = self._reserved = self._lost = Usage()
+        self._in_flight = 0
 
     @property
     def limited(self) -> bool:
-        """Whether there is a limit at all."""
-        return self._most_tokens is not None or self._most_dollars is not None
+        """Whether tokens or cost are limited."""
+        return self._max_tokens is not None or self._max_cost is not None
 
     @property
-    def under_way(self) -> bool:
-        """Whether anything is held back, so that there may be more room later."""
-        return self._under_way > 0
+    def in_flight(self) -> int:
+        """Number of open reservations; each may free budget when it is committed."""
+        return self._in_flight
 
-    def hold(self, most: Cost) -> bool:
-        """Hold back what a request may cost; False where that does not fit now."""
-        if not self._fits(self._used + self._held + most):
+    def reserve(self, usage: Usage) -> bool:
+        """Reserve the maximum usage of a request; False if it does not fit now."""
+        total = self._used + self._reserved + usage
+        if self._max_tokens is not None and total.total_tokens > self._max_tokens:
             return False
-        self._held += most
-        self._under_way += 1
+        if self._max_cost is not None and total.cost_usd > self._max_cost:
+            return False
+        self._reserved += usage
+        self._in_flight += 1
         return True
 
-    def settle(self, held: Cost, used: Cost, lost: bool = False) -> None:
-        """What was held back is free again, and what was used is gone."""
-        self._under_way -= 1
-        self._held = self._held - held if self._under_way else Cost()
-        self.spend(used, lost)
+    def commit(self, reserved: Usage, used: Usage, lost: bool = False) -> None:
+        """Replace a reservation by the actual usage."""
+        self._in_flight -= 1
+        self._reserved = self._reserved - reserved if self._in_flight else Usage()  # no float residue when idle
+        self.add(used, lost)
 
-    def spend(self, used: Cost, lost: bool = False) -> None:
-        """Count what was used; `lost`: by a request whose answer never came."""
+    def add(self, used: Usage, lost: bool = False) -> None:
+        """Count usage. `lost`: the request may have been billed, but its response never arrived."""
         self._used += used
-        self._lost += used if lost else Cost()
+        self._lost += used if lost else Usage()
 
-    def spent(self) -> str:
-        """Tokens, and money where there are prices, in words."""
-        money = f", ${self._used.dollars:.2f}" if self._used.dollars else ""
-        lost = f" (up to {self._lost.tokens:,} of them for answers that never came)" if self._lost.tokens else ""
-        return f"{self._used.tokens:,} tokens{lost}{money}"
+    def summary(self) -> str:
+        """Tokens used and, if prices are set, their cost."""
+        cost = f", ${self._used.cost_usd:.2f}" if self._used.cost_usd else ""
+        lost = f" (including up to {self._lost.total_tokens:,} for lost responses)" if self._lost.total_tokens else ""
+        return f"{self._used.total_tokens:,} tokens{lost}{cost}"
 
-    def exhausted(self, most: Cost) -> InputError:
-        """The error for a request that does not fit any more."""
+    def limit_error(self, usage: Usage) -> InputError:
+        """The error for a request whose maximum usage does not fit."""
         used = self._used
-        if self._most_tokens is not None and (used + most).tokens > self._most_tokens:
-            state = (
-                f"{used.tokens:,} tokens were used, the next request may take {most.tokens:,}, and max_total_tokens is "
-                f"{self._most_tokens:,}"
-            )
+        if self._max_tokens is not None and (used + usage).total_tokens > self._max_tokens:
+            limit = f"max_total_tokens={self._max_tokens:,}"
+            state = f"{used.total_tokens:,} tokens used, the next request may use {usage.total_tokens:,}"
         else:
-            state = (
-                f"${used.dollars:.4f} were spent, the next request may cost ${most.dollars:.4f}, and max_cost_usd is "
-                f"{self._most_dollars:g}"
-            )
-        return InputError(f"{state}. What was answered is kept: raise the limit, and the same command goes on.")
-
-    def _fits(self, together: Cost) -> bool:
-        tokens = self._most_tokens is None or together.tokens <= self._most_tokens
-        return tokens and (self._most_dollars is None or together.dollars <= self._most_dollars)
+            limit = f"max_cost_usd={self._max_cost:g}"
+            state = f"${used.cost_usd:.4f} spent, the next request may cost ${usage.cost_usd:.4f}"
+        return InputError(
+            f"Budget exhausted: {limit}, {state}. Responses so far are saved; raise the limit and rerun the same command."
+        )

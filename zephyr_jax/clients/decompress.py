@@ -1,74 +1,60 @@
-"""Replies as they come over the wire, unpacked with a bound: a few megabytes of gzip can hold gigabytes."""
+"""Decompression of HTTP replies with a size limit: a few megabytes of gzip can expand to gigabytes."""
 
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from importlib import import_module
 from typing import Any
 
-LARGEST = 32 * 2**20
-"""Bytes of a reply, packed and unpacked; no model writes that much."""
-ENCODINGS = "gzip, deflate"
-"""What requests accept: what can be unpacked piece by piece here."""
-_PIECE = 2**20  # bytes that are unpacked at one time
+MAX_REPLY_BYTES = 32 * 2**20
+"""Limit for a reply after decompression; no model writes that much."""
+ENCODINGS = "gzip"
+"""The `Accept-Encoding` of requests: what can be decompressed in pieces here."""
+_PIECE_BYTES = 2**20
 
 
 class UnusableReply(Exception):
-    """A reply that is too large or packed in an unknown way; the message names which."""
+    """A reply that is too large, damaged or compressed in an unsupported way."""
 
 
-async def bound_reply(response: Any) -> None:
-    """Have a reply's bytes unpacked by this module, as they are read; an event hook of the client's HTTP library."""
-    library = import_module(type(response).__module__.partition(".")[0])  # httpx or its successor, as the client has it
-    base: type = library.AsyncByteStream
+async def limit_reply_size(response: Any) -> None:
+    """Event hook of the HTTP library: decompress the reply in this module while it is read."""
+    library = import_module(type(response).__module__.partition(".")[0])  # httpx, or the fork that the client ships
+    stream_type: type = library.AsyncByteStream
     encoding = response.headers.pop("content-encoding", "identity").strip().lower()
     source = response.stream
 
-    class Unpacked(base):
+    class Decompressed(stream_type):
         async def __aiter__(self) -> AsyncIterator[bytes]:
-            size, unpacker = 0, _Unpacker(encoding)
-            async for packed in source:
-                for piece in unpacker.feed(packed):
+            if encoding not in ("identity", "", "gzip", "x-gzip"):
+                raise UnusableReply(f"expected a reply in {ENCODINGS} or uncompressed, got encoding {encoding[:40]!r}")
+            decompressor, size = _Gzip() if "gzip" in encoding else None, 0
+            async for data in source:
+                for piece in decompressor.feed(data) if decompressor else [data]:
                     size += len(piece)
-                    if size > LARGEST:
-                        raise UnusableReply(f"a reply of more than {LARGEST:,} bytes")
+                    if size > MAX_REPLY_BYTES:
+                        raise UnusableReply(f"expected a reply of at most {MAX_REPLY_BYTES:,} bytes, got more")
                     yield piece
 
         async def aclose(self) -> None:
             await source.aclose()
 
-    response.stream = Unpacked()
+    response.stream = Decompressed()
 
 
-class _Unpacker:
-    """Bytes of one encoding to what they stand for, in pieces of bounded size. Raises UnusableReply."""
+class _Gzip:
+    """Decompresses a gzip stream of one or more members in pieces of bounded size."""
 
-    def __init__(self, encoding: str):
-        if encoding not in ("identity", "", "gzip", "x-gzip", "deflate"):
-            raise UnusableReply(f"a reply packed with {encoding[:40]!r}; expected {ENCODINGS} or none")
-        self._plain = encoding in ("identity", "")
-        self._begun = False
-        self._inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # gzip's or zlib's header
+    def __init__(self) -> None:
+        self._member = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
 
-    def feed(self, packed: bytes) -> Iterator[bytes]:
-        """What these bytes add."""
-        if self._plain:
-            yield packed
-            return
-        while packed:
-            yield self._piece(packed)
-            packed = self._inflate.unconsumed_tail
-            if self._inflate.eof:
-                packed = self._inflate.unused_data.lstrip(b"\0")  # another member of a gzip file, or padding
-                self._inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
-
-    def _piece(self, packed: bytes) -> bytes:
-        try:
-            piece = self._inflate.decompress(packed, _PIECE)
-        except zlib.error as error:
-            if self._begun:
-                raise UnusableReply(f"a packed reply that is damaged ({error})") from error
-            self._inflate = zlib.decompressobj(wbits=-zlib.MAX_WBITS)  # `deflate` without zlib's header
-            self._begun = True
-            return self._piece(packed)
-        self._begun = True
-        return piece
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The decompressed bytes of `data`. Raises UnusableReply for a damaged stream."""
+        while data:
+            try:
+                yield self._member.decompress(data, _PIECE_BYTES)
+            except zlib.error as error:
+                raise UnusableReply(f"damaged gzip reply ({error})") from error
+            data = self._member.unconsumed_tail
+            if self._member.eof:
+                data = self._member.unused_data.lstrip(b"\0")  # padding before the next member
+                self._member = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)

@@ -1,12 +1,12 @@
-"""A checkpoint in this process that is asked as an endpoint is, with a journal of its own."""
+"""A chat client for a checkpoint in this process, with the same journal as a remote one."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.chat.tokenizer import ChatTokenizer
-from zephyr_jax.clients.remote import Ask, Said
+from zephyr_jax.clients.base import ChatRequest, ChatResponse, Progress, no_progress
 from zephyr_jax.errors import truncate_repr
 from zephyr_jax.generate.engine import Engine, Request
 from zephyr_jax.generate.load import Found, answers, fitted, say_cut
@@ -14,89 +14,115 @@ from zephyr_jax.storage.files import Path
 from zephyr_jax.storage.journal import Journal
 
 
-class OwnModel:
-    """Answers by our engine. Its weights are read when they are first needed, and with `keep` they stay. A prompt that leaves too
-    little room for an answer loses its beginning with `cut`; without it, one that leaves none is refused."""
+class LocalClient:
+    """Answers requests with the generation engine. Weights are loaded for the first request without a journaled response.
+
+    Args:
+        found: The checkpoint.
+        tokenizer: Messages to prompt tokens.
+        context: Tokens of prompt and response together.
+        journal: File for the responses.
+        keep: Keep the weights in memory between calls.
+        truncate: Drop the beginning of a prompt that is too long; otherwise a prompt that fills the context is refused.
+    """
 
     def __init__(
-        self, found: Found, tokenizer: ChatTokenizer, context: int, journal: Path, *, keep: bool, cut: bool = False
+        self,
+        found: Found,
+        tokenizer: ChatTokenizer,
+        context: int,
+        journal: Path,
+        *,
+        keep: bool,
+        truncate: bool = False,
     ):
         self._found, self._tokenizer, self._context = found.speaking(tokenizer), tokenizer, context
-        self._keep, self._cut = keep, cut
+        self._keep, self._truncate = keep, truncate
         header = {**found.identity, "tokenizer": tokenizer.fingerprint, "context": context}
-        self._journal = Journal(journal, header, _problem)
-        self._known = {line["request"]: line for line in self._journal.lines}
+        self._journal = Journal(journal, header, _entry_problem)
+        self._entries = {entry["request"]: entry for entry in self._journal.lines}
         self._engine: Engine | None = None
 
-    def ask_all(self, asks: Sequence[Ask], done: Callable[[int], None] = lambda _: None) -> list[Said]:
-        """All answers, in order, each written down before it is given; `done` is told how many there are."""
-        named = {_name(ask): ask for ask in asks}
-        times = Counter(map(_name, asks))
-        requests, refused = self._requests({name: ask for name, ask in named.items() if name not in self._known})
-        count = sum(times[name] for name in named if name not in requests)
-        done(count)
-        names = dict(enumerate(requests))
+    def complete(self, requests: Sequence[ChatRequest], progress: Progress = no_progress) -> list[ChatResponse]:
+        """All responses, in order. Raises InputError where the model does not fit into memory."""
+        keys = [_key(request) for request in requests]
+        copies = Counter(keys)
+        pending = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._entries}
+        prompts, refusals = self._prompts(pending)
+        count = sum(copies[key] for key in copies if key not in prompts)
+        progress(count)
         try:
-            for number, tokens in self._answers({number: requests[name] for number, name in names.items()}):
-                name = names[number]
+            for key, tokens in self._generate(prompts):
                 ended = bool(tokens) and tokens[-1] in self._found.stops
-                line = {"request": name, "text": self._found.text(tokens), "cut": not ended}
-                self._journal.add(line)
-                self._known[name] = line
-                count += times[name]
-                done(count)
+                entry = {"request": key, "text": self._found.text(tokens), "cut": not ended}
+                self._journal.add(entry)
+                self._entries[key] = entry
+                count += copies[key]
+                progress(count)
         finally:
             self._journal.close()
         return [
-            refused[name] if name in refused else Said(self._known[name]["text"], cut=self._known[name]["cut"])
-            for name in map(_name, asks)
+            refusals[key] if key in refusals else ChatResponse(entry["text"], truncated=entry["cut"])
+            for key, entry in ((key, self._entries.get(key, {})) for key in keys)
         ]
 
-    def missing(self, asks: Sequence[Ask]) -> list[Ask]:
-        """Those that were never answered, each once."""
-        named = {_name(ask): ask for ask in asks}
-        return [ask for name, ask in named.items() if name not in self._known]
+    def unanswered(self, requests: Sequence[ChatRequest]) -> list[ChatRequest]:
+        """The distinct requests without a journaled response."""
+        keyed = {_key(request): request for request in requests}
+        return [request for key, request in keyed.items() if key not in self._entries]
 
-    def _answers(self, requests: dict[int, Request]) -> Iterator[tuple[int, list[int]]]:
-        if not requests:
+    def _generate(self, prompts: dict[str, Request]) -> Iterator[tuple[str, list[int]]]:
+        """Key and tokens of each response, as they end."""
+        if not prompts:
             return
         if self._engine is None:
             self._engine = self._found.engine(self._context)
-        yield from answers(self._engine, requests)
+        keys = dict(enumerate(prompts))
+        for number, tokens in answers(self._engine, {number: prompts[key] for number, key in keys.items()}):
+            yield keys[number], tokens
         if not self._keep:
             self._engine = None
 
-    def _requests(self, asks: dict[str, Ask]) -> tuple[dict[str, Request], dict[str, Said]]:
-        """What the engine is asked, and what it cannot be asked."""
-        requests: dict[str, Request] = {}
-        refused: dict[str, Said] = {}
-        cut = 0
-        for name, ask in asks.items():
+    def _prompts(self, requests: dict[str, ChatRequest]) -> tuple[dict[str, Request], dict[str, ChatResponse]]:
+        """Requests for the engine by key, and refusals for those that it cannot answer."""
+        prompts: dict[str, Request] = {}
+        refusals: dict[str, ChatResponse] = {}
+        truncated = 0
+        for key, request in requests.items():
             try:
-                prompt = self._tokenizer.prompt(list(ask.messages))
+                tokens = self._tokenizer.prompt(list(request.messages))
             except SkippedRow as error:
-                refused[name] = Said("", str(error))
+                refusals[key] = ChatResponse("", refusal=str(error))
                 continue
-            kept, most = fitted(prompt, ask.max_tokens, self._context) if self._cut else (prompt, ask.max_tokens)
-            room = self._context - len(kept)
+            fit, limit = (
+                fitted(tokens, request.max_tokens, self._context) if self._truncate else (tokens, request.max_tokens)
+            )
+            room = self._context - len(fit)
             if room < 1:
-                refused[name] = Said("", f"a prompt of {len(prompt):,} tokens; the context holds {self._context:,}")
+                message = f"expected a prompt of less than context={self._context:,} tokens, got {len(tokens):,}"
+                refusals[key] = ChatResponse("", refusal=message)
                 continue
-            cut += len(kept) < len(prompt)
-            how = (ask.temperature, ask.top_p)
-            seed = int(name[:7], 16) if ask.seed is None else ask.seed
-            requests[name] = Request(kept, min(most, room), self._found.stops, *how, seed=(seed,))
-        say_cut(cut)
-        return requests, refused
+            truncated += len(fit) < len(tokens)
+            seed = int(key[:7], 16) if request.seed is None else request.seed
+            prompts[key] = Request(
+                fit,
+                min(limit, room),
+                self._found.stops,
+                request.temperature,
+                request.top_p,
+                seed=seed if isinstance(seed, tuple) else (seed,),
+            )
+        say_cut(truncated)
+        return prompts, refusals
 
 
-def _problem(line: dict[str, Any]) -> str:
-    """What is wrong with a line of the journal; empty where nothing is."""
-    sound = isinstance(line.get("request"), str) and isinstance(line.get("text"), str) and type(line.get("cut")) is bool
-    return (
-        "" if sound else f"expected texts in `request` and `text` and true or false in `cut`, got {truncate_repr(line)}"
+def _entry_problem(entry: dict[str, Any]) -> str:
+    """Why a journal entry is invalid; empty if it is valid."""
+    valid = (
+        isinstance(entry.get("request"), str) and isinstance(entry.get("text"), str) and type(entry.get("cut")) is bool
     )
+    return "" if valid else f"expected strings in `request` and `text` and a bool in `cut`, got {truncate_repr(entry)}"
 
 
-def _name(ask: Ask) -> str:
-    return ask.name("", "")
+def _key(request: ChatRequest) -> str:
+    return request.key("", "")

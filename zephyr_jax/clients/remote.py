@@ -1,241 +1,205 @@
-"""A model behind an OpenAI-compatible address: asked politely, within limits, and never twice for the same.
-
-Every reply is written down before it is used; a request that was answered once is not sent again, in this run or the next.
-"""
+"""A chat client for one model behind an OpenAI-compatible URL, with retries, rate limits, a hard budget and a journal."""
 
 import asyncio
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any
 
-from zephyr_jax.chat.message import Message
-from zephyr_jax.clients.budget import Budget, Cost
-from zephyr_jax.clients.connection import Line, Trouble, check_address
-from zephyr_jax.clients.reply import Said, line_of, problem_of, said_in, tokens_of
+from zephyr_jax.clients.base import ChatRequest, ChatResponse, Progress, Usage, no_progress
+from zephyr_jax.clients.budget import Budget
+from zephyr_jax.clients.connection import Connection, RequestError, check_url
+from zephyr_jax.clients.reply import entry_response, entry_usage, journal_usage, reply_entry
 from zephyr_jax.config.sections import EndpointOptions
 from zephyr_jax.errors import InputError, escape_control_chars, truncate_repr
 from zephyr_jax.storage.api_key import read_api_key
 from zephyr_jax.storage.journal import Journal
 
-__all__ = ["Ask", "Endpoint", "Said", "problem_of"]
-
-_LONGEST_PAUSE = 60.0
-_HOPELESS = 100  # requests that are refused, and none answered: no setting of ours will do
-_KINDS = 8  # of trouble that are told
-_FRAME = 64  # tokens that a chat template may add to a request, and for each message again an eighth of that
+_MAX_BACKOFF = 60.0  # seconds
+_MAX_REFUSALS = 100  # without a single response: a setting or the endpoint is wrong, not one request
+_MAX_WARNINGS = 8  # kinds of retried errors that are logged
 
 
-@dataclass(frozen=True)
-class Ask:
-    """One request."""
+class RemoteClient:
+    """Sends requests to one model. A reply is journaled before it is used; an answered request is never sent again.
 
-    messages: tuple[Message, ...]
-    temperature: float
-    max_tokens: int
-    top_p: float = 1.0
-    seed: int | None = None
-    top_logprobs: int = 0
-    """Also ask for the log-probs of so many candidates for each token."""
-    draw: int = 0
-    """Not sent: tells apart requests that read the same and are to be answered one by one."""
+    Args:
+        url: Base URL, ending in /v1.
+        options: Concurrency, retries, limits and prices.
+        journal: Replies of earlier runs, and where new ones are added.
+        budget: Shared by several clients; default: one with the limits of `options`.
 
-    def body(self, model: str) -> dict[str, Any]:
-        """As the endpoint wants it."""
-        settings: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.max_tokens}
-        settings |= {"top_p": self.top_p} if self.top_p != 1 else {}
-        settings |= {"seed": self.seed} if self.seed is not None else {}
-        settings |= {"logprobs": True, "top_logprobs": self.top_logprobs} if self.top_logprobs else {}
-        return {"model": model, "messages": list(self.messages), **settings}
-
-    def name(self, address: str, model: str) -> str:
-        """What tells this request from all others, in journals."""
-        told = [address, self.body(model), *([self.draw] if self.draw else [])]
-        return blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-    @property
-    def most(self) -> Cost:
-        """The most tokens that it can take: none is shorter than a byte."""
-        letters = sum(len(message["content"].encode(errors="replace")) for message in self.messages)
-        return Cost(letters + _FRAME + len(self.messages) * _FRAME // 8, self.max_tokens)
-
-
-class Endpoint:
-    """Asks one model. Raises InputError when it cannot be reached at all, or when the next request may pass a limit.
-
-    `budget`: one that several endpoints share; default: one of its own, with the limits of `options`.
+    Raises:
+        InputError: The URL or the API key is invalid, or `options.model` is not set and the endpoint does not serve one model.
     """
 
     def __init__(self, url: str, options: EndpointOptions, journal: Journal, budget: Budget | None = None):
-        check_address(url)
+        check_url(url)
         self._url, self._options, self._journal = url.rstrip("/"), options, journal
-        self._known = {line["request"]: line for line in journal.lines if "text" in line}
-        self._key = read_api_key(options.api_key_env, "endpoint.api_key_env")
-        self._budget, self._surplus, self._told = budget or Budget(options), Cost(), set[str]()
-        self._refused, self._answered = 0, any("refused" not in line for line in self._known.values())
-        for cost, lost in _paid(journal.lines):
-            self._budget.spend(cost.priced(options), lost)
+        self._entries = {entry["request"]: entry for entry in journal.lines if "text" in entry}
+        self._api_key = read_api_key(options.api_key_env, "endpoint.api_key_env")
+        self._budget = budget or Budget(options)
+        self._excess = Usage()
+        """Most tokens that the endpoint has counted above our upper bound of a request."""
+        self._warned: set[str] = set()
+        self._refused, self._answered = 0, any("refused" not in entry for entry in self._entries.values())
+        for usage, lost in journal_usage(journal.lines):
+            self._budget.add(usage.priced(options), lost)
         self.model = options.model or asyncio.run(self._only_model())
 
-    def ask_all(self, asks: Sequence[Ask], done: Callable[[int], None] = lambda _: None) -> list[Said]:
-        """All replies, in order; `done` is told how many there are so far. Whatever ends this, what came is written down."""
+    def complete(self, requests: Sequence[ChatRequest], progress: Progress = no_progress) -> list[ChatResponse]:
+        """All responses, in order.
+
+        Raises:
+            InputError: The endpoint fails for every request, or the budget does not allow the next one. Requests in flight are
+                waited for, and everything received so far stays in the journal.
+        """
         try:
-            return asyncio.run(self._ask_all(asks, done))
+            return asyncio.run(self._complete(requests, progress))
         finally:
             self._journal.close()
 
-    def missing(self, asks: Sequence[Ask]) -> list[Ask]:
-        """Those that have no reply yet, each once."""
-        named = {self._name(ask): ask for ask in asks}
-        return [ask for name, ask in named.items() if name not in self._known]
+    def unanswered(self, requests: Sequence[ChatRequest]) -> list[ChatRequest]:
+        """The distinct requests without a journaled response."""
+        return [request for key, request in self._keyed(requests).items() if key not in self._entries]
 
-    def spent(self) -> str:
-        """Tokens, and money where prices are known, in words."""
-        return self._budget.spent()
+    def usage_summary(self) -> str:
+        """Tokens and cost of the budget so far."""
+        return self._budget.summary()
 
-    async def _ask_all(self, asks: Sequence[Ask], done: Callable[[int], None]) -> list[Said]:
-        names = [self._name(ask) for ask in asks]
-        said = {name: said_in(self._known[name]) for name in names if name in self._known}
-        times, failed, changed = Counter(names), list[Exception](), asyncio.Condition()
-        waiting = iter({name: ask for name, ask in zip(names, asks, strict=True) if name not in said}.items())
-        came = sum(times[name] for name in said)
-        if len(said) == len(times):
-            done(came)
-            return [said[name] for name in names]
+    def _keyed(self, requests: Sequence[ChatRequest]) -> dict[str, ChatRequest]:
+        return {request.key(self._url, self.model): request for request in requests}
 
-        async def work(line: Line) -> None:
-            """Ask for one after the other; what is under way when another fails is still waited for, as it is paid for."""
-            nonlocal came
-            for name, ask in _until(waiting, lambda: bool(failed)):
+    async def _complete(self, requests: Sequence[ChatRequest], progress: Progress) -> list[ChatResponse]:
+        keys = [request.key(self._url, self.model) for request in requests]
+        copies = Counter(keys)
+        responses = {key: entry_response(self._entries[key]) for key in copies if key in self._entries}
+        pending = {key: request for key, request in zip(keys, requests, strict=True) if key not in responses}
+        queue, failures, budget_changed = iter(pending.items()), list[Exception](), asyncio.Condition()
+        count = sum(copies[key] for key in responses)
+        if not pending:
+            progress(count)
+            return [responses[key] for key in keys]
+
+        async def worker(connection: Connection) -> None:
+            """Send one request after another. After a failure others finish their request in flight, which may be billed."""
+            nonlocal count
+            for key, request in _until(queue, lambda: bool(failures)):
                 try:
-                    said[name] = await self._ask(line, changed, name, ask)
-                except Exception as error:  # a full disk, say; it is raised below, when nobody is under way any more
-                    failed.append(error)
+                    responses[key] = await self._answer(connection, budget_changed, key, request)
+                except Exception as error:  # raised below, when nothing is in flight
+                    failures.append(error)
                     return
-                came += times[name]
-                done(came)
+                count += copies[key]
+                progress(count)
 
-        async with Line(self._url, self._options, self._key) as line, asyncio.TaskGroup() as group:
-            for _ in range(min(self._options.max_concurrency, len(times) - len(said))):
-                group.create_task(work(line))
-        if failed:
-            raise failed[0]
-        return [said[name] for name in names]
+        async with Connection(self._url, self._options, self._api_key) as connection, asyncio.TaskGroup() as group:
+            for _ in range(min(self._options.max_concurrency, len(pending))):
+                group.create_task(worker(connection))
+        if failures:
+            raise failures[0]
+        return [responses[key] for key in keys]
 
-    async def _ask(self, line: Line, changed: asyncio.Condition, name: str, ask: Ask) -> Said:
-        """The reply, after some patience. Raises InputError where no request can be answered."""
-        body, trouble = self._body(ask), Trouble("")
+    async def _answer(
+        self, connection: Connection, budget_changed: asyncio.Condition, key: str, request: ChatRequest
+    ) -> ChatResponse:
+        """The response, after retries. Raises InputError where no other request can succeed either."""
+        error = RequestError("")
         for attempt in range(self._options.max_retries + 1):
             if attempt:
-                await asyncio.sleep(min(self._options.backoff * 2 ** (attempt - 1), _LONGEST_PAUSE))
-            held, used = await self._held(changed, ask), Cost()
+                await asyncio.sleep(min(self._options.backoff * 2 ** (attempt - 1), _MAX_BACKOFF))
+            reserved, used = await self._reserve(budget_changed, request), Usage()
             try:
-                self._note(name, "sent", held)
-                self._known[name] = line_of(name, await line.chat(body), held)
-                used = tokens_of(self._known[name]).priced(self._options)
-                self._journal.add(self._known[name])
-                return self._heard(said_in(self._known[name]))
-            except Trouble as this:
-                trouble, used = this, held if this.lost else Cost()
-                self._note(name, "lost" if this.lost else "free", used)
-                if not this.again:
+                self._record(key, "sent", reserved)
+                entry = reply_entry(key, await connection.chat(self._body(request)), reserved)
+                used = entry_usage(entry).priced(self._options)
+                self._entries[key] = entry
+                self._journal.add(entry)
+                return self._checked(entry_response(entry))
+            except RequestError as failure:
+                error, used = failure, reserved if failure.lost else Usage()
+                self._record(key, "lost" if failure.lost else "free", used)
+                if not failure.retryable:
                     break
-                self._tell(trouble)
+                self._warn(failure)
             finally:
-                self._settle(ask, held, used, lost=name not in self._known)
-                async with changed:
-                    changed.notify_all()
-        if trouble.alone:
-            return self._heard(Said("", str(trouble)))
+                self._commit(request, reserved, used, lost=key not in self._entries)
+                async with budget_changed:
+                    budget_changed.notify_all()
+        if error.isolated:
+            return self._checked(ChatResponse("", refusal=str(error)))
         raise InputError(
-            f"{self._url} does not answer: {_told(trouble)}. Check the address, the key and the model's name; what was answered "
-            "before is kept, and the same command goes on."
+            f"{self._url} failed: {_clause(error)}. Check the URL, the API key and the model name; responses so far are saved, "
+            "rerun the same command to continue."
         )
 
-    def _heard(self, said: Said) -> Said:
-        """The same reply. Raises InputError where nothing but refusals has come so far."""
-        self._answered = self._answered or not said.refusal
-        self._refused += bool(said.refusal)
-        if self._refused >= _HOPELESS and not self._answered:
-            raise InputError(f"{self._url} refused all of the first {_HOPELESS} requests: {said.refusal.rstrip('. ')}.")
-        return said
+    def _checked(self, response: ChatResponse) -> ChatResponse:
+        """The same response. Raises InputError after many refusals without a single response."""
+        self._answered = self._answered or not response.refusal
+        self._refused += bool(response.refusal)
+        if self._refused >= _MAX_REFUSALS and not self._answered:
+            raise InputError(
+                f"{self._url} refused all of the first {_MAX_REFUSALS} requests: {response.refusal.rstrip('. ')}."
+            )
+        return response
 
-    def _body(self, ask: Ask) -> dict[str, Any]:
-        body = ask.body(self.model)
-        longest = body.pop("max_tokens")
-        return {**body, self._options.max_tokens_param: longest}
+    def _body(self, request: ChatRequest) -> dict[str, Any]:
+        body = request.body(self.model)
+        return {self._options.max_tokens_param: body.pop("max_tokens"), **body}
 
-    def _note(self, name: str, what: str, cost: Cost) -> None:
-        """Write down what becomes of a request; where there is no limit, only what was lost."""
-        if self._budget.limited or what == "lost":
-            self._journal.add({
-                "request": name, what: True, "prompt_tokens": cost.there, "completion_tokens": cost.back
-            })  # fmt: skip
+    def _record(self, key: str, state: str, usage: Usage) -> None:
+        """Journal the state of a request; without a limit only lost ones matter."""
+        if self._budget.limited or state == "lost":
+            tokens = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+            self._journal.add({"request": key, state: True, **tokens})
 
-    async def _held(self, changed: asyncio.Condition, ask: Ask) -> Cost:
-        """What a request may cost, held back; waits for room while others are under way. Raises InputError."""
-        async with changed:
-            while not self._budget.hold(most := (ask.most + self._surplus).priced(self._options)):
-                if not self._budget.under_way:
-                    raise self._budget.exhausted(most)
-                await changed.wait()
-        return most
+    async def _reserve(self, budget_changed: asyncio.Condition, request: ChatRequest) -> Usage:
+        """Reserve the maximum usage of a request, as soon as requests in flight leave room. Raises InputError."""
+        async with budget_changed:
+            while not self._budget.reserve(usage := (request.max_usage + self._excess).priced(self._options)):
+                if not self._budget.in_flight:
+                    raise self._budget.limit_error(usage)
+                await budget_changed.wait()
+        return usage
 
-    def _settle(self, ask: Ask, held: Cost, used: Cost, lost: bool) -> None:
-        """Count what was used. An endpoint that counts more than we expect is expected to do so again."""
-        self._budget.settle(held, used, lost)
-        over, known = used - ask.most, self._surplus
-        self._surplus = Cost(max(over.there, known.there), max(over.back, known.back))
+    def _commit(self, request: ChatRequest, reserved: Usage, used: Usage, lost: bool) -> None:
+        """Commit the usage. An endpoint that counts above our upper bound is expected to do so again."""
+        self._budget.commit(reserved, used, lost)
+        excess, before = used - request.max_usage, self._excess
+        self._excess = Usage(
+            max(excess.prompt_tokens, before.prompt_tokens), max(excess.completion_tokens, before.completion_tokens)
+        )
 
-    def _tell(self, trouble: Trouble) -> None:
-        """Say why nothing moves, once for each kind of trouble."""
-        if str(trouble) not in self._told and len(self._told) < _KINDS:
-            self._told.add(str(trouble))
-            print(f"{self._url}: {escape_control_chars(str(trouble))}; it is asked again", file=sys.stderr, flush=True)
+    def _warn(self, error: RequestError) -> None:
+        """Log a retried error, once per message."""
+        if str(error) not in self._warned and len(self._warned) < _MAX_WARNINGS:
+            self._warned.add(str(error))
+            print(f"{self._url}: {escape_control_chars(str(error))}; retrying", file=sys.stderr, flush=True)
 
     async def _only_model(self) -> str:
         try:
-            async with Line(self._url, self._options, self._key) as line:
-                names = await line.models()
-        except Trouble as trouble:
+            async with Connection(self._url, self._options, self._api_key) as connection:
+                names = await connection.models()
+        except RequestError as error:
             raise InputError(
-                f"{self._url} cannot be reached: {_told(trouble)}. Check the address (it ends in /v1) and the key."
-            ) from trouble
+                f"Cannot reach {self._url}: {_clause(error)}. Check the URL (it usually ends in /v1) and the API key."
+            ) from error
         if len(names) != 1:
-            raise InputError(f"{self._url} serves {len(names)} models ({truncate_repr(names)}). Name one of them.")
+            raise InputError(
+                f"{self._url} serves {len(names)} models ({truncate_repr(names)}). Name one of them: MODEL@{self._url}."
+            )
         return names[0]
 
-    def _name(self, ask: Ask) -> str:
-        return ask.name(self._url, self.model)
 
-
-def _told(trouble: Trouble) -> str:
-    """Words in the middle of a sentence."""
-    return str(trouble).rstrip(". ")
+def _clause(error: RequestError) -> str:
+    """An error message without its final period."""
+    return str(error).rstrip(". ")
 
 
 def _until[T](items: Iterator[T], stopped: Callable[[], bool]) -> Iterator[T]:
-    """Items of an iterator that others take from, too."""
+    """Items of an iterator that several tasks share, until `stopped`."""
     while not stopped():
         try:
             yield next(items)
         except StopIteration:
             return
-
-
-def _paid(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[Cost, bool]]:
-    """What requests took, and whether for nothing. One that was sent, and killed before its end, counts in full."""
-    under_way: dict[str, Cost] = {}
-    for line in lines:
-        before = under_way.pop(line.get("request", ""), None)
-        if "sent" in line:
-            under_way[line["request"]] = tokens_of(line)
-            if before is not None:
-                yield before, True
-        else:
-            yield tokens_of(line), "lost" in line
-    for cost in under_way.values():
-        yield cost, True

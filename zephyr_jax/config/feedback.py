@@ -62,7 +62,7 @@ class ConversationsConfig(FeedbackConfig):
     """Dialogues from seed prompts: one model plays the person who asks, one the assistant. `zephyr-jax sft` reads them."""
 
     user: str = ""
-    """The model that asks: PATH, or MODEL@http://HOST:PORT/v1; after a comma `temperature=`, `key=VARIABLE`,
+    """The model that asks: PATH, or MODEL@http://HOST:PORT/v1; after a comma `temperature=`, `api_key_env=VARIABLE`,
     `price_per_mtok_in=`, `price_per_mtok_out=`, `name=`. Default: the same as `assistant`."""
     assistant: str = ""
     """The model that answers, written in the same way."""
@@ -96,7 +96,7 @@ class AnswersConfig(FeedbackConfig):
     """Answers of several models to each prompt, in the form of openbmb/UltraFeedback; `feedback rate` rates them."""
 
     models: tuple[str, ...] = ()
-    """Models, each PATH or MODEL@http://HOST:PORT/v1; after a comma `temperature=`, `key=VARIABLE`, `price_per_mtok_in=`,
+    """Models, each PATH or MODEL@http://HOST:PORT/v1; after a comma `temperature=`, `api_key_env=VARIABLE`, `price_per_mtok_in=`,
     `price_per_mtok_out=`, `name=` (what the rows call it)."""
     num_answers: int | None = None
     """Models that answer a prompt, drawn for each; default: all. UltraFeedback: 4 of 17."""
@@ -129,7 +129,7 @@ class RateConfig(FeedbackConfig):
     """Ratings of answers by a judge: four aspects from 1 to 5, each with its reason, and a score from 1 to 10."""
 
     judge: str = ""
-    """The model that rates: PATH, or MODEL@http://HOST:PORT/v1; after a comma `key=VARIABLE`,
+    """The model that rates: PATH, or MODEL@http://HOST:PORT/v1; after a comma `api_key_env=VARIABLE`,
     `price_per_mtok_in=`, `price_per_mtok_out=`."""
     temperature: float = 0.0
     """0: the likeliest token each time."""

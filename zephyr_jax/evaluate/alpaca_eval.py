@@ -4,9 +4,10 @@ import json
 from pathlib import PurePath
 from typing import Any
 
-from zephyr_jax.clients.judge import ask, open_address
-from zephyr_jax.clients.local import OwnModel
-from zephyr_jax.clients.remote import Ask, Endpoint
+from zephyr_jax.clients.base import ChatRequest
+from zephyr_jax.clients.local import LocalClient
+from zephyr_jax.clients.remote import RemoteClient
+from zephyr_jax.clients.responses import collect_responses, open_address
 from zephyr_jax.config.benchmarks import AlpacaEvalConfig, is_address
 from zephyr_jax.evaluate.alpaca_format import read_instructions
 from zephyr_jax.generate.load import find_speaker
@@ -24,27 +25,32 @@ def model_outputs(config: AlpacaEvalConfig) -> str:
     every = read_instructions(config.instructions)
     rows = every[: config.limit]
     out.mkdir(parents=True, exist_ok=True)
-    model: Endpoint | OwnModel
+    model: RemoteClient | LocalClient
     if is_address(config.model.path):
         model = open_address(config.model.path, config.answering, out / "asked.journal")
         name, own = file_name(config.name or model.model), False
     else:
         name, own = file_name(config.name or PurePath(config.model.path).name), True
         model = _own(config, every, out / f"{name}.journal")
-    texts = ask(model, [_ask(config, row["instruction"], own) for row in rows])
+    responses = collect_responses(model, [_ask(config, row["instruction"], own) for row in rows], "answers", "model")
     outputs = [
-        {"dataset": row.get("dataset", ""), "instruction": row["instruction"], "output": text, "generator": name}
-        for row, text in zip(rows, texts, strict=True)
+        {
+            "dataset": row.get("dataset", ""),
+            "instruction": row["instruction"],
+            "output": response.text.strip(),
+            "generator": name,
+        }
+        for row, response in zip(rows, responses, strict=True)
     ]
     path = out / f"{name}.json"
     write_atomic(path, json.dumps(outputs, indent=2, ensure_ascii=False) + "\n")
     return str(path)
 
 
-def _ask(config: AlpacaEvalConfig, instruction: str, own: bool) -> Ask:
+def _ask(config: AlpacaEvalConfig, instruction: str, own: bool) -> ChatRequest:
     """The request for an answer; only a model of ours is told a seed."""
     seed = draw(config.seed, "answer", instruction) % 2**31 if own else None
-    return Ask(
+    return ChatRequest(
         ({"role": "user", "content": instruction},), config.temperature, config.max_new_tokens, config.top_p, seed
     )
 
@@ -54,10 +60,10 @@ def file_name(name: str) -> str:
     return name.replace("/", "_")
 
 
-def _own(config: AlpacaEvalConfig, every: list[dict[str, Any]], path: Path) -> OwnModel:
+def _own(config: AlpacaEvalConfig, every: list[dict[str, Any]], path: Path) -> LocalClient:
     """A checkpoint with its journal; its context holds every instruction with its answer, if the model's positions do."""
     found = find_speaker("evaluate alpaca-eval", config.model, config.mesh, config.batch_size)
     tokenizer = found.chat_tokenizer(config.chat_template)
     longest = max(len(tokenizer.prompt([{"role": "user", "content": row["instruction"]}])) for row in every)
     context = found.context(longest + config.max_new_tokens)
-    return OwnModel(found, tokenizer, context, path, keep=False, cut=True)
+    return LocalClient(found, tokenizer, context, path, keep=False, truncate=True)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from zephyr_jax.clients.judge import heard
-from zephyr_jax.clients.remote import Endpoint, problem_of
+from zephyr_jax.clients.remote import RemoteClient
+from zephyr_jax.clients.reply import entry_problem
+from zephyr_jax.clients.responses import collect_responses
 from zephyr_jax.config.benchmarks import AlpacaEvalConfig
 from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.evaluate.agreement import Agreement, agreement
@@ -34,7 +35,7 @@ class Jury:
     """A judge with all that it needs, opened before anything is paid for."""
 
     judge: Judge
-    endpoint: Endpoint
+    endpoint: RemoteClient
     baseline: dict[str, dict[str, Any]]
     """The baseline's rows by instruction; empty where recorded pairs are judged."""
 
@@ -54,7 +55,7 @@ def open_jury(config: AlpacaEvalConfig) -> Jury:
     out = open_path(config.output)
     out.mkdir(parents=True, exist_ok=True)
     header = {"judge": config.judge, "what": "replies of a judge, by request"}
-    endpoint = Endpoint(str(config.judge), config.endpoint, Journal(out / "judge.journal", header, problem_of))
+    endpoint = RemoteClient(str(config.judge), config.endpoint, Journal(out / "judge.journal", header, entry_problem))
     return Jury(judge, endpoint, baseline)
 
 
@@ -162,7 +163,7 @@ def _judged(jury: Jury, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     judge, endpoint = jury.judge, jury.endpoint
     asked = [judge.asks(Pair(row["instruction"], row["output_1"], row["output_2"])) for row in rows]
     flat = [ask for each in asked for _, ask in each]
-    said = heard(endpoint, flat, "verdicts", "the judge") if flat else []
+    said = collect_responses(endpoint, flat, "verdicts", "judge") if flat else []
     replies = iter(said)
     found = [judge.preference(pair, [next(replies) for _ in pair]) for pair in asked]
     way = f"{JUDGES[judge.version]} by {endpoint.model}{', both orders' if judge.swap else ''}"
@@ -170,9 +171,9 @@ def _judged(jury: Jury, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         row |= {"annotator": way, "preference": None if math.isnan(preference) else preference}
     if odd := sum(map(math.isnan, found)):
         print(f"{odd:,} of {len(found):,} pairs got no verdict and count nowhere", file=sys.stderr)
-    if judge.version == 2 and said and not any(each.first_token for each in said):
+    if judge.version == 2 and said and not any(each.first_token_logprobs for each in said):
         print("the judge gives no log-probs: its words were counted, nothing is weighed", file=sys.stderr)
-    print(f"the judge used {endpoint.spent()}", file=sys.stderr)
+    print(f"the judge used {endpoint.usage_summary()}", file=sys.stderr)
     return rows
 
 

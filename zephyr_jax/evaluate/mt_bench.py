@@ -9,8 +9,9 @@ from typing import Any
 
 from zephyr_jax.chat.message import Message
 from zephyr_jax.chat.tokenizer import ChatTokenizer
-from zephyr_jax.clients.judge import ask, open_address
-from zephyr_jax.clients.remote import Ask, Endpoint
+from zephyr_jax.clients.base import ChatRequest
+from zephyr_jax.clients.remote import RemoteClient
+from zephyr_jax.clients.responses import collect_responses, open_address
 from zephyr_jax.config.benchmarks import MtBenchConfig, is_address
 from zephyr_jax.errors import truncate_repr
 from zephyr_jax.evaluate.alpaca_format import read_list
@@ -63,21 +64,21 @@ def mt_bench(config: MtBenchConfig) -> Scores | None:
     return judged(bench, name, answered, judge, config.judge_max_new_tokens, out) if judge else None
 
 
-def _addressed(config: MtBenchConfig, model: Endpoint, questions: Sequence[Question]) -> Answers:
+def _addressed(config: MtBenchConfig, model: RemoteClient, questions: Sequence[Question]) -> Answers:
     """Answers of a model behind an address: all first turns, then all second ones."""
     answers: Answers = {question.number: [] for question in questions}
     for turn in range(max(len(question.turns) for question in questions)):
         asked = [question for question in questions if len(question.turns) > turn]
         asks = [
-            Ask(
+            ChatRequest(
                 tuple(_messages(question, answers[question.number])),
                 temperature_of(question),
                 config.max_new_tokens,
             )
             for question in asked
         ]
-        for question, text in zip(asked, ask(model, asks), strict=True):
-            answers[question.number].append(text)
+        for question, response in zip(asked, collect_responses(model, asks, "answers", "model"), strict=True):
+            answers[question.number].append(response.text.strip())
     return answers
 
 

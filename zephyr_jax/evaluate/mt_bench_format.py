@@ -18,7 +18,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from zephyr_jax.chat.message import Message
-from zephyr_jax.clients.reasoning import without_thought
+from zephyr_jax.clients.reasoning import strip_reasoning
 from zephyr_jax.config.sampling import SamplingParams
 from zephyr_jax.errors import InputError, join_items, truncate_repr
 from zephyr_jax.evaluate.prompt_fields import filled
@@ -167,7 +167,7 @@ def judge_prompt(bench: Bench, question: Question, answers: Sequence[str], turn:
 
 def ratings_in(text: str) -> list[float]:
     """The numbers between [[ ]] in a judgment, else those between [ ], in order; a thought before the judgment is left out."""
-    answer = without_thought(text)
+    answer = strip_reasoning(text)
     found = re.findall(rf"\[\[{_NUMBER}\]\]", answer) or re.findall(rf"\[{_NUMBER}\]", answer)
     return [float(number) for number in found]
 

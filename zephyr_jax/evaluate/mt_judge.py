@@ -11,8 +11,10 @@ from typing import Any
 
 from zephyr_jax.charts.picture import picture
 from zephyr_jax.charts.radar import radar_chart
-from zephyr_jax.clients.judge import heard
-from zephyr_jax.clients.remote import Ask, Endpoint, Said, problem_of
+from zephyr_jax.clients.base import ChatRequest, ChatResponse
+from zephyr_jax.clients.remote import RemoteClient
+from zephyr_jax.clients.reply import entry_problem
+from zephyr_jax.clients.responses import collect_responses
 from zephyr_jax.config.benchmarks import MtBenchConfig
 from zephyr_jax.errors import InputError, join_items, truncate_repr
 from zephyr_jax.evaluate.agreement import Agreement, agreement
@@ -48,14 +50,14 @@ class Answered:
     parameters: int | None
 
 
-def judged(bench: Bench, name: str, answered: Answered, judge: Endpoint, tokens: int, out: Path) -> Scores:
+def judged(bench: Bench, name: str, answered: Answered, judge: RemoteClient, tokens: int, out: Path) -> Scores:
     """Have answers rated; write judgments, a summary and a picture."""
     judgments = _judge(bench, answered.turns, judge, tokens)
     rows = [judgment_row(each, name, time.time()) for each in judgments]
     write_rows(out / "model_judgment" / f"{judge.model.replace('/', '_')}_single.jsonl", rows)
     scores = scores_of(bench, [(each.question, each.turn, each.score) for each in judgments])
     _write_summary(out, name, judge.model, answered.parameters, scores)
-    print(f"the judge used {judge.spent()}", file=sys.stderr)
+    print(f"the judge used {judge.usage_summary()}", file=sys.stderr)
     return scores
 
 
@@ -102,9 +104,9 @@ def rate_again(config: MtBenchConfig) -> Agreement:
     asks = [
         _ask(prompts[row["judge"][1]]["system_prompt"], row["user_prompt"], config.judge_max_new_tokens) for row in rows
     ]
-    said = heard(judge, asks, "judgments", "the judge")
+    said = collect_responses(judge, asks, "judgments", "judge")
     anew = _ratings(said)
-    print(f"the judge used {judge.spent()}", file=sys.stderr)
+    print(f"the judge used {judge.usage_summary()}", file=sys.stderr)
     again = [
         {**row, "judge": [judge.model, row["judge"][1]], "judgment": each.text, "score": score, "tstamp": time.time()}
         for row, each, score in zip(rows, said, anew, strict=True)
@@ -189,18 +191,20 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def open_judge(config: MtBenchConfig, out: Path) -> Endpoint:
+def open_judge(config: MtBenchConfig, out: Path) -> RemoteClient:
     """The judge, with its journal. Raises InputError."""
     header = {"judge": config.judge, "what": "replies of a judge, by request"}
-    return Endpoint(str(config.judge), config.endpoint, Journal(out / "judge.journal", header, problem_of))
+    return RemoteClient(str(config.judge), config.endpoint, Journal(out / "judge.journal", header, entry_problem))
 
 
-def _judge(bench: Bench, answers: Answers, judge: Endpoint, tokens: int) -> list[Judgment]:
+def _judge(bench: Bench, answers: Answers, judge: RemoteClient, tokens: int) -> list[Judgment]:
     """The first two turns of every question, rated; a refusal of the judge is a judgment without a rating."""
     turns = [(question, turn) for question in bench.questions for turn in (1, 2)[: len(question.turns)]]
     prompts = [judge_prompt(bench, question, answers[question.number], turn) for question, turn in turns]
-    asks = [Ask(tuple(messages), 0.0, tokens) for _, messages in prompts]
-    said = heard(judge, asks, "judgments", "the judge", some=False)  # FastChat keeps unrated judgments, too
+    asks = [ChatRequest(tuple(messages), 0.0, tokens) for _, messages in prompts]
+    said = collect_responses(
+        judge, asks, "judgments", "judge", allow_all_refused=True
+    )  # FastChat keeps unrated judgments, too
     return [
         Judgment(
             question.number, turn, score, messages[1]["content"], each.text, (judge.model, name),
@@ -209,7 +213,7 @@ def _judge(bench: Bench, answers: Answers, judge: Endpoint, tokens: int) -> list
     ]  # fmt: skip
 
 
-def _ratings(said: Sequence[Said]) -> list[float]:
+def _ratings(said: Sequence[ChatResponse]) -> list[float]:
     """The rating of each judgment; reports those without one, and those with several different ones."""
     ratings = [UNRATED if each.refusal else rating_in(each.text) for each in said]
     if unrated := sum(not each.refusal and score == UNRATED for each, score in zip(said, ratings, strict=True)):
@@ -225,5 +229,5 @@ def _ratings(said: Sequence[Said]) -> list[float]:
     return ratings
 
 
-def _ask(system: str, user: str, tokens: int) -> Ask:
-    return Ask(({"role": "system", "content": system}, {"role": "user", "content": user}), 0.0, tokens)
+def _ask(system: str, user: str, tokens: int) -> ChatRequest:
+    return ChatRequest(({"role": "system", "content": system}, {"role": "user", "content": user}), 0.0, tokens)

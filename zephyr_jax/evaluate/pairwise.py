@@ -16,8 +16,8 @@ from statistics import fmean
 from typing import Any, Literal
 
 from zephyr_jax.chat.message import Message
-from zephyr_jax.clients.reasoning import opens_thought, without_thought
-from zephyr_jax.clients.remote import Ask, Said
+from zephyr_jax.clients.base import ChatRequest, ChatResponse
+from zephyr_jax.clients.reasoning import starts_reasoning, strip_reasoning
 from zephyr_jax.errors import InputError, truncate_repr
 from zephyr_jax.evaluate.prompt_fields import filled
 from zephyr_jax.storage.files import check_regular
@@ -56,14 +56,14 @@ class Judge:
     swap: bool = False
     """Ask in both orders and take the mean; off: one order for each pair, drawn from the seed and the pair itself."""
 
-    def asks(self, pair: Pair) -> list[tuple[bool, Ask]]:
+    def asks(self, pair: Pair) -> list[tuple[bool, ChatRequest]]:
         """The requests for a pair, each with whether the model's answer stands first in it; none where both say the same."""
         if pair.first == pair.second:
             return []
         orders = (False, True) if self.swap else (self._drawn(pair),)
         return [(swapped, self._ask(pair, swapped)) for swapped in orders]
 
-    def preference(self, asked: Sequence[tuple[bool, Ask]], said: Sequence[Said]) -> float:
+    def preference(self, asked: Sequence[tuple[bool, ChatRequest]], said: Sequence[ChatResponse]) -> float:
         """From 1 (the baseline's answer is better) to 2 (the model's is); NaN where a verdict says neither, 1.5 without any."""
         found = []
         for (swapped, _), each in zip(asked, said, strict=True):
@@ -75,10 +75,10 @@ class Judge:
         text = repr((self.seed, pair.instruction, pair.first, pair.second))
         return bool(blake2b(text.encode(), digest_size=1).digest()[0] & 1)
 
-    def _ask(self, pair: Pair, swapped: bool) -> Ask:
+    def _ask(self, pair: Pair, swapped: bool) -> ChatRequest:
         outputs = (pair.second, pair.first) if swapped else (pair.first, pair.second)
         messages = messages_of(self.template, dict(zip(_FIELDS, (pair.instruction, *outputs), strict=True)))
-        return Ask(messages, 0.0, 100) if self.version == 1 else Ask(messages, 1.0, 1, top_logprobs=5)
+        return ChatRequest(messages, 0.0, 100) if self.version == 1 else ChatRequest(messages, 1.0, 1, top_logprobs=5)
 
 
 def open_template(place: str | None, version: Version) -> str:
@@ -123,7 +123,7 @@ def ranking_in(text: str) -> float:
     A thought before it and words or a fence around the list are passed over; two models of the same rank, and two ranks of one
     model, are no verdict.
     """
-    answer = without_thought(text)
+    answer = strip_reasoning(text)
     start, end = answer.find("["), answer.rfind("]") + 1
     if not 0 <= start < end <= start + _LONGEST_LIST:
         return math.nan
@@ -140,17 +140,21 @@ def ranking_in(text: str) -> float:
     return float(numbers[0]) if numbers in ([1, 2], [2, 1]) else math.nan
 
 
-def choice_in(said: Said) -> float:
+def choice_in(said: ChatResponse) -> float:
     """Version 2: 1 and the chance of the second name in the first token's log-probs; without these, the name in the text.
 
     The log-probs are no preference, and the text decides, where the first token begins a thought or hardly any chance is on the
     two names. Numbers that are no log-probs (NaN, or above zero) make the whole verdict none: NaN.
     """
-    if not all(value <= _ROUNDING for value in said.first_token.values()):  # NaN compares as false
+    if not all(value <= _ROUNDING for value in said.first_token_logprobs.values()):  # NaN compares as false
         return math.nan
-    answer = without_thought(said.text)
-    likeliest = max(said.first_token, key=lambda token: said.first_token[token], default="")
-    chances = {name: math.exp(said.first_token[name]) for name in (_FIRST, _SECOND) if name in said.first_token}
-    if sum(chances.values()) >= _LEAST_CHANCE and not opens_thought(said.text) and not opens_thought(likeliest):
+    answer = strip_reasoning(said.text)
+    likeliest = max(said.first_token_logprobs, key=lambda token: said.first_token_logprobs[token], default="")
+    chances = {
+        name: math.exp(said.first_token_logprobs[name])
+        for name in (_FIRST, _SECOND)
+        if name in said.first_token_logprobs
+    }
+    if sum(chances.values()) >= _LEAST_CHANCE and not starts_reasoning(said.text) and not starts_reasoning(likeliest):
         return 1 + chances.get(_SECOND, 0.0) / sum(chances.values())
     return {_FIRST: 1.0, _SECOND: 2.0}.get(answer.strip()[:_LONGEST_LIST].strip("\"'`."), math.nan)

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from zephyr_jax.clients.remote import Ask, Said
-from zephyr_jax.clients.spec import Voice
+from zephyr_jax.clients.base import ChatModel, ChatRequest, ChatResponse
 from zephyr_jax.feedback.principles import drawn_principle
 from zephyr_jax.feedback.seeds import Seed
 from zephyr_jax.seeded_random import draw, shuffled
@@ -18,13 +17,13 @@ class Wish:
     """One answer that is wanted."""
 
     seed: Seed
-    voice: Voice
+    voice: ChatModel
     principle: str
     system: str
     """The principle's wording; empty where there is none."""
-    ask: Ask
+    ask: ChatRequest
 
-    def completion(self, said: Said) -> dict[str, str]:
+    def completion(self, said: ChatResponse) -> dict[str, str]:
         """As the row has it."""
         return {
             "model": self.voice.name, "principle": self.principle, "custom_system_prompt": self.system,
@@ -45,7 +44,7 @@ class Style:
     send_seed: bool
 
 
-def wishes(seeds: Sequence[Seed], voices: Sequence[Voice], style: Style) -> list[Wish]:
+def wishes(seeds: Sequence[Seed], voices: Sequence[ChatModel], style: Style) -> list[Wish]:
     """All answers that are wanted; a prompt's do not depend on the other prompts, nor on the order of the models."""
     return [
         _wish(seed, voices[place], style)
@@ -54,17 +53,17 @@ def wishes(seeds: Sequence[Seed], voices: Sequence[Voice], style: Style) -> list
     ]
 
 
-def _wish(seed: Seed, voice: Voice, style: Style) -> Wish:
+def _wish(seed: Seed, voice: ChatModel, style: Style) -> Wish:
     principle, wording = drawn_principle(style.principles, style.seed, seed.prompt_id, voice.name)
     system = ({"role": "system", "content": wording},) if wording else ()
     number = draw(style.seed, "answer", seed.prompt_id, voice.name) % 2**31
     messages = (*system, {"role": "user", "content": seed.prompt})
     told, untold = (number, 0) if style.send_seed else (None, number)
-    ask = Ask(messages, voice.temperature, style.max_tokens, style.top_p, told, draw=untold)
+    ask = ChatRequest(messages, voice.temperature, style.max_tokens, style.top_p, told, nonce=untold)
     return Wish(seed, voice, principle, wording, ask)
 
 
-def unusable(said: Said) -> str:
+def unusable(said: ChatResponse) -> str:
     """Why an answer cannot be used; nothing where it can. One that was cut is an answer, as UltraFeedback's are."""
     if said.refusal:
         return f"refused: {said.refusal}"
@@ -76,7 +75,7 @@ def unusable(said: Said) -> str:
 
 
 def answer_rows(
-    wished: Sequence[Wish], said: Sequence[Said]
+    wished: Sequence[Wish], said: Sequence[ChatResponse]
 ) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
     """Rows of prompts with at least one answer, and what was set aside, answer by answer, with its reason."""
     rows: dict[str, dict[str, object]] = {}

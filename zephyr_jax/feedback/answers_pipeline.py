@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from zephyr_jax.clients.remote import Said
-from zephyr_jax.clients.spec import Voice
+from zephyr_jax.clients.base import ChatModel, ChatResponse
 from zephyr_jax.config.feedback import AnswersConfig
 from zephyr_jax.feedback.answers import Style, Wish, answer_rows, wishes
 from zephyr_jax.feedback.estimate import Estimate, estimate
@@ -38,19 +37,19 @@ def feedback_answers(config: AnswersConfig) -> str:
     return f"{write_rows(folder, rows, aside)}{repeated(found)}{opened.spent()}"
 
 
-def _estimate(voices: list[Voice], wished: list[Wish]) -> Estimate:
+def _estimate(voices: list[ChatModel], wished: list[Wish]) -> Estimate:
     total = Estimate()
     for voice in voices:
         asks = [wish.ask for wish in wished if wish.voice is voice]
-        total += estimate(voice, voice.speaker.missing(asks))
+        total += estimate(voice, voice.client.unanswered(asks))
     return total
 
 
-def _ask(voices: list[Voice], wished: list[Wish], done: Callable[[int], None]) -> list[Said]:
+def _ask(voices: list[ChatModel], wished: list[Wish], done: Callable[[int], None]) -> list[ChatResponse]:
     """All answers, a model after the other, so that one at a time is in memory."""
-    said: dict[int, Said] = {}
+    said: dict[int, ChatResponse] = {}
     for voice in voices:
         places = [place for place, wish in enumerate(wished) if wish.voice is voice]
         advance = partial(lambda before, count: done(before + count), len(said))
-        said |= zip(places, voice.speaker.ask_all([wished[place].ask for place in places], advance), strict=True)
+        said |= zip(places, voice.client.complete([wished[place].ask for place in places], advance), strict=True)
     return [said[place] for place in range(len(wished))]

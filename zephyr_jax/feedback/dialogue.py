@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from zephyr_jax.chat.message import Message
-from zephyr_jax.clients.remote import Ask, Said
-from zephyr_jax.clients.spec import Voice
+from zephyr_jax.clients.base import ChatModel, ChatRequest, ChatResponse
 from zephyr_jax.feedback.estimate import Estimate, estimate
 from zephyr_jax.feedback.seeds import Seed
 from zephyr_jax.seeded_random import draw
@@ -63,7 +62,11 @@ class Talk:
 
 
 def play(
-    seeds: list[Seed], person: Voice, assistant: Voice, manner: Manner, done: Callable[[int], None] = lambda _: None
+    seeds: list[Seed],
+    person: ChatModel,
+    assistant: ChatModel,
+    manner: Manner,
+    done: Callable[[int], None] = lambda _: None,
 ) -> list[Talk]:
     """All dialogues, turn by turn, those of all seeds together; `done` is told how many answers there are or will not be."""
     head: list[Message] = [{"role": "system", "content": manner.system}] if manner.system is not None else []
@@ -81,7 +84,7 @@ def _count(done: Callable[[int], None], before: int, count: int) -> None:
     done(before + count)
 
 
-def estimate_play(seeds: list[Seed], person: Voice, assistant: Voice, manner: Manner) -> Estimate:
+def estimate_play(seeds: list[Seed], person: ChatModel, assistant: ChatModel, manner: Manner) -> Estimate:
     """As if nobody left early and every message were as long as it may be."""
     total = Estimate()
     for turn in range(manner.turns):
@@ -94,13 +97,15 @@ def estimate_play(seeds: list[Seed], person: Voice, assistant: Voice, manner: Ma
     return total
 
 
-def assistant_ask(talk: Talk, voice: Voice, manner: Manner, turn: int) -> Ask:
+def assistant_ask(talk: Talk, voice: ChatModel, manner: Manner, turn: int) -> ChatRequest:
     """The request for the assistant's next message."""
     seed = _seed_of(talk, manner, "assistant", turn)
-    return Ask((*talk.head, *talk.messages), voice.temperature, manner.assistant_max_new_tokens, manner.top_p, seed)
+    return ChatRequest(
+        (*talk.head, *talk.messages), voice.temperature, manner.assistant_max_new_tokens, manner.top_p, seed
+    )
 
 
-def person_ask(talk: Talk, voice: Voice, manner: Manner, turn: int) -> Ask:
+def person_ask(talk: Talk, voice: ChatModel, manner: Manner, turn: int) -> ChatRequest:
     """The request for the person's next message: the same dialogue from the other side."""
     turned: list[Message] = [
         {"role": "assistant" if message["role"] == "user" else "user", "content": message["content"]}
@@ -108,7 +113,7 @@ def person_ask(talk: Talk, voice: Voice, manner: Manner, turn: int) -> Ask:
     ]
     messages = ({"role": "system", "content": _PERSON}, {"role": "user", "content": _OPENING}, *turned)
     seed = _seed_of(talk, manner, "person", turn)
-    return Ask(messages, voice.temperature, manner.user_max_new_tokens, manner.top_p, seed)
+    return ChatRequest(messages, voice.temperature, manner.user_max_new_tokens, manner.top_p, seed)
 
 
 def _seed_of(talk: Talk, manner: Manner, who: str, turn: int) -> int | None:
@@ -120,13 +125,13 @@ def _seed_of(talk: Talk, manner: Manner, who: str, turn: int) -> int | None:
 def _say(
     talks: Iterable[Talk],
     role: str,
-    voice: Voice,
-    ask: Callable[[Talk], Ask],
+    voice: ChatModel,
+    ask: Callable[[Talk], ChatRequest],
     done: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Let one side speak in all dialogues that go on."""
     going = [talk for talk in talks if not talk.ended]
-    for talk, said in zip(going, voice.speaker.ask_all([ask(talk) for talk in going], done), strict=True):
+    for talk, said in zip(going, voice.client.complete([ask(talk) for talk in going], done), strict=True):
         talk.ended = _end_of(said, role)
         talk.last = said.text if talk.ended else ""
         if not talk.ended:
@@ -135,12 +140,12 @@ def _say(
             talk.messages.pop()  # a question without an answer
 
 
-def _end_of(said: Said, role: str) -> str:
+def _end_of(said: ChatResponse, role: str) -> str:
     """Why a dialogue ends here; nothing where it goes on."""
     who = "the person" if role == "user" else "the assistant"
     if said.refusal:
         return f"{who}'s model refused: {said.refusal}"
-    if said.cut:
+    if said.truncated:
         return f"{who}'s message was longer than {role}_max_new_tokens allows"
     if not said.text.strip():
         return f"{who} said nothing"

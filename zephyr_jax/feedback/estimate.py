@@ -3,8 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from zephyr_jax.clients.remote import Ask
-from zephyr_jax.clients.spec import Voice
+from zephyr_jax.clients.base import ChatModel, ChatRequest
 
 _BYTES_OF_A_TOKEN = 4  # of English, about
 
@@ -35,7 +34,7 @@ class Estimate:
         return f"up to {self.requests:,} requests: about {self.there:,} tokens there, at most {self.back:,} back{money}"
 
 
-def estimate(voice: Voice, asks: Iterable[Ask], more: int = 0) -> Estimate:
+def estimate(voice: ChatModel, asks: Iterable[ChatRequest], more: int = 0) -> Estimate:
     """For requests of one model; `more`: tokens that each will hold besides what is known of it yet."""
     total = Estimate()
     for ask in asks:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zephyr_jax.chat.message import Message
-from zephyr_jax.clients.remote import Ask
+from zephyr_jax.clients.base import ChatRequest
 from zephyr_jax.feedback.aspects import ASPECTS, OVERALL, Aspect
 from zephyr_jax.feedback.judgment import BadJudgment, Rating, ratings_in
 from zephyr_jax.feedback.plain_text import plain
@@ -37,7 +37,7 @@ class Sheet:
     aspect: Aspect
     order: tuple[int, ...]
     """Which answer is shown first, second, ..."""
-    ask: Ask
+    ask: ChatRequest
 
     def ratings(self, text: str) -> list[Rating]:
         """Of the answers as the row has them. Raises BadJudgment."""
@@ -45,12 +45,12 @@ class Sheet:
         back = dict(zip(self.order, shown, strict=True))
         return [back[place] for place in range(len(self.order))]
 
-    def repair(self, text: str, reason: BadJudgment) -> Ask:
+    def repair(self, text: str, reason: BadJudgment) -> ChatRequest:
         """The same question once more, with what is wrong with the reply."""
         said: Message = {"role": "assistant", "content": text[:_KEPT_OF_A_BAD_ONE] or "(nothing)"}
         wish: Message = {"role": "user", "content": _AGAIN.format(reason=reason)}
         ask = self.ask
-        return Ask((*ask.messages, said, wish), ask.temperature, ask.max_tokens, ask.top_p, ask.seed)
+        return ChatRequest((*ask.messages, said, wish), ask.temperature, ask.max_tokens, ask.top_p, ask.seed)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,9 @@ def _sheet(row: int, aspect: Aspect, instruction: str, texts: list[str], bench: 
         {"role": "user", "content": "\n\n".join(parts)},
     )
     number = draw(bench.seed, "judge", aspect.name, mark) % 2**31 if bench.send_seed else None
-    return Sheet(row, aspect, tuple(order), Ask(messages, bench.temperature, bench.max_tokens, bench.top_p, number))
+    return Sheet(
+        row, aspect, tuple(order), ChatRequest(messages, bench.temperature, bench.max_tokens, bench.top_p, number)
+    )
 
 
 def _mark(seed: int, instruction: str, texts: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from zephyr_jax.clients.reasoning import without_thought
+from zephyr_jax.clients.reasoning import strip_reasoning
 from zephyr_jax.errors import truncate_repr
 from zephyr_jax.feedback.aspects import Aspect
 from zephyr_jax.feedback.plain_text import plain
@@ -30,7 +30,7 @@ class Rating:
 def ratings_in(text: str, count: int, aspect: Aspect) -> list[Rating]:
     """Ratings of answers 1 to `count`, in this order. Raises BadJudgment unless the text is the JSON that was asked for, about
     each answer once, and nothing else (thoughts before it and a fence around it apart)."""
-    body = without_thought(text).strip()
+    body = strip_reasoning(text).strip()
     fenced = _FENCE.match(body)
     try:
         content = parse_json(fenced[1] if fenced else body)

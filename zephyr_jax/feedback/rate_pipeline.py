@@ -5,8 +5,7 @@ from functools import partial
 from itertools import batched
 from typing import Any
 
-from zephyr_jax.clients.remote import Said
-from zephyr_jax.clients.spec import Voice
+from zephyr_jax.clients.base import ChatModel, ChatResponse
 from zephyr_jax.config.feedback import RateConfig
 from zephyr_jax.data.row_reader import Columns
 from zephyr_jax.data.sources import read_rows
@@ -92,19 +91,19 @@ def _sheets(rows: Iterable[Row], bench: Bench) -> list[Sheet]:
     ]
 
 
-def _estimate(judge: Voice, rows: Iterable[Row], bench: Bench) -> Estimate:
-    return estimate(judge, judge.speaker.missing([sheet.ask for sheet in _sheets(rows, bench)]))
+def _estimate(judge: ChatModel, rows: Iterable[Row], bench: Bench) -> Estimate:
+    return estimate(judge, judge.client.unanswered([sheet.ask for sheet in _sheets(rows, bench)]))
 
 
 def _rate(
-    judge: Voice, rows: tuple[Row, ...], bench: Bench, done: Callable[[int], None]
+    judge: ChatModel, rows: tuple[Row, ...], bench: Bench, done: Callable[[int], None]
 ) -> list[dict[str, list[Rating]] | str]:
     """Of each row its ratings by aspect, or why there are none. What cannot be used is asked for once more."""
     asked = _sheets(rows, bench)
-    first = judge.speaker.ask_all([sheet.ask for sheet in asked], done)
+    first = judge.client.complete([sheet.ask for sheet in asked], done)
     found = [_ratings(sheet, said) for sheet, said in zip(asked, first, strict=True)]
     bad = {place: each for place, each in enumerate(found) if isinstance(each, BadJudgment)}
-    second = judge.speaker.ask_all([asked[place].repair(first[place].text, reason) for place, reason in bad.items()])
+    second = judge.client.complete([asked[place].repair(first[place].text, reason) for place, reason in bad.items()])
     for place, said in zip(bad, second, strict=True):
         found[place] = _ratings(asked[place], said)
     ratings: list[dict[str, list[Rating]] | str] = [{} for _ in rows]
@@ -117,11 +116,11 @@ def _rate(
     return ratings
 
 
-def _ratings(sheet: Sheet, said: Said) -> list[Rating] | BadJudgment | str:
+def _ratings(sheet: Sheet, said: ChatResponse) -> list[Rating] | BadJudgment | str:
     """Ratings, or what is wrong with the judgment, or why there is none."""
     if said.refusal:
         return f"the judge's model refused: {said.refusal}"
     try:
         return sheet.ratings(said.text)
     except BadJudgment as bad:
-        return BadJudgment("it was longer than allowed, and so has no end") if said.cut else bad
+        return BadJudgment("it was longer than allowed, and so has no end") if said.truncated else bad
