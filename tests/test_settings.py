@@ -13,7 +13,7 @@ import pytest
 from tests.setting_effects import EFFECTS
 from tests.settings import setting_names
 from zephyr_jax.cli import parse
-from zephyr_jax.commands import VERBS
+from zephyr_jax.commands import COMMANDS
 from zephyr_jax.config.inherited import CARRIED
 
 TESTS = Path(__file__).parent
@@ -33,7 +33,7 @@ def homes(kind: Any) -> set[str]:
 
 
 def configs() -> dict[str, type]:
-    return {command: verb.load()[0] for command, verb in VERBS.items()}
+    return {name: command.config_type() for name, command in COMMANDS.items()}
 
 
 @cache

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from zephyr_jax import commands
+from zephyr_jax import cli
 from zephyr_jax.config.inspect import PreviewConfig
-from zephyr_jax.config.models import GenerateConfig
 from zephyr_jax.config.sections import DataOptions, ModelOptions
 from zephyr_jax.errors import terminal_text
 from zephyr_jax.generate import generate as generating
@@ -67,7 +66,7 @@ def test_generate_escapes_prompts_and_answers(
 ) -> None:
     answers = [Answer(text, text, (), True) for text, _ in HOSTILE.values()]
     monkeypatch.setattr(generating, "generate", lambda config: answers)
-    commands.VERBS["generate"].load()[1](GenerateConfig(), "")
+    cli.main(["generate", "--model", "x", "--prompts", "Hi"])
     out = capsys.readouterr().out
     assert not obeyed(out)
     assert all(f"> {shown}\n{shown}\n" in out for _, shown in HOSTILE.values())

@@ -1,4 +1,4 @@
-"""The command line: words to a verb and its config, errors to messages and exit codes."""
+"""The command line: arguments to a command and its config, errors to messages and exit codes."""
 
 import os
 import re
@@ -9,138 +9,170 @@ from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
 from zephyr_jax import log, startup
-from zephyr_jax.commands import VERBS
+from zephyr_jax.commands import COMMANDS
 from zephyr_jax.config.inherited import unused
-from zephyr_jax.errors import InputError, Stopped, TrainingError, did_you_mean, join_items
+from zephyr_jax.errors import InputError, Stopped, TrainingError, did_you_mean, join_items, terminal_text
 
-_SAVED_AND_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: the same again goes on
+_EX_TEMPFAIL = 75  # of sysexits.h: everything is saved, the same command resumes
 
 _USAGE = """\
 zephyr-jax: align a chat model with AI feedback (arXiv 2310.16944), in JAX on TPUs
 
-  zephyr-jax VERB [--config CARD.yaml] [--section.setting VALUE ...]
+  zephyr-jax COMMAND [--config CARD.yaml] [--section.setting VALUE ...] [--log_level LEVEL]
 
-{verbs}
+{commands}
 
-`zephyr-jax VERB --help` explains every setting with its default (the card's value, with --config).
+`zephyr-jax COMMAND --help` lists every setting with its default (the card's value, with --config).
 The recipe: sft, then reference, then dpo with the same card, then export.
+--log_level is {levels}; default: info.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one verb. Exits 2 on bad input, 3 on a run that had to stop, 75 on one that was told to and saved."""
+    """Run one command.
+
+    The config is checked and Cloud Storage's errors are translated here, once for all commands.
+
+    Args:
+        arguments: What follows `zephyr-jax`; default: `sys.argv`.
+
+    Raises:
+        SystemExit: 2 for bad input, 3 for a run that had to stop, 75 for one that was preempted and saved, 130 for Ctrl-C.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    log.configure()
     if not words or words[0] in ("-h", "--help"):
-        print(_USAGE.format(verbs="\n".join(f"  {name:<23} {verb.about}" for name, verb in VERBS.items())))
+        commands = "\n".join(f"  {name:<23} {command.help}" for name, command in COMMANDS.items())
+        print(_USAGE.format(commands=commands, levels=", ".join(log.LEVELS)))
         return
     try:
-        verb, options = take_verb(words)
-        kind, recipe = VERBS[verb].load()
-        config: Any = parse(kind, verb, options)
-        startup.add_phase("import")
-        recipe(config, shlex.join(["zephyr-jax", *words]))
+        _run(words)
     except InputError as error:
         _stop(f"error: {error}", 2)
-    except BrokenPipeError:  # whoever read what we print has had enough, as `head` has
+    except BrokenPipeError:  # the reader of our output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except OSError as error:
         reason = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
-        _stop(
-            f"error: the system refuses: {reason}. Make room or check permissions; what was complete before stays.", 2
-        )
+        _stop(f"error: {reason}. Free disk space or check permissions; results that were complete are kept.", 2)
     except TrainingError as error:
         _stop(f"stopped: {error}", 3)
-    except Stopped as told:
-        print(told, file=sys.stderr, flush=True)
-        raise SystemExit(_SAVED_AND_STOPPED) from None
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr, flush=True)
+        raise SystemExit(_EX_TEMPFAIL) from None
     except KeyboardInterrupt:
-        _stop("interrupted: run the same command again to go on from what was saved.", 130)
+        _stop("interrupted: run the same command again to resume from what was saved.", 130)
 
 
-def take_verb(words: list[str]) -> tuple[str, list[str]]:
-    """The verb, of one word or two (`reference ls`), and what follows it. Raises InputError for one that is none."""
+def _run(words: list[str]) -> None:
+    from zephyr_jax.config import validation
+    from zephyr_jax.storage.cloud import translate_cloud_errors
+
+    name, options = split_command(words)
+    level, options = _take_option("--log_level", options)
+    log.configure(_log_level(level))
+    command = COMMANDS[name]
+    config: Any = parse(command.config_type(), name, options)
+    if command.cpu_only:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    with translate_cloud_errors():
+        validation.validate(config)
+        run = command.function()
+        startup.add_phase("import")
+        text = run(config, shlex.join(["zephyr-jax", *words]))
+    if text is not None:
+        print(terminal_text(text))  # it may hold text of models, data or checkpoints
+
+
+def _log_level(given: str | None) -> log.Level:
+    for level in log.LEVELS:
+        if level == (given or "info"):
+            return level
+    raise InputError(f"`log_level`: expected {', '.join(log.LEVELS)}, got {given!r}.")
+
+
+def split_command(words: list[str]) -> tuple[str, list[str]]:
+    """The command, of one word or two (`reference ls`), and its arguments. Raises InputError for an unknown command."""
     two = " ".join(words[:2])
-    if two in VERBS and len(words) > 1:
+    if two in COMMANDS:
         return two, words[2:]
-    longer = [name for name in VERBS if name.startswith(f"{words[0]} ")]
-    if words[0] not in VERBS and not longer:
-        raise InputError(f"`{words[0]}` is not a verb.{did_you_mean(words[0], VERBS)}")
-    if words[0] not in VERBS and (len(words) == 1 or words[1].startswith("-")):
-        raise InputError(f"`{words[0]}` alone is not a verb. Known here: {join_items(longer)}.")
-    if longer and len(words) > 1 and not words[1].startswith("-"):
-        raise InputError(f"`{two}` is not a verb.{did_you_mean(two, longer)}")
-    if words[0] not in VERBS:
-        raise InputError(f"`{words[0]}` is not a verb.{did_you_mean(words[0], longer or VERBS)}")
-    return words[0], words[1:]
+    first, second = words[0], next(iter(words[1:]), "-")
+    subcommands = [name for name in COMMANDS if name.startswith(f"{first} ")]
+    if subcommands and not second.startswith("-"):
+        raise InputError(f"Unknown command `{two}`.{did_you_mean(two, subcommands)}")
+    if first in COMMANDS:
+        return first, words[1:]
+    if subcommands:
+        raise InputError(f"`{first}` needs a subcommand: {join_items(subcommands)}.")
+    raise InputError(f"Unknown command `{first}`.{did_you_mean(first, COMMANDS)}")
 
 
-def parse[C](kind: type[C], verb: str, words: list[str]) -> C:
+def parse[C](kind: type[C], command: str, words: list[str]) -> C:
     """A config from `--config CARD` (defaults) and dotted overrides; tyro prints help and suggestions, and exits."""
     import tyro
 
     from zephyr_jax.config.yaml_file import expand_home, load_card
 
-    card, overrides = _take_card(words)
-    _check_first(verb, overrides, kind)
-    idle = list(unused(verb, overrides))
-    default = load_card(kind, card) if card else kind()
+    card, overrides = _take_option("--config", words)
+    _refuse_positional(command, overrides, kind)
     config = tyro.cli(
         kind,
-        prog=f"zephyr-jax {verb}",
-        default=default,
-        args=_spell_out(_by_path(overrides, kind), _switches(kind)),
+        prog=f"zephyr-jax {command}",
+        default=load_card(kind, card) if card else kind(),
+        args=_expand_switches(_expand_paths(overrides, kind), _switches(kind)),
         use_underscores=True,
         config=(tyro.conf.FlagConversionOff, tyro.conf.EnumChoicesFromValues),
     )
-    if idle:
-        text = f"note: `{verb}` does not use {', '.join(idle)}; it accepts the settings of a card for all stages"
+    if idle := list(unused(command, overrides)):
+        text = f"note: `{command}` does not use {', '.join(idle)}; it accepts the settings of a card for all stages"
         print(text, file=sys.stderr, flush=True)
     return expand_home(config)
 
 
-def _check_first(verb: str, words: list[str], kind: Any) -> None:
-    """Raise InputError for a value before any setting, as in `lineage my-zephyr`."""
+def _refuse_positional(command: str, words: list[str], kind: Any) -> None:
+    """Raise InputError for a value before any option, as in `lineage my-zephyr`."""
     if not words or words[0].startswith("-"):
         return
     types = get_type_hints(kind)
-    names = [name for name in ("run", "path", "reference", "batch") if types.get(name) is str]
-    names += ["model.path"] if "model" in types else []
-    names += ["data.path"] if types.get("data") not in (None, str) else []
-    meant = " or ".join(f"`--{name} {shlex.quote(words[0])}`" for name in names) or "its setting before it"
-    raise InputError(f"`{words[0]}` follows no setting: every value of `{verb}` is named. Write {meant}.")
+    names = [name for name in ("run", "path", "reference", "batch_file") if types.get(name) is str]
+    names += [name for name in ("model", "data") if is_dataclass(types.get(name))]
+    hint = " or ".join(f"`--{name} {shlex.quote(words[0])}`" for name in names)
+    raise InputError(
+        f"Unexpected argument `{words[0]}` of `{command}`. "
+        + (f"Did you mean {hint}?" if hint else "Every value needs its setting before it.")
+    )
 
 
 def _switches(kind: Any, prefix: str = "--") -> set[str]:
-    """The settings of a config that are on or off, as options."""
+    """The boolean settings of a config, as options."""
     types = get_type_hints(kind)
-    inner = [_switches(each, f"{prefix}{name}.") for name, each in types.items() if is_dataclass(each)]
-    return {prefix + name for name, each in types.items() if each is bool}.union(*inner)
+    nested = [_switches(inner, f"{prefix}{name}.") for name, inner in types.items() if is_dataclass(inner)]
+    return {prefix + name for name, inner in types.items() if inner is bool}.union(*nested)
 
 
-def _spell_out(words: list[str], switches: set[str]) -> list[str]:
+def _expand_switches(words: list[str], switches: set[str]) -> list[str]:
     """A switch without a value is on: `--fit` is `--fit True`."""
-    spelt: list[str] = []
-    for word, after in zip(words, [*words[1:], "--"], strict=False):
-        spelt += [word, "True"] if word in switches and after.startswith("--") else [word]
-    return spelt
+    expanded: list[str] = []
+    for word, following in zip(words, [*words[1:], "--"], strict=False):
+        expanded += [word, "True"] if word in switches and following.startswith("--") else [word]
+    return expanded
 
 
-def _by_path(words: list[str], kind: Any) -> list[str]:
-    """`--model PATH` is short for `--model.path PATH`, and so is `--data PATH`, where a verb has such a section."""
-    sections = [name for name, each in get_type_hints(kind).items() if name in ("model", "data") and is_dataclass(each)]
+def _expand_paths(words: list[str], kind: Any) -> list[str]:
+    """`--model PATH` is short for `--model.path PATH`, and so is `--data PATH`, where the config has such a section."""
+    sections = [name for name, hint in get_type_hints(kind).items() if name in ("model", "data") and is_dataclass(hint)]
     short = re.compile(rf"^--({'|'.join(sections)})(?==|$)")
     return [short.sub(r"--\1.path", word) for word in words] if sections else words
 
 
-def _take_card(words: list[str]) -> tuple[str | None, list[str]]:
+def _take_option(option: str, words: list[str]) -> tuple[str | None, list[str]]:
+    """The value of an option of every command, and the words without it."""
     for index, word in enumerate(words):
-        if word.startswith("--config="):
-            return word.removeprefix("--config="), [*words[:index], *words[index + 1 :]]
-        if word == "--config":
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2], [*words[:index], *words[index + 1 :]]
+        if word == option:
             if index + 1 == len(words):
-                raise InputError("`--config` needs the path of a card, such as configs/tiny/sft.yaml.")
+                raise InputError(f"`{option}` needs a value.")
             return words[index + 1], [*words[:index], *words[index + 2 :]]
     return None, words
 

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, Literal, get_args
 
 type Level = Literal["debug", "info", "warning", "error"]
-LEVELS: tuple[str, ...] = get_args(Level.__value__)
+LEVELS: tuple[Level, ...] = get_args(Level.__value__)
 
 _LIBRARY_LEVELS = {
     # Their errors are raised again in the main thread, where they become one message with a fix.

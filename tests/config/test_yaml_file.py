@@ -10,7 +10,7 @@ import yaml
 
 from tests.settings import setting_names
 from zephyr_jax.cli import parse
-from zephyr_jax.commands import VERBS
+from zephyr_jax.commands import COMMANDS
 from zephyr_jax.config.inspect import PreviewConfig
 from zephyr_jax.config.models import EvaluateConfig, ExportConfig, GenerateConfig
 from zephyr_jax.config.training import DpoConfig, SftConfig
@@ -254,11 +254,11 @@ def test_a_tilde_is_the_home_folder(name: str, tmp_path: Path, monkeypatch: pyte
         assert dict(string_settings(config))[name] == f"{tmp_path}/here"
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_path_of_every_command_may_start_at_home(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_path_of_every_command_may_start_at_home(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Law: every setting that a command has for text is expanded, except text that is no path."""
     monkeypatch.setenv("HOME", "/home/me")
-    kind, _ = VERBS[verb].load()
+    kind = COMMANDS[command].config_type()
 
     def at_home(config: Any) -> Any:
         changed = {}

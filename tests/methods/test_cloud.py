@@ -36,6 +36,7 @@ from zephyr_jax.methods.dpo import dpo
 from zephyr_jax.methods.sft import sft
 from zephyr_jax.reference.fill import reference
 from zephyr_jax.storage import cloud
+from zephyr_jax.storage.cloud import translate_cloud_errors
 
 CLOUD = epath.Path("gs://bucket")
 
@@ -127,7 +128,10 @@ def test_an_export_that_was_cut_short_is_made_again(bucket: Gcs, tiny_model: Pat
     """The network goes in the middle: one paragraph, no config.json; the same command makes it whole, another is refused."""
     config = ExportConfig(model=ModelOptions(path=str(tiny_model)), output="gs://bucket/hf", max_shard_gib=0.001)
     bucket.state.fault = lambda method, path: 403 if "model-00002" in path else None
-    with pytest.raises(InputError, match="this account may not do that.*Storage Object Admin"):
+    with (
+        pytest.raises(InputError, match="this account may not do that.*Storage Object Admin"),
+        translate_cloud_errors(),
+    ):
         export(config)
     bucket.state.fault = None
     assert "hf/config.json" not in bucket.names("bucket")

@@ -17,6 +17,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from zephyr_jax.config.models import ServeConfig
 from zephyr_jax.config.sections import ModelOptions
+from zephyr_jax.config.validation import validate
 from zephyr_jax.errors import InputError
 from zephyr_jax.serve.app import Served, make_app
 from zephyr_jax.serve.serve import open_server
@@ -277,8 +278,10 @@ def test_models_are_listed(served: Served) -> None:
     ],
 )
 def test_settings_that_cannot_be_are_refused(tiny_model: Path, options: dict[str, Any], words: str) -> None:
+    config = ServeConfig(model=ModelOptions(path=str(tiny_model)), **options)
     with pytest.raises(InputError, match=words):
-        open_server(ServeConfig(model=ModelOptions(path=str(tiny_model)), **options))
+        validate(config)
+        open_server(config)
 
 
 def test_the_official_client_is_content(served: Served) -> None:

@@ -234,5 +234,5 @@ def test_thresholds_that_mean_nothing_are_refused(options: dict[str, Any]) -> No
     config = SftConfig(output="o", anomaly=AnomalyOptions(**options))
     config = replace(config, model=replace(config.model, path="m"), data=replace(config.data, path="d"))
     config = replace(config, batch=replace(config.batch, rows=8))
-    with pytest.raises(InputError, match=f"health.{next(iter(options))} is"):
+    with pytest.raises(InputError, match=f"anomaly.{next(iter(options))} is"):
         config.check()

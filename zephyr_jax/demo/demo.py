@@ -42,7 +42,6 @@ _COMPUTE = {"compute_dtype": "float32"}
 
 def demo(config: DemoConfig) -> Path:
     """Run the experiment; returns the exported folder. Raises InputError when the output folder holds a finished demo."""
-    config.check()
     out = Path(config.output)
     if (out / PAGE).exists():
         raise InputError(
@@ -167,3 +166,8 @@ class _Experiment:
         model = {"path": start, **_COMPUTE, "remat": "none"}
         settings = {"output": str(self.folder / name), "model": model, "mesh": self._mesh, "seed": self.seed}
         return {**settings, "report": {"num_samples": 0}}  # `results` adds the answers of all stages to every report
+
+
+def main(config: DemoConfig, command: str) -> None:
+    """`zephyr-jax demo`."""
+    demo(config)

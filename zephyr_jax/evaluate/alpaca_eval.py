@@ -12,14 +12,11 @@ from zephyr_jax.config.benchmarks import AlpacaEvalConfig, is_address
 from zephyr_jax.evaluate.alpaca_format import read_instructions
 from zephyr_jax.generate.load import find_speaker
 from zephyr_jax.seeded_random import draw
-from zephyr_jax.storage.cloud import translate_cloud_errors
 from zephyr_jax.storage.files import Path, check_folder_creatable, open_path, write_atomic
 
 
-@translate_cloud_errors()
 def model_outputs(config: AlpacaEvalConfig) -> str:
     """Answers to all instructions in AlpacaEval's form; the path of the file. Killed, the same command goes on."""
-    config.check()
     out = open_path(config.output)
     check_folder_creatable(out)
     every = read_instructions(config.instructions)

@@ -14,7 +14,7 @@ from zephyr_jax.clients.responses import collect_responses
 from zephyr_jax.config.benchmarks import AlpacaEvalConfig
 from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.evaluate.agreement import Agreement, agreement
-from zephyr_jax.evaluate.alpaca_eval import file_name
+from zephyr_jax.evaluate.alpaca_eval import file_name, model_outputs
 from zephyr_jax.evaluate.alpaca_format import (
     JUDGES,
     Row,
@@ -25,7 +25,6 @@ from zephyr_jax.evaluate.alpaca_format import (
     row_with_length_control,
 )
 from zephyr_jax.evaluate.pairwise import Judge, Pair, open_template
-from zephyr_jax.storage.cloud import translate_cloud_errors
 from zephyr_jax.storage.files import Path, open_path, write_atomic
 from zephyr_jax.storage.journal import Journal
 
@@ -40,10 +39,8 @@ class Jury:
     """The baseline's rows by instruction; empty where recorded pairs are judged."""
 
 
-@translate_cloud_errors()
 def open_jury(config: AlpacaEvalConfig) -> Jury:
     """The judge's prompt, its address, and the answers to compare with. Raises InputError."""
-    config.check()
     judge = Judge(config.version, open_template(config.judge_prompt, config.version), config.seed, config.swap_order)
     baseline = {}
     if not config.annotations:
@@ -59,7 +56,6 @@ def open_jury(config: AlpacaEvalConfig) -> Jury:
     return Jury(judge, endpoint, baseline)
 
 
-@translate_cloud_errors()
 def judge_outputs(config: AlpacaEvalConfig, jury: Jury, path: str) -> Row:
     """Have a file of outputs judged against the baseline's; write annotations and row beside it. Raises InputError."""
     outputs = read_list(path, "outputs of a model")[: config.limit]
@@ -69,10 +65,8 @@ def judge_outputs(config: AlpacaEvalConfig, jury: Jury, path: str) -> Row:
     return _write(config, PurePath(path).stem, _judged(jury, rows))
 
 
-@translate_cloud_errors()
 def replay_annotations(config: AlpacaEvalConfig) -> Row:
     """The leaderboard's row of recorded annotations, also written down. Raises InputError."""
-    config.check()
     rows = read_list(str(config.annotations), "annotations with a `preference`")[: config.limit]
     out = open_path(config.output)
     out.mkdir(parents=True, exist_ok=True)
@@ -85,7 +79,6 @@ def replay_annotations(config: AlpacaEvalConfig) -> Row:
     return row
 
 
-@translate_cloud_errors()
 def judge_again(config: AlpacaEvalConfig, jury: Jury) -> Agreement:
     """Have the pairs of recorded annotations judged anew; write the new ones and how far they agree. Raises InputError."""
     recorded = read_list(str(config.annotations), "annotations with a `preference`")[: config.limit]
@@ -179,3 +172,12 @@ def _judged(jury: Jury, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _winner(preference: float) -> float:
     return (preference > 1.5) - (preference < 1.5)
+
+
+def main(config: AlpacaEvalConfig, command: str) -> str:
+    """`zephyr-jax evaluate alpaca-eval`."""
+    jury = open_jury(config) if config.judge else None
+    if config.annotations:
+        return judge_again(config, jury).report() if jury else table(replay_annotations(config))
+    path = config.outputs or model_outputs(config)
+    return table(judge_outputs(config, jury, path)) if jury else f"{path}\nTo have them judged, pass --judge."

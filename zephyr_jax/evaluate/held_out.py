@@ -23,16 +23,13 @@ from zephyr_jax.parallel.place import local_rows, place_batch
 from zephyr_jax.parallel.sharding import init_devices
 from zephyr_jax.reference.fill import length_rule
 from zephyr_jax.reference.table import Identity, ReferenceTable, recorded_days, require_complete
-from zephyr_jax.storage.cloud import translate_cloud_errors
 from zephyr_jax.storage.files import Path, check_file_creatable, check_readable, open_path, write_atomic
 from zephyr_jax.train.evaluate import make_evaluation
 from zephyr_jax.train.setup import check_positions, make_objective
 
 
-@translate_cloud_errors()
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
     """Name -> value over the whole split. Raises InputError."""
-    config.check()
     rules = init_devices(config.mesh)
     check_file_creatable(config.output)
     rules.check_divides("batch", config.batch_size, "rows")
@@ -76,7 +73,6 @@ def resolve_evaluation[C: EvaluateConfig](command: str, config: C, source: Model
     tables = recorded_days(open_path(config.reference)) if config.reference else []
     found = resolve(command, source, config.model, config.data, tables=tables)
     config = replace(config, model=found.model, data=found.data)
-    config.check()
     return config, found.chat
 
 
@@ -120,3 +116,8 @@ def _without_reference(values: dict[str, float], beta: float) -> dict[str, float
         "logps/chosen": values["logps/chosen"],
         "logps/rejected": values["logps/rejected"],
     }
+
+
+def main(config: EvaluateConfig, command: str) -> str:
+    """`zephyr-jax evaluate`: one metric per line."""
+    return "\n".join(f"{name:<22} {value:.6g}" for name, value in evaluate(config).items())

@@ -12,7 +12,6 @@ from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.generate.load import find_speaker
 from zephyr_jax.reference.score import Scorer
-from zephyr_jax.storage.cloud import translate_cloud_errors
 from zephyr_jax.storage.files import check_file_creatable, write_atomic
 
 if TYPE_CHECKING:
@@ -21,13 +20,11 @@ if TYPE_CHECKING:
     from zephyr_jax.evaluate.lm_eval_adapter import ZephyrLM
 
 
-@translate_cloud_errors()
 def lm_eval(config: LmEvalConfig) -> str:
     """Run the tasks; lm-eval's own table. Raises InputError, also where the package or a task is not to be had.
 
     Results are written after each task, so that one that cannot be run loses none of those before it.
     """
-    config.check()
     check_file_creatable(config.output)
     if find_spec("lm_eval") is None:
         raise InputError("lm-eval is not installed. Install it: pip install 'zephyr-jax[lm-eval]'.")
@@ -121,3 +118,8 @@ def _adapter(config: LmEvalConfig) -> "ZephyrLM":
         progress=progress,
     )
     return ZephyrLM(parts)
+
+
+def main(config: LmEvalConfig, command: str) -> str:
+    """`zephyr-jax evaluate lm-eval`."""
+    return lm_eval(config)

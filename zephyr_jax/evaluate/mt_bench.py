@@ -24,16 +24,23 @@ from zephyr_jax.evaluate.mt_bench_format import (
     open_bench,
     temperature_of,
 )
-from zephyr_jax.evaluate.mt_judge import Answered, Answers, judged, open_judge, write_rows
+from zephyr_jax.evaluate.mt_judge import (
+    Answered,
+    Answers,
+    judged,
+    open_judge,
+    rate_again,
+    replay_judgments,
+    table,
+    write_rows,
+)
 from zephyr_jax.generate.engine import Engine, Request
 from zephyr_jax.generate.load import Found, find_speaker, fitted, say_cut
 from zephyr_jax.progress import progress_bar
-from zephyr_jax.storage.cloud import translate_cloud_errors
 from zephyr_jax.storage.files import Path, check_folder_creatable, open_path
 from zephyr_jax.storage.journal import Journal
 
 
-@translate_cloud_errors()
 def mt_bench(config: MtBenchConfig) -> Scores | None:
     """Answer (or read answers), have judged, and write FastChat's files, a summary and a picture into `output`.
 
@@ -41,7 +48,6 @@ def mt_bench(config: MtBenchConfig) -> Scores | None:
 
     Killed, the same command goes on: answers and judgments that were made are not made again. None without a judge.
     """
-    config.check()
     out = open_path(config.output)
     check_folder_creatable(out)
     every = open_bench(config.questions)
@@ -175,3 +181,11 @@ def _messages(question: Question, said: Sequence[str]) -> list[Message]:
         if place < len(said):
             messages.append({"role": "assistant", "content": said[place]})
     return messages
+
+
+def main(config: MtBenchConfig, command: str) -> str:
+    """`zephyr-jax evaluate mt-bench`."""
+    if config.judgments:
+        return rate_again(config).report() if config.judge else table(replay_judgments(config))
+    scores = mt_bench(config)
+    return table(scores) if scores else f"The answers are in {config.output}. To have them rated, pass --judge."

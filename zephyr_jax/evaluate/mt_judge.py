@@ -34,7 +34,6 @@ from zephyr_jax.evaluate.mt_bench_format import (
     ratings_in,
     scores_of,
 )
-from zephyr_jax.storage.cloud import translate_cloud_errors
 from zephyr_jax.storage.files import Path, open_path, write_atomic
 from zephyr_jax.storage.journal import Journal
 
@@ -61,10 +60,8 @@ def judged(bench: Bench, name: str, answered: Answered, judge: RemoteClient, tok
     return scores
 
 
-@translate_cloud_errors()
 def replay_judgments(config: MtBenchConfig) -> Scores:
     """The scores of recorded judgments, also written down as those of new ones. Raises InputError."""
-    config.check()
     rows = _recorded(config)
     bench = open_bench(config.questions)
     known = {question.number for question in bench.questions}
@@ -88,10 +85,8 @@ def _write_summary(out: Path, name: str, judge: str, parameters: int | None, sco
     write_atomic(out / f"{name.replace('/', '_')}.svg", picture([[chart]]))
 
 
-@translate_cloud_errors()
 def rate_again(config: MtBenchConfig) -> Agreement:
     """Have recorded judgments made anew from the very same prompts, and compare. Raises InputError."""
-    config.check()
     rows = _recorded(config)
     prompts = open_bench(config.questions).prompts
     if unknown := sorted({str(row["judge"][1]) for row in rows} - prompts.keys()):

@@ -18,7 +18,6 @@ from zephyr_jax.evaluate.preference_stats import Group, by_length, group_of, gro
 from zephyr_jax.parallel.hosts import require_single_process
 from zephyr_jax.parallel.sharding import init_devices
 from zephyr_jax.reference.score import Scorer
-from zephyr_jax.storage.cloud import translate_cloud_errors
 from zephyr_jax.storage.files import check_file_creatable, open_path, write_atomic
 from zephyr_jax.train.setup import check_positions
 
@@ -50,10 +49,8 @@ class Opinion:
         )
 
 
-@translate_cloud_errors()
 def preferences(config: PreferencesConfig) -> Opinion:
     """Score every pair. Raises InputError."""
-    config.check()
     check_file_creatable(config.output)
     rules = init_devices(config.mesh)
     require_single_process("evaluate preferences")
@@ -100,3 +97,8 @@ def _names(config: PreferencesConfig, examples: Examples) -> list[str]:
         raise InputError(f"{data.path} has no column {by!r}; it has {join_items(rows.fields)}.")
     values = rows.values(by)
     return [str(values[place]) for place in examples.row_indices]
+
+
+def main(config: PreferencesConfig, command: str) -> str:
+    """`zephyr-jax evaluate preferences`."""
+    return preferences(config).report()

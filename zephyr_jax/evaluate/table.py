@@ -7,7 +7,6 @@ from zephyr_jax.storage.files import open_path, write_atomic
 
 def table(config: TableConfig) -> str:
     """The tables as Markdown; with an `output`, also files. Raises InputError."""
-    config.check()
     results = [*published(), *(measured(config.results) if config.results else [])]
     text = markdown(results)
     if config.output:
@@ -17,3 +16,8 @@ def table(config: TableConfig) -> str:
         write_atomic(out / "table.csv", as_csv(results))
         write_atomic(out / "table.svg", scores_picture(results))
     return text
+
+
+def main(config: TableConfig, command: str) -> str:
+    """`zephyr-jax evaluate table`."""
+    return table(config)

@@ -23,18 +23,15 @@ from zephyr_jax.errors import InputError
 from zephyr_jax.export.model_card import model_card
 from zephyr_jax.parallel.hosts import broadcast_from_host0
 from zephyr_jax.parallel.sharding import init_devices
-from zephyr_jax.storage.cloud import translate_cloud_errors
 from zephyr_jax.storage.files import Path, check_folder_creatable, is_remote, open_path
 from zephyr_jax.train.metrics import last_evaluation
 
 
-@translate_cloud_errors()
 def export(config: ExportConfig) -> Path:
     """Write the folder and return it. Many processes gather, the first of them writes.
 
     The same export once more does nothing. Raises InputError when something else is there, or the model cannot be read.
     """
-    config.check()
     rules = init_devices(config.mesh)
     out = open_path(config.output)
     check_folder_creatable(out if is_remote(out) else out.parent)
@@ -88,3 +85,8 @@ def _is_there(out: Path, record: Record) -> bool:
     return theirs is not None and all(
         theirs.get(name) == record[name] for name in ("made_by", "dtype", "weights", "files")
     )
+
+
+def main(config: ExportConfig, command: str) -> str:
+    """`zephyr-jax export`."""
+    return str(export(config))

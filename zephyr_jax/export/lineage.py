@@ -6,17 +6,14 @@ from zephyr_jax.checkpoint.inheritance import PROPERTIES
 from zephyr_jax.checkpoint.provenance import Record, chain, read_record
 from zephyr_jax.config.models import LineageConfig
 from zephyr_jax.errors import InputError
-from zephyr_jax.storage.cloud import translate_cloud_errors
 from zephyr_jax.storage.files import open_path
 
 _HANDED_ON = {f"{each.section}.{each.name}": (each.section, each.name) for each in PROPERTIES}
 """What later stages take over from a run."""
 
 
-@translate_cloud_errors()
 def lineage(config: LineageConfig) -> str:
     """The chain in words, oldest first. Raises InputError when the folder carries no record."""
-    config.check()
     folder = open_path(config.path)
     record = read_record(folder)
     if record is None:
@@ -61,3 +58,8 @@ def _facts(record: Record) -> dict[str, Any]:
 
 def _spelt(value: Any) -> str:
     return ", ".join(f"{name} {each}" for name, each in value.items()) if isinstance(value, dict) else str(value)
+
+
+def main(config: LineageConfig, command: str) -> str:
+    """`zephyr-jax lineage`."""
+    return lineage(config)

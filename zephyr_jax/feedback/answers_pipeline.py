@@ -12,13 +12,10 @@ from zephyr_jax.feedback.principles import check_principles
 from zephyr_jax.feedback.seeds import read_seeds
 from zephyr_jax.feedback.setup import open_folder, repeated, say, write_rows
 from zephyr_jax.progress import progress_bar
-from zephyr_jax.storage.cloud import translate_cloud_errors
 
 
-@translate_cloud_errors()
 def feedback_answers(config: AnswersConfig) -> str:
     """What came of it, in words. Killed, the same command goes on and asks for nothing twice. Raises InputError."""
-    config.check()
     check_principles(config.principles)
     found = read_seeds(config.data, config.split, config.limit)
     folder = open_folder(config.output)
@@ -53,3 +50,8 @@ def _ask(voices: list[ChatModel], wished: list[Wish], done: Callable[[int], None
         advance = partial(lambda before, count: done(before + count), len(said))
         said |= zip(places, voice.client.complete([wished[place].ask for place in places], advance), strict=True)
     return [said[place] for place in range(len(wished))]
+
+
+def main(config: AnswersConfig, command: str) -> str:
+    """`zephyr-jax feedback answers`."""
+    return feedback_answers(config)

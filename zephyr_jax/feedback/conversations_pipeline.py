@@ -6,13 +6,10 @@ from zephyr_jax.feedback.models import Voices
 from zephyr_jax.feedback.seeds import read_seeds
 from zephyr_jax.feedback.setup import open_folder, reasons, repeated, say, write_rows
 from zephyr_jax.progress import progress_bar
-from zephyr_jax.storage.cloud import translate_cloud_errors
 
 
-@translate_cloud_errors()
 def feedback_conversations(config: ConversationsConfig) -> str:
     """What came of it, in words. Killed, the same command goes on and asks for nothing twice. Raises InputError."""
-    config.check()
     found = read_seeds(config.data, config.split, config.limit)
     folder = open_folder(config.output)
     voices = Voices("feedback conversations", config, config.temperature, folder, keep=True)
@@ -35,3 +32,8 @@ def feedback_conversations(config: ConversationsConfig) -> str:
     early = reasons([talk.ended for talk in talks if talk.whole and talk.ended])
     told = f"; ended before turn {config.turns}: {early}" if early else ""
     return f"{written}; {answers:,} answers{told}{repeated(found)}{voices.spent()}"
+
+
+def main(config: ConversationsConfig, command: str) -> str:
+    """`zephyr-jax feedback conversations`."""
+    return feedback_conversations(config)

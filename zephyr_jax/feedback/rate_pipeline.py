@@ -16,16 +16,13 @@ from zephyr_jax.feedback.judgment import BadJudgment, Rating
 from zephyr_jax.feedback.models import Voices
 from zephyr_jax.feedback.setup import open_folder, say, write_rows
 from zephyr_jax.progress import progress_bar
-from zephyr_jax.storage.cloud import translate_cloud_errors
 
 type Row = dict[str, Any]
 _TOGETHER = 256  # rows whose prompts are in memory at one time
 
 
-@translate_cloud_errors()
 def feedback_rate(config: RateConfig) -> str:
     """What came of it, in words. Killed, the same command goes on and asks for nothing twice. Raises InputError."""
-    config.check()
     rows, aside = _read(config)
     folder = open_folder(config.output)
     voices = Voices("feedback rate", config, config.temperature, folder, keep=True)

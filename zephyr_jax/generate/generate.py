@@ -19,7 +19,6 @@ from zephyr_jax.data.sources import read_rows
 from zephyr_jax.errors import InputError, truncate_repr
 from zephyr_jax.generate.engine import Request
 from zephyr_jax.generate.load import Found, answers, find_speaker
-from zephyr_jax.storage.cloud import translate_cloud_errors
 from zephyr_jax.storage.files import check_file_creatable, write_atomic
 from zephyr_jax.storage.journal import Journal
 
@@ -37,10 +36,8 @@ class Answer:
     """Whether it ended by itself."""
 
 
-@translate_cloud_errors()
 def generate(config: GenerateConfig) -> list[Answer]:
     """Answers in the order of the prompts. With an `output`, what is done is kept on the way. Raises InputError."""
-    config.check()
     check_file_creatable(config.output)
     found = find_speaker("generate", config.model, config.mesh, config.batch_size)
     conversations = _conversations(config)
@@ -160,3 +157,10 @@ def _check_lengths(prompts: list[np.ndarray], new_tokens: int, source: ModelSour
 def _answer(chat: list[Message], tokens: list[int], found: Found) -> Answer:
     ended = bool(tokens) and tokens[-1] in found.stops
     return Answer(chat[-1]["content"], found.text(tokens), tuple(tokens), ended)
+
+
+def main(config: GenerateConfig, command: str) -> str:
+    """`zephyr-jax generate`; an answer cut at `max_new_tokens` ends with ` ...`."""
+    return "\n".join(
+        f"> {answer.prompt}\n{answer.text}{'' if answer.ended else ' ...'}\n" for answer in generate(config)
+    )

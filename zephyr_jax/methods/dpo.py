@@ -10,13 +10,11 @@ from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.reference.fill import identity_of, preference_splits
 from zephyr_jax.reference.table import Identity, ReferenceTable, require_complete
 from zephyr_jax.report.samples import leave_answers
-from zephyr_jax.storage.cloud import translate_cloud_errors
 from zephyr_jax.storage.files import Path, check_readable, open_path
 from zephyr_jax.train import setup as runs
 from zephyr_jax.train.fit import fit
 
 
-@translate_cloud_errors()
 def dpo(config: DpoConfig, command: str = "zephyr-jax reference, with the arguments given to dpo") -> Path:
     """Train, or go on training, and return the run's folder. Raises InputError or TrainingError.
 
@@ -66,3 +64,8 @@ def _train(config: DpoConfig, command: str) -> Path:
 
 def _loaded(parameters: Parameters) -> Parameters:
     return parameters
+
+
+def main(config: DpoConfig, command: str) -> str:
+    """`zephyr-jax dpo`; the command that fills the table is the same one, of `reference`."""
+    return str(dpo(config, command.replace("zephyr-jax dpo", "zephyr-jax reference", 1)))

@@ -6,13 +6,11 @@ from zephyr_jax.checkpoint.resolve import abstract_of, load_weights
 from zephyr_jax.config.training import SftConfig
 from zephyr_jax.data.examples import load_conversations
 from zephyr_jax.report.samples import leave_answers
-from zephyr_jax.storage.cloud import translate_cloud_errors
 from zephyr_jax.storage.files import Path
 from zephyr_jax.train import setup as runs
 from zephyr_jax.train.fit import fit
 
 
-@translate_cloud_errors()
 def sft(config: SftConfig) -> Path:
     """Train, or go on training, and return the run's folder. Raises InputError or TrainingError."""
     folder = _train(config)
@@ -36,3 +34,8 @@ def _train(config: SftConfig) -> Path:
     identity = {"tokenizer": run.tokenizer.fingerprint, "data": runs.data_identity(examples)}
     fit(config, run, model, load, objective, training, evaluation, identity)
     return run.folder
+
+
+def main(config: SftConfig, command: str) -> str:
+    """`zephyr-jax sft`."""
+    return str(sft(config))

@@ -183,7 +183,6 @@ class DoesNotFitError(InputError):
 
 def plan(config: PlanConfig) -> Plan:
     """Compile the step. Raises InputError for an unknown topology, sizes that do not divide into the mesh, or no room."""
-    config.check()
     rules = ShardingRules(make_mesh(config.mesh, topology_devices(config.topology, config.num_slices)))
     rows = microbatch_rows(config)
     rules.check_divides("batch", rows, "batch.microbatch_rows (or batch.rows)")

@@ -14,6 +14,7 @@ from zephyr_jax.config.sections import Remat
 from zephyr_jax.errors import InputError
 from zephyr_jax.model.remat import saved_bytes
 from zephyr_jax.plan.plan import DoesNotFitError, Plan, plan, planned_shape, recomputed_per_token, total_rows
+from zephyr_jax.plan.table import table
 from zephyr_jax.plan.topology import GIB, chip_of, topology_devices
 
 _MOST_COMPILES = 6  # for each choice of moments
@@ -69,7 +70,6 @@ def overrides(config: PlanConfig) -> str:
 
 def fit(config: PlanConfig) -> Fit:
     """Search. Moments are stored as the card says unless nothing fits so, and then smaller. Raises InputError if none does."""
-    config.check()
     chips = len(topology_devices(config.topology, config.num_slices))
     tried: list[str] = []
     for moments in _moments(config):
@@ -160,3 +160,11 @@ def _judge(config: PlanConfig, chips: int, rows: float) -> Candidate:
     return Candidate(
         config, waste * (max(compute, gathered / chip.ici, abroad) + exchanged / chip.ici) / tokens, size / GIB
     )
+
+
+def main(config: PlanConfig, command: str) -> str:
+    """`zephyr-jax plan`."""
+    if not config.fit:
+        return table(plan(config))
+    found = fit(config)
+    return f"{table(found.plan)}\n\n{found.report()}"

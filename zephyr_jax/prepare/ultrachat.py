@@ -16,7 +16,6 @@ from zephyr_jax.prepare.pipeline import Columns, Preparation, Split, plain, prep
 from zephyr_jax.prepare.refusal import Refusals
 from zephyr_jax.prepare.splits import CHAT_SCHEMA, CHAT_SPLITS, SplitFiles, chat_split, for_split
 from zephyr_jax.prepare.truecase import first_change, truecase
-from zephyr_jax.storage.cloud import translate_cloud_errors
 
 _ABOUT = (
     "Conversations made by `zephyr-jax prepare ultrachat` the way UltraChat 200k was: a subset, the case of sentences repaired, "
@@ -79,10 +78,8 @@ class Dialogues:
         return before
 
 
-@translate_cloud_errors()
 def prepare_ultrachat(config: UltrachatConfig, command: str) -> str:
     """Write the splits and the account; a summary for people. The same command gives the same files. Raises InputError."""
-    config.check()
     with preparation("prepare ultrachat", config) as run:
         dialogues = Dialogues(config, run.ledger)
         run.read(dialogues.take)
@@ -109,3 +106,8 @@ def _page(config: UltrachatConfig, command: str, dialogues: Dialogues, files: Sp
         "Conversations", _ABOUT, command, files.counts, CHAT_SCHEMA, run.ledger, len(turns), facts, histograms,
         (), plain(config),
     )  # fmt: skip
+
+
+def main(config: UltrachatConfig, command: str) -> str:
+    """`zephyr-jax prepare ultrachat`."""
+    return str(prepare_ultrachat(config, command))

@@ -17,7 +17,6 @@ from zephyr_jax.prepare.order import order_key, prompt_id
 from zephyr_jax.prepare.pipeline import Columns, Preparation, Split, plain, preparation, share
 from zephyr_jax.prepare.rated import Answer, Scored, answer_of, completions_of, prompt_of, settle, source_of
 from zephyr_jax.prepare.splits import PAIR_SCHEMA, PAIR_SPLITS, SplitFiles, for_split, pair_splits
-from zephyr_jax.storage.cloud import translate_cloud_errors
 
 _ABOUT = (
     "Preferences made by `zephyr-jax prepare ultrafeedback` the way UltraFeedback binarized was: of each prompt's rated answers "
@@ -99,10 +98,8 @@ class Ratings:
             yield scored
 
 
-@translate_cloud_errors()
 def prepare_ultrafeedback(config: UltrafeedbackConfig, command: str) -> str:
     """Write the splits and the account; a summary for people. The same command gives the same files. Raises InputError."""
-    config.check()
     with preparation("prepare ultrafeedback", config) as run:
         ratings = Ratings(config, run.ledger)
         run.read(ratings.take)
@@ -140,3 +137,8 @@ def _page(config: UltrafeedbackConfig, command: str, ratings: Ratings, files: Sp
         "Preferences", _ABOUT, command, files.counts, PAIR_SCHEMA, run.ledger, pairs, facts, histograms, bars,
         plain(config),
     )  # fmt: skip
+
+
+def main(config: UltrafeedbackConfig, command: str) -> str:
+    """`zephyr-jax prepare ultrafeedback`."""
+    return str(prepare_ultrafeedback(config, command))

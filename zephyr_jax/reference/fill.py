@@ -1,5 +1,6 @@
 """`zephyr-jax reference`: score every pair of a card once with the frozen weights, into the reference table."""
 
+import re
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -13,6 +14,7 @@ from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
 from zephyr_jax.checkpoint.fingerprint_cache import known_fingerprint, remember_fingerprint, weights_state
 from zephyr_jax.checkpoint.resolve import ModelSource, abstract_of, check_weights, find_model, load_weights
 from zephyr_jax.config.sections import DataOptions
+from zephyr_jax.config.tables import ReferenceConfig, ReferenceVerifyConfig
 from zephyr_jax.config.training import DpoConfig
 from zephyr_jax.data.examples import Examples, load_preferences
 from zephyr_jax.errors import InputError
@@ -21,7 +23,6 @@ from zephyr_jax.parallel.hosts import all_hosts_agree, barrier
 from zephyr_jax.parallel.sharding import init_devices
 from zephyr_jax.reference.score import Scorer, fill
 from zephyr_jax.reference.table import Identity, ReferenceTable, require_complete, why_anew
-from zephyr_jax.storage.cloud import translate_cloud_errors
 from zephyr_jax.storage.files import Path, check_folder_creatable, open_path
 from zephyr_jax.train.setup import checked_splits, microbatch_rows, resolve_run
 
@@ -42,7 +43,6 @@ class _Desk:
     """What a pass needs; weights are brought when they are asked for."""
 
     def __init__(self, config: DpoConfig, command: str):
-        config.check()
         self._rules = init_devices(config.mesh)
         check_folder_creatable(config.reference)
         self._rules.check_divides("batch", microbatch_rows(config), "batch.microbatch_rows (or batch.rows)")
@@ -93,7 +93,6 @@ class _Desk:
         return ReferenceTable(open_path(self._config.reference), identity, self._command, day)
 
 
-@translate_cloud_errors()
 def reference(config: DpoConfig, command: str = "zephyr-jax reference") -> Filled:
     """Fill the table for the training and the evaluation split. Raises InputError, which names `command` to run again.
 
@@ -128,7 +127,6 @@ def _fill(desk: _Desk, scorer: Scorer, table: ReferenceTable, root: Path) -> tup
     return computed, reused
 
 
-@translate_cloud_errors()
 def verify(config: DpoConfig, pairs: int, command: str = "zephyr-jax reference") -> str:
     """Compute `pairs` random pairs of the table anew, with the weights of `config`, and say how far they are off.
 
@@ -188,3 +186,15 @@ def identity_of(config: DpoConfig, tokenizer: ChatTokenizer, weights: str) -> Id
 def length_rule(data: DataOptions) -> str:
     """How over-long pairs are treated, in words that go into the manifest."""
     return f"max_length {data.max_length}, max_prompt_length {data.max_prompt_length}, {data.on_bad_row}"
+
+
+def main(config: ReferenceConfig, command: str) -> str:
+    """`zephyr-jax reference`."""
+    folder = str(reference(config, command).folder)
+    return f"{folder}\n{verify(config, config.verify_pairs, command)}" if config.verify_pairs else folder
+
+
+def main_verify(config: ReferenceVerifyConfig, command: str) -> str:
+    """`zephyr-jax reference verify`."""
+    fill_command = re.sub(r" --num_pairs(=| )\d+", "", command).replace("reference verify", "reference", 1)
+    return verify(config, config.num_pairs, fill_command)

@@ -14,14 +14,11 @@ from zephyr_jax.reference.maintenance import (
     tables_in,
     to_delete,
 )
-from zephyr_jax.storage.cloud import translate_cloud_errors
 from zephyr_jax.storage.files import check_readable, open_path
 
 
-@translate_cloud_errors()
 def reference_ls(config: ReferenceLsConfig) -> str:
     """Every table with its identity, entries, bytes, parts and time, and what is damaged. Raises InputError."""
-    config.check()
     check_readable(config.reference)
     tables = tables_in(open_path(config.reference))
     return "\n\n".join(map(_described, tables)) or f"No tables in {config.reference}."
@@ -45,10 +42,8 @@ def _count(names: list[str], word: str) -> str:
     return f"{len(names):,} {word}{'' if len(names) == 1 else 's'}"
 
 
-@translate_cloud_errors()
 def reference_gc(config: ReferenceGcConfig) -> str:
     """Tidy, or say what would be done; returns one line a deed. Raises InputError."""
-    config.check()
     check_readable(config.reference)
     tables = tables_in(open_path(config.reference))
     gone = to_delete(tables, config.keep, config.older_than_days)
@@ -75,3 +70,13 @@ def _deeds(table: Table, gone: bool) -> list[tuple[str, Callable[[], None]]]:
     if can_merge(table):
         deeds.append((f"{table.folder}: merge {_count(table.small, 'small part')}", partial(merge_parts, table)))
     return deeds
+
+
+def main_ls(config: ReferenceLsConfig, command: str) -> str:
+    """`zephyr-jax reference ls`."""
+    return reference_ls(config)
+
+
+def main_gc(config: ReferenceGcConfig, command: str) -> str:
+    """`zephyr-jax reference gc`."""
+    return reference_gc(config)

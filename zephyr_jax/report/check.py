@@ -8,8 +8,7 @@ from zephyr_jax.checkpoint.steps import steps_in
 from zephyr_jax.config.inspect import CheckConfig
 from zephyr_jax.config.training import DpoConfig, SftConfig
 from zephyr_jax.config.yaml_file import from_dict, load_card, to_dict
-from zephyr_jax.errors import InputError, join_items
-from zephyr_jax.storage.cloud import translate_cloud_errors
+from zephyr_jax.errors import InputError, join_items, terminal_text
 from zephyr_jax.storage.files import open_path
 from zephyr_jax.train.metrics import last_evaluation
 
@@ -50,10 +49,8 @@ class Checked:
         return "\n".join([*(line.told() for line in self.lines), "passed" if self.passed else "NOT passed"])
 
 
-@translate_cloud_errors()
 def check(config: CheckConfig) -> Checked:
     """Compare. Raises InputError for a run that is unfinished, that nothing is expected of, or that was run otherwise."""
-    config.check()
     run = open_path(config.run)
     record = read_record(run) if run.is_dir() else None
     if record is None or "config" not in record:
@@ -94,3 +91,11 @@ def _check_settings(wanted: dict[str, str], settings: dict[str, Any], run: str) 
             raise InputError(
                 f"{run} was run with {name} {there!r}, and its card's numbers are those of {value!r}: they cannot be compared."
             )
+
+
+def main(config: CheckConfig, command: str) -> None:
+    """`zephyr-jax check`; exits 1 where a number is outside its range."""
+    result = check(config)
+    print(terminal_text(result.report()))
+    if not result.passed:
+        raise SystemExit(1)

@@ -25,7 +25,6 @@ _TARGET, _OTHER, _SPECIAL = "bold green", "dim", "magenta"
 
 def preview(config: PreviewConfig, console: Console | None = None) -> Examples:
     """Print rows with their targets in colour (and between [ ] where there is no colour). Raises InputError."""
-    config.check()
     console = console or Console()
     check_readable(config.model.path)
     alone = tokenizer_only(config.model)
@@ -74,3 +73,8 @@ def _coloured(segment: Segment, tokenizer: PreTrainedTokenizerBase, colour: bool
 def _pieces(segment: Segment) -> Iterator[tuple[bool, np.ndarray]]:
     for target, group in groupby(range(len(segment)), key=lambda at: bool(segment.targets[at])):
         yield target, segment.tokens[list(group)]
+
+
+def main(config: PreviewConfig, command: str) -> None:
+    """`zephyr-jax preview`."""
+    preview(config)

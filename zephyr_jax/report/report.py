@@ -22,7 +22,6 @@ from zephyr_jax.report.record import CONFIGS, PAPER_NAMES, Stage, earlier_stages
 from zephyr_jax.report.sample_files import Kept, read_answers, read_kept, write_kept
 from zephyr_jax.report.scale import spelt
 from zephyr_jax.report.table_html import facts, flat, table
-from zephyr_jax.storage.cloud import translate_cloud_errors
 from zephyr_jax.storage.files import Path, open_path, write_atomic
 
 PAGE = "report.html"
@@ -33,10 +32,8 @@ _TITLES = {
 }  # fmt: skip
 
 
-@translate_cloud_errors()
 def page(config: ReportConfig) -> Path:
     """Write the page of a run, finished or not, with the answers given. Raises InputError."""
-    config.check()
     folder = open_path(config.run)
     stage = read_stage(folder)
     if config.sample_files:

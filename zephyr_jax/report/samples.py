@@ -26,9 +26,9 @@ from zephyr_jax.errors import InputError
 from zephyr_jax.generate.generate import generate
 from zephyr_jax.report.answers_html import Prompt, Said
 from zephyr_jax.report.record import CONFIGS, Stage, called, earlier_stages, read_stage
-from zephyr_jax.report.report import PAGE, asking, excuse, leave_page
+from zephyr_jax.report.report import PAGE, asking, excuse, leave_page, page
 from zephyr_jax.report.sample_files import Kept, read_kept, write_kept
-from zephyr_jax.storage.cloud import is_remote, translate_cloud_errors
+from zephyr_jax.storage.cloud import is_remote
 from zephyr_jax.storage.files import Path, open_path
 from zephyr_jax.train.setup import evaluation_source, open_tokenizer
 
@@ -52,10 +52,8 @@ def leave_answers(config: SftConfig, folder: Path) -> None:
         excuse(error, "no answers were made for the page", later)
 
 
-@translate_cloud_errors()
 def ask(config: ReportConfig) -> None:
     """Have a run and the stages before it answer now, unless they have. Raises InputError."""
-    config.check()
     folder = open_path(config.run)
     stage = read_stage(folder)
     made: SftConfig = from_dict(CONFIGS[stage.verb], stage.config, f"{folder}/provenance.json")
@@ -176,3 +174,10 @@ def _texts(config: SftConfig, model: ModelOptions, path: str, split: str) -> Ite
             text = to_prompt(row.content).first_user_text
             if len(text) <= _LONGEST and len(tokenizer.prompt([{"role": "user", "content": text}])) <= most:
                 yield text
+
+
+def main(config: ReportConfig, command: str) -> str:
+    """`zephyr-jax report`, with new samples where `num_samples` is set."""
+    if config.num_samples:
+        ask(config)
+    return str(page(config))

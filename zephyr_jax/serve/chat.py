@@ -9,7 +9,6 @@ from zephyr_jax.errors import escape_control_chars, terminal_text
 from zephyr_jax.generate.engine import Engine, Request
 from zephyr_jax.generate.load import Found, find_speaker
 from zephyr_jax.generate.text_stream import TextStream
-from zephyr_jax.storage.cloud import translate_cloud_errors
 
 _HELP = "/reset forgets the conversation, /system TEXT sets the system message, /quit or Ctrl-D ends; Ctrl-C cuts an answer."
 
@@ -62,10 +61,8 @@ class Conversation:
             self._said = [*said, {"role": "assistant", "content": "".join(parts)}]
 
 
-@translate_cloud_errors()
 def chat(config: ChatConfig) -> None:
     """Read lines and answer them until the end of input. Raises InputError."""
-    config.check()
     conversation = Conversation(config, find_speaker("chat", config.model, config.mesh, 1))
     print(_HELP, file=sys.stderr)
     while (line := _line()) is not None:
@@ -101,3 +98,8 @@ def _show(conversation: Conversation, text: str) -> None:
         print(" ...")
     except SkippedRow as error:
         print(f"That cannot be answered: {escape_control_chars(str(error))}.", file=sys.stderr)
+
+
+def main(config: ChatConfig, command: str) -> None:
+    """`zephyr-jax chat`."""
+    chat(config)

@@ -14,13 +14,10 @@ from zephyr_jax.serve.app import Served, make_app
 from zephyr_jax.serve.engine_worker import Desk
 from zephyr_jax.serve.origin import is_loopback
 from zephyr_jax.storage.api_key import read_api_key
-from zephyr_jax.storage.cloud import translate_cloud_errors
 
 
-@translate_cloud_errors()
 def open_server(config: ServeConfig) -> Served:
     """Load the model and start its engine. Raises InputError."""
-    config.check()
     key = read_api_key(config.api_key_env, "api_key_env")
     found = find_speaker("serve", config.model, config.mesh, config.max_concurrency)
     tokenizer = found.chat_tokenizer(config.chat_template)
@@ -66,3 +63,8 @@ def _say(name: str) -> Callable[..., None]:
             print(f"serving `{name}` at {address}/v1 (Ctrl-C ends it)", file=sys.stderr, flush=True)
 
     return say
+
+
+def main(config: ServeConfig, command: str) -> None:
+    """`zephyr-jax serve`."""
+    serve(config)

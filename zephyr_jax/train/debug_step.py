@@ -21,7 +21,6 @@ from zephyr_jax.objective.logprob import Parameters, sequence_logprob
 from zephyr_jax.parallel.hosts import require_single_process
 from zephyr_jax.parallel.place import place_batch
 from zephyr_jax.parallel.sharding import init_devices
-from zephyr_jax.storage.cloud import translate_cloud_errors
 from zephyr_jax.storage.files import Path, open_path
 from zephyr_jax.train.setup import make_objective
 from zephyr_jax.train.step import accumulate
@@ -58,10 +57,8 @@ class Replayed:
         return "\n".join(lines)
 
 
-@translate_cloud_errors()
 def replay(config: DebugStepConfig) -> Replayed:
     """Loss, gradient and each example's part, as training computes them. Raises InputError."""
-    config.check()
     require_single_process("debug-step")
     rules = init_devices(config.mesh)
     batch, facts = read_batch(config.batch_file)
@@ -139,3 +136,8 @@ def _examples(
             for slot, identity in enumerate(row):
                 found.append((identity, float(losses[line, slot]), told.format(float(more[line, slot]))))
     return found
+
+
+def main(config: DebugStepConfig, command: str) -> str:
+    """`zephyr-jax debug-step`."""
+    return replay(config).report()

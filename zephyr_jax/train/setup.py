@@ -100,7 +100,6 @@ def open_run[C: SftConfig](config: C) -> Run[C]:
 
     Raises InputError.
     """
-    config.check()
     startup.begin()
     compile_stats = CompileStats()
     rules = init_devices(config.mesh)
