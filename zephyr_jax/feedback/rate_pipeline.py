@@ -121,3 +121,8 @@ def _ratings(sheet: Sheet, said: ChatResponse) -> list[Rating] | BadJudgment | s
         return sheet.ratings(said.text)
     except BadJudgment as bad:
         return BadJudgment("it was longer than allowed, and so has no end") if said.truncated else bad
+
+
+def main(config: RateConfig, command: str) -> str:
+    """`zephyr-jax feedback rate`."""
+    return feedback_rate(config)
