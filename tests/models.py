@@ -12,7 +12,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from zephyr_jax.batch import TokenBatch
-from zephyr_jax.checkpoint.resolve import AbstractModel, abstract_of, find_model, load_weights
+from zephyr_jax.checkpoint.resolve import AbstractModel, open_model
 from zephyr_jax.config.sections import MeshOptions, ModelOptions, Remat
 from zephyr_jax.model.attention.dense import SegmentInfo
 from zephyr_jax.objective.logprob import Parameters
@@ -38,9 +38,8 @@ def load(folder: Path, devices: int = 1, dtype: str = "float32", remat: Remat = 
 def load_on(folder: Path, rules: ShardingRules, dtype: str = "float32", remat: Remat = Remat.FULL) -> Loaded:
     """A checkpoint on a given mesh."""
     options = ModelOptions(path=str(folder), compute_dtype=dtype, remat=remat)
-    source = find_model(options)
-    model = abstract_of(source.model_config, options, rules)
-    return Loaded(model, load_weights(source, model), rules)
+    opened = open_model(options, rules)
+    return Loaded(opened.abstract, opened.load_weights(), rules)
 
 
 def logits(loaded: Loaded, batch: TokenBatch) -> jax.Array:

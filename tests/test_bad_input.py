@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
 from zephyr_jax.checkpoint.manager import CheckpointManager
-from zephyr_jax.checkpoint.resolve import abstract_of, find_model, load_weights
+from zephyr_jax.checkpoint.resolve import open_model
 from zephyr_jax.cli import main
 from zephyr_jax.config.training import DpoConfig, SftConfig
 from zephyr_jax.config.yaml_file import from_dict, save_card, to_dict
@@ -113,11 +113,11 @@ class Desk:
     def fill(self, *pairs: dict[str, Any], weights: str | None = None) -> ReferenceTable:
         """A reference table with made-up numbers for `pairs`, for the sound weights unless told otherwise."""
         config = self.config()
-        source = find_model(config.model)
+        opened = open_model(config.model, ShardingRules(make_mesh(config.mesh)))
+        source = opened.source
         tokenizer = open_tokenizer(source, config.data)
         if weights is None:
-            model = abstract_of(source.model_config, config.model, ShardingRules(make_mesh(config.mesh)))
-            weights = weights_fingerprint(load_weights(source, model))
+            weights = weights_fingerprint(opened.load_weights())
         table = ReferenceTable(Path(config.reference), identity_of(config, tokenizer, weights))
         rows = replace(config, data=replace(config.data, path=str(self.rows(*pairs))))
         keys = preference_splits(rows, tokenizer, source)["training"].keys().reshape(-1).tolist()

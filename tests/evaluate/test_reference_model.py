@@ -14,9 +14,6 @@ from tests.methods.small import dpo_config
 from zephyr_jax.checkpoint.resolve import load_weights
 from zephyr_jax.cli import main
 from zephyr_jax.demo.corpus import conversations, preferences
-from zephyr_jax.evaluate import held_out as evaluate
-from zephyr_jax.evaluate import pair_reference
-from zephyr_jax.evaluate import preferences as opinions
 from zephyr_jax.reference.fill import reference
 
 BETA = 0.3
@@ -113,8 +110,7 @@ def test_one_model_is_in_memory_at_a_time(verb: str, home: Path, monkeypatch: py
         order.append(Path(source.asked).name)
         return load_weights(source, model)
 
-    for module in (evaluate, opinions, pair_reference):
-        monkeypatch.setattr(module, "load_weights", loading)
+    monkeypatch.setattr("zephyr_jax.checkpoint.resolve.load_weights", loading)
     main(words(home, verb, "--reference_model", f"{home}/first"))
     assert order == ["first", "second"]
     assert live[1] - live[0] < 50_000  # of 400,000 weights and more

@@ -17,7 +17,6 @@ from zephyr_jax.config.sections import BatchOptions, DpoOptions, OptimizerOption
 from zephyr_jax.config.training import DpoConfig
 from zephyr_jax.demo.corpus import preferences
 from zephyr_jax.errors import InputError
-from zephyr_jax.reference import fill as recipe
 from zephyr_jax.reference.fill import Filled, reference, verify
 from zephyr_jax.reference.shards import packed, read_part
 from zephyr_jax.reference.table import Identity, ReferenceTable
@@ -72,12 +71,14 @@ def test_a_full_table_needs_no_weights(filled: tuple[DpoConfig, Filled], monkeyp
     config, first = filled
     again = reference(config)
     with monkeypatch.context() as patch:
-        patch.setattr(recipe, "load_weights", lambda *_: pytest.fail("weights were read"))
+        patch.setattr("zephyr_jax.checkpoint.resolve.load_weights", lambda *_: pytest.fail("weights were read"))
         assert (reference(config).computed, reference(config).reused) == (0, again.reused)
     [weights] = Path(config.model.path).glob("*.safetensors")
     os.utime(weights)
     read = []
-    monkeypatch.setattr(recipe, "load_weights", lambda *words: read.append(1) or load_weights(*words))
+    monkeypatch.setattr(
+        "zephyr_jax.checkpoint.resolve.load_weights", lambda *words: read.append(1) or load_weights(*words)
+    )
     assert reference(config).folder == first.folder
     assert not read
     whole = weights.read_bytes()

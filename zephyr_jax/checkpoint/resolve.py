@@ -1,6 +1,7 @@
 """Where a model comes from: a Hugging Face folder or hub id, or the output folder of one of our runs."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path as LocalPath
 from typing import Any, Literal
 
@@ -67,6 +68,37 @@ class AbstractModel:
     """Pure dict of shardings."""
     config: ModelConfig
     compute: Compute
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A checked model on a mesh, whose weights are not loaded yet: what every command that computes with a model starts from."""
+
+    source: ModelSource
+    options: ForwardOptions
+    """`replace` them where a command inherits settings from the model's run; what is compiled follows."""
+    rules: ShardingRules
+
+    @cached_property
+    def abstract(self) -> AbstractModel:
+        """Graph, shapes and shardings. Raises InputError when a dimension does not divide into the mesh."""
+        return abstract_of(self.source.model_config, self.options, self.rules)
+
+    def check_weights(self) -> None:
+        """Raise InputError where the weights are missing or do not fit config.json; only headers of the files are read.
+
+        For commands that work for a long time before they load weights.
+        """
+        check_weights(self.source)
+
+    def load_weights(self) -> Parameters:
+        """Stream the weights onto the mesh as float32. Raises InputError on missing, unknown or misshapen tensors."""
+        return load_weights(self.source, self.abstract)
+
+
+def open_model(options: ForwardOptions, rules: ShardingRules) -> OpenedModel:
+    """Locate a model (Hugging Face folder, hub id, or run) and check its configuration. Raises InputError."""
+    return OpenedModel(find_model(options), options, rules)
 
 
 def tokenizer_path(options: WeightsOptions) -> str:

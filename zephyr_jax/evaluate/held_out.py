@@ -11,7 +11,7 @@ import numpy as np
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
 from zephyr_jax.checkpoint.inheritance import resolve
-from zephyr_jax.checkpoint.resolve import ModelSource, abstract_of, check_weights, find_model, load_weights
+from zephyr_jax.checkpoint.resolve import ModelSource, open_model
 from zephyr_jax.config.models import EvaluateConfig
 from zephyr_jax.data.examples import Examples, holds_pairs, load_conversations, load_preferences, room_for
 from zephyr_jax.data.loader import BatchSource, iterate
@@ -33,9 +33,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     rules = init_devices(config.mesh)
     check_file_creatable(config.output)
     rules.check_divides("batch", config.batch_size, "rows")
-    source = find_model(config.model)
-    check_weights(source)
+    opened = open_model(config.model, rules)
+    opened.check_weights()
+    source = opened.source
     config, tokenizer = resolve_evaluation("evaluate", config, source)
+    opened = replace(opened, options=config.model)
     pairs = holds_pairs(config.data)
     read = load_preferences if pairs else load_conversations
     if not pairs and (config.reference or config.reference_model):
@@ -49,14 +51,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     check_positions(examples, data.path, source)
     plan = plan_evaluation(examples.lengths, data, config.batch_size)
     sums = named_reference(config, source, tokenizer, data, examples, rules)
-    model = abstract_of(source.model_config, config.model, rules)
-    parameters = load_weights(source, model)
+    parameters = opened.load_weights()
 
     if sums is None and config.reference:
         identity = table_identity(config, source, tokenizer, lambda: weights_fingerprint(parameters))
         sums = reference_sums(open_path(config.reference), identity, examples)
     dpo = config.dpo if pairs else None
-    objective = make_objective(model, dpo, plan.examples_per_row, config.model.logprob_chunk)
+    objective = make_objective(opened.abstract, dpo, plan.examples_per_row, config.model.logprob_chunk)
     batches = BatchSource(examples, plan, local_rows(rules, config.batch_size), sums)
     values = make_evaluation(
         objective, lambda: (place_batch(rules, batch, config.batch_size) for batch in iterate(batches))

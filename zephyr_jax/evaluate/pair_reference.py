@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
-from zephyr_jax.checkpoint.resolve import ModelSource, abstract_of, check_vocabulary, find_model, load_weights
+from zephyr_jax.checkpoint.resolve import ModelSource, check_vocabulary, open_model
 from zephyr_jax.checkpoint.steps import read_progress, steps_in
 from zephyr_jax.config.models import EvaluateConfig
 from zephyr_jax.config.sections import DataOptions
@@ -78,12 +78,11 @@ def _model_sums(
 ) -> np.ndarray:
     """A pass of the other model over all pairs; its weights are out of memory when this returns."""
     options = replace(config.model, path=str(config.reference_model), revision=config.reference_revision)
-    other = find_model(options)
-    _check_same_tokens(source, other, examples)
-    model = abstract_of(other.model_config, options, rules)
-    parameters = load_weights(other, model)
-    _report(source, f"log-probs of {other.asked}", weights_fingerprint(parameters))
-    scorer = Scorer(model, parameters, data, rules, config.batch_size, config.model.logprob_chunk)
+    opened = open_model(options, rules)
+    _check_same_tokens(source, opened.source, examples)
+    parameters = opened.load_weights()
+    _report(source, f"log-probs of {opened.source.asked}", weights_fingerprint(parameters))
+    scorer = Scorer(opened.abstract, parameters, data, rules, config.batch_size, config.model.logprob_chunk)
     places, found = scorer.recompute(examples)
     sums = np.zeros((len(examples), examples.segments_per_example), np.float32)
     sums[places] = found

@@ -1,13 +1,13 @@
 """`zephyr-jax evaluate preferences`: what a model thinks of pairs, over all, by source and by length."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import jax
 import numpy as np
 
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
-from zephyr_jax.checkpoint.resolve import abstract_of, check_weights, find_model, load_weights
+from zephyr_jax.checkpoint.resolve import open_model
 from zephyr_jax.config.models import PreferencesConfig
 from zephyr_jax.data.examples import Examples, load_preferences, room_for
 from zephyr_jax.data.sources import open_rows
@@ -55,21 +55,22 @@ def preferences(config: PreferencesConfig) -> Opinion:
     rules = init_devices(config.mesh)
     require_single_process("evaluate preferences")
     rules.check_divides("batch", config.batch_size, "rows")
-    source = find_model(config.model)
-    check_weights(source)
+    opened = open_model(config.model, rules)
+    opened.check_weights()
+    source = opened.source
     config, tokenizer = resolve_evaluation("evaluate preferences", config, source)
+    opened = replace(opened, options=config.model)
     data = room_for(config.data, pairs=True)
     examples = load_preferences(data, tokenizer, data.path, data.split)
     say_what_counts(examples, data.path, data.max_skipped_fraction)
     check_positions(examples, data.path, source)
     names = _names(config, examples) if config.group_by else None
     reference = named_reference(config, source, tokenizer, data, examples, rules)
-    model = abstract_of(source.model_config, config.model, rules)
-    parameters = load_weights(source, model)
+    parameters = opened.load_weights()
     if reference is None and config.reference:
         identity = table_identity(config, source, tokenizer, lambda: weights_fingerprint(parameters))
         reference = reference_sums(open_path(config.reference), identity, examples)
-    scorer = Scorer(model, parameters, data, rules, config.batch_size, config.model.logprob_chunk)
+    scorer = Scorer(opened.abstract, parameters, data, rules, config.batch_size, config.model.logprob_chunk)
     sums, counts = _scored(scorer, examples)
     rewards = config.dpo.beta * (sums - (0.0 if reference is None else reference))
     margins = rewards[:, 0] - rewards[:, 1]

@@ -16,7 +16,7 @@ from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
 from zephyr_jax.checkpoint.hf.folder import check_free, export_folder
 from zephyr_jax.checkpoint.hf.model_files import model_files
 from zephyr_jax.checkpoint.provenance import FILE, Record, make_record, read_record
-from zephyr_jax.checkpoint.resolve import ModelSource, abstract_of, check_vocabulary, find_model, load_weights
+from zephyr_jax.checkpoint.resolve import ModelSource, check_vocabulary, open_model
 from zephyr_jax.config.models import ExportConfig
 from zephyr_jax.config.sections import ForwardOptions
 from zephyr_jax.errors import InputError
@@ -36,10 +36,10 @@ def export(config: ExportConfig) -> Path:
     out = open_path(config.output)
     check_folder_creatable(out if is_remote(out) else out.parent)
     check_free(out, FILE)  # before weights are read
-    source = find_model(config.model)
+    opened = open_model(ForwardOptions(path=config.model.path, revision=config.model.revision), rules)
+    source = opened.source
     files = _files(source)  # before weights are read, too
-    model = abstract_of(source.model_config, ForwardOptions(), rules)  # nothing is computed
-    parameters = load_weights(source, model)
+    parameters = opened.load_weights()
     record = make_record(
         "export", source.record, output=config.output, dtype=config.dtype, weights=weights_fingerprint(parameters),
         files=_files_key(files),

@@ -4,7 +4,6 @@ from dataclasses import asdict
 from functools import partial
 
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
-from zephyr_jax.checkpoint.resolve import abstract_of, load_weights
 from zephyr_jax.config.training import DpoConfig
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.reference.fill import identity_of, preference_splits
@@ -31,9 +30,8 @@ def _train(config: DpoConfig, command: str) -> Path:
         return run.folder
     config = run.config
     check_readable(config.reference)
-    splits = preference_splits(config, run.tokenizer, run.source)
-    model = abstract_of(run.source.model_config, config.model, run.rules)
-    load = partial(load_weights, run.source, model)
+    splits = preference_splits(config, run.tokenizer, run.opened.source)
+    model, load = run.opened.abstract, run.opened.load_weights
     if run.start:  # the policy has moved on; the reference is the one that the run started with
         table_identity = Identity(**run.progress["identity"]["reference"])
     else:

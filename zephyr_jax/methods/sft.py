@@ -1,8 +1,5 @@
 """`zephyr-jax sft`: conversations in, a fine-tuned run out."""
 
-from functools import partial
-
-from zephyr_jax.checkpoint.resolve import abstract_of, load_weights
 from zephyr_jax.config.training import SftConfig
 from zephyr_jax.data.examples import load_conversations
 from zephyr_jax.report.samples import leave_answers
@@ -23,16 +20,15 @@ def _train(config: SftConfig) -> Path:
     if run.finished:
         return run.folder
     config = run.config
-    splits = runs.checked_splits(load_conversations, config.data, run.tokenizer, run.source)
+    splits = runs.checked_splits(load_conversations, config.data, run.tokenizer, run.opened.source)
     examples, held_out = splits["training"], splits.get("evaluation")
     evaluation = None if held_out is None else runs.evaluation_split(config, held_out)
     training, evaluation = runs.align(runs.training_split(config, examples), evaluation)
 
-    model = abstract_of(run.source.model_config, config.model, run.rules)
-    load = partial(load_weights, run.source, model)
+    model = run.opened.abstract
     objective = runs.make_objective(model, None, training.plan.examples_per_row, config.model.logprob_chunk)
     identity = {"tokenizer": run.tokenizer.fingerprint, "data": runs.data_identity(examples)}
-    fit(config, run, model, load, objective, training, evaluation, identity)
+    fit(config, run, model, run.opened.load_weights, objective, training, evaluation, identity)
     return run.folder
 
 

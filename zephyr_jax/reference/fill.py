@@ -1,7 +1,7 @@
 """`zephyr-jax reference`: score every pair of a card once with the frozen weights, into the reference table."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import jax
@@ -12,7 +12,7 @@ from rich.progress import Progress, TaskID
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
 from zephyr_jax.checkpoint.fingerprint_cache import known_fingerprint, remember_fingerprint, weights_state
-from zephyr_jax.checkpoint.resolve import ModelSource, abstract_of, check_weights, find_model, load_weights
+from zephyr_jax.checkpoint.resolve import ModelSource, open_model
 from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.config.tables import ReferenceConfig, ReferenceVerifyConfig
 from zephyr_jax.config.training import DpoConfig
@@ -46,12 +46,13 @@ class _Desk:
         self._rules = init_devices(config.mesh)
         check_folder_creatable(config.reference)
         self._rules.check_divides("batch", microbatch_rows(config), "batch.microbatch_rows (or batch.rows)")
-        self._source = find_model(config.model)
+        opened = open_model(config.model, self._rules)
+        self._source = opened.source
         config, self._tokenizer = resolve_run("reference", config, self._source, {})
         self._config, self._command = config, command
-        check_weights(self._source)
+        opened.check_weights()
         self.splits = preference_splits(config, self._tokenizer, self._source)
-        self._model = abstract_of(self._source.model_config, config.model, self._rules)
+        self._opened = replace(opened, options=config.model)
         self._console = Console(stderr=True, quiet=jax.process_index() != 0)
 
     @cached_property
@@ -78,12 +79,17 @@ class _Desk:
     def with_weights(self) -> tuple[Scorer, ReferenceTable]:
         """What scores, and the table of these very weights."""
         state = self._state  # before they are loaded
-        parameters = load_weights(self._source, self._model)
+        parameters = self._opened.load_weights()
         fingerprint = weights_fingerprint(parameters)
         remember_fingerprint(self._source, state, fingerprint)
         config = self._config
         scorer = Scorer(
-            self._model, parameters, config.data, self._rules, microbatch_rows(config), config.model.logprob_chunk
+            self._opened.abstract,
+            parameters,
+            config.data,
+            self._rules,
+            microbatch_rows(config),
+            config.model.logprob_chunk,
         )
         return scorer, self._table(fingerprint)
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from zephyr_jax.batch import PairBatch, token_rows
-from zephyr_jax.checkpoint.resolve import AbstractModel, abstract_of, find_model, load_weights
+from zephyr_jax.checkpoint.resolve import AbstractModel, open_model
 from zephyr_jax.checkpoint.steps import FOLDER, steps_in
 from zephyr_jax.config.training import DebugStepConfig, DpoConfig, SftConfig
 from zephyr_jax.config.yaml_file import from_dict
@@ -65,9 +65,9 @@ def replay(config: DebugStepConfig) -> Replayed:
     run = open_path(config.batch_file).parent.parent
     settings = _settings(facts["config"], config)
     step = _step(run, facts["step"], config.step)
-    source = find_model(replace(settings.model, path=str(run / FOLDER / str(step)) if step else settings.model.path))
-    model = abstract_of(source.model_config, settings.model, rules)
-    parameters = load_weights(source, model)
+    path = str(run / FOLDER / str(step)) if step else settings.model.path
+    opened = open_model(replace(settings.model, path=path), rules)
+    model, parameters = opened.abstract, opened.load_weights()
     rows = token_rows(batch).tokens.shape[1]
     rules.check_divides("batch", rows, "rows of the batch")
     placed = place_batch(rules, batch, rows)

@@ -57,7 +57,7 @@ def fit(
     total = len(training.plan.steps)
     optimizer = make_optimizer(config.optimizer, total)
     shardings = state_shardings(
-        model.parameters, model.shardings, optimizer, run.rules, config.optimizer.offload_moments
+        model.parameters, model.shardings, optimizer, run.opened.rules, config.optimizer.offload_moments
     )
     found = _newest_good(run, abstract_state(model.parameters, optimizer, shardings))
     run = found.run
@@ -72,11 +72,11 @@ def fit(
     reporter.note(_headline(run, model, training))
     reporter.note(_fewer_steps(config, total))
     health = Health(config.anomaly, run.progress.get("health"), config.optimizer.learning_rate)
-    data = _Data(training, run.rules, run.progress.get("data"), reporter)
+    data = _Data(training, run.opened.rules, run.progress.get("data"), reporter)
     facts = {"config": to_dict(config), "identity": identity, "provenance": record}
     only_weights = config.schedule.save == "weights"
     keeper = _Keeper(run.folder, training, checkpoints, reporter, data, health, facts, only_weights)
-    evaluate = make_evaluation(objective, lambda: _placed(evaluation, run.rules)) if evaluation else None
+    evaluate = make_evaluation(objective, lambda: _placed(evaluation, run.opened.rules)) if evaluation else None
     rate = learning_rate(config.optimizer, total)
     step = make_step(objective, optimizer, rate, shardings, config.anomaly, config.optimizer.grad_dtype)
 
@@ -253,7 +253,7 @@ def _record(config: SftConfig, run: Run, training: Split, evaluation: Split | No
         facts |= {f"{name}_{kind}": found for kind, found in split.examples.stats.record().items()} if split else {}
     if "reference" in identity:
         facts["reference"] = f"weights {identity['reference']['weights']}"
-    record = make_record(verb, run.source.record, **facts)
+    record = make_record(verb, run.opened.source.record, **facts)
     first = read_record(run.folder) if run.start else None
     if first is None:
         return record
@@ -293,9 +293,9 @@ def _fewer_steps(config: SftConfig, total: int) -> str:
 
 
 def _headline(run: Run, model: AbstractModel, training: Split) -> str:
-    plan, mesh = training.plan, dict(run.rules.mesh.shape)
+    plan, mesh = training.plan, dict(run.opened.rules.mesh.shape)
     sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
-    devices = describe_devices(list(run.rules.mesh.devices.flat))
+    devices = describe_devices(list(run.opened.rules.mesh.devices.flat))
     where = f"resuming at step {run.start}" if run.start else "starting"
     return (
         f"{training.examples.summary('training')}\n"

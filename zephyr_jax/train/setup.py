@@ -20,10 +20,9 @@ from zephyr_jax.checkpoint.inheritance import resolve, training_tokenizer
 from zephyr_jax.checkpoint.resolve import (
     AbstractModel,
     ModelSource,
-    abstract_of,
+    OpenedModel,
     check_vocabulary,
-    check_weights,
-    find_model,
+    open_model,
 )
 from zephyr_jax.checkpoint.steps import FOLDER, SAVED, DamagedStepError, read_progress, steps_in
 from zephyr_jax.config.sections import DataOptions, DpoOptions
@@ -36,7 +35,7 @@ from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.sft import sft_objective
 from zephyr_jax.parallel.compile_cache import CompileStats
 from zephyr_jax.parallel.hosts import barrier
-from zephyr_jax.parallel.sharding import ShardingRules, init_devices
+from zephyr_jax.parallel.sharding import init_devices
 from zephyr_jax.reference.table import recorded_days
 from zephyr_jax.storage.files import Path, check_folder_creatable, open_path
 from zephyr_jax.train.optimizer import make_optimizer
@@ -78,8 +77,7 @@ class Run[C: SftConfig]:
     config: C
     """The settings with every inherited value filled in."""
     folder: Path
-    rules: ShardingRules
-    source: ModelSource
+    opened: OpenedModel
     tokenizer: ChatTokenizer
     start: int
     """Step to start from, as far as is known before its arrays are read."""
@@ -104,13 +102,23 @@ def open_run[C: SftConfig](config: C) -> Run[C]:
     compile_stats = CompileStats()
     rules = init_devices(config.mesh)
     rules.check_divides("batch", microbatch_rows(config), "batch.microbatch_rows (or batch.rows)")
-    source = find_model(config.model)
+    opened = open_model(config.model, rules)
+    source = opened.source
     folder = _check_folder(config)
     start, progress = _newest(folder) if (folder / FOLDER).is_dir() else (0, {})
     config, tokenizer = resolve_run("dpo" if isinstance(config, DpoConfig) else "sft", config, source, progress)
     if progress:
         _check_same(progress["config"], config)
-    run = Run(config, folder, rules, source, tokenizer, start, progress, compile_stats, _model_files(source, tokenizer))
+    run = Run(
+        config=config,
+        folder=folder,
+        opened=replace(opened, options=config.model),
+        tokenizer=tokenizer,
+        start=start,
+        progress=progress,
+        compile_stats=compile_stats,
+        model_files=_model_files(source, tokenizer),
+    )
     if run.finished:
         print(
             f"{folder} is finished at step {start}, and nothing is trained: with schedule.save `weights` it holds no optimizer "
@@ -119,17 +127,17 @@ def open_run[C: SftConfig](config: C) -> Run[C]:
         )  # fmt: skip
     else:
         if not progress:
-            check_weights(source)
+            run.opened.check_weights()
         _check_room(config, run)
     barrier("looked at the run's folder")  # before any process writes into it
     return run
 
 
 def _check_room(config: SftConfig, run: Run) -> None:
-    model = abstract_of(run.source.model_config, config.model, run.rules)
-    moments = jax.eval_shape(make_optimizer(config.optimizer, 1).init, model.parameters)
+    parameters = run.opened.abstract.parameters
+    moments = jax.eval_shape(make_optimizer(config.optimizer, 1).init, parameters)
     evaluates = evaluation_source(config.data) is not None
-    check_disk_space(run.folder, config.schedule, (model.parameters, moments), model.parameters, evaluates)
+    check_disk_space(run.folder, config.schedule, (parameters, moments), parameters, evaluates)
 
 
 def resolve_run[C: SftConfig](
