@@ -38,7 +38,7 @@ def ours(shape: dict[str, int], rows: int, length: int, context: int) -> tuple[f
 
     from zephyr_jax.checkpoint.resolve import AbstractModel
     from zephyr_jax.config.sections import MeshOptions
-    from zephyr_jax.generate.engine import Engine, Request
+    from zephyr_jax.generate.engine import Engine, GenerationRequest
     from zephyr_jax.model.config import ModelConfig
     from zephyr_jax.model.decoder import Compute, Decoder, abstract_model
     from zephyr_jax.parallel.mesh import make_mesh
@@ -70,11 +70,11 @@ def ours(shape: dict[str, int], rows: int, length: int, context: int) -> tuple[f
         config=sizes,
         compute=compute,
     )
-    engine = Engine(model, weights, rules, rows=rows, context=context, burst=32)
+    engine = Engine(model, weights, rules, batch_size=rows, context=context, decode_steps=32)
 
     def run(most: int) -> float:
         for prompt in prompts_of(rows, length, shape["vocab"]):
-            engine.submit(Request(np.array(prompt, np.int32), most))
+            engine.submit(GenerationRequest(np.array(prompt, np.int32), most))
         begun = time.process_time()
         made = sum(len(piece.tokens) for piece in engine.run())
         assert made == rows * most

@@ -28,7 +28,7 @@ from zephyr_jax.config.sections import DataOptions, MeshOptions, ModelOptions
 from zephyr_jax.data.examples import load_conversations
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.errors import InputError
-from zephyr_jax.generate.load import find_speaker
+from zephyr_jax.generate.load import open_text_model
 from zephyr_jax.prepare.raw import raw_rows
 from zephyr_jax.report import samples as run_answers
 from zephyr_jax.report.sample_files import Kept, read_kept, write_kept
@@ -204,7 +204,7 @@ def test_tokenizer_and_model_files_are_read_each_time(model: Path) -> None:
 def test_journals_of_answers_by_a_checkpoint(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`generate`, benchmarks and feedback refuse to mix answers of two models of one name."""
     words = f"generate --model.path {model} --prompts Hello! --max_new_tokens 2 --output {tmp_path}/a.jsonl".split()
-    found = find_speaker("test", ModelOptions(path=str(model)), MeshOptions(), 8)
+    found = open_text_model("test", ModelOptions(path=str(model)), MeshOptions(), 8)
     identity = dict(found.identity)
     Journal(tmp_path / "a.jsonl.part", {**_header(words), **identity}).add({"index": 0, "tokens": [5]})
     chat = found.chat_tokenizer("zephyr")
@@ -213,7 +213,7 @@ def test_journals_of_answers_by_a_checkpoint(model: Path, tmp_path: Path, capsys
     LocalClient(found, chat, 64, tmp_path / "own.journal", keep=False)
     replace_weights(model)
     date_all(model)
-    again = find_speaker("test", ModelOptions(path=str(model)), MeshOptions(), 8)
+    again = open_text_model("test", ModelOptions(path=str(model)), MeshOptions(), 8)
     assert again.identity["weights"] != identity["weights"]
     with pytest.raises(InputError, match="belongs to other work: weights was"):
         LocalClient(again, chat, 64, tmp_path / "own.journal", keep=False)

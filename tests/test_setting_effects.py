@@ -52,14 +52,14 @@ from zephyr_jax.demo.demo import BASE, _Experiment, demo
 from zephyr_jax.errors import InputError
 from zephyr_jax.feedback.models import Voices
 from zephyr_jax.generate.generate import generate
-from zephyr_jax.generate.load import Found, find_speaker
+from zephyr_jax.generate.load import TextModel, open_text_model
 from zephyr_jax.methods.sft import sft
 from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.sft import sft_objective
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.plan.plan import MISTRAL_7B, planned_shape
 from zephyr_jax.prepare.raw import raw_rows
-from zephyr_jax.serve.chat import Conversation
+from zephyr_jax.serve.chat import ChatSession
 from zephyr_jax.serve.serve import open_server, serve
 from zephyr_jax.train.metrics import Reporter
 from zephyr_jax.train.optimizer import make_optimizer
@@ -359,15 +359,15 @@ def test_generate_reads_the_rows_that_are_named(asked: GenerateConfig, tmp_path:
 
 def test_rows_and_compute_dtype_change_the_engine(asked: GenerateConfig) -> None:
     """Law: `batch_size` prompts are decoded together, in `model.compute_dtype`."""
-    small, large = (find_speaker("generate", asked.model, MeshOptions(), rows) for rows in (8, 24))
-    assert (small.rows, large.rows) == (8, 24)
-    narrow = find_speaker("generate", replace(asked.model, compute_dtype="bfloat16"), MeshOptions(), 8)
+    small, large = (open_text_model("generate", asked.model, MeshOptions(), rows) for rows in (8, 24))
+    assert (small.batch_size, large.batch_size) == (8, 24)
+    narrow = open_text_model("generate", replace(asked.model, compute_dtype="bfloat16"), MeshOptions(), 8)
     assert narrow.engine(32)._model.compute.dtype == jnp.bfloat16 != small.engine(32)._model.compute.dtype
 
 
 @pytest.fixture(scope="module")
-def found(tiny_model: Path) -> Found:
-    return find_speaker("chat", ForwardOptions(path=str(tiny_model), compute_dtype="float32"), MeshOptions(), 1)
+def found(tiny_model: Path) -> TextModel:
+    return open_text_model("chat", ForwardOptions(path=str(tiny_model), compute_dtype="float32"), MeshOptions(), 1)
 
 
 @pytest.mark.parametrize(
@@ -378,12 +378,12 @@ def found(tiny_model: Path) -> Found:
     ],
     ids=str,
 )  # fmt: skip
-def test_settings_of_chat_change_the_answer(found: Found, other: dict[str, Any]) -> None:
+def test_settings_of_chat_change_the_answer(found: TextModel, other: dict[str, Any]) -> None:
     """Law: with any one setting changed, the answer of the same weights is another."""
     config = ChatConfig(chat_template="zephyr", max_new_tokens=12, temperature=1.0, top_p=1.0, top_k=0)
 
     def answer(config: ChatConfig) -> str:
-        return "".join(Conversation(config, found).answer("Hello there."))
+        return "".join(ChatSession(config, found).answer("Hello there."))
 
     assert answer(replace(config, **other)) != answer(config)
 
@@ -405,12 +405,12 @@ def test_settings_of_serve_are_those_of_the_server(tiny_model: Path, monkeypatch
     )
     served, plain_served = open_server(config), open_server(ServeConfig(model=model, chat_template="zephyr"))
     for each in (served, plain_served):
-        each.desk.close()
-    assert (served.name, served.key, served.context) == ("own", "sesame", 64)
-    assert (plain_served.name, plain_served.key) == (tiny_model.name, None)
+        each.worker.close()
+    assert (served.name, served.api_key, served.context) == ("own", "sesame", 64)
+    assert (plain_served.name, plain_served.api_key) == (tiny_model.name, None)
     assert plain_served.context > 64
     assert served.tokenizer.fingerprint != plain_served.tokenizer.fingerprint
-    assert len(served.desk._engine._rows) == 16
+    assert len(served.worker._engine._active) == 16
 
 
 def test_host_is_where_the_server_listens(tiny_model: Path) -> None:
@@ -430,7 +430,7 @@ def test_settings_of_a_checkpoint_in_this_process(tiny_model: Path, tmp_path: Pa
         (tmp_path / folder).mkdir()
         speaker: Any = Voices("feedback rate", config, 0.0, tmp_path / folder, keep=True).open(str(tiny_model)).client
         identity, tokenizer = speaker._found.identity["compute_dtype"], speaker._tokenizer.fingerprint
-        return identity, tokenizer, speaker._found.rows, speaker._context
+        return identity, tokenizer, speaker._found.batch_size, speaker._context
 
     usual = opened(base, "usual")
     others = {"compute_dtype": "bfloat16", "chat_template": "zephyr-no-system", "batch_size": 16, "context_length": 64}
@@ -505,8 +505,8 @@ def test_rows_of_benchmarks_are_answered_together(
     """Law: `batch_size` of MT-Bench, AlpacaEval and lm-eval is the number of rows that the model is opened with."""
     opened: list[int] = []
 
-    def note(verb: str, model: ForwardOptions, mesh: MeshOptions, rows: int) -> Found:
-        opened.append(find_speaker(verb, model, mesh, rows).rows)
+    def note(verb: str, model: ForwardOptions, mesh: MeshOptions, rows: int) -> TextModel:
+        opened.append(open_text_model(verb, model, mesh, rows).batch_size)
         raise _Enough
 
     (tmp_path / "i.json").write_text(json.dumps([{"dataset": "d", "instruction": "Say."}]))
@@ -517,7 +517,7 @@ def test_rows_of_benchmarks_are_answered_together(
         "lm_eval": f"lm-eval --tasks zephyr_end --include_path {golden}/lm_eval",
     }
     for module, words in commands.items():
-        monkeypatch.setattr(f"zephyr_jax.evaluate.{module}.find_speaker", note)
+        monkeypatch.setattr(f"zephyr_jax.evaluate.{module}.open_text_model", note)
         for rows in (8, 24):
             with pytest.raises(_Enough):
                 main(f"evaluate {words} --model {tiny_model} --batch_size {rows}".split())

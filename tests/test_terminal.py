@@ -11,7 +11,7 @@ from zephyr_jax.config.inspect import PreviewConfig
 from zephyr_jax.config.sections import DataOptions, ModelOptions
 from zephyr_jax.errors import terminal_text
 from zephyr_jax.generate import generate as generating
-from zephyr_jax.generate.generate import Answer
+from zephyr_jax.generate.generate import GeneratedAnswer
 from zephyr_jax.report.preview import preview
 from zephyr_jax.serve import chat as chats
 
@@ -64,7 +64,7 @@ def obeyed(text: str) -> list[str]:
 def test_generate_escapes_prompts_and_answers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answers = [Answer(text, text, (), True) for text, _ in HOSTILE.values()]
+    answers = [GeneratedAnswer(text, text, (), True) for text, _ in HOSTILE.values()]
     monkeypatch.setattr(generating, "generate", lambda config: answers)
     cli.main(["generate", "--model", "x", "--prompts", "Hi"])
     out = capsys.readouterr().out
@@ -77,7 +77,7 @@ def test_chat_escapes_answers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         def answer(self, text: str) -> object:
             yield from (hostile for hostile, _ in HOSTILE.values())
 
-    chats._show(Talk(), "hi")  # the loop that prints an answer in pieces
+    chats._print_answer(Talk(), "hi")  # the loop that prints an answer in pieces
     out = capsys.readouterr().out
     assert not obeyed(out)
     assert "".join(shown for _, shown in HOSTILE.values()) in out

@@ -30,7 +30,7 @@ from zephyr_jax.demo.corpus import conversations, preferences
 from zephyr_jax.errors import InputError
 from zephyr_jax.evaluate.held_out import evaluate
 from zephyr_jax.export.lineage import lineage
-from zephyr_jax.generate.load import find_speaker
+from zephyr_jax.generate.load import open_text_model
 from zephyr_jax.methods.dpo import dpo
 from zephyr_jax.methods.sft import sft
 from zephyr_jax.reference.fill import reference
@@ -136,7 +136,7 @@ def test_speaking_commands_take_template_and_dtype(make_run: MakeRun, verb: str)
     """Law: whatever answers prompts computes and asks as the run did."""
     source = make_run()
     options = replace(sft_config(Path(), Path(), Path()).mesh, data=1, fsdp=1, tensor=1)
-    found = find_speaker(verb, ModelOptions(path=str(source.run)), replace(options, fsdp=-1), 1)
+    found = open_text_model(verb, ModelOptions(path=str(source.run)), replace(options, fsdp=-1), 1)
     assert found.options.compute_dtype == "float32"
     assert found.chat_tokenizer(None).template.source == OTHER
 

@@ -7,7 +7,7 @@ import pytest
 from zephyr_jax.chat.template_loader import load_template
 from zephyr_jax.config.sections import MeshOptions, ModelOptions
 from zephyr_jax.errors import InputError
-from zephyr_jax.generate.load import find_speaker
+from zephyr_jax.generate.load import open_text_model
 
 UNFIT = {
     "earlier answers without their thoughts": "{% for m in messages %}{{ m.role }}: "
@@ -25,7 +25,7 @@ def test_generation_accepts_what_training_refuses(tiny_model: Path, tmp_path: Pa
     """`generate`, `serve`, `chat` and the benchmarks read templates in this one way."""
     path = tmp_path / "unfit.jinja"
     path.write_text(source)
-    found = find_speaker("serve", ModelOptions(path=str(tiny_model)), MeshOptions(), 1)
+    found = open_text_model("serve", ModelOptions(path=str(tiny_model)), MeshOptions(), 1)
     with pytest.raises(InputError, match="unfit.jinja`"):
         load_template(str(path), found.tokenizer)
     prompt = found.chat_tokenizer(str(path)).prompt([{"role": "user", "content": "Hi"}])

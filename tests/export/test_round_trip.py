@@ -27,7 +27,7 @@ from zephyr_jax.config.sections import BatchOptions, DataOptions, ModelOptions, 
 from zephyr_jax.config.training import SftConfig
 from zephyr_jax.demo.remake import CONFIG
 from zephyr_jax.export.export import export
-from zephyr_jax.generate.engine import Request
+from zephyr_jax.generate.engine import GenerationRequest
 from zephyr_jax.generate.generate import generate
 from zephyr_jax.methods.sft import sft
 from zephyr_jax.model.decoder import Compute, Decoder
@@ -195,7 +195,7 @@ def case_of(base: Path, out: Path) -> dict[str, Any]:
         ]
         ends = json.loads((out / "generation_config.json").read_text())["eos_token_id"]
         stops = tuple(ends if isinstance(ends, list) else [ends])
-        requests = [Request(chat.prompt(messages), NEW, stops) for messages in PROMPTS]
+        requests = [GenerationRequest(chat.prompt(messages), NEW, stops) for messages in PROMPTS]
         ours["greedy"] = answers(engine_of(loaded, context=128), requests)
     return {**case, "ours": ours}
 

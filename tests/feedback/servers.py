@@ -25,7 +25,7 @@ def our_server(model: Path) -> Iterator[str]:
         with on_loopback(make_app(served)) as url:
             yield url
     finally:
-        served.desk.close()
+        served.worker.close()
 
 
 @contextmanager

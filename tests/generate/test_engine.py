@@ -11,22 +11,25 @@ import numpy as np
 import pytest
 
 from tests.models import Loaded, load, logits, random_segments, whole_rows
+from zephyr_jax.config.sampling import SamplingParams
 from zephyr_jax.errors import InputError
 from zephyr_jax.generate import engine as engines
-from zephyr_jax.generate.engine import Engine, Request
+from zephyr_jax.generate.engine import Engine, GenerationRequest, RequestOutput
 
 
-def engine_of(loaded: Loaded, rows: int = 4, context: int = 64, burst: int = 8) -> Engine:
-    return Engine(loaded.model, loaded.parameters, loaded.rules, rows=rows, context=context, burst=burst)
+def engine_of(loaded: Loaded, batch_size: int = 4, context: int = 64, decode_steps: int = 8) -> Engine:
+    return Engine(
+        loaded.model, loaded.parameters, loaded.rules, batch_size=batch_size, context=context, decode_steps=decode_steps
+    )
 
 
-def answers(engine: Engine, requests: list[Request]) -> list[list[int]]:
+def answers(engine: Engine, requests: list[GenerationRequest]) -> list[list[int]]:
     """All at once, to their ends."""
-    numbers = [engine.submit(request) for request in requests]
-    made: dict[int, list[int]] = {number: [] for number in numbers}
-    for piece in engine.run():
-        made[piece.number] += piece.tokens
-    return [made[number] for number in numbers]
+    request_ids = [engine.submit(request) for request in requests]
+    made: dict[int, list[int]] = {request_id: [] for request_id in request_ids}
+    for output in engine.run():
+        made[output.request_id] += output.tokens
+    return [made[request_id] for request_id in request_ids]
 
 
 def greedy_without_cache(loaded: Loaded, prompt: np.ndarray, count: int) -> list[int]:
@@ -49,17 +52,17 @@ def test_the_cache_changes_nothing(golden: Path, variant: str) -> None:
     """Greedy with a cache equals the argmax of whole forward passes, past the end of a window of 7."""
     loaded = load(golden / "models" / variant)
     prompt = random_segments([5])[0]
-    assert answers(engine_of(loaded), [Request(prompt, 16)]) == [greedy_without_cache(loaded, prompt, 16)]
+    assert answers(engine_of(loaded), [GenerationRequest(prompt, 16)]) == [greedy_without_cache(loaded, prompt, 16)]
 
 
 def test_a_ring_that_wraps_changes_nothing(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A window of 7 in a ring of 16 slots, prompts in chunks of 4: the ring goes round while prompts and answers pass."""
-    monkeypatch.setattr(engines, "CHUNKS", (4, 8))
-    monkeypatch.setattr(engines, "_ROUND", 1)
+    monkeypatch.setattr(engines, "PREFILL_CHUNKS", (4, 8))
+    monkeypatch.setattr(engines, "_SLOT_MULTIPLE", 1)
     loaded = load(golden / "models" / "window")
     prompts = random_segments([5, 21, 38, 16])
-    assert engines.slots_of(loaded.model.config, 80) == 7 + 8
-    found = answers(engine_of(loaded, rows=2, context=80), [Request(prompt, 20) for prompt in prompts])
+    assert engines.num_slots(loaded.model.config, 80) == 7 + 8
+    found = answers(engine_of(loaded, batch_size=2, context=80), [GenerationRequest(prompt, 20) for prompt in prompts])
     for prompt, made in zip(prompts, found, strict=True):
         assert made == greedy_without_cache(loaded, prompt, 20)
 
@@ -68,58 +71,61 @@ def test_greedy_equals_torch(golden: Path, shared: Path) -> None:
     """120 tokens of stories260k from <s>, and from longer beginnings, on one device and on eight."""
     expected = np.load(golden / "stories260k.npz")["greedy"].astype(np.int32)
     beginnings = [expected[:size] for size in (1, 2, 17, 60)]
-    requests = [Request(begin, len(expected) - len(begin), (2,)) for begin in beginnings]
+    requests = [GenerationRequest(begin, len(expected) - len(begin), (2,)) for begin in beginnings]
     for mesh in ({}, {"devices": 8, "data": 2, "fsdp": 2, "tensor": 2}):
         loaded = load(shared / "models" / "stories260k", **mesh)
         for begin, made in zip(beginnings, answers(engine_of(loaded, context=128), requests), strict=True):
             np.testing.assert_array_equal(made, expected[len(begin) :])
 
 
-def mixed_requests() -> list[Request]:
+def mixed_requests() -> list[GenerationRequest]:
     """Greedy and drawn, wide and narrow, short and long."""
     prompts = random_segments([4, 19, 11, 1, 7, 25, 2])
     return [
-        Request(prompts[0], 12), Request(prompts[1], 20, temperature=1.0, seed=(7,)),
-        Request(prompts[2], 5, temperature=0.7, top_p=0.9, seed=(1,)), Request(prompts[3], 30, temperature=1.3, top_k=5),
-        Request(prompts[4], 1), Request(prompts[5], 24, temperature=0.9, top_p=0.5, top_k=20, seed=(3, 4)),
-        Request(prompts[6], 17, temperature=1.0, seed=(8,)),
-    ]  # fmt: skip
+        GenerationRequest(prompts[0], 12),
+        GenerationRequest(prompts[1], 20, sampling=SamplingParams(temperature=1.0, seed=(7,))),
+        GenerationRequest(prompts[2], 5, sampling=SamplingParams(temperature=0.7, top_p=0.9, seed=(1,))),
+        GenerationRequest(prompts[3], 30, sampling=SamplingParams(temperature=1.3, top_k=5)),
+        GenerationRequest(prompts[4], 1),
+        GenerationRequest(prompts[5], 24, sampling=SamplingParams(temperature=0.9, top_p=0.5, top_k=20, seed=(3, 4))),
+        GenerationRequest(prompts[6], 17, sampling=SamplingParams(temperature=1.0, seed=(8,))),
+    ]
 
 
 def test_an_answer_does_not_depend_on_the_company(gqa: Loaded) -> None:
     """Alone, all together, in another order, in two rows, and in bursts of another length: the same tokens."""
     requests = mixed_requests()
     alone = [answers(engine_of(gqa), [request])[0] for request in requests]
-    assert [len(each) for each in alone] == [request.most for request in requests]
-    assert answers(engine_of(gqa, rows=8), requests) == alone
+    assert [len(each) for each in alone] == [request.max_new_tokens for request in requests]
+    assert answers(engine_of(gqa, batch_size=8), requests) == alone
     assert answers(engine_of(gqa), requests[::-1])[::-1] == alone
-    assert answers(engine_of(gqa, rows=2, burst=3), requests) == alone
+    assert answers(engine_of(gqa, batch_size=2, decode_steps=3), requests) == alone
 
 
 def test_requests_come_and_go(gqa: Loaded) -> None:
     """Some are cancelled in the queue and in a row, others come later; nobody's answer changes and no row is lost."""
     requests = mixed_requests()
     alone = [answers(engine_of(gqa), [request])[0] for request in requests]
-    engine = engine_of(gqa, rows=2, burst=2)
+    engine = engine_of(gqa, batch_size=2, decode_steps=2)
     made: dict[int, list[int]] = {}
 
-    def take(pieces: list[engines.Piece]) -> None:
-        for piece in pieces:
-            made.setdefault(piece.number, []).extend(piece.tokens)
+    def take(outputs: list[RequestOutput]) -> None:
+        for output in outputs:
+            made.setdefault(output.request_id, []).extend(output.tokens)
 
-    numbers = [engine.submit(request) for request in requests[:4]]
+    request_ids = [engine.submit(request) for request in requests[:4]]
     take(engine.step())
-    engine.cancel(numbers[1])
-    engine.cancel(numbers[2])
-    numbers += [engine.submit(request) for request in requests[4:]]
+    engine.cancel(request_ids[1])
+    engine.cancel(request_ids[2])
+    request_ids += [engine.submit(request) for request in requests[4:]]
     engine.cancel(10**6)
     take(list(engine.run()))
-    for place, number in enumerate(numbers):
-        if place not in (1, 2):
-            assert made[number] == alone[place]
-    assert numbers[2] not in made
-    assert len(made.get(numbers[1], [])) < len(alone[1])
-    assert not any(engine._rows)
+    for index, request_id in enumerate(request_ids):
+        if index not in (1, 2):
+            assert made[request_id] == alone[index]
+    assert request_ids[2] not in made
+    assert len(made.get(request_ids[1], [])) < len(alone[1])
+    assert not any(engine._active)
     assert not engine.busy
     assert answers(engine, requests) == alone
 
@@ -127,34 +133,36 @@ def test_requests_come_and_go(gqa: Loaded) -> None:
 def test_rows_end_at_their_stop_token(gqa: Loaded) -> None:
     """The stop is kept, the reason is told, and other rows go on."""
     prompts = random_segments([4, 9])
-    free = answers(engine_of(gqa), [Request(prompt, 12) for prompt in prompts])
+    free = answers(engine_of(gqa), [GenerationRequest(prompt, 12) for prompt in prompts])
     stop = free[0][3]
     first = free[0].index(stop)
     engine = engine_of(gqa)
-    numbers = [engine.submit(Request(prompt, 12, (stop, 95))) for prompt in prompts]
-    pieces = list(engine.run())
-    assert [token for piece in pieces if piece.number == numbers[0] for token in piece.tokens] == free[0][: first + 1]
-    ends = {piece.number: piece.end for piece in pieces if piece.end}
-    assert ends[numbers[0]] == "stop"
+    request_ids = [engine.submit(GenerationRequest(prompt, 12, (stop, 95))) for prompt in prompts]
+    outputs = list(engine.run())
+    assert [token for output in outputs if output.request_id == request_ids[0] for token in output.tokens] == free[0][
+        : first + 1
+    ]
+    ends = {output.request_id: output.finish_reason for output in outputs if output.finish_reason}
+    assert ends[request_ids[0]] == "stop"
     if stop not in free[1] and 95 not in free[1]:
-        assert ends[numbers[1]] == "length"
+        assert ends[request_ids[1]] == "length"
 
 
-@pytest.mark.parametrize(("prompt", "most"), [(0, 5), (5, 0), (60, 5)])
-def test_what_does_not_fit_is_refused(gqa: Loaded, prompt: int, most: int) -> None:
-    with pytest.raises(ValueError, match="a row takes 1 to 64 tokens in all"):
-        engine_of(gqa).submit(Request(np.zeros(prompt, np.int32), most))
+@pytest.mark.parametrize(("num_prompt", "max_new_tokens"), [(0, 5), (5, 0), (60, 5)])
+def test_what_does_not_fit_is_refused(gqa: Loaded, num_prompt: int, max_new_tokens: int) -> None:
+    with pytest.raises(ValueError, match="1 to 64 tokens"):
+        engine_of(gqa).submit(GenerationRequest(np.zeros(num_prompt, np.int32), max_new_tokens))
 
 
 @pytest.mark.parametrize(
     "request_",
     [
-        Request(np.array([5, 10**6], np.int32), 3),
-        Request(np.array([-1], np.int32), 3),
-        Request(np.array([5]), 3, (10**6,)),
+        GenerationRequest(np.array([5, 10**6], np.int32), 3),
+        GenerationRequest(np.array([-1], np.int32), 3),
+        GenerationRequest(np.array([5]), 3, (10**6,)),
     ],
 )
-def test_ids_outside_the_vocabulary_are_refused(gqa: Loaded, request_: Request) -> None:
+def test_ids_outside_the_vocabulary_are_refused(gqa: Loaded, request_: GenerationRequest) -> None:
     with pytest.raises(ValueError, match="expected token ids from 0 to"):
         engine_of(gqa).submit(request_)
 
@@ -166,7 +174,10 @@ def test_seeds_of_64_bits_are_told_apart(gqa: Loaded) -> None:
     for seed in (0, 7, 2**31, 2**32 - 1):
         expected = jax.random.fold_in(jax.random.key(seed), 5)
         np.testing.assert_array_equal(engines.key_data((seed, 5)), jax.random.key_data(expected))
-    requests = [Request(random_segments([4])[0], 16, temperature=1.0, seed=seed) for seed in ((7,), (7 + 2**32,))]
+    requests = [
+        GenerationRequest(random_segments([4])[0], 16, sampling=SamplingParams(temperature=1.0, seed=seed))
+        for seed in ((7,), (7 + 2**32,))
+    ]
     first, second = answers(engine_of(gqa), requests)
     assert first != second
 
@@ -180,23 +191,26 @@ def poisoned(loaded: Loaded, token: int, value: float) -> Loaded:
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_row_that_is_not_finite_ends_alone(gqa: Loaded, value: float) -> None:
     """Prompts with one bad token end with an error; others, beside them and after them in the same row, are untouched."""
-    loaded, bad = poisoned(gqa, 9, value), Request(np.array([5, 9, 6], np.int32), 12)
+    loaded, bad = poisoned(gqa, 9, value), GenerationRequest(np.array([5, 9, 6], np.int32), 12)
     prompts = [each[each != 9] for each in random_segments([6, 20, 5])]
-    good = [Request(prompt, 12, (9,)) for prompt in prompts]
+    good = [GenerationRequest(prompt, 12, (9,)) for prompt in prompts]
     alone = answers(engine_of(gqa), good)
     for rows in (1, 4):
-        engine = engine_of(loaded, rows=rows)
-        numbers = [
-            engine.submit(each) for each in (bad, good[0], bad, good[1], Request(np.array([9], np.int32), 3), good[2])
+        engine = engine_of(loaded, batch_size=rows)
+        request_ids = [
+            engine.submit(each)
+            for each in (bad, good[0], bad, good[1], GenerationRequest(np.array([9], np.int32), 3), good[2])
         ]
-        pieces: dict[int, list[engines.Piece]] = {number: [] for number in numbers}
+        outputs: dict[int, list[RequestOutput]] = {request_id: [] for request_id in request_ids}
         while engine.busy:
-            for piece in engine.step():
-                pieces[piece.number].append(piece)
-        for number in numbers[::2]:
-            assert pieces[number][-1].end == "error"
-            assert "NaN or infinite" in pieces[number][-1].error
-        assert [[t for piece in pieces[number] for t in piece.tokens] for number in numbers[1::2]] == alone
+            for output in engine.step():
+                outputs[output.request_id].append(output)
+        for request_id in request_ids[::2]:
+            assert outputs[request_id][-1].finish_reason == "error"
+            assert "NaN or infinite" in outputs[request_id][-1].error
+        assert [
+            [t for output in outputs[request_id] for t in output.tokens] for request_id in request_ids[1::2]
+        ] == alone
         engine.submit(bad)
         with pytest.raises(InputError, match="NaN or infinite"):
             list(engine.run())
@@ -214,17 +228,17 @@ def test_a_request_that_fails_ends_alone(gqa: Loaded, monkeypatch: pytest.Monkey
 
     real = engines.key_data
     monkeypatch.setattr(engines, "key_data", key_data)
-    engine = engine_of(gqa, rows=2)
-    engine.submit(Request(random_segments([4])[0], 5, temperature=1.0, seed=(13,)))
-    numbers = [engine.submit(each) for each in requests]
+    engine = engine_of(gqa, batch_size=2)
+    engine.submit(GenerationRequest(random_segments([4])[0], 5, sampling=SamplingParams(temperature=1.0, seed=(13,))))
+    request_ids = [engine.submit(each) for each in requests]
     made: dict[int, list[int]] = {}
     errors = []
     while engine.busy:
-        for piece in engine.step():
-            made.setdefault(piece.number, []).extend(piece.tokens)
-            errors += [piece.error] if piece.error else []
+        for output in engine.step():
+            made.setdefault(output.request_id, []).extend(output.tokens)
+            errors += [output.error] if output.error else []
     assert errors == ["OverflowError: no key"]
-    assert [made[number] for number in numbers] == alone
+    assert [made[request_id] for request_id in request_ids] == alone
 
 
 @pytest.mark.slow
@@ -246,5 +260,7 @@ def test_greedy_of_smollm2_is_torch_s(golden: Path, tmp_path: Path) -> None:
     theirs = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
     loaded = load(tmp_path / "model")
     for rows, order in ((1, [0, 1, 2, 3, 4]), (2, [4, 0, 3, 1, 2]), (5, [2, 4, 1, 0, 3])):
-        engine = engine_of(loaded, rows=rows, context=384)
-        assert answers(engine, [Request(prompts[place], 48) for place in order]) == [theirs[place] for place in order]
+        engine = engine_of(loaded, batch_size=rows, context=384)
+        assert answers(engine, [GenerationRequest(prompts[place], 48) for place in order]) == [
+            theirs[place] for place in order
+        ]

@@ -20,7 +20,7 @@ from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.cli import main
 from zephyr_jax.config.sections import ModelOptions
 from zephyr_jax.demo.corpus import conversations, preferences
-from zephyr_jax.generate.engine import Engine, Piece
+from zephyr_jax.generate.engine import Engine, RequestOutput
 
 CARDS = Path(__file__).parents[2] / "configs" / "tiny"
 CHECK = Path(__file__).parents[1] / "golden" / "check_export.py"
@@ -129,11 +129,11 @@ def test_a_killed_generation_goes_on_where_it_was(
     main([*words, "--output", str(tmp_path / "whole.jsonl")])
     run = Engine.run
 
-    def dying(self: Engine) -> Iterator[Piece]:
+    def dying(self: Engine) -> Iterator[RequestOutput]:
         ended = 0
-        for piece in run(self):
-            yield piece
-            ended += bool(piece.end)
+        for output in run(self):
+            yield output
+            ended += bool(output.finish_reason)
             if ended == 5:
                 raise KeyboardInterrupt
 

@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec
 from tests.models import Loaded, load, packed_rows, random_segments, resized
 from zephyr_jax.batch import TokenBatch
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
-from zephyr_jax.generate.engine import Engine, Request
+from zephyr_jax.config.sampling import SamplingParams
+from zephyr_jax.generate.engine import Engine, GenerationRequest
 from zephyr_jax.objective.logprob import sequence_logprob, sequence_logprob_and_greedy
 
 MESHES = {
@@ -68,13 +69,17 @@ def test_loss_and_gradients_are_those_of_one_device(
 def test_greedy_tokens_and_draws_are_those_of_one_device(odd: dict[str, Path]) -> None:
     """`generate`'s engine and lm-eval's greedy check; padded logits of 0 would win where all others are below."""
     batch, one, other = odd_batch(12), load(odd["gqa"]), load(odd["gqa"], **MESHES["data 2 fsdp 2 tensor 2"])
-    requests = [Request(row[:5], 8, temperature=heat, seed=(1,)) for row in random_segments([5, 5]) for heat in (0, 1)]
+    requests = [
+        GenerationRequest(row[:5], 8, sampling=SamplingParams(heat, seed=(1,)))
+        for row in random_segments([5, 5])
+        for heat in (0, 1)
+    ]
 
     def found(loaded: Loaded) -> tuple[list[tuple[int, ...]], np.ndarray]:
-        engine = Engine(loaded.model, loaded.parameters, loaded.rules, rows=4, context=16)
+        engine = Engine(loaded.model, loaded.parameters, loaded.rules, batch_size=4, context=16)
         for request in requests:
             engine.submit(request)
-        made = sorted((piece.number, piece.tokens) for piece in engine.run())
+        made = sorted((output.request_id, output.tokens) for output in engine.run())
         greedy = sequence_logprob_and_greedy(loaded.model.definition, loaded.parameters, batch, segments=1, chunk=8)[1]
         return [tokens for _, tokens in made], np.asarray(greedy)
 

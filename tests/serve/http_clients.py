@@ -9,13 +9,13 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from zephyr_jax.config.models import ServeConfig
 from zephyr_jax.config.sections import ModelOptions
-from zephyr_jax.serve.app import Served, make_app
+from zephyr_jax.serve.app import ServedModel, make_app
 from zephyr_jax.serve.serve import open_server
 
 CHAT = "/v1/chat/completions"
 
 
-def serve_tiny(model: Path, **settings: Any) -> Served:
+def serve_tiny(model: Path, **settings: Any) -> ServedModel:
     """The model in float32 under the name `tiny`."""
     options = ModelOptions(path=str(model), compute_dtype="float32")
     config = {
@@ -28,7 +28,7 @@ def serve_tiny(model: Path, **settings: Any) -> Served:
     return open_server(ServeConfig(model=options, **config))
 
 
-def talk(served: Served, doing: Callable[[TestClient], Awaitable[Any]]) -> Any:
+def talk(served: ServedModel, doing: Callable[[TestClient], Awaitable[Any]]) -> Any:
     """Run a client against the server."""
 
     async def run() -> Any:

@@ -8,9 +8,9 @@ import pytest
 from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.config.models import ChatConfig
 from zephyr_jax.config.sections import ModelOptions
-from zephyr_jax.generate.engine import Request
-from zephyr_jax.generate.load import Found, find_speaker
-from zephyr_jax.serve.chat import Conversation, chat
+from zephyr_jax.generate.engine import GenerationRequest
+from zephyr_jax.generate.load import TextModel, open_text_model
+from zephyr_jax.serve.chat import ChatSession, chat
 
 
 @pytest.fixture(scope="module")
@@ -20,58 +20,58 @@ def config(tiny_model: Path) -> ChatConfig:
 
 
 @pytest.fixture(scope="module")
-def found(config: ChatConfig) -> Found:
-    return find_speaker("chat", config.model, config.mesh, 1)
+def model(config: ChatConfig) -> TextModel:
+    return open_text_model("chat", config.model, config.mesh, 1)
 
 
 @pytest.fixture(scope="module")
-def conversation(config: ChatConfig, found: Found) -> Conversation:
-    return Conversation(config, found)
+def session(config: ChatConfig, model: TextModel) -> ChatSession:
+    return ChatSession(config, model)
 
 
-def alone(conversation: Conversation, found: Found, messages: list[dict[str, str]]) -> str:
+def alone(session: ChatSession, model: TextModel, messages: list[dict[str, str]]) -> str:
     """The answer of a fresh prompt with exactly these messages."""
-    prompt = found.chat_tokenizer("zephyr").prompt(messages)
-    engine = conversation._engine
-    engine.submit(Request(prompt, 8, found.stops))
-    return found.text([token for piece in engine.run() for token in piece.tokens])
+    prompt = model.chat_tokenizer("zephyr").prompt(messages)
+    engine = session._engine
+    engine.submit(GenerationRequest(prompt, 8, model.stop_ids))
+    return model.text([token for output in engine.run() for token in output.tokens])
 
 
-def say(conversation: Conversation, text: str) -> str:
-    return "".join(conversation.answer(text))
+def answer_of(session: ChatSession, text: str) -> str:
+    return "".join(session.answer(text))
 
 
-def test_what_was_said_is_remembered_until_it_is_reset(conversation: Conversation, found: Found) -> None:
-    """Every answer is that of the whole conversation so far; /reset and /system begin anew."""
-    conversation.reset()
-    first = say(conversation, "Hello")
-    said = [{"role": "user", "content": "Hello"}]
-    assert first == alone(conversation, found, said)
-    said += [{"role": "assistant", "content": first}, {"role": "user", "content": "And then?"}]
-    assert say(conversation, "And then?") == alone(conversation, found, said)
-    conversation.set_system("Be brief.")
+def test_what_was_said_is_remembered_until_it_is_reset(session: ChatSession, model: TextModel) -> None:
+    """Every answer is that of the whole conversation so far; /reset and /system start over."""
+    session.reset()
+    first = answer_of(session, "Hello")
+    messages = [{"role": "user", "content": "Hello"}]
+    assert first == alone(session, model, messages)
+    messages += [{"role": "assistant", "content": first}, {"role": "user", "content": "And then?"}]
+    assert answer_of(session, "And then?") == alone(session, model, messages)
+    session.set_system("Be brief.")
     system = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
-    assert say(conversation, "Hello") == alone(conversation, found, system)
-    conversation.set_system("")
-    assert say(conversation, "Hello") == first
+    assert answer_of(session, "Hello") == alone(session, model, system)
+    session.set_system("")
+    assert answer_of(session, "Hello") == first
 
 
-def test_an_answer_that_is_cut_before_its_first_word_stops_nothing(conversation: Conversation) -> None:
-    """An empty answer is part of the conversation, and the next message is answered."""
-    conversation.reset()
-    answer = conversation.answer("Hello")
+def test_an_answer_that_is_cut_before_its_first_word_stops_nothing(session: ChatSession) -> None:
+    """An empty answer is part of the session, and the next message is answered."""
+    session.reset()
+    answer = session.answer("Hello")
     next(answer)
     answer.close()
-    conversation._said[-1] = {"role": "assistant", "content": ""}
-    assert say(conversation, "Are you there?")
-    assert not conversation._engine.busy
+    session._messages[-1] = {"role": "assistant", "content": ""}
+    assert answer_of(session, "Are you there?")
+    assert not session._engine.busy
 
 
-def test_a_conversation_that_is_too_long_says_so(conversation: Conversation) -> None:
-    conversation.reset()
-    with pytest.raises(SkippedRow, match="/reset it"):
-        say(conversation, "word " * 5000)
-    assert say(conversation, "Hello")
+def test_a_conversation_beyond_the_context_is_refused(session: ChatSession) -> None:
+    session.reset()
+    with pytest.raises(SkippedRow, match="/reset"):
+        answer_of(session, "word " * 5000)
+    assert answer_of(session, "Hello")
 
 
 def test_the_terminal(config: ChatConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,4 +83,4 @@ def test_the_terminal(config: ChatConfig, monkeypatch: pytest.MonkeyPatch, capsy
     out, err = capsys.readouterr()
     answers = out.splitlines()
     assert answers[0] == answers[1]
-    assert err.count("/reset forgets the conversation") == 2
+    assert err.count("/reset clears the conversation") == 2

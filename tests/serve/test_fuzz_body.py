@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.serve.http_clients import CHAT, body, post, serve_tiny
-from zephyr_jax.serve.app import Served, make_app
+from zephyr_jax.serve.app import ServedModel, make_app
 
 NUMBERS = st.sampled_from(
     [
@@ -102,13 +102,13 @@ EXAMPLES = 2000
 
 
 @pytest.fixture(scope="module")
-def served(tiny_model: Path) -> Iterator[Served]:
+def served(tiny_model: Path) -> Iterator[ServedModel]:
     found = serve_tiny(tiny_model)
     yield found
-    found.desk.close()
+    found.worker.close()
 
 
-def test_any_body_is_answered(served: Served) -> None:
+def test_any_body_is_answered(served: ServedModel) -> None:
     """Never with a status of 500 or more; streams end; then no slot is held, no row is taken, and answers are what they were."""
     seen: Counter[int] = Counter()
     loop = asyncio.new_event_loop()
@@ -131,12 +131,12 @@ def test_any_body_is_answered(served: Served) -> None:
     assert loop.run_until_complete(post(client, body()))[1]["choices"] == before[1]["choices"]
     health = loop.run_until_complete(client.get("/health"))
     assert (health.status, loop.run_until_complete(health.json())["open_requests"]) == (200, 0)
-    assert not served.desk._engine.busy
+    assert not served.worker._engine.busy
     loop.run_until_complete(client.close())
     loop.close()
 
 
-async def opened(served: Served) -> TestClient:
+async def opened(served: ServedModel) -> TestClient:
     """A client of a server that runs in the loop."""
     client = TestClient(TestServer(make_app(served), handler_cancellation=True))
     await client.start_server()

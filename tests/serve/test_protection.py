@@ -18,23 +18,23 @@ from openai.resources.chat.completions import AsyncCompletions
 
 from tests.serve.http_clients import CHAT, body, post, serve_tiny, talk
 from zephyr_jax.serve import app as apps
-from zephyr_jax.serve.app import Served
+from zephyr_jax.serve.app import ServedModel
 from zephyr_jax.serve.origin import is_loopback
 
 
 @pytest.fixture(scope="module")
-def served(tiny_model: Path) -> Iterator[Served]:
+def served(tiny_model: Path) -> Iterator[ServedModel]:
     found = serve_tiny(tiny_model)
     yield found
-    found.desk.close()
+    found.worker.close()
 
 
 @pytest.fixture(scope="module")
-def own(tiny_model: Path) -> Iterator[Served]:
+def own(tiny_model: Path) -> Iterator[ServedModel]:
     """A server whose engine a test may break."""
     found = serve_tiny(tiny_model)
     yield found
-    found.desk.close()
+    found.worker.close()
 
 
 async def open_requests(client: TestClient) -> int:
@@ -57,7 +57,7 @@ NUMBERS = {
 }  # fmt: skip
 
 
-def test_no_number_stops_the_engine(served: Served) -> None:
+def test_no_number_stops_the_engine(served: ServedModel) -> None:
     """Each is answered or refused, and the next client gets what it got before."""
 
     async def doing(client: TestClient) -> None:
@@ -74,7 +74,7 @@ def test_no_number_stops_the_engine(served: Served) -> None:
     talk(served, doing)
 
 
-def test_large_seeds_differ(served: Served) -> None:
+def test_large_seeds_differ(served: ServedModel) -> None:
     """Seeds that share their lower 32 bits give different answers."""
 
     async def doing(client: TestClient) -> None:
@@ -88,7 +88,7 @@ def test_large_seeds_differ(served: Served) -> None:
     talk(served, doing)
 
 
-def test_several_answers_are_admitted_together(served: Served) -> None:
+def test_several_answers_are_admitted_together(served: ServedModel) -> None:
     """Of many clients with n = 3 and room for 8, each gets three answers or 429 at once, and no slot is lost."""
 
     async def doing(client: TestClient) -> None:
@@ -105,25 +105,25 @@ def test_several_answers_are_admitted_together(served: Served) -> None:
         assert await open_requests(client) == 0
 
     talk(served, doing)
-    assert not served.desk._engine.busy
+    assert not served.worker._engine.busy
 
 
-def test_more_answers_than_slots_are_refused_for_good(own: Served) -> None:
+def test_more_answers_than_slots_are_refused_for_good(own: ServedModel) -> None:
     """Not with 429, which clients would try for ever."""
 
     async def doing(client: TestClient) -> None:
-        own.desk._most, before = 2, own.desk._most
+        own.worker._max_open, before = 2, own.worker._max_open
         status, told = await post(client, body(n=3, temperature=1))
-        own.desk._most = before
+        own.worker._max_open = before
         assert status == 422
         assert "n of at most 2" in told["error"]["message"]
 
     talk(own, doing)
 
 
-def test_one_failing_answer_cancels_its_siblings(own: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_failing_answer_cancels_its_siblings(own: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of n = 3 one fails: 500, no slot and no row stays taken, and the server goes on; a stream ends with an error event."""
-    engine = own.desk._engine
+    engine = own.worker._engine
     submit, calls = engine.submit, []
 
     def sometimes(request: Any) -> int:
@@ -144,12 +144,12 @@ def test_one_failing_answer_cancels_its_siblings(own: Served, monkeypatch: pytes
         assert (await post(client, body()))[0] == 200
 
     talk(own, doing)
-    assert not any(engine._rows)
+    assert not any(engine._active)
 
 
-def test_weights_that_are_not_finite_end_one_answer(own: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_are_not_finite_end_one_answer(own: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """500 with the reason, whole and streamed; the server lives."""
-    engine = own.desk._engine
+    engine = own.worker._engine
     broken = engine._weights._replace(norm=jnp.full_like(engine._weights.norm, jnp.nan))
 
     async def doing(client: TestClient) -> None:
@@ -166,7 +166,7 @@ def test_weights_that_are_not_finite_end_one_answer(own: Served, monkeypatch: py
     talk(own, doing)
 
 
-def test_a_stream_that_breaks_ends_with_an_error_event(own: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_that_breaks_ends_with_an_error_event(own: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not with a second response in the first one's body, and without [DONE]."""
     feed = apps.TextStream.feed
 
@@ -188,10 +188,10 @@ def test_a_stream_that_breaks_ends_with_an_error_event(own: Served, monkeypatch:
     talk(own, doing)
 
 
-def test_a_dead_engine_is_reported(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dead_engine_is_reported(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
     """One log line, /health 503, an error event in open streams, 500 for those who come later."""
     dying = serve_tiny(tiny_model)
-    step, calls = dying.desk._engine.step, []
+    step, calls = dying.worker._engine.step, []
 
     def dies() -> Any:
         calls.append(1)
@@ -199,7 +199,7 @@ def test_a_dead_engine_is_reported(tiny_model: Path, capsys: pytest.CaptureFixtu
             raise MemoryError("no room\n\x1b[31m")
         return step()
 
-    dying.desk._engine.step = dies
+    dying.worker._engine.step = dies
 
     async def doing(client: TestClient) -> None:
         found = await events(client, body(max_tokens=100))
@@ -211,8 +211,8 @@ def test_a_dead_engine_is_reported(tiny_model: Path, capsys: pytest.CaptureFixtu
         assert await open_requests(client) == 0
 
     talk(dying, doing)
-    dying.desk.close()
-    lines = [line for line in capsys.readouterr().err.splitlines() if "the engine has stopped" in line]
+    dying.worker.close()
+    lines = [record.getMessage() for record in caplog.records if "the engine has stopped" in record.getMessage()]
     assert len(lines) == 1
     assert "\x1b" not in lines[0]
 
@@ -228,7 +228,7 @@ EMPTY = [
 ]  # fmt: skip
 
 
-def test_parameters_that_ask_for_nothing_are_accepted(served: Served) -> None:
+def test_parameters_that_ask_for_nothing_are_accepted(served: ServedModel) -> None:
     """Every parameter of the official client as null, and what it sends back of an earlier answer."""
     assert len(EMPTY) > 45
 
@@ -282,7 +282,7 @@ HEADERS: list[tuple[dict[str, str], int]] = [
 ]  # fmt: skip
 
 
-def test_foreign_hosts_and_origins_are_refused_without_a_key(served: Served) -> None:
+def test_foreign_hosts_and_origins_are_refused_without_a_key(served: ServedModel) -> None:
     """On loopback; a server with a key, or one that others may reach, answers them."""
 
     async def statuses(client: TestClient) -> list[int]:
@@ -293,7 +293,7 @@ def test_foreign_hosts_and_origins_are_refused_without_a_key(served: Served) -> 
         return found
 
     assert talk(served, statuses) == [status for _, status in HEADERS]
-    locked, public = (Served(**{**served.__dict__, **more}) for more in ({"key": "k"}, {"loopback": False}))
+    locked, public = (ServedModel(**{**served.__dict__, **more}) for more in ({"api_key": "k"}, {"loopback": False}))
     assert set(talk(locked, statuses)) == set(talk(public, statuses)) == {200}
 
 
@@ -308,7 +308,7 @@ async def raw(client: TestClient, request: bytes) -> int:
     return int(line.split()[1])
 
 
-def test_odd_headers_and_encodings_are_client_errors(served: Served) -> None:
+def test_odd_headers_and_encodings_are_client_errors(served: ServedModel) -> None:
     """400, 401, 403 or 415, never 500."""
     content = json.dumps(body()).encode()
     bomb = zlib.compressobj(9, zlib.DEFLATED, 31)
@@ -348,10 +348,10 @@ def test_odd_headers_and_encodings_are_client_errors(served: Served) -> None:
         assert [found[name] for name in ("key of bytes", "key of umlauts", "no key")] == [401] * 3
         assert await raw(client, head + key + length(content)) == 200
 
-    talk(Served(**{**served.__dict__, "key": "k"}), doing)
+    talk(ServedModel(**{**served.__dict__, "api_key": "k"}), doing)
 
 
-def test_long_conversations_do_not_stop_other_clients(served: Served) -> None:
+def test_long_conversations_do_not_stop_other_clients(served: ServedModel) -> None:
     """Too many messages or characters are refused before they are rendered; what fits is rendered in a thread."""
     many = [{"role": ("user", "assistant")[place % 2], "content": "a"} for place in range(4001)]
     texts: list[Any] = [
@@ -375,7 +375,7 @@ def test_long_conversations_do_not_stop_other_clients(served: Served) -> None:
     talk(served, doing)
 
 
-def test_a_stop_string_has_a_longest(served: Served) -> None:
+def test_a_stop_string_has_a_longest(served: ServedModel) -> None:
     """Comparing the answer with it takes time."""
 
     async def doing(client: TestClient) -> None:
@@ -385,9 +385,9 @@ def test_a_stop_string_has_a_longest(served: Served) -> None:
     talk(served, doing)
 
 
-def test_clients_that_do_not_read_or_write_are_dropped(own: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clients_that_do_not_read_or_write_are_dropped(own: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A body that does not come gets 408, and takes no slot."""
-    monkeypatch.setattr(apps, "_PATIENCE", 0.3)
+    monkeypatch.setattr(apps, "_TIMEOUT", 0.3)
 
     async def doing(client: TestClient) -> None:
         head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
@@ -397,7 +397,7 @@ def test_clients_that_do_not_read_or_write_are_dropped(own: Served, monkeypatch:
     talk(own, doing)
 
 
-def test_bodies_that_failed_once_are_answered(served: Served, shared: Path) -> None:
+def test_bodies_that_failed_once_are_answered(served: ServedModel, shared: Path) -> None:
     """The reproductions that lie beside the project."""
     bodies = sorted((shared / "cases" / "serving").glob("s[0-9]*_*.json"))
     assert bodies

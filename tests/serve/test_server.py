@@ -19,14 +19,14 @@ from zephyr_jax.config.models import ServeConfig
 from zephyr_jax.config.sections import ModelOptions
 from zephyr_jax.config.validation import validate
 from zephyr_jax.errors import InputError
-from zephyr_jax.serve.app import Served, make_app
+from zephyr_jax.serve.app import ServedModel, make_app
 from zephyr_jax.serve.serve import open_server
 
 CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture(scope="module")
-def served(tiny_model: Path) -> Iterator[Served]:
+def served(tiny_model: Path) -> Iterator[ServedModel]:
     options = ModelOptions(path=str(tiny_model), compute_dtype="float32")
     found = open_server(
         ServeConfig(
@@ -39,10 +39,10 @@ def served(tiny_model: Path) -> Iterator[Served]:
         )
     )
     yield found
-    found.desk.close()
+    found.worker.close()
 
 
-def talk(served: Served, doing: Callable[[TestClient], Awaitable[Any]]) -> Any:
+def talk(served: ServedModel, doing: Callable[[TestClient], Awaitable[Any]]) -> Any:
     """Run a client against the server."""
 
     async def run() -> Any:
@@ -91,7 +91,7 @@ def text_of(chunks: list[dict[str, Any]], index: int = 0) -> str:
     return "".join(choice["delta"].get("content", "") for choice in choices if choice["index"] == index)
 
 
-def test_an_answer_whole_and_in_pieces_is_the_same(served: Served) -> None:
+def test_an_answer_whole_and_in_pieces_is_the_same(served: ServedModel) -> None:
     async def doing(client: TestClient) -> tuple[Any, Any]:
         return await ask(client), await stream(client, stream_options={"include_usage": True})
 
@@ -105,7 +105,7 @@ def test_an_answer_whole_and_in_pieces_is_the_same(served: Served) -> None:
     assert len({chunk["id"] for chunk in pieces}) == 1
 
 
-def test_seeds_several_answers_and_stop_strings(served: Served) -> None:
+def test_seeds_several_answers_and_stop_strings(served: ServedModel) -> None:
     """The same seed, the same answers; `n` of them differ; a stop string ends one, and is not in it."""
 
     async def doing(client: TestClient) -> None:
@@ -125,7 +125,7 @@ def test_seeds_several_answers_and_stop_strings(served: Served) -> None:
     talk(served, doing)
 
 
-def test_64_clients_some_of_whom_leave(served: Served) -> None:
+def test_64_clients_some_of_whom_leave(served: ServedModel) -> None:
     """Law: whoever stays gets the answer that he gets alone, and in the end no request is open and no row is taken."""
     draw = random.Random(0)
 
@@ -151,8 +151,8 @@ def test_64_clients_some_of_whom_leave(served: Served) -> None:
             assert (await ask(client, text=text))["choices"][0]["message"]["content"] == answer
 
     talk(served, doing)
-    engine = served.desk._engine
-    assert not any(engine._rows)
+    engine = served.worker._engine
+    assert not any(engine._active)
     assert not engine.busy
 
 
@@ -162,7 +162,7 @@ def malformed() -> dict[str, tuple[Any, int, str]]:
         "nothing": (b"", 400, "JSON"), "no JSON": (b"{", 400, "JSON"), "a list": (b"[]", 400, "object"),
         "text": (b'"x"', 400, "object"), "null": (b"null", 400, "object"), "half UTF-8": (b'{"model": "\xff"}', 400, "JSON"),
         "empty": ({}, 422, "model"), "no messages": ({"model": "tiny"}, 422, "messages"),
-        "another model": (body() | {"model": "gpt-4"}, 404, "no model `gpt-4`"),
+        "another model": (body() | {"model": "gpt-4"}, 404, "`gpt-4`"),
     }  # fmt: skip
     values: dict[str, list[Any]] = {
         "messages": [[], "hi", None, [1], [{}], [{"role": "user"}], [{"content": "x"}], [{"role": "robot", "content": "x"}],
@@ -184,7 +184,7 @@ def malformed() -> dict[str, tuple[Any, int, str]]:
     return wrong
 
 
-def test_malformed_requests_are_answered_and_the_server_lives(served: Served) -> None:
+def test_malformed_requests_are_answered_and_the_server_lives(served: ServedModel) -> None:
     """More than fifty kinds: each gets a status of its own, OpenAI's form of an error, and the name of what is wrong."""
     wrong = malformed()
     assert len(wrong) > 50
@@ -207,8 +207,8 @@ def test_malformed_requests_are_answered_and_the_server_lives(served: Served) ->
     talk(served, doing)
 
 
-def test_a_key_is_asked_for(served: Served) -> None:
-    locked = Served(**{**served.__dict__, "key": "sesame"})
+def test_a_key_is_asked_for(served: ServedModel) -> None:
+    locked = ServedModel(**{**served.__dict__, "api_key": "sesame"})
 
     async def doing(client: TestClient) -> list[int]:
         found = []
@@ -237,7 +237,7 @@ def test_too_many_are_refused_and_nobody_is_lost(tiny_model: Path) -> None:
         return await asyncio.gather(*(status() for _ in range(9)))
 
     found = talk(small, doing)
-    small.desk.close()
+    small.worker.close()
     assert set(found) == {200, 429}
     assert found.count(200) >= 3
 
@@ -246,7 +246,7 @@ def test_an_engine_that_breaks_tells_everyone(tiny_model: Path) -> None:
     """Those who wait and those who come later: 500, and nobody hangs."""
     options = ModelOptions(path=str(tiny_model), compute_dtype="float32")
     broken = open_server(ServeConfig(model=options, name="tiny", context_length=128, chat_template="zephyr"))
-    broken.desk._engine.step = lambda: (_ for _ in ()).throw(RuntimeError("out of memory"))
+    broken.worker._engine.step = lambda: (_ for _ in ()).throw(RuntimeError("out of memory"))
 
     async def doing(client: TestClient) -> None:
         for _ in range(2):
@@ -259,7 +259,7 @@ def test_an_engine_that_breaks_tells_everyone(tiny_model: Path) -> None:
     talk(broken, doing)
 
 
-def test_models_are_listed(served: Served) -> None:
+def test_models_are_listed(served: ServedModel) -> None:
     async def doing(client: TestClient) -> None:
         listed = await (await client.get("/v1/models")).json()
         assert [each["id"] for each in listed["data"]] == ["tiny"]
@@ -284,7 +284,7 @@ def test_settings_that_cannot_be_are_refused(tiny_model: Path, options: dict[str
         open_server(config)
 
 
-def test_the_official_client_is_content(served: Served) -> None:
+def test_the_official_client_is_content(served: ServedModel) -> None:
     """`openai`, where it is installed: whole and streamed."""
     openai = pytest.importorskip("openai")
 
@@ -308,7 +308,7 @@ def test_the_official_client_is_content(served: Served) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_lm_eval_asks_as_local_chat_completions(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lm_eval_asks_as_local_chat_completions(served: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A task of texts by lm-eval's own client, in many requests at a time; greedy, so each is what the server says alone."""
     lm_eval = pytest.importorskip("lm_eval")
     from lm_eval.tasks import TaskManager

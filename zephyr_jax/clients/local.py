@@ -7,9 +7,10 @@ from typing import Any
 from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.clients.base import ChatRequest, ChatResponse, Progress, no_progress
+from zephyr_jax.config.sampling import SamplingParams
 from zephyr_jax.errors import truncate_repr
-from zephyr_jax.generate.engine import Engine, Request
-from zephyr_jax.generate.load import Found, answers, fitted, say_cut
+from zephyr_jax.generate.engine import Engine, GenerationRequest
+from zephyr_jax.generate.load import TextModel, fit_to_context, generate_tokens, log_truncated
 from zephyr_jax.storage.files import Path
 from zephyr_jax.storage.journal import Journal
 
@@ -28,7 +29,7 @@ class LocalClient:
 
     def __init__(
         self,
-        found: Found,
+        found: TextModel,
         tokenizer: ChatTokenizer,
         context: int,
         journal: Path,
@@ -36,7 +37,7 @@ class LocalClient:
         keep: bool,
         truncate: bool = False,
     ):
-        self._found, self._tokenizer, self._context = found.speaking(tokenizer), tokenizer, context
+        self._found, self._tokenizer, self._context = found.with_chat_stops(tokenizer), tokenizer, context
         self._keep, self._truncate = keep, truncate
         header = {**found.identity, "tokenizer": tokenizer.fingerprint, "context": context}
         self._journal = Journal(journal, header, _entry_problem)
@@ -53,7 +54,7 @@ class LocalClient:
         progress(count)
         try:
             for key, tokens in self._generate(prompts):
-                ended = bool(tokens) and tokens[-1] in self._found.stops
+                ended = bool(tokens) and tokens[-1] in self._found.stop_ids
                 entry = {"request": key, "text": self._found.text(tokens), "cut": not ended}
                 self._journal.add(entry)
                 self._entries[key] = entry
@@ -71,21 +72,23 @@ class LocalClient:
         keyed = {_key(request): request for request in requests}
         return [request for key, request in keyed.items() if key not in self._entries]
 
-    def _generate(self, prompts: dict[str, Request]) -> Iterator[tuple[str, list[int]]]:
+    def _generate(self, prompts: dict[str, GenerationRequest]) -> Iterator[tuple[str, list[int]]]:
         """Key and tokens of each response, as they end."""
         if not prompts:
             return
         if self._engine is None:
             self._engine = self._found.engine(self._context)
         keys = dict(enumerate(prompts))
-        for number, tokens in answers(self._engine, {number: prompts[key] for number, key in keys.items()}):
+        for number, tokens in generate_tokens(self._engine, {number: prompts[key] for number, key in keys.items()}):
             yield keys[number], tokens
         if not self._keep:
             self._engine = None
 
-    def _prompts(self, requests: dict[str, ChatRequest]) -> tuple[dict[str, Request], dict[str, ChatResponse]]:
+    def _prompts(
+        self, requests: dict[str, ChatRequest]
+    ) -> tuple[dict[str, GenerationRequest], dict[str, ChatResponse]]:
         """Requests for the engine by key, and refusals for those that it cannot answer."""
-        prompts: dict[str, Request] = {}
+        prompts: dict[str, GenerationRequest] = {}
         refusals: dict[str, ChatResponse] = {}
         truncated = 0
         for key, request in requests.items():
@@ -95,7 +98,9 @@ class LocalClient:
                 refusals[key] = ChatResponse("", refusal=str(error))
                 continue
             fit, limit = (
-                fitted(tokens, request.max_tokens, self._context) if self._truncate else (tokens, request.max_tokens)
+                fit_to_context(tokens, request.max_tokens, self._context)
+                if self._truncate
+                else (tokens, request.max_tokens)
             )
             room = self._context - len(fit)
             if room < 1:
@@ -104,15 +109,10 @@ class LocalClient:
                 continue
             truncated += len(fit) < len(tokens)
             seed = int(key[:7], 16) if request.seed is None else request.seed
-            prompts[key] = Request(
-                fit,
-                min(limit, room),
-                self._found.stops,
-                request.temperature,
-                request.top_p,
-                seed=seed if isinstance(seed, tuple) else (seed,),
-            )
-        say_cut(truncated)
+            seeds = seed if isinstance(seed, tuple) else (seed,)
+            sampling = SamplingParams(request.temperature, request.top_p, seed=seeds)
+            prompts[key] = GenerationRequest(fit, min(limit, room), self._found.stop_ids, sampling)
+        log_truncated(truncated)
         return prompts, refusals
 
 

@@ -18,7 +18,7 @@ from zephyr_jax.demo.lengths import SequenceLengths
 from zephyr_jax.demo.rater import RULE
 from zephyr_jax.demo.words import CLOSINGS
 from zephyr_jax.evaluate.held_out import evaluate
-from zephyr_jax.generate.generate import Answer, generate
+from zephyr_jax.generate.generate import GeneratedAnswer, generate
 from zephyr_jax.report.answers_html import Prompt, Said
 from zephyr_jax.report.report import (
     PAGE,
@@ -52,7 +52,7 @@ class StageResult:
     name: str
     folder: Path
     accuracy: float
-    answers: list[Answer]
+    answers: list[GeneratedAnswer]
 
     @property
     def scores(self) -> list[float]:

@@ -10,7 +10,7 @@ from zephyr_jax.clients.remote import RemoteClient
 from zephyr_jax.clients.responses import collect_responses, open_address
 from zephyr_jax.config.benchmarks import AlpacaEvalConfig, is_address
 from zephyr_jax.evaluate.alpaca_format import read_instructions
-from zephyr_jax.generate.load import find_speaker
+from zephyr_jax.generate.load import open_text_model
 from zephyr_jax.seeded_random import draw
 from zephyr_jax.storage.files import Path, check_folder_creatable, open_path, write_atomic
 
@@ -59,8 +59,8 @@ def file_name(name: str) -> str:
 
 def _own(config: AlpacaEvalConfig, every: list[dict[str, Any]], path: Path) -> LocalClient:
     """A checkpoint with its journal; its context holds every instruction with its answer, if the model's positions do."""
-    found = find_speaker("evaluate alpaca-eval", config.model, config.mesh, config.batch_size)
+    found = open_text_model("evaluate alpaca-eval", config.model, config.mesh, config.batch_size)
     tokenizer = found.chat_tokenizer(config.chat_template)
     longest = max(len(tokenizer.prompt([{"role": "user", "content": row["instruction"]}])) for row in every)
-    context = found.context(longest + config.max_new_tokens)
+    context = found.context_length(longest + config.max_new_tokens)
     return LocalClient(found, tokenizer, context, path, keep=False, truncate=True)

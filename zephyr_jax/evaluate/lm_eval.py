@@ -10,7 +10,7 @@ from zephyr_jax.checkpoint.resolve import abstract_of, load_weights
 from zephyr_jax.config.benchmarks import LEADERBOARD, LmEvalConfig
 from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.errors import InputError, join_items
-from zephyr_jax.generate.load import find_speaker
+from zephyr_jax.generate.load import open_text_model
 from zephyr_jax.reference.score import Scorer
 from zephyr_jax.storage.files import check_file_creatable, write_atomic
 
@@ -92,17 +92,17 @@ def _run(config: LmEvalConfig, task: str, lm: "ZephyrLM", manager: "TaskManager"
 def _adapter(config: LmEvalConfig) -> "ZephyrLM":
     from zephyr_jax.evaluate.lm_eval_adapter import Parts, ZephyrLM
 
-    found = find_speaker("evaluate lm-eval", config.model, config.mesh, config.batch_size)
+    found = open_text_model("evaluate lm-eval", config.model, config.mesh, config.batch_size)
     if config.chat_template:
         tokenizer = found.chat_tokenizer(config.chat_template)
-        found, found.tokenizer.chat_template = found.speaking(tokenizer), tokenizer.template.source
+        found, found.tokenizer.chat_template = found.with_chat_stops(tokenizer), tokenizer.template.source
     model = abstract_of(found.source.model_config, found.options, found.rules)
     weights = load_weights(found.source, model)
-    context = found.context(config.context_length)
+    context = found.context_length(config.context_length)
 
     def scorer(row_length: int) -> Scorer:
         data = replace(DataOptions(), row_length=row_length)
-        return Scorer(model, weights, data, found.rules, found.rows, config.model.logprob_chunk, greedy=True)
+        return Scorer(model, weights, data, found.rules, found.batch_size, config.model.logprob_chunk, greedy=True)
 
     def progress(done: int, total: int) -> None:
         if sys.stderr.isatty():
@@ -114,7 +114,7 @@ def _adapter(config: LmEvalConfig) -> "ZephyrLM":
         scorer,
         lambda: found.engine(context),
         context,
-        found.stops,
+        found.stop_ids,
         progress=progress,
     )
     return ZephyrLM(parts)

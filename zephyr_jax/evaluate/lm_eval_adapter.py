@@ -16,9 +16,10 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedTokenizerBase
 
 from zephyr_jax.chat.tokenizer import Segment
+from zephyr_jax.config.sampling import SamplingParams
 from zephyr_jax.data.examples import examples_of
 from zephyr_jax.errors import InputError
-from zephyr_jax.generate.engine import Engine, Request
+from zephyr_jax.generate.engine import Engine, GenerationRequest
 from zephyr_jax.generate.text_stream import TextStream
 from zephyr_jax.reference.score import Scorer
 
@@ -165,16 +166,16 @@ class ZephyrLM(TemplateLM):
             whole, stops = self._wanted(context, settings, place)
             number = engine.submit(whole)
             asked[number], streams[number] = place, TextStream(self.tokenizer, self._parts.stops, stops)
-        for piece in engine.run():
-            stream = streams[piece.number]
-            made[asked[piece.number]] += stream.feed(piece.tokens, last=bool(piece.end))
+        for output in engine.run():
+            stream = streams[output.request_id]
+            made[asked[output.request_id]] += stream.feed(output.tokens, last=bool(output.finish_reason))
             if stream.stopped:
-                engine.cancel(piece.number)
+                engine.cancel(output.request_id)
         for request, text in zip(requests, made, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)
         return made
 
-    def _wanted(self, context: str, settings: dict[str, Any], place: int) -> tuple[Request, list[str]]:
+    def _wanted(self, context: str, settings: dict[str, Any], place: int) -> tuple[GenerationRequest, list[str]]:
         """The request for a text, and the strings that end it."""
         how = dict(normalize_gen_kwargs(settings, default_max_gen_toks=_MOST))
         end = self.tokenizer.decode(self.eot_token_id)
@@ -191,7 +192,8 @@ class ZephyrLM(TemplateLM):
         self.truncated.count(len(whole), len(prompt))
         temperature = float(how.get("temperature", 0.0)) if how.get("do_sample") else 0.0
         top_p, top_k = float(how.get("top_p", 1.0)), int(how.get("top_k", 0))
-        return Request(prompt, most, self._parts.stops, temperature, top_p, top_k, seed=(0, place)), stops
+        sampling = SamplingParams(temperature, top_p, top_k, seed=(0, place))
+        return GenerationRequest(prompt, most, self._parts.stops, sampling), stops
 
 
 def _rounded(length: int) -> int:

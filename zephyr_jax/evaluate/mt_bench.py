@@ -13,6 +13,7 @@ from zephyr_jax.clients.base import ChatRequest
 from zephyr_jax.clients.remote import RemoteClient
 from zephyr_jax.clients.responses import collect_responses, open_address
 from zephyr_jax.config.benchmarks import MtBenchConfig, is_address
+from zephyr_jax.config.sampling import SamplingParams
 from zephyr_jax.errors import truncate_repr
 from zephyr_jax.evaluate.alpaca_format import read_list
 from zephyr_jax.evaluate.mt_bench_format import (
@@ -34,8 +35,8 @@ from zephyr_jax.evaluate.mt_judge import (
     table,
     write_rows,
 )
-from zephyr_jax.generate.engine import Engine, Request
-from zephyr_jax.generate.load import Found, find_speaker, fitted, say_cut
+from zephyr_jax.generate.engine import Engine, GenerationRequest
+from zephyr_jax.generate.load import TextModel, fit_to_context, log_truncated, open_text_model
 from zephyr_jax.progress import progress_bar
 from zephyr_jax.storage.files import Path, check_folder_creatable, open_path
 from zephyr_jax.storage.journal import Journal
@@ -100,9 +101,9 @@ def _answer_rows(bench: Bench, name: str, answers: Answers) -> list[dict[str, An
 
 def _answers(config: MtBenchConfig, bench: Bench, asked: Sequence[Question], out: Path) -> Answered:
     """The model's answers to the questions asked; those in the journal as they are."""
-    found = find_speaker("evaluate mt-bench", config.model, config.mesh, config.batch_size)
+    found = open_text_model("evaluate mt-bench", config.model, config.mesh, config.batch_size)
     tokenizer = found.chat_tokenizer(config.chat_template)
-    found = found.speaking(tokenizer)
+    found = found.with_chat_stops(tokenizer)
     header = {
         **found.identity, "tokenizer": tokenizer.fingerprint, "max_new_tokens": config.max_new_tokens, "seed": config.seed,
         "questions": blake2b(_identity(bench).encode(), digest_size=16).hexdigest(),
@@ -117,7 +118,7 @@ def _answers(config: MtBenchConfig, bench: Bench, asked: Sequence[Question], out
                 answers[question.number] = turns
                 journal.add({"question": question.number, "turns": turns})
                 advance(done)
-        say_cut(writer.cut)
+        log_truncated(writer.cut)
     journal.close()
     return Answered(answers, found.source.model_config.num_parameters)
 
@@ -142,24 +143,24 @@ class _Writer:
     """Answers of a model, all questions at once, the second turn of each after its first."""
 
     config: MtBenchConfig
-    found: Found
+    found: TextModel
     tokenizer: ChatTokenizer
     cut: int = 0
     """Prompts that did not fit."""
 
     def write(self, questions: list[Question]) -> Iterator[tuple[Question, list[str]]]:
         """Questions with both answers, as they end."""
-        context = self.found.context()
+        context = self.found.context_length()
         engine = self.found.engine(context)
         turns: dict[int, list[str]] = {question.number: [] for question in questions}
         asked = {self._submit(engine, question, [], context): question for question in questions}
         tokens: dict[int, list[int]] = {}
-        for piece in engine.run():
-            tokens.setdefault(piece.number, []).extend(piece.tokens)
-            if not piece.end:
+        for output in engine.run():
+            tokens.setdefault(output.request_id, []).extend(output.tokens)
+            if not output.finish_reason:
                 continue
-            question = asked[piece.number]
-            turns[question.number].append(self.found.text(tokens.pop(piece.number)).strip())
+            question = asked[output.request_id]
+            turns[question.number].append(self.found.text(tokens.pop(output.request_id)).strip())
             if len(turns[question.number]) < len(question.turns):
                 asked[self._submit(engine, question, turns[question.number], context)] = question
             else:
@@ -167,10 +168,12 @@ class _Writer:
 
     def _submit(self, engine: Engine, question: Question, said: list[str], context: int) -> int:
         whole = self.tokenizer.prompt(_messages(question, said))
-        prompt, most = fitted(whole, self.config.max_new_tokens, context)
+        prompt, most = fit_to_context(whole, self.config.max_new_tokens, context)
         self.cut += len(prompt) < len(whole)
         seed = (self.config.seed, question.number, len(said))
-        return engine.submit(Request(prompt, most, self.found.stops, temperature_of(question), seed=seed))
+        return engine.submit(
+            GenerationRequest(prompt, most, self.found.stop_ids, SamplingParams(temperature_of(question), seed=seed))
+        )
 
 
 def _messages(question: Question, said: Sequence[str]) -> list[Message]:

@@ -15,7 +15,7 @@ from zephyr_jax.config.feedback import FeedbackConfig
 from zephyr_jax.config.model_spec import ModelSpec, parse_model_spec
 from zephyr_jax.config.sections import EndpointOptions, ModelOptions
 from zephyr_jax.errors import InputError, truncate_repr
-from zephyr_jax.generate.load import find_speaker
+from zephyr_jax.generate.load import open_text_model
 from zephyr_jax.storage.files import Path
 from zephyr_jax.storage.journal import Journal
 from zephyr_jax.storage.lock import Lock
@@ -85,11 +85,11 @@ class Voices:
     def _own(self, path: str) -> LocalClient:
         if (path,) not in self._opened:
             options = ModelOptions(path=path, compute_dtype=self._config.compute_dtype)
-            found = find_speaker(self._verb, options, self._config.mesh, self._config.batch_size)
+            found = open_text_model(self._verb, options, self._config.mesh, self._config.batch_size)
             journal = self._folder / f"replies-{_digest(path)}.journal"
             tokenizer, context = (
                 found.chat_tokenizer(self._config.chat_template),
-                found.context(self._config.context_length),
+                found.context_length(self._config.context_length),
             )
             self._opened[(path,)] = LocalClient(found, tokenizer, context, journal, keep=self._keep)
         return cast(LocalClient, self._opened[(path,)])

@@ -1,6 +1,6 @@
-"""The two programs of generation: prompts go into the cache, and rows make tokens from it.
+"""The two compiled programs of generation: `prefill` writes prompts into the KV cache, `decode` generates from it.
 
-Letters: B rows of the cache, P rows of a prefill, C tokens of its chunk, T new tokens, M stop ids, S slots.
+Letters: B rows (of the cache, or those of one prefill), L tokens of a prefill chunk, T decode steps, V vocabulary, D model.
 """
 
 from functools import partial
@@ -10,84 +10,106 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from zephyr_jax.generate.sampling import Sampling, next_token
+from zephyr_jax.generate.sampling import RowSampling, sample_tokens
 from zephyr_jax.model.attention.dense import SegmentInfo
 from zephyr_jax.model.cached import CachedModel, FlatWeights, KVCache, unembed
 
-NOT_FINITE = -2
-"""Stands for a token where logits were NaN or infinite."""
+NON_FINITE = -2
+"""Output instead of a token id where logits are NaN or infinite."""
 
 
-class Rows(NamedTuple):
-    """What each row is at. Every field is [B] unless said."""
+class DecodeState(NamedTuple):
+    """State of every row, of shape [B] unless noted."""
 
     token: Any
-    """int32: its last token, which is not in the cache yet."""
+    """int32: the last token, which is not in the cache yet."""
     position: Any
-    """int32: where that token stands."""
-    left: Any
-    """int32: how many tokens it may still make; 0: the row is idle."""
-    made: Any
-    """int32: how many it has made; its t-th token is drawn with fold_in(key, t)."""
-    key: Any
+    """int32: position of that token."""
+    remaining: Any
+    """int32: tokens that may still be generated; 0: the row is idle."""
+    num_generated: Any
+    """int32: tokens generated so far; the t-th one is sampled with fold_in(key, t)."""
+    key_data: Any
     """uint32 [B, 2]: data of a PRNG key."""
-    stops: Any
-    """int32 [B, M]: ids that end it; -1 where there are fewer."""
-    how: Sampling
+    stop_ids: Any
+    """int32 [B, MAX_STOP_IDS]: ids that end the row, padded with -1."""
+    sampling: RowSampling
 
 
 @partial(jax.jit, static_argnames=("model", "steps"), donate_argnames="cache")
 def decode(
-    model: CachedModel, weights: FlatWeights, cache: KVCache, rows: Rows, *, steps: int
-) -> tuple[Array, Rows, KVCache]:
-    """int32 [B, T] next tokens of every row that is not idle, T = `steps`; -1 after a row's end. And rows and cache after.
+    model: CachedModel, weights: FlatWeights, cache: KVCache, state: DecodeState, *, steps: int
+) -> tuple[Array, DecodeState, KVCache]:
+    """Generate up to `steps` tokens in every active row; stops early when no row is active.
 
-    A row ends with a stop id of its own (kept in the output), with the last token that it may make, or with NOT_FINITE.
-    Ends early when all rows have.
+    A row ends with one of its stop ids (which is part of the output), when `remaining` is used up, or with NON_FINITE.
+
+    Args:
+        model: static description of the model.
+        weights: its weights.
+        cache: keys and values, donated.
+        state: state of the rows.
+        steps: T, the number of decode steps.
+
+    Returns:
+        int32 [B, T] tokens with -1 after a row's end, the new state and the new cache.
     """
-    B = rows.token.shape[0]
+    B = state.token.shape[0]
 
-    def step(loop: tuple[Array, Array, Rows, KVCache]) -> tuple[Array, Array, Rows, KVCache]:
-        at, out_BT, rows, cache = loop
-        active_B = rows.left > 0
-        where = SegmentInfo(active_B.astype(jnp.int32)[:, None], rows.position[:, None])
-        hidden_B1D, cache = model.extend(weights, rows.token[:, None], where, cache)
-        keys_B = jax.vmap(lambda data, t: jax.random.fold_in(jax.random.wrap_key_data(data), t))(rows.key, rows.made)
+    def step(loop: tuple[Array, Array, DecodeState, KVCache]) -> tuple[Array, Array, DecodeState, KVCache]:
+        index, out_BT, state, cache = loop
+        active_B = state.remaining > 0
+        where = SegmentInfo(active_B.astype(jnp.int32)[:, None], state.position[:, None])
+        hidden_B1D, cache = model.extend(weights, state.token[:, None], where, cache)
+        keys_B = jax.vmap(lambda data, t: jax.random.fold_in(jax.random.wrap_key_data(data), t))(
+            state.key_data, state.num_generated
+        )
         logits_BV = unembed(weights, hidden_B1D[:, 0])
         finite_B = jnp.all(jnp.isfinite(logits_BV), axis=-1)
-        drawn_B = jnp.where(finite_B, next_token(logits_BV, keys_B, rows.how), NOT_FINITE)
-        out_BT = jax.lax.dynamic_update_slice(out_BT, jnp.where(active_B, drawn_B, -1)[:, None], (0, at))
-        ended_B = jnp.any(drawn_B[:, None] == rows.stops, axis=1) | ~finite_B
+        sampled_B = jnp.where(finite_B, sample_tokens(logits_BV, keys_B, state.sampling), NON_FINITE)
+        out_BT = jax.lax.dynamic_update_slice(out_BT, jnp.where(active_B, sampled_B, -1)[:, None], (0, index))
+        ended_B = jnp.any(sampled_B[:, None] == state.stop_ids, axis=1) | ~finite_B
         one_B = active_B.astype(jnp.int32)
-        after = rows._replace(
-            token=jnp.where(active_B & finite_B, drawn_B, rows.token),
-            position=rows.position + one_B,
-            left=jnp.where(ended_B, 0, rows.left - one_B),
-            made=rows.made + one_B,
+        state = state._replace(
+            token=jnp.where(active_B & finite_B, sampled_B, state.token),
+            position=state.position + one_B,
+            remaining=jnp.where(ended_B, 0, state.remaining - one_B),
+            num_generated=state.num_generated + one_B,
         )
-        return at + 1, out_BT, after, cache
+        return index + 1, out_BT, state, cache
 
-    start = (jnp.int32(0), jnp.full((B, steps), -1, jnp.int32), rows, cache)
-    _, out_BT, rows, cache = jax.lax.while_loop(lambda loop: (loop[0] < steps) & jnp.any(loop[2].left > 0), step, start)
-    return out_BT, rows, cache
+    def unfinished(loop: tuple[Array, Array, DecodeState, KVCache]) -> Array:
+        return (loop[0] < steps) & jnp.any(loop[2].remaining > 0)
+
+    start = (jnp.int32(0), jnp.full((B, steps), -1, jnp.int32), state, cache)
+    _, out_BT, state, cache = jax.lax.while_loop(unfinished, step, start)
+    return out_BT, state, cache
 
 
 @partial(jax.jit, static_argnames="model", donate_argnames="cache")
 def prefill(
-    model: CachedModel, weights: FlatWeights, cache: KVCache, row_P: Array, tokens_PC: Array, where: SegmentInfo
+    model: CachedModel, weights: FlatWeights, cache: KVCache, rows_B: Array, tokens_BL: Array, where: SegmentInfo
 ) -> KVCache:
-    """The cache with a chunk of tokens in some of its rows.
+    """Write one chunk of tokens into some rows of the cache.
 
-    `row_P` are the rows, B or more where one is not used; `where` [P, C] says what of the chunk is padding (segment 0) and
-    where its tokens stand. A chunk that begins at position 0 empties its row first: masked slots are multiplied by 0, which
-    leaves NaN of an earlier request NaN.
+    Args:
+        model: static description of the model.
+        weights: its weights.
+        cache: keys and values of all rows, donated.
+        rows_B: int32 [B] rows of the cache; an index past the last row is unused.
+        tokens_BL: int32 [B, L] tokens of the chunk.
+        where: [B, L] segment (0 for padding) and position of each token. A chunk that begins at position 0 clears its row.
+
+    Returns:
+        The new cache.
     """
-    fresh_P1 = where.positions[:, :1] == 0
-    part = jax.tree.map(lambda each: each.at[row_P].get(mode="clip"), cache)
+    first_B1 = where.positions[:, :1] == 0
+    rows = jax.tree.map(lambda leaf: leaf.at[rows_B].get(mode="clip"), cache)
+    # masking slots is not enough to clear a row: attention multiplies them by 0, which keeps the NaN of an earlier request
     keys, values = jax.tree.map(
-        lambda each: jnp.where(fresh_P1[:, :, None, None], jnp.zeros((), each.dtype), each), (part.keys, part.values)
+        lambda leaf: jnp.where(first_B1[:, :, None, None], jnp.zeros((), leaf.dtype), leaf), (rows.keys, rows.values)
     )
-    segments_PS = jnp.where(fresh_P1, 0, part.where.segments)
-    part = KVCache(keys, values, SegmentInfo(segments_PS, part.where.positions))
-    _, part = model.extend(weights, tokens_PC, where, part)
-    return jax.tree.map(lambda all_rows, some: all_rows.at[row_P].set(some, mode="drop"), cache, part)
+    slots = SegmentInfo(jnp.where(first_B1, 0, rows.where.segments), rows.where.positions)
+    _, rows = model.extend(weights, tokens_BL, where, KVCache(keys, values, slots))
+    updated: KVCache = jax.tree.map(lambda leaf, new: leaf.at[rows_B].set(new, mode="drop"), cache, rows)
+    return updated

@@ -1,12 +1,12 @@
-"""Continuous batching: requests come and go, rows of one cache are never idle while somebody waits.
+"""Continuous batching: requests share the rows of one KV cache, and a row takes the next request as soon as one ends.
 
-Everything that depends on a request is an argument of two compiled programs, so requests of all kinds share them; only a few
-sizes of a prefill's chunk are compiled. What a request makes does not depend on the company it has.
+Everything that depends on a request is an argument of the two compiled programs, so all requests share them; only a few prefill
+chunk sizes are compiled. The tokens of a request do not depend on the other requests.
 """
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import Any, Literal
@@ -18,79 +18,74 @@ import numpy as np
 from zephyr_jax.checkpoint.resolve import AbstractModel
 from zephyr_jax.config.sampling import MAX_STOP_IDS, SamplingParams
 from zephyr_jax.errors import InputError
-from zephyr_jax.generate.decode import NOT_FINITE, Rows, decode, prefill
-from zephyr_jax.generate.sampling import Sampling
+from zephyr_jax.generate.decode import NON_FINITE, DecodeState, decode, prefill
+from zephyr_jax.generate.sampling import RowSampling
 from zephyr_jax.model.attention.dense import SegmentInfo
 from zephyr_jax.model.cached import CachedModel
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.parallel.sharding import ShardingRules
 
-CHUNKS = (16, 64, 256)
-"""Tokens of a prefill's chunk; each is compiled when it is first needed."""
-BURST = 8
-"""Tokens that are made between two looks at the queue, unless said otherwise."""
-_TOGETHER = 8  # rows that are prefilled together, where so many wait
-_ROUND = 64  # slots of a cache are a multiple of this
-_NOT_FINITE = (
-    "its logits are NaN or infinite; check the weights, or compute in float32 (`--model.compute_dtype float32`)"
+PREFILL_CHUNKS = (16, 64, 256)
+"""Chunk sizes of a prefill in tokens; each is compiled on first use."""
+DECODE_STEPS = 8
+"""Default number of tokens generated per row between two looks at the queue."""
+_PREFILL_ROWS = 8  # rows of one prefill when several requests wait
+_SLOT_MULTIPLE = 64  # cache slots per row are rounded up to this
+_NON_FINITE_ERROR = (
+    "logits are NaN or infinite; check the weights, or compute in float32 (`--model.compute_dtype float32`)"
 )
 
 
 @dataclass(frozen=True)
-class Request:
-    """A prompt and how to go on from it. Raises InputError for sampling parameters outside their bounds."""
+class GenerationRequest:
+    """A prompt and how to continue it."""
 
     prompt: np.ndarray
     """int32 [n] with n >= 1."""
-    most: int
-    """Tokens to make at most."""
-    stops: tuple[int, ...] = ()
-    """Ids that end the answer, 64 at most; the one that does is part of it."""
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: tuple[int, ...] = (0,)
-    """Folded into one PRNG key, in order; the answer depends on it and on the prompt alone."""
-    sampling: SamplingParams = field(init=False)
-    """Temperature, top-p, top-k and seed, checked and normalized."""
-
-    def __post_init__(self) -> None:
-        params = SamplingParams(self.temperature, self.top_p, self.top_k, self.seed)
-        object.__setattr__(self, "sampling", params)
+    max_new_tokens: int
+    stop_ids: tuple[int, ...] = ()
+    """Ids that end the answer, MAX_STOP_IDS at most; the one that does is part of it."""
+    sampling: SamplingParams = SamplingParams()
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What a request has newly made."""
+class RequestOutput:
+    """New tokens of one request."""
 
-    number: int
+    request_id: int
     tokens: tuple[int, ...]
-    end: Literal["", "stop", "length", "error"]
-    """Why it has ended, if it has."""
+    finish_reason: Literal["", "stop", "length", "error"]
+    """Empty while the request goes on."""
     error: str = ""
-    """What went wrong in this request alone, where `end` is "error"."""
+    """Error of this request, if `finish_reason` is "error"."""
 
 
 @dataclass
-class _Row:
-    """A request in a row."""
+class _ActiveRequest:
+    """A request in a row of the cache."""
 
-    number: int
-    request: Request
-    filled: int = 0
-    """Tokens of the prompt in the cache; the last one never goes there by a prefill: decoding begins with it."""
+    request_id: int
+    request: GenerationRequest
+    num_prefilled: int = 0
+    """Prompt tokens in the cache. The last token of a prompt is not prefilled: decoding starts with it."""
 
     @property
-    def waits(self) -> int:
-        """Tokens of the prompt that are still to be put into the cache."""
-        return len(self.request.prompt) - 1 - self.filled
+    def num_pending(self) -> int:
+        """Prompt tokens still to prefill."""
+        return len(self.request.prompt) - 1 - self.num_prefilled
 
 
 class Engine:
-    """Rows of a cache, `rows` of them, each for prompts and answers of up to `context` tokens together.
+    """Generates for many requests at a time. Not thread-safe.
 
-    `burst` tokens are made between two looks at the queue. Not to be called by two threads at once.
+    Args:
+        model: the model without its weights.
+        parameters: its weights.
+        rules: sharding of weights, cache and rows.
+        batch_size: rows of the cache, a multiple of the shards of the batch axis.
+        context: maximum tokens of a prompt and its answer together.
+        decode_steps: tokens generated per row between two looks at the queue.
     """
 
     def __init__(
@@ -99,199 +94,202 @@ class Engine:
         parameters: Parameters,
         rules: ShardingRules,
         *,
-        rows: int,
+        batch_size: int,
         context: int,
-        burst: int = BURST,
+        decode_steps: int = DECODE_STEPS,
     ):
-        self._rules, self._burst, self.context = rules, burst, context
+        self._rules, self._decode_steps, self.context = rules, decode_steps, context
         self._model = CachedModel(model.config, model.compute)
         self._weights = jax.jit(self._model.flatten)(parameters)
-        self._cache = jax.jit(partial(self._model.empty_cache, rows, slots_of(model.config, context)))()
-        self._rows: list[_Row | None] = [None] * rows
-        self._state = idle(rows)
-        self._waiting: deque[tuple[int, Request]] = deque()
-        self._numbers = count()
-        self._failed: list[Piece] = []
+        self._cache = jax.jit(partial(self._model.empty_cache, batch_size, num_slots(model.config, context)))()
+        self._active: list[_ActiveRequest | None] = [None] * batch_size
+        self._state = idle_state(batch_size)
+        self._queue: deque[tuple[int, GenerationRequest]] = deque()
+        self._request_ids = count()
+        self._failed: list[RequestOutput] = []
 
     @property
     def busy(self) -> bool:
         """Whether any request is unfinished."""
-        return bool(self._waiting) or any(self._rows)
+        return bool(self._queue) or any(self._active)
 
-    def submit(self, request: Request) -> int:
-        """Queue a request; its number. Raises ValueError where it does not fit into the context."""
-        longest = len(request.prompt) + request.most
-        if not len(request.prompt) or request.most < 1 or longest > self.context or len(request.stops) > MAX_STOP_IDS:
+    def submit(self, request: GenerationRequest) -> int:
+        """Queue a request; returns its id. Raises ValueError for a request that does not fit into the context."""
+        total, num_stops = len(request.prompt) + request.max_new_tokens, len(request.stop_ids)
+        if not len(request.prompt) or request.max_new_tokens < 1 or total > self.context or num_stops > MAX_STOP_IDS:
             raise ValueError(
-                f"a prompt of {len(request.prompt)} tokens, {request.most} new ones and {len(request.stops)} stop ids; a row "
-                f"takes 1 to {self.context} tokens in all, and {MAX_STOP_IDS} stop ids"
+                f"expected 1 to {self.context} tokens of prompt and answer and at most {MAX_STOP_IDS} stop ids, got a prompt of "
+                f"{len(request.prompt)} tokens, {request.max_new_tokens} new ones and {num_stops} stop ids"
             )
         vocab = self._model.config.vocab_size
-        low, high = min(request.prompt.min(), *request.stops, 0), max(request.prompt.max(), *request.stops, 0)
+        low, high = min(request.prompt.min(), *request.stop_ids, 0), max(request.prompt.max(), *request.stop_ids, 0)
         if low < 0 or high >= vocab:
             raise ValueError(f"expected token ids from 0 to {vocab - 1:,} in prompt and stop ids, got {low} to {high}")
-        number = next(self._numbers)
-        self._waiting.append((number, request))
-        return number
+        request_id = next(self._request_ids)
+        self._queue.append((request_id, request))
+        return request_id
 
-    def cancel(self, number: int) -> None:
-        """Forget a request, wherever it is; nothing where it has ended."""
-        self._waiting = deque(each for each in self._waiting if each[0] != number)
-        for place, row in enumerate(self._rows):
-            if row and row.number == number:
-                self._leave(place)
+    def cancel(self, request_id: int) -> None:
+        """Drop a request, queued or active; no effect on one that has ended."""
+        self._queue = deque(item for item in self._queue if item[0] != request_id)
+        for row, active in enumerate(self._active):
+            if active and active.request_id == request_id:
+                self._free(row)
 
-    def step(self) -> list[Piece]:
-        """Let requests into free rows, put a chunk of waiting prompts into the cache, make a burst of tokens.
+    def step(self) -> list[RequestOutput]:
+        """Admit queued requests into free rows, prefill one chunk of their prompts, decode in all started rows.
 
-        A request that fails ends with a piece whose `end` is "error"; the others go on.
+        A request that fails ends with an output whose `finish_reason` is "error"; the others go on.
         """
         self._failed = []
         self._admit()
         self._prefill()
-        return self._failed + (self._decode() if np.any(self._state.left) else [])
+        return self._failed + (self._decode() if np.any(self._state.remaining) else [])
 
-    def run(self) -> Iterator[Piece]:
-        """Pieces until no request waits any more. Raises InputError where a request fails."""
+    def run(self) -> Iterator[RequestOutput]:
+        """Outputs until all requests have ended. Raises InputError for a request that fails."""
         while self.busy:
-            for piece in self.step():
-                if piece.end == "error":
-                    raise InputError(f"The model gave no answer: {piece.error}.")
-                yield piece
+            for output in self.step():
+                if output.finish_reason == "error":
+                    raise InputError(f"Generation failed: {output.error}.")
+                yield output
 
     def _admit(self) -> None:
-        for place, row in enumerate(self._rows):
-            if row is None and self._waiting:
-                number, request = self._waiting.popleft()
-                self._rows[place] = _Row(number, request)
-                if len(request.prompt) == 1:
-                    self._clear(place)
-                    self._begin(place)
+        for row, active in enumerate(self._active):
+            if active is None and self._queue:
+                request_id, request = self._queue.popleft()
+                self._active[row] = _ActiveRequest(request_id, request)
+                if len(request.prompt) == 1:  # nothing to prefill: a chunk of padding clears the row
+                    padding = np.zeros((self._round_up(1), PREFILL_CHUNKS[0]), np.int32)
+                    self._prefill_rows([row], padding, padding, padding)
+                    self._start(row)
 
-    def _clear(self, place: int) -> None:
-        """Empty a row that no prefill will: by a chunk of nothing."""
-        tokens = np.zeros((self._parts(1), CHUNKS[0]), np.int32)
-        self._put([place], tokens, tokens, tokens)
-
-    def _parts(self, rows: int) -> int:
-        """So many rows, or as many as the devices want."""
-        parts = self._rules.num_shards("batch")
-        return -(-rows // parts) * parts
+    def _round_up(self, rows: int) -> int:
+        """Rows rounded up to a multiple of the shards of the batch axis."""
+        shards = self._rules.num_shards("batch")
+        return -(-rows // shards) * shards
 
     def _prefill(self) -> None:
-        places = [place for place, row in enumerate(self._rows) if row and row.waits > 0][: self._parts(_TOGETHER)]
-        if not places:
+        pending = [(row, active) for row, active in enumerate(self._active) if active and active.num_pending > 0]
+        pending = pending[: self._round_up(_PREFILL_ROWS)]
+        if not pending:
             return
-        rows = [self._rows[place] for place in places]
-        longest = max(row.waits for row in rows if row)
-        chunk = next((size for size in CHUNKS if size >= longest), CHUNKS[-1])
-        lines = self._parts(1) if len(places) <= self._parts(1) else self._parts(_TOGETHER)
-        tokens, segments, positions = (np.zeros((lines, chunk), np.int32) for _ in range(3))
-        for line, row in enumerate(rows):
-            if row:
-                taken = min(row.waits, chunk)
-                tokens[line, :taken] = row.request.prompt[row.filled : row.filled + taken]
-                segments[line, :taken] = 1
-                positions[line] = row.filled + np.arange(chunk)
-                row.filled += taken
-        self._put(places, tokens, segments, positions)
-        for place, row in zip(places, rows, strict=True):
-            if row and not row.waits:
-                self._begin(place)
+        longest = max(active.num_pending for _, active in pending)
+        chunk = next((size for size in PREFILL_CHUNKS if size >= longest), PREFILL_CHUNKS[-1])
+        num_rows = self._round_up(1 if len(pending) <= self._round_up(1) else _PREFILL_ROWS)
+        tokens, segments, positions = (np.zeros((num_rows, chunk), np.int32) for _ in range(3))
+        for index, (_, active) in enumerate(pending):
+            size, start = min(active.num_pending, chunk), active.num_prefilled
+            tokens[index, :size] = active.request.prompt[start : start + size]
+            segments[index, :size] = 1
+            positions[index] = start + np.arange(chunk)
+            active.num_prefilled += size
+        self._prefill_rows([row for row, _ in pending], tokens, segments, positions)
+        for row, active in pending:
+            if not active.num_pending:
+                self._start(row)
 
-    def _put(self, places: list[int], tokens: np.ndarray, segments: np.ndarray, positions: np.ndarray) -> None:
-        unused = [len(self._rows)] * (len(tokens) - len(places))
-        tokens_PC, *where_PC = jax.device_put((tokens, segments, positions), self._rules.sharding("batch", None))
-        at = np.array([*places, *unused], np.int32)
-        self._cache = prefill(self._model, self._weights, self._cache, at, tokens_PC, SegmentInfo(*where_PC))
+    def _prefill_rows(self, rows: list[int], tokens: np.ndarray, segments: np.ndarray, positions: np.ndarray) -> None:
+        """Write int32 [len(rows) or more, chunk] tokens into these rows of the cache; the rest of the arrays is unused."""
+        unused = [len(self._active)] * (len(tokens) - len(rows))
+        chunk = jax.device_put((tokens, segments, positions), self._rules.sharding("batch", None))
+        row_indices = np.array([*rows, *unused], np.int32)
+        self._cache = prefill(self._model, self._weights, self._cache, row_indices, chunk[0], SegmentInfo(*chunk[1:]))
 
-    def _begin(self, place: int) -> None:
-        """A row whose prompt is in the cache begins to make tokens, or ends with the error of its request."""
-        row = self._rows[place]
-        assert row is not None
+    def _start(self, row: int) -> None:
+        """Start to decode a row whose prompt is prefilled; an error ends this request only."""
+        active = self._active[row]
+        assert active is not None
         try:
-            self._set_state(place, row.request)
-        except Exception as error:  # whatever it is, it concerns this request only
-            self._failed.append(Piece(row.number, (), "error", f"{type(error).__name__}: {error}"))
-            self._leave(place)
+            self._set_state(row, active.request)
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}"
+            self._failed.append(RequestOutput(active.request_id, (), finish_reason="error", error=message))
+            self._free(row)
 
-    def _set_state(self, place: int, request: Request) -> None:
-        params, state = request.sampling, self._state
-        state.token[place], state.position[place] = request.prompt[-1], len(request.prompt) - 1
-        state.key[place] = key_data(params.seed)
-        state.stops[place] = [*request.stops, *[-1] * (MAX_STOP_IDS - len(request.stops))]
-        for field_, value in zip(state.how, (params.temperature, params.top_p, params.top_k), strict=True):
-            field_[place] = value
-        state.left[place], state.made[place] = request.most, 0
+    def _set_state(self, row: int, request: GenerationRequest) -> None:
+        state, params = self._state, request.sampling
+        state.token[row], state.position[row] = request.prompt[-1], len(request.prompt) - 1
+        state.key_data[row] = key_data(params.seed)
+        state.stop_ids[row] = [*request.stop_ids, *[-1] * (MAX_STOP_IDS - len(request.stop_ids))]
+        state.sampling.temperature[row] = params.temperature
+        state.sampling.top_p[row], state.sampling.top_k[row] = params.top_p, params.top_k
+        state.remaining[row], state.num_generated[row] = request.max_new_tokens, 0
 
-    def _decode(self) -> list[Piece]:
+    def _decode(self) -> list[RequestOutput]:
         shardings = jax.tree.map(lambda leaf: self._rules.sharding("batch", *[None] * (leaf.ndim - 1)), self._state)
         placed = jax.device_put(self._state, shardings)
-        out, after, self._cache = decode(self._model, self._weights, self._cache, placed, steps=self._burst)
-        out, after = jax.device_get((out, after))
-        self._state = jax.tree.map(np.array, after)
-        pieces = []
-        for place, row in enumerate(self._rows):
-            tokens = tuple(int(token) for token in out[place] if token >= 0)
-            if row is not None and NOT_FINITE in out[place]:
-                pieces.append(Piece(row.number, tokens, "error", _NOT_FINITE))
-            elif row is not None and tokens:
-                pieces.append(Piece(row.number, tokens, self._end(place, row, tokens)))
-            else:
+        tokens, state, self._cache = decode(self._model, self._weights, self._cache, placed, steps=self._decode_steps)
+        tokens, state = jax.device_get((tokens, state))
+        self._state = jax.tree.map(np.array, state)  # writable copies
+        outputs = []
+        for row, active in enumerate(self._active):
+            new = tuple(int(token) for token in tokens[row] if token >= 0)
+            if active is None or not (new or NON_FINITE in tokens[row]):
                 continue
-            if pieces[-1].end:
-                self._leave(place)
-        return pieces
+            if NON_FINITE in tokens[row]:
+                output = RequestOutput(active.request_id, new, finish_reason="error", error=_NON_FINITE_ERROR)
+            else:
+                output = RequestOutput(active.request_id, new, self._finish_reason(row, active, new[-1]))
+            outputs.append(output)
+            if output.finish_reason:
+                self._free(row)
+        return outputs
 
-    def _end(self, place: int, row: _Row, tokens: tuple[int, ...]) -> Literal["", "stop", "length"]:
-        if self._state.left[place]:
+    def _finish_reason(self, row: int, active: _ActiveRequest, last_token: int) -> Literal["", "stop", "length"]:
+        if self._state.remaining[row]:
             return ""
-        return "stop" if tokens[-1] in row.request.stops else "length"
+        return "stop" if last_token in active.request.stop_ids else "length"
 
-    def _leave(self, place: int) -> None:
-        self._rows[place] = None
-        self._state.left[place] = 0
-
-
-def slots_of(shape: ModelConfig, context: int) -> int:
-    """Slots of a row: all positions, or the window and the longest chunk that must not overwrite it."""
-    window = shape.sliding_window
-    needed = context if window is None else min(context, window + CHUNKS[-1])
-    return -(-needed // _ROUND) * _ROUND
+    def _free(self, row: int) -> None:
+        self._active[row] = None
+        self._state.remaining[row] = 0
 
 
-def cache_bytes(model: AbstractModel, rows: int, context: int) -> int:
+def num_slots(config: ModelConfig, context: int) -> int:
+    """Cache slots per row: all positions, or the window plus the longest chunk, which must not overwrite the window."""
+    window = config.sliding_window
+    needed = context if window is None else min(context, window + PREFILL_CHUNKS[-1])
+    return -(-needed // _SLOT_MULTIPLE) * _SLOT_MULTIPLE
+
+
+def cache_bytes(model: AbstractModel, batch_size: int, context: int) -> int:
     """Bytes of the keys and values of all rows."""
-    shape = model.config
-    numbers = 2 * shape.num_layers * rows * shape.num_kv_heads * slots_of(shape, context) * shape.head_dim
-    return numbers * jnp.dtype(model.compute.dtype).itemsize
+    config = model.config
+    elements = 2 * config.num_layers * batch_size * config.num_kv_heads * num_slots(config, context) * config.head_dim
+    return elements * jnp.dtype(model.compute.dtype).itemsize
 
 
-def idle(rows: int) -> Rows:
-    """Rows that are at nothing."""
+def idle_state(batch_size: int) -> DecodeState:
+    """State of rows without requests, as NumPy arrays."""
 
-    def zeros(dtype: Any, *more: int) -> np.ndarray:
-        return np.zeros((rows, *more), dtype)
+    def zeros(dtype: Any, *trailing: int) -> np.ndarray:
+        return np.zeros((batch_size, *trailing), dtype)
 
-    how = Sampling(zeros(np.float32), np.ones(rows, np.float32), zeros(np.int32))
-    token, position, left, made = (zeros(np.int32) for _ in range(4))
-    return Rows(token, position, left, made, key=zeros(np.uint32, 2), stops=zeros(np.int32, MAX_STOP_IDS), how=how)
+    return DecodeState(
+        token=zeros(np.int32),
+        position=zeros(np.int32),
+        remaining=zeros(np.int32),
+        num_generated=zeros(np.int32),
+        key_data=zeros(np.uint32, 2),
+        stop_ids=zeros(np.int32, MAX_STOP_IDS),
+        sampling=RowSampling(zeros(np.float32), np.ones(batch_size, np.float32), zeros(np.int32)),
+    )
 
 
 def key_data(seed: tuple[int, ...]) -> np.ndarray:
-    """uint32 [2]: data of the PRNG key of a seed, `jax.random.key` of its first number with the others folded in.
+    """Data of the PRNG key of a seed: `jax.random.key` of its first integer with the others folded in.
 
-    All 64 bits of a number count; `jax.random.key` and `fold_in` take 32.
+    Args:
+        seed: integers from 0 to 2**63 - 1. All 64 bits count, though `jax.random.key` and `fold_in` take 32.
+
+    Returns:
+        uint32 [2].
     """
     first, *others = seed
-    key = jax.random.wrap_key_data(jnp.array(_halves(first), jnp.uint32))
+    key = jax.random.wrap_key_data(jnp.array(divmod(first, 2**32), jnp.uint32))
     for number in others:
-        high, low = _halves(number)
+        high, low = divmod(number, 2**32)
         key = jax.random.fold_in(key, np.uint32(low))
         key = jax.random.fold_in(key, np.uint32(high)) if high else key
     return np.asarray(jax.random.key_data(key))
-
-
-def _halves(number: int) -> tuple[int, int]:
-    """The upper and the lower 32 bits."""
-    return number >> 32, number & (2**32 - 1)

@@ -1,4 +1,4 @@
-"""`zephyr-jax generate`: answers to prompts, batched over the mesh."""
+"""`zephyr-jax generate`: batched generation for a file or list of prompts."""
 
 import json
 from dataclasses import dataclass
@@ -13,87 +13,85 @@ from zephyr_jax.chat.message import Message, SkippedRow, check_messages
 from zephyr_jax.chat.tokenizer import ChatTokenizer, bos_token_id
 from zephyr_jax.checkpoint.resolve import ModelSource
 from zephyr_jax.config.models import GenerateConfig
+from zephyr_jax.config.sampling import SamplingParams
 from zephyr_jax.data.row_reader import Columns, SourceRow
 from zephyr_jax.data.rows import COLUMNS, to_prompt
 from zephyr_jax.data.sources import read_rows
 from zephyr_jax.errors import InputError, truncate_repr
-from zephyr_jax.generate.engine import Request
-from zephyr_jax.generate.load import Found, answers, find_speaker
+from zephyr_jax.generate.engine import GenerationRequest
+from zephyr_jax.generate.load import TextModel, generate_tokens, open_text_model
 from zephyr_jax.storage.files import check_file_creatable, write_atomic
 from zephyr_jax.storage.journal import Journal
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One answer."""
+class GeneratedAnswer:
+    """A prompt with the generated text."""
 
     prompt: str
-    """The last user message, or the plain text that was continued."""
+    """The last user message, or the plain text to continue."""
     text: str
     tokens: tuple[int, ...]
-    """New token ids, the stop token included."""
+    """New token ids, including the stop token."""
     ended: bool
-    """Whether it ended by itself."""
+    """Whether a stop token ended it."""
 
 
-def generate(config: GenerateConfig) -> list[Answer]:
-    """Answers in the order of the prompts. With an `output`, what is done is kept on the way. Raises InputError."""
+def generate(config: GenerateConfig) -> list[GeneratedAnswer]:
+    """Generate an answer to every prompt, in their order. Raises InputError.
+
+    With an `output`, finished answers are journaled, so that the same command resumes after a kill.
+    """
     check_file_creatable(config.output)
-    found = find_speaker("generate", config.model, config.mesh, config.batch_size)
+    model = open_text_model("generate", config.model, config.mesh, config.batch_size)
     conversations = _conversations(config)
     if config.chat_template == "none":
-        prompts = _continued(found.tokenizer, conversations)
+        prompts = _plain_prompts(model.tokenizer, conversations)
     else:
-        tokenizer = found.chat_tokenizer(config.chat_template)
-        found, prompts = found.speaking(tokenizer), _encode(tokenizer, conversations)
-    _check_lengths(prompts, config.max_new_tokens, found.source)
+        tokenizer = model.chat_tokenizer(config.chat_template)
+        model, prompts = model.with_chat_stops(tokenizer), _chat_prompts(tokenizer, conversations)
+    _check_lengths(prompts, config.max_new_tokens, model.source)
     journal = None
     if config.output:
-        journal = Journal(f"{config.output}.part", _header(config, found, prompts), partial(_problem, len(prompts)))
-    made = {line["index"]: line["tokens"] for line in journal.lines} if journal else {}
-    missing = [index for index in range(len(prompts)) if index not in made]
+        journal = Journal(f"{config.output}.part", _header(config, model, prompts), partial(_line_error, len(prompts)))
+    tokens = {line["index"]: line["tokens"] for line in journal.lines} if journal else {}
+    missing = [index for index in range(len(prompts)) if index not in tokens]
     if missing:
-        engine = found.engine(max(map(len, prompts)) + config.max_new_tokens)
-        for index, tokens in answers(engine, _requests(config, found, prompts, missing)):
-            made[index] = tokens
+        engine = model.engine(max(map(len, prompts)) + config.max_new_tokens)
+        requests = {index: _request(config, model, prompts[index], index) for index in missing}
+        for index, new_tokens in generate_tokens(engine, requests):
+            tokens[index] = new_tokens
             if journal:
-                journal.add({"index": index, "tokens": tokens})
-    spoken = [_answer(conversations[i], made[i], found) for i in range(len(prompts))]
+                journal.add({"index": index, "tokens": new_tokens})
+    answers = [_answer(chat, tokens[index], model) for index, chat in enumerate(conversations)]
     if journal:
-        lines = [
-            json.dumps({"prompt": a.prompt, "answer": a.text, "ended": a.ended}, ensure_ascii=False) for a in spoken
-        ]
-        write_atomic(str(config.output), "".join(f"{line}\n" for line in lines))
+        rows = [{"prompt": answer.prompt, "answer": answer.text, "ended": answer.ended} for answer in answers]
+        write_atomic(str(config.output), "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
         journal.delete()
-    return spoken
+    return answers
 
 
-def _requests(
-    config: GenerateConfig, found: Found, prompts: list[np.ndarray], missing: list[int]
-) -> dict[int, Request]:
-    how = (config.temperature, config.top_p, config.top_k)
-    return {
-        index: Request(prompts[index], config.max_new_tokens, found.stops, *how, seed=(config.seed, index))
-        for index in missing
-    }
+def _request(config: GenerateConfig, model: TextModel, prompt: np.ndarray, index: int) -> GenerationRequest:
+    sampling = SamplingParams(config.temperature, config.top_p, config.top_k, seed=(config.seed, index))
+    return GenerationRequest(prompt, config.max_new_tokens, model.stop_ids, sampling)
 
 
-def _problem(count: int, line: dict[str, Any]) -> str:
-    """What is wrong with a line of the journal of so many prompts; empty where nothing is."""
+def _line_error(num_prompts: int, line: dict[str, Any]) -> str:
+    """Why a line of the journal is invalid; empty if it is valid."""
     index, tokens = line.get("index"), line.get("tokens")
-    tokens_sound = isinstance(tokens, list) and all(type(token) is int and 0 <= token < 2**31 for token in tokens)
-    if type(index) is int and 0 <= index < count and tokens_sound:
+    valid_tokens = isinstance(tokens, list) and all(type(token) is int and 0 <= token < 2**31 for token in tokens)
+    if type(index) is int and 0 <= index < num_prompts and valid_tokens:
         return ""
-    return f"expected an `index` below {count:,} and a list of token ids in `tokens`, got {truncate_repr(line)}"
+    return f"expected an `index` below {num_prompts:,} and a list of token ids in `tokens`, got {truncate_repr(line)}"
 
 
-def _header(config: GenerateConfig, found: Found, prompts: list[np.ndarray]) -> dict[str, Any]:
-    """What answers depend on, in few words."""
+def _header(config: GenerateConfig, model: TextModel, prompts: list[np.ndarray]) -> dict[str, Any]:
+    """Everything that the answers depend on, for the journal."""
     digest = blake2b(digest_size=16)
     for prompt in prompts:
         digest.update(prompt.tobytes() + b"|")
-    how = {name: getattr(config, name) for name in ("max_new_tokens", "temperature", "top_p", "top_k", "seed")}
-    return {**found.identity, **how, "prompts": digest.hexdigest()}
+    names = ("max_new_tokens", "temperature", "top_p", "top_k", "seed")
+    return {**model.identity, **{name: getattr(config, name) for name in names}, "prompts": digest.hexdigest()}
 
 
 def _conversations(config: GenerateConfig) -> list[list[Message]]:
@@ -103,10 +101,10 @@ def _conversations(config: GenerateConfig) -> list[list[Message]]:
         rows = read_rows(str(config.data), config.split, limit=config.limit, columns=Columns(COLUMNS))
         conversations = [_row_prompt(row) for row in rows]
     system = [{"role": "system", "content": config.system}] if config.system is not None else []
-    each = [chat if chat[0]["role"] == "system" else [*system, *chat] for chat in conversations[: config.limit]]
-    if not each:
-        raise InputError("There are no prompts. Give at least one.")
-    return each
+    chats = [chat if chat[0]["role"] == "system" else [*system, *chat] for chat in conversations[: config.limit]]
+    if not chats:
+        raise InputError("Expected at least one prompt, got none. Pass `prompts`, or rows in `data`.")
+    return chats
 
 
 def _row_prompt(row: SourceRow) -> list[Message]:
@@ -120,15 +118,15 @@ def _row_prompt(row: SourceRow) -> list[Message]:
     return prompt.messages
 
 
-def _continued(tokenizer: PreTrainedTokenizerBase, chats: list[list[Message]]) -> list[np.ndarray]:
-    """Plain texts to be continued."""
+def _plain_prompts(tokenizer: PreTrainedTokenizerBase, chats: list[list[Message]]) -> list[np.ndarray]:
+    """Token ids of plain texts to continue, with BOS if the tokenizer has one."""
     bos = bos_token_id(tokenizer)
     start = [] if bos is None else [bos]
     texts = [chat[-1]["content"] for chat in chats]
     return [np.array([*start, *tokenizer(text, add_special_tokens=False).input_ids], np.int32) for text in texts]
 
 
-def _encode(tokenizer: ChatTokenizer, chats: list[list[Message]]) -> list[np.ndarray]:
+def _chat_prompts(tokenizer: ChatTokenizer, chats: list[list[Message]]) -> list[np.ndarray]:
     try:
         return [tokenizer.prompt(chat) for chat in chats]
     except SkippedRow as error:
@@ -146,17 +144,19 @@ def _check_lengths(prompts: list[np.ndarray], new_tokens: int, source: ModelSour
             "prompt. Its text names a special token that the model has no embedding for: remove it."
         )
     if not min(map(len, prompts)):
-        raise InputError("A prompt has no tokens at all. Give at least one character, or a tokenizer with a BOS token.")
+        raise InputError(
+            "Expected prompts of at least one token, got an empty one. Pass text, or a tokenizer with a BOS token."
+        )
     if limit and longest + new_tokens > limit:
         raise InputError(
-            f"The longest prompt has {longest} tokens; with max_new_tokens {new_tokens} that is more than the {limit} positions "
-            f"of {source.asked}. Shorten the prompt or lower max_new_tokens."
+            f"Expected prompt and answer within the {limit} positions of {source.asked}, got a prompt of {longest} tokens and "
+            f"max_new_tokens {new_tokens}. Shorten the prompt or lower max_new_tokens."
         )
 
 
-def _answer(chat: list[Message], tokens: list[int], found: Found) -> Answer:
-    ended = bool(tokens) and tokens[-1] in found.stops
-    return Answer(chat[-1]["content"], found.text(tokens), tuple(tokens), ended)
+def _answer(chat: list[Message], tokens: list[int], model: TextModel) -> GeneratedAnswer:
+    ended = bool(tokens) and tokens[-1] in model.stop_ids
+    return GeneratedAnswer(chat[-1]["content"], text=model.text(tokens), tokens=tuple(tokens), ended=ended)
 
 
 def main(config: GenerateConfig, command: str) -> str:

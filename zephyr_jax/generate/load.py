@@ -1,8 +1,8 @@
-"""A model that can be asked: found first, with everything checked, then loaded into an engine."""
+"""A model for text generation: opened with everything checked, then loaded into an engine."""
 
+import logging
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,36 +21,37 @@ from zephyr_jax.checkpoint.resolve import ModelSource, abstract_of, check_vocabu
 from zephyr_jax.config.sampling import MAX_STOP_IDS
 from zephyr_jax.config.sections import ForwardOptions, MeshOptions
 from zephyr_jax.errors import InputError, join_items
-from zephyr_jax.generate.engine import Engine, Request, cache_bytes
-from zephyr_jax.model.config import ModelConfig
+from zephyr_jax.generate.engine import Engine, GenerationRequest, cache_bytes
 from zephyr_jax.parallel.hosts import require_single_process
 from zephyr_jax.parallel.sharding import ShardingRules, init_devices
 
-_CONTEXT = 4096
+_logger = logging.getLogger(__name__)
+_DEFAULT_CONTEXT = 4096
 
 
 @dataclass(frozen=True)
-class Found:
-    """A model before its weights are read."""
+class TextModel:
+    """A model to generate text with, before its weights are read."""
 
     source: ModelSource
     options: ForwardOptions
     rules: ShardingRules
-    rows: int
+    batch_size: int
     tokenizer: PreTrainedTokenizerBase
-    stops: tuple[int, ...]
-    """Ids that end an answer: the tokenizer's end token, those in generation_config.json and, after `speaking`, those of the
-    chat template."""
+    stop_ids: tuple[int, ...]
+    """Ids that end an answer: the tokenizer's end token, those in generation_config.json and, after `with_chat_stops`, those of
+    the chat template."""
 
     def engine(self, context: int) -> Engine:
-        """Read the weights. Raises InputError, also where the cache does not fit into this machine's memory."""
+        """Read the weights and allocate the cache. Raises InputError, also for a cache beyond the memory of this machine."""
         model = abstract_of(self.source.model_config, self.options, self.rules)
-        _check_cache(cache_bytes(model, self.rows, context), self.rows, context)
-        return Engine(model, load_weights(self.source, model), self.rules, rows=self.rows, context=context)
+        _check_cache(cache_bytes(model, self.batch_size, context), self.batch_size, context)
+        weights = load_weights(self.source, model)
+        return Engine(model, weights, self.rules, batch_size=self.batch_size, context=context)
 
     @property
     def identity(self) -> dict[str, str]:
-        """What tells this model's answers from another's, for journals."""
+        """Fields that identify this model's answers in a journal."""
         return {
             "model": self.source.asked,
             "weights": weights_state(self.source),
@@ -59,90 +60,112 @@ class Found:
         }
 
     def chat_tokenizer(self, template: str | None) -> ChatTokenizer:
-        """Conversations to tokens by the template named, or by the checkpoint's own, or Zephyr's. Raises InputError."""
+        """The tokenizer with a chat template: the named one, else the checkpoint's own, else Zephyr's. Raises InputError."""
         return prompt_tokenizer(self.source, self.tokenizer, template)
 
-    def speaking(self, tokenizer: ChatTokenizer) -> "Found":
-        """The same model, whose answers also end at the tokens that end an answer under the chat template. Raises InputError."""
-        stops = tuple(sorted({*self.stops, *tokenizer.stop_ids}))
-        if len(stops) > MAX_STOP_IDS:
+    def with_chat_stops(self, tokenizer: ChatTokenizer) -> "TextModel":
+        """The same model with the end tokens of the chat template among its stop ids. Raises InputError."""
+        stop_ids = tuple(sorted({*self.stop_ids, *tokenizer.stop_ids}))
+        if len(stop_ids) > MAX_STOP_IDS:
             raise InputError(
-                f"Expected at most {MAX_STOP_IDS} end tokens of {self.source.asked}, got {len(stops)}: {join_items(stops)}. "
-                "Remove those that end no answer from eos_token_id in its generation_config.json."
+                f"Expected at most {MAX_STOP_IDS} end tokens of {self.source.asked}, got {len(stop_ids)}: "
+                f"{join_items(stop_ids)}. Remove those that do not end an answer from eos_token_id in its generation_config.json."
             )
-        return replace(self, stops=stops)
+        return replace(self, stop_ids=stop_ids)
 
     def text(self, tokens: Sequence[int]) -> str:
-        """New tokens as text, without the one that ended them."""
-        ended = bool(tokens) and tokens[-1] in self.stops
+        """Decode new tokens, without the stop token at their end."""
+        ended = bool(tokens) and tokens[-1] in self.stop_ids
         return str(self.tokenizer.decode(tokens[:-1] if ended else tokens))
 
-    def context(self, asked: int | None = None) -> int:
-        """Tokens of prompt and answer: as asked, or 4,096, but never more positions than the model has."""
-        return min(asked or _CONTEXT, self.source.model_config.max_positions or asked or _CONTEXT)
+    def context_length(self, requested: int | None = None) -> int:
+        """Tokens of prompt and answer: `requested` or 4,096, at most the positions of the model."""
+        length = requested or _DEFAULT_CONTEXT
+        return min(length, self.source.model_config.max_positions or length)
 
 
-def fitted(prompt: np.ndarray, most: int, context: int) -> tuple[np.ndarray, int]:
-    """A prompt and how many tokens to make, so that both fit: up to half of the context is kept for the answer, and a longer
-    prompt loses what comes after its first token."""
-    room = context - min(most, context // 2)
+def fit_to_context(prompt: np.ndarray, max_new_tokens: int, context: int) -> tuple[np.ndarray, int]:
+    """Truncate a prompt so that it leaves room for an answer.
+
+    Args:
+        prompt: int32 [n]. A long prompt keeps its first token (BOS) and its end.
+        max_new_tokens: desired length of the answer; up to half of the context is reserved for it.
+        context: maximum tokens of both.
+
+    Returns:
+        The prompt and the possible number of new tokens.
+    """
+    room = context - min(max_new_tokens, context // 2)
     if len(prompt) > room:
         prompt = np.concatenate([prompt[:1], prompt[len(prompt) - room + 1 :]])
-    return prompt, min(most, context - len(prompt))
+    return prompt, min(max_new_tokens, context - len(prompt))
 
 
-def say_cut(cut: int) -> None:
-    """Tell that prompts were cut, where any was."""
-    if cut:
-        print(f"{cut:,} prompts were longer than the context and lost their beginnings", file=sys.stderr)
+def log_truncated(num_prompts: int) -> None:
+    """Warn about truncated prompts, if any."""
+    if num_prompts:
+        _logger.warning("%s prompts were longer than the context and lost their beginnings", f"{num_prompts:,}")
 
 
-def answers(engine: Engine, requests: Mapping[int, Request]) -> Iterator[tuple[int, list[int]]]:
-    """Key and new tokens of each request, as they end; says how fast."""
-    begun = time.perf_counter()
-    asked = {engine.submit(request): key for key, request in requests.items()}
-    made: dict[int, list[int]] = {number: [] for number in asked}
-    for piece in engine.run():
-        made[piece.number] += piece.tokens
-        if piece.end:
-            yield asked[piece.number], made[piece.number]
-    seconds, count = time.perf_counter() - begun, sum(map(len, made.values()))
-    print(f"{len(made):,} answers, {count:,} tokens, {count / seconds:,.0f} tokens/s", file=sys.stderr)
+def generate_tokens(engine: Engine, requests: Mapping[int, GenerationRequest]) -> Iterator[tuple[int, list[int]]]:
+    """Run requests; yields the key and the new tokens of each as it ends, and logs the throughput at the end."""
+    start = time.perf_counter()
+    keys = {engine.submit(request): key for key, request in requests.items()}
+    tokens: dict[int, list[int]] = {request_id: [] for request_id in keys}
+    for output in engine.run():
+        tokens[output.request_id] += output.tokens
+        if output.finish_reason:
+            yield keys[output.request_id], tokens[output.request_id]
+    seconds, count = time.perf_counter() - start, sum(map(len, tokens.values()))
+    _logger.info(
+        "generated %s samples (%s tokens, %s tok/s)", *(f"{n:,.0f}" for n in (len(tokens), count, count / seconds))
+    )
 
 
-def find_speaker(verb: str, options: ForwardOptions, mesh: MeshOptions, rows: int) -> Found:
-    """Find a model and lay out a mesh for generation. Raises InputError.
+def open_text_model(command: str, options: ForwardOptions, mesh: MeshOptions, batch_size: int) -> TextModel:
+    """Find a model, check it and make a mesh for generation.
 
-    A mesh that is left as it is by default becomes one in which no weight has to be gathered for a token: as much `tensor`
-    as the heads allow, the rest `data`. `rows` are rounded up to what the mesh divides.
+    Args:
+        command: name of the command, for errors.
+        options: the model.
+        mesh: the mesh. Default options become a mesh on which no weight is gathered per token: as much `tensor` parallelism as
+            the heads allow, the rest `data`.
+        batch_size: rows decoded together, rounded up to a multiple of the batch shards.
+
+    Raises:
+        InputError: for a model that cannot be used, and for more than one host.
     """
     source = find_model(options)
-    options = inherit_model(verb, options, source)
+    options = inherit_model(command, options, source)
     rules = init_devices(mesh)
     if replace(mesh, emulated_devices=None) == MeshOptions():
-        rules = init_devices(
-            replace(mesh, data=-1, fsdp=1, tensor=_most_tensor(source.model_config, jax.device_count()))
-        )
-    require_single_process(verb)
-    parts = rules.num_shards("batch")
+        config = source.model_config
+        tensor = math.gcd(jax.device_count(), config.num_heads, config.num_kv_heads, config.d_ff)
+        rules = init_devices(replace(mesh, data=-1, fsdp=1, tensor=tensor))
+    require_single_process(command)
+    shards = rules.num_shards("batch")
     tokenizer = load_tokenizer(str(source.folder))
     check_vocabulary(source.model_config, tokenizer, source.asked)
-    return Found(source, options, rules, -(-rows // parts) * parts, tokenizer, _stop_ids(source, tokenizer))
+    return TextModel(
+        source=source,
+        options=options,
+        rules=rules,
+        batch_size=-(-batch_size // shards) * shards,
+        tokenizer=tokenizer,
+        stop_ids=_stop_ids(source, tokenizer),
+    )
 
 
-def _check_cache(needed: int, rows: int, context: int) -> None:
-    """Raise InputError where a cache of so many bytes is larger than the memory of all devices together."""
+def _check_cache(needed: int, batch_size: int, context: int) -> None:
+    """Raise InputError for a cache of `needed` bytes that exceeds the memory of all devices together."""
     limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.devices()]
     memory = sum(limits) if all(limits) else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > memory:
         raise InputError(
-            f"The cache of {rows:,} rows with a context of {context:,} tokens needs {needed / 2**30:,.1f} GiB; the devices have "
-            f"{memory / 2**30:,.1f} GiB. Lower batch_size (of `serve`: max_concurrency), context_length or max_new_tokens."
+            f"The KV cache of {batch_size:,} rows with a context of {context:,} tokens needs {needed / 2**30:,.1f} GiB; "
+            f"expected at most {memory / 2**30:,.1f} GiB. Lower batch_size (`serve`: max_concurrency), "
+            "context_length or max_new_tokens."
         )
-
-
-def _most_tensor(shape: ModelConfig, devices: int) -> int:
-    return math.gcd(devices, shape.num_heads, shape.num_kv_heads, shape.d_ff)
 
 
 def _stop_ids(source: ModelSource, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from zephyr_jax.checkpoint.resolve import AbstractModel, abstract_of, find_model
 from zephyr_jax.config.plan import PlanConfig
 from zephyr_jax.errors import InputError
 from zephyr_jax.generate.decode import decode
-from zephyr_jax.generate.engine import BURST, idle, slots_of
+from zephyr_jax.generate.engine import DECODE_STEPS, idle_state, num_slots
 from zephyr_jax.model.cached import CACHE_AXES, CachedModel
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.remat import recomputed_flops
@@ -260,19 +260,19 @@ def lower(config: PlanConfig, model: AbstractModel, rules: ShardingRules, rows: 
 
 
 def _lower_generate(config: PlanConfig, model: AbstractModel, rules: ShardingRules, rows: int) -> Any:
-    """A burst of new tokens of every row, with a cache of `data.row_length` positions."""
+    """One call of `decode` for every row, with a cache of `data.row_length` positions."""
     cached = CachedModel(model.config, model.compute)
 
     def placed(leaf: Any, names: Sequence[str | None]) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rules.sharding(*names))
 
     weights = jax.tree.map(placed, jax.eval_shape(cached.flatten, model.parameters), cached.stored_axes())
-    slots = slots_of(model.config, config.data.row_length)
+    slots = num_slots(model.config, config.data.row_length)
     cache = jax.tree.map(
         lambda leaf: placed(leaf, CACHE_AXES[leaf.ndim]), jax.eval_shape(partial(cached.empty_cache, rows, slots))
     )
-    state = jax.tree.map(lambda leaf: placed(leaf, ("batch", *[None] * (leaf.ndim - 1))), idle(rows))
-    return decode.trace(cached, weights, cache, state, steps=BURST).lower(lowering_platforms=("tpu",))
+    state = jax.tree.map(lambda leaf: placed(leaf, ("batch", *[None] * (leaf.ndim - 1))), idle_state(rows))
+    return decode.trace(cached, weights, cache, state, steps=DECODE_STEPS).lower(lowering_platforms=("tpu",))
 
 
 def _abstract_batch(config: PlanConfig, rules: ShardingRules, rows: int) -> TokenBatch | PairBatch:

@@ -1,1 +1,1 @@
-"""An OpenAI-compatible server and the terminal chat."""
+"""The OpenAI-compatible server and the terminal chat."""

@@ -1,10 +1,10 @@
-"""The HTTP side: `/v1/chat/completions` (whole or streamed), `/v1/models`, `/health`."""
+"""The HTTP application: `/v1/chat/completions` (streamed or not), `/v1/models`, `/health`."""
 
 import asyncio
 import hmac
 import json
+import logging
 import secrets
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing
@@ -16,262 +16,275 @@ from transformers import PreTrainedTokenizerBase
 
 from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.chat.tokenizer import ChatTokenizer
+from zephyr_jax.config.sampling import SamplingParams
 from zephyr_jax.errors import escape_control_chars
-from zephyr_jax.generate.engine import Piece, Request
+from zephyr_jax.generate.engine import GenerationRequest, RequestOutput
 from zephyr_jax.generate.text_stream import TextStream
-from zephyr_jax.serve.engine_worker import Desk
+from zephyr_jax.serve.engine_worker import EngineWorker
 from zephyr_jax.serve.origin import check_local
-from zephyr_jax.serve.protocol import ChatRequest, Refusal, Reply, parse_chat, usage_of
+from zephyr_jax.serve.protocol import MAX_ECHO, ApiError, ChatCompletionRequest, Completion, parse_chat, usage_of
 
-_LARGEST = 4 * 2**20  # bytes of a body
-_PATIENCE = 60.0  # seconds that a client may take to send a body, or to read what is written to it
-_RENDERERS = 2  # threads that render and tokenize
-_SHOWN = 200  # characters of a name that a refusal repeats
+_logger = logging.getLogger(__name__)
+_MAX_BODY_BYTES = 4 * 2**20
+_TIMEOUT = 60.0  # seconds for a client to send a body, or to read what is written to it
+_NUM_RENDER_THREADS = 2  # they render and tokenize conversations
 type _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True)
-class Served:
-    """A model as the server knows it."""
+class ServedModel:
+    """A loaded model with the settings of its server."""
 
     name: str
     tokenizer: ChatTokenizer
     """Conversations to tokens."""
     decoder: PreTrainedTokenizerBase
     """Tokens to text."""
-    stops: tuple[int, ...]
+    stop_ids: tuple[int, ...]
     """Ids that end an answer."""
     context: int
     """Tokens of prompt and answer together."""
-    desk: Desk
-    key: str | None = None
-    """What a client must show, if anything."""
+    worker: EngineWorker
+    api_key: str | None = None
+    """Key that clients must send, if any."""
     loopback: bool = False
-    """Whether it listens on this machine's loopback only; without a key, foreign `Host` and `Origin` are refused then."""
+    """Whether it listens on loopback only; without a key, requests with a foreign `Host` or `Origin` are then rejected."""
 
 
-def make_app(served: Served) -> web.Application:
-    """The application; to be run with `handler_cancellation`, so that a client that leaves ends its request."""
-    app = web.Application(client_max_size=_LARGEST, middlewares=[_guard(served)])
-    server = _Server(served)
-    app.router.add_post("/v1/chat/completions", server.chat)
-    app.router.add_get("/v1/models", server.models)
-    app.router.add_get("/v1/models/{name:.+}", server.model)
-    app.router.add_get("/health", server.health)
-    app.on_cleanup.append(server.close)
+@dataclass(frozen=True)
+class _Delta:
+    """New text of one answer."""
+
+    text: str
+    finish_reason: str
+    num_tokens: int
+
+
+def make_app(model: ServedModel) -> web.Application:
+    """The application. Run it with `handler_cancellation`, so that a client that disconnects cancels its request."""
+    app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[_guard(model)])
+    handlers = _Handlers(model)
+    app.router.add_post("/v1/chat/completions", handlers.chat)
+    app.router.add_get("/v1/models", handlers.models)
+    app.router.add_get("/v1/models/{name:.+}", handlers.model)
+    app.router.add_get("/health", handlers.health)
+    app.on_cleanup.append(handlers.close)
     return app
 
 
-def _guard(served: Served) -> Middleware:
-    """Errors in OpenAI's form, the key where there is one, and this machine's clients only where there is none."""
+def _guard(model: ServedModel) -> Middleware:
+    """Middleware: errors in OpenAI's format; checks the API key, or without one that the client is local."""
 
     @web.middleware
     async def guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
         try:
-            if served.key is not None and request.path != "/health":
-                _check_key(request, served.key)
-            elif served.key is None and served.loopback:
+            if model.api_key is not None and request.path != "/health":
+                _check_key(request, model.api_key)
+            elif model.api_key is None and model.loopback:
                 check_local(request.headers.getall("Host", []), request.headers.getall("Origin", []))
             return await handler(request)
-        except Refusal as refusal:
-            return web.json_response(refusal.body(), status=refusal.status)
+        except ApiError as error:
+            return web.json_response(error.body(), status=error.status)
         except web.HTTPException as error:
-            return web.json_response(Refusal(error.status, error.reason).body(), status=error.status)
-        except OSError:  # the client has gone
+            return web.json_response(ApiError(error.status, error.reason).body(), status=error.status)
+        except OSError:  # the client disconnected
             raise
-        except Exception as error:  # a fault of this program: of one request, whatever it is
-            return web.json_response(_fault(error).body(), status=500)
+        except Exception as error:  # a bug must fail one request only
+            return web.json_response(_internal_error(error).body(), status=500)
 
     return guard
 
 
-def _check_key(request: web.Request, key: str) -> None:
-    shown = request.headers.get("Authorization", "").removeprefix("Bearer ")
-    if not hmac.compare_digest(shown.encode(errors="surrogateescape"), key.encode()):
-        raise Refusal(401, "This server wants its API key as `Authorization: Bearer KEY`.", "authentication_error")
+def _check_key(request: web.Request, api_key: str) -> None:
+    token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+    if not hmac.compare_digest(token.encode(errors="surrogateescape"), api_key.encode()):
+        raise ApiError(401, "Expected this server's API key as `Authorization: Bearer KEY`.", "authentication_error")
 
 
-def _fault(error: Exception) -> Refusal:
-    """What a client gets for an error that this program should not make, which is logged."""
-    print(
-        f"a request failed: {escape_control_chars(f'{type(error).__name__}: {error}')[:500]}",
-        file=sys.stderr,
-        flush=True,
-    )
-    return Refusal(500, f"This request failed: {type(error).__name__}.", "server_error")
+def _internal_error(error: Exception) -> ApiError:
+    """Log an unexpected error; returns the error for the client, without details."""
+    _logger.error("a request failed: %s", escape_control_chars(f"{type(error).__name__}: {error}")[:500])
+    return ApiError(500, f"This request failed: {type(error).__name__}.", "server_error")
 
 
-class _Server:
-    def __init__(self, served: Served):
-        self._served = served
-        self._max_characters = served.context * max(map(len, served.decoder.get_vocab()))
-        self._renderers = ThreadPoolExecutor(_RENDERERS, "render")
+class _Handlers:
+    def __init__(self, model: ServedModel):
+        self._model = model
+        self._max_characters = model.context * max(map(len, model.decoder.get_vocab()))
+        self._renderers = ThreadPoolExecutor(_NUM_RENDER_THREADS, "render")
 
     async def close(self, _: web.Application) -> None:
-        """End the threads; what they have not begun is dropped."""
+        """Stop the render threads; queued work is dropped."""
         self._renderers.shutdown(wait=False, cancel_futures=True)
 
     async def health(self, _: web.Request) -> web.Response:
-        """Whether the engine works (503 where it has stopped for good), and how many answers are open."""
-        desk = self._served.desk
-        if desk.failure:
-            content = {"status": "error", "error": desk.failure, "open_requests": desk.open_requests}
+        """State of the engine (503 after it has stopped for good) and the number of open answers."""
+        worker = self._model.worker
+        if worker.failure:
+            content = {"status": "error", "error": worker.failure, "open_requests": worker.open_requests}
             return web.json_response(content, status=503)
-        return web.json_response({"status": "ok", "open_requests": desk.open_requests})
+        return web.json_response({"status": "ok", "open_requests": worker.open_requests})
 
     async def models(self, _: web.Request) -> web.Response:
-        """The one model there is."""
+        """The list of models: one."""
         return web.json_response({"object": "list", "data": [self._card()]})
 
     async def model(self, request: web.Request) -> web.Response:
-        """One model by name."""
+        """One model, by name."""
         self._check_name(request.match_info["name"])
         return web.json_response(self._card())
 
     def _card(self) -> dict[str, object]:
-        return {"id": self._served.name, "object": "model", "created": 0, "owned_by": "zephyr-jax"}
+        return {"id": self._model.name, "object": "model", "created": 0, "owned_by": "zephyr-jax"}
 
     def _check_name(self, name: str) -> None:
-        if name != self._served.name:
-            raise Refusal(
-                404, f"There is no model `{name[:_SHOWN]}` here; there is `{self._served.name}`.", param="model"
-            )
+        if name != self._model.name:
+            raise ApiError(404, f"Expected the model `{self._model.name}`, got `{name[:MAX_ECHO]}`.", param="model")
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        """A completion, or several, whole or in pieces."""
-        asked = parse_chat(await _body(request))
-        self._check_name(asked.model)
-        self._check_size(asked)
-        with self._served.desk.slots(asked.n or 1):
+        """One or several completions, streamed or not."""
+        body = parse_chat(await _read_body(request))
+        self._check_name(body.model)
+        self._check_size(body)
+        with self._model.worker.slots(body.n or 1):
             loop = asyncio.get_running_loop()
-            requests = await loop.run_in_executor(self._renderers, self._requests, asked)
-            return await (self._stream(request, asked, requests) if asked.stream else self._whole(asked, requests))
+            requests = await loop.run_in_executor(self._renderers, self._requests, body)
+            return await (self._stream(request, body, requests) if body.stream else self._complete(body, requests))
 
-    def _check_size(self, asked: ChatRequest) -> None:
-        """Refuse what cannot fit before it is rendered. Raises Refusal."""
-        size, served = sum(len(message.plain["content"]) for message in asked.messages), self._served
-        if size > self._max_characters or len(asked.messages) > served.context:
-            raise Refusal(
+    def _check_size(self, body: ChatCompletionRequest) -> None:
+        """Reject a conversation that cannot fit before it is rendered. Raises ApiError."""
+        size, context = sum(len(message.plain["content"]) for message in body.messages), self._model.context
+        if size > self._max_characters or len(body.messages) > context:
+            raise ApiError(
                 422,
-                f"{len(asked.messages):,} messages have {size:,} characters; this server's context of {served.context:,} tokens "
-                f"holds at most {served.context:,} messages and {self._max_characters:,} characters. Shorten the conversation.",
+                f"Expected at most {context:,} messages with {self._max_characters:,} characters in the context of {context:,} "
+                f"tokens, got {len(body.messages):,} messages with {size:,} characters. Shorten the conversation.",
                 param="messages",
             )
 
-    def _requests(self, asked: ChatRequest) -> list[Request]:
-        """One engine's request for each answer that is asked for; runs in a thread. Raises Refusal."""
+    def _requests(self, body: ChatCompletionRequest) -> list[GenerationRequest]:
+        """One engine request per answer. Runs in a render thread. Raises ApiError."""
+        model = self._model
         try:
-            prompt = self._served.tokenizer.prompt([message.plain for message in asked.messages])
+            prompt = model.tokenizer.prompt([message.plain for message in body.messages])
         except SkippedRow as error:
-            raise Refusal(422, f"`messages` cannot be rendered: {str(error)[:500]}.", param="messages") from error
-        room = self._served.context - len(prompt)
-        if room < (asked.most or 1):
-            raise Refusal(
+            raise ApiError(422, f"`messages` cannot be rendered: {str(error)[:500]}.", param="messages") from error
+        room = model.context - len(prompt)
+        if room < (body.max_new_tokens or 1):
+            raise ApiError(
                 422,
-                f"The prompt has {len(prompt)} tokens and {asked.most or 1} are to be made at least; this server's context is "
-                f"{self._served.context}. Shorten the conversation or lower `max_tokens`.",
+                f"Expected prompt and answer within the context of {model.context} tokens, got a prompt of {len(prompt)} and "
+                f"{body.max_new_tokens or 1} new ones. Shorten the conversation or lower `max_tokens`.",
                 param="messages",
             )
-        temperature = 1.0 if asked.temperature is None else asked.temperature
-        seed = secrets.randbits(62) if asked.seed is None else asked.seed
+        temperature = 1.0 if body.temperature is None else body.temperature
+        top_p, top_k = 1.0 if body.top_p is None else body.top_p, body.top_k or 0
+        seed = secrets.randbits(62) if body.seed is None else body.seed
+        max_new_tokens = body.max_new_tokens or room
         return [
-            Request(
-                prompt,
-                asked.most or room,
-                self._served.stops,
-                temperature,
-                1.0 if asked.top_p is None else asked.top_p,
-                asked.top_k or 0,
-                (seed, index),
+            GenerationRequest(
+                prompt, max_new_tokens, model.stop_ids, SamplingParams(temperature, top_p, top_k, seed=(seed, index))
             )
-            for index in range(asked.n or 1)
+            for index in range(body.n or 1)
         ]
 
-    async def _whole(self, asked: ChatRequest, requests: list[Request]) -> web.Response:
+    async def _complete(self, body: ChatCompletionRequest, requests: list[GenerationRequest]) -> web.Response:
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._collect(asked, request)) for request in requests]
-        except ExceptionGroup as group:  # the first failure; the other answers were canceled
-            raise group.exceptions[0] from None
+                tasks = [group.create_task(self._collect(body, request)) for request in requests]
+        except ExceptionGroup as errors:  # the first failure; the other answers were canceled
+            raise errors.exceptions[0] from None
         answers = [task.result() for task in tasks]
         choices = [
-            {"index": index, "message": {"role": "assistant", "content": text}, "finish_reason": end, "logprobs": None}
-            for index, (text, end, _) in enumerate(answers)
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": answer.text},
+                "finish_reason": answer.finish_reason,
+                "logprobs": None,
+            }
+            for index, answer in enumerate(answers)
         ]
-        usage = usage_of(len(requests[0].prompt), sum(count for _, _, count in answers))
-        return web.json_response(Reply(self._served.name).whole(choices, usage))
+        usage = usage_of(len(requests[0].prompt), sum(answer.num_tokens for answer in answers))
+        return web.json_response(Completion(self._model.name).body(choices, usage))
 
-    async def _collect(self, asked: ChatRequest, request: Request) -> tuple[str, str, int]:
-        """Text, the reason of its end, and how many tokens it took."""
-        async with self._served.desk.ask(request) as pieces, aclosing(self._texts(asked, pieces)) as texts:
-            parts = [each async for each in texts]
-        return "".join(text for text, _, _ in parts), parts[-1][1], sum(count for _, _, count in parts)
+    async def _collect(self, body: ChatCompletionRequest, request: GenerationRequest) -> _Delta:
+        """One whole answer."""
+        async with self._model.worker.submit(request) as outputs, aclosing(self._deltas(body, outputs)) as stream:
+            deltas = [delta async for delta in stream]
+        text = "".join(delta.text for delta in deltas)
+        return _Delta(text, deltas[-1].finish_reason, sum(delta.num_tokens for delta in deltas))
 
-    async def _texts(self, asked: ChatRequest, pieces: AsyncIterator[Piece]) -> AsyncGenerator[tuple[str, str, int]]:
-        """Pieces of text, the reason of the end with the last, and how many tokens came with each."""
-        stream = TextStream(self._served.decoder, self._served.stops, asked.stops)
-        async for piece in pieces:
-            text = stream.feed(piece.tokens, last=bool(piece.end))
-            end = "stop" if stream.stopped else piece.end
-            yield text, end, len(piece.tokens)
-            if end:
+    async def _deltas(
+        self, body: ChatCompletionRequest, outputs: AsyncIterator[RequestOutput]
+    ) -> AsyncGenerator[_Delta]:
+        """Outputs as text, up to a stop string or the end of the answer."""
+        stream = TextStream(self._model.decoder, self._model.stop_ids, body.stops)
+        async for output in outputs:
+            text = stream.feed(output.tokens, last=bool(output.finish_reason))
+            finish_reason = "stop" if stream.stopped else output.finish_reason
+            yield _Delta(text, finish_reason, len(output.tokens))
+            if finish_reason:
                 return
 
-    async def _stream(self, request: web.Request, asked: ChatRequest, requests: list[Request]) -> web.StreamResponse:
-        """Server-sent events; after the first one an error is an event too, as the status is on its way."""
+    async def _stream(
+        self, request: web.Request, body: ChatCompletionRequest, requests: list[GenerationRequest]
+    ) -> web.StreamResponse:
+        """Server-sent events. An error after the first event is an event, too, as the status has been sent."""
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
         try:
-            async with aclosing(self._chunks(asked, requests)) as chunks:
-                async for chunk in chunks:
-                    if not response.prepared:  # only now: a refusal would have a status of its own
+            async with aclosing(self._events(body, requests)) as events:
+                async for event in events:
+                    if not response.prepared:  # not earlier: an error before the first event has its own status
                         await response.prepare(request)
-                    await _send(request, response, json.dumps(chunk, ensure_ascii=False))
+                    await _send(request, response, json.dumps(event, ensure_ascii=False))
             await _send(request, response, "[DONE]")
-        except OSError:  # the client has gone, or reads nothing
+        except OSError:  # the client disconnected or does not read
             return response
-        except Exception as error:  # whatever it is, no second response may follow into this one's body
+        except Exception as error:  # once this response has begun, a second one must not follow into its body
             if not response.prepared:
                 raise
-            refusal = error if isinstance(error, Refusal) else _fault(error)
-            await _send(request, response, json.dumps(refusal.body(), ensure_ascii=False))
+            api_error = error if isinstance(error, ApiError) else _internal_error(error)
+            await _send(request, response, json.dumps(api_error.body(), ensure_ascii=False))
         await response.write_eof()
         return response
 
-    async def _chunks(self, asked: ChatRequest, requests: list[Request]) -> AsyncGenerator[dict[str, object]]:
-        """The events of a stream; the answers are made together and given one after the other."""
-        reply, made = Reply(self._served.name), 0
+    async def _events(
+        self, body: ChatCompletionRequest, requests: list[GenerationRequest]
+    ) -> AsyncGenerator[dict[str, object]]:
+        """The events of a stream. All answers are generated together and sent one after the other."""
+        completion, num_tokens = Completion(self._model.name), 0
         async with AsyncExitStack() as stack:
-            answers = [await stack.enter_async_context(self._served.desk.ask(each)) for each in requests]
-            for index, pieces in enumerate(answers):
-                begun = False
-                async for text, end, count in self._texts(asked, pieces):
-                    if not begun:
-                        yield reply.chunk(index, {"role": "assistant", "content": ""})
-                    begun = True
-                    made += count
-                    if text:
-                        yield reply.chunk(index, {"content": text})
-                    if end:
-                        yield reply.chunk(index, {}, end)
-        if asked.stream_options and asked.stream_options.include_usage:
-            yield reply.usage_chunk(usage_of(len(requests[0].prompt), made))
+            answers = [await stack.enter_async_context(self._model.worker.submit(request)) for request in requests]
+            for index, outputs in enumerate(answers):
+                started = False
+                async for delta in self._deltas(body, outputs):
+                    if not started:
+                        yield completion.chunk(index, {"role": "assistant", "content": ""})
+                    started = True
+                    num_tokens += delta.num_tokens
+                    if delta.text:
+                        yield completion.chunk(index, {"content": delta.text})
+                    if delta.finish_reason:
+                        yield completion.chunk(index, {}, delta.finish_reason)
+        if body.stream_options and body.stream_options.include_usage:
+            yield completion.usage_chunk(usage_of(len(requests[0].prompt), num_tokens))
 
 
-async def _body(request: web.Request) -> bytes:
-    """The bytes of a body. Raises Refusal where they do not come in time, or not in the encoding that is named."""
+async def _read_body(request: web.Request) -> bytes:
+    """Read a request body. Raises ApiError if it takes too long or has another encoding than declared."""
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(_TIMEOUT):
             return await request.read()
     except TimeoutError as error:
-        raise Refusal(408, f"The body did not come within {_PATIENCE:.0f} seconds.") from error
+        raise ApiError(408, f"The body did not arrive within {_TIMEOUT:.0f} seconds.") from error
     except (web.RequestPayloadError, ValueError) as error:
-        raise Refusal(400, f"The body cannot be read: {error}.") from error
+        raise ApiError(400, f"The body cannot be read: {error}.") from error
 
 
 async def _send(request: web.Request, response: web.StreamResponse, data: str) -> None:
-    """Write one event. Raises OSError where the client has gone or reads nothing for a minute; its connection is closed."""
+    """Write one event. Raises OSError if the client has disconnected or stalls, in which case it is disconnected."""
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(_TIMEOUT):
             await response.write(f"data: {data}\n\n".encode())
     except TimeoutError:
         if request.transport is not None:

@@ -1,60 +1,65 @@
-"""The engine in a thread of its own, and requests that come to it from an event loop."""
+"""The engine in a background thread, with requests from an event loop."""
 
 import asyncio
+import logging
 import queue
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 
 from zephyr_jax.errors import escape_control_chars
-from zephyr_jax.generate.engine import Engine, Piece, Request
-from zephyr_jax.serve.protocol import Refusal
+from zephyr_jax.generate.engine import Engine, GenerationRequest, RequestOutput
+from zephyr_jax.serve.protocol import ApiError
 
-type _Order = Callable[[], None]
+_logger = logging.getLogger(__name__)
+type _Task = Callable[[], None]
 
 
-class Desk:
-    """Takes requests from coroutines and gives them what the engine makes; `most` may wait or be at work at one time."""
+class EngineWorker:
+    """Runs an engine in a thread for coroutines of one event loop.
 
-    def __init__(self, engine: Engine, most: int):
-        self._engine, self._most = engine, most
-        self._orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
-        self._listeners: dict[int, Callable[[Piece | Refusal], None]] = {}
+    Args:
+        engine: used by the thread alone from here on.
+        max_open: answers that may be queued or generated at one time.
+    """
+
+    def __init__(self, engine: Engine, max_open: int):
+        self._engine, self._max_open = engine, max_open
+        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._listeners: dict[int, Callable[[RequestOutput | ApiError], None]] = {}
         self._open = 0
         self._failure = ""
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     @property
     def open_requests(self) -> int:
-        """Answers that have not ended."""
+        """Number of unfinished answers."""
         return self._open
 
     @property
     def failure(self) -> str:
-        """Why the engine has stopped for good; empty while it works."""
+        """The error that stopped the engine for good; empty while it works."""
         return self._failure
 
     def close(self) -> None:
-        """Let the thread end."""
-        self._orders.put(None)
+        """Stop the thread."""
+        self._tasks.put(None)
         self._thread.join()
 
     @contextmanager
     def slots(self, count: int) -> Iterator[None]:
-        """Room for `count` answers: all of them or none, so that no part of a refused request holds a slot.
+        """Reserve slots for `count` answers during the block: all or none, so that a rejected request holds no slot.
 
-        Raises Refusal: 429 when too many are open, 422 when so many can never be.
+        Raises ApiError: 429 if too many answers are open, 422 if `count` exceeds all slots.
         """
-        if count > self._most:
-            raise Refusal(
-                422, f"Expected n of at most {self._most}, the answers open at one time; got {count}.", param="n"
+        if count > self._max_open:
+            raise ApiError(
+                422, f"Expected n of at most {self._max_open}, the answers open at one time; got {count}.", param="n"
             )
-        if self._open + count > self._most:
-            raise Refusal(
-                429, f"{self._open} requests are open, and {self._most} may be. Try again later.", "rate_limit_error"
-            )
+        if self._open + count > self._max_open:
+            message = f"{self._open} requests are open, and {self._max_open} may be. Try again later."
+            raise ApiError(429, message, "rate_limit_error")
         self._open += count
         try:
             yield
@@ -62,86 +67,80 @@ class Desk:
             self._open -= count
 
     @asynccontextmanager
-    async def ask(self, request: Request) -> AsyncIterator[AsyncIterator[Piece]]:
-        """The pieces of an answer, whose slot is held; leaving the block early cancels the request.
+    async def submit(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[RequestOutput]]:
+        """Outputs of a request whose slot is reserved; leaving the block early cancels the request.
 
-        The pieces raise Refusal when the request fails or the engine has stopped.
+        Iterating raises ApiError if the request fails or the engine has stopped.
         """
-        loop, pieces = asyncio.get_running_loop(), asyncio.Queue[Piece | Refusal]()
-        number: list[int] = []
+        loop, outputs = asyncio.get_running_loop(), asyncio.Queue[RequestOutput | ApiError]()
+        request_ids: list[int] = []
 
-        def listen(piece: Piece | Refusal) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
-                loop.call_soon_threadsafe(pieces.put_nowait, piece)
+        def listen(output: RequestOutput | ApiError) -> None:
+            with suppress(RuntimeError):  # the loop is closed, so the client is gone
+                loop.call_soon_threadsafe(outputs.put_nowait, output)
 
-        def submit() -> None:
+        def start() -> None:
             try:
-                number.append(self._engine.submit(request))
-            except ValueError as error:  # this one does not fit; others do
-                listen(Refusal(422, f"The request does not fit: {error}."))
-            except Exception as error:  # whatever it is, it concerns this request only
-                listen(_failed(error))
+                request_ids.append(self._engine.submit(request))
+            except ValueError as error:
+                listen(ApiError(422, f"The request does not fit: {error}."))
+            except Exception as error:  # of this request only
+                listen(ApiError(500, f"This answer failed: {type(error).__name__}: {error}.", "server_error"))
             else:
-                self._listeners[number[0]] = listen
+                self._listeners[request_ids[0]] = listen
                 if self._failure:
-                    listen(self._stopped())
+                    listen(self._stopped_error())
 
-        def forget() -> None:
-            for each in number:
-                self._engine.cancel(each)
-                self._listeners.pop(each, None)
+        def cancel() -> None:
+            for request_id in request_ids:
+                self._engine.cancel(request_id)
+                self._listeners.pop(request_id, None)
 
-        self._orders.put(submit)
+        self._tasks.put(start)
         try:
-            yield self._pieces(pieces)
+            yield self._iterate(outputs)
         finally:
-            self._orders.put(forget)
+            self._tasks.put(cancel)
 
-    async def _pieces(self, pieces: asyncio.Queue[Piece | Refusal]) -> AsyncIterator[Piece]:
+    async def _iterate(self, outputs: asyncio.Queue[RequestOutput | ApiError]) -> AsyncIterator[RequestOutput]:
         while True:
-            piece = await pieces.get()
-            if isinstance(piece, Refusal):
-                raise piece
-            if piece.end == "error":
-                raise Refusal(500, f"This answer failed: {piece.error}.", "server_error")
-            yield piece
-            if piece.end:
+            output = await outputs.get()
+            if isinstance(output, ApiError):
+                raise output
+            if output.finish_reason == "error":
+                raise ApiError(500, f"This answer failed: {output.error}.", "server_error")
+            yield output
+            if output.finish_reason:
                 return
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         try:
-            while self._take_orders():
-                for piece in self._engine.step():
-                    listener = self._listeners.get(piece.number)
+            while self._run_tasks():
+                for output in self._engine.step():
+                    listener = self._listeners.get(output.request_id)
                     if listener is not None:
-                        listener(piece)
-        except BaseException as error:  # whatever it is, clients that wait must get it, and those that come later
+                        listener(output)
+        except BaseException as error:  # current and later clients must get an error instead of waiting forever
             self._failure = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            print(
-                f"the engine has stopped: {escape_control_chars(self._failure)}; /health answers 503 until the server is "
-                "started again",
-                file=sys.stderr,
-                flush=True,
+            _logger.error(
+                "the engine has stopped: %s; /health answers 503 until the server is restarted",
+                escape_control_chars(self._failure),
             )
             for listener in self._listeners.values():
-                listener(self._stopped())
-            while (order := self._orders.get()) is not None:
-                order()
+                listener(self._stopped_error())
+            while (task := self._tasks.get()) is not None:
+                task()
 
-    def _stopped(self) -> Refusal:
-        return Refusal(500, f"The engine has stopped: {self._failure}", "server_error")
+    def _stopped_error(self) -> ApiError:
+        return ApiError(500, f"The engine has stopped: {self._failure}", "server_error")
 
-    def _take_orders(self) -> bool:
-        """Do what has been ordered; wait for orders where there is nothing else to do. False: the end."""
+    def _run_tasks(self) -> bool:
+        """Run queued tasks, waiting for one while the engine is idle. Returns False after `close`."""
         while True:
             try:
-                order = self._orders.get(block=not self._engine.busy)
+                task = self._tasks.get(block=not self._engine.busy)
             except queue.Empty:
                 return True
-            if order is None:
+            if task is None:
                 return False
-            order()
-
-
-def _failed(error: Exception) -> Refusal:
-    return Refusal(500, f"This answer failed: {type(error).__name__}: {error}.", "server_error")
+            task()

@@ -1,4 +1,4 @@
-"""An application on this machine's loopback for as long as it is needed, in a thread of its own."""
+"""Serve an application temporarily on this machine's loopback, from a background thread."""
 
 import asyncio
 import threading
@@ -10,7 +10,7 @@ from aiohttp import web
 
 @contextmanager
 def on_loopback(app: web.Application) -> Iterator[str]:
-    """Its OpenAI-style address, at any port that is free; with the block it ends."""
+    """Serve `app` at a free port during the block; yields its OpenAI-style address."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()

@@ -1,7 +1,7 @@
-"""Whether a request comes from this machine by its headers: protection against DNS rebinding and cross-site requests.
+"""Check by its headers that a request comes from this machine, against DNS rebinding and cross-site requests.
 
-A web page that a user of this machine visits can send requests to a server on loopback. Its requests name the page's host in
-`Host` (after DNS rebinding) or in `Origin`.
+A web page that a user of this machine visits can send requests to a server on loopback. They name the page's host in `Host`
+(after DNS rebinding) or in `Origin`.
 """
 
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from zephyr_jax.errors import truncate_repr
-from zephyr_jax.serve.protocol import Refusal
+from zephyr_jax.serve.protocol import ApiError
 
 
 def is_loopback(host: str) -> bool:
@@ -23,13 +23,13 @@ def is_loopback(host: str) -> bool:
 
 
 def check_local(hosts: Iterable[str], origins: Iterable[str]) -> None:
-    """Raise Refusal (403) unless all values of the headers `Host` and `Origin` name this machine's loopback."""
+    """Raise ApiError (403) unless all values of the headers `Host` and `Origin` name this machine's loopback."""
     for host in hosts:
         if not is_loopback(_host_of(f"//{host}")):
-            raise Refusal(403, _message("Host", host), "permission_error")
+            raise ApiError(403, _message("Host", host), "permission_error")
     for origin in origins:
         if not is_loopback(_host_of(origin)):
-            raise Refusal(403, _message("Origin", origin), "permission_error")
+            raise ApiError(403, _message("Origin", origin), "permission_error")
 
 
 def _host_of(url: str) -> str:

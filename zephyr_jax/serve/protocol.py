@@ -1,7 +1,7 @@
-"""What the server takes and says: the part of OpenAI's chat completions that a model with its own template can keep.
+"""Requests and responses of the server: the subset of OpenAI's chat completions that a local model supports.
 
-Whatever would change the answer and is not done here is refused by name, never passed over. Parameters that ask for nothing
-(null, an empty list or object) are accepted, as the official client sends them.
+A parameter that would change the answer but is not supported is rejected by name, never ignored. Unknown parameters without
+content (null, an empty list or object) are accepted, because the official client sends them.
 """
 
 import time
@@ -15,23 +15,31 @@ from zephyr_jax.config.sampling import MAX_NEW_TOKENS, MAX_SEED, MAX_TOP_K
 
 _MAX_MESSAGES = 8192
 _MAX_PARTS = 1024
-_MAX_STOP = 1000  # characters of a stop string
-_SHOWN = 200  # characters of a name that a refusal repeats
+_MAX_STOP_LENGTH = 1000  # characters of a stop string
+MAX_ECHO = 200
+"""Characters of a client's text that an error repeats."""
 
 
-class Refusal(Exception):
-    """An answer that is an error. `status` is HTTP's."""
+class ApiError(Exception):
+    """An error response in OpenAI's format.
+
+    Args:
+        status: HTTP status.
+        message: text for the client.
+        kind: OpenAI's `type` of the error.
+        param: request parameter that caused it.
+    """
 
     def __init__(self, status: int, message: str, kind: str = "invalid_request_error", param: str | None = None):
         super().__init__(message)
         self.status, self.kind, self.param = status, kind, param
 
     def body(self) -> dict[str, Any]:
-        """OpenAI's form of an error."""
+        """The JSON body."""
         return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": None}}
 
 
-_NOTHING: tuple[Any, ...] = (None, [], {})
+_EMPTY: tuple[Any, ...] = (None, [], {})
 
 
 class _Strict(BaseModel):
@@ -39,15 +47,15 @@ class _Strict(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_empty_extras(cls, content: Any) -> Any:
-        """The object without unknown parameters that ask for nothing."""
+    def _drop_empty_extras(cls, content: Any) -> Any:
+        """Drop unknown parameters without content."""
         if not isinstance(content, dict):
             return content
-        return {name: value for name, value in content.items() if name in cls.model_fields or value not in _NOTHING}
+        return {name: value for name, value in content.items() if name in cls.model_fields or value not in _EMPTY}
 
 
 class TextPart(_Strict):
-    """A piece of a message."""
+    """A text part of a message."""
 
     type: Literal["text"]
     text: str
@@ -62,30 +70,30 @@ class ChatMessage(_Strict):
 
     @property
     def plain(self) -> Message:
-        """Role and text; `developer` is the newer name of `system`."""
+        """Role and text; `developer` is OpenAI's newer name of `system`."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
 class StreamOptions(_Strict):
-    """What a stream has besides text."""
+    """Options of a streamed response."""
 
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
 
 
 class TextFormat(_Strict):
-    """Plain text, the only form there is."""
+    """Plain text, the only supported response format."""
 
     type: Literal["text"] = "text"
 
 
-type _Stop = Annotated[str, Field(min_length=1, max_length=_MAX_STOP)]
+type _Stop = Annotated[str, Field(min_length=1, max_length=_MAX_STOP_LENGTH)]
 type _Tokens = Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)]
 
 
-class ChatRequest(_Strict):
-    """The body of `POST /v1/chat/completions`. What is typed as one value only cannot be asked for otherwise.
+class ChatCompletionRequest(_Strict):
+    """The body of `POST /v1/chat/completions`. Parameters typed as a single value are accepted with this value only.
 
     Bounds of sampling parameters are those of `SamplingParams`, or OpenAI's where these are narrower.
     """
@@ -119,52 +127,53 @@ class ChatRequest(_Strict):
     prompt_cache_key: str | None = None
 
     @property
-    def most(self) -> int | None:
-        """Tokens to make at most; None: as many as the context holds."""
+    def max_new_tokens(self) -> int | None:
+        """Maximum tokens of an answer; None: as many as fit into the context."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
     def stops(self) -> list[str]:
-        """Strings that end the answer."""
+        """Stop strings."""
         return [self.stop] if isinstance(self.stop, str) else (self.stop or [])
 
 
-def parse_chat(body: bytes) -> ChatRequest:
-    """A request from its JSON. Raises Refusal with status 400 for what is no JSON object, 422 for values that cannot be."""
+def parse_chat(body: bytes) -> ChatCompletionRequest:
+    """Parse a request body. Raises ApiError: 400 unless it is a JSON object, 422 for invalid parameters."""
     try:
-        return ChatRequest.model_validate_json(body)
+        return ChatCompletionRequest.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         if first["type"] == "json_invalid" or not first["loc"]:
-            raise Refusal(400, f"The body is no JSON object: {first['msg']}.") from error
-        where = ".".join(str(each) for each in first["loc"] if not str(each).startswith(("function-", "constrained-")))
-        where = where[:_SHOWN]
+            raise ApiError(400, f"Expected a JSON object as body: {first['msg']}.") from error
+        parts = [str(part) for part in first["loc"]]
+        name = ".".join(part for part in parts if not part.startswith(("function-", "constrained-")))[:MAX_ECHO]
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         unknown = first["type"] == "extra_forbidden"
-        what = f"`{where}` is nothing this server knows" if unknown else f"`{where}`: {first['msg']}"
-        raise Refusal(422, f"{what}{more}.", param=str(first["loc"][0])[:_SHOWN]) from error
+        problem = f"`{name}` is not supported by this server" if unknown else f"`{name}`: {first['msg']}"
+        raise ApiError(422, f"{problem}{more}.", param=parts[0][:MAX_ECHO]) from error
 
 
-class Reply:
-    """The frame of one completion: its id, its time, its model."""
+class Completion:
+    """Response bodies of one completion, with its id, creation time and model name."""
 
     def __init__(self, model: str):
         self._head = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time.time()), "model": model}
 
-    def whole(self, choices: list[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
-        """The body of an answer that is not streamed."""
+    def body(self, choices: list[dict[str, Any]], usage: dict[str, int]) -> dict[str, Any]:
+        """The body of a response that is not streamed."""
         return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage}
 
-    def chunk(self, index: int, delta: dict[str, str], end: str | None = None) -> dict[str, Any]:
-        """A piece of a stream."""
-        choice = {"index": index, "delta": delta, "finish_reason": end, "logprobs": None}
+    def chunk(self, index: int, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
+        """One event of a streamed response."""
+        choice = {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
         return {**self._head, "object": "chat.completion.chunk", "choices": [choice]}
 
     def usage_chunk(self, usage: dict[str, int]) -> dict[str, Any]:
-        """The last piece of a stream that was asked to count."""
+        """The last event of a stream with `include_usage`."""
         return {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
 
 
-def usage_of(prompt: int, made: int) -> dict[str, int]:
-    """Token counts."""
-    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+def usage_of(num_prompt: int, num_completion: int) -> dict[str, int]:
+    """Token counts in OpenAI's format."""
+    total = num_prompt + num_completion
+    return {"prompt_tokens": num_prompt, "completion_tokens": num_completion, "total_tokens": total}

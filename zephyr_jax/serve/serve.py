@@ -1,68 +1,67 @@
-"""`zephyr-jax serve`: a model behind an OpenAI-compatible server on this machine."""
+"""`zephyr-jax serve`: an OpenAI-compatible server for one model on this machine."""
 
-import sys
-from collections.abc import Callable
+import logging
 from pathlib import PurePath
-from typing import Any
 
 from aiohttp import web
 
 from zephyr_jax.config.models import ServeConfig
 from zephyr_jax.errors import InputError
-from zephyr_jax.generate.load import find_speaker
-from zephyr_jax.serve.app import Served, make_app
-from zephyr_jax.serve.engine_worker import Desk
+from zephyr_jax.generate.load import open_text_model
+from zephyr_jax.serve.app import ServedModel, make_app
+from zephyr_jax.serve.engine_worker import EngineWorker
 from zephyr_jax.serve.origin import is_loopback
 from zephyr_jax.storage.api_key import read_api_key
 
+_logger = logging.getLogger(__name__)
 
-def open_server(config: ServeConfig) -> Served:
+
+def open_server(config: ServeConfig) -> ServedModel:
     """Load the model and start its engine. Raises InputError."""
-    key = read_api_key(config.api_key_env, "api_key_env")
-    found = find_speaker("serve", config.model, config.mesh, config.max_concurrency)
-    tokenizer = found.chat_tokenizer(config.chat_template)
-    found, context = found.speaking(tokenizer), found.context(config.context_length)
-    desk = Desk(found.engine(context), config.max_open_requests)
-    name = config.name or PurePath(config.model.path).name
+    api_key = read_api_key(config.api_key_env, "api_key_env")
+    model = open_text_model("serve", config.model, config.mesh, config.max_concurrency)
+    tokenizer = model.chat_tokenizer(config.chat_template)
     tokenizer.releases_gil = True
-    return Served(
-        name, tokenizer, found.tokenizer, found.stops, context, desk, key,
+    model, context = model.with_chat_stops(tokenizer), model.context_length(config.context_length)
+    return ServedModel(
+        name=config.name or PurePath(config.model.path).name,
+        tokenizer=tokenizer,
+        decoder=model.tokenizer,
+        stop_ids=model.stop_ids,
+        context=context,
+        worker=EngineWorker(model.engine(context), config.max_open_requests),
+        api_key=api_key,
         loopback=is_loopback(config.host),
-    )  # fmt: skip
+    )
 
 
 def serve(config: ServeConfig) -> None:
-    """Serve until SIGTERM or Ctrl-C. Raises InputError, as when the port is taken."""
-    served = open_server(config)
-    if not served.loopback and served.key is None:
-        print(f"{config.host} lets other machines in, and no key is asked for: --api_key_env NAME", file=sys.stderr)
+    """Serve until SIGTERM or Ctrl-C. Raises InputError, also for a port in use."""
+    model = open_server(config)
+    if not model.loopback and model.api_key is None:
+        _logger.warning("%s accepts other machines without an API key; set --api_key_env NAME", config.host)
+
+    def log_address(text: str, **_: object) -> None:
+        address = text.partition("Running on ")[2].split(" ")[0].strip()
+        if address:
+            _logger.info("serving `%s` at %s/v1 (Ctrl-C stops it)", model.name, address)
+
     try:
         web.run_app(
-            make_app(served),
+            make_app(model),
             host=config.host,
             port=config.port,
-            print=_say(served.name),
+            print=log_address,
             access_log=None,
             handler_cancellation=True,
         )
     except OSError as error:
         raise InputError(
             f"Cannot listen at {config.host} port {config.port}: {error.strerror or error}. Choose another --port, or 0 for "
-            "any that is free."
+            "any free one."
         ) from error
     finally:
-        served.desk.close()
-
-
-def _say(name: str) -> Callable[..., None]:
-    """What the server says when it is ready, in words of ours."""
-
-    def say(text: str, **_: Any) -> None:
-        address = text.partition("Running on ")[2].split(" ")[0].strip()
-        if address:
-            print(f"serving `{name}` at {address}/v1 (Ctrl-C ends it)", file=sys.stderr, flush=True)
-
-    return say
+        model.worker.close()
 
 
 def main(config: ServeConfig, command: str) -> None:
