@@ -15,8 +15,7 @@ import pytest  # noqa: E402
 from tests.gcs import Gcs  # noqa: E402
 from zephyr_jax import log  # noqa: E402
 from zephyr_jax.demo.remake import write_untrained  # noqa: E402
-from zephyr_jax.report import report as page  # noqa: E402
-from zephyr_jax.report import samples as run_answers  # noqa: E402
+from zephyr_jax.report import report as report_module  # noqa: E402
 from zephyr_jax.storage import cloud  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -65,14 +64,13 @@ def gcs() -> Iterator[Gcs]:
 
 
 @pytest.fixture(autouse=True)
-def pages_that_cannot_be_written_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For users a page that fails is one line on stderr; here it is an error like any other."""
+def report_failures_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report that cannot be written is only logged in production; in tests it is an error."""
 
-    def fail(error: Exception, what: str, remedy: str) -> None:
-        raise AssertionError(what) from error
+    def fail(error: Exception, problem: str, remedy: str) -> None:
+        raise AssertionError(problem) from error
 
-    monkeypatch.setattr(page, "excuse", fail)
-    monkeypatch.setattr(run_answers, "excuse", fail)
+    monkeypatch.setattr(report_module, "log_failure", fail)
 
 
 @pytest.fixture

@@ -30,8 +30,8 @@ from zephyr_jax.data.sources import open_rows
 from zephyr_jax.errors import InputError
 from zephyr_jax.generate.load import open_text_model
 from zephyr_jax.prepare.raw import raw_rows
-from zephyr_jax.report import samples as run_answers
-from zephyr_jax.report.sample_files import Kept, read_kept, write_kept
+from zephyr_jax.report.sample_files import SAMPLES, SampleSet, read_samples, write_samples
+from zephyr_jax.report.samples import is_current
 from zephyr_jax.storage.files import cached_copy, write_atomic
 from zephyr_jax.storage.journal import Journal
 
@@ -228,21 +228,21 @@ def _header(words: list[str]) -> dict[str, Any]:
     return {"model": words[2], **how, "prompts": "0"}
 
 
-def test_answers_on_a_run_s_page(model: Path, tmp_path: Path) -> None:
-    """Answers that other weights gave under the stage's name are made again; those given by files stay."""
-    assert read_kept(epath.Path(tmp_path)) == Kept()
-    write_kept(epath.Path(tmp_path), Kept(weights="state"))
-    assert read_kept(epath.Path(tmp_path)).weights == "state"
-    kept = json.loads((tmp_path / "answers.json").read_text())
-    del kept["weights"]  # as versions before wrote it
-    (tmp_path / "answers.json").write_text(json.dumps(kept))
-    assert read_kept(epath.Path(tmp_path)).weights == ""
-    assert run_answers.current(Kept(weights=""), ModelOptions(path=str(model)))
+def test_samples_of_a_report(model: Path, tmp_path: Path) -> None:
+    """Samples of other weights under the same name are stale; samples from files always count as current."""
+    assert read_samples(epath.Path(tmp_path)) == SampleSet()
+    write_samples(epath.Path(tmp_path), SampleSet(weights="state"))
+    assert read_samples(epath.Path(tmp_path)).weights == "state"
+    content = json.loads((tmp_path / SAMPLES).read_text())
+    del content["weights"]
+    (tmp_path / SAMPLES).write_text(json.dumps(content))
+    assert read_samples(epath.Path(tmp_path)).weights == ""
+    assert is_current(SampleSet(weights=""), ModelOptions(path=str(model)))
     state = weights_state(find_model(ModelOptions(path=str(model))))
-    assert run_answers.current(Kept(weights=state), ModelOptions(path=str(model)))
+    assert is_current(SampleSet(weights=state), ModelOptions(path=str(model)))
     replace_weights(model)
     date_all(model)
-    assert not run_answers.current(Kept(weights=state), ModelOptions(path=str(model)))
+    assert not is_current(SampleSet(weights=state), ModelOptions(path=str(model)))
 
 
 def test_compiled_programs(tmp_path: Path) -> None:

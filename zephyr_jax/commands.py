@@ -91,7 +91,7 @@ COMMANDS = {
     "check": Command(
         "compare a finished run with the results its card expects", "inspect:CheckConfig", ".report.check"
     ),
-    "report": Command("write a run's HTML report", "inspect:ReportConfig", ".report.samples"),
+    "report": Command("write a run's HTML report", "inspect:ReportConfig", ".report.report"),
     "lineage": Command("the stages that made a run or an export", "models:LineageConfig", ".export.lineage"),
     "demo": Command("the paper's experiment in small, on this machine's CPU", "inspect:DemoConfig", ".demo.demo"),
 }

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from zephyr_jax.report.frame import BOTTOM, LEFT, RIGHT, TOP
+from zephyr_jax.charts.chart import BOTTOM, LEFT, RIGHT, TOP
 
 
 @dataclass

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tests.report.browser import View, found, look
-from zephyr_jax.report.answers_html import Prompt, Said
-from zephyr_jax.report.page_html import page
-from zephyr_jax.report.report import answers_section, stage_section, write_page
+from zephyr_jax.report.html import PromptSamples, Sample, render_report
+from zephyr_jax.report.report import write_report
+from zephyr_jax.report.sections import run_section, samples_section
 
 pytestmark = pytest.mark.skipif(found() is None, reason="no Chromium is installed (apt-get install chromium)")
 
@@ -52,16 +52,17 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "histograms.json").write_text(json.dumps({"lengths": counts, "scores": counts}))
     evil = "<img src=https://evil.example/x.png onerror=\"document.title='broken'\"><script>document.title='broken'</script>"
     prompts = [
-        Prompt(
-            "w" * 500, (Said("base", evil), Said("dSFT", "\u05e9\u05dc\u05d5\u05dd " * 40), Said("dDPO", "z" * 2000))
+        PromptSamples(
+            "w" * 500,
+            (Sample("base", evil), Sample("dSFT", "\u05e9\u05dc\u05d5\u05dd " * 40), Sample("dDPO", "z" * 2000)),
         )
     ]
-    write_page(
+    write_report(
         folder / "report.html",
         "A run",
         [evil],
         {"loss": "1"},
-        [answers_section(prompts), stage_section(folder, "dDPO")],
+        [samples_section(prompts), run_section(folder, "dDPO")],
     )
     return folder / "report.html"
 
@@ -113,7 +114,7 @@ def test_a_blank_chart_would_be_found(report: Path, tmp_path: Path) -> None:
 
 def test_what_could_run_is_stopped_by_the_page_itself(tmp_path: Path) -> None:
     """Were the escaping to fail, the policy in the page's head forbids scripts and requests all the same."""
-    text = page("harmless", [], {}, [])
+    text = render_report("harmless", [], {}, [])
     evil = "<script>document.title='broken'</script><img src='https://evil.example/x.png'><p style='width:3000px'>x</p>"
     path = tmp_path / "report.html"
     path.write_text(text.replace("<main>", f"<main>{evil}"))

@@ -57,8 +57,11 @@ def test_numbers_outside_are_told_by_how_much(run: Path, tmp_path: Path, capsys:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{}", "expects nothing"),
-        ("expected: {loss: [2, 1]}\nexpected_settings: {data.targets: all}", "run with data.targets 'assistant'"),
+        ("{}", "expected: {loss: [LOW, HIGH]}"),
+        (
+            "expected: {loss: [2, 1]}\nexpected_settings: {data.targets: all}",
+            "data.targets 'all', the run has 'assistant'",
+        ),
         ("expected: {rewards/margins: [0, 1]}", "has no rewards/margins; it has loss"),
     ],
 )

@@ -31,7 +31,7 @@ from zephyr_jax.methods.dpo import dpo
 from zephyr_jax.methods.sft import sft
 from zephyr_jax.prepare.ultrafeedback import prepare_ultrafeedback
 from zephyr_jax.reference.fill import reference
-from zephyr_jax.report.report import PAGE
+from zephyr_jax.report.report import REPORT
 
 BASE = Path(__file__).parents[1] / "demo" / "assets" / "base"
 STAGES = ("base", "dDPO without dSFT", "dSFT", "dSFT twice", "dSFT + dDPO")
@@ -43,7 +43,7 @@ _COMPUTE = {"compute_dtype": "float32"}
 def demo(config: DemoConfig) -> Path:
     """Run the experiment; returns the exported folder. Raises InputError when the output folder holds a finished demo."""
     out = Path(config.output)
-    if (out / PAGE).exists():
+    if (out / REPORT).exists():
         raise InputError(
             f"{out} holds a finished demo. Remove the folder or choose another: --output runs/another-demo."
         )

@@ -19,17 +19,10 @@ from zephyr_jax.demo.rater import RULE
 from zephyr_jax.demo.words import CLOSINGS
 from zephyr_jax.evaluate.held_out import evaluate
 from zephyr_jax.generate.generate import GeneratedAnswer, generate
-from zephyr_jax.report.answers_html import Prompt, Said
-from zephyr_jax.report.report import (
-    PAGE,
-    answers_section,
-    leave_page,
-    notes_section,
-    results_section,
-    stage_section,
-    write_page,
-)
-from zephyr_jax.report.sample_files import Kept, write_kept
+from zephyr_jax.report.html import PromptSamples, Sample
+from zephyr_jax.report.report import REPORT, try_write_report, write_report
+from zephyr_jax.report.sample_files import SampleSet, write_samples
+from zephyr_jax.report.sections import notes_section, run_section, samples_section, table_section
 from zephyr_jax.storage.files import open_path
 
 _NUM_PROMPTS = 10  # in the report
@@ -162,28 +155,30 @@ def _verdict(rows: Sequence[_TableRow]) -> str:
     return f"The paper's order ({order}) holds for {sum(holds)} of {len(holds)} seeds."
 
 
-def _prompts(stages: Sequence[StageResult]) -> tuple[Prompt, ...]:
+def _prompts(stages: Sequence[StageResult]) -> tuple[PromptSamples, ...]:
     """The first distinct prompts with the answers of all stages."""
     first = {answer.prompt: index for index, answer in reversed(list(enumerate(stages[0].answers)))}
     return tuple(
-        Prompt(prompt, tuple(Said(stage.name, stage.answers[n].text, stage.answers[n].ended) for stage in stages))
+        PromptSamples(
+            prompt, tuple(Sample(stage.name, stage.answers[n].text, stage.answers[n].ended) for stage in stages)
+        )
         for prompt, n in sorted(first.items(), key=lambda item: item[1])[:_NUM_PROMPTS]
     )
 
 
 def _add_answers_to_reports(stages: Sequence[StageResult]) -> None:
     """Write the answers of all stages into the report of each run."""
-    kept = Kept(_prompts(stages), _ANSWERS_CAPTION)
+    samples = SampleSet(_prompts(stages), _ANSWERS_CAPTION)
     for stage in stages[1:]:  # the base has no run folder
         folder = open_path(stage.folder)
-        write_kept(folder, kept)
-        leave_page(folder)
+        write_samples(folder, samples)
+        try_write_report(folder)
 
 
 def _write_report(out: Path, rows: Sequence[_TableRow], stages: Sequence[StageResult], verdict: str) -> Path:
-    runs = [stage_section(stage.folder, stage.name) for stage in stages if (stage.folder / "metrics.jsonl").exists()]
-    write_page(
-        out / PAGE,
+    runs = [run_section(stage.folder, stage.name) for stage in stages if (stage.folder / "metrics.jsonl").exists()]
+    write_report(
+        out / REPORT,
         "Zephyr at toy scale",
         [
             "A tiny base model, fine-tuned on teacher conversations, then aligned on preference pairs of sampled answers.",
@@ -191,10 +186,10 @@ def _write_report(out: Path, rows: Sequence[_TableRow], stages: Sequence[StageRe
         ],
         {},
         [
-            results_section(_HEADER, [row.cells() for row in rows], "On held-out prompts and pairs."),
+            table_section(_HEADER, [row.cells() for row in rows], "On held-out prompts and pairs."),
             notes_section(_NOTES),
-            answers_section(_prompts(stages), _ANSWERS_CAPTION),
+            samples_section(_prompts(stages), _ANSWERS_CAPTION),
             *runs,
         ],
     )
-    return out / PAGE
+    return out / REPORT

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from zephyr_jax.checkpoint.provenance import Record, chain
-from zephyr_jax.report.record import lost_rows
+from zephyr_jax.report.run_record import row_losses
 
 _STAGES = {"sft": "supervised fine-tuning on conversations (dSFT)", "dpo": "direct preference optimisation (dDPO)"}
 _LOAD = """\
@@ -97,14 +97,14 @@ def _stage(record: Record) -> str:
     if record["made_by"] == "dpo":
         rows |= {"loss": dpo.get("loss"), "beta": dpo.get("beta"), "reference": record.get("reference")}
     lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
-    return "\n".join([f"## {record['made_by']}", "", "| setting | value |", "|---|---|", *lines, *_lost_rows(record)])
+    return "\n".join([f"## {record['made_by']}", "", "| setting | value |", "|---|---|", *lines, *_row_losses(record)])
 
 
-def _lost_rows(record: Record) -> list[str]:
+def _row_losses(record: Record) -> list[str]:
     """A table of skipped and truncated rows; nothing where there are none."""
     lines = [
-        f"| {each.reason} | {each.source} | {each.what} | {each.rows:,} ({each.row_share:.1%}) | {each.token_share:.1%} |"
-        for each in lost_rows(record)
+        f"| {each.reason} | {each.data} | {each.outcome} | {each.rows:,} ({each.row_share:.1%}) | {each.token_share:.1%} |"
+        for each in row_losses(record)
     ]
     return (
         ["", "| skipped or truncated | rows of | what happened | rows | tokens |", "|---|---|---|---|---|", *lines]

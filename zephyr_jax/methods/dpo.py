@@ -8,7 +8,7 @@ from zephyr_jax.config.training import DpoConfig
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.reference.fill import identity_of, preference_splits
 from zephyr_jax.reference.table import Identity, ReferenceTable, require_complete
-from zephyr_jax.report.samples import leave_answers
+from zephyr_jax.report.report import add_samples
 from zephyr_jax.storage.files import Path, check_readable, open_path
 from zephyr_jax.train import setup as runs
 from zephyr_jax.train.fit import fit
@@ -20,7 +20,7 @@ def dpo(config: DpoConfig, command: str = "zephyr-jax reference, with the argume
     `command` is the command line that fills the reference table, for the error that says it is missing.
     """
     folder = _train(config, command)
-    leave_answers(config, folder)  # when nothing of the training is in memory any more
+    add_samples(config, folder)  # when nothing of the training is in memory any more
     return folder
 
 

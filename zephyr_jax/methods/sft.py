@@ -2,7 +2,7 @@
 
 from zephyr_jax.config.training import SftConfig
 from zephyr_jax.data.examples import load_conversations
-from zephyr_jax.report.samples import leave_answers
+from zephyr_jax.report.report import add_samples
 from zephyr_jax.storage.files import Path
 from zephyr_jax.train import setup as runs
 from zephyr_jax.train.fit import fit
@@ -11,7 +11,7 @@ from zephyr_jax.train.fit import fit
 def sft(config: SftConfig) -> Path:
     """Train, or go on training, and return the run's folder. Raises InputError or TrainingError."""
     folder = _train(config)
-    leave_answers(config, folder)  # when nothing of the training is in memory any more
+    add_samples(config, folder)  # when nothing of the training is in memory any more
     return folder
 
 

@@ -1,4 +1,4 @@
-"""`zephyr-jax check`: a finished run's last evaluation against the numbers that its card expects."""
+"""`zephyr-jax check`: a finished run's last evaluation against the ranges that its card expects."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +14,8 @@ from zephyr_jax.train.metrics import last_evaluation
 
 
 @dataclass(frozen=True)
-class Line:
-    """One number: what it is and what it should be."""
+class MetricCheck:
+    """A metric and its expected range."""
 
     name: str
     value: float
@@ -23,47 +23,46 @@ class Line:
     high: float
 
     @property
-    def off(self) -> float:
-        """How far outside of the range; 0 inside."""
+    def deviation(self) -> float:
+        """Distance from the range; 0 inside."""
         return max(self.low - self.value, self.value - self.high, 0.0)
 
-    def told(self) -> str:
-        """In words."""
-        verdict = f"OFF by {self.off:.4g}" if self.off else "pass"
+    def __str__(self) -> str:
+        verdict = f"OFF by {self.deviation:.4g}" if self.deviation else "pass"
         return f"{self.name:<20} {self.value:<10.4g} expected {self.low:g} to {self.high:g}: {verdict}"
 
 
 @dataclass(frozen=True)
-class Checked:
-    """All of them."""
+class CheckResult:
+    """The checks of all expected metrics."""
 
-    lines: tuple[Line, ...]
+    metrics: tuple[MetricCheck, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether every number is in its range."""
-        return not any(line.off for line in self.lines)
+        """Whether every metric is in its range."""
+        return not any(metric.deviation for metric in self.metrics)
 
     def report(self) -> str:
-        """For people."""
-        return "\n".join([*(line.told() for line in self.lines), "passed" if self.passed else "NOT passed"])
+        """One line per metric, and the verdict."""
+        return "\n".join([*map(str, self.metrics), "passed" if self.passed else "NOT passed"])
 
 
-def check(config: CheckConfig) -> Checked:
-    """Compare. Raises InputError for a run that is unfinished, that nothing is expected of, or that was run otherwise."""
+def check(config: CheckConfig) -> CheckResult:
+    """Compare. Raises InputError for an unfinished run, a card without ranges, or a run with other settings than the ranges."""
     run = open_path(config.run)
     record = read_record(run) if run.is_dir() else None
     if record is None or "config" not in record:
         raise InputError(
-            f"{config.run} is no run of ours: it has no provenance.json of `sft` or `dpo`. Name its folder."
+            f"{config.run} is not a training run: expected a provenance.json of `sft` or `dpo` in it. Name its output folder."
         )
     kind = DpoConfig if record["made_by"] == "dpo" else SftConfig
     settings = from_dict(kind, record["config"], f"{config.run}/provenance.json")
     card = load_card(kind, config.card) if config.card else settings
     if not card.expected:
         raise InputError(
-            f"{config.card or config.run} expects nothing, so there is nothing to compare. Name a card that does with `--card`: "
-            "it has `expected: {loss: [LOW, HIGH]}`, say, in it."
+            f"expected ranges in {config.card or config.run}, got none. Pass `--card` with a card that contains, for example, "
+            "`expected: {loss: [LOW, HIGH]}`."
         )
     _check_settings(card.expected_settings, to_dict(settings), config.run)
     newest = steps_in(run)[-1:] or [0]
@@ -71,25 +70,27 @@ def check(config: CheckConfig) -> Checked:
         raise InputError(
             f"{config.run} is not finished: step {newest[0]} of {record['steps']}. Run its command to the end."
         )
-    found = last_evaluation(run)
-    missing = sorted(card.expected.keys() - found.keys())
+    metrics = last_evaluation(run)
+    missing = sorted(card.expected.keys() - metrics.keys())
     if missing:
         raise InputError(
-            f"The last evaluation of {config.run} has no {join_items(missing)}; it has {join_items(sorted(found)) or 'none'}. "
+            f"The last evaluation of {config.run} has no {join_items(missing)}; it has {join_items(sorted(metrics)) or 'none'}. "
             "Give the run data to evaluate on (data.eval_split)."
         )
-    return Checked(tuple(Line(name, found[name], low, high) for name, (low, high) in card.expected.items()))
+    return CheckResult(
+        tuple(MetricCheck(name, metrics[name], low, high) for name, (low, high) in card.expected.items())
+    )
 
 
-def _check_settings(wanted: dict[str, str], settings: dict[str, Any], run: str) -> None:
-    """Raise InputError where the run's settings are not those with which the numbers can be expected."""
-    for name, value in wanted.items():
-        there: Any = settings
+def _check_settings(expected: dict[str, str], settings: dict[str, Any], run: str) -> None:
+    """Raise InputError if the run's settings differ from those that the expected ranges hold for."""
+    for name, value in expected.items():
+        actual: Any = settings
         for part in name.split("."):
-            there = there.get(part) if isinstance(there, dict) else None
-        if str(there) != value:
+            actual = actual.get(part) if isinstance(actual, dict) else None
+        if str(actual) != value:
             raise InputError(
-                f"{run} was run with {name} {there!r}, and its card's numbers are those of {value!r}: they cannot be compared."
+                f"cannot compare {run} with its card: the card's ranges hold for {name} {value!r}, the run has {actual!r}."
             )
 
 

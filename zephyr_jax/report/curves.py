@@ -1,4 +1,4 @@
-"""The curves of a run, from the lines of its metrics: which there are, what they are called, and what they are measured in."""
+"""Training curves: metrics.jsonl read line by line, and one chart for each group of metrics that belong together."""
 
 import json
 import math
@@ -8,95 +8,104 @@ from typing import Any
 
 import numpy as np
 
-from zephyr_jax.report.chart import Level, Series, line_chart
-from zephyr_jax.report.markup import Markup
+from zephyr_jax.charts.chart import Chart
+from zephyr_jax.charts.line_chart import Level, Series, line_chart
 
-type Line = dict[str, float]
+type MetricLine = dict[str, float]
+"""`step` and the metrics logged at it."""
 
 LN2 = Level("ln 2", math.log(2))
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One picture."""
+    """A chart of one or several metrics, on training and on held-out data."""
 
     title: str
     unit: str
-    names: tuple[tuple[str, str], ...]
-    """Metric -> what it is called where there are several."""
-    share: bool = False
-    whole: bool = False
+    metrics: tuple[tuple[str, str], ...]
+    """Metric -> name in the legend, empty for a single one."""
+    percent: bool = False
+    unit_range: bool = False
+    """Whether the axis goes from 0 to 1."""
     level: Level | None = None
-    colour: int = 0
+    color: int = 0
 
 
-def curves_of(verb: str, objective: str | None = None) -> list[Curve]:
-    """What can be drawn of a run of `sft` or `dpo` (with the loss `objective`); what a run has not measured is left out later."""
-    per = "nats per target token" if verb == "sft" else ("nats per pair" if objective == "sigmoid" else "per pair")
-    level = LN2 if verb == "dpo" and objective == "sigmoid" else None
-    sides = (("chosen", "chosen"), ("rejected", "rejected"))
+def curves_of(method: str, loss: str | None = None) -> list[Curve]:
+    """The curves of `sft`, or of `dpo` with a loss."""
+    unit = "nats per target token" if method == "sft" else ("nats per pair" if loss == "sigmoid" else "per pair")
+    level = LN2 if method == "dpo" and loss == "sigmoid" else None  # the loss of a policy equal to the reference
     return [
-        Curve("Loss", per, (("loss", ""),), level=level),
-        Curve("Accuracy", "chosen preferred, share of pairs", (("rewards/accuracies", ""),), share=True, whole=True),
+        Curve("Loss", unit, (("loss", ""),), level=level),
+        Curve(
+            "Accuracy",
+            "chosen above rejected, share of pairs",
+            (("rewards/accuracies", ""),),
+            percent=True,
+            unit_range=True,
+        ),
         Curve("Margin", "chosen minus rejected reward", (("rewards/margins", ""),)),
-        Curve("Rewards", "beta times log-ratio to the reference", _named("rewards", sides), colour=2),
-        Curve("Log-probs", "nats per answer", _named("logps", sides), colour=2),
+        Curve("Rewards", "beta times log-ratio to the reference", _both_sides("rewards"), color=2),
+        Curve("Log-probs", "nats per answer", _both_sides("logps"), color=2),
         Curve("Learning rate", "", (("learning_rate", ""),)),
         Curve("Gradient norm", "before clipping", (("grad_norm", ""),)),
-        Curve("Padding", "share of a step's token slots", (("padding", ""),), share=True),
-        Curve("Throughput", "per second", (("tokens_per_second", "tokens"), ("targets_per_second", "targets")), colour=4),
-    ]  # fmt: skip
+        Curve("Padding", "share of a step's token slots", (("padding", ""),), percent=True),
+        Curve(
+            "Throughput", "per second", (("tokens_per_second", "tokens"), ("targets_per_second", "targets")), color=4
+        ),
+    ]
 
 
-def curves(lines: Sequence[Line], wanted: Iterable[Curve]) -> list[Markup]:
-    """The pictures of those curves that have at least one point."""
-    return [found for curve in wanted if (found := _picture(curve, lines)) is not None]
+def curve_charts(lines: Sequence[MetricLine], curves: Iterable[Curve]) -> list[Chart]:
+    """Charts of the curves that have at least one point."""
+    return [chart for curve in curves if (chart := _curve_chart(curve, lines)) is not None]
 
 
-def metric_lines(text: str) -> list[Line]:
-    """The numbers in the lines of a metrics file, by step; what is no number of a step is left out."""
-    found = [line for each in text.splitlines() if (line := _numbers(each))]
-    return sorted(found, key=lambda line: line["step"])
+def parse_metrics(text: str) -> list[MetricLine]:
+    """The numbers in the lines of a metrics file, by step; damaged lines and other values are skipped."""
+    return sorted((line for row in text.splitlines() if (line := _parse_line(row))), key=lambda line: line["step"])
 
 
-def _numbers(text: str) -> Line:
+def _parse_line(text: str) -> MetricLine:
     try:
         content: Any = json.loads(text)
     except (ValueError, RecursionError):
-        return {}  # a line that a kill cut
+        return {}  # cut off when the process was killed
     if not isinstance(content, dict):
         return {}
-    line = {name: _number(value) for name, value in content.items() if type(value) in (int, float)}
+    line = {name: _to_float(value) for name, value in content.items() if type(value) in (int, float)}
     return line if math.isfinite(line.get("step", math.nan)) else {}
 
 
-def _number(value: float) -> float:
+def _to_float(value: float) -> float:
     try:
         return float(value)
     except OverflowError:
         return math.inf
 
 
-def _picture(curve: Curve, lines: Sequence[Line]) -> Markup | None:
-    single = len(curve.names) == 1
+def _curve_chart(curve: Curve, lines: Sequence[MetricLine]) -> Chart | None:
+    single = len(curve.metrics) == 1
+    held_out = single or any(f"eval/{metric}" in line for metric, _ in curve.metrics for line in lines)
     series = []
-    for number, (name, called) in enumerate(curve.names):
-        training, held_out = (f"{called} " if called else "") + "training", f"{called} held out".strip()
-        alone = not single and not any(f"eval/{each}" in line for each, _ in curve.names for line in lines)
-        colour = curve.colour + number
-        series.append(_series(lines, name, called if alone else training, colour, dots=False))
-        series.append(_series(lines, f"eval/{name}", held_out, curve.colour + 1 if single else colour, dots=True))
-    drawn = [each for each in series if len(each.steps)]
+    for index, (metric, name) in enumerate(curve.metrics):
+        color = curve.color + index
+        training_name = f"{name} training".strip() if held_out else name
+        series.append(_series(lines, metric, training_name, color, dots=False))
+        eval_color = curve.color + 1 if single else color
+        series.append(_series(lines, f"eval/{metric}", f"{name} held out".strip(), eval_color, dots=True))
+    drawn = [one for one in series if len(one.steps)]
     if not drawn:
         return None
-    return line_chart(curve.title, curve.unit, drawn, curve.share, curve.whole, curve.level)
+    return line_chart(curve.title, curve.unit, drawn, curve.percent, curve.unit_range, curve.level)
 
 
-def _series(lines: Sequence[Line], metric: str, name: str, colour: int, dots: bool) -> Series:
+def _series(lines: Sequence[MetricLine], metric: str, name: str, color: int, dots: bool) -> Series:
     points = [(line["step"], line[metric]) for line in lines if metric in line]
     steps, values = np.array(points, np.float64).reshape(-1, 2).T
-    return Series(name, steps, values, colour, dots)
+    return Series(name, steps, values, color, dots)
 
 
-def _named(section: str, sides: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    return tuple((f"{section}/{side}", called) for side, called in sides)
+def _both_sides(group: str) -> tuple[tuple[str, str], ...]:
+    return tuple((f"{group}/{side}", side) for side in ("chosen", "rejected"))

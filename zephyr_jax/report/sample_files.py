@@ -1,4 +1,4 @@
-"""Answers for a run's page: read from what `zephyr-jax generate` wrote, and kept beside the run for pages to come."""
+"""Files of samples: those that `zephyr-jax generate` writes, and the one that a run keeps for its reports."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -6,101 +6,106 @@ from pathlib import PurePath
 from typing import Any
 
 from zephyr_jax.errors import InputError, truncate_repr
-from zephyr_jax.report.answers_html import Prompt, Said
+from zephyr_jax.report.html import PromptSamples, Sample
 from zephyr_jax.storage.files import Path, check_readable, open_path, write_atomic
 from zephyr_jax.storage.strict_json import parse_json
 
-ANSWERS = "answers.json"
-
-type _Row = tuple[str, str, bool]
+SAMPLES = "samples.json"
 
 
 @dataclass(frozen=True)
-class Kept:
-    """The answers that a run's folder holds for its page."""
+class SampleSet:
+    """The samples in a run's folder."""
 
-    prompts: tuple[Prompt, ...] = ()
+    prompts: tuple[PromptSamples, ...] = ()
     about: str = ""
-    """Where the prompts are from, and which stage did not answer, and why."""
+    """Origin of the prompts, and which stages are missing and why."""
     held_out: bool = True
-    """Whether the prompts are none of the training rows."""
+    """False if the prompts are training rows."""
     weights: str = ""
-    """State of the run's own weights when it answered; empty for answers that came from files."""
+    """State of the run's weights that generated; empty for samples from files."""
 
     @property
-    def stages(self) -> list[str]:
-        """Who has answered."""
-        return [said.stage for said in self.prompts[0].answers] if self.prompts else []
+    def models(self) -> list[str]:
+        """Names of the models that generated."""
+        return [sample.model for sample in self.prompts[0].samples] if self.prompts else []
 
 
-def read_answers(files: tuple[str, ...], most: int) -> list[Prompt]:
-    """The first `most` prompts that are answered in every file. Raises InputError for what is no answer.
+def read_generated(files: tuple[str, ...], max_prompts: int) -> list[PromptSamples]:
+    """Samples from the files of `zephyr-jax generate`, for prompts that all files have.
 
-    A file is named by its path, or as NAME=PATH; otherwise the stage is called after the file. Of a prompt that is asked
-    more than once the first answer is taken.
+    Args:
+        files: PATH or NAME=PATH for each model; without a name, the model is named after the file.
+        max_prompts: the first prompts to take. The first sample counts if a prompt occurs twice.
+
+    Raises:
+        InputError: for a malformed file, two models of one name, or no common prompt.
     """
-    stages = [_stage(each) for each in files]
-    rows = {name: _rows(path) for name, path in stages}
-    said = {name: {row[0]: Said(name, *row[1:]) for row in reversed(each)} for name, each in rows.items()}
-    if len(said) < len(stages):
-        raise InputError(f"Two of {', '.join(files)} have the same name. Tell them apart: NAME=FILE.")
-    shared = [
-        each for each in dict.fromkeys(row[0] for row in rows[stages[0][0]]) if all(each in of for of in said.values())
-    ]
-    if not shared:
+    paths = [_split_name(file) for file in files]
+    samples = {name: _read_file(name, path) for name, path in paths}
+    if len(samples) < len(paths):
+        raise InputError(f"expected a different name for each of {', '.join(files)}. Give names as NAME=FILE.")
+    common = [prompt for prompt in samples[paths[0][0]] if all(prompt in each for each in samples.values())]
+    if not common:
         raise InputError(
-            f"No prompt of {stages[0][1]} is answered in all of {', '.join(path for _, path in stages)}. Give each stage the "
+            f"expected a prompt that all of {', '.join(path for _, path in paths)} contain, got none. Generate them with the "
             "same prompts: zephyr-jax generate --data PROMPTS.jsonl --output FILE"
         )
-    return [Prompt(each, tuple(of[each] for of in said.values())) for each in shared[:most]]
+    return [PromptSamples(prompt, tuple(each[prompt] for each in samples.values())) for prompt in common[:max_prompts]]
 
 
-def write_kept(folder: Path, kept: Kept) -> None:
-    """Keep them in a run's folder."""
-    write_atomic(folder / ANSWERS, json.dumps(asdict(kept), ensure_ascii=False, indent=1) + "\n")
+def write_samples(folder: Path, samples: SampleSet) -> None:
+    """Save samples in a run's folder."""
+    write_atomic(folder / SAMPLES, json.dumps(asdict(samples), ensure_ascii=False, indent=1) + "\n")
 
 
-def read_kept(folder: Path) -> Kept:
-    """What was kept; nothing where nothing was. Raises InputError where the file is damaged."""
-    path = folder / ANSWERS
+def read_samples(folder: Path) -> SampleSet:
+    """The samples in a run's folder; an empty set if it has none. Raises InputError if the file is damaged."""
+    path = folder / SAMPLES
     if not path.exists():
-        return Kept()
+        return SampleSet()
     try:
         content = parse_json(path.read_bytes())
-        prompts = tuple(_prompt(each) for each in content["prompts"])
-        return Kept(prompts, str(content["about"]), content["held_out"] is True, str(content.get("weights", "")))
+        prompts = tuple(_parse_prompt(prompt) for prompt in content["prompts"])
+        return SampleSet(prompts, str(content["about"]), content["held_out"] is True, str(content.get("weights", "")))
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path} cannot be read ({error!r}). Delete it and give the answers again.") from error
+        raise InputError(f"cannot read {path} ({error!r}). Delete it and generate the samples again.") from error
 
 
-def _prompt(content: Any) -> Prompt:
-    said = (Said(str(each["stage"]), str(each["text"]), bool(each["ended"])) for each in content["answers"])
-    return Prompt(str(content["text"]), tuple(said))
+def _parse_prompt(content: Any) -> PromptSamples:
+    samples = (Sample(str(each["model"]), str(each["text"]), bool(each["ended"])) for each in content["samples"])
+    return PromptSamples(str(content["prompt"]), tuple(samples))
 
 
-def _stage(word: str) -> tuple[str, str]:
-    name, equals, path = word.partition("=")
-    return (name, path) if equals and name and "/" not in name else (PurePath(word).stem, word)
+def _split_name(argument: str) -> tuple[str, str]:
+    name, equals, path = argument.partition("=")
+    return (name, path) if equals and name and "/" not in name else (PurePath(argument).stem, argument)
 
 
-def _rows(path: str) -> list[_Row]:
+def _read_file(model: str, path: str) -> dict[str, Sample]:
+    """Prompt -> its first sample."""
     check_readable(path)
     file = open_path(path)
     if not file.is_file():
-        raise InputError(f"There is no file {path}. Name one that `zephyr-jax generate --output` wrote.")
-    lines = file.read_bytes().splitlines()
-    return [_row(line, f"{path} line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+        raise InputError(f"file not found: {path}. Name a file that `zephyr-jax generate --output` wrote.")
+    samples: dict[str, Sample] = {}
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        if line.strip():
+            row = _parse_row(line, f"{path} line {number}")
+            samples.setdefault(row["prompt"], Sample(model, row["answer"], row.get("ended") is not False))
+    return samples
 
 
-def _row(line: bytes, where: str) -> _Row:
+def _parse_row(line: bytes, position: str) -> dict[str, Any]:
     try:
         row: Any = parse_json(line)
     except ValueError as error:
         raise InputError(
-            f"{where} is no JSON: {error}. Name a file that `zephyr-jax generate --output` wrote."
+            f"{position}: expected JSON, got {error}. Name a file that `zephyr-jax generate --output` wrote."
         ) from error
     if not (isinstance(row, dict) and isinstance(row.get("prompt"), str) and isinstance(row.get("answer"), str)):
         raise InputError(
-            f"{where} is {truncate_repr(row)}. It needs the texts `prompt` and `answer`, as `zephyr-jax generate` writes."
+            f"{position}: expected the texts `prompt` and `answer`, as `zephyr-jax generate` writes them, "
+            f"got {truncate_repr(row)}"
         )
-    return row["prompt"], row["answer"], row.get("ended") is not False
+    return row

@@ -1,12 +1,10 @@
-"""What a run and the stages before it answer to the same ten prompts, for its page: when it has ended, or when asked later."""
+"""Samples for a run's report: the run and the stages before it answer the same prompts, after training or on request."""
 
-import sys
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
-
-import jax
 
 from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.chat.template_source import own_template
@@ -24,160 +22,146 @@ from zephyr_jax.data.rows import COLUMNS, to_prompt
 from zephyr_jax.data.sources import read_rows
 from zephyr_jax.errors import InputError
 from zephyr_jax.generate.generate import generate
-from zephyr_jax.report.answers_html import Prompt, Said
-from zephyr_jax.report.record import CONFIGS, Stage, called, earlier_stages, read_stage
-from zephyr_jax.report.report import PAGE, asking, excuse, leave_page, page
-from zephyr_jax.report.sample_files import Kept, read_kept, write_kept
+from zephyr_jax.report.html import PromptSamples, Sample
+from zephyr_jax.report.run_record import CONFIGS, RunRecord, earlier_runs, read_run, run_name
+from zephyr_jax.report.sample_files import SAMPLES, SampleSet, read_samples, write_samples
 from zephyr_jax.storage.cloud import is_remote
 from zephyr_jax.storage.files import Path, open_path
 from zephyr_jax.train.setup import evaluation_source, open_tokenizer
 
-_NEW = 256  # tokens of an answer
-_LONGEST = 1000  # characters of a prompt
+_LOG = logging.getLogger(__name__)
+
+_MAX_NEW_TOKENS = 256
+_MAX_PROMPT_CHARS = 1000
 
 
-def leave_answers(config: SftConfig, folder: Path) -> None:
-    """Answer `report.num_samples` prompts, once, and write the page again; failures are one line: the run has ended well."""
-    if not config.report.num_samples:
-        return
-    later = f"To have them there: {asking(folder)}"
-    if jax.process_count() > 1:
-        if jax.process_index() == 0:
-            print(f"a run of several processes makes no answers for its page. {later}", file=sys.stderr, flush=True)
-        return
-    try:
-        if _answer(config, folder, config.report.num_samples):
-            leave_page(folder)
-    except Exception as error:  # whatever it is, the run is done
-        excuse(error, "no answers were made for the page", later)
+def sample_run(folder: Path, run: RunRecord, config: ReportConfig) -> bool:
+    """`update_samples` with the settings of a run's own record, on the mesh of `config`. Raises InputError."""
+    settings: SftConfig = from_dict(CONFIGS[run.method], run.config, f"{folder}/provenance.json")
+    return update_samples(replace(settings, mesh=config.mesh), folder, config.num_samples)
 
 
-def ask(config: ReportConfig) -> None:
-    """Have a run and the stages before it answer now, unless they have. Raises InputError."""
-    folder = open_path(config.run)
-    stage = read_stage(folder)
-    made: SftConfig = from_dict(CONFIGS[stage.verb], stage.config, f"{folder}/provenance.json")
-    if not _answer(replace(made, mesh=config.mesh), folder, config.num_samples):
-        print("the page has the answers already: nobody was asked", file=sys.stderr, flush=True)
+def update_samples(config: SftConfig, folder: Path, num_prompts: int) -> bool:
+    """Add samples of a run's current weights to its folder, and of the stages before it if the folder has no samples yet.
 
-
-def _answer(config: SftConfig, folder: Path, most: int) -> bool:
-    """Have whoever has not answered yet do so, and keep it; whether there was anything to do."""
-    stage = read_stage(folder)
-    name = called({**stage.record, "output": str(folder)})
-    own = name if stage.saved == stage.total else f"{name}, step {stage.saved:,}"
+    Returns:
+        Whether anything was generated; False if the samples are current.
+    """
+    run, start = read_run(folder), time.perf_counter()
+    name = run_name({**run.provenance, "output": str(folder)})
+    label = name if run.last_saved == run.total_steps else f"{name}, step {run.last_saved:,}"
     model = replace(config.model, path=str(folder), revision=None)
-    kept = read_kept(folder)
-    if own in kept.stages and current(kept, model):
-        return False
-    kept = Kept() if own in kept.stages else kept  # another training of that name gave those answers
-    begun = time.perf_counter()
-    kept = kept if kept.prompts else _inherited(config, most)
-    models = {} if kept.prompts else _before(config, stage, folder)
-    kept = kept if kept.prompts else _asked(config, model, name, most)
-    for each, earlier in models.items():
-        kept = _with_earlier(kept, config, each, earlier)
-    kept = replace(_with(kept, config, own, model), weights=weights_state(find_model(model)))
-    write_kept(folder, kept)
-    who, seconds = ", ".join(kept.stages), time.perf_counter() - begun
-    print(f"{folder / PAGE}: {len(kept.prompts)} answers each of {who} ({seconds:.1f} s)", file=sys.stderr, flush=True)
+    samples = read_samples(folder)
+    if label in samples.models:
+        if is_current(samples, model):
+            return False
+        samples = SampleSet()  # from another training run of the same name
+    if not samples.prompts:
+        samples = _samples_of_parent(config, num_prompts)
+    if not samples.prompts:
+        samples = _choose_prompts(config, model, name, num_prompts)
+        for earlier_name, earlier_model in _earlier_models(config, run, folder).items():
+            samples = _try_generate(samples, config, earlier_name, earlier_model)
+    samples = replace(_generate(samples, config, label, model), weights=weights_state(find_model(model)))
+    write_samples(folder, samples)
+    models, seconds = ", ".join(samples.models), time.perf_counter() - start
+    _LOG.info("%s: %d samples each of %s (%.1f s)", folder / SAMPLES, len(samples.prompts), models, seconds)
     return True
 
 
-def current(kept: Kept, model: ModelOptions) -> bool:
-    """Whether the weights at a model's path are those that gave the answers; answers from files are taken as they are."""
-    return not kept.weights or kept.weights == weights_state(find_model(model))
+def is_current(samples: SampleSet, model: ModelOptions) -> bool:
+    """Whether the weights at a model's path are those that generated; samples from files always count as current."""
+    return not samples.weights or samples.weights == weights_state(find_model(model))
 
 
-def _inherited(config: SftConfig, most: int) -> Kept:
-    """What the run that this one started from has on its page, unless better prompts are to be had."""
+def _samples_of_parent(config: SftConfig, num_prompts: int) -> SampleSet:
+    """The samples of the run that this one started from; empty if they are stale or if held-out prompts are available instead."""
     try:
-        found = read_kept(open_path(config.model.path))
-        found = found if current(found, config.model) else Kept()
-    except Exception:  # whatever it is, others answer
-        return Kept()
-    better = not found.held_out and evaluation_source(config.data)
-    return Kept() if better else replace(found, prompts=found.prompts[:most])
+        samples = read_samples(open_path(config.model.path))
+        if not is_current(samples, config.model):
+            return SampleSet()
+    except Exception:  # not a run, or damaged: generate
+        return SampleSet()
+    if not samples.held_out and evaluation_source(config.data):
+        return SampleSet()
+    return replace(samples, prompts=samples.prompts[:num_prompts])
 
 
-def _before(config: SftConfig, stage: Stage, folder: Path) -> dict[str, ModelOptions]:
-    """The base and the runs before this one, by name; the last of them is what this one started from."""
-    base = chain(stage.record)[0]
+def _earlier_models(config: SftConfig, run: RunRecord, folder: Path) -> dict[str, ModelOptions]:
+    """The base and the runs before this one by name, the path empty if unavailable; the last is what this run started from."""
+    base = chain(run.provenance)[0]
     path = str(base.get("path") or "")
-    near = bool(path) and not is_remote(path) and open_path(path).is_dir()  # nothing is downloaded for a page
-    places = {called(base): path if near else ""}
-    places |= {called(s.record): str(s.record["output"]) if s.here else "" for s in earlier_stages(stage, folder)}
-    models = {name: replace(config.model, path=place, revision=None) for name, place in places.items()}
+    local = bool(path) and not is_remote(path) and open_path(path).is_dir()  # never download a model for a report
+    paths = {run_name(base): path if local else ""}
+    for each in earlier_runs(run, folder):
+        paths[run_name(each.provenance)] = str(each.provenance["output"]) if each.available else ""
+    models = {name: replace(config.model, path=path, revision=None) for name, path in paths.items()}
     return models | {list(models)[-1]: config.model}
 
 
-def _with_earlier(kept: Kept, config: SftConfig, name: str, model: ModelOptions) -> Kept:
-    """The same, or a word why not: an earlier stage's weights may be gone."""
+def _try_generate(samples: SampleSet, config: SftConfig, name: str, model: ModelOptions) -> SampleSet:
+    """`_generate`, or a note on why the model is missing: an earlier stage's weights may be deleted."""
     try:
         if not model.path:
             raise InputError("its weights are not on this machine")
-        return _with(kept, config, name, model)
-    except Exception as error:  # whatever it is, the others answer
+        return _generate(samples, config, name, model)
+    except Exception as error:
         reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
-        return replace(kept, about=f"{kept.about} {name} is not among them: {reason}.")
+        return replace(samples, about=f"{samples.about} {name} is missing: {reason}.")
 
 
-def _with(kept: Kept, config: SftConfig, name: str, model: ModelOptions) -> Kept:
-    """The prompts with one more stage's greedy answers."""
+def _generate(samples: SampleSet, config: SftConfig, name: str, model: ModelOptions) -> SampleSet:
+    """The prompts with greedy samples of one more model."""
     settings = GenerateConfig(
         model=model,
         mesh=config.mesh,
-        prompts=tuple(prompt.text for prompt in kept.prompts),
-        chat_template=_template(config, model),
-        batch_size=len(kept.prompts),
-        max_new_tokens=_new(config),
+        prompts=tuple(each.prompt for each in samples.prompts),
+        chat_template=_fallback_template(config, model),
+        batch_size=len(samples.prompts),
+        max_new_tokens=_max_new_tokens(config),
     )
-    answered = zip(kept.prompts, generate(settings), strict=True)
-    return replace(kept, prompts=tuple(Prompt(p.text, (*p.answers, Said(name, a.text, a.ended))) for p, a in answered))
+    pairs = zip(samples.prompts, generate(settings), strict=True)
+    prompts = (PromptSamples(p.prompt, (*p.samples, Sample(name, new.text, new.ended))) for p, new in pairs)
+    return replace(samples, prompts=tuple(prompts))
 
 
-def _template(config: SftConfig, model: ModelOptions) -> str | None:
-    """None where a stage has a chat template, which it then uses; the run's where it has none, as most bases."""
+def _fallback_template(config: SftConfig, model: ModelOptions) -> str | None:
+    """The run's chat template for a model without its own, as most bases; None if it has one."""
     own = own_template(load_tokenizer(str(find_model(model).folder)))
     return None if own else config.data.chat_template
 
 
-def _new(config: SftConfig) -> int:
-    return min(_NEW, config.data.max_length // 2)
+def _max_new_tokens(config: SftConfig) -> int:
+    return min(_MAX_NEW_TOKENS, config.data.max_length // 2)
 
 
-def _asked(config: SftConfig, model: ModelOptions, name: str, most: int) -> Kept:
-    """The first different prompts of the held-out rows, or where there are none, of the training rows."""
+def _choose_prompts(config: SftConfig, model: ModelOptions, name: str, num_prompts: int) -> SampleSet:
+    """The first distinct prompts of the held-out rows, or of the training rows if nothing is held out."""
     held_out = evaluation_source(config.data)
     path, split = held_out or (config.data.path, config.data.split)
-    texts = dict.fromkeys(_texts(config, model, path, split))
-    prompts = tuple(Prompt(text, ()) for text, _ in zip(texts, range(most), strict=False))
+    texts = dict.fromkeys(_short_prompts(config, model, path, split))
+    prompts = tuple(PromptSamples(text, ()) for text, _ in zip(texts, range(num_prompts), strict=False))
     if not prompts:
         raise InputError(
-            f"{path} ({split}) has no prompt of at most {_LONGEST:,} characters that leaves room to answer"
+            f"expected a prompt of at most {_MAX_PROMPT_CHARS:,} characters that fits data.max_length, got none "
+            f"in {path} ({split})"
         )
-    what = (
-        f"of {path} ({split}), which was held out when {name} was trained"
-        if held_out
-        else f"that {name} was trained on, as nothing was held out (data.eval_path or data.eval_split names such rows)"
+    rows = (
+        "held-out rows" if held_out else "training rows, since nothing is held out (data.eval_path, data.eval_split),"
     )
-    return Kept(prompts, f"Greedy answers of at most {_new(config)} tokens to prompts {what}.", bool(held_out))
+    about = f"Greedy samples of at most {_max_new_tokens(config)} tokens. Prompts: {rows} of {name}, {path} ({split})."
+    return SampleSet(prompts, about, bool(held_out))
 
 
-def _texts(config: SftConfig, model: ModelOptions, path: str, split: str) -> Iterator[str]:
-    """First questions that leave room for an answer."""
+def _short_prompts(config: SftConfig, model: ModelOptions, path: str, split: str) -> Iterator[str]:
+    """First user messages that leave room for a sample within the model's positions."""
     source, data = find_model(model), config.data
-    tokenizer = open_tokenizer(source, replace(data, chat_template=None, template_date=None))  # the run's own
-    most = min(data.max_length, source.model_config.max_positions or data.max_length) - _new(config)
+    tokenizer = open_tokenizer(source, replace(data, chat_template=None, template_date=None))  # the run's own template
+    max_positions = min(data.max_length, source.model_config.max_positions or data.max_length)
     for row in read_rows(path, split, data.revision, data.limit, Columns(COLUMNS)):
         with suppress(SkippedRow):
             text = to_prompt(row.content).first_user_text
-            if len(text) <= _LONGEST and len(tokenizer.prompt([{"role": "user", "content": text}])) <= most:
+            if len(text) > _MAX_PROMPT_CHARS:
+                continue
+            if len(tokenizer.prompt([{"role": "user", "content": text}])) + _max_new_tokens(config) <= max_positions:
                 yield text
-
-
-def main(config: ReportConfig, command: str) -> str:
-    """`zephyr-jax report`, with new samples where `num_samples` is set."""
-    if config.num_samples:
-        ask(config)
-    return str(page(config))

@@ -24,8 +24,8 @@ from zephyr_jax.parallel.hosts import all_hosts_agree, barrier
 from zephyr_jax.parallel.place import local_rows, place_batch
 from zephyr_jax.parallel.preemption import StopRequest
 from zephyr_jax.parallel.sharding import ShardingRules
-from zephyr_jax.report.record import SICK
-from zephyr_jax.report.report import leave_histograms, leave_page
+from zephyr_jax.report.report import try_write_histograms, try_write_report
+from zephyr_jax.report.run_record import SICK
 from zephyr_jax.storage.files import Path, list_names
 from zephyr_jax.train.anomalies import Health, Sickness, unhalted
 from zephyr_jax.train.evaluate import make_evaluation
@@ -95,7 +95,7 @@ def fit(
         reporter.close()
         checkpoints.close()
         if first:
-            leave_page(run.folder)
+            try_write_report(run.folder)
 
 
 class _Data:
@@ -230,8 +230,8 @@ def _begin(config: SftConfig, run: Run, record: Record, training: Split) -> Chec
         save_card(config, run.folder / "config.yaml")
         write_record(run.folder, record)
         write_model_files(run.folder, run.model_files)
-        leave_histograms(run.folder, training.examples)
-        leave_page(run.folder)  # of a run that was killed this is the first one
+        try_write_histograms(run.folder, training.examples)
+        try_write_report(run.folder)  # of a run that was killed this is the first one
     return CheckpointManager(run.folder, config.schedule)
 
 

@@ -1,4 +1,4 @@
-"""Whatever models and files say, the page is one sound document that runs nothing and loads nothing."""
+"""Whatever the texts of models and files, a report is one valid document that runs no scripts and loads nothing."""
 
 import base64
 import re
@@ -9,13 +9,24 @@ import numpy as np
 import pytest
 
 from tests.report.reading import Node, read
-from zephyr_jax.report.answers_html import Prompt, Said, side_by_side
-from zephyr_jax.report.chart import Series, line_chart
-from zephyr_jax.report.curves import curves, curves_of, metric_lines
-from zephyr_jax.report.histogram import counted, histogram
-from zephyr_jax.report.markup import element, escape
-from zephyr_jax.report.page_html import Section, charts, commands, folded, notes, page, subheading
-from zephyr_jax.report.table_html import facts, flat, table
+from zephyr_jax.charts.histogram import count_values, histogram_chart
+from zephyr_jax.charts.line_chart import Series, line_chart
+from zephyr_jax.report.curves import curve_charts, curves_of, parse_metrics
+from zephyr_jax.report.html import (
+    Charts,
+    Commands,
+    Details,
+    Facts,
+    Notes,
+    PromptSamples,
+    Sample,
+    Samples,
+    Section,
+    Subheading,
+    Table,
+    render_report,
+)
+from zephyr_jax.report.sections import flatten_settings
 
 EVIL = [
     "<script>alert(1)</script>",
@@ -45,21 +56,25 @@ cy r width height
 
 
 def full_page(text: str) -> str:
-    """A page of everything that there is, which says `text` wherever it can say anything."""
+    """A page with every kind of block, which shows `text` wherever a text can be."""
     points = Series(text, np.arange(3), np.array([1.0, 2.0, 3.0]), 0)
-    counts = counted({text: np.arange(9)})
-    assert counts is not None
-    told = side_by_side([Prompt(text, (Said(text, text), Said(text, text, ended=False), Said(text, "")))])
-    return page(
+    histogram = count_values({text: np.arange(9)})
+    assert histogram is not None
+    charts = Charts([line_chart(text, text, [points]), histogram_chart(text, text, histogram)])
+    samples = (Sample(text, text), Sample(text, text, ended=False), Sample(text, ""))
+    return render_report(
         text,
         [text],
         {text: text},
         [
-            Section(text, (charts([line_chart(text, text, [points]), histogram(text, text, counts)]),), text),
-            Section(text, (told, table([text, text], [[text, text]]), facts(flat({text: {text: text}})))),
-            Section("a", (notes([text]), folded(text, subheading(text)), commands([text]))),
+            Section(text, [charts], text),
+            Section(text, [
+                Samples([PromptSamples(text, samples)]), Table([text, text], [[text, text]]),
+                Facts(flatten_settings({text: {text: text}})),
+            ]),
+            Section("a", [Notes([text]), Details(text, [Subheading(text)]), Commands([text])]),
         ],
-    )
+    )  # fmt: skip
 
 
 def walk(node: Node) -> Iterator[Node]:
@@ -78,19 +93,20 @@ def test_text_stays_text(text: str) -> None:
     assert names <= set(ELEMENTS.split())
     assert {name for node in walk(read(evil)) for name in node.attributes} <= set(ATTRIBUTES.split())
     shown = re.sub("[\0\x1b\x08\ud800\x85]", "\N{REPLACEMENT CHARACTER}", text)
-    assert [node.words() for node in walk(read(evil)) if (node.attributes.get("class") or "") == "said"][0] == shown
+    assert [node.words() for node in walk(read(evil)) if (node.attributes.get("class") or "") == "sample"][0] == shown
     evil.encode()
 
 
-def test_control_characters_and_halves_of_pairs_never_reach_the_file() -> None:
+def test_control_characters_and_lone_surrogates_never_reach_the_file() -> None:
     every = "".join(map(chr, range(0x300))) + "\ud800\udfff\ufffe\uffff"
-    shown = escape(every)
-    assert "\0" not in shown and not re.search("[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]", shown)
-    assert "\n" in shown and "\t" in shown and "é" in shown
+    document = render_report(every, [every], {}, [Section("a", [Commands([every])])])
+    assert not re.search("[\0\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]", document)
+    assert "é" in document
 
 
-def test_markup_in_an_attribute_is_escaped_too() -> None:
-    assert element("p", element("b", "x"), id=element("b", '"')) == '<p id="&lt;b&gt;&amp;quot;&lt;/b&gt;"><b>x</b></p>'
+def test_text_in_an_attribute_is_escaped_too() -> None:
+    chart = line_chart('"<b>&', "", [Series('"<b>', np.arange(3), np.arange(3.0), 0)])
+    assert 'aria-label="&#34;&lt;b&gt;&amp;' in render_report("a", [], {}, [Section("a", [Charts([chart])])])
 
 
 @pytest.mark.parametrize("text", ["tame", *EVIL])
@@ -170,65 +186,68 @@ def test_text_and_curves_stand_out(night: bool) -> None:
             assert (light + 0.05) / (dark + 0.05) >= least, (name, ground)
 
 
-def test_ten_megabytes_are_cut_with_a_note() -> None:
-    long = "x<" * 5_000_000
-    document = full_page(long[:100])
-    cut = side_by_side([Prompt(long, (Said("one", long), Said("two", "short")))])
-    assert len(cut) < 60_000 and len(document) < 60_000
-    assert cut.count("[cut: 4,000 of 10,000,000 characters are shown]") == 2
-    assert "short" in cut
-    assert len(table(["a"], [[long]])) < 10_000 and len(facts({"a": long})) < 10_000
+PLACES = ("title", "about", "tile", "note", "command", "heading", "series", "sample", "cell", "fact")
 
 
-@pytest.mark.parametrize("place", ["title", "about", "tile", "note", "command", "heading", "series"])
-def test_long_words_are_cut_everywhere(place: str) -> None:
-    long = "y" * 10_000_000
-    points = Series(long if place == "series" else "a", np.arange(200), np.arange(200.0), 0)
-    document = page(
-        long if place == "title" else "a",
-        [long if place == "about" else "a"],
-        {"a": long if place == "tile" else "a"},
+@pytest.mark.parametrize("place", PLACES)
+def test_ten_megabytes_are_cut_with_a_note(place: str) -> None:
+    long = "y<" * 5_000_000
+    text = {name: long if name == place else "a" for name in PLACES}
+    points = Series(text["series"], np.arange(200), np.arange(200.0), 0)
+    document = render_report(
+        text["title"],
+        [text["about"]],
+        {"a": text["tile"]},
         [
-            Section(long if place == "heading" else "a", (notes([long if place == "note" else "a"]),)),
-            Section("b", (commands([long if place == "command" else "a"]), line_chart("a", "b", [points]))),
+            Section(text["heading"], [Notes([text["note"]]), Commands([text["command"]])]),
+            Section(
+                "b",
+                [Charts([line_chart("a", "b", [points])]), Table(["a"], [[text["cell"]]]), Facts({"a": text["fact"]})],
+            ),
+            Section(
+                "c", [Samples([PromptSamples(text["sample"], (Sample("one", text["sample"]), Sample("two", "short")))])]
+            ),
         ],
     )
     assert len(document) < 1_000_000
+    limit = "1,000" if place in ("cell", "fact") else "4,000"
+    assert f"[cut: {limit} of 10,000,000 characters are shown]" in document or place == "series"
 
 
-def test_an_answer_without_words_and_one_that_did_not_end_are_told() -> None:
-    shown = read(side_by_side([Prompt("p", (Said("a", " \n"), Said("b", "text", ended=False)))]))
-    assert [each.words() for each in shown.all("div", "said")] == ["nothing", "text"]
-    assert [each.words() for each in shown.all("p", "note")] == ["did not end by itself"]
+def test_empty_and_unfinished_samples_are_marked() -> None:
+    samples = Samples([PromptSamples("p", (Sample("a", " \n"), Sample("b", "text", ended=False)))])
+    page = read(render_report("a", [], {}, [Section("a", [samples])]))
+    assert [node.words() for node in page.all("div", "sample")] == ["empty", "text"]
+    assert [node.words() for node in page.all("p", "note")] == ["stopped at the token limit"]
 
 
 def test_metrics_are_read_from_any_lines() -> None:
     """Cut, foreign and damaged lines are left out, numbers out of reach are infinite, and order is by step."""
-    lines = metric_lines(
+    lines = parse_metrics(
         '{"step": 2, "loss": 1}\n{"step": 1, "loss": NaN, "note": "x", "on": true}\n[1]\nnull\n"x"\n'
         '{"loss": 3}\n{"step": Infinity, "loss": 1}\n{"step": 3, "loss": 1' + "0" * 400 + '}\n{"step": 4, "lo'
     )
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert lines[0].keys() == {"step", "loss"}
     assert lines[2]["loss"] == float("inf")
-    assert metric_lines("[" * 100_000) == metric_lines("") == []
+    assert parse_metrics("[" * 100_000) == parse_metrics("") == []
 
 
 def test_twenty_thousand_steps_are_a_small_file() -> None:
     """Every curve full of noise, which is what costs most."""
-    names = [name for curve in curves_of("dpo", "sigmoid") for name, _ in curve.names]
+    names = [name for curve in curves_of("dpo", "sigmoid") for name, _ in curve.metrics]
     noise = np.random.default_rng(0).normal(size=(20_000, len(names)))
     lines = [{"step": float(n)} | dict(zip(names, map(float, row), strict=True)) for n, row in enumerate(noise)]
-    drawn = curves(lines, curves_of("dpo", "sigmoid"))
+    drawn = curve_charts(lines, curves_of("dpo", "sigmoid"))
     assert len(drawn) == 9
-    assert 100_000 < len(page("a", [], {}, [Section("Curves", (charts(drawn),))])) < 700_000
+    assert 100_000 < len(render_report("a", [], {}, [Section("Curves", [Charts(drawn)])])) < 700_000
 
 
 def test_every_curve_of_the_issue_is_there_and_those_without_points_are_not() -> None:
     names = "loss rewards/accuracies rewards/margins rewards/chosen rewards/rejected learning_rate padding tokens_per_second"
     lines = [{"step": float(step)} | dict.fromkeys(names.split(), 0.5) for step in range(3)]
-    titles = [read(each).all("strong")[0].words() for each in curves(lines, curves_of("dpo", "sigmoid"))]
+    titles = [chart.title for chart in curve_charts(lines, curves_of("dpo", "sigmoid"))]
     assert titles == ["Loss", "Accuracy", "Margin", "Rewards", "Learning rate", "Padding", "Throughput"]
-    titles = [read(each).all("strong")[0].words() for each in curves([{"step": 1.0, "loss": 2.0}], curves_of("sft"))]
+    titles = [chart.title for chart in curve_charts([{"step": 1.0, "loss": 2.0}], curves_of("sft"))]
     assert titles == ["Loss"]
-    assert curves([], curves_of("sft")) == []
+    assert curve_charts([], curves_of("sft")) == []

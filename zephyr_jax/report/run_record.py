@@ -1,0 +1,189 @@
+"""What the files of a run hold: provenance, metrics, histograms of its data, bad batches, and the runs that it started from."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from zephyr_jax.charts.histogram import Histogram, count_values, histogram_from_json
+from zephyr_jax.checkpoint.provenance import Record, chain, read_record
+from zephyr_jax.checkpoint.steps import steps_in
+from zephyr_jax.config.training import DpoConfig, SftConfig
+from zephyr_jax.data.examples import Examples
+from zephyr_jax.errors import InputError, join_items, truncate_repr
+from zephyr_jax.report.curves import MetricLine, parse_metrics
+from zephyr_jax.storage.cloud import is_remote, split_bucket
+from zephyr_jax.storage.files import Path, list_names, open_path, write_atomic
+from zephyr_jax.storage.strict_json import parse_json
+from zephyr_jax.train.metrics import FILE as METRICS
+
+HISTOGRAMS = "histograms.json"
+_COUNTS = ("rows", "row_share", "token_share")
+SICK = "sick"
+"""Where a run keeps the batches of sick steps."""
+PAPER_NAMES = {"sft": "dSFT", "dpo": "dDPO"}
+"""What trains -> what the paper calls it."""
+CONFIGS = {"sft": SftConfig, "dpo": DpoConfig}
+"""What trains -> the type of its settings."""
+_TYPES: dict[str, type] = {"config": dict, "versions": dict, "resumed": list, "steps": int, "processes": int}
+
+
+class RowLoss(NamedTuple):
+    """Rows that a run skipped or truncated for one reason."""
+
+    data: str
+    """`training` or `evaluation`."""
+    outcome: str
+    """`skipped` or `truncated`."""
+    reason: str
+    rows: int
+    row_share: float
+    token_share: float
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A training run as its folder describes it."""
+
+    provenance: Record
+    metrics: list[MetricLine] = field(default_factory=list)
+    """In step order."""
+    histograms: dict[str, Histogram] = field(default_factory=dict)
+    """`lengths` and, where rows have them, `scores`."""
+    last_saved: int = 0
+    """Step of the newest checkpoint."""
+    bad_batches: tuple[str, ...] = ()
+    """File names of the batches saved at anomalous steps."""
+    available: bool = False
+    """Whether the folder was found; otherwise only `provenance` is known."""
+
+    @property
+    def method(self) -> str:
+        """`sft` or `dpo`."""
+        return str(self.provenance.get("made_by"))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Every setting."""
+        return self.provenance.get("config") or {}
+
+    def section(self, name: str) -> dict[str, Any]:
+        """The settings of one section; empty if the record has none."""
+        section = self.config.get(name)
+        return section if isinstance(section, dict) else {}
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return int(self.provenance.get("steps") or 0)
+
+    def evaluations(self) -> list[MetricLine]:
+        """Held-out metrics in step order, without the prefix `eval/`."""
+        held_out = [{name[5:]: line[name] for name in line if name.startswith("eval/")} for line in self.metrics]
+        return [{"step": line["step"], **values} for line, values in zip(self.metrics, held_out, strict=True) if values]
+
+
+def row_losses(provenance: Record) -> list[RowLoss]:
+    """Skipped and truncated rows of the training and the evaluation data, by reason."""
+    losses = []
+    for prefix, data in (("data", "training"), ("eval", "evaluation")):
+        for outcome in ("skipped", "truncated"):
+            reasons = provenance.get(f"{prefix}_{outcome}")
+            for reason, counts in reasons.items() if isinstance(reasons, dict) else ():
+                values = [counts.get(name) if isinstance(counts, dict) else None for name in _COUNTS]
+                rows, *shares = (value if isinstance(value, int | float) else 0 for value in values)
+                losses.append(RowLoss(data, outcome, str(reason), int(rows), *map(float, shares)))
+    return losses
+
+
+def run_name(provenance: Record) -> str:
+    """The method's display name and the last part of the run's path, such as `dSFT (my-run)`."""
+    path = PurePath(str(provenance.get("output") or provenance.get("path") or ""))
+    return f"{PAPER_NAMES.get(str(provenance.get('made_by')), 'base')} ({path.name})"
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run's folder. Raises InputError if it is not one, or if its files are damaged."""
+    provenance = read_record(folder) if folder.is_dir() else None
+    if provenance is None or provenance.get("made_by") not in PAPER_NAMES:
+        raise InputError(
+            f"{folder} is not a training run: expected a provenance.json of {join_items(PAPER_NAMES)} in it. Name the output "
+            "folder of one of them."
+        )
+    _check_types(provenance, folder)
+    metrics = folder / METRICS
+    return RunRecord(
+        provenance=provenance,
+        metrics=parse_metrics(metrics.read_bytes().decode(errors="replace")) if metrics.exists() else [],
+        histograms=_read_histograms(folder),
+        last_saved=(steps_in(folder)[-1:] or [0])[0],
+        bad_batches=tuple(list_names(folder / SICK)),
+        available=True,
+    )
+
+
+def earlier_runs(run: RunRecord, folder: Path) -> list[RunRecord]:
+    """The runs that a run started from, oldest first; complete where their folders are still in place."""
+    ancestors = chain(run.provenance)[:-1]
+    return [_read_ancestor(each, folder) for each in ancestors if each.get("made_by") in PAPER_NAMES]
+
+
+def write_histograms(folder: Path, examples: Examples) -> None:
+    """Save histograms of the examples' lengths and, where rows have them, scores."""
+    groups = ("chosen", "rejected") if examples.segments_per_example == 2 else ("conversations",)
+    columns = {"lengths": examples.segment_lengths(), "scores": examples.scores}
+    histograms = {
+        name: asdict(histogram)
+        for name, values in columns.items()
+        if values is not None
+        and (histogram := count_values(dict(zip(groups, np.asarray(values).T, strict=True)))) is not None
+    }
+    write_atomic(folder / HISTOGRAMS, json.dumps(histograms) + "\n")
+
+
+def _check_types(provenance: Record, folder: Path) -> None:
+    """Raise InputError if a field of the record, or of one of its parents, has another type than a run writes."""
+    record: Any = provenance
+    while record:
+        fields: dict[str, tuple[Any, type]] = {"parent": (record, dict)}
+        if isinstance(record, dict):
+            fields = {name: (record.get(name) or kind(), kind) for name, kind in _TYPES.items()}
+        wrong = [
+            f"expected {name} to be {kind.__name__}, got {truncate_repr(value)}"
+            for name, (value, kind) in fields.items()
+            if not isinstance(value, kind)
+        ]
+        if wrong:
+            raise InputError(
+                f"{folder}/provenance.json is damaged: {'; '.join(wrong)}. Restore the file from a backup."
+            )
+        record = record.get("parent")
+
+
+def _read_ancestor(provenance: Record, child: Path) -> RunRecord:
+    path = str(provenance.get("output") or "")
+    other_bucket = is_remote(path) and not (is_remote(child) and split_bucket(path)[0] == split_bucket(child)[0])
+    if not path or other_bucket:  # a report must not wait for another network
+        return RunRecord(provenance)
+    try:
+        run = read_run(open_path(path))
+    except (InputError, OSError):
+        return RunRecord(provenance)
+    same_run = all(run.provenance.get(name) == provenance.get(name) for name in ("made_by", "at"))
+    return run if same_run else RunRecord(provenance)
+
+
+def _read_histograms(folder: Path) -> dict[str, Histogram]:
+    path = folder / HISTOGRAMS
+    if not path.exists():
+        return {}
+    try:
+        content = parse_json(path.read_bytes())
+        if not isinstance(content, Mapping):
+            raise ValueError(f"expected an object, got {truncate_repr(content)}")
+        return {str(name): histogram_from_json(histogram) for name, histogram in content.items()}
+    except ValueError as error:
+        raise InputError(f"cannot read {path}: {error}. Delete it; resuming the run writes it again.") from error
