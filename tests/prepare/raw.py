@@ -45,12 +45,12 @@ def pairs(output: Path) -> dict[str, dict[str, Any]]:
     return {row["prompt"]: row for name in ("train_prefs", "test_prefs") for row in split(output, name)}
 
 
-def set_aside(output: Path) -> list[dict[str, Any]]:
+def rejected_lines(output: Path) -> list[dict[str, Any]]:
     """What was left out."""
-    return [json.loads(line) for line in (output / "set_aside" / "rows.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (output / "rejected.jsonl").read_text().splitlines()]
 
 
 def files(output: Path) -> dict[str, bytes]:
     """Everything that was written, but for the list of places."""
     found = {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*") if path.is_file()}
-    return {name: content for name, content in found.items() if name != "set_aside/rows.jsonl"}
+    return {name: content for name, content in found.items() if name != "rejected.jsonl"}

@@ -93,25 +93,25 @@ def a_damaged_parquet_file(folder: Path) -> Words:
 
 
 @mistake(
-    "of 3 rows none is left", "3 because: it has neither `instruction` nor `prompt`; the first is rows.jsonl line 1"
+    "all 3 rows are skipped", "3 because: it has neither `instruction` nor `prompt`; the first is rows.jsonl line 1"
 )
 def rows_of_another_kind(folder: Path) -> Words:
     return feedback(folder, rows=[{"messages": []}] * 3)
 
 
-@mistake("of 2 rows none is left", "the line is no JSON")
+@mistake("all 2 rows are skipped", "the line is no JSON")
 def lines_that_are_no_json(folder: Path) -> Words:
     words = feedback(folder)
     (folder / "rows.jsonl").write_text("prompt,answer\nx,y\n")
     return words
 
 
-@mistake("of 1 rows none is left", "an answer has no ratings, 3 times")
+@mistake("all 1 rows are skipped", "an answer has no ratings, 3 times")
 def plain_scores_have_no_mean(folder: Path) -> Words:
     return feedback(folder, "--score", "mean", rows=[plain("q", None, 2, 3)])
 
 
-@mistake("of 2 rows none is left", "rated low enough")
+@mistake("all 2 rows are skipped", "rated low enough")
 def a_margin_that_no_pair_has(folder: Path) -> Words:
     return feedback(folder, "--ties", "margin", "--min_margin", 5, rows=[plain("q", 1, 2), plain("r", 1, 2)])
 
@@ -171,7 +171,7 @@ def runs_of_no_test_set(folder: Path) -> Words:
     return chats(folder, "--decontaminate.ngram", 8)
 
 
-@mistake("has none of the columns", "it has data", "Rename")
+@mistake("expected one of the columns", "got data", "Rename")
 def a_test_set_without_questions(folder: Path) -> Words:
     return chats(folder, "--decontaminate.against", folder / "rows.jsonl")
 
@@ -181,7 +181,7 @@ def a_split_of_a_file(folder: Path) -> Words:
     return feedback(folder, "--split", "test")
 
 
-@mistake("`output` and `path` are both", "choose another output")
+@mistake("`output` and `data` are both", "Choose another output")
 def output_over_input(folder: Path) -> Words:
     write_rows(folder / "rows.jsonl", [plain("q", 1, 2)])
     return ["ultrafeedback", "--data", str(folder), "--output", f"{folder}/."]
@@ -193,14 +193,14 @@ def output_in_a_file(folder: Path) -> Words:
     return [*feedback(folder)[:-1], str(folder / "file" / "out")]
 
 
-@mistake("holds train.parquet, which this verb has not made", "Choose another output")
+@mistake("holds train.parquet of another program", "Choose another output")
 def output_among_other_data(folder: Path) -> Words:
     (folder / "out").mkdir()
     pq.write_table(pa.table({"x": [1]}), folder / "out" / "train.parquet")
     return feedback(folder)
 
 
-@mistake("holds README.md, which this verb has not made", "Choose another output")
+@mistake("holds README.md of another program", "Choose another output")
 def output_among_words_of_the_user(folder: Path) -> Words:
     (folder / "out").mkdir()
     (folder / "out" / "README.md").write_text("my notes")
@@ -273,7 +273,7 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparation.Page, "picture", killed)
+        patch.setattr(preparation.DataCard, "picture", killed)
         with pytest.raises(SystemExit):
             main(["prepare", *feedback(tmp_path)])
     assert not json.loads((tmp_path / "out" / "prepared.json").read_text())["finished"]
@@ -313,8 +313,8 @@ def test_a_killed_run_leaves_nothing_that_stays(tmp_path: Path) -> None:
     scratch.mkdir()
     words = feedback(tmp_path)
     script = (
-        "import os, signal; from zephyr_jax.prepare import ultrafeedback as recipe\n"
-        "recipe.Ratings.make = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, signal; from zephyr_jax.prepare import ultrafeedback\n"
+        "ultrafeedback.UltrafeedbackSteps.make_rows = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"from zephyr_jax.cli import main; main({['prepare', *words]!r})"
     )
     run = subprocess.run([sys.executable, "-c", script], env={**os.environ, "TMPDIR": str(scratch)}, check=False)

@@ -5,38 +5,38 @@ from collections import Counter
 import pytest
 
 from zephyr_jax.chat.message import SkippedRow
-from zephyr_jax.prepare.binarize import Choice, Rule, distinct
-from zephyr_jax.prepare.rated import Answer, Scored, answer_of, settle
+from zephyr_jax.prepare.binarize import PairRule, RejectedChoice, unique_texts
+from zephyr_jax.prepare.rated import RatedAnswer, ScoredAnswer, parse_answer, score_answer
 
 
-def scored(*scores: float) -> list[Scored]:
-    return [Scored(number, f"m{number}", f"answer {number}", score) for number, score in enumerate(scores)]
+def scored(*scores: float) -> list[ScoredAnswer]:
+    return [ScoredAnswer(number, f"m{number}", f"answer {number}", score) for number, score in enumerate(scores)]
 
 
-def picked(rule: Rule, *scores: float, prompt: str = "?") -> tuple[int, int]:
-    chosen, rejected = rule.pair(prompt, scored(*scores))
-    return chosen.number, rejected.number
+def picked(rule: PairRule, *scores: float, prompt: str = "?") -> tuple[int, int]:
+    chosen, rejected = rule.select_pair(prompt, scored(*scores))
+    return chosen.index, rejected.index
 
 
-def why(rule: Rule, *scores: float) -> str:
+def why(rule: PairRule, *scores: float) -> str:
     with pytest.raises(SkippedRow) as refused:
-        rule.pair("?", scored(*scores))
+        rule.select_pair("?", scored(*scores))
     return refused.value.reason
 
 
 @pytest.mark.parametrize(("rejected", "expected"), [("lowest", (2, 1)), ("second", (2, 3))])
-def test_the_lowest_and_the_second(rejected: Choice, expected: tuple[int, int]) -> None:
-    assert picked(Rule(rejected), 3, 1, 9, 7) == expected
+def test_the_lowest_and_the_second(rejected: RejectedChoice, expected: tuple[int, int]) -> None:
+    assert picked(PairRule(rejected), 3, 1, 9, 7) == expected
 
 
 def test_the_first_of_the_best_is_chosen() -> None:
-    assert picked(Rule("lowest"), 3, 9, 9, 1) == (1, 3)
-    assert picked(Rule("second"), 3, 9, 9, 1) == (1, 2)
+    assert picked(PairRule("lowest"), 3, 9, 9, 1) == (1, 3)
+    assert picked(PairRule("second"), 3, 9, 9, 1) == (1, 2)
 
 
 def test_any_of_the_others_may_be_rejected() -> None:
     """Law: over many prompts each of the others is drawn about as often, the chosen one never."""
-    drawn = Counter(picked(Rule(), 3, 1, 9, 7, prompt=f"question {n}")[1] for n in range(3000))
+    drawn = Counter(picked(PairRule(), 3, 1, 9, 7, prompt=f"question {n}")[1] for n in range(3000))
     assert set(drawn) == {0, 1, 3}
     assert min(drawn.values()) > 900
 
@@ -45,7 +45,7 @@ def test_the_draw_is_the_seeds_and_the_prompts() -> None:
     """Law: the same prompt and seed draw the same answer; another seed draws anew."""
     prompts = [f"question {n}" for n in range(200)]
     one, again, other = (
-        [picked(Rule(seed=seed), 3, 1, 9, 7, prompt=prompt) for prompt in prompts] for seed in (1, 1, 2)
+        [picked(PairRule(seed=seed), 3, 1, 9, 7, prompt=prompt) for prompt in prompts] for seed in (1, 1, 2)
     )
     assert one == again
     assert one != other
@@ -54,32 +54,37 @@ def test_the_draw_is_the_seeds_and_the_prompts() -> None:
 def test_the_draw_is_that_of_the_prompts_words() -> None:
     """Law: case, width and spacing of a prompt change nothing, as they do not make another prompt."""
     for n in range(50):
-        one, other = (picked(Rule(), 3, 1, 9, 7, prompt=prompt) for prompt in (f"question {n}", f" QUESTION\n {n}"))
+        one, other = (picked(PairRule(), 3, 1, 9, 7, prompt=prompt) for prompt in (f"question {n}", f" QUESTION\n {n}"))
         assert one == other
 
 
 def test_ties() -> None:
     """Law: kept unless told otherwise; else only lower answers, or lower by the margin, can be rejected."""
-    assert picked(Rule("second"), 9, 9, 1) == (0, 1)
-    assert picked(Rule("second", least_gap=0), 9, 9, 1) == (0, 2)
-    assert picked(Rule("second", least_gap=3), 9, 7, 6, 1) == (0, 2)
-    assert {picked(Rule(least_gap=0), 9, 9, 9, 8, prompt=str(n))[1] for n in range(50)} == {3}
-    assert "low enough" in why(Rule(least_gap=0), 5, 5, 5)
-    assert "low enough" in why(Rule(least_gap=3), 5, 4, 3)
-    assert picked(Rule("lowest"), 5, 5) == (0, 1)
+    assert picked(PairRule("second"), 9, 9, 1) == (0, 1)
+    assert picked(PairRule("second", min_margin=0), 9, 9, 1) == (0, 2)
+    assert picked(PairRule("second", min_margin=3), 9, 7, 6, 1) == (0, 2)
+    assert {picked(PairRule(min_margin=0), 9, 9, 9, 8, prompt=str(n))[1] for n in range(50)} == {3}
+    assert "low enough" in why(PairRule(min_margin=0), 5, 5, 5)
+    assert "low enough" in why(PairRule(min_margin=3), 5, 4, 3)
+    assert picked(PairRule("lowest"), 5, 5) == (0, 1)
 
 
 def test_fewer_than_two_answers_make_no_pair() -> None:
-    assert "fewer than two" in why(Rule())
-    assert "fewer than two" in why(Rule(), 5)
+    assert "fewer than two" in why(PairRule())
+    assert "fewer than two" in why(PairRule(), 5)
 
 
 def test_each_text_is_there_once_with_its_best_score() -> None:
     """Law: of equal texts the best rated stays (the first of equals), and the others are given back."""
-    answers = [Scored(0, "a", "x", 1), Scored(1, "b", "y", 5), Scored(2, "c", "x", 4), Scored(3, "d", "x", 4)]
-    kept, copies = distinct(answers)
-    assert [each.number for each in kept] == [1, 2]
-    assert [each.number for each in copies] == [0, 3]
+    answers = [
+        ScoredAnswer(0, "a", "x", 1),
+        ScoredAnswer(1, "b", "y", 5),
+        ScoredAnswer(2, "c", "x", 4),
+        ScoredAnswer(3, "d", "x", 4),
+    ]
+    kept, copies = unique_texts(answers)
+    assert [each.index for each in kept] == [1, 2]
+    assert [each.index for each in copies] == [0, 3]
 
 
 # ---- the revision of 2023 ----
@@ -87,29 +92,29 @@ def test_each_text_is_there_once_with_its_best_score() -> None:
 
 def test_the_draw_of_2023() -> None:
     """Law: a generator that starts from 42 in each row draws the first answer, or the third where the first is chosen."""
-    rule = Rule("revision-2023")
+    rule = PairRule("revision-2023")
     assert picked(rule, 1, 2, 9, 4) == (2, 0)
     assert picked(rule, 1, 2, 3, 9) == (3, 0)
     assert picked(rule, 9, 2, 3, 4) == (0, 2)
-    assert picked(Rule("revision-2023", seed=7), 9, 2, 3, 4) == (0, 2)
+    assert picked(PairRule("revision-2023", seed=7), 9, 2, 3, 4) == (0, 2)
 
 
 def test_2023_knows_answers_by_score_text_and_model() -> None:
     """Law: a copy of the chosen answer is passed over; when every answer is one, there is no pair, and no endless search."""
-    rule = Rule("revision-2023")
-    copy = Scored(2, "m0", "answer 0", 9)
-    assert rule.pair("?", [*scored(9, 2), copy, Scored(3, "m3", "answer 3", 1)])[1].number == 1
+    rule = PairRule("revision-2023")
+    copy = ScoredAnswer(2, "m0", "answer 0", 9)
+    assert rule.select_pair("?", [*scored(9, 2), copy, ScoredAnswer(3, "m3", "answer 3", 1)])[1].index == 1
     with pytest.raises(SkippedRow, match="same text"):
-        rule.pair("?", [Scored(n, "m", "x", 9) for n in range(4)])
+        rule.select_pair("?", [ScoredAnswer(n, "m", "x", 9) for n in range(4)])
     with pytest.raises(SkippedRow, match="same text"):
-        rule.pair("?", [Scored(0, "a", "x", 1), Scored(1, "b", "x", 9)])
+        rule.select_pair("?", [ScoredAnswer(0, "a", "x", 1), ScoredAnswer(1, "b", "x", 9)])
 
 
 # ---- scores ----
 
 
-def answer(overall: float | None, mean: float | None) -> Answer:
-    return Answer(0, "m", "text", overall, mean)
+def answer(overall: float | None, mean: float | None) -> RatedAnswer:
+    return RatedAnswer(0, "m", "text", overall, mean)
 
 
 @pytest.mark.parametrize(
@@ -118,16 +123,16 @@ def answer(overall: float | None, mean: float | None) -> Answer:
 )
 def test_the_published_repair(overall: float, mean: float | None, score: float, mended: bool) -> None:
     """Law: a 10 with a mean rating of at most 2 was a 1, above 4 it is a 10, and no other score is touched."""
-    found, was_mended = settle(answer(overall, mean), "overall", repair=True)
+    found, was_mended = score_answer(answer(overall, mean), "overall", repair=True)
     assert (found.score, was_mended) == (score, mended)
-    assert settle(answer(overall, mean), "overall", repair=False)[0].score == overall
+    assert score_answer(answer(overall, mean), "overall", repair=False)[0].score == overall
 
 
 @pytest.mark.parametrize("mean", [2.25, 3, 4])
-def test_what_a_judge_must_see_again_is_set_aside(mean: float) -> None:
+def test_what_a_judge_must_see_again_is_rejected_lines(mean: float) -> None:
     with pytest.raises(SkippedRow, match="may have been a 1"):
-        settle(answer(10, mean), "overall", repair=True)
-    assert settle(answer(10, mean), "mean", repair=True)[0].score == mean
+        score_answer(answer(10, mean), "overall", repair=True)
+    assert score_answer(answer(10, mean), "mean", repair=True)[0].score == mean
 
 
 def test_scores_are_numbers_however_they_are_written() -> None:
@@ -139,13 +144,15 @@ def test_scores_are_numbers_however_they_are_written() -> None:
         "helpfulness": {},
         "length": {"Rating": "5"},
     }
-    found = answer_of(0, {"response": "x", "overall_score": "7.5", "annotations": annotations})
+    found = parse_answer(0, {"response": "x", "overall_score": "7.5", "annotations": annotations})
     assert (found.overall, found.mean) == (7.5, 2.5)
     for nothing in (None, "N/A", float("nan"), float("inf"), -1e308, True, [], {}, "1" * 400):
-        bare = answer_of(0, {"response": "x", "overall_score": nothing, "annotations": nothing})
+        bare = parse_answer(0, {"response": "x", "overall_score": nothing, "annotations": nothing})
         assert (bare.overall, bare.mean) == (None, None)
         with pytest.raises(SkippedRow, match="no overall score"):
-            settle(bare, "overall", repair=True)
+            score_answer(bare, "overall", repair=True)
         with pytest.raises(SkippedRow, match="no ratings"):
-            settle(bare, "mean", repair=True)
-    assert answer_of(0, {"response": "x", "score": 0, "fine-grained_score": 3.5}) == Answer(0, "", "x", 0.0, 3.5)
+            score_answer(bare, "mean", repair=True)
+    assert parse_answer(0, {"response": "x", "score": 0, "fine-grained_score": 3.5}) == RatedAnswer(
+        0, "", "x", 0.0, 3.5
+    )

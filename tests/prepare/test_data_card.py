@@ -11,8 +11,8 @@ import pytest
 from tests.conftest import write_rows
 from tests.prepare.raw import plain, prepare
 from zephyr_jax.chat.message import SkippedRow
-from zephyr_jax.prepare.card import Distribution, NamedCounts, Page, quantiles
-from zephyr_jax.prepare.filter_stats import Ledger
+from zephyr_jax.prepare.card import DataCard, Distribution, NamedCounts, Summary, quantiles
+from zephyr_jax.prepare.rejections import RejectionLog
 
 LENGTHS = ((10, 5), (300, 20), (7, 7), (2, 40), (70, 9))
 """Letters of the chosen and of the rejected answer of each pair; scores are 3 and 1, and 2 and 2 in the last."""
@@ -42,9 +42,9 @@ def test_the_card_counts_what_is_there(output: Path) -> None:
     page = (output / "README.md").read_text()
     for line in (
         "| pairs | 5 |",
-        "| the chosen answer is the longer one | 60.0% |",
-        "| both are of one length | 20.0% |",
-        "| both have one score | 20.0% |",
+        "| the chosen answer is longer | 60.0% |",
+        "| both have the same length | 20.0% |",
+        "| both have the same score | 20.0% |",
         "| kept | 5 |",
         "| it has fewer than two answers | 1 |",
         "| length of an answer: chosen (characters) | 3 | 10 | 77.8 | 254 | 300 |",
@@ -56,7 +56,7 @@ def test_the_card_counts_what_is_there(output: Path) -> None:
         "128": ["0", "0"], "256": ["1", "0"],
     }  # fmt: skip
     assert table(page, "score") == {"1": ["0", "4"], "2": ["1", "1"], "3": ["4", "0"]}
-    assert table(page, "chosen score less rejected score") == {"0": ["1"], "1": ["0"], "2": ["4"]}
+    assert table(page, "chosen score minus rejected score") == {"0": ["1"], "1": ["0"], "2": ["4"]}
 
 
 def test_counts_are_bars_with_shares() -> None:
@@ -69,25 +69,21 @@ def test_counts_are_bars_with_shares() -> None:
 def test_a_card_of_any_numbers_can_be_written(values: list[float]) -> None:
     """Law: whatever the numbers, quantiles, tables and a picture can be made."""
     numbers, schema = np.array(values), pa.schema([("prompt", pa.string())])
-    with Ledger(4) as ledger:
-        page = Page(
+    with RejectionLog(4) as log:
+        summary = Summary(
             title="t",
             about="a",
-            command="c",
-            splits={"train": 0},
-            schema=schema,
-            ledger=ledger,
             kept=0,
-            facts={},
+            statistics={},
             distributions=[
                 Distribution("score", "points", {"all": numbers}),
                 Distribution("b", "c", {"all": abs(numbers)}, doubling=True),
             ],
             counts=[NamedCounts("a", "b", {})],
-            settings={},
         )
-        assert "**score** (points)" in page.markdown()
-        assert page.picture().startswith("<svg")
+        card = DataCard(summary, command="c", splits={"train": 0}, schema=schema, rejections=log, settings={})
+        assert "**score** (points)" in card.markdown()
+        assert card.picture().startswith("<svg")
     assert quantiles(numbers)
 
 
@@ -97,10 +93,10 @@ def test_samples_are_few_and_those_of_any_order() -> None:
     found = []
     for seed in range(3):
         random.Random(seed).shuffle(texts)
-        with Ledger(4) as ledger:
+        with RejectionLog(4) as log:
             for text in [*texts, *texts]:
-                ledger.leave_out("place", SkippedRow("why", text), {})
-        assert ledger.rows == {"why": 100}
-        found.append(ledger.samples()["why"])
+                log.skip("place", SkippedRow("why", text), {})
+        assert log.skipped_rows == {"why": 100}
+        found.append(log.samples()["why"])
     assert len(set(found[0])) == 4
     assert found[0] == found[1] == found[2]

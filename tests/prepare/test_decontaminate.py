@@ -95,7 +95,7 @@ def test_shorter_runs_find_more(tmp_path: Path) -> None:
 def test_test_sets_of_every_form_are_read(name: str, content: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content)
     tests = TestSets(DecontaminationOptions((str(tmp_path / name),)))
-    assert tests.texts == 2
+    assert tests.num_texts == 2
     for text in ("one", "two"):
         with pytest.raises(SkippedRow):
             tests.check([text])
@@ -105,7 +105,7 @@ def test_test_sets_of_every_form_are_read(name: str, content: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.jsonl", '{"sentence": "one"}\n', "has none of the columns"),
+        ("a.jsonl", '{"sentence": "one"}\n', "expected one of the columns"),
         ("a.jsonl", "{\n", "line 1: the line is no JSON"),
         ("a.jsonl", '{"question": ""}\n', "no text to look for"),
         ("a.pdf", "x", "ends in `.pdf`"),

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tests.conftest import write_rows
-from tests.prepare.raw import pairs, plain, prepare, set_aside
+from tests.prepare.raw import pairs, plain, prepare, rejected_lines
 
 HOSTILE = [
     "<script>alert(1)</script><img src=x onerror=alert(1)>",
@@ -44,7 +44,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows.append(plain(exam.read_text(), 1, 2))
     path = write_rows(folder / "rows.jsonl", rows)
     record = prepare("ultrafeedback", path, folder / "out", "--num_samples", 20, "--decontaminate.against", exam)
-    assert record["rows read"] == 2 * len(HOSTILE) + 1
+    assert record["rows_read"] == 2 * len(HOSTILE) + 1
     return folder / "out"
 
 
@@ -78,7 +78,7 @@ def test_samples_stay_in_their_fences(output: Path) -> None:
 
 
 def test_lists_and_pictures_are_small_and_whole(output: Path) -> None:
-    assert all(len(line["about"]) <= 200 for line in set_aside(output))
+    assert all(len(line["excerpt"]) <= 200 for line in rejected_lines(output))
     assert ET.parse(output / "card.svg").getroot().tag.endswith("svg")
     assert sum(path.stat().st_size for path in output.glob("*.md")) < 60_000
 

@@ -10,14 +10,14 @@ import datasets
 import pytest
 
 from tests.conftest import write_rows
-from tests.prepare.raw import files, prepare, set_aside, split
+from tests.prepare.raw import files, prepare, rejected_lines, split
 from zephyr_jax.chat.template_loader import load_template
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.config.prepare import UltrachatConfig
 from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.data.examples import load_conversations
-from zephyr_jax.prepare.refusal import Refusals
+from zephyr_jax.prepare.refusal import RefusalDetector
 from zephyr_jax.prepare.splits import chat_split
 
 SPLITS = ("train_sft", "test_sft", "train_gen", "test_gen")
@@ -104,7 +104,7 @@ def test_a_larger_subset_holds_the_smaller(tmp_path: Path) -> None:
     for size in (20, 60):
         record = prepare("ultrachat", path, tmp_path / f"{size}", "--num_examples", size)
         assert sum(record["splits"].values()) == size
-        assert record["rows set aside"] == {"it is outside the subset": 150 - size}
+        assert record["rows_skipped"] == {"it is outside the subset": 150 - size}
         kept.append({row["prompt"] for name in SPLITS for row in split(tmp_path / f"{size}", name)})
     assert kept[0] < kept[1]
 
@@ -160,14 +160,17 @@ SAYS_NOT = [
 @pytest.mark.parametrize("answer", SAYS_SO)
 def test_answers_about_having_no_feelings_are_known(answer: str) -> None:
     said = [{"role": "user", "content": "Do you?"}, {"role": "assistant", "content": answer}]
-    found = Refusals().first(said)
+    found = RefusalDetector().find(said)
     assert found is not None
     assert found.turn == 1
 
 
 @pytest.mark.parametrize("answer", SAYS_NOT)
 def test_other_answers_are_not(answer: str) -> None:
-    assert Refusals().first([{"role": "user", "content": "Do you?"}, {"role": "assistant", "content": answer}]) is None
+    assert (
+        RefusalDetector().find([{"role": "user", "content": "Do you?"}, {"role": "assistant", "content": answer}])
+        is None
+    )
 
 
 def test_long_answers_are_looked_through_in_one_go() -> None:
@@ -181,12 +184,13 @@ def test_long_answers_are_looked_through_in_one_go() -> None:
         "I, as an ",
         "I can't give any ",
     ):
-        assert Refusals().first([{"role": "assistant", "content": piece * 100_000}]) is None
+        assert RefusalDetector().find([{"role": "assistant", "content": piece * 100_000}]) is None
 
 
 def test_only_the_assistant_can_refuse() -> None:
     assert (
-        Refusals().first([{"role": "user", "content": SAYS_SO[0]}, {"role": "assistant", "content": "I see."}]) is None
+        RefusalDetector().find([{"role": "user", "content": SAYS_SO[0]}, {"role": "assistant", "content": "I see."}])
+        is None
     )
 
 
@@ -198,8 +202,8 @@ def test_dialogues_with_a_refusal_go(tmp_path: Path) -> None:
     """Law: the whole dialogue is left out, counted, and its words are shown."""
     record, said = made(tmp_path, [LATE, EARLY, raw("Hi.", "Hello.")])
     assert said == [["Hi.", "Hello."]]
-    assert record["rows set aside"] == {"an answer speaks of having no emotions, opinions and the like": 2}
-    assert {line["about"] for line in set_aside(tmp_path / "out")} == {SAYS_SO[0], SAYS_SO[1]}
+    assert record["rows_skipped"] == {"an answer speaks of having no emotions, opinions and the like": 2}
+    assert {line["excerpt"] for line in rejected_lines(tmp_path / "out")} == {SAYS_SO[0], SAYS_SO[1]}
     assert SAYS_SO[0] in (tmp_path / "out" / "samples.md").read_text()
 
 
@@ -207,7 +211,7 @@ def test_or_end_before_it(tmp_path: Path) -> None:
     """Law: under `cut` what came before stays; a dialogue that begins so goes."""
     record, said = made(tmp_path, [LATE, EARLY], "--refusals", "cut")
     assert said == [["Capital of Peru?", "Lima."]]
-    assert sum(record["repaired"].values()) == sum(record["rows set aside"].values()) == 1
+    assert sum(record["repaired"].values()) == sum(record["rows_skipped"].values()) == 1
 
 
 def test_or_stay(tmp_path: Path) -> None:
@@ -229,7 +233,7 @@ def test_duplicates(duplicates: str, left: int, tmp_path: Path) -> None:
     rows = [raw("A?", "B."), raw("A?", "B."), raw("A?", "C."), raw("D?", "B.")]
     record, said = made(tmp_path, rows, "--duplicates", duplicates)
     assert len(said) == left
-    assert sum(record["rows set aside"].values()) == 4 - left
+    assert sum(record["rows_skipped"].values()) == 4 - left
 
 
 def test_chat_messages_are_rows_too(tmp_path: Path) -> None:
@@ -266,8 +270,8 @@ def test_nothing_is_lost_silently(tmp_path: Path) -> None:
     ]
     record, said = made(tmp_path, [*bad, raw("Good?", "Yes.", "And then?")])
     assert said == [["Good?", "Yes."]]
-    assert record["rows read"] == 12
-    assert record["rows set aside"] == {
+    assert record["rows_read"] == 12
+    assert record["rows_skipped"] == {
         "a turn holds half a surrogate pair": 1,
         "a turn is empty": 1,
         "a turn is not text": 2,
@@ -278,7 +282,7 @@ def test_nothing_is_lost_silently(tmp_path: Path) -> None:
         "messages is NoneType, not a list, and no other columns hold a conversation": 1,
     }
     assert record["repaired"] == {"a last question without an answer is cut": 1}
-    assert len(set_aside(tmp_path / "out")) == 11
+    assert len(rejected_lines(tmp_path / "out")) == 11
 
 
 def test_test_sets_are_looked_for_in_every_question(tmp_path: Path) -> None:
@@ -298,12 +302,12 @@ def test_real_dialogues(name: str, rows: int, shared: Path, tmp_path: Path) -> N
     """Law: of real chats each is kept, or a duplicate; what is kept is what was there but for its case."""
     path = shared / "data" / f"{name}.jsonl"
     record = prepare("ultrachat", path, tmp_path / "out", "--gen_fraction", 0, "--duplicates", "dialogue")
-    assert record["rows read"] == rows
-    assert set(record["rows set aside"]) <= {"it is a duplicate"}
+    assert record["rows_read"] == rows
+    assert set(record["rows_skipped"]) <= {"it is a duplicate"}
     before = {
         tuple(each["content"].casefold() for each in json.loads(line)["messages"])
         for line in path.read_text().splitlines()
     }
     kept = [tuple(text.casefold() for text in said) for said in dialogues(tmp_path / "out")]
-    assert len(kept) + sum(record["rows set aside"].values()) == rows
+    assert len(kept) + sum(record["rows_skipped"].values()) == rows
     assert set(kept) == before

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import write_rows
 from tests.gcs import Gcs
-from tests.prepare.raw import SPLITS, files, judged, pairs, plain, prepare, set_aside, split, ultrafeedback
+from tests.prepare.raw import SPLITS, files, judged, pairs, plain, prepare, rejected_lines, split, ultrafeedback
 from zephyr_jax.chat.template_loader import load_template
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
@@ -43,7 +43,7 @@ def test_real_rated_answers_make_a_pair_each(shared: Path, tmp_path: Path) -> No
     """Law: 200 rows, 200 pairs, in each the best-scored answer chosen and another one of the same row rejected."""
     path, out = shared / "data" / "rated_answers.jsonl", tmp_path / "out"
     record = prepare("ultrafeedback", path, out)
-    assert (record["rows read"], record["rows set aside"], record["finished"]) == (200, {}, True)
+    assert (record["rows_read"], record["rows_skipped"], record["finished"]) == (200, {}, True)
     made = pairs(out)
     for row in map(json.loads, path.read_text().splitlines()):
         pair = made.pop(row["prompt"])
@@ -60,7 +60,7 @@ def test_real_rated_answers_under_every_rule(words: tuple[str, ...], shared: Pat
     path, out = shared / "data" / "rated_answers.jsonl", tmp_path / "out"
     record = prepare("ultrafeedback", path, out, *words)
     made = pairs(out)
-    assert len(made) + sum(record["rows set aside"].values()) == 200
+    assert len(made) + sum(record["rows_skipped"].values()) == 200
     for row in map(json.loads, path.read_text().splitlines()):
         best, *others = sorted((each["score"] for each in row["completions"]), reverse=True)
         pair = made.get(row["prompt"])
@@ -165,8 +165,8 @@ def test_the_order_of_rows_changes_nothing(tmp_path: Path) -> None:
         prepare("ultrafeedback", path, output, "--ties", "drop")
         here = str(output).encode()
         found.append({name: content.replace(here, b"OUT") for name, content in files(output).items()})
-        reasons = sorted((line["reason"], line["about"]) for line in set_aside(output))
-        assert reasons == sorted((line["reason"], line["about"]) for line in set_aside(tmp_path / "0" / "out"))
+        reasons = sorted((line["reason"], line["excerpt"]) for line in rejected_lines(output))
+        assert reasons == sorted((line["reason"], line["excerpt"]) for line in rejected_lines(tmp_path / "0" / "out"))
     assert found[0] == found[1] == found[2]
 
 
@@ -201,7 +201,7 @@ def test_the_same_command_again_writes_the_same(tmp_path: Path) -> None:
     assert files(out) == before
 
 
-# ---- what is set aside ----
+# ---- what is skipped ----
 
 
 def test_nothing_is_lost_silently(tmp_path: Path) -> None:
@@ -226,9 +226,9 @@ def test_nothing_is_lost_silently(tmp_path: Path) -> None:
     path, out = write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "out"
     path.write_text(path.read_text() + "{broken\n[1]\n\n")
     record = prepare("ultrafeedback", path, out)
-    assert record["rows read"] == 14
+    assert record["rows_read"] == 14
     assert len(pairs(out)) == 2
-    assert record["rows set aside"] == {
+    assert record["rows_skipped"] == {
         "fewer than two of its answers can be used": 3,
         "it has fewer than two answers": 1,
         "it has neither `instruction` nor `prompt`": 1,
@@ -240,25 +240,25 @@ def test_nothing_is_lost_silently(tmp_path: Path) -> None:
         "the prompt is empty": 1,
         "the prompt is not text": 1,
     }
-    lines = set_aside(out)
+    lines = rejected_lines(out)
     of_rows = [line for line in lines if "answer" not in line]
     assert len(of_rows) == len({line["place"] for line in of_rows}) == 12
     broken = next(line for line in lines if line["reason"] == "the line is no JSON")
     assert broken["place"] == "rows.jsonl line 13"
-    assert broken["about"].endswith(": {broken")
-    assert all(line["about"] for line in lines)
+    assert broken["excerpt"].endswith(": {broken")
+    assert all(line["excerpt"] for line in lines)
     samples = (out / "samples.md").read_text()
-    for kind in {**record["rows set aside"], **record["answers set aside"]}:
+    for kind in {**record["rows_skipped"], **record["answers_skipped"]}:
         heading = kind.replace("`", "\\`")
         assert re.search(rf"## {re.escape(heading)}\n\n```text\n.", samples), kind
-    assert record["answers set aside"] == {
+    assert record["answers_skipped"] == {
         "an answer has no overall score": 3,
         "an answer is empty": 1,
-        "an answer is no object": 1,
+        "an answer is not an object": 1,
         "an answer is not text": 1,
         "an answer is the same text as another": 1,
     }
-    assert sum(record["answers set aside"].values()) == len(lines) - len(of_rows)
+    assert sum(record["answers_skipped"].values()) == len(lines) - len(of_rows)
 
 
 def test_a_duplicate_takes_the_place_of_a_row_that_makes_no_pair(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_a_duplicate_takes_the_place_of_a_row_that_makes_no_pair(tmp_path: Path)
     rows = [plain("q", 1, 1), plain("Q", 1, 2), plain("q ", 3, 3)]
     record = prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", rows), out, "--ties", "drop")
     assert [row["prompt"] for row in pairs(out).values()] == ["Q"]
-    assert sum(record["rows set aside"].values()) == 2
+    assert sum(record["rows_skipped"].values()) == 2
 
 
 def test_duplicates_are_kept_on_demand(tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ BUGGED = [
 
 
 def test_the_bug_is_found_and_repaired(tmp_path: Path) -> None:
-    """Law: what must have been a 1 is one, what is doubtful is set aside, and the rest stays; rows before and after alike."""
+    """Law: what must have been a 1 is one, what is doubtful is skipped, and the rest stays; rows before and after alike."""
     out = tmp_path / "out"
     path = write_rows(tmp_path / "rows.jsonl", [BUGGED[2], *BUGGED[:2]])
     record = prepare("ultrafeedback", path, out, "--rejected", "lowest")
@@ -296,21 +296,21 @@ def test_the_bug_is_found_and_repaired(tmp_path: Path) -> None:
     assert made == {"bug": ("fine", "bad"), "great": ("top", "fine"), "unsure": ("fine", "low")}
     assert pairs(out)["bug"]["score_rejected"] == 1
     assert record["repaired"] == {"a score of 10 was a 1": 1}
-    assert record["answers set aside"] == {"an answer's 10 may have been a 1": 1}
-    assert record["numbers"]["the bug that stored 1 as 10"] == "found, and repaired"
+    assert record["answers_skipped"] == {"an answer's 10 may have been a 1": 1}
+    assert record["statistics"]["the bug that stored 1 as 10"] == "found and repaired"
 
 
 def test_without_the_bug_every_ten_is_a_ten(tmp_path: Path) -> None:
-    """Law: where no score shows the bug, or on demand, nothing is repaired or set aside."""
+    """Law: where no score shows the bug, or on demand, nothing is repaired or skipped."""
     out = tmp_path / "sound"
     record = prepare("ultrafeedback", write_rows(tmp_path / "a.jsonl", BUGGED[1:]), out)
-    assert (record["repaired"], record["answers set aside"]) == ({}, {})
+    assert (record["repaired"], record["answers_skipped"]) == ({}, {})
     assert pairs(out)["unsure"]["chosen"][1]["content"] == "odd"
-    assert record["numbers"]["the bug that stored 1 as 10"] == "not found"
+    assert record["statistics"]["the bug that stored 1 as 10"] == "not found"
     record = prepare(
         "ultrafeedback", write_rows(tmp_path / "b.jsonl", BUGGED), tmp_path / "raw", "--repair_scores", "False"
     )
-    assert record["numbers"]["the bug that stored 1 as 10"] == "found, and left as it is"
+    assert record["statistics"]["the bug that stored 1 as 10"] == "found, not repaired"
     assert pairs(tmp_path / "raw")["bug"]["chosen"][1]["content"] == "bad"
 
 
@@ -331,7 +331,7 @@ def test_the_revision_of_2023(tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ("--rejected", "revision-2023", "--repair_scores", "False", "--duplicates", "keep", "--exclude_sources")
     record = prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", rows), out, *words)
-    assert record["rows set aside"] == {}
+    assert record["rows_skipped"] == {}
     made = [(row["prompt"], row["chosen"][1]["content"], row["rejected"][1]["content"]) for row in pairs(out).values()]
     assert sorted(made) == [("a", "0", "2"), ("b", "2", "0")]
     assert record["splits"]["train_prefs"] + record["splits"]["test_prefs"] == 3
@@ -350,7 +350,7 @@ def test_the_draw_of_2023_counts_answers_that_cannot_be_used(tmp_path: Path) -> 
     out = tmp_path / "out"
     words = ("--rejected", "revision-2023", "--repair_scores", "False")
     record = prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", rows), out, *words)
-    assert record["rows set aside"] == {"the drawn answer cannot be used": 1}
+    assert record["rows_skipped"] == {"the drawn answer cannot be used": 1}
     assert pairs(out)["other"]["rejected"][1]["content"] == "c"
 
 
@@ -370,7 +370,7 @@ def test_planted_leaks_go_and_near_misses_stay(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", rows)
     words = ("--decontaminate.against", exam)
     record = prepare("ultrafeedback", path, tmp_path / "prompts", *words)
-    assert record["rows set aside"] == {"it shares a run of words with the test set exam.jsonl": 1}
+    assert record["rows_skipped"] == {"it shares a run of words with the test set exam.jsonl": 1}
     assert set(pairs(tmp_path / "prompts")) == {"What happens to you if you eat apple seeds?", "seeds"}
     prepare("ultrafeedback", path, tmp_path / "all", *words, "--decontaminate.scope", "all")
     assert set(pairs(tmp_path / "all")) == {"What happens to you if you eat apple seeds?"}
@@ -400,22 +400,22 @@ def test_files_are_read_as_editors_leave_them(name: str, tmp_path: Path) -> None
     text = "\r\n\r\n".join(lines) if name.endswith("l") else f"[{','.join(lines)}]\r\n"
     (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
     record = prepare("ultrafeedback", tmp_path / name, tmp_path / "out")
-    assert (record["rows read"], record["rows set aside"]) == (5, {})
+    assert (record["rows_read"], record["rows_skipped"]) == (5, {})
     prepare("ultrafeedback", write_rows(tmp_path / "plain.jsonl", ROWS[:5]), tmp_path / "plain")
     assert split(tmp_path / "out", "train_prefs") == split(tmp_path / "plain", "train_prefs")
 
 
 def test_a_folder_is_read_but_for_what_holds_no_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Law: hidden files, folders and files of other kinds are passed over by name, never silently."""
+    """Law: hidden files, folders and files of other kinds are listed as ignored, never silently."""
     folder = tmp_path / "folder"
     (folder / "more.jsonl").mkdir(parents=True)
     write_rows(folder / "a.jsonl", ROWS[:20])
     write_rows(folder / ".a.jsonl", ROWS[20:])
     (folder / "b\x1b[2J.gz").write_bytes(b"x")
     record = prepare("ultrafeedback", folder, tmp_path / "out")
-    assert record["rows read"] == 20
-    assert record["passed over"] == [".a.jsonl", "b\x1b[2J.gz", "more.jsonl"]
-    assert rf"passed over in {folder}: .a.jsonl, b\x1b[2J.gz, more.jsonl" in capsys.readouterr().out
+    assert record["rows_read"] == 20
+    assert record["ignored_names"] == [".a.jsonl", "b\x1b[2J.gz", "more.jsonl"]
+    assert rf"ignored in {folder}: .a.jsonl, b\x1b[2J.gz, more.jsonl" in capsys.readouterr().out
     assert "Passed over in the folder, as they hold no rows: .a.jsonl" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -441,6 +441,6 @@ def test_cloud_storage_gives_and_takes(bucket: Gcs, tmp_path: Path, monkeypatch:
         "out/README.md",
         "out/card.svg",
         "out/samples.md",
-        "out/set_aside/rows.jsonl",
+        "out/rejected.jsonl",
         "out/prepared.json",
     } <= there.keys()

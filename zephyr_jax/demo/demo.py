@@ -29,7 +29,7 @@ from zephyr_jax.feedback.answers_pipeline import feedback_answers
 from zephyr_jax.feedback.rate_pipeline import feedback_rate
 from zephyr_jax.methods.dpo import dpo
 from zephyr_jax.methods.sft import sft
-from zephyr_jax.prepare.ultrafeedback import prepare_ultrafeedback
+from zephyr_jax.prepare.ultrafeedback import main as prepare_ultrafeedback
 from zephyr_jax.reference.fill import reference
 from zephyr_jax.report.report import REPORT
 

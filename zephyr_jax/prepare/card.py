@@ -1,6 +1,6 @@
-"""The page of prepared data: README.md with what the hub and `datasets` read on top, and samples for the eye.
+"""The data card of prepared rows: README.md with the YAML head that the hub and `datasets` read, a picture, and samples.
 
-What users and models wrote is shown as text: in fences that it cannot close, control characters spelt out.
+Texts of users and models stay text: in fences that they cannot close, with control characters escaped.
 """
 
 import re
@@ -18,8 +18,9 @@ from zephyr_jax.charts.chart import Chart
 from zephyr_jax.charts.histogram import Histogram, count_values, histogram_chart, histogram_markdown
 from zephyr_jax.charts.picture import picture
 from zephyr_jax.charts.scale import Floats
-from zephyr_jax.errors import join_items
-from zephyr_jax.prepare.filter_stats import Ledger
+from zephyr_jax.errors import escape_control_chars, join_items
+from zephyr_jax.prepare.raw import REJECTED_FILE
+from zephyr_jax.prepare.rejections import RejectionLog
 
 _BINS = 10
 _MAX_BARS = 14
@@ -72,42 +73,56 @@ def quantiles(values: Floats) -> str:
 
 
 @dataclass(frozen=True)
-class Page:
-    """What a card says."""
+class Summary:
+    """What one kind of preparation reports about the rows that it kept."""
 
     title: str
     about: str
+    kept: int
+    statistics: Mapping[str, str]
+    distributions: Sequence[Distribution]
+    counts: Sequence[NamedCounts] = ()
+
+
+@dataclass(frozen=True)
+class DataCard:
+    """Content of README.md and card.svg."""
+
+    summary: Summary
     command: str
     splits: Mapping[str, int]
     schema: pa.Schema
-    ledger: Ledger
-    kept: int
-    facts: Mapping[str, str]
-    distributions: Sequence[Distribution]
-    counts: Sequence[NamedCounts]
+    rejections: RejectionLog
     settings: Mapping[str, Any]
 
     def outcomes(self) -> dict[str, int]:
-        """What became of the rows that were read: those kept, then reasons, the commonest first."""
-        return {"kept": self.kept, **dict(sorted(self.ledger.rows.items(), key=lambda item: (-item[1], item[0])))}
+        """Rows kept, then rows skipped by reason, the most frequent reason first."""
+        skipped = sorted(self.rejections.skipped_rows.items(), key=lambda item: (-item[1], item[0]))
+        return {"kept": self.summary.kept, **dict(skipped)}
 
     def markdown(self) -> str:
         """README.md."""
+        log, distributions = self.rejections, self.summary.distributions
+        ignored = f"Ignored in the data folder: {_cell(join_items(log.ignored_names))}." if log.ignored_names else ""
         parts = [
-            f"---\n{yaml.safe_dump(self._front(), sort_keys=False)}---",
-            f"# {self.title}",
-            self.about,
+            f"---\n{yaml.safe_dump(self._front_matter(), sort_keys=False)}---",
+            f"# {self.summary.title}",
+            self.summary.about,
             "## Splits\n\n" + _table(("split", "rows"), self.splits),
-            f"## What became of the rows\n\n{self.ledger.read:,} were read.\n\n"
-            + _table(("rows", "how many"), self.outcomes()),
-            *self._answers(),
-            self._passed_over(),
-            "`set_aside/rows.jsonl` lists what was set aside, each with its place; `samples.md` shows some of every kind.",
-            "## Numbers\n\n" + _table(("what", "value"), self.facts),
-            self._spread(),
+            f"## Rows kept and skipped\n\n{log.rows_read:,} rows read.\n\n"
+            + _table(("outcome", "rows"), self.outcomes()),
+            *[
+                _table((title, "count"), dict(sorted(counts.items())))
+                for title, counts in (("skipped answers", log.skipped_answers), ("repairs", log.repairs))
+                if counts
+            ],
+            ignored,
+            f"`{REJECTED_FILE}` lists every skipped row and answer with its place; `samples.md` shows some of each reason.",
+            "## Statistics\n\n" + _table(("statistic", "value"), self.summary.statistics),
+            self._quantile_table(),
             "![histograms](card.svg)",
-            *[histogram_markdown(one.title, one.unit, one.histogram()) for one in self.distributions],
-            f"## How\n\n{_fenced(self.command)}\n\n{_fenced(yaml.safe_dump(dict(self.settings), sort_keys=False), 'yaml')}",
+            *[histogram_markdown(one.title, one.unit, one.histogram()) for one in distributions],
+            f"## Command\n\n{_fenced(self.command)}\n\n{_fenced(yaml.safe_dump(dict(self.settings), sort_keys=False), 'yaml')}",
         ]
         return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -115,14 +130,14 @@ class Page:
         """card.svg: histograms, counts below them, and the outcomes of all rows at the bottom."""
         histograms = [
             histogram_chart(one.title, one.unit, histogram)
-            for one in self.distributions
+            for one in self.summary.distributions
             if (histogram := one.histogram()) is not None
         ]
-        counts = [*self.counts, NamedCounts("splits", "rows", self.splits)]
+        counts = [*self.summary.counts, NamedCounts("splits", "rows", self.splits)]
         outcomes = NamedCounts("outcome of each row", "rows", self.outcomes(), percent=True)
         return picture([histograms, [one.chart() for one in counts], [outcomes.chart(_OUTCOMES_WIDTH)]])
 
-    def _front(self) -> dict[str, Any]:
+    def _front_matter(self) -> dict[str, Any]:
         # `datasets` opens none of the splits when one that is named here has no rows
         files = [{"split": name, "path": f"{name}.parquet"} for name, rows in self.splits.items() if rows]
         features = Features.from_arrow_schema(self.schema)._to_yaml_list()
@@ -132,25 +147,17 @@ class Page:
             "tags": ["zephyr-jax"],
         }
 
-    def _answers(self) -> list[str]:
-        both = {"answers set aside": self.ledger.answers, "put right": self.ledger.repairs}
-        return [_table((name, "how many"), dict(sorted(each.items()))) for name, each in both.items() if each]
-
-    def _passed_over(self) -> str:
-        names = self.ledger.passed_over
-        return f"Passed over in the folder, as they hold no rows: {_cell(join_items(names))}." if names else ""
-
-    def _spread(self) -> str:
-        lines = ["| | 5 % | median | mean | 95 % | largest |", "|---|---:|---:|---:|---:|---:|"]
-        for each in self.distributions:
-            for name, values in each.groups.items():
-                lines.append(f"| {each.title}: {name} ({each.unit}) | {quantiles(values)} |")
+    def _quantile_table(self) -> str:
+        lines = ["| | 5 % | median | mean | 95 % | maximum |", "|---|---:|---:|---:|---:|---:|"]
+        for one in self.summary.distributions:
+            for name, values in one.groups.items():
+                lines.append(f"| {one.title}: {name} ({one.unit}) | {quantiles(values)} |")
         return "\n".join(lines)
 
 
-def samples_page(samples: Mapping[str, Sequence[str]]) -> str:
-    """samples.md: some texts of every kind of removal and repair."""
-    parts = ["# What was left out, and what was put right", "The beginnings of a few texts of each kind."]
+def samples_markdown(samples: Mapping[str, Sequence[str]]) -> str:
+    """samples.md: sample texts of each reason and each kind of repair."""
+    parts = ["# Samples of skipped and repaired texts", "The beginnings of a few texts of each kind."]
     for kind, texts in samples.items():
         parts += [f"## {_cell(kind)}", *[_fenced(text) for text in texts if text]]
     return "\n\n".join(parts) + "\n"
@@ -165,18 +172,16 @@ def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that stays within its cell or heading, and is no markup."""
-    return re.sub(r"([\\`*|<>#&\[\]])", r"\\\1", spelt(text).replace("\n", " "))
+    """Text with Markdown escaped, on one line."""
+    return re.sub(r"([\\`*|<>#&\[\]])", r"\\\1", escape_text(text).replace("\n", " "))
 
 
-def _fenced(text: str, kind: str = "text") -> str:
+def _fenced(text: str, language: str = "text") -> str:
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(longest + 1, 3)
-    return f"{fence}{kind}\n{spelt(text).rstrip()}\n{fence}"
+    return f"{fence}{language}\n{escape_text(text).rstrip()}\n{fence}"
 
 
-def spelt(text: str) -> str:
-    """Characters that a terminal or a page would obey, spelt out."""
-    return "".join(
-        each if each.isprintable() or each in "\n\t" else each.encode("unicode_escape").decode() for each in text
-    )
+def escape_text(text: str) -> str:
+    """Text with control characters escaped, but for line ends and tabs."""
+    return re.sub(r"[^\n\t]+", lambda match: escape_control_chars(match[0]), text)

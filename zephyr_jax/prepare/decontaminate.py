@@ -1,4 +1,4 @@
-"""Texts of test sets, and whether another text holds one of them: word for word, or a long enough run of its words."""
+"""Decontamination: whether a text holds one of a test set, whole or by a long enough n-gram of its words."""
 
 import re
 import unicodedata
@@ -13,88 +13,85 @@ from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.prepare.raw import raw_rows
 
 COLUMNS = ("question", "prompt", "instruction", "text", "problem", "query", "goal", "ctx", "turns", "messages")
-SHORTEST_RUN = 6
-"""Texts of fewer words are only found where they are the whole: as part of another they say little."""
+MIN_NGRAM = 6
+"""Texts of fewer words match whole texts only: as a part of another text they mean little."""
 
 
 class TestSets:
-    """The texts of the files that a user names, as words without case and punctuation.
+    """Texts of test set files as words without case and punctuation.
 
-    A text of at least `ngram` words is found by any run of so many of its words, a shorter one (of six or more) by all of
-    its words in a row, and every text where it is the whole.
+    A text of at least `ngram` words matches by any n-gram of that length, a shorter one (of six or more) by all of its words in
+    a row, and every text where it is the whole.
     """
 
-    __test__ = False  # a name that pytest would collect
+    __test__ = False  # pytest would collect the name
 
     def __init__(self, options: DecontaminationOptions):
-        self._whole: dict[str, str] = {}
-        self._runs: dict[int, dict[str, str]] = {}
-        self.texts = 0
+        self._file_of_text: dict[str, str] = {}
+        self._file_of_ngram: dict[int, dict[str, str]] = {}
+        self.num_texts = 0
         for file in options.against:
-            for text in _texts_of(file):
+            for text in _read_texts(file):
                 self._add(text, PurePath(file).name, options.ngram)
 
     def check(self, texts: Iterable[str]) -> None:
-        """Raise SkippedRow when one of the texts is of a test set."""
-        if not self._whole:
+        """Raise SkippedRow when one of the texts matches a test set."""
+        if not self._file_of_text:
             return
         for text in texts:
             words = _words(text)
-            if name := self._whole.get(" ".join(words)):
-                raise SkippedRow(f"it is in the test set {name}", text)
-            for length, runs in self._runs.items():
-                for run in _runs_of(words, length):
-                    if run in runs:
-                        raise SkippedRow(f"it shares a run of words with the test set {runs[run]}", run)
+            if file := self._file_of_text.get(" ".join(words)):
+                raise SkippedRow(f"it is in the test set {file}", text)
+            for length, files in self._file_of_ngram.items():
+                for ngram in _ngrams(words, length):
+                    if ngram in files:
+                        raise SkippedRow(f"it shares a run of words with the test set {files[ngram]}", ngram)
 
-    def _add(self, text: str, name: str, ngram: int) -> None:
+    def _add(self, text: str, file: str, ngram: int) -> None:
         words = _words(text)
         if not words:
             return
-        self.texts += 1
-        self._whole.setdefault(" ".join(words), name)
+        self.num_texts += 1
+        self._file_of_text.setdefault(" ".join(words), file)
         length = min(len(words), ngram)
-        if length >= SHORTEST_RUN:
-            runs = self._runs.setdefault(length, {})
-            for run in _runs_of(words, length):
-                runs.setdefault(run, name)
+        if length >= MIN_NGRAM:
+            files = self._file_of_ngram.setdefault(length, {})
+            for words_in_a_row in _ngrams(words, length):
+                files.setdefault(words_in_a_row, file)
 
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
 
 
-def _runs_of(words: list[str], length: int) -> Iterator[str]:
+def _ngrams(words: list[str], length: int) -> Iterator[str]:
     return (" ".join(words[start : start + length]) for start in range(len(words) - length + 1))
 
 
-def _texts_of(file: str) -> list[str]:
-    found, rows = [], 0
-    for row in raw_rows(file):
-        rows += 1
-        found += list(_strings(_value(row, file)))
-    if not found:
-        raise InputError(f"{file} holds {rows:,} rows and no text to look for. Name a test set with questions in it.")
-    return found
+def _read_texts(file: str) -> list[str]:
+    texts = [text for row in raw_rows(file) for text in _strings(_text_column(row, file))]
+    if not texts:
+        raise InputError(f"{file} has no text to look for. Name a test set with questions in it.")
+    return texts
 
 
-def _value(row: SourceRow, file: str) -> Any:
+def _text_column(row: SourceRow, file: str) -> Any:
     if row.problem:
-        raise InputError(f"{file}: {row.place}: {row.problem}. A test set must be whole: fix the row or remove it.")
-    named = {str(name).casefold(): value for name, value in row.content.items()}
-    known = [named[name] for name in COLUMNS if name in named]
+        raise InputError(f"{file}: {row.place}: {row.problem}. Fix or remove the row of the test set.")
+    values = {str(name).casefold(): value for name, value in row.content.items()}
+    known = [values[name] for name in COLUMNS if name in values]
     if known:
         return next(filter(None, known), [])
     raise InputError(
-        f"{file}: {row.place} has none of the columns {join_items(COLUMNS)}; it has {join_items(row.content)}. Rename the column "
-        "that holds the questions."
+        f"{file}: {row.place}: expected one of the columns {join_items(COLUMNS)}, got {join_items(row.content)}. Rename the "
+        "column that holds the questions."
     )
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Texts in a value: itself, those of a list, or what users say in messages."""
-    for each in value if isinstance(value, list) else [value]:
-        if isinstance(each, str):
-            yield each
-        elif isinstance(each, dict) and each.get("role", "user") == "user" and isinstance(each.get("content"), str):
-            yield each["content"]
+    """Texts in a value: itself, those of a list, or those of user messages."""
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict) and item.get("role", "user") == "user" and isinstance(item.get("content"), str):
+            yield item["content"]

@@ -1,6 +1,5 @@
-"""Rated answers as judges leave them: UltraFeedback's rows, or plain ones with a `score` for each answer."""
+"""Rated answers as judges write them: UltraFeedback's rows, or plain ones with a `score` for each answer."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
@@ -9,105 +8,111 @@ from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.prepare.dialogue import check_text
 
 ASPECTS = ("instruction_following", "honesty", "truthfulness", "helpfulness")
-_BEST, _LOW, _HIGH = 10, 2, 4
-_LARGEST = 1e100
+_TOP_SCORE, _MAX_MEAN_OF_ONE, _MIN_MEAN_OF_TEN = 10, 2, 4
+_MAX_ABS_SCORE = 1e100  # larger numbers have no histogram
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One answer with what the judge said, where it said something."""
+class RatedAnswer:
+    """One answer with its scores, if any."""
 
-    number: int
+    index: int
     """Its place in the row, from 0."""
     model: str
     text: str
     overall: float | None
-    """The judge's score of the whole: `overall_score`, or `score` in plain rows."""
+    """The judge's overall score: `overall_score`, or `score` in plain rows."""
     mean: float | None
     """Mean of its ratings by aspect."""
 
     @property
     def was_one(self) -> bool:
-        """Whether a top score must have been a 1 (see `settle`)."""
-        return self.overall == _BEST and self.mean is not None and self.mean <= _LOW
+        """Whether a top score must have been a 1 (see `score_answer`)."""
+        return self.overall == _TOP_SCORE and self.mean is not None and self.mean <= _MAX_MEAN_OF_ONE
 
 
 @dataclass(frozen=True)
-class Scored:
-    """An answer with the one score that counts."""
+class ScoredAnswer:
+    """An answer with the one score that decides the pair."""
 
-    number: int
+    index: int
     model: str
     text: str
     score: float
 
 
-def prompt_of(row: dict[str, Any]) -> str:
+def parse_prompt(row: dict[str, Any]) -> str:
     """The question of a row. Raises SkippedRow."""
-    found = [row[name] for name in ("instruction", "prompt") if row.get(name) is not None]
-    if not found:
+    prompt = row["instruction"] if row.get("instruction") is not None else row.get("prompt")
+    if prompt is None:
         raise SkippedRow("it has neither `instruction` nor `prompt`")
-    check_text(found[0], "the prompt")
-    return found[0]
+    check_text(prompt, "the prompt")
+    return str(prompt)
 
 
-def source_of(row: dict[str, Any]) -> str:
-    """The data set that a row's question comes from; empty where it says none."""
+def row_source(row: dict[str, Any]) -> str:
+    """The data set that a row's question comes from; empty if unknown."""
     return str(row.get("source") or row.get("dataset") or "")
 
 
-def completions_of(row: dict[str, Any]) -> list[Any]:
-    """The raw answers of a row. Raises SkippedRow where there is no list of two."""
-    if not isinstance(row.get("completions"), list):
+def parse_completions(row: dict[str, Any]) -> list[Any]:
+    """The raw answers of a row. Raises SkippedRow for fewer than two."""
+    completions = row.get("completions")
+    if not isinstance(completions, list):
         raise SkippedRow("it has no list `completions`")
-    if len(row["completions"]) < 2:
-        raise SkippedRow("it has fewer than two answers", f"{len(row['completions'])} answers")
-    return row["completions"]
+    if len(completions) < 2:
+        raise SkippedRow("it has fewer than two answers", f"{len(completions)} answers")
+    return completions
 
 
-def answer_of(number: int, raw: Any) -> Answer:
-    """One raw answer. Raises SkippedRow when it holds no text."""
-    if not isinstance(raw, dict):
-        raise SkippedRow("an answer is no object", repr(raw)[:80])
-    check_text(raw.get("response"), "an answer")
-    overall = _number(raw.get("overall_score"))
-    ratings = list(_ratings(raw.get("annotations")))
-    mean = sum(ratings) / len(ratings) if ratings else _number(raw.get("fine-grained_score"))
-    score = overall if overall is not None else _number(raw.get("score"))
-    return Answer(number, str(raw.get("model") or ""), raw["response"], score, mean)
+def parse_answer(index: int, completion: Any) -> RatedAnswer:
+    """Convert a raw answer. Raises SkippedRow for one without text."""
+    if not isinstance(completion, dict):
+        raise SkippedRow("an answer is not an object", repr(completion)[:80])
+    text = completion.get("response")
+    check_text(text, "an answer")
+    overall, score = _parse_number(completion.get("overall_score")), _parse_number(completion.get("score"))
+    ratings = _aspect_ratings(completion.get("annotations"))
+    mean = sum(ratings) / len(ratings) if ratings else _parse_number(completion.get("fine-grained_score"))
+    model = str(completion.get("model") or "")
+    return RatedAnswer(index, model, str(text), overall=overall if overall is not None else score, mean=mean)
 
 
-def settle(answer: Answer, score: Literal["overall", "mean"], repair: bool) -> tuple[Scored, bool]:
-    """An answer with its score, and whether that was put right.
+def score_answer(answer: RatedAnswer, score: Literal["overall", "mean"], repair: bool) -> tuple[ScoredAnswer, bool]:
+    """The answer with its deciding score, and whether the score was repaired.
 
-    `repair` undoes a bug of UltraFeedback before 2024, where every overall score of 1 was stored as 10: a 10 whose mean
-    rating is at most 2 was a 1, above 4 it is a 10, and between them a judge must look again, which nobody does here.
-    Raises SkippedRow then, and where there is no score.
+    Args:
+        answer: A rated answer.
+        score: Which score decides.
+        repair: Undo a bug of UltraFeedback before 2024, which stored every overall score of 1 as 10: a 10 with a mean rating of
+            at most 2 was a 1, above 4 it is a 10; between them only a judge could decide.
+
+    Raises:
+        SkippedRow: The answer has no such score, or one that cannot be repaired.
     """
     value = answer.overall if score == "overall" else answer.mean
     if value is None:
         raise SkippedRow(f"an answer has no {'overall score' if score == 'overall' else 'ratings'}", answer.text)
-    mended = score == "overall" and repair and answer.was_one
-    if score == "overall" and repair and value == _BEST and answer.mean is not None and _LOW < answer.mean <= _HIGH:
+    repair = repair and score == "overall" and value == _TOP_SCORE and answer.mean is not None
+    if repair and answer.mean is not None and _MAX_MEAN_OF_ONE < answer.mean <= _MIN_MEAN_OF_TEN:
         raise SkippedRow("an answer's 10 may have been a 1", f"mean rating {answer.mean:g}: {answer.text}")
-    return Scored(answer.number, answer.model, answer.text, 1.0 if mended else value), mended
+    repaired = repair and answer.was_one
+    return ScoredAnswer(answer.index, answer.model, answer.text, 1.0 if repaired else value), repaired
 
 
-def _ratings(annotations: Any) -> Iterator[float]:
+def _aspect_ratings(annotations: Any) -> list[float]:
     """The ratings of those aspects that have one."""
-    for name in ASPECTS:
-        each = annotations.get(name) if isinstance(annotations, dict) else None
-        rating = _number(each.get("Rating") if isinstance(each, dict) else None)
-        if rating is not None:
-            yield rating
+    aspects = [annotations.get(name) for name in ASPECTS] if isinstance(annotations, dict) else []
+    ratings = [_parse_number(aspect.get("Rating")) for aspect in aspects if isinstance(aspect, dict)]
+    return [rating for rating in ratings if rating is not None]
 
 
-def _number(value: Any) -> float | None:
-    """A number that can be drawn, written as one or as text; nothing for all else, such as `N/A`."""
+def _parse_number(value: Any) -> float | None:
+    """A finite number or the text of one; None for all else, such as `N/A`."""
     if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
         return None
     try:
         number = float(value)
     except (ValueError, OverflowError):
         return None
-    return number if abs(number) <= _LARGEST else None
+    return number if abs(number) <= _MAX_ABS_SCORE else None

@@ -1,4 +1,4 @@
-"""Answers that speak of the speaker's lack of feelings and views: "I do not have emotions", "I don't have opinions"."""
+"""Detects answers about having no emotions or opinions: "I do not have emotions", "I don't have opinions"."""
 
 import re
 from collections.abc import Sequence
@@ -22,43 +22,43 @@ _SUBJECT = (
 _HAVE = r"(?:have|hold|possess|feel|form|experience|having|holding|feeling|forming|experiencing)(?! back)"
 _GIVE = r"(?:express|provide|give|offer|share|expressing|providing|giving|offering|sharing)"
 _WHOSE = r"(?:you |with you |any |an? |my |own |personal |subjective |honest |such )"
-_PHRASES = (
+_PATTERNS = (
     rf"{_SUBJECT} (?:\w+ ){{0,2}}?{_HAVE} (?:[\w'-]+,? ){{0,5}}?(?:{_LACKING})\b",
     rf"{_SUBJECT} (?:\w+ )?{_GIVE} {_WHOSE}{{0,4}}(?:{_VIEW})\b",
     rf"\bI (?:have no|lack) (?:(?!doubt|idea|objection|problem|question|reason)[\w'-]+,? ){{0,3}}?(?:{_LACKING})\b",
 )
-_AROUND = 120
+_EXCERPT_CONTEXT = 120  # characters
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Where a dialogue has one."""
+    """A refusal in a dialogue."""
 
     turn: int
     """Index of the message."""
-    about: str
-    """The words, with what stands around them."""
+    excerpt: str
+    """The phrase with some context."""
 
 
-class Refusals:
-    """What counts as one: the phrases that are known here, and `also`, plain text in any case."""
+class RefusalDetector:
+    """Matches built-in patterns and `phrases`, plain text in any case."""
 
-    def __init__(self, also: Sequence[str] = ()):
-        more = [re.escape(_plain(phrase)) for phrase in also]
-        self._pattern = re.compile("|".join([*_PHRASES, *more]), re.IGNORECASE)
+    def __init__(self, phrases: Sequence[str] = ()):
+        escaped = [re.escape(_normalize(phrase)) for phrase in phrases]
+        self._pattern = re.compile("|".join([*_PATTERNS, *escaped]), re.IGNORECASE)
 
-    def first(self, messages: Messages) -> Refusal | None:
-        """The first answer that has such a phrase."""
+    def find(self, messages: Messages) -> Refusal | None:
+        """The first answer that matches."""
         for turn, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            found = self._pattern.search(_plain(message["content"]))
-            if found:
-                start, end = max(found.start() - _AROUND, 0), found.end() + _AROUND
+            match = self._pattern.search(_normalize(message["content"]))
+            if match:
+                start, end = max(match.start() - _EXCERPT_CONTEXT, 0), match.end() + _EXCERPT_CONTEXT
                 return Refusal(turn, message["content"][start:end])
         return None
 
 
-def _plain(text: str) -> str:
-    """Letter for letter the same, with one kind of apostrophe and space."""
+def _normalize(text: str) -> str:
+    """The text with one kind of apostrophe and space, equal in length."""
     return text.replace("’", "'").replace("\u00a0", " ")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zephyr_jax.prepare.dialogue import Messages
-from zephyr_jax.prepare.order import shares
+from zephyr_jax.prepare.sorted_rows import split_draws
 from zephyr_jax.storage.files import Path, atomic_file
 
 CHAT_SPLITS = ("train_sft", "test_sft", "train_gen", "test_gen")
@@ -28,11 +28,11 @@ PAIR_SCHEMA = pa.schema(
         ("score_rejected", pa.float64()),
     ]
 )
-_ROWS, _BYTES = 1000, 32 * 2**20  # a row group has at most so many rows, and is ended when its text is so large
+_GROUP_ROWS, _GROUP_BYTES = 1000, 32 * 2**20  # limits of a Parquet row group
 
 
-class SplitFiles:
-    """Parquet files of a folder that are written row by row and appear, all whole, when the block ends well."""
+class SplitWriter:
+    """Parquet files of a folder, written row by row; all appear, complete, when the `with` block ends without an error."""
 
     def __init__(self, folder: Path, names: Sequence[str], schema: pa.Schema):
         self.counts = dict.fromkeys(names, 0)
@@ -41,7 +41,7 @@ class SplitFiles:
         self._sizes = dict.fromkeys(names, 0)
         self._writers: dict[str, pq.ParquetWriter] = {}
 
-    def __enter__(self) -> "SplitFiles":
+    def __enter__(self) -> "SplitWriter":
         for name in self.counts:
             file = self._stack.enter_context(atomic_file(self._folder / f"{name}.parquet"))
             self._writers[name] = self._stack.enter_context(pq.ParquetWriter(file, self._schema))
@@ -57,13 +57,13 @@ class SplitFiles:
         self._stack.__exit__(kind, error, at)
 
     def add(self, name: str, row: dict[str, Any]) -> None:
-        """Another row of a split."""
+        """Add a row to a split."""
         self.counts[name] += 1
         self._rows[name].append(row)
         self._sizes[name] += sum(
-            len(each["content"]) for column in row.values() if isinstance(column, list) for each in column
+            len(message["content"]) for column in row.values() if isinstance(column, list) for message in column
         )
-        if len(self._rows[name]) == _ROWS or self._sizes[name] > _BYTES:
+        if len(self._rows[name]) == _GROUP_ROWS or self._sizes[name] > _GROUP_BYTES:
             self._flush(name)
 
     def _flush(self, name: str) -> None:
@@ -73,19 +73,19 @@ class SplitFiles:
 
 
 def chat_split(prompt: str, test_fraction: float, gen_fraction: float) -> str:
-    """The one split that a dialogue belongs to."""
-    test, gen = shares(prompt)
+    """Name of the one split that a dialogue belongs to."""
+    test, gen = split_draws(prompt)
     return f"{'test' if test < test_fraction else 'train'}_{'gen' if gen < gen_fraction else 'sft'}"
 
 
 def pair_splits(prompt: str, test_fraction: float) -> list[str]:
     """The splits that a pair belongs to: three of training, or `test_prefs` and, for half of the pairs, the other two."""
-    test, half = shares(prompt)
+    test, half = split_draws(prompt)
     if test >= test_fraction:
         return ["train_prefs", "train_sft", "train_gen"]
     return ["test_prefs", "test_sft", "test_gen"] if half < 0.5 else ["test_prefs"]
 
 
-def for_split(name: str, messages: Messages) -> Messages:
-    """Messages as a split holds them: in `gen` splits a model is to give the last answer, so it is not there."""
+def messages_of_split(name: str, messages: Messages) -> Messages:
+    """Messages for a split: `gen` splits leave the last answer to a model, so it is removed."""
     return messages[:-1] if name.endswith("_gen") else messages

@@ -1,7 +1,7 @@
 """Sentences begin with a capital and the writer is `I`: "Hello. how are you?" becomes "Hello. How are you?".
 
-Rules for English that would rather miss a case than spoil a text: code, addresses, abbreviations, lists, quotations and
-words with a spelling of their own stay as they are. Names are not known here.
+Rules for English that prefer missing a case to damaging a text: code, addresses, abbreviations, lists, quotations and names
+such as `iPhone` stay unchanged. Proper nouns are not recognized.
 """
 
 import re
@@ -27,32 +27,32 @@ _ABBREVIATIONS = (
 
 
 def truecase(text: str) -> str:
-    """The same text with sentence starts and the pronoun I in capitals; equal in length, and a second time unchanged."""
-    places = {found.start(1) for found in _NEXT.finditer(text) if _ends_sentence(text, found.start())}
+    """Capitalize sentence starts and the pronoun I. The length stays, and a second call changes nothing."""
+    starts = {match.start(1) for match in _NEXT.finditer(text) if _ends_sentence(text, match.start())}
     first = _FIRST.match(text)
     if first and _is_prose(text, first):
-        places.add(first.start(1))
-    places = {place for place in places if _is_word(text, place)}
-    places |= {found.start() for pattern in (_CONTRACTED, _ALONE) for found in pattern.finditer(text)}
-    if not places:
+        starts.add(first.start(1))
+    starts = {start for start in starts if _is_word(text, start)}
+    starts |= {match.start() for pattern in (_CONTRACTED, _ALONE) for match in pattern.finditer(text)}
+    if not starts:
         return text
-    ends = [place for found in _PROTECTED.finditer(text) for place in found.span()]
+    edges = [edge for match in _PROTECTED.finditer(text) for edge in match.span()]
     letters = list(text)
-    for place in places:
-        if bisect_right(ends, place) % 2 == 0:  # as many spans begin before it as have ended
-            letters[place] = letters[place].upper()
+    for start in starts:
+        if bisect_right(edges, start) % 2 == 0:  # an even number of edges before it: outside every protected span
+            letters[start] = letters[start].upper()
     return "".join(letters)
 
 
-def first_change(before: str, after: str, around: int = 40) -> str:
-    """The first letter that differs, with what stands around it, before and after."""
-    place = next(place for place, (one, other) in enumerate(zip(before, after, strict=True)) if one != other)
-    start, end = max(place - around, 0), place + around
+def first_change(before: str, after: str, context: int = 40) -> str:
+    """Excerpts of both texts around the first letter that differs."""
+    index = next(index for index, (one, other) in enumerate(zip(before, after, strict=True)) if one != other)
+    start, end = max(index - context, 0), index + context
     return f"{before[start:end]}\n-> {after[start:end]}"
 
 
 def _ends_sentence(text: str, mark: int) -> bool:
-    """Whether the mark at a place closes a sentence: not a list's number, an abbreviation, an initial or an ellipsis."""
+    """Whether the mark at an index closes a sentence: not a list number, an abbreviation, an initial or an ellipsis."""
     before = _WORD_BEFORE.search(text, max(mark - 24, 0), mark)
     if before is None:
         return False
@@ -66,12 +66,12 @@ def _ends_sentence(text: str, mark: int) -> bool:
 
 
 def _is_prose(text: str, first: re.Match[str]) -> bool:
-    """Whether the line that a text begins with is no command, no code and no single word, which may be a label."""
+    """Whether the first line of a text is prose: not a command, not code, and not a single word, which may be a label."""
     line = text[: (text + "\n").index("\n", first.start(1))]
     return first[1] not in _COMMANDS and not _CODE.search(line) and len(text.split(None, 1)) > 1
 
 
-def _is_word(text: str, place: int) -> bool:
-    """Whether what begins there is a word, and no letter that stands for something (but `a`)."""
-    alone = not text[place + 1 : place + 2].isalpha() and text[place + 1 : place + 2] not in ("'", "’")
-    return not alone or text[place] == "a"
+def _is_word(text: str, start: int) -> bool:
+    """Whether a word begins at an index: more than one letter, which may be a symbol, or `a`."""
+    following = text[start + 1 : start + 2]
+    return following.isalpha() or following in ("'", "’") or text[start] == "a"
