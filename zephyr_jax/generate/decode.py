@@ -88,7 +88,7 @@ def decode(
 
 @partial(jax.jit, static_argnames="model", donate_argnames="cache")
 def prefill(
-    model: CachedModel, weights: FlatWeights, cache: KVCache, rows_B: Array, tokens_BL: Array, where: SegmentInfo
+    model: CachedModel, weights: FlatWeights, cache: KVCache, rows_B: Array, tokens_BL: Array, info: SegmentInfo
 ) -> KVCache:
     """Write one chunk of tokens into some rows of the cache.
 
@@ -98,18 +98,18 @@ def prefill(
         cache: keys and values of all rows, donated.
         rows_B: int32 [B] rows of the cache; an index past the last row is unused.
         tokens_BL: int32 [B, L] tokens of the chunk.
-        where: [B, L] segment (0 for padding) and position of each token. A chunk that begins at position 0 clears its row.
+        info: [B, L] segment (0 for padding) and position of each token. A chunk that begins at position 0 clears its row.
 
     Returns:
         The new cache.
     """
-    first_B1 = where.positions[:, :1] == 0
+    first_B1 = info.positions[:, :1] == 0
     rows = jax.tree.map(lambda leaf: leaf.at[rows_B].get(mode="clip"), cache)
     # masking slots is not enough to clear a row: attention multiplies them by 0, which keeps the NaN of an earlier request
     keys, values = jax.tree.map(
         lambda leaf: jnp.where(first_B1[:, :, None, None], jnp.zeros((), leaf.dtype), leaf), (rows.keys, rows.values)
     )
-    slots = SegmentInfo(jnp.where(first_B1, 0, rows.where.segments), rows.where.positions)
-    _, rows = model.extend(weights, tokens_BL, where, KVCache(keys, values, slots))
+    slots = SegmentInfo(jnp.where(first_B1, 0, rows.info.segments), rows.info.positions)
+    _, rows = model.extend(weights, tokens_BL, info, KVCache(keys, values, slots))
     updated: KVCache = jax.tree.map(lambda leaf, new: leaf.at[rows_B].set(new, mode="drop"), cache, rows)
     return updated

@@ -1,8 +1,7 @@
-"""The decoder with a cache: a few new tokens a row, each row at a place of its own. For generation.
+"""The decoder with a key-value cache, for generation: a few new tokens per row, at a different position in each row.
 
 Weights are unstacked and cast once, so that no step copies a layer out of the stack or casts it again. The cache of a row is a
-ring: position p lies in slot p mod S, and what the sliding window has passed is overwritten.
-Letters: B rows, L new tokens of a row, S slots of a row, K kv heads, H head dim, D model, V vocab, Y layers.
+ring of J slots: position p is in slot p mod J, and tokens that the sliding window has passed are overwritten.
 """
 
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from jax import Array
 
 from zephyr_jax.model.attention.dense import SegmentInfo, dense_attention
 from zephyr_jax.model.config import ModelConfig
-from zephyr_jax.model.decoder import Compute, DecoderLayers, abstract_model
+from zephyr_jax.model.decoder import Compute, DecoderBlock, abstract_model
 from zephyr_jax.model.layers import rms_norm, rotary
 
 
@@ -34,37 +33,43 @@ CACHE_AXES: dict[int, tuple[str | None, ...]] = {4: ("batch", "kv_heads", "lengt
 
 
 class KVCache(NamedTuple):
-    """Keys and values of every layer, each [B, K, S, H], and what stands in the S slots, [B, S]."""
+    """Keys and values of every layer, each [B, K, J, H], and segments and positions of the J slots, [B, J]."""
 
     keys: tuple[Any, ...]
     values: tuple[Any, ...]
-    where: SegmentInfo
-    """Segment 0: nothing stands there."""
+    info: SegmentInfo
+    """Segment 0: the slot is empty."""
 
     @property
     def slots(self) -> int:
-        """S."""
-        return self.where.segments.shape[1]
+        """J."""
+        return self.info.segments.shape[1]
 
 
 class _Names(tuple[str | None, ...]):
     """Logical axes of one array; a leaf to JAX, unlike a plain tuple."""
 
 
+def _is_axes(value: Any) -> bool:
+    return isinstance(value, tuple)
+
+
 @dataclass(frozen=True)
 class CachedModel:
-    """A model without its weights. Hashable: static to the programs that use it."""
+    """A model without its weights. Hashable: a static argument of jitted functions."""
 
     config: ModelConfig
     compute: Compute
 
     def flatten(self, parameters: Any) -> FlatWeights:
-        """The weights as generation wants them, made from training's, each where its parts are. To be jitted."""
+        """Weights for generation from training's, with the same shardings. Call it under `jax.jit`."""
         dtype, constrain = self.compute.dtype, self.compute.placement.constrain
 
         def layer(index: int) -> Any:
             return jax.tree.map(
-                lambda leaf: leaf[index] if leaf.ndim == 2 else leaf[index].astype(dtype), parameters["decoder"]
+                lambda leaf, in_float32: leaf[index] if in_float32 else leaf[index].astype(dtype),
+                parameters["decoder"],
+                self._metadata("in_float32")["decoder"],
             )
 
         embedding = parameters["embedding"].astype(dtype)
@@ -74,25 +79,25 @@ class CachedModel:
         return jax.tree.map(lambda leaf, names: constrain(leaf, *names), flat, self.stored_axes())
 
     def stored_axes(self) -> FlatWeights:
-        """Logical axes of every flat weight; each is one leaf."""
-        stacked = self._stacked_axes()
-        layer = jax.tree.map(lambda names: _Names(names[1:]), stacked["decoder"])
+        """Logical axes of every weight; each is one leaf."""
+        layer = jax.tree.map(lambda names: _Names(names[1:]), self._metadata("axes")["decoder"], is_leaf=_is_axes)
         layers = tuple(layer for _ in range(self.config.num_layers))
         stored, V, D = self.compute.placement.stored_axes, self.config.vocab_size, self.config.d_model
         embedding, unembedding = stored(("vocab", "embed"), (V, D)), stored(("embed", "vocab"), (D, V))
         return FlatWeights(_Names(embedding), layers, _Names(("norm",)), _Names(unembedding))
 
-    def _stacked_axes(self) -> Any:
+    def _metadata(self, name: str) -> Any:
+        """What the decoder declares of each parameter under `name`, as a pure dict."""
         _, state = abstract_model(self.config, self.compute)
-
-        def is_weight(leaf: Any) -> bool:
-            return isinstance(leaf, nnx.Variable)
-
-        names = jax.tree.map(lambda leaf: leaf.replace(_Names(leaf.get_metadata("axes"))), state, is_leaf=is_weight)
-        return nnx.to_pure_dict(names)
+        values = jax.tree.map(
+            lambda variable: variable.replace(variable.get_metadata(name)),
+            state,
+            is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
+        )
+        return nnx.to_pure_dict(values)
 
     def empty_cache(self, rows: int, slots: int) -> KVCache:
-        """A cache in which nothing stands. To be jitted."""
+        """An empty cache. Call it under `jax.jit`."""
         config, constrain = self.config, self.compute.placement.constrain
         sizes = (rows, config.num_kv_heads, slots, config.head_dim)
         keys, values = (tuple(jnp.zeros(sizes, self.compute.dtype) for _ in range(config.num_layers)) for _ in range(2))
@@ -100,41 +105,46 @@ class CachedModel:
         return jax.tree.map(lambda leaf: constrain(leaf, *CACHE_AXES[leaf.ndim]), cache)
 
     def extend(
-        self, weights: FlatWeights, tokens_BL: Array, where: SegmentInfo, cache: KVCache
+        self, weights: FlatWeights, tokens_BL: Array, info: SegmentInfo, cache: KVCache
     ) -> tuple[Array, KVCache]:
-        """Final hidden states [B, L, D] of new tokens, which take their slots, and the cache with them.
+        """Run new tokens through the model and store their keys and values.
 
-        Tokens of segment 0 are padding: they take no slot. Of one row, positions are consecutive, and a slot that a token of
-        the row still sees must not be taken by another: S is at least the window plus L, or all positions that there will
-        be.
+        Args:
+            weights: Of `flatten`.
+            tokens_BL: New tokens.
+            info: Their segments and positions [B, L]; segment 0 is padding and takes no slot. Positions of a row are consecutive.
+            cache: J is at least the window plus L, or all positions that the row will have, so that no token takes the slot of
+                one that is still visible.
+
+        Returns:
+            Final hidden states [B, L, D], and the cache with the new tokens.
         """
         config, placement = self.config, self.compute.placement
-        cosine, sine = rotary(where.positions, config.head_dim, config.rope_theta)
-        slot_BL = jnp.where(where.segments > 0, where.positions % cache.slots, cache.slots)
+        rope = rotary(info.positions, config)
+        # Slot J does not exist: padding is written there and dropped.
+        slot_BL = jnp.where(info.segments > 0, info.positions % cache.slots, cache.slots)
         row_B1 = jnp.arange(tokens_BL.shape[0])[:, None]
-        standing = jax.tree.map(lambda old, new: old.at[row_B1, slot_BL].set(new, mode="drop"), cache.where, where)
-        definition = nnx.split(nnx.eval_shape(lambda: DecoderLayers(config, nnx.Rngs(0))))[0]
+        slots_info = jax.tree.map(lambda old, new: old.at[row_B1, slot_BL].set(new, mode="drop"), cache.info, info)
+        definition = nnx.split(nnx.eval_shape(lambda: DecoderBlock(config, nnx.Rngs(0))))[0]
 
-        def store(past_BKSH: Array, new_BLKH: Array) -> Array:
-            filled = past_BKSH.at[row_B1, :, slot_BL].set(new_BLKH.astype(past_BKSH.dtype), mode="drop")
+        def store(past_BKJH: Array, new_BLKH: Array) -> Array:
+            filled = past_BKJH.at[row_B1, :, slot_BL].set(new_BLKH.astype(past_BKJH.dtype), mode="drop")
             return placement.constrain(filled, *CACHE_AXES[4])
 
         x_BLD = placement.constrain(weights.embedding[tokens_BL], "batch", "length", "model")
-        keys, values = [], []
+        keys, values = list(cache.keys), list(cache.values)
         for index, layer in enumerate(weights.layers):
-            block: DecoderLayers = nnx.merge(definition, layer)
-            h_BLD = rms_norm(x_BLD, block.attention.norm[...], config.norm_eps)
-            q, k, v = block.attention.project(h_BLD, cosine, sine)
-            keys.append(store(cache.keys[index], k))
-            values.append(store(cache.values[index], v))
-            key_BSKH, value_BSKH = (each[-1].transpose(0, 2, 1, 3) for each in (keys, values))
-            mixed_BLNH = dense_attention(q, key_BSKH, value_BSKH, where, standing, config.sliding_window)
-            x_BLD = placement.constrain(x_BLD + block.attention.merge(mixed_BLNH), "batch", "length", "model")
-            h_BLD = rms_norm(x_BLD, block.feed_forward.norm[...], config.norm_eps)
-            x_BLD = placement.constrain(x_BLD + block.feed_forward(h_BLD, placement), "batch", "length", "model")
-        return rms_norm(x_BLD, weights.norm, config.norm_eps), KVCache(tuple(keys), tuple(values), standing)
+
+            def attend(q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, index: int = index) -> Array:
+                keys[index], values[index] = store(keys[index], k_BLKH), store(values[index], v_BLKH)
+                key_BJKH, value_BJKH = (past[index].transpose(0, 2, 1, 3) for past in (keys, values))
+                return dense_attention(q_BLNH, key_BJKH, value_BJKH, info, slots_info, config.sliding_window)
+
+            block: DecoderBlock = nnx.merge(definition, layer)
+            x_BLD = block(x_BLD, rope, attend, placement)
+        return rms_norm(x_BLD, weights.norm, config.norm_eps), KVCache(tuple(keys), tuple(values), slots_info)
 
 
 def unembed(weights: FlatWeights, x_BD: Array) -> Array:
-    """float32 [B, V] logits of final hidden states."""
+    """Logits, float32 [B, V], of final hidden states."""
     return jnp.einsum("bd,dv->bv", x_BD, weights.unembedding, preferred_element_type=jnp.float32)

@@ -1,7 +1,7 @@
-"""The decoder: tokens to final hidden states, with the unembedding kept apart (`objective.logprob` applies it).
+"""The decoder: tokens to final hidden states; `objective.logprob` applies the unembedding.
 
-Layers are one module whose weights have a leading layer axis; the forward pass scans over it, so compile time does not
-grow with depth. `cached` has the same with a cache. Letters as in `layers`, V vocab.
+All layers are one module whose weights have a leading layer axis. The forward pass scans over it, so compile time does not grow
+with depth. `cached` runs the same blocks with a key-value cache.
 """
 
 from collections.abc import Callable
@@ -21,10 +21,11 @@ from zephyr_jax.model.attention.dense import SegmentInfo, cudnn_attention
 from zephyr_jax.model.attention.splash import splash_attention
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.layers import (
-    AttentionWeights,
-    FeedForwardWeights,
+    Attention,
+    FeedForward,
     Placement,
     SingleDevice,
+    norm_scale,
     rms_norm,
     rotary,
     weight,
@@ -34,37 +35,59 @@ from zephyr_jax.model.remat import INPUT, checkpointed
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """How the forward pass runs; none of it changes what is computed beyond rounding."""
+    """How the forward pass runs; it changes results by rounding only."""
 
     dtype: jnp.dtype = jnp.dtype("bfloat16")
     remat: Remat = Remat.FULL
-    """Rematerialization policy of a layer."""
+    """Rematerialization policy of a block."""
     placement: Placement = SingleDevice()
     save_logits: bool = False
-    """Whether the logits of targets are kept for the backward pass, or made anew chunk by chunk."""
+    """Whether the logits of targets are saved for the backward pass, or recomputed chunk by chunk."""
     kernel: Literal["xla", "cudnn", "splash", "splash-interpreted"] = "xla"
-    """Attention of rows: XLA by blocks, the GPU's kernel, or the TPU's (interpreted: on a CPU, for tests)."""
+    """Attention of packed rows: blockwise in XLA, the GPU kernel, or the TPU kernel (interpreted: on a CPU, for tests)."""
     chip: str = ""
-    """Kind of the devices, as JAX names it; decides the TPU kernel's block sizes."""
+    """JAX's device kind, which decides the block size of the TPU kernel."""
 
 
-class DecoderLayers(nnx.Module):
-    """The stacked layers."""
+class DecoderBlock(nnx.Module):
+    """Pre-norm attention and feed-forward with residuals: weights of all layers stacked, or of one layer when it is called."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.attention = AttentionWeights(config, rngs)
-        self.feed_forward = FeedForwardWeights(config, rngs)
+        self.norm_eps = config.norm_eps
+        self.attention = Attention(config, rngs)
+        self.feed_forward = FeedForward(config, rngs)
+
+    def __call__(
+        self,
+        x_BLD: Array,
+        rope: tuple[Array, Array],
+        attend: Callable[[Array, Array, Array], Array],
+        placement: Placement,
+    ) -> Array:
+        """One layer.
+
+        Args:
+            x_BLD: Hidden states in the compute dtype.
+            rope: Cosine and sine of `rotary`.
+            attend: Rotated queries [B, L, N, H], rotated keys and values [B, L, K, H] -> mixed values [B, L, N, H].
+            placement: Constrains the hidden states.
+        """
+        h_BLD = rms_norm(x_BLD, self.attention.norm[...], self.norm_eps)
+        mixed_BLNH = attend(*self.attention.project(h_BLD, *rope))
+        x_BLD = placement.constrain(x_BLD + self.attention.merge(mixed_BLNH), "batch", "length", "model")
+        h_BLD = rms_norm(x_BLD, self.feed_forward.norm[...], self.norm_eps)
+        return placement.constrain(x_BLD + self.feed_forward(h_BLD, placement), "batch", "length", "model")
 
 
 class Decoder(nnx.Module):
-    """Mistral-7B's architecture (arXiv 2310.06825): GQA, RoPE, sliding window, RMSNorm, SwiGLU."""
+    """Decoder-only transformer of the families in `model.families`. Names of attributes are keys of saved parameters."""
 
     def __init__(self, config: ModelConfig, compute: Compute, rngs: nnx.Rngs):
         self.config, self.compute = config, compute
         V, D = config.vocab_size, config.d_model
         self.embedding = weight(rngs, (V, D), ("vocab", "embed"), 0.02)
-        self.decoder = DecoderLayers(config, rngs)
-        self.norm = weight(rngs, (D,), ("norm",))
+        self.decoder = DecoderBlock(config, rngs)
+        self.norm = norm_scale((D,), ("norm",))
         if not config.tie_embeddings:
             self.unembedding = weight(rngs, (D, V), ("embed", "vocab"), D**-0.5)
 
@@ -74,55 +97,52 @@ class Decoder(nnx.Module):
         return self.embedding[...].T if self.config.tie_embeddings else self.unembedding[...]
 
     def logits(self, x_BLD: Array) -> Array:
-        """float32 [B, L, V] of final hidden states; for generation and tests, where L is short."""
+        """Logits, float32 [B, L, V], of final hidden states; only for short L."""
         weights_DV = self.unembedding_DV.astype(x_BLD.dtype)
         return jnp.einsum("bld,dv->blv", x_BLD, weights_DV, preferred_element_type=jnp.float32)
 
-    def __call__(self, tokens_BL: Array, where: SegmentInfo) -> Array:
+    def __call__(self, tokens_BL: Array, info: SegmentInfo) -> Array:
         """Final hidden states [B, L, D], in the compute dtype, of packed rows."""
-        config, compute, constrain = self.config, self.compute, self.compute.placement.constrain
-        cosine, sine = rotary(where.positions, config.head_dim, config.rope_theta)
+        config, compute = self.config, self.compute
+        rope = rotary(info.positions, config)
         definition, stacked = nnx.split(self.decoder)
-        one = jax.lax.optimization_barrier(jnp.float32(1))
+        attend = partial(self._attend, info=info)
+        opaque_one = jax.lax.optimization_barrier(jnp.float32(1))
 
         def layer(x_BLD: Array, weights: nnx.State) -> tuple[Array, None]:
-            x_BLD = checkpoint_name(x_BLD, INPUT)
-            block = nnx.merge(definition, self._held(weights, one))
-            h_BLD = rms_norm(x_BLD, block.attention.norm[...], config.norm_eps)
-            mixed_BLNH = self._attention(*block.attention.project(h_BLD, cosine, sine), where)
-            x_BLD = constrain(x_BLD + block.attention.merge(mixed_BLNH), "batch", "length", "model")
-            h_BLD = rms_norm(x_BLD, block.feed_forward.norm[...], config.norm_eps)
-            x_BLD = constrain(x_BLD + block.feed_forward(h_BLD, compute.placement), "batch", "length", "model")
-            return x_BLD, None
+            block: DecoderBlock = nnx.merge(definition, self._block_cast_hoisting(weights, opaque_one))
+            return block(checkpoint_name(x_BLD, INPUT), rope, attend, compute.placement), None
 
         x_BLD, _ = jax.lax.scan(checkpointed(layer, compute.remat), self._embed(tokens_BL), stacked)
         return rms_norm(x_BLD, self.norm[...], config.norm_eps)
 
-    def _attention(self, q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, where: SegmentInfo) -> Array:
-        window, compute = self.config.sliding_window, self.compute
+    def _attend(self, q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, info: SegmentInfo) -> Array:
+        compute = self.compute
         kernels: dict[str, Callable[..., Array]] = {
             "xla": blockwise_attention,
             "cudnn": partial(cudnn_attention, implementation="cudnn"),
             "splash": partial(splash_attention, chip=compute.chip),
             "splash-interpreted": partial(splash_attention, interpret=True),
         }
-        kernel = partial(kernels[compute.kernel], window=window)
+        kernel = partial(kernels[compute.kernel], window=self.config.sliding_window)
         queries, keys = (("batch", "length", heads, "head_dim") for heads in ("heads", "kv_heads"))
-        split = compute.placement.shard_map(kernel, (queries, keys, keys, ("batch", "length")), queries)
-        return split(q_BLNH, k_BLKH, v_BLKH, where)
+        # Attention is independent per row and head, so each device runs the kernel on its own shard.
+        sharded = compute.placement.shard_map(kernel, (queries, keys, keys, ("batch", "length")), queries)
+        return sharded(q_BLNH, k_BLKH, v_BLKH, info)
 
-    def _held(self, weights: nnx.State, one: Array) -> nnx.State:
-        """One layer's weights, times a one that the compiler cannot see through.
-
-        A layer casts its weights to the compute dtype. The TPU compiler would rather cast those of all layers at once,
-        before the loop, and hold that copy through forward and backward: 1.7 GiB a chip for 7B on eight.
-        """
+    def _block_cast_hoisting(self, weights: nnx.State, opaque_one: Array) -> nnx.State:
+        """One layer's weights, multiplied by a one that the compiler cannot see through."""
+        # Each layer casts its own weights to the compute dtype. The TPU compiler moves these casts out of the loop, casts all
+        # layers at once and keeps that copy through forward and backward pass: 1.7 GiB per chip for 7B on eight chips. The
+        # product has to be computed inside the loop, so the cast stays there; it is fused with the cast and costs nothing.
         if self.compute.dtype == jnp.float32:
             return weights
-        return jax.tree.map(lambda leaf: leaf * one.astype(leaf.dtype), weights)
+        return jax.tree.map(lambda leaf: leaf * opaque_one.astype(leaf.dtype), weights)
 
     def _embed(self, tokens_BL: Array) -> Array:
-        """Rows of the embedding, which stays where it is: each device looks its columns up for all rows of its copy."""
+        """Embeddings of the tokens, [B, L, D]."""
+        # The table stays sharded. Each device looks up its columns of D for all rows of the devices that share its copy of the
+        # weights; only the result, which is smaller than the table, is then moved to the layout of the rows.
         constrain = self.compute.placement.constrain
         table_VD = constrain(self.embedding[...].astype(self.compute.dtype), "vocab", "embed")
         x_BLD = constrain(table_VD[constrain(tokens_BL, "copy", "length")], "copy", "length", "embed")

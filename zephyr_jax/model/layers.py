@@ -1,7 +1,7 @@
-"""Pieces of the decoder: norm, rotary positions, attention block, feed-forward. Weights are stacked over layers.
+"""Parts of a decoder block: norm, rotary embeddings, attention projections, feed-forward.
 
-Letters: B rows, L row length, D model, N query heads, K kv heads, H head dim, F mlp, Y layers.
-Weights are float32; a layer casts its slice to the compute dtype. Norms and rotations are computed in float32.
+Parameters are float32 and stacked over layers; a layer casts its slice to the compute dtype. Norms and rotary embeddings are
+computed in float32.
 """
 
 from collections.abc import Callable
@@ -26,24 +26,24 @@ ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
 
 
 class Placement(Protocol):
-    """What the model asks of a mesh, in logical axes; `parallel.rules.Rules` answers on a real one."""
+    """What the model asks of a mesh, in logical axes; `parallel.sharding.ShardingRules` is the one for several devices."""
 
     def constrain(self, x: Array, *axes: str | None) -> Array:
-        """Pin an array to logical axes: constrain(x_BLD, "batch", "length", "model")."""
+        """Constrain the sharding of an array: constrain(x_BLD, "batch", "length", "model")."""
 
     def num_shards(self, axis: str) -> int:
-        """Number of parts that a logical axis is split into."""
+        """Number of shards of a logical axis."""
 
     def stored_axes(self, axes: Axes, sizes: tuple[int, ...]) -> Axes:
         """Logical axes along which a weight with `axes` and `sizes` is stored."""
 
     def shard_map(self, function: Callable[..., Array], inputs: tuple[Axes, ...], output: Axes) -> Callable[..., Array]:
-        """The function on each device's own part of its arguments: for kernels that know nothing of meshes."""
+        """The function applied to each device's shards: for kernels that cannot be partitioned by the compiler."""
 
 
 @dataclass(frozen=True)
 class SingleDevice:
-    """No mesh: nothing to pin, nothing to split."""
+    """One device, no mesh."""
 
     def constrain(self, x: Array, *axes: str | None) -> Array:
         """The identity."""
@@ -62,40 +62,50 @@ class SingleDevice:
         return function
 
 
-def weight(rngs: nnx.Rngs, sizes: tuple[int, ...], axes: tuple[str, ...], scale: float | None = None) -> nnx.Param:
-    """A float32 parameter with its logical axes: normal with `scale`, or ones (a norm's) when None."""
-    if scale is None:
-        return nnx.Param(jnp.ones(sizes, jnp.float32), axes=axes)
-    return nnx.Param(scale * jax.random.normal(rngs.params(), sizes, jnp.float32), axes=axes)
+def weight(rngs: nnx.Rngs, sizes: tuple[int, ...], axes: tuple[str, ...], scale: float) -> nnx.Param:
+    """A float32 parameter of a matmul, which layers cast to the compute dtype.
+
+    Args:
+        rngs: Source of the initial values.
+        sizes: Sizes of its dimensions.
+        axes: Their logical axes.
+        scale: Standard deviation of the initial values.
+    """
+    return nnx.Param(scale * jax.random.normal(rngs.params(), sizes, jnp.float32), axes=axes, in_float32=False)
+
+
+def norm_scale(sizes: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param:
+    """A parameter, ones at first, that layers use in float32; `grad_dtype` keeps its gradient in float32, too."""
+    return nnx.Param(jnp.ones(sizes, jnp.float32), axes=axes, in_float32=True)
 
 
 def rms_norm(x_BLD: Array, scale_D: Array, eps: float) -> Array:
-    """Root-mean-square norm over the last axis, in float32, returned in x's dtype."""
+    """Root-mean-square norm over the last axis; float32 inside, the result in x's dtype."""
     x32_BLD = x_BLD.astype(jnp.float32)
     mean_square_BL1 = jnp.mean(jnp.square(x32_BLD), axis=-1, keepdims=True)
     return (x32_BLD * jax.lax.rsqrt(mean_square_BL1 + eps) * scale_D).astype(x_BLD.dtype)
 
 
-def rotary(positions_BL: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
-    """Cosine and sine, each float32 [B, L, 1, H/2], of rotate-half RoPE (arXiv 2104.09864, HF layout)."""
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle_BLh = positions_BL[..., None].astype(jnp.float32) * frequency
+def rotary(positions_BL: Array, config: ModelConfig) -> tuple[Array, Array]:
+    """Cosine and sine, each float32 [B, L, 1, H/2], of rotary embeddings (arXiv 2104.09864) in Hugging Face's layout."""
+    frequency_h = config.rope_theta ** (-jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim)
+    angle_BLh = positions_BL[..., None].astype(jnp.float32) * frequency_h
     return jnp.cos(angle_BLh)[:, :, None], jnp.sin(angle_BLh)[:, :, None]
 
 
 def rotate(x_BLNH: Array, cosine: Array, sine: Array) -> Array:
-    """Rotate pairs (i, i + H/2) of every head, in float32, returned in x's dtype."""
+    """Rotate the pairs (i, i + H/2) of every head; float32 inside, the result in x's dtype."""
     first, second = jnp.split(x_BLNH.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
-    return turned.astype(x_BLNH.dtype)
+    rotated = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+    return rotated.astype(x_BLNH.dtype)
 
 
-class AttentionWeights(nnx.Module):
-    """Projections of grouped-query attention."""
+class Attention(nnx.Module):
+    """Norm and projections of grouped-query attention."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         Y, D, N, K, H = config.num_layers, config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
-        self.norm = weight(rngs, (Y, D), ("layers", "norm"))
+        self.norm = norm_scale((Y, D), ("layers", "norm"))
         self.query = weight(rngs, (Y, D, N, H), ("layers", "embed", "heads", "head_dim"), D**-0.5)
         self.key = weight(rngs, (Y, D, K, H), ("layers", "embed", "kv_heads", "head_dim"), D**-0.5)
         self.value = weight(rngs, (Y, D, K, H), ("layers", "embed", "kv_heads", "head_dim"), D**-0.5)
@@ -103,7 +113,7 @@ class AttentionWeights(nnx.Module):
         self.output = weight(rngs, (Y, N, H, D), ("layers", "heads", "head_dim", "embed"), out_scale)
 
     def project(self, x_BLD: Array, cosine: Array, sine: Array) -> tuple[Array, Array, Array]:
-        """Rotated queries [B, L, N, H] and keys, and values, [B, L, K, H]."""
+        """Rotated queries [B, L, N, H], rotated keys and values [B, L, K, H]."""
         dtype = x_BLD.dtype
         q_BLNH = linear(x_BLD, self.query[...].astype(dtype))
         k_BLKH = linear(x_BLD, self.key[...].astype(dtype))
@@ -115,18 +125,19 @@ class AttentionWeights(nnx.Module):
         return linear(x_BLNH, self.output[...].astype(x_BLNH.dtype), 2)
 
 
-class FeedForwardWeights(nnx.Module):
-    """SwiGLU."""
+class FeedForward(nnx.Module):
+    """Norm and gated feed-forward, SwiGLU with the default activation."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         Y, D, F = config.num_layers, config.d_model, config.d_ff
         self.activation = config.activation
-        self.norm = weight(rngs, (Y, D), ("layers", "norm"))
+        self.norm = norm_scale((Y, D), ("layers", "norm"))
         self.gate = weight(rngs, (Y, D, F), ("layers", "embed", "mlp"), D**-0.5)
         self.up = weight(rngs, (Y, D, F), ("layers", "embed", "mlp"), D**-0.5)
         self.down = weight(rngs, (Y, F, D), ("layers", "mlp", "embed"), (F * 2 * Y) ** -0.5)
 
     def __call__(self, x_BLD: Array, placement: Placement) -> Array:
+        """down(activation(gate x) * up x), [B, L, D]."""
         dtype = x_BLD.dtype
         gate_BLF = ACTIVATIONS[self.activation](linear(x_BLD, self.gate[...].astype(dtype)))
         hidden_BLF = placement.constrain(gate_BLF * linear(x_BLD, self.up[...].astype(dtype)), "batch", "length", "mlp")

@@ -1,4 +1,4 @@
-"""The linear map of every projection, with a backward pass that makes its incoming gradient once."""
+"""The linear map of every projection, with a backward pass that computes its incoming gradient once."""
 
 from functools import partial
 
@@ -13,13 +13,15 @@ PROJECTION = "projection"
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def linear(x: Array, weights: Array, axes: int = 1) -> Array:
-    """x [rows, length, *inputs] times weights [*inputs, *outputs]: [rows, length, *outputs] in x's dtype.
+    """`jnp.tensordot` with a faster gradient.
 
-    `axes` is the number of input axes. Weights have x's dtype; so has their gradient.
+    Args:
+        x: [B, L, *inputs].
+        weights: [*inputs, *outputs] in x's dtype; the gradient has it, too.
+        axes: Number of input axes.
 
-    What differs from `jnp.tensordot` is the gradient. Both of its products read the gradient that comes in; left to
-    itself XLA's CPU backend fuses whatever made it into each, and makes it a second time transposed, element by element:
-    half as slow again for a SwiGLU block (`benchmarks/LOG.md`). A barrier has it made once, in the order both can read.
+    Returns:
+        [B, L, *outputs] in x's dtype.
     """
     return jnp.tensordot(x, weights, axes)
 
@@ -29,12 +31,14 @@ def _forward(x: Array, weights: Array, axes: int) -> tuple[Array, tuple[Array, A
     return checkpoint_name(jnp.tensordot(x, weights, axes), PROJECTION), (x, weights)
 
 
-def _backward(axes: int, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, weights = kept
-    gradient = jax.lax.optimization_barrier(gradient)
+def _backward(axes: int, residuals: tuple[Array, Array], grad_out: Array) -> tuple[Array, Array]:
+    x, weights = residuals
+    # Both products below read the incoming gradient. Without a barrier XLA's CPU backend fuses its computation into each of
+    # them, the second time transposed and element by element: a SwiGLU block takes half as long again (benchmarks/LOG.md).
+    grad_out = jax.lax.optimization_barrier(grad_out)
     outputs = weights.ndim - axes
-    to_x = jnp.tensordot(gradient, weights, (tuple(range(2, 2 + outputs)), tuple(range(axes, weights.ndim))))
-    return to_x, jnp.tensordot(x, gradient, ((0, 1), (0, 1)))
+    grad_x = jnp.tensordot(grad_out, weights, (tuple(range(2, 2 + outputs)), tuple(range(axes, weights.ndim))))
+    return grad_x, jnp.tensordot(x, grad_out, ((0, 1), (0, 1)))
 
 
 linear.defvjp(_forward, _backward)

@@ -1,1 +1,1 @@
-"""Attention implementations: dense, blockwise (plain XLA) and splash (Pallas on TPU)."""
+"""Attention implementations: dense, blockwise (plain XLA), cuDNN (GPU) and splash (Pallas on TPU)."""

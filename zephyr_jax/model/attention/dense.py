@@ -1,7 +1,4 @@
-"""Attention of grouped queries, whole, under the one mask rule; `blockwise` and `splash` do packed rows without whole scores.
-
-Letters: B rows, L queries of a row, S keys, K kv heads, G queries per kv head, N = K * G query heads, H head dim.
-"""
+"""Dense attention and the mask rule that all implementations share; axis letters are in `zephyr_jax.model`."""
 
 from typing import Literal, NamedTuple
 
@@ -12,43 +9,52 @@ from jax.ad_checkpoint import checkpoint_name
 
 MASKED = -1e30
 ATTENTION = "attention"
-"""Name under which kernels mark what their backward pass needs of the forward pass."""
+"""Checkpoint name of the attention output; `remat` saves it by this name."""
 
 
 class SegmentInfo(NamedTuple):
-    """Where tokens stand: int32 segment (0: padding) and position inside it, each [B, L] or [B, S]."""
+    """Segment of each token of packed rows (int32, 0: padding) and its position in the segment (int32), each [B, L] or [B, J]."""
 
     segments: Array
     positions: Array
 
 
 def visible(query: SegmentInfo, key: SegmentInfo, window: int | None) -> Array:
-    """The mask rule, bool [B, L, S]: same segment, not later, and with a window w only i - w < j <= i."""
-    i_BL1, j_B1S = query.positions[:, :, None], key.positions[:, None, :]
-    same_BLS = (query.segments[:, :, None] == key.segments[:, None, :]) & (key.segments[:, None, :] > 0)
-    seen_BLS = same_BLS & (j_B1S <= i_BL1)
-    return seen_BLS if window is None else seen_BLS & (j_B1S > i_BL1 - window)
+    """Mask rule, bool [B, L, J]: same segment, key position j not after query position i, and i - j < window if there is one."""
+    i_BL1, j_B1J = query.positions[:, :, None], key.positions[:, None, :]
+    same_BLJ = (query.segments[:, :, None] == key.segments[:, None, :]) & (key.segments[:, None, :] > 0)
+    seen_BLJ = same_BLJ & (j_B1J <= i_BL1)
+    return seen_BLJ if window is None else seen_BLJ & (j_B1J > i_BL1 - window)
 
 
 def dense_attention(
-    q_BLNH: Array, k_BSKH: Array, v_BSKH: Array, query: SegmentInfo, key: SegmentInfo, window: int | None
+    q_BLNH: Array, k_BJKH: Array, v_BJKH: Array, query: SegmentInfo, key: SegmentInfo, window: int | None
 ) -> Array:
-    """softmax(q k / sqrt(H)) v over the visible keys, [B, L, N, H] in q's dtype; scores and softmax in float32.
+    """softmax(q k / sqrt(H)) v over the visible keys; all scores [B, N, L, J] are in memory, in float32.
 
-    A query that sees no key (padding) gives the plain average of the values; nothing ever reads it.
+    Args:
+        q_BLNH: Queries.
+        k_BJKH: Keys; N is a multiple of K (grouped-query attention).
+        v_BJKH: Values.
+        query: Segments and positions of the queries.
+        key: Segments and positions of the keys.
+        window: Sliding window in tokens; None for full attention.
+
+    Returns:
+        [B, L, N, H] in q's dtype. A query that sees no key (padding) gets the mean of the values, which nothing reads.
     """
     B, L, N, H = q_BLNH.shape
-    K = k_BSKH.shape[2]
+    K = k_BJKH.shape[2]
     q_BKGLH = (q_BLNH * H**-0.5).reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    scores_BKGLS = jnp.einsum("bkglh,bskh->bkgls", q_BKGLH, k_BSKH, preferred_element_type=jnp.float32)
-    bias_BLS = jnp.where(visible(query, key, window), 0.0, MASKED)
-    scores_BKGLS += bias_BLS[:, None, None]
-    # softmax with the division after the product with v: L x H quotients instead of L x S
-    largest_BKGL1 = jax.lax.stop_gradient(jnp.max(scores_BKGLS, axis=-1, keepdims=True))
-    weights_BKGLS = jnp.exp(scores_BKGLS - largest_BKGL1)
-    total_BKGL1 = jnp.sum(weights_BKGLS, axis=-1, keepdims=True)
+    scores_BKGLJ = jnp.einsum("bkglh,bjkh->bkglj", q_BKGLH, k_BJKH, preferred_element_type=jnp.float32)
+    bias_BLJ = jnp.where(visible(query, key, window), 0.0, MASKED)
+    scores_BKGLJ += bias_BLJ[:, None, None]
+    # The division by the softmax denominator comes after the product with v: L x H divisions instead of L x J.
+    largest_BKGL1 = jax.lax.stop_gradient(jnp.max(scores_BKGLJ, axis=-1, keepdims=True))
+    weights_BKGLJ = jnp.exp(scores_BKGLJ - largest_BKGL1)
+    total_BKGL1 = jnp.sum(weights_BKGLJ, axis=-1, keepdims=True)
     mixed_BKGLH = jnp.einsum(
-        "bkgls,bskh->bkglh", weights_BKGLS.astype(v_BSKH.dtype), v_BSKH, preferred_element_type=jnp.float32
+        "bkglj,bjkh->bkglh", weights_BKGLJ.astype(v_BJKH.dtype), v_BJKH, preferred_element_type=jnp.float32
     )
     out_BKGLH = (mixed_BKGLH / total_BKGL1).astype(q_BLNH.dtype)
     return out_BKGLH.transpose(0, 3, 1, 2, 4).reshape(B, L, N, H)
@@ -58,17 +64,24 @@ def cudnn_attention(
     q_BLNH: Array,
     k_BLKH: Array,
     v_BLKH: Array,
-    where: SegmentInfo,
+    info: SegmentInfo,
     window: int | None,
     implementation: Literal["cudnn", "xla"],
 ) -> Array:
-    """Self-attention of packed rows by `jax.nn.dot_product_attention`; its `cudnn` is the fused kernel of NVIDIA GPUs.
+    """Self-attention of packed rows by `jax.nn.dot_product_attention`, [B, L, N, H] in q's dtype.
 
-    `cudnn` takes bfloat16 only; scores are never whole there. A segment's tokens stand side by side in order, so the kernel's
-    own causal rule, which skips half the work, holds inside segments too; the rest of the rule comes as an array [B, 1, L, L].
+    Args:
+        q_BLNH: Queries; bfloat16 for `cudnn`.
+        k_BLKH: Keys.
+        v_BLKH: Values.
+        info: Segments and positions of the rows.
+        window: Sliding window in tokens; None for full attention.
+        implementation: `cudnn` is the fused kernel of NVIDIA GPUs, which never stores all scores.
     """
+    # Tokens of a segment are adjacent and in order, so the kernel's own causal rule is right inside segments, too, and skips
+    # half of the work; only the rest of the mask rule is passed as an array.
     i_L1, j_1L = jnp.arange(q_BLNH.shape[1])[:, None], jnp.arange(q_BLNH.shape[1])[None]
-    mask_BLL = (where.segments[:, :, None] == where.segments[:, None, :]) & (where.segments[:, None, :] > 0)
+    mask_BLL = (info.segments[:, :, None] == info.segments[:, None, :]) & (info.segments[:, None, :] > 0)
     if window is not None:
         mask_BLL &= j_1L > i_L1 - window
     mixed_BLNH = jax.nn.dot_product_attention(

@@ -1,7 +1,4 @@
-"""Attention on TPU: JAX's splash attention kernel under the same mask rule, without repeating keys for grouped queries.
-
-Letters: B rows, L row length, K kv heads, G queries per kv head, N = K * G query heads, H head dim.
-"""
+"""Attention on TPU: JAX's splash attention (Pallas) under the mask rule of `dense`; grouped queries share keys unrepeated."""
 
 import jax
 import jax.numpy as jnp
@@ -12,54 +9,69 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from zephyr_jax.errors import InputError
 from zephyr_jax.model.attention.dense import ATTENTION, SegmentInfo
 
-_LARGEST = {"TPU v4": 512, "TPU v5 lite": 1024, "TPU v5": 1024, "TPU v6 lite": 2048}
-"""Longest block by chip: what the kernel's working memory holds. Longer blocks have less to do around each product."""
-_LEAST_BLOCKS = 4
-"""Blocks of a row at least: a causal row of n blocks computes (n + 1) / 2n of its scores, 5/8 with four."""
-_SMALLEST = 128
+_MAX_BLOCK = {"TPU v4": 512, "TPU v5 lite": 1024, "TPU v5": 1024, "TPU v6 lite": 2048}
+"""Largest block by chip: what fits into VMEM. Larger blocks have less overhead around each matmul."""
+_MIN_BLOCKS = 4
+"""Least number of blocks of a row: a causal row of n blocks computes (n + 1) / 2n of its scores, 5/8 with four."""
+_MIN_BLOCK = 128
 
 
 def splash_attention(
     q_BLNH: Array,
     k_BLKH: Array,
     v_BLKH: Array,
-    where: SegmentInfo,
+    info: SegmentInfo,
     window: int | None,
     chip: str = "",
     interpret: bool = False,
 ) -> Array:
-    """`blockwise_attention` by a Pallas kernel: [B, L, N, H] in q's dtype; scores and softmax in float32.
+    """Self-attention of packed rows by a Pallas kernel; softmax in float32.
 
-    Positions inside a row grow with the column, so the kernel may mask by column and segment. Its backward pass is the
-    fused one: queries, keys and values in one kernel. `chip` is the devices' kind and decides the blocks; `interpret` runs
-    it on a CPU, for tests. Raises InputError for rows that blocks of 128 do not fill.
+    Args:
+        q_BLNH: Queries.
+        k_BLKH: Keys.
+        v_BLKH: Values.
+        info: Segments and positions of the rows; positions grow with the column.
+        window: Sliding window in tokens; None for full attention.
+        chip: Device kind, which decides the block size.
+        interpret: Run the kernel's interpreter on a CPU, for tests.
+
+    Returns:
+        [B, L, N, H] in q's dtype.
+
+    Raises:
+        InputError: The row length is not a multiple of 128.
     """
+    # The kernel masks by column, not by position. Positions grow with the column inside a segment, so column and segment
+    # decide the same mask as the rule of `visible`.
     B, L, N, H = q_BLNH.shape
     K = k_BLKH.shape[2]
     kernel = _kernel(L, N // K, window, block_size(L, chip), interpret)
     q_BKGLH = (q_BLNH * H**-0.5).reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4)
     k_BKLH, v_BKLH = k_BLKH.transpose(0, 2, 1, 3), v_BLKH.transpose(0, 2, 1, 3)
-    segments = kernels.SegmentIds(where.segments, where.segments)
-    per_head = jax.vmap(kernel, in_axes=(0, 0, 0, None))
-    out_BKGLH = jnp.asarray(jax.vmap(per_head)(q_BKGLH, k_BKLH, v_BKLH, segments))
+    segments = kernels.SegmentIds(info.segments, info.segments)
+    per_kv_head = jax.vmap(kernel, in_axes=(0, 0, 0, None))  # MQA kernel: G queries share a key head, never repeated
+    out_BKGLH = jnp.asarray(jax.vmap(per_kv_head)(q_BKGLH, k_BKLH, v_BKLH, segments))
     return out_BKGLH.transpose(0, 3, 1, 2, 4).reshape(B, L, N, H)
 
 
 def block_size(length: int, chip: str = "") -> int:
-    """Queries, and keys, of a block in rows of `length`. Raises InputError where none divides it."""
-    if length % _SMALLEST:
+    """Number of queries, and of keys, of a block for rows of `length` tokens. Raises InputError where none divides it."""
+    if length % _MIN_BLOCK:
         raise InputError(
-            f"Rows have {length} tokens. The TPU kernel takes multiples of {_SMALLEST}: set data.row_length so."
+            f"Expected a row length that is a multiple of {_MIN_BLOCK} (TPU attention kernel), got {length}. Set data.row_length."
         )
-    size = _LARGEST.get(chip, 512)
-    while size > _SMALLEST and (length % size or length < _LEAST_BLOCKS * size):
+    size = _MAX_BLOCK.get(chip, 512)
+    while size > _MIN_BLOCK and (length % size or length < _MIN_BLOCKS * size):
         size //= 2
     return size
 
 
-def _kernel(length: int, group: int, window: int | None, block: int, interpret: bool) -> kernels.SplashAttentionKernel:
+def _kernel(
+    length: int, queries_per_key: int, window: int | None, block: int, interpret: bool
+) -> kernels.SplashAttentionKernel:
     shape = (length, length)
-    one = masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)
+    head_mask = masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)
     sizes = kernels.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -67,9 +79,9 @@ def _kernel(length: int, group: int, window: int | None, block: int, interpret: 
         block_q_dkv=block,
         block_kv_dkv=block,
         block_kv_dkv_compute=block,
-        use_fused_bwd_kernel=True,
+        use_fused_bwd_kernel=True,  # gradients of q, k and v in one kernel: scores are recomputed once, not twice
     )
-    mask = masks.MultiHeadMask([one] * group)
+    mask = masks.MultiHeadMask([head_mask] * queries_per_key)
     return kernels.make_splash_mqa(
         mask,
         block_sizes=sizes,
