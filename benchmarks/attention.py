@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.worker_ours import make_batches
-from zephyr_jax.batch import token_rows
 from zephyr_jax.config.sections import BatchOptions
 from zephyr_jax.model.attention.blockwise import blockwise_attention
 from zephyr_jax.model.attention.dense import SegmentInfo, cudnn_attention, dense_attention, visible
@@ -63,7 +62,7 @@ FORMS: dict[str, Form] = {
 def rows_of(count: int, length: int) -> SegmentInfo:
     """Segments and positions of packed rows of the workload."""
     source, _, _ = make_batches("sft", 1, 0, length, BatchOptions(rows=count))
-    rows = token_rows(source[0])
+    rows = source[0].rows
     return SegmentInfo(*(jnp.asarray(each.reshape(count, length)) for each in (rows.segments, rows.positions)))
 
 

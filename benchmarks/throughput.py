@@ -24,7 +24,6 @@ import numpy as np
 
 from benchmarks import workload as w
 from benchmarks.worker_ours import make_batches, make_trainer, shape_of
-from zephyr_jax.batch import token_rows
 from zephyr_jax.config.sections import BatchOptions, MeshOptions, Remat
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.decoder import Compute
@@ -90,7 +89,7 @@ HEADER = (
 
 def operations(batch: Any, shape: ModelConfig) -> float:
     """That the real tokens of a batch need, forward and backward."""
-    rows = token_rows(batch)
+    rows = batch.rows
     real = np.asarray(rows.segments) > 0
     keys = float(np.sum((np.asarray(rows.positions, np.int64) + 1)[real]))
     weights = shape.num_parameters - (0 if shape.tie_embeddings else shape.vocab_size * shape.d_model)
@@ -117,7 +116,7 @@ def measure(variant: Variant, steps: int, shape: ModelConfig = SHAPE) -> Measure
         jax.block_until_ready((state, metrics))
         if index >= WARM:
             seconds.append(time.perf_counter() - begun)
-    rows = [token_rows(batch) for batch in made[WARM:]]
+    rows = [batch.rows for batch in made[WARM:]]
     memory = jax.devices()[0].memory_stats() or {}
     return Measured(
         variant, tuple(seconds), sum(r.tokens.size for r in rows), sum(int((r.segments > 0).sum()) for r in rows),

@@ -7,7 +7,7 @@ takes about as many sequences as a peer's. The reference's log-probs stand in fo
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -29,10 +29,12 @@ from zephyr_jax.config.sections import (
 )
 from zephyr_jax.data.loader import BatchSource
 from zephyr_jax.data.pack import Plan, plan_training
+from zephyr_jax.methods.registry import METHODS
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.decoder import Compute, Decoder, abstract_model
-from zephyr_jax.objective.dpo import dpo_objective
-from zephyr_jax.objective.sft import sft_objective
+from zephyr_jax.objective.dpo import dpo_loss
+from zephyr_jax.objective.example_loss import make_objective
+from zephyr_jax.objective.sft import sft_loss
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.place import place_batch
 from zephyr_jax.parallel.sharding import ShardingRules, parameter_shardings
@@ -53,6 +55,7 @@ class InMemory:
 
     examples: list[list[Segment]]
     segments_per_example: int
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -91,7 +94,7 @@ def shape_of(dims: w.Dims) -> ModelConfig:
 
 def make_batches(
     mode: str, steps: int, seed: int, row_length: int, batch: BatchOptions
-) -> tuple[BatchSource, Plan, list[list[w.Pair]]]:
+) -> tuple[BatchSource[Any], Plan, list[list[w.Pair]]]:
     """`steps` packed batches of the workload's examples, and what each holds."""
     rows = batch.rows or 1
     pairs = w.make_pairs(rows * row_length // 200 * steps, seed)  # more than fit
@@ -102,7 +105,9 @@ def make_batches(
     if any(len(step) < rows for step in plan.steps) or len(plan.steps) < steps:
         raise RuntimeError(f"{len(pairs)} examples do not fill {steps} steps of {rows} rows: draw more")
     held = [[pairs[index] for row in step for index in row] for step in plan.steps]
-    return BatchSource(examples, plan, slice(0, plan.microbatch_rows)), plan, held
+    method = METHODS[mode]
+    columns = method.reference_columns(None, len(examples))
+    return BatchSource(examples, plan, slice(0, plan.microbatch_rows), method.batch, columns), plan, held
 
 
 def make_trainer(
@@ -121,9 +126,11 @@ def make_trainer(
     state_at = state_shardings(nnx.to_pure_dict(abstract), shardings, optimizer, rules)
     state = initial_state(jax.jit(init, out_shardings=shardings)(), optimizer, state_at)
     if mode == "dpo":
-        objective: Any = dpo_objective(definition, DpoOptions(beta=0.1), 2 * plan.examples_per_row, chunk)
+        objective: Any = make_objective(
+            dpo_loss, definition, DpoOptions(beta=0.1), segments=2 * plan.examples_per_row, chunk=chunk
+        )
     else:
-        objective = sft_objective(definition, plan.examples_per_row, chunk)
+        objective = make_objective(sft_loss, definition, None, segments=plan.examples_per_row, chunk=chunk)
     return make_step(objective, optimizer, learning_rate(options, 100), state_at, AnomalyOptions()), state
 
 

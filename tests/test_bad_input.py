@@ -15,17 +15,19 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
+from zephyr_jax.checkpoint.inheritance import open_tokenizer
 from zephyr_jax.checkpoint.manager import CheckpointManager
 from zephyr_jax.checkpoint.resolve import open_model
 from zephyr_jax.cli import main
 from zephyr_jax.config.training import DpoConfig, SftConfig
 from zephyr_jax.config.yaml_file import from_dict, save_card, to_dict
-from zephyr_jax.methods.dpo import dpo
+from zephyr_jax.data.segments import PREFERENCE
+from zephyr_jax.data.splits import load_splits
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.sharding import ShardingRules
-from zephyr_jax.reference.fill import identity_of, preference_splits
+from zephyr_jax.reference.fill import identity_of
 from zephyr_jax.reference.table import Identity, ReferenceTable
-from zephyr_jax.train.setup import open_tokenizer
+from zephyr_jax.train_command import train
 
 type Words = list[str]
 
@@ -120,7 +122,7 @@ class Desk:
             weights = weights_fingerprint(opened.load_weights())
         table = ReferenceTable(Path(config.reference), identity_of(config, tokenizer, weights))
         rows = replace(config, data=replace(config.data, path=str(self.rows(*pairs))))
-        keys = preference_splits(rows, tokenizer, source)["training"].keys().reshape(-1).tolist()
+        keys = load_splits(PREFERENCE, rows.data, tokenizer, None, "base")["training"].keys().reshape(-1).tolist()
         table.add("made-up", keys, np.full(len(keys), -5.0), np.full(len(keys), 3))
         return table
 
@@ -798,7 +800,7 @@ def test_a_mistake_does_not_stand_in_the_way_of_the_next_try(desk: Desk, capsys:
 def test_the_right_command_is_named_for_a_table_that_lacks_pairs(desk: Desk) -> None:
     """Law: `dpo` called from Python names a command too."""
     with pytest.raises(ValueError, match="To compute what is missing: zephyr-jax reference"):
-        dpo(desk.config())
+        train(desk.config())
 
 
 def test_the_identity_of_a_table_covers_every_field() -> None:

@@ -25,7 +25,8 @@ from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.cli import main
 from zephyr_jax.clients.local import LocalClient
 from zephyr_jax.config.sections import DataOptions, MeshOptions, ModelOptions
-from zephyr_jax.data.examples import load_conversations
+from zephyr_jax.data.examples import load_examples
+from zephyr_jax.data.segments import CONVERSATION
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.errors import InputError
 from zephyr_jax.generate.load import open_text_model
@@ -105,14 +106,14 @@ def test_rows_and_tokens(form: str, tokenizer: ChatTokenizer, tmp_path: Path) ->
         write(path, word)
         sizes.append(date_all(path))
         answers.append(open_rows(str(path), "train")[-1]["messages"][-1]["content"])
-        keys.append(load_conversations(DataOptions(), tokenizer, str(path), "train").keys().ravel().tolist())
+        keys.append(load_examples(CONVERSATION, DataOptions(), tokenizer, str(path), "train").keys().ravel().tolist())
     assert answers == list(WORDS)
     assert sizes[0] == sizes[1]
     assert keys[0] != keys[1]
-    again = load_conversations(DataOptions(), tokenizer, str(path), "train")
+    again = load_examples(CONVERSATION, DataOptions(), tokenizer, str(path), "train")
     tables = [file["filename"] for file in again.rows.cache_files]
     written = [os.stat(table).st_mtime_ns for table in tables]
-    once_more = load_conversations(DataOptions(), tokenizer, str(path), "train")
+    once_more = load_examples(CONVERSATION, DataOptions(), tokenizer, str(path), "train")
     assert [file["filename"] for file in once_more.rows.cache_files] == tables
     assert [os.stat(table).st_mtime_ns for table in tables] == written
 

@@ -310,10 +310,10 @@ def test_the_recipe_is_told_the_command_line(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_dpo_names_the_reference_command_with_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """Law: for `dpo` the command that fills the table is the same one with the other verb."""
-    import zephyr_jax.methods.dpo as pipeline
+    import zephyr_jax.train_command as pipeline
 
     commands: list[str] = []
-    monkeypatch.setattr(pipeline, "dpo", lambda config, command: commands.append(command))
+    monkeypatch.setattr(pipeline, "train", lambda config, command: commands.append(command))
     pipeline.main(DpoConfig(), "zephyr-jax dpo --output 'zephyr-jax dpo'")
     assert commands == ["zephyr-jax reference --output 'zephyr-jax dpo'"]
 

@@ -25,7 +25,8 @@ from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.config.sections import DataOptions, ModelOptions
 from zephyr_jax.config.training import DpoConfig
 from zephyr_jax.config.yaml_file import load_card
-from zephyr_jax.data.examples import load_conversations, load_preferences
+from zephyr_jax.data.examples import load_examples
+from zephyr_jax.data.segments import CONVERSATION, PREFERENCE
 from zephyr_jax.demo.remake import CONFIG
 from zephyr_jax.errors import InputError
 from zephyr_jax.reference.table import ReferenceTable, require_complete
@@ -214,8 +215,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 def test_a_file_of_rows(file: str, name: str, tmp_path: Path, tokenizer: ChatTokenizer) -> None:
     path = tmp_path / file
     path.write_bytes(ROWS[file, name])
-    read = load_preferences if name.startswith("pair ") else load_conversations
-    refusal(tmp_path, lambda: read(OPTIONS, tokenizer, str(path), "train"), str(path))
+    kind = PREFERENCE if name.startswith("pair ") else CONVERSATION
+    refusal(tmp_path, lambda: load_examples(kind, OPTIONS, tokenizer, str(path), "train"), str(path))
 
 
 SPOILT = ("empty", "cut", "a list", "a null", "ones", "gone")
@@ -231,4 +232,6 @@ def test_a_saved_folder_of_rows(name: str, spoilt: bytes | None, tmp_path: Path,
         file.unlink()
     else:
         file.write_bytes(spoilt)
-    refusal(tmp_path, lambda: load_conversations(OPTIONS, tokenizer, str(tmp_path / "saved"), "train"), "saved")
+    refusal(
+        tmp_path, lambda: load_examples(CONVERSATION, OPTIONS, tokenizer, str(tmp_path / "saved"), "train"), "saved"
+    )

@@ -45,17 +45,18 @@ from zephyr_jax.config.sections import (
     ScheduleOptions,
     WeightsOptions,
 )
-from zephyr_jax.data.examples import load_conversations, load_preferences
+from zephyr_jax.data.examples import load_examples
 from zephyr_jax.data.pack import plan_training
+from zephyr_jax.data.segments import CONVERSATION, PREFERENCE
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.demo.demo import BASE, _Experiment, demo
 from zephyr_jax.errors import InputError
 from zephyr_jax.feedback.models import Voices
 from zephyr_jax.generate.generate import generate
 from zephyr_jax.generate.load import TextModel, open_text_model
-from zephyr_jax.methods.sft import sft
-from zephyr_jax.objective.dpo import dpo_objective
-from zephyr_jax.objective.sft import sft_objective
+from zephyr_jax.objective.dpo import dpo_loss
+from zephyr_jax.objective.example_loss import make_objective
+from zephyr_jax.objective.sft import sft_loss
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.plan.plan import MISTRAL_7B, planned_shape
 from zephyr_jax.prepare.raw import raw_rows
@@ -63,8 +64,8 @@ from zephyr_jax.serve.chat import ChatSession
 from zephyr_jax.serve.serve import open_server, serve
 from zephyr_jax.train.metrics import Reporter
 from zephyr_jax.train.optimizer import make_optimizer
-from zephyr_jax.train.setup import evaluation_source
 from zephyr_jax.train.step import accumulate
+from zephyr_jax.train_command import train
 
 type Row = dict[str, Any]
 
@@ -110,7 +111,7 @@ def test_gradient_dtype_is_the_dtype_of_gradients(golden: Path) -> None:
     """Law: weights of matmuls have gradients of `optimizer.grad_dtype`, which halves them."""
     loaded = load(golden / "models" / "gqa", dtype="bfloat16")
     batch = jax.tree.map(lambda leaf: leaf[None], packed_rows([random_segments([9, 8])], 20))
-    objective = sft_objective(loaded.model.definition, 2, 16)
+    objective = make_objective(sft_loss, loaded.model.definition, None, segments=2, chunk=16)
     for options in (OptimizerOptions(grad_dtype="float32"), OptimizerOptions(grad_dtype="bfloat16")):
         gradients, _ = jax.eval_shape(
             lambda weights, options=options: accumulate(
@@ -130,7 +131,7 @@ def test_dpo_settings_change_the_loss(golden: Path, other: dict[str, Any]) -> No
     batch = PairBatch(packed_rows([random_segments([9, 12])], 24), jnp.array([[-20.0, -31.0]]), jnp.array([[True]]))
 
     def loss(options: DpoOptions) -> float:
-        objective = dpo_objective(loaded.model.definition, options, 2, 16)
+        objective = make_objective(dpo_loss, loaded.model.definition, options, segments=2, chunk=16)
         return float(jax.jit(objective)(loaded.parameters, batch)[0].sum)
 
     assert loss(DpoOptions(**other)) != loss(DpoOptions())
@@ -162,7 +163,7 @@ def test_data_settings_change_the_examples(rows: Path, tokenizer: ChatTokenizer,
     """Law: with any one setting changed, the same file gives other tokens or other targets."""
 
     def examples(data: DataOptions) -> list[tuple[list[int], list[bool]]]:
-        found = load_conversations(data, tokenizer, str(rows), "train")
+        found = load_examples(CONVERSATION, data, tokenizer, str(rows), "train")
         return [
             (segment.tokens.tolist(), segment.targets.tolist())
             for index in range(len(found))
@@ -179,8 +180,12 @@ def test_max_prompt_length_cuts_prompts_of_long_pairs(tmp_path: Path, tokenizer:
     """Law: of a pair that is too long, the prompt keeps `data.max_prompt_length` tokens."""
     path = write_rows(tmp_path / "pairs.jsonl", [pair_row("Why? " * 60, "Because. " * 4, "No.")])
     lengths = [
-        load_preferences(
-            DataOptions(max_length=100, max_prompt_length=longest, row_length=200), tokenizer, str(path), "train"
+        load_examples(
+            PREFERENCE,
+            DataOptions(max_length=100, max_prompt_length=longest, row_length=200),
+            tokenizer,
+            str(path),
+            "train",
         ).segment_lengths()
         for longest in (20, 40)
     ]
@@ -213,9 +218,9 @@ def test_settings_of_the_plan_change_the_plan(other: dict[str, Any], changed: st
 def test_eval_path_and_eval_split_name_what_is_evaluated() -> None:
     """Law: with neither, nothing is evaluated; each of them alone takes the other's default."""
     data = DataOptions(path="a")
-    assert evaluation_source(data) is None
-    assert evaluation_source(replace(data, eval_path="b")) == ("b", "train")
-    assert evaluation_source(replace(data, eval_split="test")) == ("a", "test")
+    assert data.evaluation_source is None
+    assert replace(data, eval_path="b").evaluation_source == ("b", "train")
+    assert replace(data, eval_split="test").evaluation_source == ("a", "test")
 
 
 def test_a_split_is_the_one_that_is_named(tmp_path: Path, tokenizer: ChatTokenizer) -> None:
@@ -224,7 +229,10 @@ def test_a_split_is_the_one_that_is_named(tmp_path: Path, tokenizer: ChatTokeniz
     table = {name: Dataset.from_list([chat_row(text, text) for text in texts]) for name, texts in splits.items()}
     DatasetDict(table).save_to_disk(tmp_path / "saved")
     path = str(tmp_path / "saved")
-    assert [len(load_conversations(DataOptions(split=name), tokenizer, path, name)) for name in splits] == [1, 2]
+    assert [len(load_examples(CONVERSATION, DataOptions(split=name), tokenizer, path, name)) for name in splits] == [
+        1,
+        2,
+    ]
     assert [sum(1 for _ in raw_rows(path, split)) for split in (None, "other")] == [1, 2]
 
 
@@ -296,7 +304,7 @@ def test_what_a_run_reports(tiny_model: Path, rows: Path, tmp_path: Path, capsys
     config = sft_config(tiny_model, rows, tmp_path / "run", epochs=4)
     config = replace(config, batch=BatchOptions(rows=4, microbatch_rows=4), data=replace(config.data, packing=False))
     report = replace(config.report, log_example_ids=True)
-    sft(replace(config, schedule=replace(config.schedule, log_every=3, save_every=0), report=report))
+    train(replace(config, schedule=replace(config.schedule, log_every=3, save_every=0), report=report))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if "loss" in line]
     last = steps[-1]

@@ -1,14 +1,29 @@
-"""The array contract between data and model. Letters: B rows, L row length, S segments of a row, A microbatches.
+"""The array contract between data and model. Letters: B rows, L row length, S segments of a row, P examples of a row,
+A microbatches.
 
-A *row* is a fixed-length line of tokens holding whole *segments* (one conversation each) side by side. Masks are
-data: they are made together with the tokens and never inferred from token ids, so a padding id may equal EOS.
+A *row* is a fixed-length line of tokens holding whole *segments* (one conversation each) side by side; an *example* is one
+or more segments next to each other. Masks are data: they are made together with the tokens and never inferred from token
+ids, so a padding id may equal EOS.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 type Array = Any
+
+
+class Batch(Protocol):
+    """Packed rows with what a method needs of each example: a NamedTuple of arrays, filled by field name (`make_batch`).
+
+    Besides `rows` a field is `present` (bool [B, P]: the example slots in use) or the name of a column of the examples, as
+    [B, P] with one value per example or [B, S] with one per segment; unused slots are 0. Stacked microbatches have a leading A.
+    """
+
+    @property
+    def rows(self) -> "TokenBatch":
+        """The packed rows."""
 
 
 class TokenBatch(NamedTuple):
@@ -23,23 +38,46 @@ class TokenBatch(NamedTuple):
     targets: Array
     """bool; targets[b, t] says that token t itself is to be predicted (the shift lives in `objective.logprob`)."""
 
+    @property
+    def rows(self) -> "TokenBatch":
+        """Itself, so that every batch has `rows`."""
+        return self
+
 
 class PairBatch(NamedTuple):
-    """Rows of preference pairs: in a row, segments 2k+1 and 2k+2 are chosen and rejected of its k-th pair."""
+    """Rows of preference pairs: in a row, segments 2k+1 and 2k+2 are chosen and rejected of its k-th pair (`split`)."""
 
     rows: TokenBatch
     reference: Array
     """float32 [B, S]: the frozen reference's log-prob sum of each segment; 0 where there is none."""
     present: Array
-    """bool [B, S // 2]: whether the row has a k-th pair."""
+    """bool [B, P]: whether the row has a k-th pair."""
+
+    @staticmethod
+    def split(values: Array) -> tuple[Array, Array]:
+        """The values of chosen and rejected answers, each [B, P], from one value per segment, [B, S]."""
+        return values[:, 0::2], values[:, 1::2]
+
+
+def field_names(batch_type: type[Batch]) -> tuple[str, ...]:
+    """The fields of a batch type in their order."""
+    return tuple(batch_type.__annotations__)
+
+
+def make_batch[B: Batch](batch_type: type[B], arrays: Mapping[str, Array]) -> B:
+    """A batch from arrays by field name: those of `TokenBatch` become `rows`, the others are further fields of the type."""
+    rows = TokenBatch(*(arrays[name] for name in TokenBatch._fields))
+    fields = {**arrays, "rows": rows}
+    return batch_type(*(fields[name] for name in field_names(batch_type)))
+
+
+def batch_arrays(batch: Batch) -> dict[str, Array]:
+    """All arrays of a batch by field name, as `make_batch` takes them."""
+    fields = {name: getattr(batch, name) for name in field_names(type(batch)) if name != "rows"}
+    return {**batch.rows._asdict(), **fields}
 
 
 def empty_rows(count: int, length: int) -> TokenBatch:
     """Rows of padding only, as numpy arrays of shape [count, length]."""
     zeros = [np.zeros((count, length), np.int32) for _ in range(3)]
     return TokenBatch(zeros[0], zeros[1], zeros[2], np.zeros((count, length), np.bool_))
-
-
-def token_rows(batch: TokenBatch | PairBatch) -> TokenBatch:
-    """The packed rows of either kind of batch."""
-    return batch.rows if isinstance(batch, PairBatch) else batch

@@ -45,7 +45,7 @@ COMMANDS = {
         "rated answers to preference pairs", "prepare:UltrafeedbackConfig", ".prepare.ultrafeedback"
     ),
     "preview": Command("print rows with the target tokens in color", "inspect:PreviewConfig", ".report.preview"),
-    "sft": Command("fine-tune on conversations (dSFT)", "training:SftConfig", ".methods.sft"),
+    "sft": Command("fine-tune on conversations (dSFT)", "training:SftConfig", ".train_command"),
     "reference": Command(
         "compute the reference log-probs of all pairs once", "tables:ReferenceConfig", ".reference.fill"
     ),
@@ -58,7 +58,7 @@ COMMANDS = {
     "reference gc": Command(
         "delete and compact reference tables", "tables:ReferenceGcConfig", ".reference.maintenance_commands:main_gc"
     ),
-    "dpo": Command("align on preference pairs (dDPO)", "training:DpoConfig", ".methods.dpo"),
+    "dpo": Command("align on preference pairs (dDPO)", "training:DpoConfig", ".train_command"),
     "evaluate": Command("loss or preference accuracy on a split", "models:EvaluateConfig", ".evaluate.held_out"),
     "evaluate preferences": Command(
         "accuracy, margins and calibration by group", "models:PreferencesConfig", ".evaluate.preferences"

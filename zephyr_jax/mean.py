@@ -6,7 +6,8 @@ type Array = Any
 
 
 class WeightedMean(NamedTuple):
-    """A mean that has not been divided yet. Both fields are float32 scalars (numpy or JAX).
+    """A mean that has not been divided yet. Both fields are float32 scalars (numpy or JAX), or
+    arrays of one shape while the parts of a sum are still apart.
 
     Microbatches, hosts and evaluation batches are joined by adding fields (`merge`, or any tree-wise addition), so
     the mean over all of them is exact whatever their sizes. `value` is the only division.
@@ -23,3 +24,7 @@ class WeightedMean(NamedTuple):
     def value(self) -> Array:
         """sum / weight; not a number where nothing was counted, so that an empty mean is never read as a zero."""
         return self.sum / self.weight
+
+
+type Metrics = dict[str, WeightedMean]
+"""Metrics by name."""

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,23 @@ from zephyr_jax.chat.template_loader import load_template
 from zephyr_jax.chat.template_source import without_markers
 from zephyr_jax.chat.tokenizer import ChatTokenizer, Segment
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
-from zephyr_jax.data.segments import conversation, preference
+from zephyr_jax.config.sections import DataOptions
+from zephyr_jax.data.segments import CONVERSATION, PREFERENCE
+
+
+def conversation(
+    tokenizer: ChatTokenizer, row: dict[str, Any], targets: Any, max_length: int, cut: bool
+) -> list[Segment]:
+    data = DataOptions(targets=targets, max_length=max_length)
+    return CONVERSATION.tokenize(tokenizer, data, row, cut)
+
+
+def preference(
+    tokenizer: ChatTokenizer, row: dict[str, Any], max_length: int, max_prompt: int, cut: bool
+) -> list[Segment]:
+    data = DataOptions(max_length=max_length, max_prompt_length=max_prompt)
+    return PREFERENCE.tokenize(tokenizer, data, row, cut)
+
 
 BOS, EOS = 1, 2
 UNNAMED, PLAIN = "<|header|>", "<|im_start|>"

@@ -13,8 +13,24 @@ from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.chat.template_loader import load_template
 from zephyr_jax.chat.tokenizer import ChatTokenizer, Segment
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
-from zephyr_jax.data.segments import conversation, preference
+from zephyr_jax.config.sections import DataOptions
+from zephyr_jax.data.segments import CONVERSATION, PREFERENCE
 from zephyr_jax.errors import InputError
+
+
+def conversation(
+    tokenizer: ChatTokenizer, row: dict[str, Any], targets: Any, max_length: int, cut: bool
+) -> list[Segment]:
+    data = DataOptions(targets=targets, max_length=max_length)
+    return CONVERSATION.tokenize(tokenizer, data, row, cut)
+
+
+def preference(
+    tokenizer: ChatTokenizer, row: dict[str, Any], max_length: int, max_prompt: int, cut: bool
+) -> list[Segment]:
+    data = DataOptions(max_length=max_length, max_prompt_length=max_prompt)
+    return PREFERENCE.tokenize(tokenizer, data, row, cut)
+
 
 QUESTION = {"role": "user", "content": "Name three colours that a clear sky can have, and say when."}
 LONG = "Blue at noon, red in the evening, and black at night when there is no moon to be seen."

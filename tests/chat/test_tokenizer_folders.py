@@ -13,11 +13,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from zephyr_jax.chat.template_loader import load_template
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
+from zephyr_jax.checkpoint.inheritance import open_tokenizer
 from zephyr_jax.checkpoint.resolve import check_vocabulary, find_model
 from zephyr_jax.config.sections import DataOptions, ModelOptions
 from zephyr_jax.demo.corpus import documents
 from zephyr_jax.errors import InputError
-from zephyr_jax.train.setup import open_tokenizer
 
 TEXT = "Hello, how are you?\n  def f(x):\n\treturn 'naïve 🙂'"
 CHATML = (

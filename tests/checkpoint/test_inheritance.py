@@ -18,7 +18,7 @@ from zephyr_jax.chat.template_source import built_in_source, without_markers
 from zephyr_jax.chat.tokenizer import load_chat_tokenizer
 from zephyr_jax.chat.tokenizer_files import TRAINING_TEMPLATE, load_tokenizer
 from zephyr_jax.checkpoint import inheritance
-from zephyr_jax.checkpoint.inheritance import PROPERTIES, resolve
+from zephyr_jax.checkpoint.inheritance import properties, resolve
 from zephyr_jax.checkpoint.provenance import write_record
 from zephyr_jax.checkpoint.resolve import MODEL_FOLDER, ModelSource, find_model
 from zephyr_jax.cli import main
@@ -31,9 +31,8 @@ from zephyr_jax.errors import InputError
 from zephyr_jax.evaluate.held_out import evaluate
 from zephyr_jax.export.lineage import lineage
 from zephyr_jax.generate.load import open_text_model
-from zephyr_jax.methods.dpo import dpo
-from zephyr_jax.methods.sft import sft
 from zephyr_jax.reference.fill import reference
+from zephyr_jax.train_command import train
 
 OTHER = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ 'A:\n' }}{% generation %}{{ m['content'] + eos_token }}"
@@ -88,9 +87,11 @@ def test_each_listed_property_is_inherited_where_the_list_has_it(make_run: MakeR
     source = make_run(verb)
     found = resolve(command, source, ModelOptions(), DataOptions())
     plain = {"model": ModelOptions(), "data": DataOptions()}
-    for each in PROPERTIES:
+    for each in properties():
         name = f"{each.section}.{each.name}"
-        inherits = (each.commands is None or command in each.commands) and verb in each.stages
+        inherits = (each.commands is None or command in each.commands) and (
+            each.methods is None or verb in each.methods
+        )
         expected = VALUES[name] if inherits else getattr(plain[each.section], each.name)
         if name == "data.max_prompt_length" and not inherits and command.startswith("evaluate"):
             expected = 150  # half of the inherited max_length
@@ -276,7 +277,7 @@ def test_a_dated_template_and_the_run_go_on_the_next_day(
     first = replace(first, data=replace(first.data, chat_template=str(tmp_path / "dated.jinja")))
     one_step = replace(first, schedule=ScheduleOptions(max_steps=1, evaluate_every=0))
     set_clock(monkeypatch, date(2026, 11, 28))
-    folder = sft(one_step)
+    folder = train(one_step)
     (tmp_path / "dated.jinja").unlink()  # as on another machine
     config = dpo_config(tmp_path / "sft", pairs, tmp_path / "dpo", tmp_path / "table")
     config = replace(
@@ -286,9 +287,9 @@ def test_a_dated_template_and_the_run_go_on_the_next_day(
     set_clock(monkeypatch, date(2026, 11, 29))
     assert reference(config).computed == 8
     set_clock(monkeypatch, date(2026, 11, 30))
-    dpo(config)
+    train(config)
     set_clock(monkeypatch, date(2026, 12, 1))
-    dpo(config)  # resumed, and done
+    train(config)  # resumed, and done
     saved = yaml.safe_load((tmp_path / "dpo" / "config.yaml").read_text())
     assert saved["model"]["compute_dtype"] == "float32"
     assert saved["data"]["template"] == "tokenizer"
@@ -328,7 +329,7 @@ def test_a_reference_table_keeps_the_day_for_dpo(
     assert json.loads((folder / "manifest.json").read_text())["template_date"] == "2026-11-28"
     set_clock(monkeypatch, date(2026, 11, 29))
     assert reference(config).computed == 0
-    dpo(config)
+    train(config)
     record = json.loads((tmp_path / "dpo" / "provenance.json").read_text())
     assert record["template"]["date"] == record["config"]["data"]["template_date"] == "2026-11-28"
     main(["reference", "ls", "--reference", str(tmp_path / "table")])
@@ -344,7 +345,7 @@ def test_the_shared_chatml_run_is_inherited(shared: Path, tmp_path: Path, capsys
     data = replace(first.data, chat_template=str(cases / "chatml.jinja"))
     mesh = replace(first.mesh, data=-1, fsdp=1, tensor=1)
     step = ScheduleOptions(max_steps=1, evaluate_every=0)
-    folder = sft(replace(first, data=data, mesh=mesh, schedule=step, batch=BatchOptions(rows=8)))
+    folder = train(replace(first, data=data, mesh=mesh, schedule=step, batch=BatchOptions(rows=8)))
     model, rows = ModelOptions(path=str(folder)), str(cases / "chats.jsonl")
     losses = {
         template: evaluate(EvaluateConfig(model=model, data=DataOptions(path=rows, chat_template=template), mesh=mesh))[

@@ -19,7 +19,8 @@ from zephyr_jax.chat.template_loader import load_template
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.config.sections import DataOptions
-from zephyr_jax.data.examples import Examples, load_conversations, load_preferences
+from zephyr_jax.data.examples import Examples, load_examples
+from zephyr_jax.data.segments import CONVERSATION, PREFERENCE
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.errors import InputError
 
@@ -83,7 +84,7 @@ def contents(examples: Examples) -> list[list[tuple[list[int], list[bool]]]]:
 
 def test_conversations_are_one_segment_each(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     """Law: examples keep the order of their source, with ids, lengths and keys that fit their segments."""
-    examples = load_conversations(OPTIONS, tokenizer, str(jsonl(tmp_path / "rows.jsonl", ROWS)), "train")
+    examples = load_examples(CONVERSATION, OPTIONS, tokenizer, str(jsonl(tmp_path / "rows.jsonl", ROWS)), "train")
     assert examples.ids() == ["first", "second", "third"]
     assert examples.segments_per_example == 1
     for index, row in enumerate(ROWS):
@@ -99,7 +100,7 @@ def test_conversations_are_one_segment_each(tokenizer: ChatTokenizer, tmp_path: 
 
 def test_pairs_are_two_segments_each(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     """Law: a pair is chosen, then rejected; its length is that of both."""
-    examples = load_preferences(OPTIONS, tokenizer, str(jsonl(tmp_path / "rows.jsonl", PAIRS)), "train")
+    examples = load_examples(PREFERENCE, OPTIONS, tokenizer, str(jsonl(tmp_path / "rows.jsonl", PAIRS)), "train")
     assert examples.ids() == ["1", "2", "3"]
     assert examples.segments_per_example == 2
     assert examples.keys().shape == (3, 2)
@@ -114,7 +115,7 @@ def test_pairs_are_two_segments_each(tokenizer: ChatTokenizer, tmp_path: Path) -
 
 def test_a_selection_keeps_its_examples(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     """Law: `select` gives the examples asked for, in the order asked for."""
-    examples = load_preferences(OPTIONS, tokenizer, str(jsonl(tmp_path / "rows.jsonl", PAIRS)), "train")
+    examples = load_examples(PREFERENCE, OPTIONS, tokenizer, str(jsonl(tmp_path / "rows.jsonl", PAIRS)), "train")
     some = examples.select(np.array([2, 0]))
     assert contents(some) == [contents(examples)[2], contents(examples)[0]]
     assert some.ids() == ["3", "1"]
@@ -128,16 +129,16 @@ def test_rows_without_ids_are_called_by_their_number(tokenizer: ChatTokenizer, t
     for row in named:
         del row["prompt_id"]
     path = jsonl(tmp_path / "rows.jsonl", named)
-    assert load_conversations(OPTIONS, tokenizer, str(path), "train").ids() == ["0", "5"]
+    assert load_examples(CONVERSATION, OPTIONS, tokenizer, str(path), "train").ids() == ["0", "5"]
     path = jsonl(tmp_path / "more.jsonl", [{"messages": row["messages"]} for row in ROWS])
-    assert load_conversations(OPTIONS, tokenizer, str(path), "train").ids() == ["row 0", "row 1", "row 2"]
+    assert load_examples(CONVERSATION, OPTIONS, tokenizer, str(path), "train").ids() == ["row 0", "row 1", "row 2"]
 
 
 def test_a_limit_takes_the_first_rows(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     """Law: `limit` counts rows from the first, and more than there are is all."""
     path = str(jsonl(tmp_path / "rows.jsonl", ROWS))
     for limit in (1, 2, 99):
-        examples = load_conversations(replace(OPTIONS, limit=limit), tokenizer, path, "train")
+        examples = load_examples(CONVERSATION, replace(OPTIONS, limit=limit), tokenizer, path, "train")
         assert examples.ids() == ["first", "second", "third"][:limit]
 
 
@@ -155,7 +156,7 @@ BAD = [
 
 def test_rows_are_left_out_with_a_reason_and_their_ids(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     """Law: under `truncate` malformed and targetless rows are counted by reason; long rows are cut."""
-    examples = load_conversations(OPTIONS, tokenizer, str(jsonl(tmp_path / "rows.jsonl", BAD)), "train")
+    examples = load_examples(CONVERSATION, OPTIONS, tokenizer, str(jsonl(tmp_path / "rows.jsonl", BAD)), "train")
     assert examples.ids() == ["good", "long"]
     assert examples.lengths[1] == 128
     assert examples.skipped == {
@@ -174,7 +175,7 @@ def test_rows_are_left_out_with_a_reason_and_their_ids(tokenizer: ChatTokenizer,
 def test_drop_leaves_long_rows_out(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     """Law: under `drop` nothing is cut; an over-long row is left out with its length as the reason."""
     path = str(jsonl(tmp_path / "rows.jsonl", BAD))
-    examples = load_conversations(replace(OPTIONS, on_bad_row="drop"), tokenizer, path, "train")
+    examples = load_examples(CONVERSATION, replace(OPTIONS, on_bad_row="drop"), tokenizer, path, "train")
     assert examples.ids() == ["good"]
     reasons = {identity: reason for reason, ids in examples.skipped.items() for identity in ids}
     assert set(reasons) == {"empty", "long", "late", "blank"}
@@ -186,7 +187,7 @@ def test_long_rows_are_one_reason_however_long(tokenizer: ChatTokenizer, tmp_pat
     """Law: the summary of a real data set stays short: rows over the limit are counted together."""
     rows = [{"prompt_id": f"long {n}", "messages": chat("Hi!", LONG * n)} for n in range(1, 6)]
     path = str(jsonl(tmp_path / "rows.jsonl", [GOOD, *rows]))
-    examples = load_conversations(replace(OPTIONS, on_bad_row="drop"), tokenizer, path, "train")
+    examples = load_examples(CONVERSATION, replace(OPTIONS, on_bad_row="drop"), tokenizer, path, "train")
     assert list(examples.skipped.values()) == [[f"long {n}" for n in range(1, 6)]]
 
 
@@ -197,32 +198,32 @@ def test_error_refuses_the_data(tokenizer: ChatTokenizer, tmp_path: Path) -> Non
     with pytest.raises(
         InputError, match=r"4 of 5 rows .* 2 because: an assistant answer is empty \(ids empty, blank\)"
     ):
-        load_conversations(strict, tokenizer, path, "train")
+        load_examples(CONVERSATION, strict, tokenizer, path, "train")
     fine = str(jsonl(tmp_path / "fine.jsonl", [GOOD]))
-    assert len(load_conversations(strict, tokenizer, fine, "train")) == 1
+    assert len(load_examples(CONVERSATION, strict, tokenizer, fine, "train")) == 1
 
 
 def test_policies_of_pairs(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     """Law: an over-long pair is cut, dropped or refused, as a conversation is."""
     long = {"id": 9, "chosen": chat("Hi!", LONG), "rejected": chat("Hi!", "No.")}
     path = str(jsonl(tmp_path / "rows.jsonl", [*PAIRS, long]))
-    cut = load_preferences(OPTIONS, tokenizer, path, "train")
+    cut = load_examples(PREFERENCE, OPTIONS, tokenizer, path, "train")
     assert cut.ids() == ["1", "2", "3", "9"]
     assert max(map(len, cut[3])) == 128
-    assert load_preferences(replace(OPTIONS, on_bad_row="drop"), tokenizer, path, "train").ids() == [
+    assert load_examples(PREFERENCE, replace(OPTIONS, on_bad_row="drop"), tokenizer, path, "train").ids() == [
         "1",
         "2",
         "3",
     ]
     with pytest.raises(InputError, match=r"1 of 4 rows .* over-length: .* \(ids 9\)"):
-        load_preferences(replace(OPTIONS, on_bad_row="error"), tokenizer, path, "train")
+        load_examples(PREFERENCE, replace(OPTIONS, on_bad_row="error"), tokenizer, path, "train")
 
 
 def test_data_of_bad_rows_only_is_refused(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     """Law: nothing usable is an error under every policy, never an empty run."""
     path = str(jsonl(tmp_path / "rows.jsonl", [row for row in BAD if row["prompt_id"] in ("empty", "blank")]))
     with pytest.raises(InputError, match="of 2 rows none can be used; 2 because: an assistant answer is empty"):
-        load_conversations(OPTIONS, tokenizer, path, "train")
+        load_examples(CONVERSATION, OPTIONS, tokenizer, path, "train")
 
 
 @pytest.mark.parametrize("rows", [[{"text": "Hello."}], [{"prompt": "Hi!", "chosen": "Hello."}]])
@@ -231,9 +232,9 @@ def test_a_missing_column_is_named(tokenizer: ChatTokenizer, tmp_path: Path, row
     path = str(jsonl(tmp_path / "rows.jsonl", rows))
     there = ", ".join(rows[0])
     with pytest.raises(InputError, match=f"has no column messages; it has {there}. Conversations need messages"):
-        load_conversations(OPTIONS, tokenizer, path, "train")
+        load_examples(CONVERSATION, OPTIONS, tokenizer, path, "train")
     with pytest.raises(InputError, match=f"rejected; it has {there}. Preferences need chosen, rejected"):
-        load_preferences(OPTIONS, tokenizer, path, "train")
+        load_examples(PREFERENCE, OPTIONS, tokenizer, path, "train")
 
 
 @pytest.mark.parametrize(
@@ -249,7 +250,7 @@ def test_a_missing_column_says_what_to_do(
 ) -> None:
     """Law: rows that another verb reads are sent there."""
     with pytest.raises(InputError, match=words):
-        load_preferences(OPTIONS, tokenizer, str(jsonl(tmp_path / "rows.jsonl", rows)), "train")
+        load_examples(PREFERENCE, OPTIONS, tokenizer, str(jsonl(tmp_path / "rows.jsonl", rows)), "train")
 
 
 # ---- the cache ----
@@ -281,9 +282,9 @@ def test_a_second_load_tokenises_nothing(counting: Counting, tmp_path: Path, kin
         Dataset.from_list(ROWS).save_to_disk(str(path))
     else:
         path = jsonl(tmp_path / "rows.jsonl", ROWS)
-    first = load_conversations(OPTIONS, counting, str(path), "train")
+    first = load_examples(CONVERSATION, OPTIONS, counting, str(path), "train")
     assert Counting.calls == len(ROWS)
-    second = load_conversations(replace(OPTIONS, row_length=512, packing=False), counting, str(path), "train")
+    second = load_examples(CONVERSATION, replace(OPTIONS, row_length=512, packing=False), counting, str(path), "train")
     assert Counting.calls == len(ROWS)
     assert contents(first) == contents(second)
     assert first.skipped == second.skipped
@@ -298,12 +299,12 @@ def test_whatever_changes_tokens_tokenises_again(counting: Counting, tmp_path: P
         replace(OPTIONS, targets="all"),
         replace(OPTIONS, limit=2),
     )
-    found = [contents(load_conversations(each, counting, str(path), "train")) for each in options]
+    found = [contents(load_examples(CONVERSATION, each, counting, str(path), "train")) for each in options]
     cut = 3  # under max_length 50 every row is over-long: tokenised once to find out, once to cut
     assert Counting.calls == 3 * len(ROWS) + 2 + cut
     assert len({json.dumps(each) for each in found}) == 4
     jsonl(path, ROWS[::-1])
-    assert contents(load_conversations(OPTIONS, counting, str(path), "train")) == found[0][::-1]
+    assert contents(load_examples(CONVERSATION, OPTIONS, counting, str(path), "train")) == found[0][::-1]
 
 
 class StartedError(Exception):
@@ -323,8 +324,8 @@ def test_workers_are_not_forked(tokenizer: ChatTokenizer, tmp_path: Path, monkey
     monkeypatch.setattr(popen_spawn_posix.Popen, "__init__", started)
     monkeypatch.setattr(popen_forkserver.Popen, "__init__", started)
     with pytest.raises(StartedError):
-        load_conversations(
-            replace(OPTIONS, num_workers=2), tokenizer, str(jsonl(tmp_path / "rows.jsonl", ROWS)), "train"
+        load_examples(
+            CONVERSATION, replace(OPTIONS, num_workers=2), tokenizer, str(jsonl(tmp_path / "rows.jsonl", ROWS)), "train"
         )
 
 
@@ -363,7 +364,7 @@ def test_every_kind_of_source_gives_equal_examples(tokenizer: ChatTokenizer, tmp
     """Law: JSONL, JSON, Parquet, `save_to_disk` and folders of splits or shards are one and the same."""
     found = {}
     for name, (path, split) in sources(tmp_path).items():
-        examples = load_conversations(OPTIONS, tokenizer, str(path), split)
+        examples = load_examples(CONVERSATION, OPTIONS, tokenizer, str(path), split)
         found[name] = (contents(examples), examples.ids(), examples.keys().tolist())
     expected = found["jsonl"]
     assert {name for name, each in found.items() if each != expected} == set()

@@ -14,14 +14,14 @@ from tests.methods.small import dpo_config, sft_config
 from zephyr_jax.chat.template_loader import load_template
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
-from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.cli import main
 from zephyr_jax.config.sections import DataOptions
-from zephyr_jax.data.examples import load_conversations, load_preferences
+from zephyr_jax.data.examples import load_examples
 from zephyr_jax.data.filter_stats import OTHER, filter_stats
+from zephyr_jax.data.segments import CONVERSATION, PREFERENCE
+from zephyr_jax.data.splits import load_splits
 from zephyr_jax.errors import InputError
-from zephyr_jax.methods.sft import sft
-from zephyr_jax.reference.fill import preference_splits
+from zephyr_jax.train_command import train
 
 type Row = dict[str, Any]
 LONG = "and on " * 80
@@ -48,7 +48,7 @@ def tokenizer(tiny_model: Path) -> ChatTokenizer:
 def test_skipped_rows_have_shares(good: int, bad: int, tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     """A row that cannot be tokenized counts by its characters."""
     path = write_rows(tmp_path / "rows.jsonl", conversations_of(good, bad))
-    stats = load_conversations(DataOptions(), tokenizer, str(path), "train").stats
+    stats = load_examples(CONVERSATION, DataOptions(), tokenizer, str(path), "train").stats
     (found,) = stats.skipped.items()
     assert found[0] == EMPTY and found[1].rows == bad
     np.testing.assert_allclose([found[1].row_share, found[1].token_share], bad / (good + bad), rtol=1e-6)
@@ -57,13 +57,13 @@ def test_skipped_rows_have_shares(good: int, bad: int, tokenizer: ChatTokenizer,
 
 def test_truncated_rows_lose_the_tokens_beyond_the_cut(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     path = str(write_rows(tmp_path / "rows.jsonl", conversations_of(2, 0, long=1)))
-    whole = load_conversations(DataOptions(), tokenizer, path, "train").lengths
-    cut = load_conversations(DataOptions(max_length=64), tokenizer, path, "train").stats
+    whole = load_examples(CONVERSATION, DataOptions(), tokenizer, path, "train").lengths
+    cut = load_examples(CONVERSATION, DataOptions(max_length=64), tokenizer, path, "train").stats
     assert not cut.skipped
     ((reason, found),) = cut.truncated.items()
     assert reason == "over-length: more than max_length 64 tokens" and found.rows == 1
     np.testing.assert_allclose(found.token_share, (whole[2] - 64) / whole.sum())
-    dropped = load_conversations(DataOptions(max_length=64, on_bad_row="drop"), tokenizer, path, "train").stats
+    dropped = load_examples(CONVERSATION, DataOptions(max_length=64, on_bad_row="drop"), tokenizer, path, "train").stats
     np.testing.assert_allclose(dropped.skipped[reason].token_share, whole[2] / whole.sum())
     assert not dropped.truncated
 
@@ -85,14 +85,14 @@ def test_identical_answers_are_dropped_and_counted(
         tmp_path / "rows.jsonl", [*rows, {"chosen": chat("Hi!", chosen), "rejected": chat("Hi!", rejected)}]
     )
     data = DataOptions(max_length=longest, max_prompt_length=32)
-    examples = load_preferences(data, tokenizer, str(path), "train")
+    examples = load_examples(PREFERENCE, data, tokenizer, str(path), "train")
     if what.startswith("space") and not strips:
         assert not examples.stats.skipped  # other tokens, so another answer
         return
     assert len(examples) == 3 and {name: each.rows for name, each in examples.stats.skipped.items()} == {reason: 1}
     why = "over-length" if longest == 64 else "chosen and rejected are identical"
     with pytest.raises(InputError, match=f"1 of 4 rows cannot be used; 1 because: {why}"):
-        load_preferences(replace(data, on_bad_row="error"), tokenizer, str(path), "train")
+        load_examples(PREFERENCE, replace(data, on_bad_row="error"), tokenizer, str(path), "train")
 
 
 def test_rare_reasons_are_counted_together() -> None:
@@ -115,7 +115,7 @@ def test_a_run_stops_above_the_limit(
 ) -> None:
     """By rows as well as by tokens; whichever is more."""
     path = write_rows(tmp_path / "rows.jsonl", conversations_of(10 - bad - long, bad, long))
-    stats = load_conversations(DataOptions(max_length=64), tokenizer, str(path), "train").stats
+    stats = load_examples(CONVERSATION, DataOptions(max_length=64), tokenizer, str(path), "train").stats
     assert stats.exceeds(limit) is stops
     if stops:
         with pytest.raises(InputError, match=rf"{bad} of 10 rows .* data\.max_skipped_fraction {limit:g}") as error:
@@ -129,15 +129,15 @@ def test_training_stops_and_looking_warns(tiny_model: Path, tmp_path: Path, caps
     bad = write_rows(tmp_path / "bad.jsonl", conversations_of(5, 95))
     config = sft_config(tiny_model, bad, tmp_path / "run")
     with pytest.raises(InputError, match=r"bad.jsonl:train: 95 of 100 rows \(95.0%\) are skipped"):
-        sft(config)
+        train(config)
     with pytest.raises(InputError, match=r"bad.jsonl:train: 95 of 100 rows"):
-        sft(replace(config, data=replace(config.data, path=str(good), eval_path=str(bad))))
+        train(replace(config, data=replace(config.data, path=str(good), eval_path=str(bad))))
     assert not (tmp_path / "run").exists()
     pairs = [{"chosen": chat("Hi!", answer), "rejected": chat("Hi!", "No.")} for answer in ("Yes.", "No.", "No.")]
     aligned = dpo_config(tiny_model, write_rows(tmp_path / "pairs.jsonl", pairs), tmp_path / "run", tmp_path / "table")
-    loaded, source = load_tokenizer(str(tiny_model)), find_model(aligned.model)
+    loaded = load_tokenizer(str(tiny_model))
     with pytest.raises(InputError, match="2 of 3 rows .* chosen and rejected are identical"):
-        preference_splits(aligned, ChatTokenizer(loaded, load_template("zephyr", loaded)), source)
+        load_splits(PREFERENCE, aligned.data, ChatTokenizer(loaded, load_template("zephyr", loaded)), None, "base")
     main(["preview", "--model.path", str(tiny_model), "--data.path", str(bad)])
     assert "warning: 95 of 100 rows (95.0%) are skipped" in capsys.readouterr().out
     main(["preview", "--model.path", str(tiny_model), "--data.path", str(good)])
@@ -149,8 +149,8 @@ def test_the_case_of_rows_left_out(shared: Path, tiny_model: Path) -> None:
     """Its rows were skipped for their tool messages, which the template renders: they are context, and no row is lost."""
     rows = shared / "cases" / "data" / "14-left-out-not-recorded" / "mostly_bad.jsonl"
     loaded = load_tokenizer(str(tiny_model))
-    examples = load_conversations(
-        DataOptions(), ChatTokenizer(loaded, load_template("zephyr", loaded)), str(rows), "train"
+    examples = load_examples(
+        CONVERSATION, DataOptions(), ChatTokenizer(loaded, load_template("zephyr", loaded)), str(rows), "train"
     )
     assert len(examples) == 100 and not examples.stats.skipped
     [segment] = examples[1]
@@ -160,12 +160,12 @@ def test_the_case_of_rows_left_out(shared: Path, tiny_model: Path) -> None:
 
 def test_record_report_and_card_hold_the_counts(tiny_model: Path, tmp_path: Path) -> None:
     """Of the training and the evaluation rows; a resumed run may raise the limit."""
-    train = write_rows(tmp_path / "train.jsonl", conversations_of(30, 2, long=1))
+    rows = write_rows(tmp_path / "train.jsonl", conversations_of(30, 2, long=1))
     held_out = write_rows(tmp_path / "held_out.jsonl", conversations_of(20, 1))
-    config = sft_config(tiny_model, train, tmp_path / "run", epochs=1)
+    config = sft_config(tiny_model, rows, tmp_path / "run", epochs=1)
     data = replace(config.data, eval_path=str(held_out), max_skipped_fraction=0.2, max_length=200)
-    sft(replace(config, data=data))
-    sft(replace(config, data=replace(data, max_skipped_fraction=0.5)))
+    train(replace(config, data=data))
+    train(replace(config, data=replace(data, max_skipped_fraction=0.5)))
     record = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert {reason: each["rows"] for reason, each in record["data_skipped"].items()} == {EMPTY: 2}
     assert record["data_skipped"][EMPTY]["row_share"] == pytest.approx(2 / 33)

@@ -1,7 +1,7 @@
 """Random lengths, batches and pairs: every example once an epoch, in rows that hold it, whole and in its place."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zephyr_jax.batch import PairBatch, token_rows
+from zephyr_jax.batch import PairBatch, TokenBatch
 from zephyr_jax.chat.tokenizer import Segment
 from zephyr_jax.config.sections import BatchOptions, DataOptions
 from zephyr_jax.data.examples import Examples
@@ -28,6 +28,7 @@ class Made:
     """Examples held in memory, with what the loader asks of `Examples`; every token says whose and where it is."""
 
     sizes: list[list[int]]
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def segments_per_example(self) -> int:
@@ -120,9 +121,10 @@ def test_rows_hold_whole_segments_in_their_places(each: int, data: st.DataObject
     run = data.draw(runs(each))
     examples, plan = run[0], planned(run)
     reference = -np.arange(2 * len(examples), dtype=np.float32).reshape(-1, 2) - 1
-    source = BatchSource(cast(Examples, examples), plan, slice(0, plan.microbatch_rows), reference)
+    whole, batch_type = slice(0, plan.microbatch_rows), PairBatch if each == 2 else TokenBatch
+    source: BatchSource[Any] = BatchSource(cast(Examples, examples), plan, whole, batch_type, {"reference": reference})
     for step, batch in zip(plan.steps, (source[index] for index in range(len(source))), strict=True):
-        rows = [field.reshape(-1, plan.row_length) for field in token_rows(batch)]
+        rows = [field.reshape(-1, plan.row_length) for field in batch.rows]
         assert len(rows[0]) == plan.microbatches * plan.microbatch_rows
         for line, row in enumerate([*step, *[()] * (len(rows[0]) - len(step))]):
             tokens, segments, positions, targets = (field[line] for field in rows)

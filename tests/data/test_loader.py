@@ -1,18 +1,18 @@
 """Batches: rows as planned, the same on any number of processes, resumed exactly."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import jax
 import numpy as np
 import pytest
 
-from zephyr_jax.batch import PairBatch, TokenBatch, empty_rows, token_rows
+from zephyr_jax.batch import Batch, PairBatch, TokenBatch, empty_rows
 from zephyr_jax.chat.tokenizer import Segment
 from zephyr_jax.config.sections import BatchOptions, DataOptions
 from zephyr_jax.data.examples import Examples
-from zephyr_jax.data.loader import Batch, BatchSource, iterate
+from zephyr_jax.data.loader import BatchSource, iterate
 from zephyr_jax.data.pack import Plan, plan_evaluation, plan_training
 
 LENGTH = 48
@@ -23,6 +23,8 @@ class Made:
     """Examples held in memory, with what the loader asks of `Examples`."""
 
     examples: list[list[Segment]]
+
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def segments_per_example(self) -> int:
@@ -56,8 +58,16 @@ def plan_of(examples: Examples, batch: BatchOptions | None = None) -> Plan:
     return plan_training(examples.lengths, data, batch or BatchOptions(rows=4, microbatch_rows=2), 1, None, 3)
 
 
-def source_of(examples: Examples, rows: slice = slice(0, 2), **more: Any) -> BatchSource:
-    return BatchSource(examples, plan_of(examples), rows, **more)
+def batches_of(examples: Examples, plan: Plan, rows: slice, sums: np.ndarray | None = None) -> BatchSource[Any]:
+    """The batches that SFT or DPO would train on."""
+    if examples.segments_per_example == 1:
+        return BatchSource(examples, plan, rows, TokenBatch)
+    columns = {"reference": np.zeros((len(examples), 2), np.float32) if sums is None else sums}
+    return BatchSource(examples, plan, rows, PairBatch, columns)
+
+
+def source_of(examples: Examples, rows: slice = slice(0, 2), sums: np.ndarray | None = None) -> BatchSource[Any]:
+    return batches_of(examples, plan_of(examples), rows, sums)
 
 
 def equal(one: Batch, other: Batch) -> bool:
@@ -66,7 +76,7 @@ def equal(one: Batch, other: Batch) -> bool:
 
 def lines(batch: Batch) -> list[TokenBatch]:
     """Every row of a batch [A, B, L], first to last."""
-    rows = token_rows(batch)
+    rows = batch.rows
     microbatches, count, _ = rows.tokens.shape
     return [TokenBatch(*(field[a, b] for field in rows)) for a in range(microbatches) for b in range(count)]
 
@@ -90,8 +100,8 @@ def test_rows_hold_the_planned_examples_and_nothing_else(each: int) -> None:
             targets = [target for segment in segments for target in segment.targets.tolist()]
             assert line.tokens[:used].tolist() == tokens
             assert line.targets[:used].tolist() == targets
-            for field in line:
-                assert not field[used:].any()
+            for array in line:
+                assert not array[used:].any()
 
 
 @pytest.mark.parametrize("each", [1, 2])
@@ -123,7 +133,7 @@ def test_the_two_answers_of_a_pair_lie_side_by_side() -> None:
     """Law: segments 2k+1, 2k+2 are chosen and rejected of a row's k-th pair; their sums are at 2k, 2k+1."""
     examples = made(24, 2)
     sums = -np.arange(48, dtype=np.float32).reshape(24, 2) - 1
-    plan, source = plan_of(examples), source_of(examples, reference=sums)
+    plan, source = plan_of(examples), source_of(examples, sums=sums)
     for index, step in enumerate(plan.steps):
         batch = source[index]
         assert isinstance(batch, PairBatch)
@@ -168,8 +178,8 @@ def test_the_parts_of_all_processes_are_the_whole(each: int, parts: list[slice])
     examples = made(40, each)
     plan = plan_of(examples, BatchOptions(rows=8, microbatch_rows=4))
     sums = np.random.default_rng(1).normal(size=(40, 2)).astype(np.float32)
-    whole = BatchSource(examples, plan, slice(0, 4), sums)
-    shares = [BatchSource(examples, plan, part, sums) for part in parts]
+    whole = batches_of(examples, plan, slice(0, 4), sums)
+    shares = [batches_of(examples, plan, part, sums) for part in parts]
     for index in range(len(plan.steps)):
         joined = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *(share[index] for share in shares))
         assert equal(joined, whole[index])
@@ -179,7 +189,7 @@ def test_batches_by_examples_are_padded_with_empty_rows() -> None:
     """Law: with `batch.examples` the number of rows varies; what a step lacks of the shape is padding."""
     examples = made(25, 1)
     plan = plan_of(examples, BatchOptions(examples=10, microbatch_rows=2))
-    source = BatchSource(examples, plan, slice(0, 2))
+    source = batches_of(examples, plan, slice(0, 2))
     for index, step in enumerate(plan.steps):
         found = lines(source[index])
         assert [bool(line.segments.any()) for line in found] == [True] * len(step) + [False] * (len(found) - len(step))
@@ -193,7 +203,8 @@ def test_iteration_is_the_plan_in_order() -> None:
     source = source_of(made(30, 1))
     batches = list(iterate(source))
     assert len(batches) == len(source)
-    assert all(equal(batch, source[index]) for index, batch in enumerate(batches))
+    assert [index for index, _ in batches] == list(range(len(source)))
+    assert all(equal(batch, source[index]) for index, batch in batches)
 
 
 @pytest.mark.parametrize("done", [0, 1, 3])
@@ -209,7 +220,8 @@ def test_a_resumed_iterator_goes_on_with_the_very_next_batch(done: int) -> None:
     second.set_state(state)
     resumed = list(second)
     assert len(resumed) == len(source) - done
-    assert all(equal(one, other) for one, other in zip(rest, resumed, strict=True))
+    assert [index for index, _ in resumed] == [index for index, _ in rest]
+    assert all(equal(one, other) for (_, one), (_, other) in zip(rest, resumed, strict=True))
 
 
 def test_a_state_is_that_of_the_batches_taken_not_of_those_read_ahead() -> None:
@@ -219,12 +231,13 @@ def test_a_state_is_that_of_the_batches_taken_not_of_those_read_ahead() -> None:
     next(slow)
     again = iterate(source, threads=1, ahead=1)
     again.set_state(slow.get_state())
-    assert equal(next(again), source[1])
+    index, batch = next(again)
+    assert index == 1 and equal(batch, source[1])
 
 
 def test_evaluation_batches_cover_the_plan() -> None:
     """Law: one pass of evaluation holds every token once."""
     examples = made(20, 1)
     plan = plan_evaluation(examples.lengths, DataOptions(max_length=LENGTH, row_length=LENGTH), 4)
-    batches = list(iterate(BatchSource(examples, plan, slice(0, 4))))
-    assert sum(int((token_rows(batch).segments > 0).sum()) for batch in batches) == examples.lengths.sum()
+    batches = list(iterate(batches_of(examples, plan, slice(0, 4))))
+    assert sum(int((batch.rows.segments > 0).sum()) for _, batch in batches) == examples.lengths.sum()

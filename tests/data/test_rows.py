@@ -18,11 +18,10 @@ from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.config.inspect import PreviewConfig
 from zephyr_jax.config.sections import DataOptions, ModelOptions
-from zephyr_jax.data.examples import load_conversations, load_preferences
+from zephyr_jax.data.examples import load_examples
 from zephyr_jax.data.row_formats import CONVERSATION_FORMATS, PREFERENCE_FORMATS, find_format
 from zephyr_jax.data.rows import Conversation, Preference, to_conversation, to_preference, to_prompt, unused_columns
-from zephyr_jax.data.segments import conversation as tokenised
-from zephyr_jax.data.segments import preference as tokenised_pair
+from zephyr_jax.data.segments import CONVERSATION, PREFERENCE
 from zephyr_jax.errors import InputError
 from zephyr_jax.report.preview import preview
 
@@ -141,8 +140,8 @@ def test_answers_of_several_turns_are_all_targets(zephyr: ChatTokenizer) -> None
     """Law: after the messages that both sides share, every answer counts."""
     more = {"role": "user", "content": "More."}
     row = {"prompt": [ASK], "chosen": [BLUE, more, RED], "rejected": [RED, more, BLUE]}
-    chosen, rejected = tokenised_pair(zephyr, row, 256, 128, cut=False)
-    single = tokenised(zephyr, {"messages": [ASK, BLUE, more, RED]}, "assistant", 256, cut=False)[0]
+    chosen, rejected = PREFERENCE.tokenize(zephyr, DataOptions(max_length=256, max_prompt_length=128), row, False)
+    single = CONVERSATION.tokenize(zephyr, DataOptions(max_length=256), {"messages": [ASK, BLUE, more, RED]}, False)[0]
     assert chosen.tokens.tolist() == single.tokens.tolist()
     assert chosen.targets.tolist() == single.targets.tolist()
     assert rejected.targets.sum() == chosen.targets.sum()
@@ -187,10 +186,15 @@ def test_weights_choose_the_answers_that_count(zephyr: ChatTokenizer, field: str
     row = {"messages": [ASK, {**RED, field: off}, ASK, {**BLUE, field: on}]}
     assert targets(zephyr.template, row) == ["Blue.</s>"]
     plain = {"messages": [ASK, RED, ASK, BLUE]}
-    for rule in ("assistant", "all"):
-        weighted, full = (tokenised(zephyr, each, rule, 256, cut=False)[0] for each in (row, plain))
+    for data in (DataOptions(max_length=256, targets="assistant"), DataOptions(max_length=256, targets="all")):
+        weighted, full = (CONVERSATION.tokenize(zephyr, data, each, False)[0] for each in (row, plain))
         assert weighted.tokens.tolist() == full.tokens.tolist()
-        muted = tokenised(zephyr, {"messages": [ASK, RED, ASK, {**BLUE, "weight": 0}]}, "assistant", 256, cut=False)[0]
+        muted = CONVERSATION.tokenize(
+            zephyr,
+            DataOptions(max_length=256),
+            {"messages": [ASK, RED, ASK, {**BLUE, "weight": 0}]},
+            False,
+        )[0]
         assert weighted.targets.tolist() == (full.targets & ~muted.targets).tolist()
 
 
@@ -222,7 +226,7 @@ REFUSED: dict[str, tuple[Row, str]] = {
 def test_what_cannot_be_honored_is_refused_by_name(zephyr: ChatTokenizer, name: str) -> None:
     row, reason = REFUSED[name]
     with pytest.raises(SkippedRow, match=reason):
-        tokenised(zephyr, row, "assistant", 256, cut=False)
+        CONVERSATION.tokenize(zephyr, DataOptions(max_length=256), row, False)
 
 
 CONTRADICTIONS: dict[str, tuple[Row, str]] = {
@@ -239,10 +243,10 @@ def test_a_contradiction_is_a_bad_row_unless_it_is_allowed(zephyr: ChatTokenizer
     row, reason = CONTRADICTIONS[name]
     path = str(write_rows(tmp_path / "rows.jsonl", [row, PREFERENCE_ROWS["texts"]]))
     data = DataOptions(max_length=256, max_prompt_length=64, row_length=512)
-    strict = load_preferences(data, zephyr, path, "train")
+    strict = load_examples(PREFERENCE, data, zephyr, path, "train")
     assert (len(strict), list(strict.skipped.values())) == (1, [["row 0"]])
     assert reason in next(iter(strict.skipped))
-    assert len(load_preferences(replace(data, allow_contradictions=True), zephyr, path, "train")) == 2
+    assert len(load_examples(PREFERENCE, replace(data, allow_contradictions=True), zephyr, path, "train")) == 2
 
 
 def test_equal_scores_do_not_contradict() -> None:
@@ -275,7 +279,7 @@ def test_special_tokens_in_a_call_are_text(with_tools: ChatTokenizer) -> None:
     """Law: what a call spells is never read as a special token."""
     call = {"function": {"name": "look", "arguments": {"at": "</s>"}}}
     row = {"messages": [ASK, {**BLUE, "tool_calls": [call]}]}
-    segment = tokenised(with_tools, row, "assistant", 256, cut=False)[0]
+    segment = CONVERSATION.tokenize(with_tools, DataOptions(max_length=256), row, False)[0]
     assert (segment.tokens == 2).sum() == 2, "two ends of turns, and none in the call"
 
 
@@ -285,7 +289,7 @@ def test_special_tokens_in_a_call_are_text(with_tools: ChatTokenizer) -> None:
 def test_unused_columns_and_fields_are_listed(zephyr: ChatTokenizer, tmp_path: Path) -> None:
     rows = [{"id": 1, "source": "x", "messages": [{**ASK, "mood": "glad"}, BLUE], "meta": {"a": 1}}]
     path = str(write_rows(tmp_path / "rows.jsonl", rows))
-    examples = load_conversations(DataOptions(max_length=256), zephyr, path, "train")
+    examples = load_examples(CONVERSATION, DataOptions(max_length=256), zephyr, path, "train")
     assert examples.notes == ("unused columns: source, meta, messages.mood",)
     assert "  unused columns: source, meta, messages.mood" in examples.summary("x").splitlines()
     fields = {name: () for row in (*CONVERSATION_ROWS.values(), *PREFERENCE_ROWS.values()) for name in row}
@@ -314,6 +318,6 @@ def test_preview_prints_the_format(row: Row, name: str, tiny_model: Path, tmp_pa
 
 def test_rows_for_kto_are_named(zephyr: ChatTokenizer, tmp_path: Path) -> None:
     path = str(write_rows(tmp_path / "rows.jsonl", [{"prompt": "A?", "completion": "B", "label": True}]))
-    for load in (load_conversations, load_preferences):
+    for kind in (CONVERSATION, PREFERENCE):
         with pytest.raises(InputError, match="KTO"):
-            load(DataOptions(), zephyr, path, "train")
+            load_examples(kind, DataOptions(), zephyr, path, "train")

@@ -13,9 +13,10 @@ from zephyr_jax.chat.template_loader import load_template
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.config.sections import DataOptions
-from zephyr_jax.data.examples import Examples, holds_pairs, load_conversations, load_preferences
+from zephyr_jax.data.examples import Examples, load_examples
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.errors import InputError
+from zephyr_jax.methods.registry import method_of_rows
 
 pytestmark = pytest.mark.shared
 FIELDS, COLUMNS, STRAY, FOLDERS, NAMES, SHAPES = (
@@ -41,8 +42,7 @@ def tokenizer(tiny_model: Path) -> ChatTokenizer:
 
 def load(tokenizer: ChatTokenizer, path: Path, length: int = 256) -> Examples:
     data = DataOptions(path=str(path), max_length=length, max_prompt_length=64, row_length=2 * length)
-    read = load_preferences if holds_pairs(data) else load_conversations
-    return read(data, tokenizer, data.path, "train")
+    return load_examples(method_of_rows(data).examples, data, tokenizer, data.path, "train")
 
 
 def case(shared: Path, folder: str, name: str) -> Path:

@@ -29,9 +29,9 @@ from zephyr_jax.demo.remake import CONFIG
 from zephyr_jax.export.export import export
 from zephyr_jax.generate.engine import GenerationRequest
 from zephyr_jax.generate.generate import generate
-from zephyr_jax.methods.sft import sft
 from zephyr_jax.model.decoder import Compute, Decoder
 from zephyr_jax.model.families.registry import config_from_hf
+from zephyr_jax.train_command import train
 
 CHECK = Path(__file__).parents[1] / "golden" / "check_round_trip.py"
 COLORS = ("red", "green", "blue", "pink")
@@ -104,7 +104,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for prompt, color in zip(PROMPTS, COLORS, strict=True)
     ] * 8
     (out / "chatml.jinja").write_text(CHATML)
-    sft(
+    train(
         SftConfig(
             output=str(out / "run"),
             model=ModelOptions(path=str(write_chatml_base(out / "base")), **MODEL),

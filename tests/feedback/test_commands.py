@@ -26,7 +26,8 @@ from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.cli import main
 from zephyr_jax.config.sections import DataOptions
-from zephyr_jax.data.examples import load_conversations
+from zephyr_jax.data.examples import load_examples
+from zephyr_jax.data.segments import CONVERSATION
 
 QUICK = "--endpoint.backoff 0.01 --endpoint.timeout 20"
 OWN = "--compute_dtype float32 --chat_template zephyr --batch_size 8 --context_length 512"
@@ -78,7 +79,7 @@ def test_a_real_server_and_a_bad_line(
         assert len(passed) == before
     tokenizer = load_tokenizer(str(talker))
     chat = ChatTokenizer(tokenizer, load_template("zephyr", tokenizer))
-    assert len(load_conversations(DataOptions(), chat, str(tmp_path / "good"), "train")) == len(rows)
+    assert len(load_examples(CONVERSATION, DataOptions(), chat, str(tmp_path / "good"), "train")) == len(rows)
 
 
 def test_a_checkpoint_in_this_process_answers_as_behind_an_address(

@@ -32,11 +32,10 @@ from zephyr_jax.errors import InputError
 from zephyr_jax.evaluate.held_out import evaluate
 from zephyr_jax.export.export import export
 from zephyr_jax.generate.generate import generate
-from zephyr_jax.methods.dpo import dpo
-from zephyr_jax.methods.sft import sft
 from zephyr_jax.reference.fill import reference
 from zephyr_jax.storage import cloud
 from zephyr_jax.storage.cloud import translate_cloud_errors
+from zephyr_jax.train_command import train
 
 CLOUD = epath.Path("gs://bucket")
 
@@ -57,13 +56,13 @@ def upload(folder: Path, to: epath.Path) -> None:
 
 def recipe(model: Any, data: Any, out: Any) -> dict[str, float]:
     """SFT, reference, DPO, export and evaluation; every path is below `out`."""
-    sft(sft_config(model, data / "chats.jsonl", out / "sft", epochs=1))
+    train(sft_config(model, data / "chats.jsonl", out / "sft", epochs=1))
     config = dpo_config(out / "sft", data / "pairs.jsonl", out / "dpo", out / "reference")
     config = replace(
         config, data=replace(config.data, eval_path=f"{data}/pairs.jsonl"), schedule=replace(config.schedule, epochs=1)
     )
     reference(config)
-    dpo(config)
+    train(config)
     export(ExportConfig(model=ModelOptions(path=f"{out}/dpo"), output=f"{out}/hf", max_shard_gib=0.001))
     one_split = replace(config.data, eval_path=None)
     model_there = ModelOptions(path=f"{out}/hf", compute_dtype="float32")
@@ -102,13 +101,13 @@ def test_a_killed_run_goes_on_there(
 ) -> None:
     """Killed once between checkpoints: curve and weights are those of a run on disk that was never killed."""
     config = sft_config(tiny_model, data / "chats.jsonl", tmp_path / "run")
-    sft(config)
+    train(config)
     there = replace(config, output="gs://bucket/run", report=replace(config.report, tensorboard=True))
     with monkeypatch.context() as patch:
         kill_after(patch, 3)
         with pytest.raises(Killed):
-            sft(there)
-    sft(there)
+            train(there)
+    train(there)
     assert curve(CLOUD / "run") == curve(epath.Path(tmp_path) / "run")
     for left, right in zip(weights(CLOUD / "run"), weights(epath.Path(tmp_path) / "run"), strict=True):
         np.testing.assert_array_equal(left, right)
@@ -117,7 +116,7 @@ def test_a_killed_run_goes_on_there(
 
 def test_a_step_that_was_not_finished_is_none(bucket: Gcs, tiny_model: Path, data: Path) -> None:
     """Without orbax's last object a step's folder is there and is not read."""
-    sft(sft_config(tiny_model, data / "chats.jsonl", CLOUD / "run", epochs=1))
+    train(sft_config(tiny_model, data / "chats.jsonl", CLOUD / "run", epochs=1))
     steps = sorted(int(path.name) for path in (CLOUD / "run/checkpoints").iterdir())
     (CLOUD / f"run/checkpoints/{steps[-1]}/commit_success.txt").unlink()
     with pytest.raises(InputError, match=f"no step {steps[-1]}; it has steps"):

@@ -20,7 +20,8 @@ from zephyr_jax.model.attention.dense import SegmentInfo
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.decoder import Compute, Decoder, abstract_model
 from zephyr_jax.model.remat import recomputed_flops, saved_bytes
-from zephyr_jax.objective.sft import sft_objective
+from zephyr_jax.objective.example_loss import make_objective
+from zephyr_jax.objective.sft import sft_loss
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.sharding import ShardingRules
 from zephyr_jax.train.step import accumulate
@@ -66,7 +67,7 @@ def lower_gradient(remat: Remat, save_logits: bool = False, logprob_chunk: int =
         "none", compute_dtype="float32", remat=remat, save_logits=save_logits, logprob_chunk=logprob_chunk
     )
     model = abstract_of(SHAPE, options, rules)
-    objective = sft_objective(model.definition, 1, options.logprob_chunk)
+    objective = make_objective(sft_loss, model.definition, None, segments=1, chunk=options.logprob_chunk)
     ids = jax.ShapeDtypeStruct((1, 1, ROW), jnp.int32)
     batch = TokenBatch(ids, ids, ids, jax.ShapeDtypeStruct(ids.shape, jnp.bool_))
     gradient = jax.jit(lambda weights, batch: accumulate(objective, weights, batch, model.shardings))

@@ -10,7 +10,8 @@ import pytest
 from tests.models import Loaded, load, packed_rows, random_segments
 from zephyr_jax.batch import PairBatch
 from zephyr_jax.config.sections import DpoOptions
-from zephyr_jax.objective.dpo import LOSSES, PairLogRatio, dpo_objective
+from zephyr_jax.objective.dpo import LOSSES, PairLogRatio, dpo_loss
+from zephyr_jax.objective.example_loss import make_objective
 from zephyr_jax.objective.logprob import sequence_logprob
 
 SMOOTHING = {"sigmoid": 0.0, "sigmoid_smooth": 0.1, "ipo": 0.0, "ipo_sum": 0.0, "hinge": 0.0, "robust": 0.1}
@@ -54,7 +55,7 @@ def pair_batch(loaded: Loaded, swapped: bool = False) -> PairBatch:
 
 
 def objective(loaded: Loaded, **options):
-    return dpo_objective(loaded.model.definition, DpoOptions(**options), 4, 8)
+    return make_objective(dpo_loss, loaded.model.definition, DpoOptions(**options), segments=4, chunk=8)
 
 
 def test_step_zero_is_log_two(gqa: Loaded) -> None:

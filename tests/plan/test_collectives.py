@@ -12,7 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from zephyr_jax.batch import PairBatch, TokenBatch
 from zephyr_jax.checkpoint.resolve import abstract_of, find_model
 from zephyr_jax.config.sections import DpoOptions, MeshOptions, ModelOptions, OptimizerOptions, PairAnomalyOptions
-from zephyr_jax.objective.dpo import dpo_objective
+from zephyr_jax.objective.dpo import dpo_loss
+from zephyr_jax.objective.example_loss import make_objective
 from zephyr_jax.objective.token_logprob import Chunking
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.sharding import ShardingRules
@@ -79,7 +80,7 @@ def dpo_step(request: pytest.FixtureRequest, golden: Path) -> tuple[list[tuple[i
     model = abstract_of(shape, options, rules)
     optimizer = make_optimizer(OptimizerOptions(), 10)
     shardings = state_shardings(model.parameters, model.shardings, optimizer, rules)
-    objective = dpo_objective(model.definition, DpoOptions(), 2 * PAIRS, 16)
+    objective = make_objective(dpo_loss, model.definition, DpoOptions(), segments=2 * PAIRS, chunk=16)
     step = make_step(objective, optimizer, learning_rate(OptimizerOptions(), 10), shardings, PairAnomalyOptions())
 
     def array(width: int, dtype: type) -> jax.ShapeDtypeStruct:

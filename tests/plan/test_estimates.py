@@ -17,7 +17,8 @@ from zephyr_jax.config.sections import MeshOptions, ModelOptions, Remat
 from zephyr_jax.config.yaml_file import load_card
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.remat import recomputed_flops
-from zephyr_jax.objective.sft import sft_objective
+from zephyr_jax.objective.example_loss import make_objective
+from zephyr_jax.objective.sft import sft_loss
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.sharding import ShardingRules
 from zephyr_jax.plan.plan import Plan, lower, planned_shape
@@ -107,7 +108,7 @@ def costs() -> dict[Remat, Cost]:
     found = {}
     for remat in tuple(Remat):
         model = abstract_of(SMALL, ModelOptions("none", remat=remat, logprob_chunk=2 * LENGTH), rules)
-        objective = sft_objective(model.definition, 1, 2 * LENGTH)
+        objective = make_objective(sft_loss, model.definition, None, segments=1, chunk=2 * LENGTH)
 
         def gradient(weights, batch, objective=objective, model=model):
             return accumulate(objective, weights, batch, model.shardings, "bfloat16")

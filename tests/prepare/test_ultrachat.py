@@ -16,7 +16,8 @@ from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.config.prepare import UltrachatConfig
 from zephyr_jax.config.sections import DataOptions
-from zephyr_jax.data.examples import load_conversations
+from zephyr_jax.data.examples import load_examples
+from zephyr_jax.data.segments import CONVERSATION
 from zephyr_jax.prepare.refusal import RefusalDetector
 from zephyr_jax.prepare.splits import chat_split
 
@@ -79,7 +80,7 @@ def test_our_loader_and_datasets_read_it(tmp_path: Path, tiny_model: Path) -> No
     record = prepare("ultrachat", write_rows(tmp_path / "rows.jsonl", ROWS), out)
     tokenizer = load_tokenizer(str(tiny_model))
     chat = ChatTokenizer(tokenizer, load_template("zephyr", tokenizer))
-    examples = load_conversations(DataOptions(max_length=512, row_length=512), chat, str(out), "train_sft")
+    examples = load_examples(CONVERSATION, DataOptions(max_length=512, row_length=512), chat, str(out), "train_sft")
     assert len(examples) == record["splits"]["train_sft"]
     assert not examples.skipped
     assert {name: len(rows) for name, rows in datasets.load_dataset(str(out)).items()} == record["splits"]

@@ -20,7 +20,8 @@ from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.cli import main
 from zephyr_jax.config.sections import DataOptions
-from zephyr_jax.data.examples import load_preferences
+from zephyr_jax.data.examples import load_examples
+from zephyr_jax.data.segments import PREFERENCE
 from zephyr_jax.storage.files import open_path
 
 ROWS = [plain(f"question {n}", 1 + n % 7, 2 + n % 5, 3 + n % 3, 4) for n in range(120)]
@@ -129,7 +130,7 @@ def test_our_loader_and_datasets_read_it(tmp_path: Path, tokenizer: ChatTokenize
     out = tmp_path / "out"
     record = prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", ROWS), out, "--test_fraction", 0.3)
     for name in ("train_prefs", "test_prefs"):
-        examples = load_preferences(DataOptions(max_length=512, row_length=1024), tokenizer, str(out), name)
+        examples = load_examples(PREFERENCE, DataOptions(max_length=512, row_length=1024), tokenizer, str(out), name)
         assert len(examples) == record["splits"][name] > 0
         assert not examples.skipped
         assert examples.ids() == [row["prompt_id"] for row in split(out, name)]

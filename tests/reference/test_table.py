@@ -14,7 +14,8 @@ from zephyr_jax.chat.template_loader import load_template
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.config.sections import DataOptions
-from zephyr_jax.data.examples import Examples, load_preferences
+from zephyr_jax.data.examples import Examples, load_examples
+from zephyr_jax.data.segments import PREFERENCE
 from zephyr_jax.demo.corpus import preferences
 from zephyr_jax.errors import InputError
 from zephyr_jax.objective.logprob import Parameters, sequence_logprob
@@ -36,7 +37,9 @@ def loaded(tiny_model: Path) -> Loaded:
 def pairs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Examples:
     rows = write_rows(tmp_path_factory.mktemp("rows") / "pairs.jsonl", list(preferences(0, 21, "train")))
     tokenizer = load_tokenizer(str(tiny_model))
-    return load_preferences(DATA, ChatTokenizer(tokenizer, load_template("zephyr", tokenizer)), str(rows), "train")
+    return load_examples(
+        PREFERENCE, DATA, ChatTokenizer(tokenizer, load_template("zephyr", tokenizer)), str(rows), "train"
+    )
 
 
 def scorer(loaded: Loaded, parameters: Parameters) -> Scorer:

@@ -13,7 +13,7 @@ from zephyr_jax.config.sections import ScheduleOptions
 from zephyr_jax.config.training import DpoConfig, SftConfig
 from zephyr_jax.config.yaml_file import load_card
 from zephyr_jax.demo.corpus import conversations
-from zephyr_jax.methods.sft import sft
+from zephyr_jax.train_command import train
 
 CARDS = Path(__file__).parents[2] / "configs"
 
@@ -24,7 +24,7 @@ def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = write_rows(folder / "chats.jsonl", list(conversations(0, 24, "train")))
     config = sft_config(tiny_model, rows, folder / "run", epochs=1)
     config = replace(config, data=replace(config.data, eval_path=str(rows)), schedule=ScheduleOptions(max_steps=2))
-    sft(replace(config, expected={"loss": (6.5, 7.5)}))
+    train(replace(config, expected={"loss": (6.5, 7.5)}))
     return folder / "run"
 
 

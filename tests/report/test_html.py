@@ -11,6 +11,8 @@ import pytest
 from tests.report.reading import Node, read
 from zephyr_jax.charts.histogram import count_values, histogram_chart
 from zephyr_jax.charts.line_chart import Series, line_chart
+from zephyr_jax.methods.dpo import DPO
+from zephyr_jax.methods.sft import SFT
 from zephyr_jax.report.curves import curve_charts, curves_of, parse_metrics
 from zephyr_jax.report.html import (
     Charts,
@@ -235,10 +237,10 @@ def test_metrics_are_read_from_any_lines() -> None:
 
 def test_twenty_thousand_steps_are_a_small_file() -> None:
     """Every curve full of noise, which is what costs most."""
-    names = [name for curve in curves_of("dpo", "sigmoid") for name, _ in curve.metrics]
+    names = [name for curve in curves_of(DPO, {"loss": "sigmoid"}) for name, _ in curve.metrics]
     noise = np.random.default_rng(0).normal(size=(20_000, len(names)))
     lines = [{"step": float(n)} | dict(zip(names, map(float, row), strict=True)) for n, row in enumerate(noise)]
-    drawn = curve_charts(lines, curves_of("dpo", "sigmoid"))
+    drawn = curve_charts(lines, curves_of(DPO, {"loss": "sigmoid"}))
     assert len(drawn) == 9
     assert 100_000 < len(render_report("a", [], {}, [Section("Curves", [Charts(drawn)])])) < 700_000
 
@@ -246,8 +248,8 @@ def test_twenty_thousand_steps_are_a_small_file() -> None:
 def test_every_curve_of_the_issue_is_there_and_those_without_points_are_not() -> None:
     names = "loss rewards/accuracies rewards/margins rewards/chosen rewards/rejected learning_rate padding tokens_per_second"
     lines = [{"step": float(step)} | dict.fromkeys(names.split(), 0.5) for step in range(3)]
-    titles = [chart.title for chart in curve_charts(lines, curves_of("dpo", "sigmoid"))]
+    titles = [chart.title for chart in curve_charts(lines, curves_of(DPO, {"loss": "sigmoid"}))]
     assert titles == ["Loss", "Accuracy", "Margin", "Rewards", "Learning rate", "Padding", "Throughput"]
-    titles = [chart.title for chart in curve_charts([{"step": 1.0, "loss": 2.0}], curves_of("sft"))]
+    titles = [chart.title for chart in curve_charts([{"step": 1.0, "loss": 2.0}], curves_of(SFT, {}))]
     assert titles == ["Loss"]
-    assert curve_charts([], curves_of("sft")) == []
+    assert curve_charts([], curves_of(SFT, {})) == []

@@ -18,20 +18,20 @@ from tests.methods.small import dpo_config, sft_config
 from tests.report.browser import found, look
 from tests.report.reading import Node, dots, measured, read
 from tests.train.test_resume import Killed, kill_after
+from zephyr_jax.checkpoint.inheritance import open_tokenizer
 from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.cli import main
 from zephyr_jax.config.training import DpoConfig, SftConfig
-from zephyr_jax.data.examples import Examples, load_preferences
+from zephyr_jax.data.examples import Examples, load_examples
+from zephyr_jax.data.segments import PREFERENCE
 from zephyr_jax.demo.corpus import conversations, preferences
 from zephyr_jax.errors import TrainingError
-from zephyr_jax.methods.dpo import dpo
-from zephyr_jax.methods.sft import sft
 from zephyr_jax.reference.fill import reference
 from zephyr_jax.report import report as report_module
 from zephyr_jax.report import samples as samples_module
 from zephyr_jax.report.report import add_samples
 from zephyr_jax.report.sample_files import SAMPLES
-from zephyr_jax.train.setup import open_tokenizer
+from zephyr_jax.train_command import train
 
 LOG_FAILURE = report_module.log_failure
 CONVERSATIONS = {"Loss", "Learning rate", "Gradient norm", "Padding", "Throughput", "Length"}
@@ -56,10 +56,10 @@ def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs")
     write_rows(out / "chats.jsonl", list(conversations(0, 40, "train")))
     write_rows(out / "pairs.jsonl", list(preferences(0, 24, "train")))
-    sft(first_config(tiny_model, out, out))
+    train(first_config(tiny_model, out, out))
     second = second_config(out, out)
     reference(second)
-    dpo(second)
+    train(second)
     return out
 
 
@@ -105,7 +105,7 @@ def test_a_run_and_the_stages_before_it_answer_held_out_prompts(
     """The base, dSFT and dDPO, each to the same three prompts, after training; a second start generates nothing."""
     caplog.set_level(logging.INFO, "zephyr_jax")
     first, second = first_config(tiny_model, runs, copied), second_config(runs, copied)
-    sft(asking(first, 3))
+    train(asking(first, 3))
     add_samples(asking(second, 3), epath.Path(copied / "dpo"))
     assert stages(copied / "sft") == ["base (model)", "dSFT (sft)"]
     assert stages(copied / "dpo") == ["base (model)", "dSFT (sft)", "dDPO (dpo)"]
@@ -121,7 +121,7 @@ def test_a_run_and_the_stages_before_it_answer_held_out_prompts(
         if log.startswith(f"{copied}/dpo/{SAMPLES}: 3 samples each of base (model), dSFT")
     ]
     caplog.clear()
-    sft(asking(first, 3))
+    train(asking(first, 3))
     assert not [log for log in caplog.messages if "samples" in log]
 
 
@@ -192,7 +192,7 @@ def test_a_sampling_failure_is_one_warning(
         raise MemoryError("no room")
 
     monkeypatch.setattr(samples_module, "generate", fail)
-    sft(asking(first_config(tiny_model, runs, copied), 3))
+    train(asking(first_config(tiny_model, runs, copied), 3))
     command = f"zephyr-jax report --run {copied}/sft --num_samples 10"
     (warning,) = [log.getMessage() for log in caplog.records if log.name == report_module.__name__]
     assert "(no room)" in warning and warning.endswith(command)
@@ -300,7 +300,9 @@ def test_another_run_in_the_folder_of_an_earlier_stage_is_ignored(runs: Path, tm
 
 def examples_of(runs: Path, rows: Path) -> Examples:
     config = dpo_config(runs / "sft", rows, runs / "x", runs / "y")
-    return load_preferences(config.data, open_tokenizer(find_model(config.model), config.data), str(rows), "train")
+    return load_examples(
+        PREFERENCE, config.data, open_tokenizer(find_model(config.model), config.data), str(rows), "train"
+    )
 
 
 def test_lengths_and_scores_are_counted_from_the_rows(runs: Path) -> None:
@@ -336,7 +338,7 @@ def test_a_run_with_anomalies_writes_its_report(runs: Path, tiny_model: Path, tm
     config = sft_config(tiny_model, runs / "chats.jsonl", tmp_path / "run", epochs=1)
     config = replace(config, optimizer=replace(config.optimizer, learning_rate=1e9, warmup_ratio=0, max_grad_norm=None))
     with pytest.raises(TrainingError):
-        sft(config)
+        train(config)
     said = page_of(tmp_path / "run").words()
     assert "Not finished" in said and "Anomalous steps" in said and "step-00000" in said
 
@@ -350,7 +352,7 @@ def test_a_killed_run_is_reported_by_the_command_and_the_next_start(
         kill_after(patch, 3)
         patch.setattr("zephyr_jax.train.fit.try_write_report", lambda folder: None)
         with pytest.raises(Killed):
-            sft(config)
+            train(config)
     assert not (tmp_path / "run" / "report.html").exists()
     main(["report", "--run", str(tmp_path / "run")])
     by_verb = (tmp_path / "run" / "report.html").read_text()
@@ -359,7 +361,7 @@ def test_a_killed_run_is_reported_by_the_command_and_the_next_start(
     with monkeypatch.context() as patch:
         kill_after(patch, 0)
         with pytest.raises(Killed):
-            sft(config)
+            train(config)
     assert "Not finished: step 2 of " in (tmp_path / "run" / "report.html").read_text()
 
 
@@ -369,7 +371,7 @@ def test_a_report_failure_is_one_warning(
 ) -> None:
     """The run succeeds, and the warning has the command to retry."""
     (tmp_path / "run" / "report.html").mkdir(parents=True)  # nothing can be written there
-    sft(sft_config(tiny_model, runs / "chats.jsonl", tmp_path / "run", epochs=1))
+    train(sft_config(tiny_model, runs / "chats.jsonl", tmp_path / "run", epochs=1))
     warnings = [log.getMessage() for log in caplog.records if log.name == report_module.__name__]
     assert f"{tmp_path}/run/report.html" in warnings[-1]
     assert warnings[-1].endswith(f"zephyr-jax report --run {tmp_path}/run")

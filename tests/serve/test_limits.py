@@ -22,10 +22,9 @@ from zephyr_jax.errors import InputError
 from zephyr_jax.evaluate.held_out import evaluate
 from zephyr_jax.evaluate.preferences import preferences as evaluate_preferences
 from zephyr_jax.generate.generate import generate
-from zephyr_jax.methods.dpo import dpo
-from zephyr_jax.methods.sft import sft
 from zephyr_jax.reference.fill import reference
 from zephyr_jax.report.preview import preview
+from zephyr_jax.train_command import train
 
 POSITIONS = 64
 
@@ -63,9 +62,9 @@ def commands(model: Path, rows: Path, tmp_path: Path) -> dict[str, Callable[[], 
     training = dpo_config(model, pairs, tmp_path / "dpo", tmp_path / "reference")
     held_out = sft_config(model, rows / "brief.jsonl", tmp_path / "sft")
     return {
-        "sft": lambda: sft(sft_config(model, chats, tmp_path / "sft")),
-        "sft, held out": lambda: sft(replace(held_out, data=replace(held_out.data, eval_path=str(chats)))),
-        "dpo": lambda: dpo(training),
+        "sft": lambda: train(sft_config(model, chats, tmp_path / "sft")),
+        "sft, held out": lambda: train(replace(held_out, data=replace(held_out.data, eval_path=str(chats)))),
+        "dpo": lambda: train(training),
         "reference": lambda: reference(training),
         "evaluate": lambda: evaluate(EvaluateConfig(model=options, data=data)),
         "evaluate pairs": lambda: evaluate(EvaluateConfig(model=options, data=two)),
@@ -134,7 +133,7 @@ def test_preview_refuses_a_vocabulary_that_sft_refuses(tiny_model: Path, rows: P
     data = DataOptions(path=str(rows / "brief.jsonl"))
     for attempt in (
         lambda: preview(PreviewConfig(model=ModelOptions(path=str(folder)), data=data)),
-        lambda: sft(sft_config(folder, rows / "brief.jsonl", tmp_path / "run")),
+        lambda: train(sft_config(folder, rows / "brief.jsonl", tmp_path / "run")),
     ):
         with pytest.raises(InputError, match="1024 tokens and the model embeds 1000"):
             attempt()
@@ -179,4 +178,4 @@ def test_reported_long_row(shared: Path, tmp_path: Path) -> None:
     config = sft_config(base, folder / "data" / "15-longer-than-context" / "long.jsonl", tmp_path / "run")
     config = replace(config, data=replace(config.data, max_length=4096, row_length=4096))
     with pytest.raises(InputError, match="the 1,024 positions"):
-        sft(config)
+        train(config)

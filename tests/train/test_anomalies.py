@@ -17,7 +17,8 @@ from zephyr_jax.config.sections import AnomalyOptions, OptimizerOptions, PairAno
 from zephyr_jax.config.training import SftConfig
 from zephyr_jax.errors import InputError
 from zephyr_jax.mean import WeightedMean
-from zephyr_jax.objective.sft import sft_objective
+from zephyr_jax.objective.example_loss import make_objective
+from zephyr_jax.objective.sft import sft_loss
 from zephyr_jax.train.anomalies import Health, Limits, Signs, look
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
 from zephyr_jax.train.state import TrainState, initial_state, state_shardings
@@ -48,7 +49,7 @@ class Run:
         shardings = state_shardings(gqa.model.parameters, gqa.model.shardings, optimizer, gqa.rules)
         copy = jax.tree.map(jnp.array, gqa.parameters)
         self.state: TrainState = initial_state(copy, optimizer, shardings)
-        objective = sft_objective(gqa.model.definition, 1, 16)
+        objective = make_objective(sft_loss, gqa.model.definition, None, segments=1, chunk=16)
 
         def poisoned(parameters: Any, rows: Any) -> Any:
             loss, metrics = objective(parameters, rows)

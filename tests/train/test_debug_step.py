@@ -18,10 +18,9 @@ from zephyr_jax.config.sections import AnomalyOptions, PairAnomalyOptions
 from zephyr_jax.config.training import DebugStepConfig, SftConfig
 from zephyr_jax.demo.corpus import conversations, preferences
 from zephyr_jax.errors import InputError, TrainingError
-from zephyr_jax.methods.dpo import dpo
-from zephyr_jax.methods.sft import sft
 from zephyr_jax.reference.fill import reference
 from zephyr_jax.train.debug_step import replay
+from zephyr_jax.train_command import train
 
 
 def metrics(run: Path) -> dict[int, dict[str, Any]]:
@@ -49,7 +48,7 @@ def test_a_loss_that_explodes_stops_the_run_right_before_it(tiny_model: Path, ro
     config = replace(config, optimizer=replace(config.optimizer, learning_rate=1e9, warmup_ratio=0, max_grad_norm=None))
     config = replace(config, schedule=replace(config.schedule, save_every=100, max_steps=6))
     with pytest.raises(TrainingError, match=r"Step (\d+) is sick: its loss is (nan|inf)") as stopped:
-        sft(config)
+        train(config)
     step = int(str(stopped.value).split()[1])
     run = epath.Path(tmp_path / "run")
     assert f"Step {step - 1} is saved" in str(stopped.value)
@@ -61,9 +60,9 @@ def test_a_loss_that_explodes_stops_the_run_right_before_it(tiny_model: Path, ro
     assert found.non_finite
     assert f"with step {step - 1} of" in found.report()
     with pytest.raises(TrainingError, match=f"Step {step} is sick"):
-        sft(config)
+        train(config)
     assert steps_in(run) == [step - 1]
-    sft(with_health(config, non_finite="skip"))
+    train(with_health(config, non_finite="skip"))
     assert sorted(metrics(tmp_path / "run")) == list(range(1, 7))
     assert saved_fingerprint(run, None) == before  # every later step was as sick, and left out
 
@@ -75,7 +74,7 @@ def test_a_spike_is_reproduced_alone(
     config = sft_config(tiny_model, rows / "chats.jsonl", tmp_path / "run", epochs=2)
     shuffled = replace(config, optimizer=replace(config.optimizer, learning_rate=1e-6))
     with pytest.raises(TrainingError, match=r"Step (\d+) is sick: its loss is .*median") as stopped:
-        sft(with_health(shuffled, spike="stop", spike_factor=1.0001, spike_window=10))
+        train(with_health(shuffled, spike="stop", spike_factor=1.0001, spike_window=10))
     step = int(str(stopped.value).split()[1])
     assert step > 11
     logged = metrics(tmp_path / "run")[step]
@@ -99,11 +98,11 @@ def test_a_margin_that_explodes_is_named_by_its_pairs(tiny_model: Path, rows: Pa
     config = dpo_config(tiny_model, rows / "pairs.jsonl", tmp_path / "run", tmp_path / "reference")
     reference(config)
     with pytest.raises(TrainingError, match=r"its mean reward margin is") as stopped:
-        dpo(with_health(config, margin_limit=1e-4))
+        train(with_health(config, margin_limit=1e-4))
     step = int(str(stopped.value).split()[1])
     kept = tmp_path / "run" / "sick" / f"step-{step:06}.safetensors"
     found = replay(DebugStepConfig(batch_file=str(kept), mesh=config.mesh))
-    margins = [float(more.split()[1]) for _, _, more in found.examples]
+    margins = [float(details.split("margin ")[1]) for _, _, details in found.examples]
     np.testing.assert_allclose(np.mean(margins), metrics(tmp_path / "run")[step]["rewards/margins"], rtol=1e-3)
     assert len(found.examples) == 8
 
@@ -114,15 +113,15 @@ def test_a_learning_rate_that_does_nothing_stops_the_run(tiny_model: Path, rows:
     with pytest.raises(
         TrainingError, match="changed in each of 4 steps; the learning rate is .*The newest checkpoint stays"
     ):
-        sft(with_health(dead, stalled_steps=4))
+        train(with_health(dead, stalled_steps=4))
     shutil.rmtree(tmp_path / "run")
-    sft(with_health(replace(dead, schedule=replace(dead.schedule, max_steps=5)), stalled_steps=4, stalled="continue"))
+    train(with_health(replace(dead, schedule=replace(dead.schedule, max_steps=5)), stalled_steps=4, stalled="continue"))
 
 
 @pytest.mark.parametrize("content", [b"", b"no batch", b"\x08\0\0\0\0\0\0\0{}      "])
 def test_what_is_no_batch_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.safetensors").write_bytes(content)
-    with pytest.raises(InputError, match="is no batch that a run kept"):
+    with pytest.raises(InputError, match="is not a saved batch"):
         replay(DebugStepConfig(batch_file=str(tmp_path / "x.safetensors")))
     with pytest.raises(InputError, match="Cannot read .*Sick batches are in RUN/sick"):
         replay(DebugStepConfig(batch_file=str(tmp_path / "y.safetensors")))

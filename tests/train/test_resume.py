@@ -24,11 +24,10 @@ from zephyr_jax.config.training import SftConfig
 from zephyr_jax.demo.corpus import conversations, preferences
 from zephyr_jax.errors import InputError
 from zephyr_jax.export.export import export
-from zephyr_jax.methods.dpo import dpo
-from zephyr_jax.methods.sft import sft
 from zephyr_jax.reference.fill import reference
 from zephyr_jax.train import fit as training
 from zephyr_jax.train.loop import Loop
+from zephyr_jax.train_command import train
 
 
 class Killed(Exception):
@@ -74,13 +73,13 @@ def equal(one: Path, other: Path) -> None:
         np.testing.assert_array_equal(left, right)
 
 
-def run_with_kills(monkeypatch: pytest.MonkeyPatch, recipe: Any, config: SftConfig, kills: list[int]) -> None:
+def run_with_kills(monkeypatch: pytest.MonkeyPatch, config: SftConfig, kills: list[int]) -> None:
     for steps in kills:
         with monkeypatch.context() as patch:
             kill_after(patch, steps)
             with pytest.raises(Killed):
-                recipe(config)
-    recipe(config)
+                train(config)
+    train(config)
 
 
 def test_sft_goes_on_as_if_nothing_had_happened(
@@ -88,9 +87,9 @@ def test_sft_goes_on_as_if_nothing_had_happened(
 ) -> None:
     """Killed before the first save, right after one, and between two; two epochs, accumulation, a partial last step."""
     config = sft_config(tiny_model, data / "chats.jsonl", tmp_path / "whole")
-    sft(config)
+    train(config)
     killed = replace(config, output=str(tmp_path / "killed"))
-    run_with_kills(monkeypatch, sft, killed, [1, 3, 2])
+    run_with_kills(monkeypatch, killed, [1, 3, 2])
     equal(tmp_path / "whole", tmp_path / "killed")
 
 
@@ -100,9 +99,9 @@ def test_dpo_goes_on_as_if_nothing_had_happened(
     """The reference stays that of the start, though the policy has moved on."""
     config = dpo_config(tiny_model, data / "pairs.jsonl", tmp_path / "whole", tmp_path / "reference")
     reference(config)
-    dpo(config)
+    train(config)
     killed = replace(config, output=str(tmp_path / "killed"))
-    run_with_kills(monkeypatch, dpo, killed, [3, 2])
+    run_with_kills(monkeypatch, killed, [3, 2])
     equal(tmp_path / "whole", tmp_path / "killed")
     first = next(line for line in curve(tmp_path / "whole") if "loss" in line)
     # The reference pass packed these pairs in other rows, so sums differ in float32's last digits here; where the rows
@@ -122,7 +121,7 @@ def test_a_run_goes_on_on_other_meshes(
     """After each kill on other devices: the same examples in the same steps, each once an epoch; losses equal to 1e-5."""
     config = sft_config(tiny_model, data / "chats.jsonl", tmp_path / "whole")
     config = replace(config, report=replace(config.report, log_example_ids=True))
-    sft(config)
+    train(config)
     moved = replace(config, output=str(tmp_path / "moved"))
     meshes = [
         MeshOptions(data=2, fsdp=2, tensor=2),
@@ -133,7 +132,7 @@ def test_a_run_goes_on_on_other_meshes(
         with monkeypatch.context() as patch:
             kill_after(patch, steps)
             with pytest.raises(Killed) if steps else nullcontext():
-                sft(replace(moved, mesh=mesh))
+                train(replace(moved, mesh=mesh))
     assert seen(tmp_path / "moved") == seen(tmp_path / "whole")
     ids = [each for _, step in seen(tmp_path / "moved") for each in step]
     assert Counter(ids) == dict.fromkeys(set(ids), 2)
@@ -150,14 +149,14 @@ def test_a_vocabulary_that_no_mesh_divides_trains_moves_and_exports(
     folder = resized(tiny_model, tmp_path / "odd", 1025)
     config = sft_config(folder, data / "chats.jsonl", tmp_path / "whole", epochs=1)
     config = replace(config, batch=BatchOptions(rows=8, microbatch_rows=8), mesh=MeshOptions(fsdp=8))
-    sft(config)
+    train(config)
     moved = replace(config, output=str(tmp_path / "moved"))
     meshes = [MeshOptions(data=2, fsdp=2, tensor=2), MeshOptions(data=1, fsdp=4, tensor=2)]
     for mesh, steps in zip(meshes, (2, None), strict=True):
         with monkeypatch.context() as patch:
             kill_after(patch, steps)
             with pytest.raises(Killed) if steps else nullcontext():
-                sft(replace(moved, mesh=mesh))
+                train(replace(moved, mesh=mesh))
     for one, other in zip(curve(tmp_path / "moved"), curve(tmp_path / "whole"), strict=True):
         assert one == pytest.approx(other, rel=1e-5)
     model = ModelOptions(path=str(tmp_path / "moved"))
@@ -173,15 +172,15 @@ def test_a_damaged_newest_step_is_passed_over(
 ) -> None:
     """The run says so, keeps what is damaged, goes on from the step before, and ends as if nothing had happened."""
     config = sft_config(tiny_model, data / "chats.jsonl", tmp_path / "whole")
-    sft(config)
+    train(config)
     killed = replace(config, output=str(tmp_path / "killed"))
     with monkeypatch.context() as patch:
         kill_after(patch, 5)
         with pytest.raises(Killed):
-            sft(killed)
+            train(killed)
     damage_a_tensor(tmp_path / "killed", 4)
     capsys.readouterr()
-    sft(killed)
+    train(killed)
     said = capsys.readouterr().err
     assert f"Step 4 of {tmp_path}/killed is damaged: " in said
     assert f"set aside step 4 in {tmp_path}/killed/damaged; going on from step 2" in said
@@ -197,11 +196,11 @@ def test_a_run_whose_every_step_is_damaged_stops(
     with monkeypatch.context() as patch:
         kill_after(patch, 5)
         with pytest.raises(Killed):
-            sft(config)
+            train(config)
     for step in (2, 4):
         damage_a_tensor(tmp_path / "run", step)
     with pytest.raises(InputError, match="All checkpoints of .* are damaged: steps 4, 2"):
-        sft(config)
+        train(config)
     assert not (tmp_path / "run" / "damaged").exists()
 
 
@@ -218,18 +217,18 @@ def test_a_finished_run_does_nothing_and_a_changed_one_is_refused(data: Path, ti
     """Same command again: no step. Another learning rate, or other rows under the same path: refused with both values."""
     rows = write_rows(tmp_path / "chats.jsonl", list(conversations(0, 12, "train")))
     config = sft_config(tiny_model, rows, tmp_path / "run", epochs=1)
-    sft(config)
+    train(config)
     before = curve(tmp_path / "run")
-    sft(config)
+    train(config)
     assert curve(tmp_path / "run") == before
     changed = replace(config, optimizer=replace(config.optimizer, learning_rate=0.5))
     with pytest.raises(InputError, match="optimizer.learning_rate was 0.001, now 0.5"):
-        sft(changed)
+        train(changed)
     write_rows(rows, list(conversations(1, 12, "train")))
     with pytest.raises(InputError, match="data was"):
-        sft(config)
+        train(config)
     with pytest.raises(InputError, match="resume"):
-        sft(replace(config, resume=False))
+        train(replace(config, resume=False))
 
 
 def test_the_newest_and_the_best_checkpoints_are_kept(data: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -237,7 +236,7 @@ def test_the_newest_and_the_best_checkpoints_are_kept(data: Path, tiny_model: Pa
     config = sft_config(tiny_model, data / "chats.jsonl", tmp_path / "run")
     schedule = replace(config.schedule, save_every=1, evaluate_every=1, keep_last=2, keep_best=1)
     held_out = replace(config.data, eval_path=str(data / "chats.jsonl"))
-    sft(replace(config, schedule=schedule, data=held_out, optimizer=replace(config.optimizer, learning_rate=1e-6)))
+    train(replace(config, schedule=schedule, data=held_out, optimizer=replace(config.optimizer, learning_rate=1e-6)))
     losses = {
         line["step"]: line["eval/loss"] for line in curve(tmp_path / "run") if line.get("step") and "eval/loss" in line
     }

@@ -20,8 +20,8 @@ from zephyr_jax.cli import main
 from zephyr_jax.config.sections import ScheduleOptions
 from zephyr_jax.demo.corpus import conversations
 from zephyr_jax.errors import InputError, Stopped
-from zephyr_jax.methods.sft import sft
 from zephyr_jax.train import fit as training
+from zephyr_jax.train_command import train
 
 GIB = 2**30
 Usage = namedtuple("Usage", "total used free")
@@ -89,7 +89,7 @@ def test_a_full_disk_ends_a_run_before_it_begins(
     with pytest.raises(
         InputError, match=r"checkpoints of .*/run need [\d.]+ MiB of disk space \(3 x .* lower schedule.keep_last"
     ):
-        sft(config)
+        train(config)
     assert not (tmp_path / "run").exists()
 
 
@@ -102,8 +102,8 @@ def saving_weights(model: Path, rows: Path, run: Path, **schedule: int):
 def both(tiny_model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same training twice: `state` keeps everything, `weights` only the final weights."""
     out = tmp_path_factory.mktemp("saving")
-    sft(sft_config(tiny_model, rows, out / "state", epochs=1))
-    sft(saving_weights(tiny_model, rows, out / "weights"))
+    train(sft_config(tiny_model, rows, out / "state", epochs=1))
+    train(saving_weights(tiny_model, rows, out / "weights"))
     return out
 
 
@@ -136,15 +136,15 @@ def test_everything_but_resuming_works_with_them(
     main(f"generate --model.path {both}/weights --prompts Hi --max_new_tokens 2".split())
     before = sorted(path.stat().st_mtime_ns for path in (both / "weights").rglob("*"))
     capsys.readouterr()
-    sft(saving_weights(tiny_model, rows, both / "weights"))
+    train(saving_weights(tiny_model, rows, both / "weights"))
     assert "is finished at step" in (said := capsys.readouterr().err) and "no optimizer state to resume" in said
     assert sorted(path.stat().st_mtime_ns for path in (both / "weights").rglob("*")) == before
     other = saving_weights(tiny_model, rows, both / "weights", max_steps=1)
     with pytest.raises(InputError, match="was started with other settings"):
-        sft(other)
+        train(other)
     assert read_progress(epath.Path(both / "weights"), steps_in(epath.Path(both / "weights"))[-1])["saved"] == "weights"
     on = replace(saving_weights(both / "weights", rows, tmp_path / "on"), seed=1)
-    sft(on)  # another stage starts from them
+    train(on)  # another stage starts from them
     shutil.rmtree(tmp_path / "on")
 
 
@@ -162,10 +162,10 @@ def test_an_interrupted_run_saves_nothing(
 
     monkeypatch.setattr(training, "StopRequest", Request)
     with pytest.raises(Stopped, match="Stopped at step 1 of .* `weights`: the same command starts over"):
-        sft(saving_weights(tiny_model, rows, tmp_path / "run"))
+        train(saving_weights(tiny_model, rows, tmp_path / "run"))
     assert not steps_in(epath.Path(tmp_path / "run"))
     monkeypatch.undo()
-    sft(saving_weights(tiny_model, rows, tmp_path / "run"))
+    train(saving_weights(tiny_model, rows, tmp_path / "run"))
     assert len(steps_in(epath.Path(tmp_path / "run"))) == 1
 
 
@@ -178,7 +178,7 @@ def test_max_steps_beyond_the_data_are_reported(
 ) -> None:
     """The learning rate ends at zero with the data."""
     config = saving_weights(tiny_model, rows, tmp_path / "run", max_steps=most, epochs=epochs)
-    sft(config)
+    train(config)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     err = capsys.readouterr().err
     if said:

@@ -19,14 +19,17 @@ from zephyr_jax.config.sections import (
     PairAnomalyOptions,
     Remat,
 )
-from zephyr_jax.objective.dpo import dpo_objective
-from zephyr_jax.objective.sft import sft_objective
+from zephyr_jax.config.training import DpoConfig, SftConfig
+from zephyr_jax.methods.dpo import DPO
+from zephyr_jax.methods.sft import SFT
+from zephyr_jax.objective.dpo import dpo_loss
+from zephyr_jax.objective.example_loss import make_objective
+from zephyr_jax.objective.sft import sft_loss
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.sharding import ShardingRules
 from zephyr_jax.plan.plan import MISTRAL_7B
 from zephyr_jax.train.anomalies import Limits
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
-from zephyr_jax.train.setup import make_objective
 from zephyr_jax.train.state import abstract_state, initial_state, state_shardings
 from zephyr_jax.train.step import accumulate, make_step
 
@@ -51,7 +54,7 @@ def split(batch, microbatches: int):
 @pytest.mark.parametrize("microbatches", [2, 4])
 def test_microbatches_equal_one_big_batch_in_tokens(gqa: Loaded, microbatches: int) -> None:
     """SFT: gradients of the sum, loss and weights, though targets fall unevenly and one microbatch may be empty."""
-    objective = sft_objective(gqa.model.definition, 2, 16)
+    objective = make_objective(sft_loss, gqa.model.definition, None, segments=2, chunk=16)
     batch = uneven_rows()
     whole, metrics = accumulate(objective, gqa.parameters, split(batch, 1), gqa.model.shardings)
     parts, part_metrics = jax.jit(lambda p, b: accumulate(objective, p, b, gqa.model.shardings))(
@@ -72,7 +75,7 @@ def test_microbatches_equal_one_big_batch_in_pairs(gqa: Loaded) -> None:
     reference = jnp.asarray(np.random.default_rng(0).normal(-30, 5, (4, 4)), jnp.float32)
     present = jnp.array([[True, True], [True, False], [False, False], [False, False]])
     batch = PairBatch(rows, reference, present)
-    objective = dpo_objective(gqa.model.definition, DpoOptions(), 4, 16)
+    objective = make_objective(dpo_loss, gqa.model.definition, DpoOptions(), segments=4, chunk=16)
     whole, metrics = accumulate(objective, gqa.parameters, split(batch, 1), gqa.model.shardings)
     parts, part_metrics = accumulate(objective, gqa.parameters, split(batch, 4), gqa.model.shardings)
     assert metrics["loss"].weight == part_metrics["loss"].weight == 3
@@ -86,7 +89,7 @@ def test_bfloat16_gradients_lose_nothing_but_storage(golden: Path) -> None:
     """Same loss to the last bit; gradients differ from float32 ones by bfloat16's rounding; sums over microbatches and
     norms' gradients are float32."""
     loaded = load(golden / "models" / "gqa", dtype="bfloat16")
-    objective = sft_objective(loaded.model.definition, 2, 16)
+    objective = make_objective(sft_loss, loaded.model.definition, None, segments=2, chunk=16)
     batch = uneven_rows()
 
     def gradient(dtype: str, microbatches: int):
@@ -111,7 +114,11 @@ def test_one_step_moves_state_and_gives_buffers_away(gqa: Loaded) -> None:
     copy = jax.tree.map(jnp.array, gqa.parameters)
     state = initial_state(copy, optimizer, shardings)
     step = make_step(
-        sft_objective(gqa.model.definition, 2, 16), optimizer, learning_rate(options, 4), shardings, AnomalyOptions()
+        make_objective(sft_loss, gqa.model.definition, None, segments=2, chunk=16),
+        optimizer,
+        learning_rate(options, 4),
+        shardings,
+        AnomalyOptions(),
     )
     rates = []
     for expected in (1, 2):
@@ -132,7 +139,8 @@ def test_a_step_of_seven_billion_weights_can_be_traced(pairs: bool) -> None:
     options = OptimizerOptions(grad_dtype="bfloat16", first_moment_dtype="bfloat16")
     optimizer = make_optimizer(options, 100)
     shardings = state_shardings(model.parameters, model.shardings, optimizer, rules)
-    objective = make_objective(model, DpoOptions() if pairs else None, 2, 256)
+    method, config = (DPO, DpoConfig()) if pairs else (SFT, SftConfig())
+    objective = method.objective(model.definition, config, examples_per_row=2, chunk=256)
     health = PairAnomalyOptions() if pairs else AnomalyOptions()
     step = make_step(objective, optimizer, learning_rate(options, 100), shardings, health, "bfloat16")
     rows = jax.tree.map(lambda leaf: np.zeros((2, 8, 2048), leaf.dtype), empty_rows(8, 2048))
@@ -153,7 +161,7 @@ def test_four_conversations_are_learnt_by_heart(golden: Path) -> None:
     optimizer = make_optimizer(options, 120)
     shardings = state_shardings(loaded.model.parameters, loaded.model.shardings, optimizer, loaded.rules)
     state = initial_state(loaded.parameters, optimizer, shardings)
-    objective = sft_objective(loaded.model.definition, 2, 32)
+    objective = make_objective(sft_loss, loaded.model.definition, None, segments=2, chunk=32)
     step = make_step(objective, optimizer, learning_rate(options, 120), shardings, AnomalyOptions())
     segments = random_segments([14, 16, 15, 13])
     batch = split(packed_rows([segments[:2], segments[2:]], 32), 1)

@@ -21,11 +21,13 @@ from zephyr_jax.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.provenance import Record, chain
 from zephyr_jax.checkpoint.resolve import ModelSource, check_vocabulary
+from zephyr_jax.config.models import EvaluateConfig
 from zephyr_jax.config.sections import DataOptions, ForwardOptions, is_unset, settled, unset
+from zephyr_jax.config.training import SftConfig
 from zephyr_jax.errors import InputError
+from zephyr_jax.methods.registry import METHODS
 from zephyr_jax.parallel.hosts import broadcast_from_host0, is_host0
 
-TRAINING = frozenset({"sft", "reference", "dpo"})
 EVALUATION = frozenset({"evaluate", "evaluate preferences"})
 
 
@@ -36,8 +38,8 @@ class Property:
     section: str
     """`model` or `data`."""
     name: str
-    stages: frozenset[str] = frozenset({"sft", "dpo"})
-    """Runs whose value counts."""
+    methods: frozenset[str] | None = None
+    """Training methods whose runs hand it on; None: all."""
     commands: frozenset[str] | None = EVALUATION
     """Commands that take the run's value; None: every command."""
 
@@ -45,9 +47,7 @@ class Property:
 PROPERTIES = (
     Property("model", "compute_dtype", commands=None),
     Property("data", "max_length"),
-    Property("data", "max_prompt_length", stages=frozenset({"dpo"})),
     Property("data", "on_bad_row"),
-    Property("data", "targets", stages=frozenset({"sft"})),
 )
 """Besides the chat template, its date, BOS and the rule for system messages, which come with the model's files."""
 
@@ -100,6 +100,29 @@ def resolve[M: ForwardOptions](
     return Resolved(model, replace(data, chat_template=template or chat.template.name, template_date=printed), chat)
 
 
+def resolve_settings[C: SftConfig | EvaluateConfig](
+    command: str,
+    config: C,
+    source: ModelSource,
+    resumed: Mapping[str, Any] | None = None,
+    tables: Sequence[tuple[date, str]] = (),
+) -> tuple[C, ChatTokenizer]:
+    """The settings of a command with every inherited value, checked, and its tokenizer; arguments and errors as `resolve`."""
+    resolved = resolve(command, source, config.model, config.data, resumed, tables)
+    sections: dict[str, Any] = {"model": resolved.model, "data": resolved.data}
+    config = replace(config, **sections)
+    config.check()
+    return config, resolved.chat
+
+
+def open_tokenizer(source: ModelSource, data: DataOptions) -> ChatTokenizer:
+    """The model's tokenizer with the chat template for training that `data.chat_template` names. Raises InputError."""
+    tokenizer = load_tokenizer(str(source.folder))
+    chat = training_tokenizer(source.asked, tokenizer, data)
+    check_vocabulary(source.model_config, tokenizer, source.asked, chat.template)
+    return chat
+
+
 def inherit_model[M: ForwardOptions](command: str, model: M, source: ModelSource) -> M:
     """Model settings with the values of the model's run where none are given; prints what differs from it."""
     model, notes = _inherit(command, "model", model, run_of(source.record))
@@ -109,7 +132,7 @@ def inherit_model[M: ForwardOptions](command: str, model: M, source: ModelSource
 
 def run_of(record: Record) -> Record:
     """The record of the run behind weights: their own, or for an export that of the run that it was made from; else {}."""
-    return next((link for link in reversed(chain(record)) if link.get("made_by") in ("sft", "dpo")), {})
+    return next((link for link in reversed(chain(record)) if link.get("made_by") in METHODS), {})
 
 
 def prompt_tokenizer(source: ModelSource, tokenizer: PreTrainedTokenizerBase, template: str | None) -> ChatTokenizer:
@@ -138,8 +161,10 @@ def _inherit[O: ForwardOptions | DataOptions](
     there, saved = _section(earlier.get("config"), section), _section(resumed, section)
     values: dict[str, Any] = {name: settled(getattr(options, name)) for name in vars(options) if name != "row_length"}
     notes = []
-    for each in (each for each in PROPERTIES if each.section == section):
-        inherits = (each.commands is None or command in each.commands) and earlier.get("made_by") in each.stages
+    for each in (each for each in properties() if each.section == section):
+        inherits = (each.commands is None or command in each.commands) and (
+            each.methods is None or earlier.get("made_by") in each.methods
+        )
         given = not is_unset(getattr(options, each.name))
         if not given and each.name in saved:
             values[each.name] = saved[each.name]
@@ -148,6 +173,12 @@ def _inherit[O: ForwardOptions | DataOptions](
         elif given and inherits and there.get(each.name, values[each.name]) != values[each.name]:
             notes.append(f"{section}.{each.name} is {values[each.name]}, the run has {there[each.name]}")
     return replace(options, **values), notes
+
+
+def properties() -> list[Property]:
+    """What later commands share with a run: `PROPERTIES`, and the settings that only runs of one method hand on."""
+    own = [(method.name, setting.split(".")) for method in METHODS.values() for setting in method.inherited_settings]
+    return [*PROPERTIES, *(Property(section, name, frozenset({method})) for method, (section, name) in own)]
 
 
 def _room_for(data: DataOptions, unset_prompt: bool) -> DataOptions:
@@ -180,7 +211,7 @@ def _chat(
     differs = _explain(
         source.asked, tokenizer, chat, data.chat_template, chat.template.day or today, "data.chat_template"
     )
-    if differs and command in TRAINING and run_of(source.record) and not data.allow_template_change:
+    if differs and command not in EVALUATION and run_of(source.record) and not data.allow_template_change:
         raise InputError(
             f"{differs}, with which it was trained. `{command}` would go on with prompts that the model has not learned. Leave "
             "data.chat_template out to take the run's own, or confirm the change: --data.allow_template_change True"

@@ -23,8 +23,9 @@ class PlanConfig(DpoConfig):
     """Chips of a slice to plan for: kind and grid, such as v5e:2x4, v5e:4x4, v6e:2x4, v5p:2x2x1."""
     num_slices: int = 1
     """Slices of that topology, joined by the data centre's network; each holds copies of the weights."""
-    step: Literal["sft", "dpo", "reference", "generate"] | None = None
-    """What to compile; default: `dpo` where the card names a reference table, else `sft`."""
+    step: str | None = None
+    """What to compile: a training method (`sft`, `dpo`), `reference` or `generate`;
+    default: `dpo` where the card names a reference table, else `sft`."""
     fit: bool = False
     """Search the fastest settings that fit: rows of a microbatch, `model.remat`, mesh, and dtypes of gradients and moments."""
     model_preset: Literal["mistral-7b"] | None = None
@@ -39,10 +40,15 @@ class PlanConfig(DpoConfig):
         check_optimizer(self.optimizer, self.schedule, self.model)
         check_dpo(self.dpo)
         check_positive(num_slices=self.num_slices)
-        if self.fit and self.planned_step not in ("sft", "dpo"):
+        if self.fit and not self.plans_training:
             refuse(f"`fit` is on for the {self.planned_step} step.", "It searches training steps: plan sft or dpo.")
 
     @property
     def planned_step(self) -> str:
         """The step to compile."""
         return self.step or ("dpo" if self.reference else "sft")
+
+    @property
+    def plans_training(self) -> bool:
+        """Whether the step is a training step."""
+        return self.planned_step not in ("reference", "generate")

@@ -140,6 +140,13 @@ class DataOptions:
     num_workers: int = 1
     """Processes that tokenise; results are cached by content, so a second run reads them back."""
 
+    @property
+    def evaluation_source(self) -> tuple[str, str] | None:
+        """Path and split to evaluate on; None where the settings name neither."""
+        if self.eval_path is None and self.eval_split is None:
+            return None
+        return self.eval_path or self.path, self.eval_split or "train"
+
 
 @dataclass(frozen=True)
 class MeshOptions:
@@ -165,6 +172,11 @@ class BatchOptions:
     """Conversations (pairs) per step exactly; the number of rows varies, the last microbatch is padded."""
     microbatch_rows: int | None = None
     """Rows per forward and backward; gradients of sums are added up and divided once. Default: all of a step."""
+
+    @property
+    def rows_per_forward(self) -> int:
+        """Rows of one forward and backward."""
+        return self.microbatch_rows or self.rows or 1
 
 
 @dataclass(frozen=True)

@@ -1,80 +1,82 @@
 """Plan + examples -> numpy batches, read ahead by grain, whose iterator state is part of every checkpoint."""
 
-from typing import Any, SupportsIndex
+from collections.abc import Mapping
+from typing import SupportsIndex
 
 import grain
 import numpy as np
 
-from zephyr_jax.batch import PairBatch, TokenBatch, empty_rows
+from zephyr_jax.batch import Array, Batch, empty_rows, field_names, make_batch
 from zephyr_jax.data.examples import Examples
 from zephyr_jax.data.pack import Plan
 
-type Batch = TokenBatch | PairBatch
 
+class BatchSource[B: Batch]:
+    """Random access to the batches of a plan; each process lays out only its own rows of every microbatch.
 
-class BatchSource:
-    """Random access to the batches of a plan; each process lays out only its own columns of rows.
-
-    Batches are [A, B, L] with B the rows in `rows` (a slice of a microbatch's rows); conversations give a TokenBatch,
-    pairs a PairBatch with the reference's log-prob sums from `reference` (float32 [N, 2], zeros when None).
+    Args:
+        examples: Tokens, and columns with one or more values per example.
+        plan: Which examples share a row, and which rows a step.
+        rows: The rows of a microbatch to lay out, a slice of `plan.microbatch_rows`.
+        batch_type: The batches' type; its fields name the columns to lay out.
+        columns: Further columns by name, [N] or [N, segments per example].
     """
 
-    def __init__(self, examples: Examples, plan: Plan, rows: slice, reference: np.ndarray | None = None):
-        self._examples, self._plan, self._rows = examples, plan, rows
-        self._reference = np.zeros((len(examples), 2), np.float32) if reference is None else reference
+    def __init__(
+        self,
+        examples: Examples,
+        plan: Plan,
+        rows: slice,
+        batch_type: type[B],
+        columns: Mapping[str, np.ndarray] | None = None,
+    ):
+        self._examples, self._plan, self._rows, self._batch_type = examples, plan, rows, batch_type
+        fields = {**examples.columns, **(columns or {})}
+        names = field_names(batch_type)
+        self._columns = {name: fields[name].reshape(len(examples), -1) for name in names if name in fields}
 
     def __len__(self) -> int:
         return len(self._plan.steps)
 
-    def __getitem__(self, index: SupportsIndex) -> Batch:
-        step = self._plan.steps[int(index)]
-        size = self._plan.microbatch_rows
-        parts = [step[start * size : (start + 1) * size] for start in range(self._plan.microbatches)]
-        mine = [[*part, *[()] * (size - len(part))][self._rows] for part in parts]
-        laid = [self._lay(rows) for rows in mine]
-        return _stack(laid)
+    def __getitem__(self, index: SupportsIndex) -> B:
+        """The batch of a step: every array is [A, B, ...] with B the rows of this process."""
+        step, size = self._plan.steps[int(index)], self._plan.microbatch_rows
+        microbatches = [step[start * size : (start + 1) * size] for start in range(self._plan.microbatches)]
+        rows = [row for part in microbatches for row in [*part, *[()] * (size - len(part))][self._rows]]
+        arrays = self._lay_out(rows)
+        return make_batch(
+            self._batch_type,
+            {name: array.reshape(len(microbatches), -1, array.shape[-1]) for name, array in arrays.items()},
+        )
 
-    def _lay(self, rows: list[tuple[int, ...]]) -> Batch:
-        out = empty_rows(len(rows), self._plan.row_length)
-        each, most = self._examples.segments_per_example, self._plan.examples_per_row
-        reference = np.zeros((len(rows), each * most), np.float32)
-        present = np.zeros((len(rows), most), np.bool_)
+    def _lay_out(self, rows: list[tuple[int, ...]]) -> dict[str, Array]:
+        """Arrays by field name, each with one line per row."""
+        tokens, slots = empty_rows(len(rows), self._plan.row_length), self._plan.examples_per_row
+        present = np.zeros((len(rows), slots), np.bool_)
+        columns = {
+            name: np.zeros((len(rows), slots * values.shape[1]), values.dtype) for name, values in self._columns.items()
+        }
         for line, row in enumerate(rows):
-            cursor, number = 0, 0
-            for slot, example in enumerate(row):
-                present[line, slot] = True
-                reference[line, slot * each : (slot + 1) * each] = self._reference[example][:each]
-                for segment in self._examples[example]:
-                    number += 1
-                    span = slice(cursor, cursor + len(segment))
-                    out.tokens[line, span] = segment.tokens
-                    out.segments[line, span] = number
-                    out.positions[line, span] = np.arange(len(segment))
-                    out.targets[line, span] = segment.targets
-                    cursor = span.stop
-        return out if each == 1 else PairBatch(out, reference, present)
+            present[line, : len(row)] = True
+            for name, values in self._columns.items():
+                columns[name][line, : len(row) * values.shape[1]] = values[list(row)].reshape(-1)
+            start = 0
+            segments = (segment for example in row for segment in self._examples[example])
+            for number, segment in enumerate(segments, 1):
+                span = slice(start, start + len(segment))
+                tokens.tokens[line, span] = segment.tokens
+                tokens.segments[line, span] = number
+                tokens.positions[line, span] = np.arange(len(segment))
+                tokens.targets[line, span] = segment.targets
+                start = span.stop
+        return {**tokens._asdict(), "present": present, **columns}
 
 
-class Numbered:
-    """The same batches, each with its place in the plan."""
+def iterate[B: Batch](source: BatchSource[B], threads: int = 2, ahead: int = 4) -> grain.DatasetIterator[tuple[int, B]]:
+    """(index, batch) of every step in order, prepared by `threads` while the device computes.
 
-    def __init__(self, source: BatchSource):
-        self._source = source
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: SupportsIndex) -> tuple[int, Batch]:
-        return int(index), self._source[index]
-
-
-def _stack(parts: list[Any]) -> Any:
-    if isinstance(parts[0], np.ndarray):
-        return np.stack(parts)
-    return type(parts[0])(*(_stack(list(field)) for field in zip(*parts, strict=True)))
-
-
-def iterate(source: BatchSource | Numbered, threads: int = 2, ahead: int = 4) -> grain.DatasetIterator:
-    """Batches in order, prepared by `threads` while the device computes; `get_state` / `set_state` resume exactly."""
+    `get_state` / `set_state` of the iterator resume exactly, with a state that goes into JSON.
+    """
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-    return iter(grain.MapDataset.source(source).to_iter_dataset(options))
+    batches = grain.MapDataset.source(source).map_with_index(lambda index, batch: (index, batch))
+    return iter(batches.to_iter_dataset(options))

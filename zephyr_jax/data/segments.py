@@ -1,59 +1,85 @@
-"""Rows to token segments: one segment of a conversation, two (chosen and rejected) of a preference pair."""
+"""How the rows of a source become examples: one segment of a conversation, two (chosen and rejected) of a preference pair."""
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from zephyr_jax.chat.message import Message, OverLengthRow, SkippedRow
 from zephyr_jax.chat.tokenizer import ChatTokenizer, Segment
-from zephyr_jax.data.rows import to_conversation, to_preference
+from zephyr_jax.config.sections import DataOptions
+from zephyr_jax.data.row_formats import CONVERSATION_FORMATS, PREFERENCE_FORMATS, RowFormat
+from zephyr_jax.data.rows import SCORE_COLUMNS, parse_score, to_conversation, to_preference
+from zephyr_jax.data.sources import Rows
 
 
-def conversation(
-    tokenizer: ChatTokenizer,
-    row: dict[str, Any],
-    targets: str,
-    max_length: int,
-    cut: bool,
-    contradictions: bool = False,
+def no_columns(rows: Rows, row_indices: np.ndarray) -> dict[str, np.ndarray]:
+    """For examples that are tokens and nothing else."""
+    return {}
+
+
+@dataclass(frozen=True)
+class ExampleKind:
+    """What an example is: the formats of its rows, its segments, and columns beside its tokens."""
+
+    name: str
+    """In the plural: errors name it, and cached tokens of two kinds with one name would be mixed up."""
+    segments: tuple[str, ...]
+    """Names of an example's segments in their order."""
+    formats: Sequence[RowFormat[Any]]
+    """A row is read by the first of these that fits it."""
+    required: tuple[str, ...]
+    """Columns of the usual format, for the error where no format fits."""
+    tokenize: Callable[[ChatTokenizer, DataOptions, Mapping[str, Any], bool], list[Segment]]
+    """(tokenizer, settings, row, whether to truncate it) -> segments. Raises SkippedRow, and OverLengthRow unless it truncates.
+    Worker processes import it by name."""
+    columns: Callable[[Rows, np.ndarray], dict[str, np.ndarray]] = no_columns
+    """(rows of the source, int64 [N] indices of the rows that became examples) -> columns by name, [N] or [N, values]."""
+
+    column_types: Mapping[str, tuple[type[np.generic], int]] = field(default_factory=dict)
+    """dtype and values per example of the columns that a batch type may name, for plans without data."""
+
+    @property
+    def segments_per_example(self) -> int:
+        """Number of segments."""
+        return len(self.segments)
+
+
+def tokenize_conversation(
+    tokenizer: ChatTokenizer, data: DataOptions, row: Mapping[str, Any], truncate: bool
 ) -> list[Segment]:
-    """One segment of a row in one of `CONVERSATION_FORMATS`. Raises SkippedRow with the reason when it cannot be used."""
-    chat = to_conversation(row, contradictions)
+    """The one segment of a conversation: its assistant answers are targets, or under `data.targets: all` every token but BOS."""
+    chat = to_conversation(row, data.allow_contradictions)
     rendered = tokenizer.template.render(chat.messages, tools=chat.tools)
     segment = tokenizer.encode(rendered)
     if not segment.targets.any():
         raise SkippedRow("no assistant answer to learn from")
-    if targets == "all":
+    if data.targets == "all":
         segment = Segment(segment.tokens, np.arange(len(segment)) > 0)
         if rendered.muted:
             segment.targets[tokenizer.encode(replace(rendered, spans=rendered.muted)).targets] = False
-    if len(segment) > max_length:
-        if not cut:
-            raise OverLengthRow(f"over-length: more than max_length {max_length} tokens", len(segment))
-        segment = segment.head(max_length)
+    if len(segment) > data.max_length:
+        if not truncate:
+            raise OverLengthRow(f"over-length: more than max_length {data.max_length} tokens", len(segment))
+        segment = segment.head(data.max_length)
     if not segment.targets.any():
-        raise SkippedRow(f"no target token within the first {max_length} tokens")
+        raise SkippedRow(f"no target token within the first {data.max_length} tokens")
     return [segment]
 
 
-def preference(
-    tokenizer: ChatTokenizer,
-    row: dict[str, Any],
-    max_length: int,
-    max_prompt: int,
-    cut: bool,
-    contradictions: bool = False,
+def tokenize_preference(
+    tokenizer: ChatTokenizer, data: DataOptions, row: Mapping[str, Any], truncate: bool
 ) -> list[Segment]:
-    """Chosen and rejected segments of a row; only answers after the messages that both sides share count.
+    """Chosen and rejected segments of a pair; targets are the answers after the messages that both sides share.
 
-    An over-long pair is cut as the reference DPO code does: first the prompt to its last `max_prompt` tokens (BOS
-    stays), then each answer to the tokens that still fit, from its start. Raises SkippedRow.
+    An over-long pair is cut as the reference DPO code does: first the prompt to its last `data.max_prompt_length` tokens (BOS
+    stays), then each answer to the tokens that still fit, from its start.
     """
-    pair = to_preference(row, contradictions)
+    pair = to_preference(row, data.allow_contradictions)
     dialogues = (pair.chosen, pair.rejected)
-    shared = _shared_messages(*dialogues)
-    sides = [_answers_after(tokenizer, dialogue, shared, pair.tools) for dialogue in dialogues]
+    num_shared = _shared_messages(*dialogues)
+    sides = [_answers_after(tokenizer, dialogue, num_shared, pair.tools) for dialogue in dialogues]
     if not all(side.targets.any() for side in sides):
         raise SkippedRow("no assistant answer to learn from")
     starts = [int(side.targets.argmax()) for side in sides]
@@ -62,12 +88,12 @@ def preference(
         raise SkippedRow("the prompt becomes different tokens before the chosen and the rejected answer")
     if np.array_equal(sides[0].tokens, sides[1].tokens):
         raise SkippedRow("chosen and rejected are identical")
-    longest = max(len(side) for side in sides)
-    if longest <= max_length:
+    max_length, max_prompt = data.max_length, data.max_prompt_length
+    if max(len(side) for side in sides) <= max_length:
         return sides
-    if not cut:
+    if not truncate:
         raise OverLengthRow(f"over-length: more than max_length {max_length} tokens", sum(map(len, sides)))
-    sides = [_cut(side, len(prompt), max_length, max_prompt, tokenizer.bos is not None) for side in sides]
+    sides = [_truncate(side, len(prompt), max_length, max_prompt, tokenizer.bos is not None) for side in sides]
     if not all(side.targets.any() for side in sides):
         raise SkippedRow(f"max_prompt_length {max_prompt} leaves no room for an answer within max_length {max_length}")
     if np.array_equal(sides[0].tokens, sides[1].tokens):
@@ -75,7 +101,7 @@ def preference(
     return sides
 
 
-def _cut(side: Segment, prompt: int, max_length: int, max_prompt: int, has_bos: bool) -> Segment:
+def _truncate(side: Segment, prompt: int, max_length: int, max_prompt: int, has_bos: bool) -> Segment:
     kept = np.arange(len(side))
     if prompt > max_prompt:
         first = min(int(has_bos), max_prompt - 1)  # BOS stays, unless it would be the whole prompt
@@ -103,3 +129,28 @@ def _answers_after(tokenizer: ChatTokenizer, dialogue: list[Message], shared: in
     """A dialogue whose answers after the first `shared` messages are targets."""
     before = [{**message, "weight": 0} if message["role"] == "assistant" else message for message in dialogue[:shared]]
     return tokenizer.encode(tokenizer.template.render([*before, *dialogue[shared:]], tools=tools))
+
+
+def _score_columns(rows: Rows, row_indices: np.ndarray) -> dict[str, np.ndarray]:
+    """`scores`, float64 [N, 2] of chosen and rejected, NaN where a row has none; nothing where no row has such numbers."""
+    names = next((pair for pair in SCORE_COLUMNS if set(pair) <= rows.fields.keys()), ())
+    columns = [[parse_score(value) for value in rows.values(name)] for name in names]
+    scores = np.array(columns, np.float64).T[row_indices] if columns else np.array([])  # None becomes NaN
+    return {} if np.isnan(scores).all() else {"scores": scores}
+
+
+CONVERSATION = ExampleKind(
+    name="Conversations",
+    segments=("conversation",),
+    formats=CONVERSATION_FORMATS,
+    required=("messages",),
+    tokenize=tokenize_conversation,
+)
+PREFERENCE = ExampleKind(
+    name="Preferences",
+    segments=("chosen", "rejected"),
+    formats=PREFERENCE_FORMATS,
+    required=("chosen", "rejected"),
+    tokenize=tokenize_preference,
+    columns=_score_columns,
+)

@@ -27,11 +27,10 @@ from zephyr_jax.errors import InputError
 from zephyr_jax.export.export import export
 from zephyr_jax.feedback.answers_pipeline import feedback_answers
 from zephyr_jax.feedback.rate_pipeline import feedback_rate
-from zephyr_jax.methods.dpo import dpo
-from zephyr_jax.methods.sft import sft
 from zephyr_jax.prepare.ultrafeedback import main as prepare_ultrafeedback
 from zephyr_jax.reference.fill import reference
 from zephyr_jax.report.report import REPORT
+from zephyr_jax.train_command import train
 
 BASE = Path(__file__).parents[1] / "demo" / "assets" / "base"
 STAGES = ("base", "dDPO without dSFT", "dSFT", "dSFT twice", "dSFT + dDPO")
@@ -126,7 +125,7 @@ class _Experiment:
             "schedule": {"epochs": 1, "evaluate_every": 15, "save_every": 0},
             "optimizer": {"learning_rate": 2e-3},
         }
-        sft(from_dict(SftConfig, settings, "demo"))
+        train(from_dict(SftConfig, settings, "demo"))
 
     def _pairs(self, prompts: str) -> Path:
         """Sample the dSFT model, rate the samples and binarize the ratings; returns the folder of the splits."""
@@ -160,7 +159,7 @@ class _Experiment:
         }  # fmt: skip
         config = from_dict(DpoConfig, settings, "demo")
         reference(config)
-        dpo(config)
+        train(config)
 
     def _shared(self, name: str, start: str) -> dict[str, Any]:
         model = {"path": start, **_COMPUTE, "remat": "none"}

@@ -21,10 +21,10 @@ from zephyr_jax.config.training import SftConfig
 from zephyr_jax.config.yaml_file import from_dict
 from zephyr_jax.demo.corpus import conversations, documents
 from zephyr_jax.export.export import export
-from zephyr_jax.methods.sft import sft
 from zephyr_jax.model.decoder import Compute, Decoder
 from zephyr_jax.model.families.registry import config_from_hf
 from zephyr_jax.parallel.mesh import emulate_devices
+from zephyr_jax.train_command import train
 
 CONFIG: dict[str, Any] = {
     "architectures": ["MistralForCausalLM"],
@@ -119,7 +119,7 @@ def pretrain(scratch: Path, texts: int, seed: int) -> Path:
         "optimizer": {"learning_rate": 3e-3, "warmup_ratio": 0.05, "b2": 0.98, "weight_decay": 0.05},
         "schedule": {"save_every": 0, "log_every": 20},
     }  # fmt: skip
-    return sft(from_dict(SftConfig, settings, "remake"))
+    return train(from_dict(SftConfig, settings, "remake"))
 
 
 def main() -> None:

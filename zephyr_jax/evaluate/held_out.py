@@ -10,14 +10,20 @@ import numpy as np
 
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
-from zephyr_jax.checkpoint.inheritance import resolve
+from zephyr_jax.checkpoint.inheritance import resolve_settings, run_of
+from zephyr_jax.checkpoint.provenance import Record
 from zephyr_jax.checkpoint.resolve import ModelSource, open_model
 from zephyr_jax.config.models import EvaluateConfig
-from zephyr_jax.data.examples import Examples, holds_pairs, load_conversations, load_preferences, room_for
+from zephyr_jax.config.training import SftConfig
+from zephyr_jax.config.yaml_file import from_dict
+from zephyr_jax.data.examples import Examples, fit_row_length, load_examples
 from zephyr_jax.data.loader import BatchSource, iterate
 from zephyr_jax.data.pack import plan_evaluation
+from zephyr_jax.data.splits import check_positions
 from zephyr_jax.errors import InputError
 from zephyr_jax.evaluate.pair_reference import named_reference, started_from
+from zephyr_jax.methods.base import Method
+from zephyr_jax.methods.registry import method_of_rows
 from zephyr_jax.objective.logprob import VERSION
 from zephyr_jax.parallel.place import local_rows, place_batch
 from zephyr_jax.parallel.sharding import init_devices
@@ -25,7 +31,6 @@ from zephyr_jax.reference.fill import length_rule
 from zephyr_jax.reference.table import Identity, ReferenceTable, recorded_days, require_complete
 from zephyr_jax.storage.files import Path, check_file_creatable, check_readable, open_path, write_atomic
 from zephyr_jax.train.evaluate import make_evaluation
-from zephyr_jax.train.setup import check_positions, make_objective
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
@@ -36,19 +41,19 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     opened = open_model(config.model, rules)
     opened.check_weights()
     source = opened.source
-    config, tokenizer = resolve_evaluation("evaluate", config, source)
+    config, tokenizer = resolve_settings("evaluate", config, source, tables=recorded_days(config.reference))
     opened = replace(opened, options=config.model)
-    pairs = holds_pairs(config.data)
-    read = load_preferences if pairs else load_conversations
-    if not pairs and (config.reference or config.reference_model):
+    run = run_of(source.record)
+    method = method_of_rows(config.data, trained_by=run.get("made_by"))
+    if not method.uses_reference and (config.reference or config.reference_model):
         raise InputError(
-            f"{config.data.path} holds conversations, and a reference is given. Only preferences are compared with one: drop "
-            "`reference` and `reference_model`, or evaluate on rows with `chosen` and `rejected`."
+            f"{config.data.path} holds {method.examples.name.lower()}, which are not compared with a reference. Drop `reference` "
+            "and `reference_model`, or evaluate on rows with `chosen` and `rejected`."
         )
-    data = room_for(config.data, pairs)
-    examples = read(data, tokenizer, data.path, data.split)
+    data = fit_row_length(config.data, method.examples.segments_per_example)
+    examples = load_examples(method.examples, data, tokenizer, data.path, data.split)
     say_what_counts(examples, data.path, data.max_skipped_fraction)
-    check_positions(examples, data.path, source)
+    check_positions(examples, data.path, source.model_config.max_positions, source.asked)
     plan = plan_evaluation(examples.lengths, data, config.batch_size)
     sums = named_reference(config, source, tokenizer, data, examples, rules)
     parameters = opened.load_weights()
@@ -56,25 +61,29 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     if sums is None and config.reference:
         identity = table_identity(config, source, tokenizer, lambda: weights_fingerprint(parameters))
         sums = reference_sums(open_path(config.reference), identity, examples)
-    dpo = config.dpo if pairs else None
-    objective = make_objective(opened.abstract, dpo, plan.examples_per_row, config.model.logprob_chunk)
-    batches = BatchSource(examples, plan, local_rows(rules, config.batch_size), sums)
+    settings = _loss_settings(method, config, run)
+    objective = method.objective(
+        opened.abstract.definition, settings, examples_per_row=plan.examples_per_row, chunk=config.model.logprob_chunk
+    )
+    columns = method.reference_columns(sums, len(examples))
+    batches = BatchSource(examples, plan, local_rows(rules, config.batch_size), method.batch, columns)
     values = make_evaluation(
-        objective, lambda: (place_batch(rules, batch, config.batch_size) for batch in iterate(batches))
+        objective, lambda: (place_batch(rules, batch, config.batch_size) for _, batch in iterate(batches))
     )(parameters)
-    if pairs and sums is None:
-        values = _without_reference(values, config.dpo.beta)
+    if method.reference_free_metrics and sums is None:
+        values = method.reference_free_metrics(values, method.options_of(settings))
     if config.output and jax.process_index() == 0:
         write_atomic(config.output, json.dumps({**values, "examples": len(examples)}, indent=2) + "\n")
     return values
 
 
-def resolve_evaluation[C: EvaluateConfig](command: str, config: C, source: ModelSource) -> tuple[C, ChatTokenizer]:
-    """The settings with every value that the model's run hands on, and the tokenizer with its template. Raises InputError."""
-    tables = recorded_days(open_path(config.reference)) if config.reference else []
-    found = resolve(command, source, config.model, config.data, tables=tables)
-    config = replace(config, model=found.model, data=found.data)
-    return config, found.chat
+def _loss_settings(method: Method, config: EvaluateConfig, run: Record) -> EvaluateConfig | SftConfig:
+    """Where the options of the loss are: the command's own, else those of the model's run, else the method's defaults."""
+    if method.options is None or hasattr(config, method.options):
+        return config
+    if run.get("made_by") != method.name:
+        return method.config()
+    return from_dict(method.config, run["config"], "the run's record")
 
 
 def say_what_counts(examples: Examples, name: str, limit: float) -> None:
@@ -107,16 +116,6 @@ def reference_sums(root: Path, identity: Identity, examples: Examples) -> np.nda
     if not root.is_dir():
         raise InputError(f"There is no reference table in {root}. To make it: {command}")
     return require_complete(root, ReferenceTable(root, identity), examples.keys(), examples.ids(), command)
-
-
-def _without_reference(values: dict[str, float], beta: float) -> dict[str, float]:
-    """What still means something without a reference: which answer the model itself finds likelier."""
-    return {
-        "accuracy": values["rewards/accuracies"],
-        "margin": values["rewards/margins"] / beta,
-        "logps/chosen": values["logps/chosen"],
-        "logps/rejected": values["logps/rejected"],
-    }
 
 
 def main(config: EvaluateConfig, command: str) -> str:

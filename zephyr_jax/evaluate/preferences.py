@@ -7,19 +7,22 @@ import jax
 import numpy as np
 
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
+from zephyr_jax.checkpoint.inheritance import resolve_settings
 from zephyr_jax.checkpoint.resolve import open_model
 from zephyr_jax.config.models import PreferencesConfig
-from zephyr_jax.data.examples import Examples, load_preferences, room_for
+from zephyr_jax.data.examples import Examples, fit_row_length, load_examples
+from zephyr_jax.data.segments import PREFERENCE
 from zephyr_jax.data.sources import open_rows
+from zephyr_jax.data.splits import check_positions
 from zephyr_jax.errors import InputError, join_items
-from zephyr_jax.evaluate.held_out import reference_sums, resolve_evaluation, say_what_counts, table_identity
+from zephyr_jax.evaluate.held_out import reference_sums, say_what_counts, table_identity
 from zephyr_jax.evaluate.pair_reference import named_reference
 from zephyr_jax.evaluate.preference_stats import Group, by_length, group_of, groups_by, longer_wins
 from zephyr_jax.parallel.hosts import require_single_process
 from zephyr_jax.parallel.sharding import init_devices
 from zephyr_jax.reference.score import Scorer
+from zephyr_jax.reference.table import recorded_days
 from zephyr_jax.storage.files import check_file_creatable, open_path, write_atomic
-from zephyr_jax.train.setup import check_positions
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,13 @@ def preferences(config: PreferencesConfig) -> Opinion:
     opened = open_model(config.model, rules)
     opened.check_weights()
     source = opened.source
-    config, tokenizer = resolve_evaluation("evaluate preferences", config, source)
+    tables = recorded_days(config.reference)
+    config, tokenizer = resolve_settings("evaluate preferences", config, source, tables=tables)
     opened = replace(opened, options=config.model)
-    data = room_for(config.data, pairs=True)
-    examples = load_preferences(data, tokenizer, data.path, data.split)
+    data = fit_row_length(config.data, PREFERENCE.segments_per_example)
+    examples = load_examples(PREFERENCE, data, tokenizer, data.path, data.split)
     say_what_counts(examples, data.path, data.max_skipped_fraction)
-    check_positions(examples, data.path, source)
+    check_positions(examples, data.path, source.model_config.max_positions, source.asked)
     names = _names(config, examples) if config.group_by else None
     reference = named_reference(config, source, tokenizer, data, examples, rules)
     parameters = opened.load_weights()

@@ -6,9 +6,9 @@ from typing import Any
 import yaml
 
 from zephyr_jax.checkpoint.provenance import Record, chain
+from zephyr_jax.methods.registry import METHODS
 from zephyr_jax.report.run_record import row_losses
 
-_STAGES = {"sft": "supervised fine-tuning on conversations (dSFT)", "dpo": "direct preference optimisation (dDPO)"}
 _LOAD = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -37,7 +37,7 @@ def model_card(name: str, record: Record, evaluation: dict[str, float], chats: b
         chats: Whether the tokenizer has a chat template.
     """
     links = chain(record)
-    stages = [each for each in links if each.get("made_by") in _STAGES]
+    stages = [each for each in links if each.get("made_by") in METHODS]
     parts = [
         f"---\n{yaml.safe_dump(_front(links, stages), sort_keys=False)}---",
         f"# {name}",
@@ -74,7 +74,7 @@ def _on_hub(path: Any) -> bool:
 def _about(base: Record, stages: list[Record]) -> str:
     path = base.get("path") or "unknown weights"
     revision = f" (revision {base['revision']})" if base.get("revision") else ""
-    made = ", then ".join(_STAGES[each["made_by"]] for each in stages) or "no training"
+    made = ", then ".join(METHODS[each["made_by"]].description for each in stages) or "no training"
     return f"Base: `{path}`{revision}. Made by {made}. No licence is stated here: those of base and data hold."
 
 
@@ -93,9 +93,9 @@ def _stage(record: Record) -> str:
         "seed": record.get("config", {}).get("seed"),
         "devices": record.get("devices"),
     }
-    dpo = _config(record, "dpo")
-    if record["made_by"] == "dpo":
-        rows |= {"loss": dpo.get("loss"), "beta": dpo.get("beta"), "reference": record.get("reference")}
+    method = METHODS[record["made_by"]]
+    options = _config(record, method.options or "")
+    rows |= {name: options.get(name) for name in method.card_settings} | {"reference": record.get("reference")}
     lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
     return "\n".join([f"## {record['made_by']}", "", "| setting | value |", "|---|---|", *lines, *_row_losses(record)])
 

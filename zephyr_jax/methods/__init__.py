@@ -1,1 +1,1 @@
-"""Training methods, one module each: how rows become examples and what the objective is."""
+"""Training methods as values: one module each, and the registry that every command asks."""

@@ -8,15 +8,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 
 from zephyr_jax.batch import PairBatch
 from zephyr_jax.config.sections import DpoOptions
 from zephyr_jax.mean import WeightedMean
-from zephyr_jax.objective.logprob import Parameters, SegmentLogProb, sequence_logprob
-
-type Metrics = dict[str, WeightedMean]
+from zephyr_jax.objective.example_loss import ExampleLoss
+from zephyr_jax.objective.logprob import SegmentLogProb
 
 
 class PairLogRatio(NamedTuple):
@@ -74,42 +72,33 @@ LOSSES: dict[str, Callable[[PairLogRatio, float, float], Array]] = {
 }
 
 
-def dpo_objective(
-    definition: nnx.GraphDef, options: DpoOptions, segments: int, chunk: int
-) -> Callable[[Parameters, PairBatch], tuple[WeightedMean, Metrics]]:
-    """Loss over a microbatch of pairs, weighted by pairs, with the metrics that TRL's users know.
+def dpo_loss(policy: SegmentLogProb, batch: PairBatch, options: DpoOptions) -> ExampleLoss:
+    """Loss of each pair, all with weight 1, and the metrics that TRL's users know.
 
     `rewards/*` are beta times the log-ratios; accuracy counts strictly larger chosen rewards, so it is 0 at step 0.
     """
-    loss_of = LOSSES[options.loss]
+    ratio = log_ratio(policy, batch)
+    losses = LOSSES[options.loss](ratio, options.beta, options.label_smoothing)
+    chosen_logp, rejected_logp = batch.split(policy.sum)
+    if options.sft_weight:
+        losses += options.sft_weight * -chosen_logp / ratio.chosen_count
+    values = {
+        "rewards/chosen": options.beta * ratio.chosen,
+        "rewards/rejected": options.beta * ratio.rejected,
+        "rewards/accuracies": (ratio.margin > 0).astype(jnp.float32),
+        "rewards/margins": options.beta * ratio.margin,
+        "logps/chosen": chosen_logp,
+        "logps/rejected": rejected_logp,
+    }
+    weight = batch.present.astype(jnp.float32)
 
-    def objective(parameters: Parameters, batch: PairBatch) -> tuple[WeightedMean, Metrics]:
-        policy = sequence_logprob(definition, parameters, batch.rows, segments=segments, chunk=chunk)
-        ratio = log_ratio(policy, batch)
-        losses = loss_of(ratio, options.beta, options.label_smoothing)
-        chosen_logp, rejected_logp = policy.sum[:, 0::2], policy.sum[:, 1::2]
-        if options.sft_weight:
-            losses += options.sft_weight * -chosen_logp / ratio.chosen_count
-        values = {
-            "rewards/chosen": options.beta * ratio.chosen,
-            "rewards/rejected": options.beta * ratio.rejected,
-            "rewards/accuracies": (ratio.margin > 0).astype(jnp.float32),
-            "rewards/margins": options.beta * ratio.margin,
-            "logps/chosen": chosen_logp,
-            "logps/rejected": rejected_logp,
-        }
-        return over_pairs(losses, batch.present), {k: over_pairs(v, batch.present) for k, v in values.items()}
+    def over_pairs(values: Array) -> WeightedMean:
+        return WeightedMean(jnp.where(batch.present, values, 0.0), weight)
 
-    return objective
+    return ExampleLoss(over_pairs(losses), {name: over_pairs(value) for name, value in values.items()})
 
 
 def log_ratio(policy: SegmentLogProb, batch: PairBatch) -> PairLogRatio:
     """Ratios of every pair slot; empty slots hold zeros with counts of one, so that nothing divides by zero."""
-    ratio = policy.sum - batch.reference
-    count = jnp.maximum(policy.num_targets, 1.0)
-    return PairLogRatio(ratio[:, 0::2], ratio[:, 1::2], count[:, 0::2], count[:, 1::2])
-
-
-def over_pairs(values: Array, present: Array) -> WeightedMean:
-    """Sum over the pairs that are there, with their number."""
-    return WeightedMean(jnp.sum(jnp.where(present, values, 0.0)), jnp.sum(present, dtype=jnp.float32))
+    ratio = batch.split(policy.sum - batch.reference)
+    return PairLogRatio(*ratio, *batch.split(jnp.maximum(policy.num_targets, 1.0)))

@@ -14,25 +14,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from zephyr_jax.batch import PairBatch, TokenBatch, token_rows
+from zephyr_jax.batch import Array, Batch, TokenBatch, make_batch
 from zephyr_jax.checkpoint.resolve import AbstractModel, abstract_of, find_model
 from zephyr_jax.config.plan import PlanConfig
 from zephyr_jax.errors import InputError
 from zephyr_jax.generate.decode import decode
 from zephyr_jax.generate.engine import DECODE_STEPS, idle_state, num_slots
+from zephyr_jax.methods.base import Method
+from zephyr_jax.methods.registry import METHODS, method_names, method_of
 from zephyr_jax.model.cached import CACHE_AXES, CachedModel
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.remat import recomputed_flops
-from zephyr_jax.objective.dpo import dpo_objective
 from zephyr_jax.objective.logprob import sequence_logprob
-from zephyr_jax.objective.sft import sft_objective
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.sharding import ShardingRules
 from zephyr_jax.plan.collectives import Collective, collectives
 from zephyr_jax.plan.topology import GIB, Chip, chip_of, topology_devices
 from zephyr_jax.train.anomalies import Limits
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
-from zephyr_jax.train.setup import microbatch_rows
 from zephyr_jax.train.state import abstract_state, state_shardings
 from zephyr_jax.train.step import make_step
 
@@ -52,7 +51,7 @@ MISTRAL_7B = ModelConfig(
     max_positions=32768,
 )
 PER_ROW = 2  # UltraFeedback pairs have about 1,000 tokens, rows 2,048; decides only the accumulation
-_SEGMENTS = 16
+_EXAMPLES_PER_ROW = 16
 EXAMPLES = {"HuggingFaceH4/ultrachat_200k": 207_865, "HuggingFaceH4/ultrafeedback_binarized": 61_135}
 """Rows of the training splits that the cards name."""
 TOKENS = {"HuggingFaceH4/ultrachat_200k": 1374, "HuggingFaceH4/ultrafeedback_binarized": 1000}
@@ -99,7 +98,7 @@ class Plan:
     def flops_per_token(self) -> float:
         """Matmul operations a token: 6 (forward and backward; 2 for the reference pass) a weight, and attention's."""
         shape = self.shape
-        passes = 6 if self.config.planned_step in ("sft", "dpo") else 2
+        passes = 6 if self.config.plans_training else 2
         lookup = (
             0 if shape.tie_embeddings else shape.vocab_size * shape.d_model
         )  # the embedding is looked up, not multiplied
@@ -109,7 +108,7 @@ class Plan:
     @property
     def recomputed_per_token(self) -> float:
         """Matmul operations a token that the backward pass repeats, under `model.remat` and `model.save_logits`."""
-        if self.config.planned_step not in ("sft", "dpo"):
+        if not self.config.plans_training:
             return 0.0
         return recomputed_per_token(self.config, self.shape)
 
@@ -184,7 +183,7 @@ class DoesNotFitError(InputError):
 def plan(config: PlanConfig) -> Plan:
     """Compile the step. Raises InputError for an unknown topology, sizes that do not divide into the mesh, or no room."""
     rules = ShardingRules(make_mesh(config.mesh, topology_devices(config.topology, config.num_slices)))
-    rows = microbatch_rows(config)
+    rows = config.batch.rows_per_forward
     rules.check_divides("batch", rows, "batch.microbatch_rows (or batch.rows)")
     shape = planned_shape(config)
     model = abstract_of(shape, config.model, rules)
@@ -225,6 +224,15 @@ def _microbatches(config: PlanConfig, rows: int) -> int:
     return -(-total_rows(config) // rows)
 
 
+def planned_method(config: PlanConfig) -> Method:
+    """The method to train with, or whose reference pass is planned. Raises InputError for an unknown step."""
+    if config.plans_training and config.planned_step not in METHODS:
+        raise InputError(
+            f"Expected step to be {method_names()}, `reference` or `generate`, got `{config.planned_step}`."
+        )
+    return METHODS.get(config.planned_step, method_of(config))
+
+
 def total_rows(config: PlanConfig) -> int:
     """Rows of one optimizer step; a guess where the card counts examples."""
     return config.batch.rows or -(-(config.batch.examples or 1) // PER_ROW)
@@ -234,21 +242,18 @@ def lower(config: PlanConfig, model: AbstractModel, rules: ShardingRules, rows: 
     """The planned step, traced for the mesh of `rules` and ready to be compiled; nothing is computed."""
     if config.planned_step == "generate":
         return _lower_generate(config, model, rules, rows)
-    batch = _abstract_batch(config, rules, rows)
+    method = planned_method(config)
+    batch = _abstract_batch(config, method, rules, rows)
     chunk = config.model.logprob_chunk
     if config.planned_step == "reference":
         microbatch = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=rules.sharding("batch", None)),
-            token_rows(batch),
+            batch.rows,
         )
-        traced = sequence_logprob.trace(
-            model.definition, model.parameters, microbatch, segments=2 * _SEGMENTS, chunk=chunk
-        )
+        segments = method.examples.segments_per_example * _EXAMPLES_PER_ROW
+        traced = sequence_logprob.trace(model.definition, model.parameters, microbatch, segments=segments, chunk=chunk)
         return traced.lower(lowering_platforms=("tpu",))
-    if config.planned_step == "dpo":
-        objective: Any = dpo_objective(model.definition, config.dpo, 2 * _SEGMENTS, chunk)
-    else:
-        objective = sft_objective(model.definition, _SEGMENTS, chunk)
+    objective = method.objective(model.definition, config, examples_per_row=_EXAMPLES_PER_ROW, chunk=chunk)
     optimizer = make_optimizer(config.optimizer, 1000)
     shardings = state_shardings(model.parameters, model.shardings, optimizer, rules, config.optimizer.offload_moments)
     rate = learning_rate(config.optimizer, 1000)
@@ -275,19 +280,20 @@ def _lower_generate(config: PlanConfig, model: AbstractModel, rules: ShardingRul
     return decode.trace(cached, weights, cache, state, steps=DECODE_STEPS).lower(lowering_platforms=("tpu",))
 
 
-def _abstract_batch(config: PlanConfig, rules: ShardingRules, rows: int) -> TokenBatch | PairBatch:
-    size = (_microbatches(config, rows), rows)
+def _abstract_batch(config: PlanConfig, method: Method, rules: ShardingRules, rows: int) -> Batch:
+    """Shapes, dtypes and shardings of a batch with `_EXAMPLES_PER_ROW` example slots in each row."""
     sharding = rules.sharding("microbatch", "batch", None)
 
     def array(width: int, dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((*size, width), dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct((_microbatches(config, rows), rows, width), dtype, sharding=sharding)
 
-    length = config.data.row_length
-    ids = array(length, jnp.int32)
-    tokens = TokenBatch(ids, ids, ids, array(length, jnp.bool_))
-    if config.planned_step == "sft":
-        return tokens
-    return PairBatch(tokens, array(2 * _SEGMENTS, jnp.float32), array(_SEGMENTS, jnp.bool_))
+    slots, length = _EXAMPLES_PER_ROW, config.data.row_length
+    segments = slots * method.examples.segments_per_example
+    arrays: dict[str, Array] = {name: array(length, jnp.int32) for name in TokenBatch._fields}
+    arrays |= {"targets": array(length, jnp.bool_), "present": array(slots, jnp.bool_)}
+    arrays |= {"reference": array(segments, jnp.float32)}
+    columns = method.examples.column_types.items()
+    return make_batch(method.batch, arrays | {name: array(slots * width, dtype) for name, (dtype, width) in columns})
 
 
 def _refusal(message: str, config: PlanConfig) -> InputError:

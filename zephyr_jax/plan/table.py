@@ -39,7 +39,7 @@ def _title(plan: Plan) -> str:
         f"{config.planned_step} step of {plan.shape.num_parameters / 1e9:.2f}B parameters on {_where(plan)} "
         f"({plan.chips} chips of {plan.chip.hbm:g} GiB), {plan.microbatches} x {plan.rows} rows of {config.data.row_length}"
     )
-    if config.planned_step not in ("sft", "dpo"):
+    if not config.plans_training:
         return text
     optimizer = config.optimizer
     moments = f"moments {optimizer.first_moment_dtype} and {optimizer.second_moment_dtype}"
@@ -53,7 +53,7 @@ def _where(plan: Plan) -> str:
 
 def _assumed(plan: Plan) -> list[str]:
     config, assumed = plan.config, []
-    if not config.batch.rows and config.planned_step in ("sft", "dpo"):
+    if not config.batch.rows and config.plans_training:
         assumed.append(f"{PER_ROW} examples a row (a guess; the data decide)")
     if plan.shape == MISTRAL_7B and not Path(config.model.path).is_dir():
         assumed.append("Mistral-7B's sizes, since model.path is no folder here")

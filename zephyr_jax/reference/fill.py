@@ -12,19 +12,20 @@ from rich.progress import Progress, TaskID
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
 from zephyr_jax.checkpoint.fingerprint_cache import known_fingerprint, remember_fingerprint, weights_state
-from zephyr_jax.checkpoint.resolve import ModelSource, open_model
+from zephyr_jax.checkpoint.inheritance import resolve_settings
+from zephyr_jax.checkpoint.resolve import open_model
 from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.config.tables import ReferenceConfig, ReferenceVerifyConfig
-from zephyr_jax.config.training import DpoConfig
-from zephyr_jax.data.examples import Examples, load_preferences
+from zephyr_jax.config.training import DpoConfig, SftConfig
+from zephyr_jax.data.splits import load_splits
 from zephyr_jax.errors import InputError
+from zephyr_jax.methods.registry import method_of
 from zephyr_jax.objective.logprob import VERSION
 from zephyr_jax.parallel.hosts import all_hosts_agree, barrier
 from zephyr_jax.parallel.sharding import init_devices
 from zephyr_jax.reference.score import Scorer, fill
-from zephyr_jax.reference.table import Identity, ReferenceTable, require_complete, why_anew
+from zephyr_jax.reference.table import Identity, ReferenceTable, recorded_days, require_complete, why_anew
 from zephyr_jax.storage.files import Path, check_folder_creatable, open_path
-from zephyr_jax.train.setup import checked_splits, microbatch_rows, resolve_run
 
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
 """How far, relatively, a sum may be off when its pair is computed in other company: by compute dtype."""
@@ -45,13 +46,15 @@ class _Desk:
     def __init__(self, config: DpoConfig, command: str):
         self._rules = init_devices(config.mesh)
         check_folder_creatable(config.reference)
-        self._rules.check_divides("batch", microbatch_rows(config), "batch.microbatch_rows (or batch.rows)")
+        self._rules.check_divides("batch", config.batch.rows_per_forward, "batch.microbatch_rows (or batch.rows)")
         opened = open_model(config.model, self._rules)
         self._source = opened.source
-        config, self._tokenizer = resolve_run("reference", config, self._source, {})
+        tables = recorded_days(config.reference)
+        config, self._tokenizer = resolve_settings("reference", config, self._source, tables=tables)
         self._config, self._command = config, command
         opened.check_weights()
-        self.splits = preference_splits(config, self._tokenizer, self._source)
+        kind, max_positions = method_of(config).examples, self._source.model_config.max_positions
+        self.splits = load_splits(kind, config.data, self._tokenizer, max_positions, self._source.asked)
         self._opened = replace(opened, options=config.model)
         self._console = Console(stderr=True, quiet=jax.process_index() != 0)
 
@@ -88,7 +91,7 @@ class _Desk:
             parameters,
             config.data,
             self._rules,
-            microbatch_rows(config),
+            config.batch.rows_per_forward,
             config.model.logprob_chunk,
         )
         return scorer, self._table(fingerprint)
@@ -179,12 +182,7 @@ def _show(bar: Progress, task: TaskID, done: int, total: int) -> None:
     bar.update(task, completed=done, total=total)
 
 
-def preference_splits(config: DpoConfig, tokenizer: ChatTokenizer, source: ModelSource) -> dict[str, Examples]:
-    """`training`, and `evaluation` where the config names one. Raises InputError where a pair exceeds the model's positions."""
-    return checked_splits(load_preferences, config.data, tokenizer, source)
-
-
-def identity_of(config: DpoConfig, tokenizer: ChatTokenizer, weights: str) -> Identity:
+def identity_of(config: SftConfig, tokenizer: ChatTokenizer, weights: str) -> Identity:
     """The identity that this config's reference log-probs have with weights of that fingerprint."""
     return Identity(weights, tokenizer.fingerprint, length_rule(config.data), config.model.compute_dtype, VERSION)
 

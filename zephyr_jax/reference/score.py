@@ -7,7 +7,7 @@ from uuid import uuid4
 import jax
 import numpy as np
 
-from zephyr_jax.batch import token_rows
+from zephyr_jax.batch import TokenBatch
 from zephyr_jax.checkpoint.resolve import AbstractModel
 from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.data.examples import Examples
@@ -58,11 +58,11 @@ class Scorer:
     def scored(self, examples: Examples, progress: Callable[[int, int], None]) -> Iterator[_Scored]:
         """All examples, batch by batch; `progress(done, total)` is called after each."""
         plan = plan_evaluation(examples.lengths, self.data, self.rows)
-        mine, each = local_rows(self.rules, self.rows), examples.segments_per_example
-        for index, batch in enumerate(iterate(BatchSource(examples, plan, mine))):
+        mine, segments = local_rows(self.rules, self.rows), examples.segments_per_example
+        for index, batch in iterate(BatchSource(examples, plan, mine, TokenBatch)):
             placed = place_batch(self.rules, batch, self.rows)
-            microbatch = jax.tree.map(lambda leaf: leaf[0], token_rows(placed))
-            how = {"segments": each * plan.examples_per_row, "chunk": self.chunk}
+            microbatch = jax.tree.map(lambda leaf: leaf[0], placed)
+            how = {"segments": segments * plan.examples_per_row, "chunk": self.chunk}
             what, best = (self.model.definition, self.parameters, microbatch), None
             if self.greedy:
                 found, best = sequence_logprob_and_greedy(*what, **how)
@@ -71,10 +71,10 @@ class Scorer:
             step = [*plan.steps[index], *[()] * (self.rows - len(plan.steps[index]))][mine]
             sums, counts = local_shard(found.sum), local_shard(found.num_targets)
             places = np.array([place for row in step for place in row], np.int64)
-            held = np.array([each * len(row) for row in step])[:, None] > np.arange(sums.shape[1])
-            greedy = None if best is None else local_shard(best)[held].reshape(-1, each)
+            held = np.array([segments * len(row) for row in step])[:, None] > np.arange(sums.shape[1])
+            greedy = None if best is None else local_shard(best)[held].reshape(-1, segments)
             last = index + 1 == len(plan.steps)
-            yield _Scored(places, sums[held].reshape(-1, each), counts[held].reshape(-1, each), greedy, last)
+            yield _Scored(places, sums[held].reshape(-1, segments), counts[held].reshape(-1, segments), greedy, last)
             progress(index + 1, len(plan.steps))
 
 

@@ -123,17 +123,17 @@ class ReferenceTable:
             write_atomic(manifest, self.identity.manifest(self._day))
 
 
-def recorded_days(root: Path) -> list[tuple[date, str]]:
-    """(day, fingerprint of tokenizer and template) of each table whose template prints a date, the newest day first."""
-    root = open_path(root)
-    manifests = [root / name / MANIFEST for name in list_names(root)] if root.is_dir() else []
-    found = []
+def recorded_days(folder: str | None) -> list[tuple[date, str]]:
+    """(day, fingerprint of tokenizer and template) of each table in a folder whose template prints a date, newest first."""
+    root = open_path(folder) if folder else None
+    manifests = [root / name / MANIFEST for name in list_names(root)] if root and root.is_dir() else []
+    days = []
     for manifest in manifests:
         with suppress(InputError, ValueError):
             fields = read_manifest(manifest) if manifest.exists() else {}
             if DAY in fields:
-                found.append((date.fromisoformat(str(fields[DAY])), str(fields.get("tokenizer"))))
-    return sorted(found, reverse=True)
+                days.append((date.fromisoformat(str(fields[DAY])), str(fields.get("tokenizer"))))
+    return sorted(days, reverse=True)
 
 
 def part_names(folder: Path) -> list[str]:

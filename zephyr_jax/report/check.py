@@ -6,9 +6,9 @@ from typing import Any
 from zephyr_jax.checkpoint.provenance import read_record
 from zephyr_jax.checkpoint.steps import steps_in
 from zephyr_jax.config.inspect import CheckConfig
-from zephyr_jax.config.training import DpoConfig, SftConfig
 from zephyr_jax.config.yaml_file import from_dict, load_card, to_dict
 from zephyr_jax.errors import InputError, join_items, terminal_text
+from zephyr_jax.methods.registry import METHODS, method_names
 from zephyr_jax.storage.files import open_path
 from zephyr_jax.train.metrics import last_evaluation
 
@@ -52,11 +52,11 @@ def check(config: CheckConfig) -> CheckResult:
     """Compare. Raises InputError for an unfinished run, a card without ranges, or a run with other settings than the ranges."""
     run = open_path(config.run)
     record = read_record(run) if run.is_dir() else None
-    if record is None or "config" not in record:
+    if record is None or record.get("made_by") not in METHODS:
         raise InputError(
-            f"{config.run} is not a training run: expected a provenance.json of `sft` or `dpo` in it. Name its output folder."
+            f"{config.run} is not a training run: expected a provenance.json of {method_names()} in it. Name its output folder."
         )
-    kind = DpoConfig if record["made_by"] == "dpo" else SftConfig
+    kind = METHODS[record["made_by"]].config
     settings = from_dict(kind, record["config"], f"{config.run}/provenance.json")
     card = load_card(kind, config.card) if config.card else settings
     if not card.expected:

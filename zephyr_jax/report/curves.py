@@ -2,59 +2,35 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from zephyr_jax.charts.chart import Chart
 from zephyr_jax.charts.line_chart import Level, Series, line_chart
+from zephyr_jax.methods.base import Curve, Method
 
 type MetricLine = dict[str, float]
 """`step` and the metrics logged at it."""
 
-LN2 = Level("ln 2", math.log(2))
+RUN_CURVES = (
+    Curve(title="Learning rate", unit="", metrics=(("learning_rate", ""),)),
+    Curve(title="Gradient norm", unit="before clipping", metrics=(("grad_norm", ""),)),
+    Curve(title="Padding", unit="share of a step's token slots", metrics=(("padding", ""),), percent=True),
+    Curve(
+        title="Throughput",
+        unit="per second",
+        metrics=(("tokens_per_second", "tokens"), ("targets_per_second", "targets")),
+        color=4,
+    ),
+)
+"""Charts of every run, after those of its method."""
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A chart of one or several metrics, on training and on held-out data."""
-
-    title: str
-    unit: str
-    metrics: tuple[tuple[str, str], ...]
-    """Metric -> name in the legend, empty for a single one."""
-    percent: bool = False
-    unit_range: bool = False
-    """Whether the axis goes from 0 to 1."""
-    level: Level | None = None
-    color: int = 0
-
-
-def curves_of(method: str, loss: str | None = None) -> list[Curve]:
-    """The curves of `sft`, or of `dpo` with a loss."""
-    unit = "nats per target token" if method == "sft" else ("nats per pair" if loss == "sigmoid" else "per pair")
-    level = LN2 if method == "dpo" and loss == "sigmoid" else None  # the loss of a policy equal to the reference
-    return [
-        Curve("Loss", unit, (("loss", ""),), level=level),
-        Curve(
-            "Accuracy",
-            "chosen above rejected, share of pairs",
-            (("rewards/accuracies", ""),),
-            percent=True,
-            unit_range=True,
-        ),
-        Curve("Margin", "chosen minus rejected reward", (("rewards/margins", ""),)),
-        Curve("Rewards", "beta times log-ratio to the reference", _both_sides("rewards"), color=2),
-        Curve("Log-probs", "nats per answer", _both_sides("logps"), color=2),
-        Curve("Learning rate", "", (("learning_rate", ""),)),
-        Curve("Gradient norm", "before clipping", (("grad_norm", ""),)),
-        Curve("Padding", "share of a step's token slots", (("padding", ""),), percent=True),
-        Curve(
-            "Throughput", "per second", (("tokens_per_second", "tokens"), ("targets_per_second", "targets")), color=4
-        ),
-    ]
+def curves_of(method: Method, options: Mapping[str, Any]) -> tuple[Curve, ...]:
+    """The curves of a run of a method whose loss has these options."""
+    return (*method.curves(options), *RUN_CURVES)
 
 
 def curve_charts(lines: Sequence[MetricLine], curves: Iterable[Curve]) -> list[Chart]:
@@ -98,14 +74,11 @@ def _curve_chart(curve: Curve, lines: Sequence[MetricLine]) -> Chart | None:
     drawn = [one for one in series if len(one.steps)]
     if not drawn:
         return None
-    return line_chart(curve.title, curve.unit, drawn, curve.percent, curve.unit_range, curve.level)
+    level = Level(*curve.level) if curve.level else None
+    return line_chart(curve.title, curve.unit, drawn, curve.percent, curve.unit_range, level)
 
 
 def _series(lines: Sequence[MetricLine], metric: str, name: str, color: int, dots: bool) -> Series:
     points = [(line["step"], line[metric]) for line in lines if metric in line]
     steps, values = np.array(points, np.float64).reshape(-1, 2).T
     return Series(name, steps, values, color, dots)
-
-
-def _both_sides(group: str) -> tuple[tuple[str, str], ...]:
-    return tuple((f"{group}/{side}", side) for side in ("chosen", "rejected"))

@@ -13,11 +13,12 @@ from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.inheritance import training_tokenizer
 from zephyr_jax.checkpoint.resolve import check_vocabulary, find_model, tokenizer_only
 from zephyr_jax.config.inspect import PreviewConfig
-from zephyr_jax.data.examples import Examples, holds_pairs, load_conversations, load_preferences, room_for
+from zephyr_jax.data.examples import Examples, fit_row_length, load_examples
+from zephyr_jax.data.splits import check_positions
 from zephyr_jax.errors import terminal_text
 from zephyr_jax.evaluate.held_out import skip_warning
+from zephyr_jax.methods.registry import method_of_rows
 from zephyr_jax.storage.files import check_readable
-from zephyr_jax.train.setup import check_positions
 
 _SAMPLE = 1000
 _TARGET, _OTHER, _SPECIAL = "bold green", "dim", "magenta"
@@ -33,18 +34,17 @@ def preview(config: PreviewConfig, console: Console | None = None) -> Examples:
     chat_tokenizer = training_tokenizer(config.model.path, tokenizer, config.data)
     if source:
         check_vocabulary(source.model_config, tokenizer, source.asked, chat_tokenizer.template)
-    pairs = holds_pairs(config.data)
-    read = load_preferences if pairs else load_conversations
-    examples = read(room_for(config.data, pairs), chat_tokenizer, config.data.path, config.data.split)
+    kind = method_of_rows(config.data).examples
+    data = fit_row_length(config.data, kind.segments_per_example)
+    examples = load_examples(kind, data, chat_tokenizer, data.path, data.split)
     if source:
-        check_positions(examples, f"{config.data.path}:{config.data.split}", source)
+        check_positions(examples, f"{data.path}:{data.split}", source.model_config.max_positions, source.asked)
     else:
         note = f"{alone} has no config.json: vocabulary and positions of the model are not checked"
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     ids = examples.ids()
     for index in range(config.start, min(config.start + config.num_examples, len(examples))):
-        names = ("chosen", "rejected") if pairs else ("conversation",)
-        for name, segment in zip(names, examples[index], strict=True):
+        for name, segment in zip(kind.segments, examples[index], strict=True):
             cut = ", cut to fit" if ids[index] in examples.truncated else ""
             counts = f"{len(segment)} tokens, {int(segment.targets.sum())} targets{cut}"
             console.rule(Text(f"{index} · {terminal_text(ids[index][:16])} · {name}: {counts}"), align="left")

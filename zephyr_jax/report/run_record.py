@@ -11,9 +11,10 @@ import numpy as np
 from zephyr_jax.charts.histogram import Histogram, count_values, histogram_from_json
 from zephyr_jax.checkpoint.provenance import Record, chain, read_record
 from zephyr_jax.checkpoint.steps import steps_in
-from zephyr_jax.config.training import DpoConfig, SftConfig
 from zephyr_jax.data.examples import Examples
-from zephyr_jax.errors import InputError, join_items, truncate_repr
+from zephyr_jax.errors import InputError, truncate_repr
+from zephyr_jax.methods.base import Method
+from zephyr_jax.methods.registry import METHODS, method_names
 from zephyr_jax.report.curves import MetricLine, parse_metrics
 from zephyr_jax.storage.cloud import is_remote, split_bucket
 from zephyr_jax.storage.files import Path, list_names, open_path, write_atomic
@@ -24,10 +25,6 @@ HISTOGRAMS = "histograms.json"
 _COUNTS = ("rows", "row_share", "token_share")
 SICK = "sick"
 """Where a run keeps the batches of sick steps."""
-PAPER_NAMES = {"sft": "dSFT", "dpo": "dDPO"}
-"""What trains -> what the paper calls it."""
-CONFIGS = {"sft": SftConfig, "dpo": DpoConfig}
-"""What trains -> the type of its settings."""
 _TYPES: dict[str, type] = {"config": dict, "versions": dict, "resumed": list, "steps": int, "processes": int}
 
 
@@ -61,9 +58,14 @@ class RunRecord:
     """Whether the folder was found; otherwise only `provenance` is known."""
 
     @property
-    def method(self) -> str:
-        """`sft` or `dpo`."""
-        return str(self.provenance.get("made_by"))
+    def method(self) -> Method:
+        """The training method."""
+        return METHODS[str(self.provenance.get("made_by"))]
+
+    @property
+    def loss_options(self) -> dict[str, Any]:
+        """The settings of the loss; empty for a method without any."""
+        return self.section(self.method.options) if self.method.options else {}
 
     @property
     def config(self) -> dict[str, Any]:
@@ -102,15 +104,16 @@ def row_losses(provenance: Record) -> list[RowLoss]:
 def run_name(provenance: Record) -> str:
     """The method's display name and the last part of the run's path, such as `dSFT (my-run)`."""
     path = PurePath(str(provenance.get("output") or provenance.get("path") or ""))
-    return f"{PAPER_NAMES.get(str(provenance.get('made_by')), 'base')} ({path.name})"
+    method = METHODS.get(str(provenance.get("made_by")))
+    return f"{method.title if method else 'base'} ({path.name})"
 
 
 def read_run(folder: Path) -> RunRecord:
     """Read a run's folder. Raises InputError if it is not one, or if its files are damaged."""
     provenance = read_record(folder) if folder.is_dir() else None
-    if provenance is None or provenance.get("made_by") not in PAPER_NAMES:
+    if provenance is None or provenance.get("made_by") not in METHODS:
         raise InputError(
-            f"{folder} is not a training run: expected a provenance.json of {join_items(PAPER_NAMES)} in it. Name the output "
+            f"{folder} is not a training run: expected a provenance.json of {method_names()} in it. Name the output "
             "folder of one of them."
         )
     _check_types(provenance, folder)
@@ -128,18 +131,17 @@ def read_run(folder: Path) -> RunRecord:
 def earlier_runs(run: RunRecord, folder: Path) -> list[RunRecord]:
     """The runs that a run started from, oldest first; complete where their folders are still in place."""
     ancestors = chain(run.provenance)[:-1]
-    return [_read_ancestor(each, folder) for each in ancestors if each.get("made_by") in PAPER_NAMES]
+    return [_read_ancestor(each, folder) for each in ancestors if each.get("made_by") in METHODS]
 
 
 def write_histograms(folder: Path, examples: Examples) -> None:
     """Save histograms of the examples' lengths and, where rows have them, scores."""
-    groups = ("chosen", "rejected") if examples.segments_per_example == 2 else ("conversations",)
-    columns = {"lengths": examples.segment_lengths(), "scores": examples.scores}
+    columns = {"lengths": examples.segment_lengths(), "scores": examples.columns.get("scores")}
     histograms = {
         name: asdict(histogram)
         for name, values in columns.items()
         if values is not None
-        and (histogram := count_values(dict(zip(groups, np.asarray(values).T, strict=True)))) is not None
+        and (histogram := count_values(dict(zip(examples.segments, np.asarray(values).T, strict=True)))) is not None
     }
     write_atomic(folder / HISTOGRAMS, json.dumps(histograms) + "\n")
 

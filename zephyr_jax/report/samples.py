@@ -10,6 +10,7 @@ from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.chat.template_source import own_template
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.fingerprint_cache import weights_state
+from zephyr_jax.checkpoint.inheritance import open_tokenizer
 from zephyr_jax.checkpoint.provenance import chain
 from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.config.inspect import ReportConfig
@@ -23,11 +24,10 @@ from zephyr_jax.data.sources import read_rows
 from zephyr_jax.errors import InputError
 from zephyr_jax.generate.generate import generate
 from zephyr_jax.report.html import PromptSamples, Sample
-from zephyr_jax.report.run_record import CONFIGS, RunRecord, earlier_runs, read_run, run_name
+from zephyr_jax.report.run_record import RunRecord, earlier_runs, read_run, run_name
 from zephyr_jax.report.sample_files import SAMPLES, SampleSet, read_samples, write_samples
 from zephyr_jax.storage.cloud import is_remote
 from zephyr_jax.storage.files import Path, open_path
-from zephyr_jax.train.setup import evaluation_source, open_tokenizer
 
 _LOG = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _MAX_PROMPT_CHARS = 1000
 
 def sample_run(folder: Path, run: RunRecord, config: ReportConfig) -> bool:
     """`update_samples` with the settings of a run's own record, on the mesh of `config`. Raises InputError."""
-    settings: SftConfig = from_dict(CONFIGS[run.method], run.config, f"{folder}/provenance.json")
+    settings: SftConfig = from_dict(run.method.config, run.config, f"{folder}/provenance.json")
     return update_samples(replace(settings, mesh=config.mesh), folder, config.num_samples)
 
 
@@ -82,7 +82,7 @@ def _samples_of_parent(config: SftConfig, num_prompts: int) -> SampleSet:
             return SampleSet()
     except Exception:  # not a run, or damaged: generate
         return SampleSet()
-    if not samples.held_out and evaluation_source(config.data):
+    if not samples.held_out and config.data.evaluation_source:
         return SampleSet()
     return replace(samples, prompts=samples.prompts[:num_prompts])
 
@@ -137,7 +137,7 @@ def _max_new_tokens(config: SftConfig) -> int:
 
 def _choose_prompts(config: SftConfig, model: ModelOptions, name: str, num_prompts: int) -> SampleSet:
     """The first distinct prompts of the held-out rows, or of the training rows if nothing is held out."""
-    held_out = evaluation_source(config.data)
+    held_out = config.data.evaluation_source
     path, split = held_out or (config.data.path, config.data.split)
     texts = dict.fromkeys(_short_prompts(config, model, path, split))
     prompts = tuple(PromptSamples(text, ()) for text, _ in zip(texts, range(num_prompts), strict=False))

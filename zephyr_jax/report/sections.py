@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from zephyr_jax.charts.histogram import histogram_chart
 from zephyr_jax.charts.scale import format_number
 from zephyr_jax.checkpoint.provenance import Record, chain
 from zephyr_jax.config.yaml_file import differences, to_dict
+from zephyr_jax.methods.base import Method
 from zephyr_jax.report.curves import curve_charts, curves_of
 from zephyr_jax.report.html import (
     Block,
@@ -25,20 +27,8 @@ from zephyr_jax.report.html import (
     Subheading,
     Table,
 )
-from zephyr_jax.report.run_record import CONFIGS, PAPER_NAMES, RunRecord, read_run, row_losses
+from zephyr_jax.report.run_record import RunRecord, read_run, row_losses
 from zephyr_jax.storage.files import Path, open_path
-
-_PERCENT = ("rewards/accuracies", "accuracy", "padding")
-_TITLES = {
-    "loss": "loss",
-    "rewards/accuracies": "accuracy",
-    "rewards/margins": "margin",
-    "rewards/chosen": "chosen reward",
-    "rewards/rejected": "rejected reward",
-    "logps/chosen": "log-prob of chosen",
-    "logps/rejected": "log-prob of rejected",
-}
-"""Metric -> title, in the order of the table."""
 
 
 def table_section(header: Sequence[object], rows: Sequence[Sequence[object]], about: str = "") -> Section:
@@ -92,9 +82,9 @@ def metrics_section(run: RunRecord) -> Section:
     first, last = evaluations[0], evaluations[-1]
     header = ["", f"step {first['step']:,.0f}", f"step {last['step']:,.0f}", *(["expected"] if expected else [])]
     rows = [
-        [_TITLES.get(name, name), _format(name, first.get(name)), _format(name, last[name])]
+        [run.method.metric_titles.get(name, name), _format(run, name, first.get(name)), _format(run, name, last[name])]
         + ([_format_range(expected.get(name))] if expected else [])
-        for name in sorted(last.keys() - {"step"}, key=_metric_order)
+        for name in sorted(last.keys() - {"step"}, key=partial(_metric_order, run.method))
     ]
     return Section("Held-out metrics", [Table(header, rows)])
 
@@ -114,7 +104,7 @@ def earlier_section(runs: Sequence[RunRecord]) -> Section:
     """The runs that this one started from, each folded."""
     blocks = [
         Details(
-            f"{PAPER_NAMES[run.method]}: {run.provenance.get('output')}",
+            f"{run.method.title}: {run.provenance.get('output')}",
             [*_run_blocks(run), Subheading("Settings"), _all_settings(run)],
         )
         for run in runs
@@ -124,7 +114,7 @@ def earlier_section(runs: Sequence[RunRecord]) -> Section:
 
 def settings_section(run: RunRecord) -> Section:
     """Settings that differ from their defaults, and all settings folded."""
-    changed = differences(run.config, to_dict(CONFIGS[run.method]()))
+    changed = differences(run.config, to_dict(run.method.config()))
     values = {name: value for name, value in flatten_settings(run.config).items() if name in changed}
     blocks: list[Block] = [Facts(values), Details("All settings", [_all_settings(run)])]
     return Section("Settings", blocks, "Settings that differ from their defaults.")
@@ -146,9 +136,7 @@ def provenance_section(run: RunRecord) -> Section:
 def status_lines(run: RunRecord) -> list[str]:
     """What the run trains, whether it has finished, and anomalies."""
     data = run.section("data")
-    subject = (
-        f"{PAPER_NAMES[run.method]} of {run.section('model').get('path')} on {data.get('path')} ({data.get('split')})."
-    )
+    subject = f"{run.method.title} of {run.section('model').get('path')} on {data.get('path')} ({data.get('split')})."
     if run.last_saved == run.total_steps:
         status = "Finished."
     elif run.last_saved:
@@ -169,9 +157,9 @@ def tiles(run: RunRecord) -> dict[str, str]:
     )
     evaluations, training = run.evaluations(), [line for line in run.metrics if "loss" in line]
     last, source = (evaluations[-1], "held out") if evaluations else (training[-1] if training else {}, "last step")
-    for name in ("loss", "rewards/accuracies", "rewards/margins"):
+    for name in ("loss", *run.method.headline_metrics):
         if name in last:
-            values[f"{_TITLES[name]}, {source}"] = _format(name, last[name])
+            values[f"{run.method.metric_titles[name]}, {source}"] = _format(run, name, last[name])
     speeds = [line["tokens_per_second"] for line in run.metrics if "tokens_per_second" in line]
     return values | ({"tokens/s, median": format_number(float(np.median(speeds)))} if speeds else {})
 
@@ -194,12 +182,12 @@ def _run_blocks(run: RunRecord) -> list[Block]:
 
 
 def _curve_blocks(run: RunRecord) -> list[Block]:
-    charts = curve_charts(run.metrics, curves_of(run.method, run.section("dpo").get("loss")))
+    charts = curve_charts(run.metrics, curves_of(run.method, run.loss_options))
     return [Charts(charts)] if charts else [Notes(["No steps logged yet."])]
 
 
 def _data_blocks(run: RunRecord) -> list[Block]:
-    unit = "prompt and answer, tokens" if run.method == "dpo" else "tokens"
+    unit = "prompt and answer, tokens" if len(run.method.examples.segments) > 1 else "tokens"
     titles = {"lengths": ("Length", unit), "scores": ("Score", "as in the rows")}
     charts = [histogram_chart(*titles[name], values) for name, values in run.histograms.items() if name in titles]
     rows = [
@@ -229,12 +217,16 @@ def _resumes(provenance: Record) -> list[dict[str, Any]]:
     return [each for each in provenance.get("resumed") or [] if isinstance(each, dict)]
 
 
-def _metric_order(name: str) -> tuple[int, str]:
-    return (list(_TITLES).index(name) if name in _TITLES else len(_TITLES)), name
+def _metric_order(method: Method, metric: str) -> tuple[int, str]:
+    """Sort key: the metrics that the method names first, the others by name."""
+    named = list(method.metric_titles)
+    return (named.index(metric) if metric in named else len(named)), metric
 
 
-def _format(name: str, value: float | None) -> str:
-    return "" if value is None else format_number(value, name in _PERCENT)
+def _format(run: RunRecord, metric: str, value: float | None) -> str:
+    curves = curves_of(run.method, run.loss_options)
+    percent = any(curve.percent and metric in dict(curve.metrics) for curve in curves)
+    return "" if value is None else format_number(value, percent)
 
 
 def _format_range(bounds: object) -> str:

@@ -8,21 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zephyr_jax.batch import PairBatch, token_rows
+from zephyr_jax.batch import Batch, make_batch
 from zephyr_jax.checkpoint.resolve import AbstractModel, open_model
 from zephyr_jax.checkpoint.steps import FOLDER, steps_in
-from zephyr_jax.config.training import DebugStepConfig, DpoConfig, SftConfig
+from zephyr_jax.config.training import DebugStepConfig, SftConfig
 from zephyr_jax.config.yaml_file import from_dict
 from zephyr_jax.data.batch_file import read_batch
-from zephyr_jax.data.loader import Batch
 from zephyr_jax.errors import InputError, join_items
-from zephyr_jax.objective.dpo import LOSSES, log_ratio
+from zephyr_jax.mean import WeightedMean
+from zephyr_jax.methods.base import Method
+from zephyr_jax.methods.registry import METHODS
 from zephyr_jax.objective.logprob import Parameters, sequence_logprob
 from zephyr_jax.parallel.hosts import require_single_process
 from zephyr_jax.parallel.place import place_batch
 from zephyr_jax.parallel.sharding import init_devices
 from zephyr_jax.storage.files import Path, open_path
-from zephyr_jax.train.setup import make_objective
 from zephyr_jax.train.step import accumulate
 
 _MOST_LINES = 20
@@ -61,18 +61,19 @@ def replay(config: DebugStepConfig) -> Replayed:
     """Loss, gradient and each example's part, as training computes them. Raises InputError."""
     require_single_process("debug-step")
     rules = init_devices(config.mesh)
-    batch, facts = read_batch(config.batch_file)
+    arrays, facts = read_batch(config.batch_file)
     run = open_path(config.batch_file).parent.parent
-    settings = _settings(facts["config"], config)
+    method = METHODS[facts["method"]]
+    settings, batch = _settings(method, facts["config"], config), make_batch(method.batch, arrays)
     step = _step(run, facts["step"], config.step)
     path = str(run / FOLDER / str(step)) if step else settings.model.path
     opened = open_model(replace(settings.model, path=path), rules)
     model, parameters = opened.abstract, opened.load_weights()
-    rows = token_rows(batch).tokens.shape[1]
+    rows = batch.rows.tokens.shape[1]
     rules.check_divides("batch", rows, "rows of the batch")
     placed = place_batch(rules, batch, rows)
-    dpo = settings.dpo if isinstance(settings, DpoConfig) else None
-    objective = make_objective(model, dpo, facts["examples_per_row"], settings.model.logprob_chunk)
+    chunk = settings.model.logprob_chunk
+    objective = method.objective(model.definition, settings, examples_per_row=facts["examples_per_row"], chunk=chunk)
     totals, metrics = jax.jit(lambda weights, batch: accumulate(objective, weights, batch, model.shardings))(
         parameters, placed
     )
@@ -86,7 +87,7 @@ def replay(config: DebugStepConfig) -> Replayed:
         weights=f"step {step} of {run}" if step else f"the weights that {run} started from",
         loss=float(metrics["loss"].sum) / weight,
         grad_norm=float(optax.tree.norm(totals)) / weight,
-        examples=sorted(_examples(settings, model, parameters, placed, facts), key=_badness, reverse=True),
+        examples=sorted(_examples(method, settings, model, parameters, placed, facts), key=_badness, reverse=True),
         non_finite=bad,
         said=f"step {facts['step']}: {facts['what']}",
     )
@@ -96,9 +97,9 @@ def _badness(example: tuple[str, float, str]) -> float:
     return example[1] if np.isfinite(example[1]) else np.inf
 
 
-def _settings(saved: dict[str, Any], config: DebugStepConfig) -> SftConfig:
+def _settings(method: Method, saved: dict[str, Any], config: DebugStepConfig) -> SftConfig:
     """The run's settings, with what the replay computes otherwise."""
-    found = from_dict(DpoConfig if "dpo" in saved else SftConfig, saved, config.batch_file)
+    found = from_dict(method.config, saved, config.batch_file)
     dtype = config.compute_dtype or found.model.compute_dtype
     return replace(found, model=replace(found.model, compute_dtype=dtype))
 
@@ -112,30 +113,35 @@ def _step(run: Path, sick: int, asked: int | None) -> int:
 
 
 def _examples(
-    settings: SftConfig, model: AbstractModel, parameters: Parameters, batch: Batch, facts: dict[str, Any]
+    method: Method,
+    settings: SftConfig,
+    model: AbstractModel,
+    parameters: Parameters,
+    batch: Batch,
+    facts: dict[str, Any],
 ) -> list[tuple[str, float, str]]:
-    """Each example's own loss, in the batch's order."""
-    segments = facts["examples_per_row"] * (2 if isinstance(settings, DpoConfig) else 1)
-    found = []
-    microbatches, size = token_rows(batch).tokens.shape[:2]
+    """Id, loss and headline metrics of each example, in the batch's order."""
+    segments = facts["examples_per_row"] * method.examples.segments_per_example
+    chunk = settings.model.logprob_chunk
+    examples = []
+    microbatches, size = batch.rows.tokens.shape[:2]
     for index in range(microbatches):
         part = jax.tree.map(lambda leaf, index=index: leaf[index], batch)
+        policy = sequence_logprob(model.definition, parameters, part.rows, segments=segments, chunk=chunk)
+        losses = jax.device_get(method.loss(policy, part, method.options_of(settings)))
         ids = facts["ids"][index * size : (index + 1) * size]
-        scored = sequence_logprob(
-            model.definition, parameters, token_rows(part), segments=segments, chunk=settings.model.logprob_chunk
-        )
-        if isinstance(settings, DpoConfig) and isinstance(part, PairBatch):
-            ratio = log_ratio(scored, part)
-            losses = LOSSES[settings.dpo.loss](ratio, settings.dpo.beta, settings.dpo.label_smoothing)
-            more = settings.dpo.beta * ratio.margin
-        else:
-            losses, more = -scored.sum / jnp.maximum(scored.num_targets, 1), scored.num_targets
-        told = "margin {:.5g}" if isinstance(settings, DpoConfig) else "{:.0f} targets"
-        losses, more = jax.device_get((losses, more))
         for line, row in enumerate(ids):
             for slot, identity in enumerate(row):
-                found.append((identity, float(losses[line, slot]), told.format(float(more[line, slot]))))
-    return found
+                loss, *metrics = (
+                    WeightedMean(mean.sum[line, slot], mean.weight[line, slot])
+                    for mean in (losses.loss, *(losses.metrics[name] for name in method.headline_metrics))
+                )
+                titles = [method.metric_titles[name] for name in method.headline_metrics]
+                details = [
+                    f"{title} {mean.value:.5g}" for title, mean in zip(titles, metrics, strict=True) if mean.weight
+                ]
+                examples.append((identity, float(loss.value), ", ".join(details) or f"{loss.weight:.0f} targets"))
+    return examples
 
 
 def main(config: DebugStepConfig, command: str) -> str:

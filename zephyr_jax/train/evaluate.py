@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from zephyr_jax.mean import WeightedMean
+from zephyr_jax.mean import Metrics
+from zephyr_jax.objective.example_loss import Objective
 from zephyr_jax.objective.logprob import Parameters
-from zephyr_jax.train.step import Metrics, Objective
 
 type Evaluate = Callable[[Parameters], dict[str, float]]
 
@@ -29,7 +29,7 @@ def make_evaluation(objective: Objective, batches: Callable[[], Iterable[Any]]) 
         return total or {}
 
     def evaluate(parameters: Parameters) -> dict[str, float]:
-        total: dict[str, WeightedMean] = {}
+        total: Metrics = {}
         for batch in batches():
             found = jax.device_get(measure(parameters, batch))
             total = {name: mean.merge(total[name]) if total else mean for name, mean in found.items()}

@@ -13,10 +13,10 @@ from zephyr_jax.checkpoint.manager import CheckpointManager
 from zephyr_jax.checkpoint.provenance import Record, make_record, read_record, write_record
 from zephyr_jax.checkpoint.resolve import AbstractModel
 from zephyr_jax.checkpoint.steps import DAMAGED, DamagedStepError, read_progress, restore_state, set_aside, steps_in
-from zephyr_jax.config.training import DpoConfig, SftConfig
+from zephyr_jax.config.training import SftConfig
 from zephyr_jax.config.yaml_file import save_card, to_dict
 from zephyr_jax.data.batch_file import write_batch
-from zephyr_jax.data.loader import BatchSource, Numbered, iterate
+from zephyr_jax.data.loader import iterate
 from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.parallel.devices import describe_devices
@@ -104,7 +104,7 @@ class _Data:
     def __init__(self, split: Split, rules: ShardingRules, position: dict[str, Any] | None, reporter: Reporter):
         self._split, self._rules, self._reporter = split, rules, reporter
         self._ids: list[str] = []
-        self._batches = iterate(Numbered(_source(split, rules)))
+        self._batches = iterate(split.batches(local_rows(rules, split.plan.microbatch_rows)))
         if position:
             self._batches.set_state(position)
         self._before: dict[int, Any] = {}
@@ -164,12 +164,19 @@ class _Keeper:
         what = "; ".join(each.words for each in found)
         if kept and jax.process_index() == 0:
             whole = slice(0, self.split.plan.microbatch_rows)
-            source = BatchSource(self.split.examples, self.split.plan, whole, self.split.reference)
+            source = self.split.batches(whole)
             kinds = [each.kind for each in found]
             segments = self.split.plan.examples_per_row
-            facts = {"step": step, "kinds": kinds, "what": what, "ids": ids, "examples_per_row": segments}
+            facts: dict[str, Any] = {
+                "step": step,
+                "kinds": kinds,
+                "what": what,
+                "ids": ids,
+                "examples_per_row": segments,
+            }
             name.parent.mkdir(parents=True, exist_ok=True)
-            write_batch(name, source[step - 1], {**facts, "config": self.facts["config"]})
+            facts |= {"method": self.facts["provenance"]["made_by"], "config": self.facts["config"]}
+            write_batch(name, source[step - 1], facts)
         first = join_items([each for row in ids for each in row], 3)
         where = f"zephyr-jax debug-step --batch_file {name}" if kept else f"not kept: {_MOST_KEPT} are in {name.parent}"
         return f"Step {step} is sick: {what}. Its examples: {first}. Its batch: {where}."
@@ -237,7 +244,6 @@ def _begin(config: SftConfig, run: Run, record: Record, training: Split) -> Chec
 
 def _record(config: SftConfig, run: Run, training: Split, evaluation: Split | None, identity: dict[str, Any]) -> Record:
     """The provenance of what this run makes; one that is resumed keeps its first record and adds where it went on."""
-    verb = "dpo" if isinstance(config, DpoConfig) else "sft"
     data = f"{len(training.examples):,} examples, content {identity['data']}"
     facts: dict[str, Any] = {
         "output": config.output,
@@ -253,7 +259,7 @@ def _record(config: SftConfig, run: Run, training: Split, evaluation: Split | No
         facts |= {f"{name}_{kind}": found for kind, found in split.examples.stats.record().items()} if split else {}
     if "reference" in identity:
         facts["reference"] = f"weights {identity['reference']['weights']}"
-    record = make_record(verb, run.opened.source.record, **facts)
+    record = make_record(run.method.name, run.opened.source.record, **facts)
     first = read_record(run.folder) if run.start else None
     if first is None:
         return record
@@ -261,13 +267,9 @@ def _record(config: SftConfig, run: Run, training: Split, evaluation: Split | No
     return {**first, "resumed": [*first.get("resumed", []), again]}
 
 
-def _source(split: Split, rules: ShardingRules) -> BatchSource:
-    mine = local_rows(rules, split.plan.microbatch_rows)
-    return BatchSource(split.examples, split.plan, mine, split.reference)
-
-
 def _placed(split: Split, rules: ShardingRules) -> Iterator[Any]:
-    return (place_batch(rules, batch, split.plan.microbatch_rows) for batch in iterate(_source(split, rules)))
+    rows = split.plan.microbatch_rows
+    return (place_batch(rules, batch, rows) for _, batch in iterate(split.batches(local_rows(rules, rows))))
 
 
 def _check_identity(saved: dict[str, Any], now: dict[str, Any], output: str) -> None:

@@ -1,7 +1,6 @@
-"""What SFT and DPO share before they train: opening a run, and laying out its data."""
+"""What every method does before it trains: opening a run, and planning its data."""
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
@@ -10,36 +9,30 @@ import jax
 import numpy as np
 
 from zephyr_jax import startup
+from zephyr_jax.batch import Batch
 from zephyr_jax.chat.exported_template import exported_template
 from zephyr_jax.chat.template_source import without_markers
 from zephyr_jax.chat.tokenizer import ChatTokenizer
-from zephyr_jax.chat.tokenizer_files import TRAINING_TEMPLATE, load_tokenizer
+from zephyr_jax.chat.tokenizer_files import TRAINING_TEMPLATE
 from zephyr_jax.checkpoint.disk_space import check_disk_space
 from zephyr_jax.checkpoint.hf.model_files import model_files
-from zephyr_jax.checkpoint.inheritance import resolve, training_tokenizer
-from zephyr_jax.checkpoint.resolve import (
-    AbstractModel,
-    ModelSource,
-    OpenedModel,
-    check_vocabulary,
-    open_model,
-)
+from zephyr_jax.checkpoint.inheritance import resolve_settings
+from zephyr_jax.checkpoint.resolve import ModelSource, OpenedModel, open_model
 from zephyr_jax.checkpoint.steps import FOLDER, SAVED, DamagedStepError, read_progress, steps_in
-from zephyr_jax.config.sections import DataOptions, DpoOptions
-from zephyr_jax.config.training import DpoConfig, SftConfig
+from zephyr_jax.config.training import SftConfig
 from zephyr_jax.config.yaml_file import differences, to_dict
 from zephyr_jax.data.examples import Examples
+from zephyr_jax.data.loader import BatchSource
 from zephyr_jax.data.pack import Plan, plan_evaluation, plan_training
 from zephyr_jax.errors import InputError
-from zephyr_jax.objective.dpo import dpo_objective
-from zephyr_jax.objective.sft import sft_objective
+from zephyr_jax.methods.base import Method
+from zephyr_jax.methods.registry import method_of
 from zephyr_jax.parallel.compile_cache import CompileStats
 from zephyr_jax.parallel.hosts import barrier
 from zephyr_jax.parallel.sharding import init_devices
 from zephyr_jax.reference.table import recorded_days
 from zephyr_jax.storage.files import Path, check_folder_creatable, open_path
 from zephyr_jax.train.optimizer import make_optimizer
-from zephyr_jax.train.step import Objective
 
 _MAY_CHANGE = (
     "output",
@@ -63,11 +56,17 @@ _MAY_CHANGE = (
 
 @dataclass(frozen=True)
 class Split:
-    """Examples with the plan that lays them out."""
+    """Examples with the plan that lays them out as batches."""
 
     examples: Examples
     plan: Plan
-    reference: np.ndarray | None = None
+    batch_type: type[Batch]
+    columns: dict[str, np.ndarray]
+    """Columns besides those of the examples, [N] or [N, values], such as reference log-probs."""
+
+    def batches(self, rows: slice) -> BatchSource[Batch]:
+        """The batches of the plan, with these rows of each microbatch."""
+        return BatchSource(self.examples, self.plan, rows, self.batch_type, self.columns)
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,7 @@ class Run[C: SftConfig]:
 
     config: C
     """The settings with every inherited value filled in."""
+    method: Method
     folder: Path
     opened: OpenedModel
     tokenizer: ChatTokenizer
@@ -101,16 +101,19 @@ def open_run[C: SftConfig](config: C) -> Run[C]:
     startup.begin()
     compile_stats = CompileStats()
     rules = init_devices(config.mesh)
-    rules.check_divides("batch", microbatch_rows(config), "batch.microbatch_rows (or batch.rows)")
+    rules.check_divides("batch", config.batch.rows_per_forward, "batch.microbatch_rows (or batch.rows)")
     opened = open_model(config.model, rules)
     source = opened.source
     folder = _check_folder(config)
     start, progress = _newest(folder) if (folder / FOLDER).is_dir() else (0, {})
-    config, tokenizer = resolve_run("dpo" if isinstance(config, DpoConfig) else "sft", config, source, progress)
+    method = method_of(config)
+    tables = recorded_days(method.reference_folder(config))
+    config, tokenizer = resolve_settings(method.name, config, source, progress.get("config"), tables)
     if progress:
         _check_same(progress["config"], config)
     run = Run(
         config=config,
+        method=method,
         folder=folder,
         opened=replace(opened, options=config.model),
         tokenizer=tokenizer,
@@ -136,22 +139,8 @@ def open_run[C: SftConfig](config: C) -> Run[C]:
 def _check_room(config: SftConfig, run: Run) -> None:
     parameters = run.opened.abstract.parameters
     moments = jax.eval_shape(make_optimizer(config.optimizer, 1).init, parameters)
-    evaluates = evaluation_source(config.data) is not None
+    evaluates = config.data.evaluation_source is not None
     check_disk_space(run.folder, config.schedule, (parameters, moments), parameters, evaluates)
-
-
-def resolve_run[C: SftConfig](
-    command: str, config: C, source: ModelSource, progress: dict[str, Any]
-) -> tuple[C, ChatTokenizer]:
-    """The settings of `sft`, `reference` or `dpo` with every inherited value, and the tokenizer with its chat template.
-
-    `progress` is what the checkpoint holds from which a run is resumed; {} for a new one. Raises InputError.
-    """
-    tables = recorded_days(open_path(config.reference)) if isinstance(config, DpoConfig) else []
-    found = resolve(command, source, config.model, config.data, progress.get("config"), tables)
-    config = replace(config, model=found.model, data=found.data)
-    config.check()
-    return config, found.chat
 
 
 def _model_files(source: ModelSource, tokenizer: ChatTokenizer) -> dict[str, Any]:
@@ -169,25 +158,6 @@ def _newest(folder: Path) -> tuple[int, dict[str, Any]]:
         except DamagedStepError:
             continue
     return 0, {}
-
-
-def open_tokenizer(source: ModelSource, data: DataOptions) -> ChatTokenizer:
-    """The model's tokenizer with the chat template for training that `data.chat_template` names. Raises InputError."""
-    tokenizer = load_tokenizer(str(source.folder))
-    chat = training_tokenizer(source.asked, tokenizer, data)
-    check_vocabulary(source.model_config, tokenizer, source.asked, chat.template)
-    return chat
-
-
-def check_positions(examples: Examples, name: str, source: ModelSource) -> None:
-    """Raise InputError where an example is longer than the positions that the model has."""
-    lengths, limit = examples.segment_lengths(), source.model_config.max_positions
-    if limit and lengths.max() > limit:
-        raise InputError(
-            f"{name}: expected at most the {limit:,} positions (max_position_embeddings) of {source.asked}, got "
-            f"{lengths.max():,} tokens in the longest example; {int((lengths > limit).any(axis=1).sum()):,} of {len(examples):,} "
-            f"are longer. Set data.max_length to {limit} or less; data.on_bad_row decides whether longer ones are cut or dropped."
-        )
 
 
 def _check_folder(config: SftConfig) -> Path:
@@ -210,66 +180,37 @@ def _check_same(saved: dict[str, Any], config: SftConfig) -> None:
         )
 
 
-def training_split(config: SftConfig, examples: Examples, reference: np.ndarray | None = None) -> Split:
-    """The plan of the whole run; `reference` are the pairs' reference log-prob sums."""
-    plan = plan_training(
-        examples.lengths, config.data, config.batch, config.schedule.epochs, config.schedule.max_steps, config.seed
-    )
-    return Split(examples, plan, reference)
+def plan_splits(
+    config: SftConfig, method: Method, examples: dict[str, Examples], sums: dict[str, np.ndarray]
+) -> dict[str, Split]:
+    """Plan the whole run, and one pass of evaluation in microbatches of the same size.
 
+    Both plans get the same number of example slots per row, so that one compiled log-prob serves both.
 
-def evaluation_split(config: SftConfig, examples: Examples, reference: np.ndarray | None = None) -> Split:
-    """One pass, in microbatches of the size that training uses."""
-    return Split(examples, plan_evaluation(examples.lengths, config.data, microbatch_rows(config)), reference)
-
-
-def evaluation_source(data: DataOptions) -> tuple[str, str] | None:
-    """Path and split to evaluate on, or None when the config names neither."""
-    if data.eval_path is None and data.eval_split is None:
-        return None
-    return data.eval_path or data.path, data.eval_split or "train"
-
-
-def checked_splits(
-    load: Callable[[DataOptions, ChatTokenizer, str, str], Examples],
-    data: DataOptions,
-    tokenizer: ChatTokenizer,
-    source: ModelSource,
-) -> dict[str, Examples]:
-    """`training`, and `evaluation` where the settings name one, no example of which exceeds the model's positions.
-
-    Raises:
-        InputError: Rows cannot be read, one exceeds the positions, or more are skipped or cut than `max_skipped_fraction` allows.
+    Args:
+        config: Settings of the run.
+        method: The training method.
+        examples: By split: `training`, and `evaluation` where there is one.
+        sums: By split: float32 [N, segments per example] log-probs of the reference; empty for a method without one.
     """
-    places = {"training": (data.path, data.split), "evaluation": evaluation_source(data)}
-    splits: dict[str, Examples] = {}
-    for name, place in places.items():
-        if place is not None:
-            splits[name] = load(data, tokenizer, *place)
-            check_positions(splits[name], f"{place[0]}:{place[1]}", source)
-            splits[name].stats.check(f"{place[0]}:{place[1]}", data.max_skipped_fraction)
-    return splits
-
-
-def microbatch_rows(config: SftConfig) -> int:
-    """Rows of one forward and backward."""
-    return config.batch.microbatch_rows or config.batch.rows or 1
-
-
-def align(training: Split, evaluation: Split | None) -> tuple[Split, Split | None]:
-    """Give both plans the same number of segments per row, so that one compiled log-prob serves both."""
-    if evaluation is None:
-        return training, None
-    most = max(training.plan.examples_per_row, evaluation.plan.examples_per_row)
-    first, second = (replace(each, plan=replace(each.plan, examples_per_row=most)) for each in (training, evaluation))
-    return first, second
-
-
-def make_objective(model: AbstractModel, dpo: DpoOptions | None, examples_per_row: int, chunk: int) -> Objective:
-    """The loss over pairs, or over conversations where there are no options for pairs."""
-    if dpo is not None:
-        return dpo_objective(model.definition, dpo, 2 * examples_per_row, chunk)
-    return sft_objective(model.definition, examples_per_row, chunk)
+    batch, schedule, lengths = config.batch, config.schedule, {name: split.lengths for name, split in examples.items()}
+    plans = {
+        "training": plan_training(
+            lengths["training"], config.data, batch, schedule.epochs, schedule.max_steps, config.seed
+        )
+    }
+    if "evaluation" in lengths:
+        plans["evaluation"] = plan_evaluation(lengths["evaluation"], config.data, batch.rows_per_forward)
+    slots = max(plan.examples_per_row for plan in plans.values())
+    return {
+        name: Split(
+            examples=examples[name],
+            plan=replace(plan, examples_per_row=slots),
+            batch_type=method.batch,
+            columns=method.reference_columns(sums.get(name), len(examples[name])),
+        )
+        for name, plan in plans.items()
+    }
 
 
 def data_identity(examples: Examples) -> str:

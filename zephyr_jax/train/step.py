@@ -4,7 +4,6 @@ Because losses are sums until the end, k microbatches give the gradient of one b
 tokens or pairs fall on them, and the logged loss is the loss that was optimised.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,16 +12,15 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from zephyr_jax.batch import token_rows
+from zephyr_jax.batch import Batch
 from zephyr_jax.config.sections import AnomalyOptions
-from zephyr_jax.mean import WeightedMean
+from zephyr_jax.mean import Metrics, WeightedMean
 from zephyr_jax.model.grad_dtype import Tapped, taps
+from zephyr_jax.objective.example_loss import Objective
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.train.anomalies import Limits, Signs, look
 from zephyr_jax.train.state import TrainState
 
-type Metrics = dict[str, WeightedMean]
-type Objective = Callable[[Parameters, Any], tuple[WeightedMean, Metrics]]
 type Step = Any
 """A jitted (state, batch, limits) -> (next state, metrics, signs)."""
 
@@ -87,7 +85,7 @@ def accumulate(
         gradients, metrics = jax.grad(lambda at: loss_sum(tapped(at), microbatch), has_aux=True)(at)
         return jax.lax.with_sharding_constraint(gradients, shardings), metrics
 
-    microbatches = token_rows(batch).tokens.shape[0]
+    microbatches = batch.rows.tokens.shape[0]
     first = jax.tree.map(lambda leaf: leaf[0], batch)
     if microbatches == 1:
         return gradient(first)
@@ -96,7 +94,7 @@ def accumulate(
         return jax.tree.map(jnp.add, total, gradient(microbatch))
 
     def body(total: tuple[Parameters, Metrics], microbatch: Any) -> tuple[tuple[Parameters, Metrics], None]:
-        present = jnp.any(token_rows(microbatch).segments > 0)  # the last ones of a small step may be empty
+        present = jnp.any(microbatch.rows.segments > 0)  # the last ones of a small step may be empty
         return jax.lax.cond(present, add, lambda total, _: total, total, microbatch), None
 
     shapes = jax.eval_shape(gradient, first)
@@ -105,8 +103,8 @@ def accumulate(
     return jax.lax.scan(body, zeros, batch)[0]
 
 
-def _counts(microbatch: Any) -> Metrics:
-    rows = token_rows(microbatch)
+def _counts(microbatch: Batch) -> Metrics:
+    rows = microbatch.rows
     slots = jnp.float32(rows.tokens.size)
     tokens = jnp.sum(rows.segments > 0, dtype=jnp.float32)
     targets = jnp.sum(rows.targets, dtype=jnp.float32)
