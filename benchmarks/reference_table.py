@@ -49,7 +49,7 @@ def measure(root: Path) -> None:
     start_memory, start = peak(), time.perf_counter()
     table = ReferenceTable(root, IDENTITY)
     read, memory = time.perf_counter() - start, peak() - start_memory
-    codes = np.random.default_rng(1).permutation(table.entries.codes)
+    codes = np.random.default_rng(1).permutation(table.index.keys)
     keys = np.array([codes[index : index + 1].tobytes().hex() for index in range(len(codes))]).reshape(-1, 2)
     start = time.process_time()
     table.look_up(keys)
@@ -59,7 +59,7 @@ def measure(root: Path) -> None:
         table.look_up(keys[row : row + 1])
     alone = (time.process_time() - start) / 20_000
     print(
-        f"{len(table):,} entries in {len(table.parts)} parts: read in {read:.2f} s, {memory:.0f} MB at the peak; a look-up "
+        f"{len(table):,} entries in {len(table.shards)} shards: read in {read:.2f} s, {memory:.0f} MB at the peak; a look-up "
         f"{each * 1e6:.2f} us all at once, {alone * 1e6:.2f} us one pair at a time"
     )
 

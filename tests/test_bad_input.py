@@ -656,10 +656,10 @@ def reference_table_of_other_weights(desk: Desk) -> Words:
     return desk.dpo()
 
 
-@mistake("part-made-up.parquet", "cannot be read", "Delete that file", "zephyr-jax reference")
+@mistake("shard-made-up.parquet", "cannot be read", "Delete that file", "zephyr-jax reference")
 def damaged_reference_table(desk: Desk) -> Words:
     table = desk.fill(PAIR)
-    (table.folder / "part-made-up.parquet").write_bytes(b"PAR1 but not for long")
+    (table.folder / "shard-made-up.parquet").write_bytes(b"PAR1 but not for long")
     return desk.dpo()
 
 

@@ -8,6 +8,7 @@ import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 from types import FrameType
 
@@ -127,14 +128,20 @@ def complete(root: Path) -> None:
     require_complete(root, table, tables.KEYS, ids, "zephyr-jax reference --config card.yaml")
 
 
-@pytest.mark.parametrize("name", tables.PARTS)
-def test_a_part_of_a_reference_table(name: str, tmp_path: Path) -> None:
-    part = tables.sound(tmp_path).folder / "part-0.parquet"
+@pytest.mark.parametrize("name", tables.SHARDS)
+def test_a_shard_of_a_reference_table(name: str, tmp_path: Path) -> None:
+    """Other content is refused for its digest, and with a valid digest for what it holds."""
+    (shard,) = tables.sound(tmp_path).folder.glob("shard-*.parquet")
     complete(tmp_path)
-    spoilt = tables.PARTS[name]
-    part.write_bytes(spoilt if isinstance(spoilt, bytes) else spoilt(part.read_bytes()))
-    message = refusal(tmp_path, lambda: complete(tmp_path), str(part), f"The reference table in {tmp_path} lacks")
+    spoilt = tables.SHARDS[name]
+    content = spoilt if isinstance(spoilt, bytes) else spoilt(shard.read_bytes())
+    shard.write_bytes(content)
+    message = refusal(tmp_path, lambda: complete(tmp_path), str(shard))
     assert "zephyr-jax reference" in message
+    shard.unlink()
+    valid = shard.parent / f"shard-0-{blake2b(content, digest_size=16).hexdigest()}.parquet"
+    valid.write_bytes(content)
+    refusal(tmp_path, lambda: complete(tmp_path), str(valid), f"The reference table in {tmp_path} lacks")
 
 
 @pytest.mark.parametrize("name", tables.MANIFESTS)

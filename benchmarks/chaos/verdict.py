@@ -70,11 +70,11 @@ def compare_tables(root: str, whole: str) -> Losses:
     Pairs that a killed pass left are packed into other rows by the next one, so sums may differ in float32's last digits.
     """
     here, there = _table(root), _table(whole)
-    ours, theirs = set(here.entries.codes.tolist()), set(there.entries.codes.tolist())
+    ours, theirs = set(here.index.keys.tolist()), set(there.index.keys.tolist())
     if ours != theirs:
         return Losses(len(theirs - ours), len(ours - theirs), 0)
-    close = np.isclose(here.entries.sums, there.entries.sums, rtol=1e-5, atol=1e-4)
-    return Losses(0, 0, int((~close).sum() + (here.entries.counts != there.entries.counts).sum()))
+    close = np.isclose(here.index.sums, there.index.sums, rtol=1e-5, atol=1e-4)
+    return Losses(0, 0, int((~close).sum() + (here.index.counts != there.index.counts).sum()))
 
 
 def _table(root: str) -> ReferenceTable:

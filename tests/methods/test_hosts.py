@@ -13,8 +13,8 @@ from tests.methods.hosts import CARDS, curve, run_all, sft_words
 from zephyr_jax.checkpoint.provenance import FILE
 from zephyr_jax.cli import main
 from zephyr_jax.demo.corpus import conversations, preferences
-from zephyr_jax.reference.index import Entries, merged
-from zephyr_jax.reference.shards import read_part
+from zephyr_jax.reference.index import LogprobIndex, merge
+from zephyr_jax.reference.shards import read_shard
 
 
 def test_two_processes_train_as_one(tiny_model: Path, tmp_path: Path) -> None:
@@ -30,9 +30,9 @@ def test_two_processes_train_as_one(tiny_model: Path, tmp_path: Path) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, two)
 
 
-def entries(root: Path) -> Entries:
+def entries(root: Path) -> LogprobIndex:
     """All entries of the one table below a folder."""
-    return merged([read_part(part) for part in map(epath.Path, sorted(root.glob("*/part-*.parquet")))])
+    return merge([read_shard(path) for path in map(epath.Path, sorted(root.glob("*/shard-*.parquet")))])
 
 
 def test_four_processes_fill_the_table_and_two_align_with_it(tiny_model: Path, tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_four_processes_fill_the_table_and_two_align_with_it(tiny_model: Path, t
     alone = [*words, "--reference", f"{tmp_path}/alone", "--mesh.emulated_devices", "8"]
     main(["reference", *alone])
     by_four, by_one = (entries(tmp_path / name) for name in ("reference", "alone"))
-    np.testing.assert_array_equal(by_four.codes, by_one.codes)
+    np.testing.assert_array_equal(by_four.keys, by_one.keys)
     np.testing.assert_allclose(by_four.sums, by_one.sums, rtol=1e-5)
     run_all(2, ["dpo", *words], tmp_path)
     losses = [loss for _, loss, _ in curve(tmp_path / "dpo")]
@@ -90,6 +90,6 @@ def test_two_processes_share_nothing_but_a_bucket(bucket: Gcs, tiny_model: Path,
                 main([*words, "--mesh.emulated_devices", "8"])
     np.testing.assert_allclose(curve(cloud / "two"), curve(cloud / "one"), rtol=1e-5)
     np.testing.assert_allclose(curve(cloud / "dpo")[0][1], np.log(2), atol=5e-6)
-    assert len([name for name in bucket.names("bucket", "reference/") if "part-" in name]) == 2
+    assert len([name for name in bucket.names("bucket", "reference/") if "shard-" in name]) == 2
     one, two = (load((cloud / f"{name}-hf" / "model.safetensors").read_bytes()) for name in ("one", "two"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, two)

@@ -15,8 +15,8 @@ ENTRIES = 100_000
 
 def content(root: Path) -> tuple[bytes, bytes, bytes]:
     """The bytes of keys, sums and counts, in the order of the keys."""
-    entries = ReferenceTable(root, writers.IDENTITY).entries
-    return entries.codes.tobytes(), entries.sums.tobytes(), entries.counts.tobytes()
+    index = ReferenceTable(root, writers.IDENTITY).index
+    return index.keys.tobytes(), index.sums.tobytes(), index.counts.tobytes()
 
 
 def test_four_writers_killed_ten_times_make_the_table_of_one(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from zephyr_jax.cli import main
-from zephyr_jax.reference import maintenance as upkeep
-from zephyr_jax.reference.shards import packed
-from zephyr_jax.reference.table import Identity, ReferenceTable, part_names
+from zephyr_jax.reference import maintenance
+from zephyr_jax.reference.shards import encode_shard, shard_names
+from zephyr_jax.reference.table import Identity, ReferenceTable
 from zephyr_jax.storage.files import open_path
 
 IDENTITY = Identity("weights", "tokenizer", "rule", "float32", 1)
@@ -33,7 +33,7 @@ def said(words: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def content(root: Path, identity: Identity = IDENTITY) -> bytes:
-    return packed(ReferenceTable(root, identity).entries)
+    return encode_shard(ReferenceTable(root, identity).index)
 
 
 def aged(path: Path, days: float) -> None:
@@ -47,15 +47,15 @@ def test_ls_tells_each_table(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / "notes").mkdir()
     told = said(f"reference ls --reference {tmp_path}", capsys)
     size = sum(path.stat().st_size for path in Path(table.folder).iterdir())
-    assert f"{table.folder.name}: {len(table)} entries, {size:,} bytes, 7 parts, last written 20" in told
+    assert f"{table.folder.name}: {len(table)} entries, {size:,} bytes, 7 shards, modified 20" in told
     assert f"{other.folder.name}: 35 entries" in told
     assert "  weights          other weights\n" in told
-    assert "1 part, last" in told
+    assert "1 shard, modified" in told
     assert "notes" not in told
-    (table.folder / "part-3.parquet").write_bytes(b"PAR1")
+    (table.folder / shard_names(table.folder)[3]).write_bytes(b"PAR1")
     (other.folder / "manifest.json").write_bytes(b"{}")
     told = said(f"reference ls --reference {tmp_path}", capsys)
-    assert f"DAMAGED: The reference table's file {table.folder / 'part-3.parquet'} cannot be read" in told
+    assert f"DAMAGED: The reference table's shard {table.folder / shard_names(table.folder)[3]} cannot be read" in told
     assert f"DAMAGED: {other.folder / 'manifest.json'} is damaged" in told
 
 
@@ -63,32 +63,32 @@ def test_gc_says_and_then_does(tmp_path: Path, capsys: pytest.CaptureFixture[str
     """Law: dry by default; scratch that lies for an hour goes and fresh scratch stays; small parts become one, equal."""
     table = fill(tmp_path)
     before, folder = content(tmp_path), Path(table.folder)
-    for name in (".part-old.parquet.1.tmp", ".part-new.parquet.2.tmp"):
+    for name in (".shard-old.parquet.1.tmp", ".shard-new.parquet.2.tmp"):
         (folder / name).write_bytes(b"PAR1")
-    aged(folder / ".part-old.parquet.1.tmp", 1)
+    aged(folder / ".shard-old.parquet.1.tmp", 1)
     files = sorted(path.name for path in folder.iterdir())
     told = said(f"reference gc --reference {tmp_path}", capsys)
-    assert "remove 1 unfinished file\n" in told
-    assert "merge 7 small parts\n" in told
-    assert "pass --apply" in told
+    assert "delete 1 unfinished file\n" in told
+    assert "merge 7 small shards\n" in told
+    assert "--apply" in told
     assert sorted(path.name for path in folder.iterdir()) == files
     said(f"reference gc --reference {tmp_path} --apply", capsys)
-    assert len(part_names(table.folder)) == 1
-    assert (folder / ".part-new.parquet.2.tmp").exists()
-    assert not (folder / ".part-old.parquet.1.tmp").exists()
+    assert len(shard_names(table.folder)) == 1
+    assert (folder / ".shard-new.parquet.2.tmp").exists()
+    assert not (folder / ".shard-old.parquet.1.tmp").exists()
     assert content(tmp_path) == before
     assert said(f"reference gc --reference {tmp_path} --apply", capsys) == "nothing to do\n"
 
 
 def test_a_merge_makes_full_parts_and_leaves_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(upkeep, "_FULL", 100)
+    monkeypatch.setattr(maintenance, "_MAX_SHARD_ENTRIES", 100)
     fill(tmp_path)
     before = content(tmp_path)
     for _ in range(2):
-        upkeep.merge_parts(upkeep.tables_in(open_path(tmp_path))[0])
-        (table,) = upkeep.tables_in(open_path(tmp_path))
-        assert [len(table.parts), len(table.small)] == [3, 1]
-        assert not upkeep.can_merge(table)
+        maintenance.merge_shards(maintenance.inspect_tables(open_path(tmp_path))[0])
+        (table,) = maintenance.inspect_tables(open_path(tmp_path))
+        assert [len(table.shards), len(table.small)] == [3, 1]
+        assert not table.mergeable
         assert content(tmp_path) == before
 
 
@@ -102,28 +102,28 @@ def test_a_merge_killed_at_any_deletion_changes_nothing(
     real, gone = type(table.folder).unlink, []
 
     def unlink(path: Path, missing_ok: bool = False) -> None:
-        if path.name.startswith("part-") and len(gone) == deleted:
+        if path.name.startswith("shard-") and len(gone) == deleted:
             raise KeyboardInterrupt
         gone.append(path.name)
         real(path, missing_ok=missing_ok)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(type(table.folder), "unlink", unlink)
-        upkeep.merge_parts(upkeep.tables_in(open_path(tmp_path))[0])
-    assert len(part_names(table.folder)) == 8 - deleted
+        maintenance.merge_shards(maintenance.inspect_tables(open_path(tmp_path))[0])
+    assert len(shard_names(table.folder)) == 8 - deleted
     assert content(tmp_path) == before
-    upkeep.merge_parts(upkeep.tables_in(open_path(tmp_path))[0])
-    assert len(part_names(table.folder)) == 1
+    maintenance.merge_shards(maintenance.inspect_tables(open_path(tmp_path))[0])
+    assert len(shard_names(table.folder)) == 1
     assert content(tmp_path) == before
 
 
 def test_gc_leaves_a_damaged_table_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Law: nothing is merged where a part cannot be read, and it is said why."""
     table = fill(tmp_path)
-    (table.folder / "part-3.parquet").write_bytes(b"PAR1")
+    (table.folder / shard_names(table.folder)[3]).write_bytes(b"PAR1")
     told = said(f"reference gc --reference {tmp_path} --apply", capsys)
-    assert "left alone: The reference table's file" in told
-    assert len(part_names(table.folder)) == 7
+    assert "not changed: The reference table's shard" in told
+    assert len(shard_names(table.folder)) == 7
 
 
 @pytest.mark.parametrize(
@@ -156,10 +156,10 @@ def test_gc_deletes_whole_tables_on_request(
     ("words", "message"),
     [
         ("reference ls", "`reference` is not set"),
-        ("reference ls --reference nowhere", "There is no folder nowhere"),
-        ("reference gc --reference {root} --keep nothing", "`keep` names nothing, which is no table there"),
+        ("reference ls --reference nowhere", "got nowhere: not a folder"),
+        ("reference gc --reference {root} --keep nothing", "Unknown tables in `keep`: nothing"),
         ("reference gc --reference {root} --older_than_days -1", "older_than_days is -1"),
-        ("reference lss", "`reference lss` is not a verb. Did you mean `reference ls`?"),
+        ("reference lss", "Did you mean `reference ls`?"),
     ],
 )
 def test_bad_words(words: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

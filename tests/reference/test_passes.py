@@ -17,8 +17,8 @@ from zephyr_jax.config.sections import BatchOptions, DpoOptions, OptimizerOption
 from zephyr_jax.config.training import DpoConfig
 from zephyr_jax.demo.corpus import preferences
 from zephyr_jax.errors import InputError
-from zephyr_jax.reference.fill import Filled, reference, verify
-from zephyr_jax.reference.shards import packed, read_part
+from zephyr_jax.reference.fill import PassResult, reference, verify
+from zephyr_jax.reference.shards import read_shard, write_shard
 from zephyr_jax.reference.table import Identity, ReferenceTable
 from zephyr_jax.storage.files import open_path
 
@@ -26,7 +26,7 @@ PAIRS = 12
 
 
 @pytest.fixture(scope="module")
-def filled(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DpoConfig, Filled]:
+def filled(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DpoConfig, PassResult]:
     """A card whose table is filled."""
     folder = tmp_path_factory.mktemp("passes")
     rows = write_rows(folder / "pairs.jsonl", list(preferences(0, PAIRS, "train")))
@@ -34,7 +34,7 @@ def filled(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return config, reference(config)
 
 
-def test_settings_of_training_never_invalidate(filled: tuple[DpoConfig, Filled]) -> None:
+def test_settings_of_training_never_invalidate(filled: tuple[DpoConfig, PassResult]) -> None:
     """Law: with another beta, loss, learning rate, batch, seed or limit, nothing is computed."""
     config, first = filled
     assert (first.computed, first.reused) == (PAIRS, 0)
@@ -51,22 +51,22 @@ def test_settings_of_training_never_invalidate(filled: tuple[DpoConfig, Filled])
 
 
 def test_another_template_says_why_all_is_computed(
-    filled: tuple[DpoConfig, Filled], capsys: pytest.CaptureFixture[str]
+    filled: tuple[DpoConfig, PassResult], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Law: one line names the field that differs, with both values."""
     config, first = filled
-    capsys.readouterr()
+    caplog.set_level("INFO")
     other = reference(replace(config, data=replace(config.data, chat_template="zephyr-no-system")))
-    said = capsys.readouterr().err
-    assert re.search(r"^tokenizer was '\w{32}' there, is '\w{32}' here: all 12 pairs are computed anew$", said, re.M)
+    reason = r"tokenizer: table has '\w{32}', this run has '\w{32}': computing all 12 pairs"
+    assert [bool(re.fullmatch(reason, message)) for message in caplog.messages].count(True) == 1
     assert (other.computed, other.reused) == (PAIRS, 0)
     assert other.folder != first.folder
-    capsys.readouterr()
+    caplog.clear()
     reference(config)
-    assert "computed anew" not in capsys.readouterr().err
+    assert "computing all" not in caplog.text
 
 
-def test_a_full_table_needs_no_weights(filled: tuple[DpoConfig, Filled], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_table_needs_no_weights(filled: tuple[DpoConfig, PassResult], monkeypatch: pytest.MonkeyPatch) -> None:
     """Law: weights whose fingerprint is known, with all pairs there, are not read, nor after their date changed; others are."""
     config, first = filled
     again = reference(config)
@@ -90,35 +90,36 @@ def test_a_full_table_needs_no_weights(filled: tuple[DpoConfig, Filled], monkeyp
         weights.write_bytes(whole)
 
 
-def test_verify_finds_sound_values_sound(filled: tuple[DpoConfig, Filled]) -> None:
-    """Law: so many pairs, computed in other company, are what the table holds; and nothing is written."""
+def test_verify_accepts_a_sound_table(filled: tuple[DpoConfig, PassResult]) -> None:
+    """Law: pairs that are packed with other pairs have the sums of the table; nothing is written."""
     config, first = filled
     before = sorted(path.name for path in first.folder.iterdir())
-    told = verify(config, 5)
-    assert told.startswith("5 of 12 pairs computed anew: at most ")
-    assert told.endswith(f"All 1 parts of {first.folder} are whole.")
+    summary = verify(config, 5)
+    assert summary.startswith("5 of 12 pairs recomputed")
+    assert summary.endswith(f"1 shards of {first.folder} verified.")
     assert sorted(path.name for path in first.folder.iterdir()) == before
 
 
-def test_verify_refuses_other_values_and_shows_them(filled: tuple[DpoConfig, Filled]) -> None:
-    """Law: one sum that is off by more than the tolerance is found, though its part is whole."""
+def test_verify_rejects_other_values_and_names_the_pair(filled: tuple[DpoConfig, PassResult]) -> None:
+    """Law: one sum beyond the tolerance is found, though its shard has a valid digest."""
     config, first = filled
-    (part,) = first.folder.glob("part-*")
-    sound = part.read_bytes()
-    entries = read_part(part)
-    sums = entries.sums.copy()
+    (shard,) = first.folder.glob("shard-*")
+    content, index = shard.read_bytes(), read_shard(shard)
+    sums = index.sums.copy()
     sums[7] *= 1.01
-    part.write_bytes(packed(replace(entries, sums=sums)))
+    shard.unlink()
+    changed = first.folder / write_shard(first.folder, "0", replace(index, sums=sums))
     try:
-        there, here = f"{sums[7]:.6f} there", rf"{entries.sums[7]:.2f}\d* computed anew"
-        with pytest.raises(InputError, match=f"pair .*: {there}, {here}, 1 of 12 pairs beyond"):
+        expected, got = rf"expected {index.sums[7]:.2f}\d*", f"got {sums[7]:.6f}"
+        with pytest.raises(InputError, match=f"pair .*: {expected}, {got}; 1 of 12 pairs"):
             verify(config, PAIRS)
     finally:
-        part.write_bytes(sound)
+        changed.unlink()
+        shard.write_bytes(content)
 
 
 def test_verify_on_the_command_line_and_a_flipped_byte(
-    filled: tuple[DpoConfig, Filled], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    filled: tuple[DpoConfig, PassResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Law: the message names the file and the very command that computes its entries; that command computes no more."""
     config, first = filled
@@ -132,19 +133,19 @@ def test_verify_on_the_command_line_and_a_flipped_byte(
     )
     capsys.readouterr()
     main(["reference", "verify", *words.split(), "--num_pairs", "4"])
-    assert capsys.readouterr().out.startswith("4 of 14 pairs computed anew")
+    assert capsys.readouterr().out.startswith("4 of 14 pairs recomputed")
     main(["reference", *words.split(), "--verify_pairs", "5"])
-    assert "5 of 14 pairs computed anew" in capsys.readouterr().out
-    part = min(first.folder.glob("part-*"), key=lambda path: path.stat().length)
-    spoilt = bytearray(part.read_bytes())
+    assert "5 of 14 pairs recomputed" in capsys.readouterr().out
+    shard = min(first.folder.glob("shard-*"), key=lambda path: path.stat().length)
+    spoilt = bytearray(shard.read_bytes())
     spoilt[len(spoilt) // 2] ^= 16
-    part.write_bytes(bytes(spoilt))
+    shard.write_bytes(bytes(spoilt))
     with pytest.raises(SystemExit):
         main(["reference", "verify", *words.split(), "--num_pairs", "4"])
     said = capsys.readouterr().err
-    assert f"{part} cannot be read: its digest is" in said
-    assert f"Delete that file and run `zephyr-jax reference {words}` again: only its entries" in said
-    part.unlink()
+    assert f"{shard} cannot be read: expected the digest" in said
+    assert f"`zephyr-jax reference {words}`" in said
+    shard.unlink()
     assert reference(more).computed == 2
 
 
@@ -157,9 +158,9 @@ def test_tables_in_the_cloud_are_listed_and_tidied(bucket: Gcs, capsys: pytest.C
     main(["reference", "ls", "--reference", root])
     assert "3 entries" in capsys.readouterr().out
     main(["reference", "gc", "--reference", root, "--apply"])
-    assert "merge 3 small parts" in capsys.readouterr().out
-    assert len([name for name in bucket.names("bucket", "tables/") if "part-" in name]) == 1
+    assert "merge 3 small shards" in capsys.readouterr().out
+    assert len([name for name in bucket.names("bucket", "tables/") if "shard-" in name]) == 1
     again = ReferenceTable(open_path(root), table.identity)
-    assert again.entries.sums.tolist() == [-1, -2, -3]
+    assert again.index.sums.tolist() == [-1, -2, -3]
     main(["reference", "gc", "--reference", root, "--older_than_days", "0", "--apply"])
     assert bucket.names("bucket", "tables/") == []

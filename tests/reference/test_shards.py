@@ -1,9 +1,11 @@
-"""Parts and manifests are read as they were written, or refused; entries behave as a dict of float32 would."""
+"""Shards and manifests are read as they were written, or refused; an index behaves like a dict of float32."""
 
 import io
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,10 @@ import pyarrow.parquet
 import pytest
 
 from zephyr_jax.errors import InputError
-from zephyr_jax.reference.shards import has_digest, packed, unpacked
-from zephyr_jax.reference.table import Identity, ReferenceTable, why_anew
+from zephyr_jax.reference.index import LogprobIndex, parse_keys
+from zephyr_jax.reference.shards import encode_shard, read_shard, shard_names, write_shard
+from zephyr_jax.reference.table import Identity, ReferenceTable, explain_rebuild
+from zephyr_jax.storage.files import open_path
 
 IDENTITY = Identity("weights", "tokenizer", "rule", "float32", 1)
 COMMAND = "zephyr-jax reference --config card.yaml"
@@ -24,28 +28,40 @@ def some_keys(count: int, seed: int = 0) -> list[str]:
     return [digits[32 * index : 32 * index + 32] for index in range(count)]
 
 
-def test_any_flipped_byte_of_a_part_is_found(tmp_path: Path) -> None:
-    """Law: each byte of a part, one after the other, footer and digest too; the message names file and command."""
+def test_any_flipped_byte_of_a_shard_is_found(tmp_path: Path) -> None:
+    """Law: each byte of a shard, and its name; the message names file and command."""
     table = ReferenceTable(tmp_path, IDENTITY)
     table.add("0", some_keys(10), -np.arange(10.0), np.ones(10))
-    part = table.folder / "part-0.parquet"
-    sound = part.read_bytes()
-    assert has_digest(sound)
-    unseen = []
-    for place in range(len(sound)):
+    (name,) = shard_names(table.folder)
+    shard, sound = table.folder / name, (table.folder / name).read_bytes()
+    message = f"{re.escape(str(shard))} cannot be read.*Delete this file and run `{COMMAND}` again"
+    for position in range(len(sound)):
         spoilt = bytearray(sound)
-        spoilt[place] ^= 1 << place % 8
-        try:
-            unpacked(bytes(spoilt))
-            unseen.append(place)
-        except (OSError, ValueError, pyarrow.ArrowException):
-            pass
-    assert unseen == []
-    part.write_bytes(bytes(spoilt))
-    with pytest.raises(
-        InputError, match=f"{re.escape(str(part))} cannot be read.*Delete that file and run `{COMMAND}` again"
-    ):
+        spoilt[position] ^= 1 << position % 8
+        shard.write_bytes(bytes(spoilt))
+        with pytest.raises(InputError, match=message):
+            read_shard(shard, COMMAND)
+    shard.write_bytes(sound[:-1])
+    with pytest.raises(InputError, match=message):
         ReferenceTable(tmp_path, IDENTITY, COMMAND)
+    renamed = table.folder / "shard-1.parquet"
+    renamed.write_bytes(sound)
+    with pytest.raises(InputError, match="expected the digest 1, got"):
+        read_shard(renamed)
+
+
+@pytest.mark.parametrize("column", ["key", "sum", "count"])
+def test_other_columns_and_nulls_are_refused(column: str, tmp_path: Path) -> None:
+    """A valid digest is not enough."""
+    columns = {"key": [b"k" * 16], "sum": np.zeros(1, np.float32), "count": np.zeros(1, np.int32)}
+    schema = {"key": pyarrow.binary(16), "sum": pyarrow.float32(), "count": pyarrow.int32()}
+    for values, kind in (([None], schema[column]), (["text"], pyarrow.string())):
+        table = pyarrow.table({**columns, column: values}, schema=pyarrow.schema((schema | {column: kind}).items()))
+        pyarrow.parquet.write_table(table, file := io.BytesIO())
+        path = open_path(tmp_path) / f"shard-0-{blake2b(file.getvalue(), digest_size=16).hexdigest()}.parquet"
+        path.write_bytes(file.getvalue())
+        with pytest.raises(InputError, match="expected the columns"):
+            read_shard(path)
 
 
 def test_any_flipped_byte_of_a_manifest_is_found(tmp_path: Path) -> None:
@@ -67,28 +83,20 @@ def test_any_flipped_byte_of_a_manifest_is_found(tmp_path: Path) -> None:
     assert manifest.read_bytes() == sound
 
 
-def test_a_part_from_before_there_were_digests_is_read(tmp_path: Path) -> None:
-    """Law: nothing that was computed is lost to the change; a sum that is NaN is missing, and another part may have it."""
-    table = ReferenceTable(tmp_path, IDENTITY)
-    keys = some_keys(3)
-    file = io.BytesIO()
-    columns = {
-        "key": keys,
-        "sum": np.array([-1, np.nan, -3], np.float32),
-        "count": np.array([1, 2, 3], np.int32),
-    }
-    pyarrow.parquet.write_table(pyarrow.table(columns), file)
-    assert not has_digest(file.getvalue())
+def test_a_sum_that_is_not_finite_is_missing(tmp_path: Path) -> None:
+    """Law: another shard may have it, whatever their order."""
+    table, keys = ReferenceTable(tmp_path, IDENTITY), some_keys(3)
+    index = LogprobIndex(parse_keys(keys), np.array([-1, np.nan, -3], np.float32), np.array([1, 2, 3], np.int32))
     table.folder.mkdir()
-    (table.folder / "part-9.parquet").write_bytes(file.getvalue())
-    found = ReferenceTable(tmp_path, IDENTITY)
-    assert found.missing(np.array(keys)[:, None]).tolist() == [False, True, False]
-    assert len(found) == 2
+    write_shard(table.folder, "9", index)
+    again = ReferenceTable(tmp_path, IDENTITY)
+    assert again.missing(np.array(keys)[:, None]).tolist() == [False, True, False]
+    assert len(again) == 2
     with pytest.raises(KeyError, match=keys[1]):
-        found.look_up(np.array([keys]))
-    found.add("0", [keys[1]], np.array([-2.0]), np.array([2]))
-    for each in (found, ReferenceTable(tmp_path, IDENTITY)):
-        assert each.look_up(np.array([keys])).tolist() == [[-1, -2, -3]]
+        again.look_up(np.array([keys]))
+    again.add("0", [keys[1]], np.array([-2.0]), np.array([2]))
+    for table in (again, ReferenceTable(tmp_path, IDENTITY)):
+        assert table.look_up(np.array([keys])).tolist() == [[-1, -2, -3]]
 
 
 def test_entries_are_a_dict_of_float32(tmp_path: Path) -> None:
@@ -106,7 +114,7 @@ def test_entries_are_a_dict_of_float32(tmp_path: Path) -> None:
         assert len(each) == len(expected)
         assert each.missing(asked).tolist() == [not {*row} <= expected.keys() for row in asked.tolist()]
         assert each.look_up(there)[:, 0].tolist() == [expected[key] for key in there[:, 0].tolist()]
-    assert unpacked(packed(table.entries)).codes.tobytes() == table.entries.codes.tobytes()
+    assert encode_shard(ReferenceTable(tmp_path, IDENTITY).index) == encode_shard(table.index)
 
 
 def test_keys_with_zeros_at_either_end_are_told_apart(tmp_path: Path) -> None:
@@ -123,17 +131,17 @@ def test_other_keys_are_refused(key: str, tmp_path: Path) -> None:
         ReferenceTable(tmp_path, IDENTITY).add("0", [key], np.zeros(1), np.ones(1))
 
 
-def test_why_all_is_computed_anew(tmp_path: Path) -> None:
-    """Law: only an empty table among others is explained; a manifest of another that cannot be read is passed over."""
-    other = Identity("weights", "old words", "rule", "float32", 1)
-    assert why_anew(tmp_path, ReferenceTable(tmp_path, IDENTITY), 3) == ""
+def test_a_rebuild_is_explained(tmp_path: Path) -> None:
+    """Law: only an empty table among others is explained; an unreadable manifest of another table is ignored."""
+    other = replace(IDENTITY, tokenizer="old")
+    assert explain_rebuild(tmp_path, ReferenceTable(tmp_path, IDENTITY), 3) == ""
     table = ReferenceTable(tmp_path, other)
     table.add("0", some_keys(1), np.zeros(1), np.ones(1))
-    told = why_anew(tmp_path, ReferenceTable(tmp_path, IDENTITY), 3)
-    assert told == "tokenizer was 'old words' there, is 'tokenizer' here: all 3 pairs are computed anew"
-    assert why_anew(tmp_path, table, 3) == ""
+    reason = explain_rebuild(tmp_path, ReferenceTable(tmp_path, IDENTITY), 3)
+    assert reason == "tokenizer: table has 'old', this run has 'tokenizer': computing all 3 pairs"
+    assert explain_rebuild(tmp_path, table, 3) == ""
     (table.folder / "manifest.json").write_text("{")
-    assert why_anew(tmp_path, ReferenceTable(tmp_path, IDENTITY), 3) == ""
+    assert explain_rebuild(tmp_path, ReferenceTable(tmp_path, IDENTITY), 3) == ""
 
 
 def test_reading_a_table_imports_no_jax() -> None:

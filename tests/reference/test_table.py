@@ -43,7 +43,14 @@ def pairs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Example
 
 
 def scorer(loaded: Loaded, parameters: Parameters) -> Scorer:
-    return Scorer(loaded.model, parameters, DATA, loaded.rules, 4, 64)
+    return Scorer(
+        model=loaded.model,
+        parameters=parameters,
+        data=DATA,
+        rules=loaded.rules,
+        num_rows=4,
+        logprob_chunk=64,
+    )
 
 
 def run(table: ReferenceTable, pairs: Examples, loaded: Loaded) -> tuple[int, int]:
@@ -74,7 +81,7 @@ def test_a_killed_pass_goes_on_where_it_stopped(
     """Only what is missing is computed; the content equals that of an uninterrupted pass."""
     whole = ReferenceTable(tmp_path / "whole", IDENTITY)
     run(whole, pairs, loaded)
-    monkeypatch.setattr(compute, "_BATCHES_PER_PART", 1)
+    monkeypatch.setattr(compute, "_BATCHES_PER_SHARD", 1)
     table = ReferenceTable(tmp_path / "killed", IDENTITY)
 
     def die(done: int, total: int) -> None:
@@ -94,7 +101,9 @@ def test_a_killed_pass_goes_on_where_it_stopped(
 def test_a_mismatch_shows_both_values_and_the_command(tmp_path: Path, pairs: Examples, loaded: Loaded) -> None:
     run(ReferenceTable(tmp_path, IDENTITY), pairs, loaded)
     other = replace(IDENTITY, weights="other weights")
-    with pytest.raises(InputError, match="weights is 'weights' there and 'other weights' here.*zephyr-jax reference x"):
+    with pytest.raises(
+        InputError, match="weights: table has 'weights', this run has 'other weights'.*zephyr-jax reference x"
+    ):
         require_complete(tmp_path, ReferenceTable(tmp_path, other), pairs.keys(), pairs.ids(), "zephyr-jax reference x")
 
 
@@ -107,7 +116,7 @@ def test_an_absent_pair_is_named(tmp_path: Path, pairs: Examples, loaded: Loaded
 def test_values_that_are_not_finite_are_never_stored(tmp_path: Path, pairs: Examples, loaded: Loaded) -> None:
     table = ReferenceTable(tmp_path, IDENTITY)
     broken = jax.tree.map(lambda leaf: leaf * np.nan, loaded.parameters)
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(InputError, match="finite"):
         fill(table, pairs, scorer(loaded, broken), table.missing(pairs.keys()), lambda done, total: None)
     assert not list(tmp_path.rglob("*.parquet"))
 

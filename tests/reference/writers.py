@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from zephyr_jax.reference.table import Identity, ReferenceTable, part_names
+from zephyr_jax.reference.shards import shard_names
+from zephyr_jax.reference.table import Identity, ReferenceTable
 
 IDENTITY = Identity("a" * 32, "b" * 32, "rule", "float32", 1)
 WRITERS, PART = 4, 400
@@ -52,8 +53,8 @@ def start(root: Path, keys: np.ndarray) -> list[int]:
 
 def wait_for_parts(root: Path, more: int) -> None:
     """Until there are so many more, or writers have had all the time they may need."""
-    enough, latest = len(part_names(root / IDENTITY.name)) + more, time.monotonic() + 20
-    while len(part_names(root / IDENTITY.name)) < enough and time.monotonic() < latest:
+    enough, latest = len(shard_names(root / IDENTITY.name)) + more, time.monotonic() + 20
+    while len(shard_names(root / IDENTITY.name)) < enough and time.monotonic() < latest:
         time.sleep(0.001)
 
 
@@ -68,7 +69,7 @@ def main(root: Path, entries: int, kills: int, seed: int) -> None:
         for process in running:
             os.kill(process, signal.SIGKILL)
         codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in running]
-        notes.append((len(part_names(root / IDENTITY.name)), codes.count(-signal.SIGKILL)))
+        notes.append((len(shard_names(root / IDENTITY.name)), codes.count(-signal.SIGKILL)))
     codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in start(root, keys)]
     print(json.dumps({"kills": notes, "codes": codes, "jax": "jax" in sys.modules}))
 

@@ -28,7 +28,7 @@ from zephyr_jax.objective.logprob import VERSION
 from zephyr_jax.parallel.place import local_rows, place_batch
 from zephyr_jax.parallel.sharding import init_devices
 from zephyr_jax.reference.fill import length_rule
-from zephyr_jax.reference.table import Identity, ReferenceTable, recorded_days, require_complete
+from zephyr_jax.reference.table import Identity, ReferenceTable, recorded_template_dates, require_complete
 from zephyr_jax.storage.files import Path, check_file_creatable, check_readable, open_path, write_atomic
 from zephyr_jax.train.evaluate import make_evaluation
 
@@ -41,7 +41,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     opened = open_model(config.model, rules)
     opened.check_weights()
     source = opened.source
-    config, tokenizer = resolve_settings("evaluate", config, source, tables=recorded_days(config.reference))
+    config, tokenizer = resolve_settings("evaluate", config, source, tables=recorded_template_dates(config.reference))
     opened = replace(opened, options=config.model)
     run = run_of(source.record)
     method = method_of_rows(config.data, trained_by=run.get("made_by"))

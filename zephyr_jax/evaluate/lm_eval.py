@@ -102,7 +102,15 @@ def _adapter(config: LmEvalConfig) -> "ZephyrLM":
 
     def scorer(row_length: int) -> Scorer:
         data = replace(DataOptions(), row_length=row_length)
-        return Scorer(model, weights, data, found.rules, found.batch_size, config.model.logprob_chunk, greedy=True)
+        return Scorer(
+            model=model,
+            parameters=weights,
+            data=data,
+            rules=found.rules,
+            num_rows=found.batch_size,
+            logprob_chunk=config.model.logprob_chunk,
+            greedy=True,
+        )
 
     def progress(done: int, total: int) -> None:
         if sys.stderr.isatty():

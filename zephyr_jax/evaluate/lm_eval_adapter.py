@@ -134,7 +134,7 @@ class ZephyrLM(TemplateLM):
         examples = examples_of(segments)
         row_length = _rounded(int(examples.lengths.max()))
         sums, greedy = np.zeros(len(segments)), np.zeros(len(segments), np.bool_)
-        for batch in self._parts.scorer(row_length).scored(examples, self._parts.progress):
+        for batch in self._parts.scorer(row_length).score(examples, self._parts.progress):
             sums[batch.examples] = batch.sums[:, 0]
             assert batch.greedy is not None
             greedy[batch.examples] = batch.greedy[:, 0]

@@ -20,7 +20,7 @@ from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.objective.logprob import VERSION
 from zephyr_jax.parallel.sharding import ShardingRules
 from zephyr_jax.reference.fill import length_rule
-from zephyr_jax.reference.maintenance import tables_in
+from zephyr_jax.reference.maintenance import inspect_tables
 from zephyr_jax.reference.score import Scorer
 from zephyr_jax.reference.table import (
     MANIFEST,
@@ -82,10 +82,17 @@ def _model_sums(
     _check_same_tokens(source, opened.source, examples)
     parameters = opened.load_weights()
     _report(source, f"log-probs of {opened.source.asked}", weights_fingerprint(parameters))
-    scorer = Scorer(opened.abstract, parameters, data, rules, config.batch_size, config.model.logprob_chunk)
-    places, found = scorer.recompute(examples)
+    scorer = Scorer(
+        model=opened.abstract,
+        parameters=parameters,
+        data=data,
+        rules=rules,
+        num_rows=config.batch_size,
+        logprob_chunk=config.model.logprob_chunk,
+    )
+    indices, scored = scorer.score_all(examples)
     sums = np.zeros((len(examples), examples.segments_per_example), np.float32)
-    sums[places] = found
+    sums[indices] = scored
     return sums
 
 
@@ -132,7 +139,7 @@ def _table_sums(
 
 
 def _named_identity(root: Path, name: str) -> Identity:
-    tables = {table.folder.name: table.folder for table in tables_in(root)}
+    tables = {table.folder.name: table.folder for table in inspect_tables(root)}
     if name not in tables:
         raise InputError(
             f"There is no reference table {name!r} in {root}; it has {join_items(sorted(tables)) or 'none'}. To see whose they "

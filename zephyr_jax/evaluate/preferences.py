@@ -21,7 +21,7 @@ from zephyr_jax.evaluate.preference_stats import Group, by_length, group_of, gro
 from zephyr_jax.parallel.hosts import require_single_process
 from zephyr_jax.parallel.sharding import init_devices
 from zephyr_jax.reference.score import Scorer
-from zephyr_jax.reference.table import recorded_days
+from zephyr_jax.reference.table import recorded_template_dates
 from zephyr_jax.storage.files import check_file_creatable, open_path, write_atomic
 
 
@@ -61,7 +61,7 @@ def preferences(config: PreferencesConfig) -> Opinion:
     opened = open_model(config.model, rules)
     opened.check_weights()
     source = opened.source
-    tables = recorded_days(config.reference)
+    tables = recorded_template_dates(config.reference)
     config, tokenizer = resolve_settings("evaluate preferences", config, source, tables=tables)
     opened = replace(opened, options=config.model)
     data = fit_row_length(config.data, PREFERENCE.segments_per_example)
@@ -74,7 +74,14 @@ def preferences(config: PreferencesConfig) -> Opinion:
     if reference is None and config.reference:
         identity = table_identity(config, source, tokenizer, lambda: weights_fingerprint(parameters))
         reference = reference_sums(open_path(config.reference), identity, examples)
-    scorer = Scorer(opened.abstract, parameters, data, rules, config.batch_size, config.model.logprob_chunk)
+    scorer = Scorer(
+        model=opened.abstract,
+        parameters=parameters,
+        data=data,
+        rules=rules,
+        num_rows=config.batch_size,
+        logprob_chunk=config.model.logprob_chunk,
+    )
     sums, counts = _scored(scorer, examples)
     rewards = config.dpo.beta * (sums - (0.0 if reference is None else reference))
     margins = rewards[:, 0] - rewards[:, 1]
@@ -89,7 +96,7 @@ def preferences(config: PreferencesConfig) -> Opinion:
 def _scored(scorer: Scorer, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
     """Log-prob sums, float64 [N, 2], and target counts, int [N, 2], in the examples' order."""
     sums, counts = np.zeros((len(examples), 2)), np.zeros((len(examples), 2), np.int64)
-    for batch in scorer.scored(examples, lambda done, total: None):
+    for batch in scorer.score(examples, lambda done, total: None):
         sums[batch.examples], counts[batch.examples] = batch.sums, batch.counts
     return sums, counts
 

@@ -1,1 +1,1 @@
-"""The frozen reference's log-probs: a table on disk, filled by a pass of its own, read by DPO."""
+"""Log-probs of the frozen reference model: a table on disk, filled by a separate pass, read by DPO."""

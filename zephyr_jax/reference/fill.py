@@ -1,5 +1,6 @@
-"""`zephyr-jax reference`: score every pair of a card once with the frozen weights, into the reference table."""
+"""`zephyr-jax reference`: compute the frozen model's log-probs of every pair once, into the reference table."""
 
+import logging
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -24,24 +25,31 @@ from zephyr_jax.objective.logprob import VERSION
 from zephyr_jax.parallel.hosts import all_hosts_agree, barrier
 from zephyr_jax.parallel.sharding import init_devices
 from zephyr_jax.reference.score import Scorer, fill
-from zephyr_jax.reference.table import Identity, ReferenceTable, recorded_days, require_complete, why_anew
+from zephyr_jax.reference.table import (
+    Identity,
+    ReferenceTable,
+    explain_rebuild,
+    recorded_template_dates,
+    require_complete,
+)
 from zephyr_jax.storage.files import Path, check_folder_creatable, open_path
 
+_logger = logging.getLogger(__name__)
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
-"""How far, relatively, a sum may be off when its pair is computed in other company: by compute dtype."""
+"""Relative tolerance of a sum by compute dtype: a pair packed with other pairs sums in another order."""
 
 
 @dataclass(frozen=True)
-class Filled:
-    """What a reference pass did."""
+class PassResult:
+    """Number of pairs that a reference pass computed and found in the table."""
 
     folder: Path
     computed: int
     reused: int
 
 
-class _Desk:
-    """What a pass needs; weights are brought when they are asked for."""
+class ReferencePass:
+    """A checked config with its pairs; weights are read on demand."""
 
     def __init__(self, config: DpoConfig, command: str):
         self._rules = init_devices(config.mesh)
@@ -49,146 +57,162 @@ class _Desk:
         self._rules.check_divides("batch", config.batch.rows_per_forward, "batch.microbatch_rows (or batch.rows)")
         opened = open_model(config.model, self._rules)
         self._source = opened.source
-        tables = recorded_days(config.reference)
+        tables = recorded_template_dates(config.reference)
         config, self._tokenizer = resolve_settings("reference", config, self._source, tables=tables)
         self._config, self._command = config, command
         opened.check_weights()
         kind, max_positions = method_of(config).examples, self._source.model_config.max_positions
         self.splits = load_splits(kind, config.data, self._tokenizer, max_positions, self._source.asked)
         self._opened = replace(opened, options=config.model)
-        self._console = Console(stderr=True, quiet=jax.process_index() != 0)
 
     @cached_property
     def _state(self) -> str:
         return weights_state(self._source)
 
-    def say(self, words: str) -> None:
-        """A line for people, once for all hosts."""
-        self._console.print(words, highlight=False, markup=False, soft_wrap=True)
-
-    def bar(self) -> Progress:
-        """A progress bar."""
-        return Progress(console=self._console, transient=True)
-
     def full_table(self) -> ReferenceTable | None:
-        """The table, where the weights' fingerprint is known without reading them, and nothing is missing from it."""
-        known = known_fingerprint(self._source, self._state)
-        if not all_hosts_agree(known is not None) or known is None:
+        """The table, if the fingerprint of the weights is cached and no pair is missing; else None."""
+        fingerprint = known_fingerprint(self._source, self._state)
+        if not all_hosts_agree(fingerprint is not None) or fingerprint is None:
             return None
-        table = self._table(known)
+        table = self._table(fingerprint)
         full = not any(table.missing(examples.keys()).any() for examples in self.splits.values())
         return table if all_hosts_agree(full) else None
 
     def with_weights(self) -> tuple[Scorer, ReferenceTable]:
-        """What scores, and the table of these very weights."""
-        state = self._state  # before they are loaded
+        """Load the weights; returns a scorer with them and their table."""
+        state = self._state  # taken before the load, so that a change during it is noticed
         parameters = self._opened.load_weights()
         fingerprint = weights_fingerprint(parameters)
         remember_fingerprint(self._source, state, fingerprint)
         config = self._config
         scorer = Scorer(
-            self._opened.abstract,
-            parameters,
-            config.data,
-            self._rules,
-            config.batch.rows_per_forward,
-            config.model.logprob_chunk,
+            model=self._opened.abstract,
+            parameters=parameters,
+            data=config.data,
+            rules=self._rules,
+            num_rows=config.batch.rows_per_forward,
+            logprob_chunk=config.model.logprob_chunk,
         )
         return scorer, self._table(fingerprint)
 
     def _table(self, weights: str) -> ReferenceTable:
         identity = identity_of(self._config, self._tokenizer, weights)
-        day = self._config.data.template_date
-        return ReferenceTable(open_path(self._config.reference), identity, self._command, day)
+        template_date = self._config.data.template_date
+        return ReferenceTable(open_path(self._config.reference), identity, self._command, template_date)
 
 
-def reference(config: DpoConfig, command: str = "zephyr-jax reference") -> Filled:
-    """Fill the table for the training and the evaluation split. Raises InputError, which names `command` to run again.
+def reference(config: DpoConfig, command: str = "zephyr-jax reference") -> PassResult:
+    """Fill the table for the training and the evaluation split. Weights are read only if a pair is missing.
 
-    Where nothing is missing, no weights are read.
+    Args:
+        config: The config of the DPO run.
+        command: Command line of this pass, for errors.
+
+    Raises:
+        InputError: for a model, data or a table that cannot be used.
     """
-    desk = _Desk(config, command)
-    table = desk.full_table()
-    computed, reused = (0, sum(map(len, desk.splits.values()))) if table else (0, 0)
+    run = ReferencePass(config, command)
+    table = run.full_table()
+    computed, reused = (0, sum(map(len, run.splits.values()))) if table else (0, 0)
     if table is None:
-        scorer, table = desk.with_weights()
-        computed, reused = _fill(desk, scorer, table, open_path(config.reference))
-    desk.say(f"{computed:,} computed, {reused:,} reused in {table.folder}")
-    return Filled(table.folder, computed, reused)
+        scorer, table = run.with_weights()
+        computed, reused = _fill(run, scorer, table, open_path(config.reference))
+    _log(f"reference log-probs: {computed:,} pairs computed, {reused:,} reused in {table.folder}")
+    return PassResult(table.folder, computed, reused)
 
 
-def _fill(desk: _Desk, scorer: Scorer, table: ReferenceTable, root: Path) -> tuple[int, int]:
-    """How many pairs were computed, and how many were there."""
-    why = why_anew(root, table, sum(map(len, desk.splits.values())))
-    if why:
-        desk.say(why)
-    missing = {name: table.missing(examples.keys()) for name, examples in desk.splits.items()}
-    barrier("the reference table is read")  # what one host adds from here on must not change another's plan
+def _fill(run: ReferencePass, scorer: Scorer, table: ReferenceTable, root: Path) -> tuple[int, int]:
+    """Number of pairs that were computed and reused."""
+    reason = explain_rebuild(root, table, sum(map(len, run.splits.values())))
+    if reason:
+        _log(reason)
+    missing = {name: table.missing(examples.keys()) for name, examples in run.splits.items()}
+    barrier("the reference table is read")  # pairs added from here on must not change the plan of another host
     if jax.process_index() == 0:
         table.write_manifest()
     computed = reused = 0
-    for name, examples in desk.splits.items():
-        desk.say(examples.summary(name))
-        with desk.bar() as bar:
-            task = bar.add_task(f"reference log-probs, {name}", total=None)
-            new, old = fill(table, examples, scorer, missing[name], partial(_show, bar, task))
+    for name, examples in run.splits.items():
+        _log(examples.summary(name))
+        with Progress(console=Console(stderr=True, quiet=jax.process_index() != 0), transient=True) as bar:
+            update = partial(_update, bar, bar.add_task(f"reference log-probs, {name}", total=None))
+            new, old = fill(table, examples, scorer, missing[name], update)
         computed, reused = computed + new, reused + old
     return computed, reused
 
 
 def verify(config: DpoConfig, pairs: int, command: str = "zephyr-jax reference") -> str:
-    """Compute `pairs` random pairs of the table anew, with the weights of `config`, and say how far they are off.
+    """Recompute random pairs of a full table and compare; also verifies the digests of all shards.
 
-    All parts' digests are checked on the way. Raises InputError for a damaged part, where the table lacks one of the card's
-    pairs, and where a sum differs by more than the tolerance of the compute dtype; `command` fills the table.
+    Args:
+        config: The config of the pass.
+        pairs: Number of pairs to recompute.
+        command: Command line that fills the table, for errors.
+
+    Returns:
+        A summary with the largest relative difference.
+
+    Raises:
+        InputError: for a damaged shard, a missing pair, or a difference beyond the tolerance of the compute dtype.
     """
-    desk = _Desk(config, command)
-    scorer, table = desk.with_weights()
-    total = sum(map(len, desk.splits.values()))
+    run = ReferencePass(config, command)
+    scorer, table = run.with_weights()
+    total = sum(map(len, run.splits.values()))
     worst, checked = (0.0, ""), 0
-    for examples in desk.splits.values():
+    for examples in run.splits.values():
         keys, ids = examples.keys(), examples.ids()
         stored = require_complete(open_path(config.reference), table, keys, ids, command)
         share = -(-pairs * len(examples) // total)
-        drawn = np.random.default_rng(config.seed).choice(len(keys), min(share, len(keys)), replace=False)
-        places, found = scorer.recompute(examples.select(drawn))
-        checked += len(drawn)
-        drawn = drawn[places]
-        worst = max(worst, _check_sums(table, found, stored[drawn], [ids[place] for place in drawn]))
+        sample = np.random.default_rng(config.seed).choice(len(keys), min(share, len(keys)), replace=False)
+        order, sums = scorer.score_all(examples.select(sample))
+        checked += len(sample)
+        sample = sample[order]
+        worst = max(worst, _compare(table, sums, stored[sample], [ids[index] for index in sample]))
     return (
-        f"{checked:,} of {total:,} pairs computed anew: at most {worst[0]:.2g} off, relatively"
-        f"{f' ({worst[1]})' if worst[1] else ''}. All {len(table.parts):,} parts of {table.folder} are whole."
+        f"{checked:,} of {total:,} pairs recomputed: largest relative difference {worst[0]:.2g}"
+        f"{f' ({worst[1]})' if worst[1] else ''}. {len(table.shards):,} shards of {table.folder} verified."
     )
 
 
-def _check_sums(table: ReferenceTable, found: np.ndarray, stored: np.ndarray, ids: list[str]) -> tuple[float, str]:
-    """The largest relative difference of float32 [n, 2] sums, and its pair. Raises InputError where it is too large."""
-    off = np.abs(found - stored) / np.maximum(1, np.abs(stored))
-    if not off.size:
+def _compare(table: ReferenceTable, recomputed: np.ndarray, stored: np.ndarray, ids: list[str]) -> tuple[float, str]:
+    """Largest relative difference of float32 [n, 2] sums, and the id of its pair. Raises InputError beyond the tolerance."""
+    difference = np.abs(recomputed - stored) / np.maximum(1, np.abs(stored))
+    if not difference.size:
         return 0.0, ""
-    pair, side = np.unravel_index(np.argmax(off), off.shape)
+    pair, side = np.unravel_index(np.argmax(difference), difference.shape)
     tolerance = _TOLERANCE[table.identity.compute_dtype]
-    if not off[pair, side] <= tolerance:
+    if not difference[pair, side] <= tolerance:
         raise InputError(
-            f"The reference table {table.folder} holds other values than these weights give: pair {ids[pair]}, "
-            f"{('chosen', 'rejected')[side]}: {stored[pair, side]:.6f} there, {found[pair, side]:.6f} computed anew, "
-            f"{int((off > tolerance).any(axis=1).sum())} of {len(ids)} pairs beyond the relative tolerance {tolerance:g}. "
-            "Delete that folder and run `zephyr-jax reference` again to compute all of it anew."
+            f"The reference table {table.folder} does not match these weights: pair {ids[pair]}, "
+            f"{('chosen', 'rejected')[side]}: expected {recomputed[pair, side]:.6f}, got {stored[pair, side]:.6f}; "
+            f"{int((difference > tolerance).any(axis=1).sum())} of {len(ids)} pairs are beyond the relative tolerance "
+            f"{tolerance:g}. Delete this folder and run `zephyr-jax reference` again."
         )
-    return float(off[pair, side]), ids[pair]
+    return float(difference[pair, side]), ids[pair]
 
 
-def _show(bar: Progress, task: TaskID, done: int, total: int) -> None:
-    bar.update(task, completed=done, total=total)
+def _update(bar: Progress, task: TaskID, completed: int, total: int) -> None:
+    bar.update(task, completed=completed, total=total)
+
+
+def _log(message: str) -> None:
+    """Log on the first host only."""
+    if jax.process_index() == 0:
+        _logger.info("%s", message)
 
 
 def identity_of(config: SftConfig, tokenizer: ChatTokenizer, weights: str) -> Identity:
-    """The identity that this config's reference log-probs have with weights of that fingerprint."""
-    return Identity(weights, tokenizer.fingerprint, length_rule(config.data), config.model.compute_dtype, VERSION)
+    """The identity of this config's reference log-probs for weights with this fingerprint."""
+    return Identity(
+        weights=weights,
+        tokenizer=tokenizer.fingerprint,
+        length_rule=length_rule(config.data),
+        compute_dtype=config.model.compute_dtype,
+        logprob_version=VERSION,
+    )
 
 
 def length_rule(data: DataOptions) -> str:
-    """How over-long pairs are treated, in words that go into the manifest."""
+    """How too long pairs are truncated, as text for the manifest."""
     return f"max_length {data.max_length}, max_prompt_length {data.max_prompt_length}, {data.on_bad_row}"
 
 

@@ -1,106 +1,74 @@
-"""Log-prob sums and target counts by key, in sorted arrays: 24 bytes an entry, a binary search a look-up. Never imports jax."""
+"""Log-prob sums and target counts by key as sorted arrays: 24 bytes per entry, binary search. Never imports jax."""
 
 from binascii import unhexlify
 from dataclasses import dataclass, field
 
 import numpy as np
 
-_DIGITS = 32
-CODE = np.dtype(f"S{_DIGITS // 2}")
-"""A key's bytes. NumPy drops zeros at their end when it prints one, and compares them all the same."""
-_TEXT, _ASCII = np.dtype(f"U{_DIGITS}"), np.dtype(f"S{_DIGITS}")
-_AT_ONCE = 2**16  # keys that are converted together
+KEY = np.dtype("S16")
+"""Bytes of a key. NumPy hides zero bytes at the end when it prints one, but compares all 16."""
+_HEX_DIGITS = 2 * KEY.itemsize
 
 
-def _none(kind: np.typing.DTypeLike) -> np.ndarray:
-    return np.zeros(0, kind)
+def _empty(dtype: np.typing.DTypeLike) -> np.ndarray:
+    return np.zeros(0, dtype)
 
 
 @dataclass(frozen=True)
-class Entries:
-    """N entries in the order of their keys, each key once, every sum finite."""
+class LogprobIndex:
+    """N entries in ascending order of their distinct keys, every sum finite."""
 
-    codes: np.ndarray = field(default_factory=lambda: _none(CODE))
-    """S16 [N]: the keys' bytes, ascending."""
-    sums: np.ndarray = field(default_factory=lambda: _none(np.float32))
-    """float32 [N]."""
-    counts: np.ndarray = field(default_factory=lambda: _none(np.int32))
-    """int32 [N]."""
+    keys: np.ndarray = field(default_factory=lambda: _empty(KEY))
+    """S16 [N]."""
+    sums: np.ndarray = field(default_factory=lambda: _empty(np.float32))
+    """float32 [N]: sum of the target log-probs of a segment."""
+    counts: np.ndarray = field(default_factory=lambda: _empty(np.int32))
+    """int32 [N]: number of its targets."""
 
     def __len__(self) -> int:
-        return len(self.codes)
+        return len(self.keys)
 
-    def find(self, keys: np.ndarray) -> np.ndarray:
-        """int64 of the shape of `keys` (str): each one's place here, -1 where it is not. Raises ValueError as `codes_of`."""
-        flat = keys.reshape(-1)
-        if flat.size <= _AT_ONCE:
-            return self._find(codes_of(flat)).reshape(keys.shape)
-        pieces = [self._find(codes_of(flat[start : start + _AT_ONCE])) for start in range(0, flat.size, _AT_ONCE)]
-        return np.concatenate(pieces).reshape(keys.shape)
+    def find(self, hex_keys: np.ndarray) -> np.ndarray:
+        """Positions of keys.
 
-    def _find(self, codes: np.ndarray) -> np.ndarray:
+        Args:
+            hex_keys: str array of any shape, 32 hexadecimal digits each.
+
+        Returns:
+            int64 of the same shape; -1 for a key that is missing.
+
+        Raises:
+            ValueError: for other strings.
+        """
+        keys = parse_keys(hex_keys.reshape(-1))
         if not len(self):
-            return np.full(len(codes), -1)
-        places = self.codes.searchsorted(codes)
-        places[places == len(self)] = 0
-        places[self.codes[places] != codes] = -1
-        return places
+            return np.full(hex_keys.shape, -1)
+        positions = np.minimum(self.keys.searchsorted(keys), len(self) - 1)
+        return np.where(self.keys[positions] == keys, positions, -1).reshape(hex_keys.shape)
 
-    def slice(self, start: int, stop: int) -> "Entries":
-        """Those from `start` to before `stop`."""
-        return Entries(self.codes[start:stop], self.sums[start:stop], self.counts[start:stop])
+    def slice(self, start: int, stop: int) -> "LogprobIndex":
+        """Entries from `start` to before `stop`."""
+        return LogprobIndex(self.keys[start:stop], self.sums[start:stop], self.counts[start:stop])
 
 
-def merged(pieces: list[Entries]) -> Entries:
-    """All entries of pieces in any order, which are used up: of a key that several have, the last finite one.
-
-    A sum that is not finite counts as missing.
-    """
-    columns = [np.concatenate([getattr(piece, name) for piece in [Entries(), *pieces]]) for name in _NAMES]
-    pieces.clear()  # at a million entries, each copy less is 24 MB
-    finite = np.isfinite(columns[1])
-    if not finite.all():
-        columns = [column[finite] for column in columns]
-    order = np.argsort(columns[0], kind="stable")
-    ordered = columns[0][order]
-    last = np.ones(len(ordered), np.bool_)
-    last[:-1] = ordered[1:] != ordered[:-1]
-    if last.all():
-        del ordered
-    else:
-        order = order[last]
-    for index, column in enumerate(columns):
-        columns[index] = column[order]
-    return Entries(*columns)
+def merge(pieces: list[LogprobIndex]) -> LogprobIndex:
+    """Merge unsorted pieces. Of a key in several of them the last finite sum wins; entries that are not finite are dropped."""
+    pieces = [LogprobIndex(), *pieces]
+    sums = np.concatenate([piece.sums for piece in pieces])
+    last_first = np.flatnonzero(np.isfinite(sums))[::-1]
+    keys = np.concatenate([piece.keys for piece in pieces])
+    _, first = np.unique(keys[last_first], return_index=True)
+    order = last_first[first]
+    return LogprobIndex(keys[order], sums[order], np.concatenate([piece.counts for piece in pieces])[order])
 
 
-_NAMES = ("codes", "sums", "counts")
-
-
-def with_more(old: Entries, new: Entries) -> Entries:
-    """Both; of a key that both have, the new one. Cheaper than `merged` where few are new."""
-    if not len(old):
-        return new
-    places = np.searchsorted(old.codes, new.codes)
-    known = old.codes[np.minimum(places, len(old) - 1)] == new.codes
-    columns = []
-    for name in _NAMES:
-        column = getattr(old, name).copy()
-        column[places[known]] = getattr(new, name)[known]
-        columns.append(np.insert(column, places[~known], getattr(new, name)[~known]))
-    return Entries(*columns)
-
-
-def codes_of(keys: np.ndarray | list[str]) -> np.ndarray:
-    """S16 [N] of keys [N] of 32 hexadecimal digits. Raises ValueError for others."""
-    given = np.asarray(keys, np.str_)
-    if not given.size:
-        return _none(CODE)
-    if given.dtype != _TEXT:
-        raise ValueError(f"a key has {given.dtype.itemsize // 4} letters; it needs {_DIGITS} hexadecimal digits")
-    return codes_from(given.astype(_ASCII).tobytes())
-
-
-def codes_from(digits: bytes | memoryview) -> np.ndarray:
-    """S16 [N] of N * 32 hexadecimal digits in a row. Raises ValueError for anything else."""
-    return np.frombuffer(unhexlify(digits), CODE)
+def parse_keys(hex_keys: np.ndarray | list[str]) -> np.ndarray:
+    """S16 [N] of N strings of 32 hexadecimal digits. Raises ValueError for other strings."""
+    strings = np.asarray(hex_keys, np.str_)
+    if not strings.size:
+        return _empty(KEY)
+    if strings.dtype.itemsize != 4 * _HEX_DIGITS:
+        raise ValueError(
+            f"expected keys of {_HEX_DIGITS} hexadecimal digits, got {strings.dtype.itemsize // 4} characters"
+        )
+    return np.frombuffer(unhexlify(strings.astype(f"S{_HEX_DIGITS}").tobytes()), KEY)

@@ -1,6 +1,6 @@
-"""Looking after a folder of reference tables: what is there, what was left behind, small parts into one. Never imports jax.
+"""Maintenance of a folder of reference tables: inspect, delete leftovers, merge small shards. Never imports jax.
 
-Nothing here runs beside a pass that reads or writes the same table.
+Nothing here may run while a pass reads or writes the same table.
 """
 
 import time
@@ -8,89 +8,94 @@ from dataclasses import dataclass
 from typing import Any
 
 from zephyr_jax.errors import InputError
-from zephyr_jax.reference.index import Entries, merged
-from zephyr_jax.reference.shards import PREFIX, SUFFIX, has_digest, packed, read_part
-from zephyr_jax.reference.table import DAY, MANIFEST, Identity, part_names, read_manifest
-from zephyr_jax.storage.files import Path, list_names, open_path, slow_io_warning, write_atomic
+from zephyr_jax.reference.index import LogprobIndex, merge
+from zephyr_jax.reference.shards import read_shard, shard_names, write_shard
+from zephyr_jax.reference.table import MANIFEST, TEMPLATE_DATE, Identity, read_manifest
+from zephyr_jax.storage.cloud import slow_io_warning
+from zephyr_jax.storage.files import Path, list_names, open_path
 
-_FULL = 2**18
-"""Entries of the largest merged part: what reading holds at once, and what one damaged file costs."""
-_LIVE = 3600  # seconds: a scratch file that was touched so lately may belong to a writer that lives
-_DAY = 86400
+_MAX_SHARD_ENTRIES = 2**18  # bounds the memory of a read and what one damaged file costs
+_ACTIVE_SECONDS = 3600  # a scratch file modified more recently may belong to a running writer
+_DAY_SECONDS = 86400
 
 
 @dataclass(frozen=True)
-class Table:
-    """One table of a folder, as it lies there."""
+class TableInfo:
+    """State of one table on disk."""
 
     folder: Path
     fields: dict[str, Any]
-    """Its identity, by the manifest; empty where that cannot be read."""
-    entries: int
-    """Distinct keys with a finite sum, in the parts that can be read."""
-    bytes: int
-    """Of all its files."""
-    parts: list[str]
+    """Its identity by the manifest; empty for a damaged one."""
+    num_entries: int
+    """Distinct keys with a finite sum in the readable shards."""
+    num_bytes: int
+    """Of all files."""
+    shards: list[str]
     small: list[str]
-    """Parts that `merge_parts` would make one of: those that are not full."""
-    plain: list[str]
-    """Parts without a digest, from before there were any."""
+    """Shards that `merge_shards` would merge: those below the maximum size."""
     scratch: list[str]
-    """Unfinished files that no writer has touched for an hour."""
+    """Unfinished files that were not modified for an hour."""
     damage: list[str]
-    """What cannot be read, each in a message of its own."""
-    written: float
+    """Error messages of unreadable files."""
+    modified: float
     """Seconds since 1970 of the newest file."""
 
+    @property
+    def mergeable(self) -> bool:
+        """Whether a merge would leave fewer shards, and nothing is damaged."""
+        return not self.damage and len(self.small) > 1
 
-def tables_in(root: Path) -> list[Table]:
-    """The tables below a folder, each read and verified. Raises InputError when the folder is not there."""
+
+def inspect_tables(root: Path) -> list[TableInfo]:
+    """Read and verify all tables below a folder. Raises InputError for a missing folder."""
     root = open_path(root)
     if not root.is_dir():
         raise InputError(
-            f"There is no folder {root}. `--reference` takes the folder that `zephyr-jax reference` wrote to."
+            f"Expected a folder of reference tables (`--reference` of the passes), got {root}: not a folder."
         )
     with slow_io_warning(root, "reading"):
         folders = [root / name for name in list_names(root) if len(name) == 16 and (root / name).is_dir()]
-        return [_table(folder) for folder in folders if (folder / MANIFEST).exists() or part_names(folder)]
+        return [_inspect(folder) for folder in folders if (folder / MANIFEST).exists() or shard_names(folder)]
 
 
-def _table(folder: Path) -> Table:
-    found = {name: (folder / name).stat() for name in list_names(folder)}
+def _inspect(folder: Path) -> TableInfo:
+    files = {name: (folder / name).stat() for name in list_names(folder)}
     damage: list[str] = []
-    fields = _fields(folder, damage)
-    pieces, small, plain = [], [], []
-    for name in part_names(folder):
+    fields = _manifest_fields(folder, damage)
+    pieces: dict[str, LogprobIndex] = {}
+    for name in shard_names(folder):
         try:
-            entries = read_part(folder / name)
+            pieces[name] = read_shard(folder / name)
         except InputError as error:
             damage.append(str(error))
-            continue
-        pieces.append(entries)
-        small += [name] if len(entries) < _FULL else []
-        plain += [] if has_digest((folder / name).read_bytes()) else [name]
-    scratch = [name for name, stat in found.items() if _is_scratch(name) and time.time() - stat.mtime > _LIVE]
-    return Table(
-        folder, fields, len(merged(pieces)), sum(stat.length for stat in found.values()), part_names(folder), small, plain,
-        scratch, damage, max((stat.mtime for stat in found.values()), default=0.0),
-    )  # fmt: skip
+    now = time.time()
+    return TableInfo(
+        folder=folder,
+        fields=fields,
+        num_entries=len(merge(list(pieces.values()))),
+        num_bytes=sum(stat.length for stat in files.values()),
+        shards=shard_names(folder),
+        small=[name for name, piece in pieces.items() if len(piece) < _MAX_SHARD_ENTRIES],
+        scratch=[name for name, stat in files.items() if _is_scratch(name) and now - stat.mtime > _ACTIVE_SECONDS],
+        damage=damage,
+        modified=max((stat.mtime for stat in files.values()), default=0.0),
+    )
 
 
-def _fields(folder: Path, damage: list[str]) -> dict[str, Any]:
-    """The identity in a manifest; what is wrong with it goes to `damage`."""
+def _manifest_fields(folder: Path, damage: list[str]) -> dict[str, Any]:
+    """The identity in a manifest; an error message is appended to `damage`."""
     manifest = folder / MANIFEST
     try:
         fields = read_manifest(manifest)
-        day = fields.pop(DAY, None)
+        template_date = fields.pop(TEMPLATE_DATE, None)
         identity = Identity(**fields)
-        if identity.name != folder.name or manifest.read_bytes() != identity.manifest(day):
-            raise TypeError("it is not as it was written")
+        if identity.name == folder.name and manifest.read_bytes() == identity.manifest(template_date):
+            return fields
+        damage.append(f"{manifest} is damaged. Delete this file and run `zephyr-jax reference` again.")
     except InputError as error:
         damage.append(str(error))
     except TypeError as error:
-        damage.append(f"{manifest} is damaged: {error}. Delete that file and run `zephyr-jax reference` again.")
-    else:
-        return fields
+        damage.append(f"{manifest} is damaged ({error}). Delete this file and run `zephyr-jax reference` again.")
     return {}
 
 
@@ -98,51 +103,48 @@ def _is_scratch(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
 
 
-def delete_scratch(table: Table) -> None:
-    """Remove what writers left unfinished."""
+def delete_scratch(table: TableInfo) -> None:
+    """Delete files that killed writers left unfinished."""
     for name in table.scratch:
         (table.folder / name).unlink(missing_ok=True)
 
 
-def merge_parts(table: Table) -> None:
-    """Make the table's small parts one (or several full ones). Raises InputError when one is damaged.
+def merge_shards(table: TableInfo) -> None:
+    """Merge the small shards into one or several full ones. Raises InputError for a damaged one.
 
-    The new ones are written before the old ones are deleted. A kill in between leaves entries twice, which agree, and the
-    merged ones win; the next merge ends it.
+    Merged shards are written before the old ones are deleted. A kill in between leaves entries twice with equal values, and the
+    merged shards win, as their names come after those of passes (hexadecimal) and of earlier merges.
     """
-    entries = merged([read_part(table.folder / name) for name in table.small])
-    for start in range(0, len(entries), _FULL):
-        _write(table.folder, entries.slice(start, start + _FULL), start)
+    index = merge([read_shard(table.folder / name) for name in table.small])
+    for start in range(0, len(index), _MAX_SHARD_ENTRIES):
+        piece = index.slice(start, start + _MAX_SHARD_ENTRIES)
+        write_shard(table.folder, f"merged-{time.time_ns():020d}-{start:09d}", piece)
     for name in table.small:
         (table.folder / name).unlink(missing_ok=True)
 
 
-def _write(folder: Path, entries: Entries, start: int) -> None:
-    """A merged part; its name comes after those of passes (hexadecimal) and of earlier merges."""
-    write_atomic(folder / f"{PREFIX}merged-{time.time_ns():020d}-{start:09d}{SUFFIX}", packed(entries))
-
-
-def can_merge(table: Table) -> bool:
-    """Whether merging would leave fewer parts, or give a part the digest it lacks, and nothing is damaged."""
-    return not table.damage and (len(table.small) > 1 or bool(set(table.small) & set(table.plain)))
-
-
-def delete_table(table: Table) -> None:
-    """Remove the whole table."""
+def delete_table(table: TableInfo) -> None:
+    """Delete the whole table."""
     table.folder.rmtree()
 
 
-def to_delete(tables: list[Table], keep: tuple[str, ...], older_than_days: float | None) -> list[Table]:
-    """The tables that neither `keep` (names of their folders) nor their age saves; none where neither is given.
+def tables_to_delete(tables: list[TableInfo], keep: tuple[str, ...], older_than_days: float | None) -> list[TableInfo]:
+    """Select tables for deletion; none without any criterion.
 
-    Where both are given, a table must be missing from `keep` and be that old. Raises InputError for a name that is none.
+    Args:
+        tables: All tables.
+        keep: Folder names of tables to keep.
+        older_than_days: Keep tables modified more recently.
+
+    Raises:
+        InputError: for an unknown name in `keep`.
     """
     unknown = set(keep) - {table.folder.name for table in tables}
     if unknown:
         raise InputError(
-            f"`keep` names {', '.join(sorted(unknown))}, which is no table there. `zephyr-jax reference ls` shows their names."
+            f"Unknown tables in `keep`: {', '.join(sorted(unknown))}. `zephyr-jax reference ls` lists the names."
         )
     if not keep and older_than_days is None:
         return []
-    newest = time.time() - (older_than_days or 0) * _DAY
-    return [table for table in tables if table.folder.name not in keep and table.written <= newest]
+    newest = time.time() - (older_than_days or 0) * _DAY_SECONDS
+    return [table for table in tables if table.folder.name not in keep and table.modified <= newest]

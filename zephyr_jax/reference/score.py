@@ -18,63 +18,73 @@ from zephyr_jax.parallel.place import local_rows, local_shard, place_batch
 from zephyr_jax.parallel.sharding import ShardingRules
 from zephyr_jax.reference.table import ReferenceTable
 
-_BATCHES_PER_PART = 64
+_BATCHES_PER_SHARD = 64
 
 
 @dataclass(frozen=True)
-class _Scored:
-    """One batch, of this process's rows: n examples."""
+class ScoredBatch:
+    """Log-probs of n examples in this process's rows of one batch."""
 
     examples: np.ndarray
-    """int64 [n]: their places."""
+    """int64 [n]: indices of the examples."""
     sums: np.ndarray
-    """float32 [n, segments of an example]."""
+    """float32 [n, segments per example]: sums of the target log-probs."""
     counts: np.ndarray
-    """int32, as many."""
+    """int32 of the same shape: numbers of targets."""
     greedy: np.ndarray | None
-    """bool, as many: whether all targets are the likeliest tokens, where that is asked."""
+    """bool of the same shape, if requested: whether every target is the most likely token."""
     last: bool
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """What scores sequences: frozen weights on a mesh, `rows` rows of packed examples in one forward."""
+    """Computes log-probs of examples with frozen weights, packed into batches of `num_rows` rows."""
 
     model: AbstractModel
     parameters: Parameters
     data: DataOptions
     rules: ShardingRules
-    rows: int
-    chunk: int
-    """Target tokens whose logits exist at one time."""
+    num_rows: int
+    logprob_chunk: int
+    """Target tokens per device whose logits exist at one time."""
     greedy: bool = False
-    """Also tell whether targets are the likeliest tokens."""
+    """Whether to report greediness, too."""
 
-    def recompute(self, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
-        """Log-prob sums without any table: int64 [n] places and float32 sums of this process's rows."""
-        batches = list(self.scored(examples, lambda done, total: None))
-        return np.concatenate([each.examples for each in batches]), np.concatenate([each.sums for each in batches])
+    def score_all(self, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [n] indices and float32 [n, segments per example] sums of the examples in this process's rows."""
+        batches = list(self.score(examples, lambda completed, total: None))
+        return (
+            np.concatenate([batch.examples for batch in batches]),
+            np.concatenate([batch.sums for batch in batches]),
+        )
 
-    def scored(self, examples: Examples, progress: Callable[[int, int], None]) -> Iterator[_Scored]:
-        """All examples, batch by batch; `progress(done, total)` is called after each."""
-        plan = plan_evaluation(examples.lengths, self.data, self.rows)
-        mine, segments = local_rows(self.rules, self.rows), examples.segments_per_example
-        for index, batch in iterate(BatchSource(examples, plan, mine, TokenBatch)):
-            placed = place_batch(self.rules, batch, self.rows)
+    def score(self, examples: Examples, progress: Callable[[int, int], None]) -> Iterator[ScoredBatch]:
+        """Score all examples, batch by batch; calls `progress(completed, total)` with numbers of batches."""
+        plan = plan_evaluation(examples.lengths, self.data, self.num_rows)
+        own_rows, segments = local_rows(self.rules, self.num_rows), examples.segments_per_example
+        for index, batch in iterate(BatchSource(examples, plan, own_rows, TokenBatch)):
+            placed = place_batch(self.rules, batch, self.num_rows)
             microbatch = jax.tree.map(lambda leaf: leaf[0], placed)
-            how = {"segments": segments * plan.examples_per_row, "chunk": self.chunk}
-            what, best = (self.model.definition, self.parameters, microbatch), None
-            if self.greedy:
-                found, best = sequence_logprob_and_greedy(*what, **how)
-            else:
-                found = sequence_logprob(*what, **how)
-            step = [*plan.steps[index], *[()] * (self.rows - len(plan.steps[index]))][mine]
-            sums, counts = local_shard(found.sum), local_shard(found.num_targets)
-            places = np.array([place for row in step for place in row], np.int64)
-            held = np.array([segments * len(row) for row in step])[:, None] > np.arange(sums.shape[1])
-            greedy = None if best is None else local_shard(best)[held].reshape(-1, segments)
-            last = index + 1 == len(plan.steps)
-            yield _Scored(places, sums[held].reshape(-1, segments), counts[held].reshape(-1, segments), greedy, last)
+            function = sequence_logprob_and_greedy if self.greedy else sequence_logprob
+            output = function(
+                self.model.definition,
+                self.parameters,
+                microbatch,
+                segments=segments * plan.examples_per_row,
+                chunk=self.logprob_chunk,
+            )
+            logprob, greedy = output if self.greedy else (output, None)
+            rows = [*plan.steps[index], *[()] * (self.num_rows - len(plan.steps[index]))][own_rows]
+            sums, counts = local_shard(logprob.sum), local_shard(logprob.num_targets)
+            # bool [rows, segments of a row]: the segments in use
+            used = np.array([segments * len(row) for row in rows])[:, None] > np.arange(sums.shape[1])
+            yield ScoredBatch(
+                examples=np.array([example for row in rows for example in row], np.int64),
+                sums=sums[used].reshape(-1, segments),
+                counts=counts[used].reshape(-1, segments),
+                greedy=None if greedy is None else local_shard(greedy)[used].reshape(-1, segments),
+                last=index + 1 == len(plan.steps),
+            )
             progress(index + 1, len(plan.steps))
 
 
@@ -85,20 +95,28 @@ def fill(
     missing: np.ndarray,
     progress: Callable[[int, int], None],
 ) -> tuple[int, int]:
-    """Compute the pairs of `examples` that are `missing` (bool [N], the same on all hosts) from the table.
+    """Compute missing examples and add them to the table. A killed pass loses at most the batches since its last shard.
 
-    Returns (pairs computed, pairs reused). A killed pass loses at most the batches since its last part.
+    Args:
+        table: The table.
+        examples: N examples.
+        scorer: Computes their log-probs.
+        missing: bool [N], the same on all hosts: the examples to compute.
+        progress: Called with the completed and the total number of batches.
+
+    Returns:
+        Number of examples that were computed and reused.
     """
     keys = examples.keys()
-    wanted = np.flatnonzero(missing)
-    if not len(wanted):
+    indices = np.flatnonzero(missing)
+    if not len(indices):
         return 0, len(keys)
-    waiting: list[_Scored] = []
-    for index, batch in enumerate(scorer.scored(examples.select(wanted), progress)):
-        waiting += [batch] if len(batch.examples) else []
-        if waiting and (batch.last or (index + 1) % _BATCHES_PER_PART == 0):
-            part_keys = [keys[wanted[each.examples]].reshape(-1) for each in waiting]
-            sums, counts = ([getattr(each, name).reshape(-1) for each in waiting] for name in ("sums", "counts"))
-            table.add(uuid4().hex, np.concatenate(part_keys).tolist(), np.concatenate(sums), np.concatenate(counts))
-            waiting = []
-    return len(wanted), len(keys) - len(wanted)
+    pending: list[ScoredBatch] = []
+    for number, batch in enumerate(scorer.score(examples.select(indices), progress), 1):
+        pending += [batch] if len(batch.examples) else []
+        if pending and (batch.last or number % _BATCHES_PER_SHARD == 0):
+            scored = indices[np.concatenate([item.examples for item in pending])]
+            sums, counts = (np.concatenate([getattr(item, name) for item in pending]) for name in ("sums", "counts"))
+            table.add(uuid4().hex, keys[scored].reshape(-1).tolist(), sums.reshape(-1), counts.reshape(-1))
+            pending = []
+    return len(indices), len(keys) - len(indices)

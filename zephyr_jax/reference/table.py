@@ -1,9 +1,8 @@
-"""The reference table: for each segment, by the hash of its tokens and targets, its log-prob sum and target count.
+"""The reference table: log-prob sum and target count of each segment, by a hash of its tokens and targets. Never imports jax.
 
-One folder may hold tables of several identities (weights, tokenizer and template, dtype, arithmetic), each in a folder of
-its own with a manifest, so nothing is ever mixed up or overwritten. Order, subset, beta, loss and learning rate are no
-part of a key. Parts are written whole or not at all, so a killed pass goes on where it stopped, and are verified when they
-are read. Where parts share a key, the last part by name wins. Never imports jax.
+A root folder holds one folder per identity (weights, tokenizer and template, dtype, arithmetic) with a manifest, so values are
+never mixed or overwritten. Row order, subset, beta, loss and learning rate do not matter to a key. Shards are written atomically,
+so a killed pass resumes where it stopped, and are verified when they are read.
 """
 
 import json
@@ -16,14 +15,15 @@ from typing import Any
 import numpy as np
 
 from zephyr_jax.errors import InputError, join_items, truncate_repr
-from zephyr_jax.reference.index import Entries, codes_of, merged, with_more
-from zephyr_jax.reference.shards import PREFIX, SUFFIX, packed, read_part
-from zephyr_jax.storage.files import Path, list_names, open_path, slow_io_warning, write_atomic
+from zephyr_jax.reference.index import LogprobIndex, merge, parse_keys
+from zephyr_jax.reference.shards import read_shard, shard_names, write_shard
+from zephyr_jax.storage.cloud import slow_io_warning
+from zephyr_jax.storage.files import Path, list_names, open_path, write_atomic
 from zephyr_jax.storage.strict_json import parse_json
 
 MANIFEST = "manifest.json"
-DAY = "template_date"
-"""Field of a manifest: the day, YYYY-MM-DD, that the chat template prints. The identity holds its text instead."""
+TEMPLATE_DATE = "template_date"
+"""Field of a manifest: the date, YYYY-MM-DD, that the chat template prints. The identity covers its text instead."""
 
 
 @dataclass(frozen=True)
@@ -31,186 +31,201 @@ class Identity:
     """Everything that a reference log-prob depends on besides the segment itself."""
 
     weights: str
-    """Fingerprint of the weights' bits."""
+    """Fingerprint of the weights."""
     tokenizer: str
     """Fingerprint of tokenizer and chat template."""
     length_rule: str
-    """How over-long pairs were cut."""
+    """How too long pairs were truncated."""
     compute_dtype: str
     logprob_version: int
 
     @property
     def name(self) -> str:
-        """Folder name: a hash of all fields."""
+        """Name of the table's folder: a hash of all fields."""
         return blake2b(json.dumps(asdict(self), sort_keys=True).encode(), digest_size=8).hexdigest()
 
-    def manifest(self, day: str | None = None) -> bytes:
-        """The manifest's content, to the byte; `day` is the date that the chat template prints, where it prints one."""
-        fields = asdict(self) | ({DAY: day} if day else {})
+    def manifest(self, template_date: str | None = None) -> bytes:
+        """Content of the manifest, to the byte."""
+        fields = asdict(self) | ({TEMPLATE_DATE: template_date} if template_date else {})
         return (json.dumps(fields, indent=2) + "\n").encode()
 
 
 class ReferenceTable:
-    """The table of one identity under `root`; entries are read, and verified, at once and looked up by key.
+    """The table of one identity, read and verified as a whole.
 
-    `command` is the command line that fills it, for errors; `day` is the date that the chat template prints, if it prints
-    one. Raises InputError for a damaged part or manifest.
+    Args:
+        root: Folder of all tables.
+        identity: Selects the table below `root`.
+        command: Command line that fills the table, for errors.
+        template_date: Date that the chat template prints, if any; recorded in the manifest.
+
+    Raises:
+        InputError: for a damaged shard or manifest.
     """
 
-    def __init__(self, root: Path, identity: Identity, command: str = "zephyr-jax reference", day: str | None = None):
-        self._day = day
-        self.folder = open_path(root) / identity.name
-        self.identity = identity
+    def __init__(
+        self,
+        root: Path,
+        identity: Identity,
+        command: str = "zephyr-jax reference",
+        template_date: str | None = None,
+    ):
+        self.folder, self.identity = open_path(root) / identity.name, identity
+        self._template_date = template_date
         with slow_io_warning(self.folder, "reading"):
             self._check_manifest(command)
-            self.parts = part_names(self.folder)
-            self.entries = merged([read_part(self.folder / name, command) for name in self.parts])
+            self.shards = shard_names(self.folder)
+            self._pieces = [merge([read_shard(self.folder / name, command) for name in self.shards])]
 
     def _check_manifest(self, command: str) -> None:
         manifest = self.folder / MANIFEST
         if not manifest.exists():
             return
         fields = read_manifest(manifest)
-        other = _difference(fields, asdict(self.identity))
-        if other:
+        if manifest.read_bytes() != self.identity.manifest(fields.get(TEMPLATE_DATE)):
             raise InputError(
-                f"{manifest} is of another table: {other}. Folders of tables must not be renamed: move it back, or delete it "
-                f"and run `{command}` again. If only that file is damaged, delete it alone: nothing is computed anew."
+                f"{manifest} is not the manifest of this folder's table ({_difference(fields, self.identity) or 'same fields'}). "
+                f"Delete a damaged manifest and run `{command}` again: nothing is recomputed. Undo any renaming of the folder."
             )
-        if manifest.read_bytes() != self.identity.manifest(fields.get(DAY)):
-            raise InputError(
-                f"{manifest} is not as it was written. Delete that file and run `{command}` again: it is written anew, and "
-                "nothing is computed."
-            )
+
+    @property
+    def index(self) -> LogprobIndex:
+        """All entries."""
+        if len(self._pieces) > 1:
+            self._pieces = [merge(self._pieces)]
+        return self._pieces[0]
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.index)
 
     def missing(self, keys: np.ndarray) -> np.ndarray:
-        """bool [N]: which examples have a segment that is not (finitely) in the table; `keys` is str [N, segments]."""
-        return (self.entries.find(keys) < 0).any(axis=1)
+        """bool [N]: examples with a segment that the table lacks; `keys` is str [N, segments]."""
+        return (self.index.find(keys) < 0).any(axis=1)
 
     def look_up(self, keys: np.ndarray) -> np.ndarray:
-        """float32 sums of the shape of `keys`. Raises KeyError for a key that is not there."""
-        places = self.entries.find(keys)
-        if (places < 0).any():
-            raise KeyError(str(keys[places < 0][0]))
-        return self.entries.sums[places] if places.size else np.zeros(keys.shape, np.float32)
+        """float32 sums in the shape of `keys`. Raises KeyError for a missing key."""
+        positions = self.index.find(keys)
+        if (positions < 0).any():
+            raise KeyError(str(keys[positions < 0][0]))
+        return self.index.sums[positions] if positions.size else np.zeros(keys.shape, np.float32)
 
-    def add(self, part: str, keys: list[str], sums: np.ndarray, counts: np.ndarray) -> None:
-        """Append entries as one file named after `part`, whole or not at all.
+    def add(self, name: str, keys: list[str], sums: np.ndarray, counts: np.ndarray) -> None:
+        """Write entries as one shard, atomically.
 
-        `keys` are N texts of 32 hexadecimal digits; a key that is there already gets the new value. Raises InputError when
-        sums are not finite, ValueError for other keys.
+        Args:
+            name: Name of the shard; of a key in several shards, the last one by name wins.
+            keys: N keys of 32 hexadecimal digits.
+            sums: [N] log-prob sums.
+            counts: [N] target counts.
+
+        Raises:
+            InputError: for sums that are not finite.
+            ValueError: for other keys.
         """
         if not np.isfinite(sums).all():
             raise InputError(
-                f"{int((~np.isfinite(sums)).sum())} of {len(sums)} reference log-probs are not finite. The weights or the "
-                "compute dtype are unsound: check model.path, or try model.compute_dtype float32."
+                f"Expected finite reference log-probs, got {int((~np.isfinite(sums)).sum())} of {len(sums)} that are NaN or "
+                "infinite. Check model.path, or try model.compute_dtype float32."
             )
-        new = merged([Entries(codes_of(keys), sums.astype(np.float32), counts.astype(np.int32))])
+        new = merge([LogprobIndex(parse_keys(keys), sums.astype(np.float32), counts.astype(np.int32))])
         self.folder.mkdir(parents=True, exist_ok=True)
         self.write_manifest()
-        name = f"{PREFIX}{part}{SUFFIX}"
-        write_atomic(self.folder / name, packed(new))
-        self.parts.append(name)
-        self.entries = with_more(self.entries, new)
+        self.shards.append(write_shard(self.folder, name, new))
+        self._pieces.append(new)
 
     def write_manifest(self) -> None:
-        """Write the manifest where the folder has none; nothing where there is no folder yet."""
+        """Write a missing manifest into an existing folder."""
         manifest = self.folder / MANIFEST
         if self.folder.exists() and not manifest.exists():
-            write_atomic(manifest, self.identity.manifest(self._day))
+            write_atomic(manifest, self.identity.manifest(self._template_date))
 
 
-def recorded_days(folder: str | None) -> list[tuple[date, str]]:
-    """(day, fingerprint of tokenizer and template) of each table in a folder whose template prints a date, newest first."""
-    root = open_path(folder) if folder else None
-    manifests = [root / name / MANIFEST for name in list_names(root)] if root and root.is_dir() else []
-    days = []
-    for manifest in manifests:
+def recorded_template_dates(root: str | None) -> list[tuple[date, str]]:
+    """(date, fingerprint of tokenizer and template) of each table whose template prints a date, latest date first."""
+    recorded = []
+    for manifest in _manifests(open_path(root)) if root else []:
         with suppress(InputError, ValueError):
-            fields = read_manifest(manifest) if manifest.exists() else {}
-            if DAY in fields:
-                days.append((date.fromisoformat(str(fields[DAY])), str(fields.get("tokenizer"))))
-    return sorted(days, reverse=True)
-
-
-def part_names(folder: Path) -> list[str]:
-    """The parts of a table's folder, in the order in which they count."""
-    return [name for name in list_names(folder) if name.startswith(PREFIX) and name.endswith(SUFFIX)]
+            fields = read_manifest(manifest)
+            if TEMPLATE_DATE in fields:
+                recorded.append((date.fromisoformat(str(fields[TEMPLATE_DATE])), str(fields.get("tokenizer"))))
+    return sorted(recorded, reverse=True)
 
 
 def require_complete(root: Path, table: ReferenceTable, keys: np.ndarray, ids: list[str], command: str) -> np.ndarray:
-    """float32 [N, 2] sums of all pairs. Raises InputError when the table is of other weights or rules, or lacks entries.
+    """Look up all pairs.
 
-    `command` is the command line that fills the table.
+    Args:
+        root: Folder of all tables.
+        table: The table of this run's identity.
+        keys: str [N, 2].
+        ids: N ids of the pairs, for errors.
+        command: Command line that fills the table, for errors.
+
+    Returns:
+        float32 [N, 2] log-prob sums.
+
+    Raises:
+        InputError: when the table lacks pairs; it names the difference to the nearest table when it has none at all.
     """
-    absent = table.missing(keys)
-    if not absent.any():
+    missing = table.missing(keys)
+    if not missing.any():
         return table.look_up(keys)
-    others = _other_manifests(root, table)
-    if len(table) == 0 and others:
-        nearest = _nearest([read_manifest(manifest) for manifest in others], table.identity)
+    others = [read_manifest(manifest) for manifest in _other_manifests(root, table)] if len(table) == 0 else []
+    if others:
         raise InputError(
-            f"The reference table does not belong to this run: {_difference(nearest, asdict(table.identity))}. "
+            f"The reference table does not belong to this run: {_difference(_nearest(others, table), table.identity)}. "
             f"To compute the right table: {command}"
         )
     raise InputError(
-        f"The reference table in {root} lacks {int(absent.sum())} of {len(keys)} pairs "
-        f"(ids {join_items([ids[int(index)] for index in np.flatnonzero(absent)[:3]])}). "
-        f"To compute what is missing: {command}"
+        f"The reference table in {root} lacks {int(missing.sum())} of {len(keys)} pairs "
+        f"(ids {join_items([ids[int(index)] for index in np.flatnonzero(missing)[:3]])}). "
+        f"To compute the missing ones: {command}"
     )
 
 
-def why_anew(root: Path, table: ReferenceTable, pairs: int) -> str:
-    """Why an empty table is no help though the folder has others: the fields that differ from the nearest; else ``.
-
-    Other tables whose manifests cannot be read are passed over.
-    """
-    found = []
+def explain_rebuild(root: Path, table: ReferenceTable, num_pairs: int) -> str:
+    """Why an empty table is filled although `root` has others: the fields that differ from the nearest; else empty."""
+    others = []
     for manifest in _other_manifests(root, table) if len(table) == 0 else []:
-        try:
-            found.append(read_manifest(manifest))
-        except InputError:
-            continue
-    if not found:
+        with suppress(InputError):
+            others.append(read_manifest(manifest))
+    if not others:
         return ""
-    nearest, here = _nearest(found, table.identity), asdict(table.identity)
-    fields = "; ".join(
-        f"{name} was {truncate_repr(nearest.get(name))} there, is {truncate_repr(here[name])} here"
-        for name in differing_fields(nearest, here)
-    )
-    return f"{fields}: all {pairs:,} pairs are computed anew"
+    return f"{_difference(_nearest(others, table), table.identity)}: computing all {num_pairs:,} pairs"
+
+
+def _manifests(root: Path) -> list[Path]:
+    return [root / name / MANIFEST for name in list_names(root) if (root / name / MANIFEST).exists()]
 
 
 def _other_manifests(root: Path, table: ReferenceTable) -> list[Path]:
-    folders = [open_path(root) / name for name in list_names(open_path(root)) if name != table.folder.name]
-    return [folder / MANIFEST for folder in folders if (folder / MANIFEST).exists()]
+    return [manifest for manifest in _manifests(open_path(root)) if manifest.parent.name != table.folder.name]
 
 
-def _nearest(manifests: list[dict[str, Any]], wanted: Identity) -> dict[str, Any]:
-    return min(manifests, key=lambda have: len(differing_fields(have, asdict(wanted))))
+def _nearest(manifests: list[dict[str, Any]], table: ReferenceTable) -> dict[str, Any]:
+    return min(manifests, key=lambda fields: len(differing_fields(fields, asdict(table.identity))))
 
 
-def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
-    names = differing_fields(there, here)
+def _difference(manifest: dict[str, Any], identity: Identity) -> str:
+    """Text such as "tokenizer: table has 'a', this run has 'b'"; empty for equal fields."""
+    fields = asdict(identity)
     return "; ".join(
-        f"{name} is {truncate_repr(there.get(name))} there and {truncate_repr(here[name])} here" for name in names
+        f"{name}: table has {truncate_repr(manifest.get(name))}, this run has {truncate_repr(fields[name])}"
+        for name in differing_fields(manifest, fields)
     )
 
 
-def differing_fields(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """Names of the fields of an identity that two tables do not share."""
-    return sorted(name for name in here if there.get(name) != here[name])
+def differing_fields(manifest: dict[str, Any], fields: dict[str, Any]) -> list[str]:
+    """Names in `fields` whose values differ in a manifest."""
+    return sorted(name for name, value in fields.items() if manifest.get(name) != value)
 
 
 def read_manifest(manifest: Path) -> dict[str, Any]:
-    """The fields in a manifest. Raises InputError when it is no JSON object."""
+    """The fields of a manifest. Raises InputError unless it is a JSON object."""
     try:
         content = parse_json(manifest.read_bytes())
         if not isinstance(content, dict):
-            raise ValueError(f"it holds {truncate_repr(content)}, not an object")
+            raise ValueError(f"expected an object, got {truncate_repr(content)}")
     except (OSError, ValueError) as error:
         raise InputError(
             f"{manifest} is not valid JSON ({error}). Delete that file and run `zephyr-jax reference` again."

@@ -30,7 +30,7 @@ from zephyr_jax.methods.registry import method_of
 from zephyr_jax.parallel.compile_cache import CompileStats
 from zephyr_jax.parallel.hosts import barrier
 from zephyr_jax.parallel.sharding import init_devices
-from zephyr_jax.reference.table import recorded_days
+from zephyr_jax.reference.table import recorded_template_dates
 from zephyr_jax.storage.files import Path, check_folder_creatable, open_path
 from zephyr_jax.train.optimizer import make_optimizer
 
@@ -107,7 +107,7 @@ def open_run[C: SftConfig](config: C) -> Run[C]:
     folder = _check_folder(config)
     start, progress = _newest(folder) if (folder / FOLDER).is_dir() else (0, {})
     method = method_of(config)
-    tables = recorded_days(method.reference_folder(config))
+    tables = recorded_template_dates(method.reference_folder(config))
     config, tokenizer = resolve_settings(method.name, config, source, progress.get("config"), tables)
     if progress:
         _check_same(progress["config"], config)
