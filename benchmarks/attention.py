@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.worker_ours import make_batches
-from zephyr_jax.config.sections import BatchOptions
+from zephyr_jax.config.training_sections import BatchOptions
 from zephyr_jax.model.attention.blockwise import blockwise_attention
 from zephyr_jax.model.attention.dense import SegmentInfo, cudnn_attention, dense_attention, visible
 

@@ -3,7 +3,8 @@
 import numpy as np
 
 from benchmarks.workload import make_pairs
-from zephyr_jax.config.sections import BatchOptions, DataOptions
+from zephyr_jax.config.sections import DataOptions
+from zephyr_jax.config.training_sections import BatchOptions
 from zephyr_jax.data.pack import plan_training
 
 BATCHES = {

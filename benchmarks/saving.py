@@ -18,7 +18,8 @@ from etils import epath
 
 from benchmarks.worker_ours import make_batches, make_trainer
 from zephyr_jax.checkpoint.manager import CheckpointManager
-from zephyr_jax.config.sections import MeshOptions, ScheduleOptions
+from zephyr_jax.config.sections import MeshOptions
+from zephyr_jax.config.training_sections import ScheduleOptions
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.place import place_batch
 from zephyr_jax.parallel.sharding import ShardingRules

@@ -24,7 +24,8 @@ import numpy as np
 
 from benchmarks import workload as w
 from benchmarks.worker_ours import make_batches, make_trainer, shape_of
-from zephyr_jax.config.sections import BatchOptions, MeshOptions, Remat
+from zephyr_jax.config.sections import MeshOptions, Remat
+from zephyr_jax.config.training_sections import BatchOptions
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.decoder import Compute
 from zephyr_jax.parallel.mesh import make_mesh

@@ -18,15 +18,8 @@ from flax import nnx
 from benchmarks import workload as w
 from zephyr_jax import __version__
 from zephyr_jax.chat.tokenizer import Segment
-from zephyr_jax.config.sections import (
-    AnomalyOptions,
-    BatchOptions,
-    DataOptions,
-    DpoOptions,
-    MeshOptions,
-    OptimizerOptions,
-    Remat,
-)
+from zephyr_jax.config.sections import DataOptions, MeshOptions, Remat
+from zephyr_jax.config.training_sections import AnomalyOptions, BatchOptions, DpoOptions, OptimizerOptions
 from zephyr_jax.data.loader import BatchSource
 from zephyr_jax.data.pack import Plan, plan_training
 from zephyr_jax.methods.registry import METHODS

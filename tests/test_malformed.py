@@ -25,6 +25,7 @@ from zephyr_jax.checkpoint.hf.folder import TensorFiles
 from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.config.sections import DataOptions, ModelOptions
 from zephyr_jax.config.training import DpoConfig
+from zephyr_jax.config.validation import validate
 from zephyr_jax.config.yaml_file import load_card
 from zephyr_jax.data.examples import load_examples
 from zephyr_jax.data.segments import CONVERSATION, PREFERENCE
@@ -102,14 +103,14 @@ def test_there_are_enough_of_them() -> None:
 def test_a_card(name: str, tmp_path: Path) -> None:
     path = tmp_path / "card.yaml"
     path.write_bytes(cards.CARDS[name])
-    refusal(tmp_path, lambda: load_card(DpoConfig, path).check(), "card.yaml", *setting_names(DpoConfig))
+    refusal(tmp_path, lambda: validate(load_card(DpoConfig, path)), "card.yaml", *setting_names(DpoConfig))
 
 
 def test_the_sound_card_is_sound(tmp_path: Path) -> None:
     """Law: what the cards above were made of is no reason to refuse them."""
     path = tmp_path / "card.yaml"
     path.write_text(cards.SOUND + "report: {wandb_project: &name tiny}\n")
-    load_card(DpoConfig, path).check()
+    validate(load_card(DpoConfig, path))
 
 
 def test_an_alias_of_a_value_is_read(tmp_path: Path) -> None:

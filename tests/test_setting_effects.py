@@ -34,16 +34,13 @@ from zephyr_jax.config.feedback import RateConfig
 from zephyr_jax.config.inspect import DemoConfig
 from zephyr_jax.config.models import ChatConfig, GenerateConfig, ServeConfig
 from zephyr_jax.config.plan import PlanConfig
-from zephyr_jax.config.sections import (
+from zephyr_jax.config.sections import DataOptions, ForwardOptions, MeshOptions, WeightsOptions
+from zephyr_jax.config.training_sections import (
     BatchOptions,
-    DataOptions,
     DpoOptions,
-    ForwardOptions,
-    MeshOptions,
     OptimizerOptions,
     ReportOptions,
     ScheduleOptions,
-    WeightsOptions,
 )
 from zephyr_jax.data.examples import load_examples
 from zephyr_jax.data.pack import plan_training
@@ -467,7 +464,7 @@ def test_settings_of_feedback_reach_the_address(tmp_path: Path) -> None:
         return asked
 
     talk = "conversations --assistant {url} --turns 2 --system Kind. --temperature 0.3"
-    talk += " --user_max_new_tokens 7 --assistant_max_new_tokens 9"
+    talk += " --user_max_new_tokens 7 --max_new_tokens 9"
     asked = bodies(talk, prompts, 1)
     assert {body["max_tokens"] for body in asked} == {7, 9}
     assert {body["temperature"] for body in asked} == {0.3}

@@ -23,8 +23,9 @@ from zephyr_jax.checkpoint.provenance import write_record
 from zephyr_jax.checkpoint.resolve import MODEL_FOLDER, ModelSource, find_model
 from zephyr_jax.cli import main
 from zephyr_jax.config.models import EvaluateConfig, LineageConfig
-from zephyr_jax.config.sections import BatchOptions, DataOptions, ModelOptions, ScheduleOptions
+from zephyr_jax.config.sections import DataOptions, ModelOptions
 from zephyr_jax.config.training import SftConfig
+from zephyr_jax.config.training_sections import BatchOptions, ScheduleOptions
 from zephyr_jax.config.yaml_file import from_dict, to_dict
 from zephyr_jax.demo.corpus import conversations, preferences
 from zephyr_jax.errors import InputError

@@ -26,7 +26,7 @@ from zephyr_jax.checkpoint.steps import (
     set_aside,
     steps_in,
 )
-from zephyr_jax.config.sections import ScheduleOptions
+from zephyr_jax.config.training_sections import ScheduleOptions
 from zephyr_jax.errors import InputError
 
 PROGRESS = {"data": {"next_index": 3}, "config": {"seed": 1}, "identity": {"data": "x"}}

@@ -12,6 +12,7 @@ from zephyr_jax.config.benchmarks import AlpacaEvalConfig
 from zephyr_jax.config.models import ChatConfig, GenerateConfig, ServeConfig
 from zephyr_jax.config.sampling import MAX_STOP_IDS, SamplingParams, check_stop_ids
 from zephyr_jax.config.sections import ModelOptions
+from zephyr_jax.config.validation import validate
 from zephyr_jax.errors import InputError
 from zephyr_jax.serve.serve import open_server
 
@@ -52,8 +53,8 @@ def test_commands_have_these_bounds(settings: dict[str, Any]) -> None:
     if settings.keys() <= {"temperature", "top_p"}:
         configs.append(AlpacaEvalConfig(model=model, **settings))
     for config in configs:
-        with pytest.raises(InputError, match=f"{next(iter(settings))} is"):
-            config.check()
+        with pytest.raises(InputError, match=f"`{next(iter(settings))}`: expected"):
+            validate(config)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from zephyr_jax.commands import COMMANDS
 from zephyr_jax.config.inspect import PreviewConfig
 from zephyr_jax.config.models import EvaluateConfig, ExportConfig, GenerateConfig
 from zephyr_jax.config.training import DpoConfig, SftConfig
+from zephyr_jax.config.validation import validate
 from zephyr_jax.config.yaml_file import differences, expand_home, from_dict, load_card, save_card, to_dict
 from zephyr_jax.errors import InputError
 
@@ -47,7 +48,7 @@ def test_every_card_is_sound(name: str) -> None:
     card = load_card(DpoConfig if aligns else SftConfig, CONFIGS / name)
     model = replace(card.model, path=card.model.path or "a-model")
     data = replace(card.data, path=card.data.path or "rows.jsonl")
-    replace(card, model=model, data=data).check()
+    validate(replace(card, model=model, data=data))
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -122,18 +123,18 @@ def test_a_setting_in_the_wrong_card_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "start"),
     [
-        ("seed: many\n", "`seed` is 'many': Input should be a valid integer"),
-        ("seed: 1.5\n", "`seed` is 1.5: "),
-        ("output: 3\n", "`output` is 3: Input should be a valid string"),
-        ("resume: perhaps\n", "`resume` is 'perhaps': Input should be a valid boolean"),
-        ("batch:\n  rows: [1, 2]\n", "`batch.rows` is [1, 2]: "),
+        ("seed: many\n", "`seed`: expected a valid integer, got 'many'"),
+        ("seed: 1.5\n", "`seed`: expected a valid integer"),
+        ("output: 3\n", "`output`: expected a valid string, got 3"),
+        ("resume: perhaps\n", "`resume`: expected a valid boolean"),
+        ("batch:\n  rows: [1, 2]\n", "`batch.rows`: expected a valid integer, got [1, 2]"),
         (
             "optimizer:\n  learning_rate: fast\n",
-            "`optimizer.learning_rate` is 'fast': Input should be a valid number",
+            "`optimizer.learning_rate`: expected a valid number, got 'fast'",
         ),
-        ("optimizer:\n  name: sgd\n", "`optimizer.name` is 'sgd': Input should be 'adamw' or 'rmsprop'"),
-        ("optimizer:\n  learning_rate: null\n", "`optimizer.learning_rate` is None: "),
-        ("model:\n  remat: true\n", "`model.remat` is True: "),
+        ("optimizer:\n  name: sgd\n", "`optimizer.name`: expected 'adamw' or 'rmsprop', got 'sgd'"),
+        ("optimizer:\n  learning_rate: null\n", "`optimizer.learning_rate`: expected a valid number, got None"),
+        ("model:\n  remat: true\n", "`model.remat`: expected "),
         ("data: rows.jsonl\n", "`data` holds 'rows.jsonl'; it needs settings"),
         ("- seed\n- 7\n", "`the card` holds ['seed', 7]; it needs settings"),
         ("just words\n", "`the card` holds 'just words'; it needs settings"),
@@ -147,7 +148,7 @@ def test_a_value_of_another_type_is_refused_by_its_full_name(tmp_path: Path, tex
 @pytest.mark.parametrize("value", ["true", "yes"])
 def test_a_truth_is_no_number(tmp_path: Path, value: str) -> None:
     """Law: `rows: true` is a mistake, not one row."""
-    assert "`batch.rows` is True" in refusal(tmp_path, f"batch:\n  rows: {value}\n")
+    assert "`batch.rows`: expected int, got True" in refusal(tmp_path, f"batch:\n  rows: {value}\n")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from zephyr_jax.batch import PairBatch, TokenBatch
 from zephyr_jax.chat.tokenizer import Segment
-from zephyr_jax.config.sections import BatchOptions, DataOptions
+from zephyr_jax.config.sections import DataOptions
+from zephyr_jax.config.training_sections import BatchOptions
 from zephyr_jax.data.examples import Examples
 from zephyr_jax.data.loader import BatchSource
 from zephyr_jax.data.pack import Plan, plan_evaluation, plan_training

@@ -10,7 +10,8 @@ import pytest
 
 from zephyr_jax.batch import Batch, PairBatch, TokenBatch, empty_rows
 from zephyr_jax.chat.tokenizer import Segment
-from zephyr_jax.config.sections import BatchOptions, DataOptions
+from zephyr_jax.config.sections import DataOptions
+from zephyr_jax.config.training_sections import BatchOptions
 from zephyr_jax.data.examples import Examples
 from zephyr_jax.data.loader import BatchSource, iterate
 from zephyr_jax.data.pack import Plan, plan_evaluation, plan_training

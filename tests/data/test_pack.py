@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zephyr_jax.config.sections import BatchOptions, DataOptions
+from zephyr_jax.config.sections import DataOptions
+from zephyr_jax.config.training_sections import BatchOptions
 from zephyr_jax.data.pack import Plan, best_fit, plan_evaluation, plan_training
 
 CAPACITY = 64

@@ -23,8 +23,9 @@ from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.hf.folder import export_folder
 from zephyr_jax.config.models import ExportConfig, GenerateConfig
-from zephyr_jax.config.sections import BatchOptions, DataOptions, ModelOptions, OptimizerOptions, ScheduleOptions
+from zephyr_jax.config.sections import DataOptions, ModelOptions
 from zephyr_jax.config.training import SftConfig
+from zephyr_jax.config.training_sections import BatchOptions, OptimizerOptions, ScheduleOptions
 from zephyr_jax.demo.remake import CONFIG
 from zephyr_jax.export.export import export
 from zephyr_jax.generate.engine import GenerationRequest

@@ -63,7 +63,7 @@ def test_a_real_server_and_a_bad_line(
     served: str, talker: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What comes out does not depend on the line; nothing is asked for again that came through; sft can read it."""
-    how = f"{QUICK} --temperature 1 --turns 3 --assistant_max_new_tokens 100 --user_max_new_tokens 100"
+    how = f"{QUICK} --temperature 1 --turns 3 --max_new_tokens 100 --user_max_new_tokens 100"
     run("feedback conversations --data", prompts, "--assistant", served, "--output", tmp_path / "good", how)
     assert "in " + str(tmp_path / "good/train.jsonl") in capsys.readouterr().out
     rows = lines(tmp_path / "good/train.jsonl")

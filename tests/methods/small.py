@@ -2,17 +2,15 @@
 
 from pathlib import Path
 
-from zephyr_jax.config.sections import (
+from zephyr_jax.config.sections import DataOptions, MeshOptions, ModelOptions
+from zephyr_jax.config.training import DpoConfig, SftConfig
+from zephyr_jax.config.training_sections import (
     BatchOptions,
-    DataOptions,
     DpoOptions,
-    MeshOptions,
-    ModelOptions,
     OptimizerOptions,
     ReportOptions,
     ScheduleOptions,
 )
-from zephyr_jax.config.training import DpoConfig, SftConfig
 
 MODEL = {"compute_dtype": "float32", "remat": "none", "logprob_chunk": 64}
 MESH = MeshOptions(data=2, fsdp=2, tensor=2)

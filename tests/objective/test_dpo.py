@@ -9,7 +9,7 @@ import pytest
 
 from tests.models import Loaded, load, packed_rows, random_segments
 from zephyr_jax.batch import PairBatch
-from zephyr_jax.config.sections import DpoOptions
+from zephyr_jax.config.training_sections import DpoOptions
 from zephyr_jax.objective.dpo import LOSSES, PairLogRatio, dpo_loss
 from zephyr_jax.objective.example_loss import make_objective
 from zephyr_jax.objective.logprob import sequence_logprob

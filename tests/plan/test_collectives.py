@@ -11,7 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from zephyr_jax.batch import PairBatch, TokenBatch
 from zephyr_jax.checkpoint.resolve import abstract_of, find_model
-from zephyr_jax.config.sections import DpoOptions, MeshOptions, ModelOptions, OptimizerOptions, PairAnomalyOptions
+from zephyr_jax.config.sections import MeshOptions, ModelOptions
+from zephyr_jax.config.training_sections import DpoOptions, OptimizerOptions, PairAnomalyOptions
 from zephyr_jax.objective.dpo import dpo_loss
 from zephyr_jax.objective.example_loss import make_objective
 from zephyr_jax.objective.token_logprob import Chunking

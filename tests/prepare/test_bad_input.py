@@ -41,7 +41,7 @@ def chats(folder: Path, *words: object) -> Words:
     return ["ultrachat", "--data", str(path), "--output", str(folder / "out"), *map(str, words)]
 
 
-@mistake("`data` is not set", "rated answers")
+@mistake("`data` is not set")
 def no_path(folder: Path) -> Words:
     return ["ultrafeedback", "--output", str(folder / "out")]
 
@@ -116,37 +116,37 @@ def a_margin_that_no_pair_has(folder: Path) -> Words:
     return feedback(folder, "--ties", "margin", "--min_margin", 5, rows=[plain("q", 1, 2), plain("r", 1, 2)])
 
 
-@mistake("margin", "`ties: margin`")
+@mistake("min_margin", "ties")
 def a_margin_without_its_rule(folder: Path) -> Words:
     return feedback(folder, "--min_margin", 1)
 
 
-@mistake("margin None", "`ties: margin`")
+@mistake("min_margin None", "ties")
 def the_rule_without_a_margin(folder: Path) -> Words:
     return feedback(folder, "--ties", "margin")
 
 
-@mistake("margin is -1.0", "greater than zero")
+@mistake("`min_margin`", "greater than 0", "-1.0")
 def a_negative_margin(folder: Path) -> Words:
     return feedback(folder, "--ties", "margin", "--min_margin", -1)
 
 
-@mistake("revision-2023", "repair_scores True", "repair_scores False")
+@mistake("revision-2023", "repair_scores", "True")
 def the_old_revision_repaired(folder: Path) -> Words:
     return feedback(folder, "--rejected", "revision-2023")
 
 
-@mistake("test_fraction is 1.5", "0 <= share <= 1")
+@mistake("`test_fraction`", "1.5")
 def more_than_all(folder: Path) -> Words:
     return feedback(folder, "--test_fraction", 1.5)
 
 
-@mistake("gen_fraction is nan")
+@mistake("`gen_fraction`", "nan")
 def a_share_that_is_no_number(folder: Path) -> Words:
     return chats(folder, "--gen_fraction", "nan")
 
 
-@mistake("num_examples is 0")
+@mistake("`num_examples`", "got 0")
 def an_empty_subset(folder: Path) -> Words:
     return chats(folder, "--num_examples", 0)
 
@@ -156,17 +156,17 @@ def phrases_that_nobody_looks_for(folder: Path) -> Words:
     return chats(folder, "--refusals", "keep", "--refusal_phrases", "as an AI")
 
 
-@mistake("refusal_phrases is empty")
+@mistake("refusal_phrases")
 def an_empty_phrase(folder: Path) -> Words:
     return chats(folder, "--refusal_phrases", " ")
 
 
-@mistake("decontaminate.ngram is 3", "6 or more")
+@mistake("decontaminate.ngram", "got 3")
 def runs_of_three_words(folder: Path) -> Words:
     return chats(folder, "--decontaminate.ngram", 3, "--decontaminate.against", folder / "rows.jsonl")
 
 
-@mistake("no test set is named", "decontaminate.against")
+@mistake("decontaminate.against")
 def runs_of_no_test_set(folder: Path) -> Words:
     return chats(folder, "--decontaminate.ngram", 8)
 

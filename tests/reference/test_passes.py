@@ -13,8 +13,8 @@ from tests.gcs import Gcs
 from tests.methods.small import dpo_config
 from zephyr_jax.checkpoint.resolve import load_weights
 from zephyr_jax.cli import main
-from zephyr_jax.config.sections import BatchOptions, DpoOptions, OptimizerOptions
 from zephyr_jax.config.training import DpoConfig
+from zephyr_jax.config.training_sections import BatchOptions, DpoOptions, OptimizerOptions
 from zephyr_jax.demo.corpus import preferences
 from zephyr_jax.errors import InputError
 from zephyr_jax.reference.fill import PassResult, reference, verify

@@ -9,8 +9,8 @@ import pytest
 from tests.conftest import write_rows
 from tests.methods.small import sft_config
 from zephyr_jax.cli import main
-from zephyr_jax.config.sections import ScheduleOptions
 from zephyr_jax.config.training import DpoConfig, SftConfig
+from zephyr_jax.config.training_sections import ScheduleOptions
 from zephyr_jax.config.yaml_file import load_card
 from zephyr_jax.demo.corpus import conversations
 from zephyr_jax.train_command import train

@@ -272,8 +272,8 @@ def test_models_are_listed(served: ServedModel) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"port": 70000}, "port is 70000"),
-        ({"max_concurrency": 0}, "max_concurrency is 0"),
+        ({"port": 70000}, "`port`: .*got 70000"),
+        ({"max_concurrency": 0}, "`max_concurrency`: .*got 0"),
         ({"api_key_env": "NO_SUCH"}, "no variable of that name"),
     ],
 )

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.models import Loaded, load, packed_rows, random_segments
-from zephyr_jax.config.sections import AnomalyOptions, OptimizerOptions, PairAnomalyOptions, Remat
+from zephyr_jax.config.sections import Remat
 from zephyr_jax.config.training import SftConfig
+from zephyr_jax.config.training_sections import AnomalyOptions, OptimizerOptions, PairAnomalyOptions
+from zephyr_jax.config.validation import validate
 from zephyr_jax.errors import InputError
 from zephyr_jax.mean import WeightedMean
 from zephyr_jax.objective.example_loss import make_objective
@@ -235,5 +237,5 @@ def test_thresholds_that_mean_nothing_are_refused(options: dict[str, Any]) -> No
     config = SftConfig(output="o", anomaly=AnomalyOptions(**options))
     config = replace(config, model=replace(config.model, path="m"), data=replace(config.data, path="d"))
     config = replace(config, batch=replace(config.batch, rows=8))
-    with pytest.raises(InputError, match=f"anomaly.{next(iter(options))} is"):
-        config.check()
+    with pytest.raises(InputError, match=f"`anomaly.{next(iter(options))}`: expected"):
+        validate(config)

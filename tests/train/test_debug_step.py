@@ -14,8 +14,8 @@ from tests.conftest import write_rows
 from tests.methods.small import dpo_config, sft_config
 from zephyr_jax.checkpoint.steps import saved_fingerprint, steps_in
 from zephyr_jax.cli import main
-from zephyr_jax.config.sections import AnomalyOptions, PairAnomalyOptions
 from zephyr_jax.config.training import DebugStepConfig, SftConfig
+from zephyr_jax.config.training_sections import AnomalyOptions, PairAnomalyOptions
 from zephyr_jax.demo.corpus import conversations, preferences
 from zephyr_jax.errors import InputError, TrainingError
 from zephyr_jax.reference.fill import reference

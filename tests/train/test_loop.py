@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from zephyr_jax.config.sections import AnomalyOptions, ReportOptions, ScheduleOptions
+from zephyr_jax.config.training_sections import AnomalyOptions, ReportOptions, ScheduleOptions
 from zephyr_jax.errors import Stopped, TrainingError
 from zephyr_jax.mean import WeightedMean
 from zephyr_jax.train.anomalies import Health, Limits, Sickness, Signs

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from zephyr_jax.config.sections import MeshOptions, OptimizerOptions
+from zephyr_jax.config.sections import MeshOptions
+from zephyr_jax.config.training_sections import OptimizerOptions
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.sharding import ShardingRules
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer

@@ -19,8 +19,9 @@ from tests.models import load, resized
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
 from zephyr_jax.checkpoint.steps import read_progress, restore_parameters, saved_fingerprint, steps_in
 from zephyr_jax.config.models import ExportConfig
-from zephyr_jax.config.sections import BatchOptions, MeshOptions, ModelOptions
+from zephyr_jax.config.sections import MeshOptions, ModelOptions
 from zephyr_jax.config.training import SftConfig
+from zephyr_jax.config.training_sections import BatchOptions
 from zephyr_jax.demo.corpus import conversations, preferences
 from zephyr_jax.errors import InputError
 from zephyr_jax.export.export import export

@@ -17,7 +17,7 @@ from zephyr_jax.checkpoint import disk_space
 from zephyr_jax.checkpoint.disk_space import check_disk_space
 from zephyr_jax.checkpoint.steps import read_progress, steps_in
 from zephyr_jax.cli import main
-from zephyr_jax.config.sections import ScheduleOptions
+from zephyr_jax.config.training_sections import ScheduleOptions
 from zephyr_jax.demo.corpus import conversations
 from zephyr_jax.errors import InputError, Stopped
 from zephyr_jax.train import fit as training

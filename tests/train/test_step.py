@@ -10,16 +10,9 @@ import pytest
 from tests.models import Loaded, load, packed_rows, random_segments
 from zephyr_jax.batch import PairBatch, empty_rows
 from zephyr_jax.checkpoint.resolve import abstract_of
-from zephyr_jax.config.sections import (
-    AnomalyOptions,
-    DpoOptions,
-    MeshOptions,
-    ModelOptions,
-    OptimizerOptions,
-    PairAnomalyOptions,
-    Remat,
-)
+from zephyr_jax.config.sections import MeshOptions, ModelOptions, Remat
 from zephyr_jax.config.training import DpoConfig, SftConfig
+from zephyr_jax.config.training_sections import AnomalyOptions, DpoOptions, OptimizerOptions, PairAnomalyOptions
 from zephyr_jax.methods.dpo import DPO
 from zephyr_jax.methods.sft import SFT
 from zephyr_jax.objective.dpo import dpo_loss

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from zephyr_jax.checkpoint.steps import steps_in
-from zephyr_jax.config.sections import ScheduleOptions
+from zephyr_jax.config.training_sections import ScheduleOptions
 from zephyr_jax.errors import InputError
 from zephyr_jax.storage.files import Path, is_remote
 

@@ -24,6 +24,7 @@ from zephyr_jax.checkpoint.resolve import ModelSource, check_vocabulary
 from zephyr_jax.config.models import EvaluateConfig
 from zephyr_jax.config.sections import DataOptions, ForwardOptions, is_unset, settled, unset
 from zephyr_jax.config.training import SftConfig
+from zephyr_jax.config.validation import validate
 from zephyr_jax.errors import InputError
 from zephyr_jax.methods.registry import METHODS
 from zephyr_jax.parallel.hosts import broadcast_from_host0, is_host0
@@ -111,7 +112,7 @@ def resolve_settings[C: SftConfig | EvaluateConfig](
     resolved = resolve(command, source, config.model, config.data, resumed, tables)
     sections: dict[str, Any] = {"model": resolved.model, "data": resolved.data}
     config = replace(config, **sections)
-    config.check()
+    validate(config)
     return config, resolved.chat
 
 

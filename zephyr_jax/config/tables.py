@@ -1,61 +1,52 @@
-"""Reference tables: filled, verified, listed and tidied."""
+"""The settings of `reference`, `reference verify`, `reference ls` and `reference gc`."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from zephyr_jax.config.checks import check_not_negative, check_positive, require
+from zephyr_jax.config.constraints import NonNegativeFloat, NonNegativeInt, PositiveInt
+from zephyr_jax.config.sections import DATA, MODEL
 from zephyr_jax.config.training import DpoConfig
+
+_TABLE = {"reference": "the folder of the reference tables"}
 
 
 @dataclass(frozen=True)
 class ReferenceConfig(DpoConfig):
-    """The frozen weights' log-probs of every pair, once, into a table; it takes the card of `dpo`."""
+    """Compute the reference model's log-probs of every pair once, into a table; it takes the card of `dpo`."""
 
-    verify_pairs: int = 0
-    """When the table is full, compute so many of its pairs anew, as `reference verify` does; 0: none."""
+    REQUIRED: ClassVar[dict[str, str]] = {"model.path": MODEL, "data.path": DATA, **_TABLE}
 
-    def check(self) -> None:
-        """Raise InputError for settings that are missing or cannot hold together."""
-        super().check()
-        check_not_negative(verify_pairs=self.verify_pairs)
+    verify_pairs: NonNegativeInt = 0
+    """Number of pairs to recompute once the table is full, as `reference verify` does; 0: none."""
 
 
 @dataclass(frozen=True)
 class ReferenceVerifyConfig(DpoConfig):
-    """Compute pairs of a reference table anew and compare; it takes the card of `dpo`, and writes nothing."""
+    """Recompute pairs of a reference table and compare; it takes the card of `dpo`, and writes nothing."""
 
-    num_pairs: int = 100
-    """How many pairs, drawn by `seed`. The digests of all parts are checked in any case."""
+    REQUIRED: ClassVar[dict[str, str]] = ReferenceConfig.REQUIRED
 
-    def check(self) -> None:
-        """Raise InputError for settings that are missing or cannot hold together."""
-        super().check()
-        check_positive(num_pairs=self.num_pairs)
+    num_pairs: PositiveInt = 100
+    """Number of pairs, drawn by `seed`. The digests of all shards are checked in any case."""
 
 
 @dataclass(frozen=True)
 class ReferenceLsConfig:
-    """The reference tables of a folder: identity, entries, bytes, parts, when last written, and what is damaged."""
+    """List the reference tables of a folder: identity, entries, bytes, shards, time of the last write, and damage."""
+
+    REQUIRED: ClassVar[dict[str, str]] = _TABLE
 
     reference: str = ""
     """Folder that `zephyr-jax reference` writes to."""
 
-    def check(self) -> None:
-        """Raise InputError when no folder is named."""
-        require(self.reference, "reference", "the folder of the reference tables")
-
 
 @dataclass(frozen=True)
 class ReferenceGcConfig(ReferenceLsConfig):
-    """Tidy the reference tables of a folder while no pass runs: unfinished files go, small parts become one."""
+    """Clean up a folder of reference tables while no pass runs: remove unfinished files, merge small shards."""
 
     keep: tuple[str, ...] = ()
-    """Delete every table but these; names as `reference ls` shows them."""
-    older_than_days: float | None = None
-    """Delete tables that were last written so many days ago or earlier (with `keep`: of the others)."""
+    """Delete all tables but these; names as in `reference ls`."""
+    older_than_days: NonNegativeFloat | None = None
+    """Delete tables whose last write was at least this many days ago (with `keep`: of the others)."""
     apply: bool = False
-    """Do it; off: only say what would be done."""
-
-    def check(self) -> None:
-        """Raise InputError for settings that are missing or cannot hold."""
-        super().check()
-        check_not_negative(older_than_days=self.older_than_days or 0.0)
+    """Apply the changes; off: only list them."""

@@ -1,115 +1,116 @@
-"""What trains and what training needs: `sft`, `dpo`, and `replay` of a step that went wrong."""
+"""The settings of `sft`, `dpo` and `debug-step`."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
-from zephyr_jax.config.checks import (
-    check_anomaly,
-    check_batch,
-    check_data,
-    check_dpo,
-    check_model,
-    check_not_negative,
-    check_optimizer,
-    refuse,
-    require,
-)
-from zephyr_jax.config.sections import (
+from zephyr_jax.config.constraints import RESUMABLE, NonNegativeInt
+from zephyr_jax.config.sampling import Seed
+from zephyr_jax.config.sections import DATA, MODEL, DataOptions, MeshOptions, ModelOptions
+from zephyr_jax.config.training_sections import (
     AnomalyOptions,
     BatchOptions,
-    DataOptions,
     DpoOptions,
-    MeshOptions,
-    ModelOptions,
     OptimizerOptions,
     PairAnomalyOptions,
     ReportOptions,
     ScheduleOptions,
 )
+from zephyr_jax.errors import InputError
+
+_RUN = {"model.path": MODEL, "data.path": DATA, "output": "a folder for the run"}
 
 
 @dataclass(frozen=True)
 class SftConfig:
-    """Supervised fine-tuning on conversations (dSFT): the loss counts the assistant's tokens only."""
+    """Supervised fine-tuning on conversations (dSFT): the loss is over the assistant's tokens only."""
 
-    output: str = ""
+    REQUIRED: ClassVar[dict[str, str]] = _RUN
+
+    output: str = field(default="", metadata=RESUMABLE)
     """Folder of the run: config, metrics, checkpoints, tokenizer. The same command resumes it."""
-    seed: int = 42
-    """Decides the order of the data; nothing else is random."""
-    resume: bool = True
-    """Continue from the newest checkpoint in `output`; off: refuse to touch a run that is there."""
+    seed: Seed = 42
+    """Seed of the order of the data; nothing else is random."""
+    resume: bool = field(default=True, metadata=RESUMABLE)
+    """Resume from the newest checkpoint in `output`; off: an error if `output` holds a run."""
     model: ModelOptions = field(default_factory=ModelOptions)
     data: DataOptions = field(default_factory=DataOptions)
     batch: BatchOptions = field(default_factory=BatchOptions)
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
-    mesh: MeshOptions = field(default_factory=MeshOptions)
-    anomaly: AnomalyOptions = field(default_factory=AnomalyOptions)
-    report: ReportOptions = field(default_factory=ReportOptions)
-    expected: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Ranges in which the last evaluation's numbers should lie, by name; `zephyr-jax check` looks."""
-    expected_settings: dict[str, str] = field(default_factory=dict)
-    """Settings, by full name, that `expected` takes for granted; `zephyr-jax check` compares no run that has others."""
+    mesh: MeshOptions = field(default_factory=MeshOptions, metadata=RESUMABLE)
+    anomaly: AnomalyOptions = field(default_factory=AnomalyOptions, metadata=RESUMABLE)
+    report: ReportOptions = field(default_factory=ReportOptions, metadata=RESUMABLE)
+    expected: dict[str, tuple[float, float]] = field(default_factory=dict, metadata=RESUMABLE)
+    """Expected ranges of the last evaluation's metrics, by name, for `zephyr-jax check`."""
+    expected_settings: dict[str, str] = field(default_factory=dict, metadata=RESUMABLE)
+    """Settings, by full name, that `expected` presumes; `zephyr-jax check` compares no run with other values."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", self.data.fitted(self.segments_per_example))
+
+    @property
+    def segments_per_example(self) -> int:
+        """Sequences of one example that share a row."""
+        return 1
 
     def check(self) -> None:
-        """Raise InputError for settings that are missing or cannot hold together."""
-        require(self.model.path, "model.path", "a model: a Hugging Face folder, a hub id or a run of ours")
-        require(self.data.path, "data.path", "training data: a file, a folder or a hub id")
-        require(self.output, "output", "a folder for the run")
-        check_data(self.data)
-        check_model(self.model)
-        check_not_negative(report__answers=self.report.num_samples)
-        if self.seed < 0:
-            refuse(f"seed is {self.seed}.", "It must not be negative.")
-        check_batch(self.batch)
-        check_optimizer(self.optimizer, self.schedule, self.model)
-        check_anomaly(self.anomaly)
+        """Raise InputError for settings that contradict each other."""
+        if self.optimizer.grad_dtype == "bfloat16" and self.model.compute_dtype != "bfloat16":
+            raise InputError(
+                f"optimizer.grad_dtype is bfloat16 and model.compute_dtype {self.model.compute_dtype}: gradients stored in a "
+                "narrower dtype than they are computed in lose precision. Give both the same dtype."
+            )
         for name, (low, high) in self.expected.items():
             if not low <= high:
-                refuse(f"expected.{name} is [{low}, {high}].", "It is a range: the smaller number comes first.")
+                raise InputError(f"expected.{name}: expected [low, high], got [{low}, {high}].")
 
 
 @dataclass(frozen=True)
 class DpoConfig(SftConfig):
-    """Direct preference optimisation (dDPO); the `reference` verb takes the same card and fills the table first."""
+    """Direct preference optimization (dDPO); `reference` takes the same card and fills the reference table first."""
 
-    anomaly: PairAnomalyOptions = field(default_factory=PairAnomalyOptions)
+    REQUIRED: ClassVar[dict[str, str]] = {**_RUN, "reference": "the folder of the reference table"}
+
+    anomaly: PairAnomalyOptions = field(default_factory=PairAnomalyOptions, metadata=RESUMABLE)
     dpo: DpoOptions = field(default_factory=DpoOptions)
-    reference: str = ""
+    reference: str = field(default="", metadata=RESUMABLE)
     """Folder of the reference table: `zephyr-jax reference` writes it, `zephyr-jax dpo` reads it."""
 
+    @property
+    def segments_per_example(self) -> int:
+        """Sequences of one example that share a row."""
+        return 2
+
     def check(self) -> None:
-        """Raise InputError for settings that are missing or cannot hold together."""
+        """Raise InputError for settings that contradict each other."""
         super().check()
-        require(self.reference, "reference", "a folder for the reference table")
-        if self.data.targets != "assistant":
-            refuse("data.targets is `all`.", "Preferences count the answers only; set `data.targets: assistant`.")
-        if self.data.row_length < 2 * self.data.max_length and self.data.on_bad_row == "truncate":
-            refuse(
-                f"data.row_length is {self.data.row_length} and data.max_length {self.data.max_length}.",
-                "A pair shares a row, so a row must hold two sequences: set data.row_length to at least "
-                f"{2 * self.data.max_length} or lower data.max_length.",
+        data = self.data
+        if data.targets != "assistant":
+            raise InputError(
+                "data.targets: expected `assistant`, got `all`. The preference loss is over the answers only."
             )
-        if self.data.max_prompt_length >= self.data.max_length:
-            refuse(
-                f"data.max_prompt_length is {self.data.max_prompt_length}, data.max_length {self.data.max_length}.",
-                "The prompt must leave room for an answer: lower data.max_prompt_length.",
+        if data.row_length < 2 * data.max_length and data.on_bad_row == "truncate":
+            raise InputError(
+                f"data.row_length: expected at least twice data.max_length ({data.max_length}), got {data.row_length}. A pair "
+                f"shares a row: set data.row_length to at least {2 * data.max_length}, or lower data.max_length."
             )
-        check_dpo(self.dpo)
+        if data.max_prompt_length >= data.max_length:
+            raise InputError(
+                f"data.max_prompt_length: expected less than data.max_length ({data.max_length}), got "
+                f"{data.max_prompt_length}. The prompt must leave room for an answer: lower data.max_prompt_length."
+            )
 
 
 @dataclass(frozen=True)
 class DebugStepConfig:
-    """The batch of a sick step once more, alone: its loss, its gradient, and the examples that are to blame."""
+    """Recompute the saved batch of an anomalous step: its loss, its gradient, and each example's part."""
+
+    REQUIRED: ClassVar[dict[str, str]] = {"batch_file": "a batch that a run has saved at an anomalous step"}
 
     batch_file: str = ""
-    """A file in a run's `sick` folder."""
-    step: int | None = None
-    """Saved step to take the weights from, 0 for those that the run started from; default: the last one before the sick."""
+    """File that the run wrote at the step; the run's message names it."""
+    step: NonNegativeInt | None = None
+    """Saved step whose weights to use, 0 for those that the run started from; default: the last one before that step."""
     compute_dtype: Literal["bfloat16", "float32"] | None = None
     """Compute in another dtype than the run did."""
     mesh: MeshOptions = field(default_factory=MeshOptions)
-
-    def check(self) -> None:
-        """Raise InputError when no file is named."""
-        require(self.batch_file, "batch", "a file that a run kept: RUN/sick/step-NUMBER.safetensors")

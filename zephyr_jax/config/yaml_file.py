@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, cast, get_type_hints
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from zephyr_jax.config.sections import settled
+from zephyr_jax.config.validation import convert
 from zephyr_jax.errors import InputError, did_you_mean, truncate_repr
 from zephyr_jax.storage.files import check_regular
 from zephyr_jax.storage.suggest import suggest_path
@@ -128,24 +128,11 @@ def from_dict[C](kind: type[C], content: Any, where: str, prefix: str = "") -> C
             raise InputError(
                 f"{where}: `{prefix}{str(name)[:80]}` is not a setting.{did_you_mean(str(name), types, prefix)}"
             )
-        values[name] = _typed(types[name], value, where, f"{prefix}{name}")
+        if is_dataclass(types[name]):
+            values[name] = from_dict(types[name], value, where, f"{prefix}{name}.")
+        else:
+            values[name] = convert(kind, name, value, prefix, where=f"{where}: ")
     return kind(**values)
-
-
-def _typed(kind: Any, value: Any, where: str, name: str) -> Any:
-    if isinstance(kind, type) and is_dataclass(kind):
-        return from_dict(kind, value, where, prefix=f"{name}.")
-    if isinstance(value, bool) and kind is not bool:
-        raise InputError(
-            f"{where}: `{name}` is {value!r}: it needs no truth value but {getattr(kind, '__name__', kind)}."
-        )
-    if isinstance(value, str) and "\0" in value:
-        raise InputError(f"{where}: `{name}` is {truncate_repr(value)}: it holds a NUL character; take that out.")
-    try:
-        return TypeAdapter(kind).validate_python(value)
-    except ValidationError as error:
-        reason = "; ".join(detail["msg"] for detail in error.errors())
-        raise InputError(f"{where}: `{name}` is {truncate_repr(value)}: {reason}.") from error
 
 
 def to_dict(config: Any) -> dict[str, Any]:

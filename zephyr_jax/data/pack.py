@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zephyr_jax.config.sections import BatchOptions, DataOptions
+from zephyr_jax.config.sections import DataOptions
+from zephyr_jax.config.training_sections import BatchOptions
 
 type Row = tuple[int, ...]
 type Step = tuple[Row, ...]

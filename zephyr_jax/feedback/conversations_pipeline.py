@@ -16,7 +16,7 @@ def feedback_conversations(config: ConversationsConfig) -> str:
     assistant = voices.open(config.assistant)
     person = voices.open(config.user) if config.user else assistant
     manner = Manner(
-        config.turns, config.user_max_new_tokens, config.assistant_max_new_tokens, config.top_p,
+        config.turns, config.user_max_new_tokens, config.max_new_tokens, config.top_p,
         config.seed if config.send_seed else None, config.system,
     )  # fmt: skip
     ahead = estimate_play(found.seeds, person, assistant, manner).words()

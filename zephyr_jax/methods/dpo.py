@@ -3,8 +3,8 @@
 import math
 
 from zephyr_jax.batch import PairBatch
-from zephyr_jax.config.sections import DpoOptions
 from zephyr_jax.config.training import DpoConfig
+from zephyr_jax.config.training_sections import DpoOptions
 from zephyr_jax.data.segments import PREFERENCE
 from zephyr_jax.methods.base import Curve, Method, Options
 from zephyr_jax.objective.dpo import dpo_loss

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from zephyr_jax.batch import PairBatch
-from zephyr_jax.config.sections import DpoOptions
+from zephyr_jax.config.training_sections import DpoOptions
 from zephyr_jax.mean import WeightedMean
 from zephyr_jax.objective.example_loss import ExampleLoss
 from zephyr_jax.objective.logprob import SegmentLogProb

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from zephyr_jax.config.sections import AnomalyOptions, PairAnomalyOptions
+from zephyr_jax.config.training_sections import AnomalyOptions, PairAnomalyOptions
 from zephyr_jax.mean import WeightedMean
 
 _LEAST = 10  # losses before one can be called a spike

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import numpy as np
 
-from zephyr_jax.config.sections import ScheduleOptions
+from zephyr_jax.config.training_sections import ScheduleOptions
 from zephyr_jax.errors import Stopped, TrainingError
 from zephyr_jax.train.anomalies import Health, Limits, Sickness, Signs
 from zephyr_jax.train.evaluate import Evaluate

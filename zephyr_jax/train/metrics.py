@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-from zephyr_jax.config.sections import ReportOptions
+from zephyr_jax.config.training_sections import ReportOptions
 from zephyr_jax.errors import InputError
 from zephyr_jax.mean import WeightedMean
 from zephyr_jax.storage.files import Path, is_remote, open_path, write_atomic

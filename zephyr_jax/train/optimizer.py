@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zephyr_jax.config.sections import OptimizerOptions
+from zephyr_jax.config.training_sections import OptimizerOptions
 from zephyr_jax.train.offload import on_host
 
 

@@ -20,6 +20,7 @@ from zephyr_jax.checkpoint.inheritance import resolve_settings
 from zephyr_jax.checkpoint.resolve import ModelSource, OpenedModel, open_model
 from zephyr_jax.checkpoint.steps import FOLDER, SAVED, DamagedStepError, read_progress, steps_in
 from zephyr_jax.config.training import SftConfig
+from zephyr_jax.config.validation import resumable_settings
 from zephyr_jax.config.yaml_file import differences, to_dict
 from zephyr_jax.data.examples import Examples
 from zephyr_jax.data.loader import BatchSource
@@ -33,25 +34,6 @@ from zephyr_jax.parallel.sharding import init_devices
 from zephyr_jax.reference.table import recorded_template_dates
 from zephyr_jax.storage.files import Path, check_folder_creatable, open_path
 from zephyr_jax.train.optimizer import make_optimizer
-
-_MAY_CHANGE = (
-    "output",
-    "resume",
-    "mesh",
-    "anomaly",
-    "report",
-    "expected",
-    "schedule.keep",
-    "schedule.log_every",
-    "schedule.grace_seconds",
-    "model.remat",
-    "optimizer.offload_moments",
-    "data.num_workers",
-    "data.allow_template_change",
-    "data.max_skipped_fraction",
-    "reference",
-)
-"""Settings that a resumed run may change without changing what it computes."""
 
 
 @dataclass(frozen=True)
@@ -169,8 +151,11 @@ def _check_folder(config: SftConfig) -> Path:
 
 
 def _check_same(saved: dict[str, Any], config: SftConfig) -> None:
+    resumable = resumable_settings(type(config))
     changed = {
-        name: values for name, values in differences(to_dict(config), saved).items() if not name.startswith(_MAY_CHANGE)
+        name: values
+        for name, values in differences(to_dict(config), saved).items()
+        if not any(name == free or name.startswith(f"{free}.") for free in resumable)
     }
     if changed:
         pairs = "; ".join(f"{name} was {then!r}, now {now!r}" for name, (now, then) in changed.items())

@@ -13,7 +13,7 @@ import optax
 from jax import Array
 
 from zephyr_jax.batch import Batch
-from zephyr_jax.config.sections import AnomalyOptions
+from zephyr_jax.config.training_sections import AnomalyOptions
 from zephyr_jax.mean import Metrics, WeightedMean
 from zephyr_jax.model.grad_dtype import Tapped, taps
 from zephyr_jax.objective.example_loss import Objective
