@@ -139,7 +139,7 @@ def test_speaking_commands_take_template_and_dtype(make_run: MakeRun, verb: str)
     source = make_run()
     options = replace(sft_config(Path(), Path(), Path()).mesh, data=1, fsdp=1, tensor=1)
     found = open_text_model(verb, ModelOptions(path=str(source.run)), replace(options, fsdp=-1), 1)
-    assert found.options.compute_dtype == "float32"
+    assert found.opened.options.compute_dtype == "float32"
     assert found.chat_tokenizer(None).template.source == OTHER
 
 

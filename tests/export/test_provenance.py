@@ -109,7 +109,7 @@ def test_the_page_is_what_the_hub_shows(exported: Path) -> None:
     for expected in (
         "| beta | 0.1 |",
         "| seed | 7 |",
-        "## Held-out numbers",
+        "## Held-out metrics",
         "| rewards/accuracies | ",
         'from_pretrained("hf")',
     ):

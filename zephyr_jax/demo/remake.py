@@ -119,7 +119,8 @@ def pretrain(scratch: Path, texts: int, seed: int) -> Path:
         "optimizer": {"learning_rate": 3e-3, "warmup_ratio": 0.05, "b2": 0.98, "weight_decay": 0.05},
         "schedule": {"save_every": 0, "log_every": 20},
     }  # fmt: skip
-    return train(from_dict(SftConfig, settings, "remake"))
+    run: Path = train(from_dict(SftConfig, settings, "remake"))
+    return run
 
 
 def main() -> None:

@@ -1,12 +1,11 @@
-"""`zephyr-jax evaluate lm-eval`: the tasks of EleutherAI's lm-eval on our own log-probs."""
+"""`zephyr-jax evaluate lm-eval`: tasks of EleutherAI's lm-eval with this package's log-probs and generation."""
 
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from zephyr_jax.checkpoint.resolve import abstract_of, load_weights
 from zephyr_jax.config.benchmarks import LEADERBOARD, LmEvalConfig
 from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.errors import InputError, join_items
@@ -21,9 +20,10 @@ if TYPE_CHECKING:
 
 
 def lm_eval(config: LmEvalConfig) -> str:
-    """Run the tasks; lm-eval's own table. Raises InputError, also where the package or a task is not to be had.
+    """Run the tasks; returns lm-eval's table of results.
 
-    Results are written after each task, so that one that cannot be run loses none of those before it.
+    Results are written after each task, so that a task that fails loses none of those before it. Raises InputError, also for a
+    missing package or an unknown task.
     """
     check_file_creatable(config.output)
     if find_spec("lm_eval") is None:
@@ -35,97 +35,89 @@ def lm_eval(config: LmEvalConfig) -> str:
     known = set(manager.all_tasks)
     if unknown := [name for name in config.tasks if name not in known]:
         raise InputError(
-            f"lm-eval knows no task {join_items(unknown)}. Choose from its {len(known):,} (lm-eval ls tasks), or name the folder "
-            "with your own YAML files in `include_path`."
+            f"Unknown tasks of lm-eval: {join_items(unknown)}. Choose from its {len(known):,} (lm-eval ls tasks), or name the "
+            "folder with your own YAML files in `include_path`."
         )
     lm = _adapter(config)
-    whole: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name in config.tasks:
         try:
-            lm.truncated = type(lm.truncated)()
-            found = _run(config, name, lm, manager)
-            found["truncated"] = {name: asdict(lm.truncated)}
+            task_results = _run_task(config, name, lm, manager)
         except InputError:
-            if whole:
-                print(make_table(whole))  # of those that were done before
+            if results:
+                print(make_table(results))  # of the finished tasks
             raise
-        for part, content in found.items():
-            together = whole.setdefault(part, content)
-            if isinstance(content, dict) and isinstance(together, dict):
-                together |= content
+        for section, content in task_results.items():
+            merged = results.setdefault(section, content)
+            if isinstance(content, dict) and isinstance(merged, dict):
+                merged |= content
         if config.output:
-            text = json.dumps(whole, indent=2, default=handle_non_serializable, ensure_ascii=False)
+            text = json.dumps(results, indent=2, default=handle_non_serializable, ensure_ascii=False)
             write_atomic(config.output, text + "\n")
-    groups = f"\n{make_table(whole, 'groups')}" if whole.get("groups") else ""
-    return f"{make_table(whole)}{groups}{_truncations(whole, lm.max_length)}"
+    groups = f"\n{make_table(results, 'groups')}" if results.get("groups") else ""
+    return f"{make_table(results)}{groups}{_truncation_warnings(results, lm.max_length)}"
 
 
-def _truncations(whole: dict[str, Any], context: int) -> str:
-    """A line for each task with requests that did not fit; empty where all did."""
+def _truncation_warnings(results: dict[str, Any], context: int) -> str:
+    """A line for each task with truncated requests."""
     return "".join(
-        f"\nwarning: {name}: {found['cut']:,} of {found['asked']:,} requests were longer than the context of {context:,} tokens "
-        f"and lost their beginnings ({found['tokens']:,} tokens)"
-        for name, found in whole["truncated"].items()
-        if found["cut"]
+        f"\nwarning: {name}: {stats['cut']:,} of {stats['asked']:,} requests were longer than the context of {context:,} tokens "
+        f"and lost their beginnings ({stats['tokens']:,} tokens)"
+        for name, stats in results["truncated"].items()
+        if stats["cut"]
     )
 
 
-def _run(config: LmEvalConfig, task: str, lm: "ZephyrLM", manager: "TaskManager") -> dict[str, Any]:
+def _run_task(config: LmEvalConfig, task: str, lm: "ZephyrLM", manager: "TaskManager") -> dict[str, Any]:
     from lm_eval import simple_evaluate
 
-    shots = LEADERBOARD.get(task) if config.num_fewshot is None else config.num_fewshot
+    lm.truncated = type(lm.truncated)()
     try:
-        found = simple_evaluate(
-            lm, tasks=[task], num_fewshot=shots, limit=config.limit, task_manager=manager, log_samples=config.log_samples,
-            apply_chat_template=bool(config.chat_template), bootstrap_iters=1000,
-        )  # fmt: skip
+        results = simple_evaluate(
+            lm,
+            tasks=[task],
+            num_fewshot=LEADERBOARD.get(task) if config.num_fewshot is None else config.num_fewshot,
+            limit=config.limit,
+            task_manager=manager,
+            log_samples=config.log_samples,
+            apply_chat_template=bool(config.chat_template),
+            bootstrap_iters=1000,
+        )
     except InputError as error:
         raise InputError(f"lm-eval cannot run {task}: {error}") from error
-    except Exception as error:  # tasks fetch their data from the hub, and raise many kinds
+    except Exception as error:  # tasks download their data from the hub, and raise many kinds of errors
         raise InputError(
-            f"lm-eval cannot run {task}: {type(error).__name__}: {' '.join(str(error).split())[:300]} If its data is not to be "
-            "had from the hub, name a folder with a YAML file for local data in `include_path`."
+            f"lm-eval cannot run {task}: {type(error).__name__}: {' '.join(str(error).split())[:300]} If its data is not "
+            "available from the hub, name a folder with a YAML file for local data in `include_path`."
         ) from error
-    return dict(found)
+    return {**results, "truncated": {task: asdict(lm.truncated)}}
 
 
 def _adapter(config: LmEvalConfig) -> "ZephyrLM":
-    from zephyr_jax.evaluate.lm_eval_adapter import Parts, ZephyrLM
+    from zephyr_jax.evaluate.lm_eval_adapter import ZephyrLM
 
-    found = open_text_model("evaluate lm-eval", config.model, config.mesh, config.batch_size)
+    model = open_text_model("evaluate lm-eval", config.model, config.mesh, config.batch_size)
     if config.chat_template:
-        tokenizer = found.chat_tokenizer(config.chat_template)
-        found, found.tokenizer.chat_template = found.with_chat_stops(tokenizer), tokenizer.template.source
-    model = abstract_of(found.source.model_config, found.options, found.rules)
-    weights = load_weights(found.source, model)
-    context = found.context_length(config.context_length)
+        tokenizer = model.chat_tokenizer(config.chat_template)
+        model, model.tokenizer.chat_template = model.with_chat_stops(tokenizer), tokenizer.template.source
+    weights = model.opened.load_weights()
 
-    def scorer(row_length: int) -> Scorer:
-        data = replace(DataOptions(), row_length=row_length)
+    def make_scorer(row_length: int) -> Scorer:
         return Scorer(
-            model=model,
+            model=model.opened.abstract,
             parameters=weights,
-            data=data,
-            rules=found.rules,
-            num_rows=found.batch_size,
+            data=DataOptions(row_length=row_length),
+            rules=model.rules,
+            num_rows=model.batch_size,
             logprob_chunk=config.model.logprob_chunk,
             greedy=True,
         )
 
-    def progress(done: int, total: int) -> None:
+    def progress(completed: int, total: int) -> None:
         if sys.stderr.isatty():
-            print(f"\r{done:,} of {total:,} batches", end="" if done < total else "\n", file=sys.stderr)
+            print(f"\r{completed:,} of {total:,} batches", end="" if completed < total else "\n", file=sys.stderr)
 
-    parts = Parts(
-        found.source.asked,
-        found.tokenizer,
-        scorer,
-        lambda: found.engine(context),
-        context,
-        found.stop_ids,
-        progress=progress,
-    )
-    return ZephyrLM(parts)
+    return ZephyrLM(model, make_scorer, model.context_length(config.context_length), progress)
 
 
 def main(config: LmEvalConfig, command: str) -> str:

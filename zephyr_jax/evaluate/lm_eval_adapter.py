@@ -1,7 +1,7 @@
-"""Our models under EleutherAI's `lm-eval`: its log-likelihoods are `sequence_logprob`, its texts come from our engine.
+"""Adapter to EleutherAI's `lm-eval`: log-likelihoods by `sequence_logprob`, texts by the generation engine.
 
-Requests are cut, and texts become tokens, as in its own backend for Hugging Face models (`lm_eval.models.huggingface`), so that
-numbers compare with those of leaderboards. Only imported where lm-eval is installed.
+Requests are tokenized and truncated as in its backend for Hugging Face models (`lm_eval.models.huggingface`), so that results
+compare with leaderboards. Imported only if lm-eval is installed.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,86 +13,82 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from transformers import PreTrainedTokenizerBase
 
 from zephyr_jax.chat.tokenizer import Segment
 from zephyr_jax.config.sampling import SamplingParams
 from zephyr_jax.data.examples import examples_of
 from zephyr_jax.errors import InputError
 from zephyr_jax.generate.engine import Engine, GenerationRequest
+from zephyr_jax.generate.load import TextModel
 from zephyr_jax.generate.text_stream import TextStream
 from zephyr_jax.reference.score import Scorer
 
 type Tokens = list[int]
-_MOST = 256
-"""Tokens of an answer, where a task does not say."""
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What the adapter is made of."""
-
-    name: str
-    tokenizer: PreTrainedTokenizerBase
-    scorer: Callable[[int], Scorer]
-    """Row length -> what scores rows of it, and tells what is greedy."""
-    engine: Callable[[], Engine]
-    """Called when a task wants text."""
-    context: int
-    """Tokens that the model sees at most."""
-    stops: tuple[int, ...]
-    """Ids that end an answer."""
-    progress: Callable[[int, int], None] = lambda done, total: None
+_DEFAULT_NEW_TOKENS = 256  # for tasks without max_gen_toks
 
 
 @dataclass
-class Truncated:
+class TruncationStats:
     """Requests that did not fit into the context and lost their beginnings, as in lm-eval's own backend."""
 
     asked: int = 0
     cut: int = 0
     tokens: int = 0
-    """Tokens that were lost, in all requests together."""
+    """Lost tokens of all requests."""
 
-    def count(self, whole: int, kept: int) -> None:
-        """Count a request of `whole` tokens of which `kept` were used."""
+    def count(self, num_tokens: int, num_kept: int) -> None:
+        """Count a request of `num_tokens` tokens of which the last `num_kept` are used."""
         self.asked += 1
-        self.cut += kept < whole
-        self.tokens += whole - kept
+        self.cut += num_kept < num_tokens
+        self.tokens += num_tokens - num_kept
 
 
 class ZephyrLM(TemplateLM):
-    """The model as lm-eval wants it: `lm_eval.simple_evaluate(model=ZephyrLM(parts), tasks=[...])`."""
+    """A model for `lm_eval.simple_evaluate(model=...)`.
 
-    def __init__(self, parts: Parts):
+    Args:
+        model: the model; its engine is loaded for the first task that generates text.
+        make_scorer: row length -> scorer that also reports greediness.
+        context: maximum tokens that the model sees.
+        progress: called with completed and total batches.
+    """
+
+    def __init__(
+        self,
+        model: TextModel,
+        make_scorer: Callable[[int], Scorer],
+        context: int,
+        progress: Callable[[int, int], None] = lambda completed, total: None,
+    ):
         super().__init__()
-        self._parts, self.tokenizer = parts, parts.tokenizer
+        self._model, self._make_scorer, self._context, self._progress = model, make_scorer, context, progress
+        self.tokenizer = model.tokenizer
         self._engine: Engine | None = None
-        self.truncated = Truncated()
+        self.truncated = TruncationStats()
 
     @property
     def eot_token_id(self) -> int:
-        """The end token."""
+        """Id of the end token."""
         return int(self.tokenizer.eos_token_id)
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without a context: BOS, or where there is none the end token."""
+        """Token before a text without a context: BOS, or the end token of a tokenizer without BOS."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else int(bos)
 
     @property
     def max_length(self) -> int:
-        """Tokens that the model sees at most."""
-        return self._parts.context
+        """Maximum tokens that the model sees."""
+        return self._context
 
     @property
     def tokenizer_name(self) -> str:
-        """Part of lm-eval's names of cached requests."""
-        return self._parts.name.replace("/", "__")
+        """Part of the names of lm-eval's cached requests."""
+        return self._model.source.asked.replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The text of a conversation; an answer that was begun at its end is gone on with."""
+        """Render a conversation; without a generation prompt, its last message is left open to be continued."""
         text = self.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
@@ -102,23 +98,23 @@ class ZephyrLM(TemplateLM):
         return str(text)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> Tokens:
-        """Token ids; unless told, BOS comes first as the tokenizer has it, but never twice."""
+        """Token ids. By default the tokenizer adds its BOS token unless the text starts with it."""
         if add_special_tokens is None:
             bos = self.tokenizer.bos_token
             add_special_tokens = not (bos and string.startswith(str(bos)))
         return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Log-probs of whole texts, in windows of the model's length."""
+        """Log-probs of whole texts, in disjoint windows of the model's length."""
         windows = [
-            (place, window)
-            for place, request in enumerate(requests)
+            (index, window)
+            for index, request in enumerate(requests)
             for window in map(make_disjoint_window, self._windows(request.args[0]))
         ]
-        found = self._loglikelihood_tokens([(("", ""), *window) for _, window in windows])
+        scores = self._loglikelihood_tokens([(("", ""), *window) for _, window in windows])
         totals = [0.0] * len(requests)
-        for (place, _), (value, _) in zip(windows, found, strict=True):
-            totals[place] += value
+        for (index, _), (value, _) in zip(windows, scores, strict=True):
+            totals[index] += value
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
@@ -129,73 +125,67 @@ class ZephyrLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[tuple[str, str], Tokens, Tokens]], **_: Any
     ) -> list[tuple[float, bool]]:
-        """Log-prob and greediness of each continuation; what does not fit loses its beginning."""
+        """Log-prob of each continuation, and whether it is greedy. Contexts that do not fit lose their beginnings."""
         segments = [self._segment(context, continuation) for _, context, continuation in requests]
         examples = examples_of(segments)
-        row_length = _rounded(int(examples.lengths.max()))
+        row_length = -(-int(examples.lengths.max()) // 128) * 128  # few different shapes, so few compiles
         sums, greedy = np.zeros(len(segments)), np.zeros(len(segments), np.bool_)
-        for batch in self._parts.scorer(row_length).score(examples, self._parts.progress):
+        for batch in self._make_scorer(row_length).score(examples, self._progress):
             sums[batch.examples] = batch.sums[:, 0]
             assert batch.greedy is not None
             greedy[batch.examples] = batch.greedy[:, 0]
-        found = [(float(value), bool(best)) for value, best in zip(sums, greedy, strict=True)]
-        for (texts, _context, _continuation), answer in zip(requests, found, strict=True):
+        scores = [(float(value), bool(is_greedy)) for value, is_greedy in zip(sums, greedy, strict=True)]
+        for (texts, _context, _continuation), score in zip(requests, scores, strict=True):
             if texts[1]:
-                self.cache_hook.add_partial("loglikelihood", texts, answer)
-        return found
+                self.cache_hook.add_partial("loglikelihood", texts, score)
+        return scores
 
     def _segment(self, context: Tokens, continuation: Tokens) -> Segment:
         if not 0 < len(continuation) <= self.max_length:
             raise ValueError(
-                f"a continuation has {len(continuation):,} tokens; there must be one, and the model sees {self.max_length:,}"
+                f"expected a continuation of 1 to {self.max_length:,} tokens (the context), got {len(continuation):,}"
             )
         context = context or [self.prefix_token_id]  # the first target needs a token before it
-        whole = [*context, *continuation]
-        tokens = whole[-(self.max_length + 1) :]  # the last one is only predicted
-        self.truncated.count(len(whole), len(tokens))
+        full = [*context, *continuation]
+        tokens = full[-(self.max_length + 1) :]  # the last one is only predicted
+        self.truncated.count(len(full), len(tokens))
         return Segment(np.array(tokens, np.int32), np.arange(len(tokens)) >= len(tokens) - len(continuation))
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Answers up to their stop strings, many at a time."""
-        self._engine = engine = self._engine or self._parts.engine()
-        made = [""] * len(requests)
-        streams: dict[int, TextStream] = {}
-        asked: dict[int, int] = {}
-        for place, request in enumerate(requests):
+        """Generated texts up to their stop strings, batched."""
+        self._engine = engine = self._engine or self._model.engine(self._context)
+        texts = [""] * len(requests)
+        streams: dict[int, tuple[int, TextStream]] = {}  # request id -> index and text
+        for index, request in enumerate(requests):
             context, settings = request.args
-            whole, stops = self._wanted(context, settings, place)
-            number = engine.submit(whole)
-            asked[number], streams[number] = place, TextStream(self.tokenizer, self._parts.stops, stops)
+            generation, stops = self._generation_request(context, settings, index)
+            streams[engine.submit(generation)] = index, TextStream(self.tokenizer, self._model.stop_ids, stops)
         for output in engine.run():
-            stream = streams[output.request_id]
-            made[asked[output.request_id]] += stream.feed(output.tokens, last=bool(output.finish_reason))
+            index, stream = streams[output.request_id]
+            texts[index] += stream.feed(output.tokens, last=bool(output.finish_reason))
             if stream.stopped:
                 engine.cancel(output.request_id)
-        for request, text in zip(requests, made, strict=True):
+        for request, text in zip(requests, texts, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)
-        return made
+        return texts
 
-    def _wanted(self, context: str, settings: dict[str, Any], place: int) -> tuple[GenerationRequest, list[str]]:
-        """The request for a text, and the strings that end it."""
-        how = dict(normalize_gen_kwargs(settings, default_max_gen_toks=_MOST))
+    def _generation_request(
+        self, context: str, settings: dict[str, Any], index: int
+    ) -> tuple[GenerationRequest, list[str]]:
+        """The engine's request for a text, and its stop strings."""
+        options = dict(normalize_gen_kwargs(settings, default_max_gen_toks=_DEFAULT_NEW_TOKENS))
         end = self.tokenizer.decode(self.eot_token_id)
-        stops = [each for each in handle_stop_sequences(how.get("until"), eos=None) if each != end]
-        most = int(how["max_gen_toks"])
-        if not 0 < most < self.max_length:
+        stops = [stop for stop in handle_stop_sequences(options.get("until"), eos=None) if stop != end]
+        max_new_tokens = int(options["max_gen_toks"])
+        if not 0 < max_new_tokens < self.max_length:
             raise InputError(
-                f"max_gen_toks is {most:,} and the context {self.max_length:,} tokens: expected at least 1 and less than the "
-                "context, which also holds the question. Lower max_gen_toks in the task's generation_kwargs, or raise "
-                "`context_length`."
+                f"Expected max_gen_toks from 1 to less than the context of {self.max_length:,} tokens, which also holds the "
+                f"question, got {max_new_tokens:,}. Lower it in the task's generation_kwargs, or raise `context_length`."
             )
-        whole = self.tok_encode(context)
-        prompt = np.array(whole[-(self.max_length - most) :], np.int32)
-        self.truncated.count(len(whole), len(prompt))
-        temperature = float(how.get("temperature", 0.0)) if how.get("do_sample") else 0.0
-        top_p, top_k = float(how.get("top_p", 1.0)), int(how.get("top_k", 0))
-        sampling = SamplingParams(temperature, top_p, top_k, seed=(0, place))
-        return GenerationRequest(prompt, most, self._parts.stops, sampling), stops
-
-
-def _rounded(length: int) -> int:
-    """A multiple of 128, so that few programs are compiled."""
-    return -(-length // 128) * 128
+        tokens = self.tok_encode(context)
+        prompt = np.array(tokens[-(self.max_length - max_new_tokens) :], np.int32)
+        self.truncated.count(len(tokens), len(prompt))
+        temperature = float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0
+        top_p, top_k = float(options.get("top_p", 1.0)), int(options.get("top_k", 0))
+        sampling = SamplingParams(temperature, top_p, top_k, seed=(0, index))
+        return GenerationRequest(prompt, max_new_tokens, self._model.stop_ids, sampling), stops

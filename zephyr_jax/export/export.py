@@ -1,7 +1,7 @@
 """`zephyr-jax export`: a run's weights as a Hugging Face folder that transformers and vLLM load."""
 
 import json
-import sys
+import logging
 from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
@@ -23,28 +23,35 @@ from zephyr_jax.errors import InputError
 from zephyr_jax.export.model_card import model_card
 from zephyr_jax.parallel.hosts import broadcast_from_host0
 from zephyr_jax.parallel.sharding import init_devices
-from zephyr_jax.storage.files import Path, check_folder_creatable, is_remote, open_path
+from zephyr_jax.storage.cloud import is_remote
+from zephyr_jax.storage.files import Path, check_folder_creatable, open_path
 from zephyr_jax.train.metrics import last_evaluation
+
+_logger = logging.getLogger(__name__)
 
 
 def export(config: ExportConfig) -> Path:
-    """Write the folder and return it. Many processes gather, the first of them writes.
+    """Write a Hugging Face folder; returns it. All hosts gather the weights, the first one writes.
 
-    The same export once more does nothing. Raises InputError when something else is there, or the model cannot be read.
+    Repeating an export has no effect. Raises InputError for an output folder with other content and for an unreadable model.
     """
     rules = init_devices(config.mesh)
     out = open_path(config.output)
     check_folder_creatable(out if is_remote(out) else out.parent)
-    check_free(out, FILE)  # before weights are read
+    check_free(out, FILE)  # fail before the weights are read
     opened = open_model(ForwardOptions(path=config.model.path, revision=config.model.revision), rules)
     source = opened.source
-    files = _files(source)  # before weights are read, too
+    files = _files(source)  # these checks, too, come before the weights are read
     parameters = opened.load_weights()
     record = make_record(
-        "export", source.record, output=config.output, dtype=config.dtype, weights=weights_fingerprint(parameters),
-        files=_files_key(files),
-    )  # fmt: skip
-    if broadcast_from_host0(_is_there(out, record)):
+        "export",
+        source.record,
+        output=config.output,
+        dtype=config.dtype,
+        weights=weights_fingerprint(parameters),
+        files=_files_digest(files),
+    )
+    if broadcast_from_host0(_is_exported(out, record)):
         return out
     card = model_card(out.name, record, last_evaluation(source.run), "chat_template.jinja" in files)
     limit = int(config.max_shard_gib * 2**30)
@@ -54,13 +61,13 @@ def export(config: ExportConfig) -> Path:
     return out
 
 
-def _files_key(files: dict[str, Any]) -> str:
-    """A key of the content of an export's small files."""
+def _files_digest(files: dict[str, Any]) -> str:
+    """Digest of the small files of an export."""
     return blake2b(json.dumps(files, sort_keys=True, default=repr).encode(), digest_size=16).hexdigest()
 
 
 def _files(source: ModelSource) -> dict[str, Any]:
-    """Config, tokenizer and chat template, by file name; without generation markers, which not every reader knows."""
+    """Config, tokenizer and chat template by file name. Generation markers are removed: not every reader knows them."""
     tokenizer = load_tokenizer(str(source.folder))
     check_vocabulary(source.model_config, tokenizer, source.asked)
     own = own_template(tokenizer)
@@ -68,23 +75,21 @@ def _files(source: ModelSource) -> dict[str, Any]:
         return model_files(source, save_tokenizer(tokenizer), None, ())
     try:
         template = load_template("tokenizer", tokenizer, training=False)
-        # a run has frozen the date; the template of a checkpoint that was not trained here goes on to print it
+        # a run fixed the date of its template; the template of any other checkpoint keeps printing the current date
         chat = ChatTokenizer(tokenizer, template if source.run else replace(template, source=own))
         exported = without_markers(exported_template(chat))
     except InputError as error:
         if source.run:
             raise
-        print(f"{source.asked}: its chat template is exported as it is. {error}", file=sys.stderr, flush=True)
+        _logger.warning("%s: exported its chat template without changes. %s", source.asked, error)
         return model_files(source, save_tokenizer(tokenizer), own, ())
     return model_files(source, chat.saved, exported, chat.stop_ids)
 
 
-def _is_there(out: Path, record: Record) -> bool:
-    """Whether `out` is an export of the same weights and files in the same dtype, as when a job is run again."""
-    theirs = read_record(out) if out.exists() else None
-    return theirs is not None and all(
-        theirs.get(name) == record[name] for name in ("made_by", "dtype", "weights", "files")
-    )
+def _is_exported(out: Path, record: Record) -> bool:
+    """Whether `out` is an export of the same weights and files in the same dtype, as when a job is repeated."""
+    existing = read_record(out) if out.exists() else None
+    return existing is not None and all(existing.get(n) == record[n] for n in ("made_by", "dtype", "weights", "files"))
 
 
 def main(config: ExportConfig, command: str) -> str:

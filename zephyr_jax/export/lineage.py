@@ -1,4 +1,4 @@
-"""`zephyr-jax lineage`: the chain from the base to a run or an export, from the records that they carry."""
+"""`zephyr-jax lineage`: the stages from the base model to a run or an export, from their provenance records."""
 
 from typing import Any
 
@@ -8,30 +8,30 @@ from zephyr_jax.config.models import LineageConfig
 from zephyr_jax.errors import InputError
 from zephyr_jax.storage.files import open_path
 
-_HANDED_ON = {f"{each.section}.{each.name}": (each.section, each.name) for each in PROPERTIES}
-"""What later stages take over from a run."""
+_INHERITED = {f"{item.section}.{item.name}": (item.section, item.name) for item in PROPERTIES}
+"""Settings that later stages inherit from a run, by label."""
 
 
 def lineage(config: LineageConfig) -> str:
-    """The chain in words, oldest first. Raises InputError when the folder carries no record."""
+    """Format the stages as a tree, oldest first. Raises InputError for a folder without a provenance record."""
     folder = open_path(config.path)
     record = read_record(folder)
     if record is None:
         raise InputError(
-            f"{config.path} has no provenance.json, so its history is unknown: it is no run or export of ours, or older than "
-            "these records. Name the folder that `sft`, `dpo` or `export` wrote."
+            f"Expected a folder that `sft`, `dpo` or `export` wrote, got {config.path}: it has no provenance.json."
         )
-    return "\n".join(line for number, each in enumerate(chain(record)) for line in _told(each, number))
+    return "\n".join(line for depth, stage in enumerate(chain(record)) for line in _format_stage(stage, depth))
 
 
-def _told(record: Record, number: int) -> list[str]:
-    """A line for what it is, then one for each fact."""
-    verb = record.get("made_by")
-    title = f"{verb}: {record['output']}" if verb else f"base: {record.get('path')}"
-    facts = {name: _spelt(value) for name, value in _facts(record).items() if value not in (None, "", {})}
+def _format_stage(record: Record, depth: int) -> list[str]:
+    """A title line and one line per fact, indented by `depth`."""
+    command = record.get("made_by")
+    title = f"{command}: {record['output']}" if command else f"base: {record.get('path')}"
+    facts = [(name, value) for name, value in _facts(record).items() if value not in (None, "", {})]
+    indent = "   "
     return [
-        f"{'   ' * number}{'└─ ' * (number > 0)}{title}",
-        *(f"{'   ' * (number + 1)}{k}: {v}" for k, v in facts.items()),
+        f"{indent * depth}{'└─ ' * (depth > 0)}{title}",
+        *(f"{indent * (depth + 1)}{name}: {_format_value(value)}" for name, value in facts),
     ]
 
 
@@ -46,7 +46,7 @@ def _facts(record: Record) -> dict[str, Any]:
         "data": f"{data.get('path')} ({data.get('split')})" if data else None,
         "rows": record.get("data"),
         "template": record.get("template") or data.get("chat_template"),
-        **{label: (config.get(section) or {}).get(name) for label, (section, name) in _HANDED_ON.items()},
+        **{label: (config.get(section) or {}).get(name) for label, (section, name) in _INHERITED.items()},
         "weights": record.get("weights"),
         "dtype": record.get("dtype"),
         "seed": config.get("seed"),
@@ -56,8 +56,8 @@ def _facts(record: Record) -> dict[str, Any]:
     }
 
 
-def _spelt(value: Any) -> str:
-    return ", ".join(f"{name} {each}" for name, each in value.items()) if isinstance(value, dict) else str(value)
+def _format_value(value: Any) -> str:
+    return ", ".join(f"{name} {item}" for name, item in value.items()) if isinstance(value, dict) else str(value)
 
 
 def main(config: LineageConfig, command: str) -> str:

@@ -17,7 +17,7 @@ from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.fingerprint_cache import weights_state
 from zephyr_jax.checkpoint.hf.model_files import check_declared_stops, declared_stops
 from zephyr_jax.checkpoint.inheritance import inherit_model, prompt_tokenizer
-from zephyr_jax.checkpoint.resolve import ModelSource, abstract_of, check_vocabulary, find_model, load_weights
+from zephyr_jax.checkpoint.resolve import ModelSource, OpenedModel, check_vocabulary, find_model
 from zephyr_jax.config.sampling import MAX_STOP_IDS
 from zephyr_jax.config.sections import ForwardOptions, MeshOptions
 from zephyr_jax.errors import InputError, join_items
@@ -33,9 +33,7 @@ _DEFAULT_CONTEXT = 4096
 class TextModel:
     """A model to generate text with, before its weights are read."""
 
-    source: ModelSource
-    options: ForwardOptions
-    rules: ShardingRules
+    opened: OpenedModel
     batch_size: int
     tokenizer: PreTrainedTokenizerBase
     stop_ids: tuple[int, ...]
@@ -44,10 +42,19 @@ class TextModel:
 
     def engine(self, context: int) -> Engine:
         """Read the weights and allocate the cache. Raises InputError, also for a cache beyond the memory of this machine."""
-        model = abstract_of(self.source.model_config, self.options, self.rules)
+        model = self.opened.abstract
         _check_cache(cache_bytes(model, self.batch_size, context), self.batch_size, context)
-        weights = load_weights(self.source, model)
-        return Engine(model, weights, self.rules, batch_size=self.batch_size, context=context)
+        return Engine(model, self.opened.load_weights(), self.rules, batch_size=self.batch_size, context=context)
+
+    @property
+    def source(self) -> ModelSource:
+        """Where the model was found."""
+        return self.opened.source
+
+    @property
+    def rules(self) -> ShardingRules:
+        """Sharding of weights, cache and rows."""
+        return self.opened.rules
 
     @property
     def identity(self) -> dict[str, str]:
@@ -56,7 +63,7 @@ class TextModel:
             "model": self.source.asked,
             "weights": weights_state(self.source),
             "tokenizer": blake2b(self.tokenizer.backend_tokenizer.to_str().encode(), digest_size=16).hexdigest(),
-            "compute_dtype": self.options.compute_dtype,
+            "compute_dtype": self.opened.options.compute_dtype,
         }
 
     def chat_tokenizer(self, template: str | None) -> ChatTokenizer:
@@ -147,9 +154,7 @@ def open_text_model(command: str, options: ForwardOptions, mesh: MeshOptions, ba
     tokenizer = load_tokenizer(str(source.folder))
     check_vocabulary(source.model_config, tokenizer, source.asked)
     return TextModel(
-        source=source,
-        options=options,
-        rules=rules,
+        opened=OpenedModel(source, options, rules),
         batch_size=-(-batch_size // shards) * shards,
         tokenizer=tokenizer,
         stop_ids=_stop_ids(source, tokenizer),
