@@ -42,7 +42,7 @@ ROWS = {
 OPTIONS = DataOptions(max_length=64, max_prompt_length=32, row_length=128, on_bad_row="error")
 REMEDIES = (
     r"opy it again|Fix|fix|Take|ake |Delete|Pass|Give|Set |set |keep one|Did you mean|Known here|needs? |must |should be|"
-    r"hoose|Look at|Write it|Save it|A split is|To compute|move it back|Remove|too deep|take that out|Exactly one"
+    r"hoose|Look at|Write it|Save it|A split is|To compute|move it back|Remove|too deep|take that out|Exactly one|expected"
 )
 """Words of which one tells what to do."""
 SECONDS, LONGEST = 20, 1500

@@ -219,7 +219,7 @@ def test_a_checkpoint_without_a_template_gets_zephyr(tiny_model: Path, capsys: p
 
 def test_a_resumed_run_keeps_what_it_resolved(make_run: MakeRun) -> None:
     """Law: what was resolved when a run began is what it is resumed with, though the model's run had other values."""
-    saved = {"model": {"compute_dtype": "bfloat16"}, "data": {"max_length": 99, "template": "zephyr",
+    saved = {"model": {"compute_dtype": "bfloat16"}, "data": {"max_length": 99, "chat_template": "zephyr",
              "allow_template_change": True}}  # fmt: skip
     found = resolve("dpo", make_run(), ModelOptions(), DataOptions(), saved)
     assert (found.model.compute_dtype, found.data.max_length, found.data.chat_template) == ("bfloat16", 99, "zephyr")
@@ -293,7 +293,7 @@ def test_a_dated_template_and_the_run_go_on_the_next_day(
     train(config)  # resumed, and done
     saved = yaml.safe_load((tmp_path / "dpo" / "config.yaml").read_text())
     assert saved["model"]["compute_dtype"] == "float32"
-    assert saved["data"]["template"] == "tokenizer"
+    assert saved["data"]["chat_template"] == "tokenizer"
     for run in (folder, tmp_path / "dpo"):
         source = (run / MODEL_FOLDER / TRAINING_TEMPLATE).read_text()
         assert '"28 Nov 2026"' in source

@@ -114,7 +114,7 @@ def test_outputs_are_in_the_published_form(
     ).split()
     main(words)
     first = capsys.readouterr()
-    assert first.out == f"{tmp_path}/out/tiny.json\nTo have them judged, name a --judge.\n"
+    assert first.out == f"{tmp_path}/out/tiny.json\nTo have them judged, pass --judge.\n"
     assert "5 answers" in first.err
     found = json.loads((tmp_path / "out/tiny.json").read_text())
     assert [set(each) for each in found] == [{"dataset", "instruction", "output", "generator"}] * 5

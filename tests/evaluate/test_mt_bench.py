@@ -181,7 +181,7 @@ def test_recorded_judgments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ({}, "--model x", "`judgments` and `model.path` are both set"),
         ({}, "--chat_template zephyr", "`chat_template` is set with recorded judgments"),
         ({}, "--judge_max_new_tokens 9", "`judge_max_new_tokens` is set without a judge"),
-        ({}, "--judge 127.0.0.1:8000", "judge is '127.0.0.1:8000'. It needs an address"),
+        ({}, "--judge 127.0.0.1:8000", "judge: expected an address"),
         ({"score": None}, "", "is no judgment"),
         ({"score": float("nan")}, "", "is no judgment"),
         ({"score": 11}, "", "is no judgment"),
@@ -244,7 +244,7 @@ def test_settings_that_mean_nothing_to_an_address(capsys: pytest.CaptureFixture[
     for words in ("--chat_template zephyr", "--seed 3"):
         with pytest.raises(SystemExit):
             main(f"evaluate mt-bench --model http://127.0.0.1:9/v1 {words}".split())
-        assert "the model is behind an address" in capsys.readouterr().err
+        assert "a model behind an address" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["evaluate", "alpaca-eval", "--model", "here", "--answering.timeout", "3"])
     assert "the model is not behind an address" in capsys.readouterr().err
@@ -290,7 +290,7 @@ def test_another_model_or_other_questions_are_other_work(
     ).split()
     main([*words, "--limit", "1"])
     main(words)
-    assert "To have them rated, name a --judge" in capsys.readouterr().out
+    assert "To have them rated, pass --judge" in capsys.readouterr().out
     flip_last_byte(model / "model.safetensors")
     with pytest.raises(SystemExit):
         main(words)

@@ -63,7 +63,10 @@ CARDS: dict[str, bytes] = {
     **{f"{name} is {value}": changed(name, value).encode() for name in NUMBERS for value in (".nan", "-.inf", ".inf")},
     **{f"{name} is 1e30": changed(name, "1" + "0" * 30).encode() for name in COUNTS},
     **{f"{name} is negative": changed(name, "-7").encode() for name in COUNTS},
-    **{name: cut.encode() for name, cut in cuts(SOUND, ':{",') if cut.rstrip()[-1] in '{",' or cut.endswith(("seed:", "model:"))},
+    **{
+        name: cut.encode() for name, cut in cuts(SOUND, ':{",')
+        if (cut[-1] in '{",' and not cut.endswith('rows.jsonl"')) or cut.endswith(("seed:", "model:"))
+    },
     "a setting twice": (SOUND + "seed: 4\n").encode(),
     "a section twice": (SOUND + "dpo: {beta: 0.5}\n").encode(),
     "a setting of a section twice": SOUND.replace("beta: 0.01", "beta: 0.01, beta: 0.5").encode(),

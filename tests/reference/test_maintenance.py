@@ -158,7 +158,7 @@ def test_gc_deletes_whole_tables_on_request(
         ("reference ls", "`reference` is not set"),
         ("reference ls --reference nowhere", "got nowhere: not a folder"),
         ("reference gc --reference {root} --keep nothing", "Unknown tables in `keep`: nothing"),
-        ("reference gc --reference {root} --older_than_days -1", "older_than_days is -1"),
+        ("reference gc --reference {root} --older_than_days -1", "older_than_days"),
         ("reference lss", "Did you mean `reference ls`?"),
     ],
 )

@@ -91,7 +91,7 @@ def resolve[M: ForwardOptions](
         data = _room_for(data, unset_prompt=is_unset(given.max_prompt_length))
     tokenizer = load_tokenizer(str(source.folder))
     saved = _section(resumed, "data")
-    template = data.chat_template or saved.get("template")
+    template = data.chat_template or saved.get("chat_template")
     data = replace(data, allow_template_change=data.allow_template_change or bool(saved.get("allow_template_change")))
     day = _day(data.template_date, saved, _section(earlier.get("config"), "data"))
     chat = _chat(command, source, tokenizer, replace(data, chat_template=template), day, tables)
@@ -144,7 +144,7 @@ def prompt_tokenizer(source: ModelSource, tokenizer: PreTrainedTokenizerBase, te
     day = _day(None, {}, _section(run_of(source.record).get("config"), "data")) or _today()
     chat = load_chat_tokenizer(template, tokenizer, day, training=False)
     check_vocabulary(source.model_config, tokenizer, source.asked, chat.template)
-    _explain(source.asked, tokenizer, chat, template, day, "template")
+    _explain(source.asked, tokenizer, chat, template, day, "chat_template")
     return chat
 
 
