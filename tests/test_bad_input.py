@@ -339,7 +339,7 @@ def model_nowhere(desk: Desk) -> Words:
     return desk.sft("--model.path", "nobody/no-such-model")
 
 
-@mistake("mdel' is no folder here", "Did you mean `", "model`?", "Check the spelling")
+@mistake("mdel' is not a local folder", "Did you mean `", "model`?", "Check the spelling")
 def model_nearby(desk: Desk) -> Words:
     return desk.sft("--model.path", desk.model().with_name("mdel"))
 
@@ -495,7 +495,7 @@ def output_under_a_file(desk: Desk) -> Words:
     return desk.sft("--output", desk.file("taken", "mine") / "run")
 
 
-@mistake("taken", "exists already", "Choose another", "nothing was overwritten")
+@mistake("taken", "already exists", "Choose another", "nothing was overwritten")
 def export_into_an_existing_folder(desk: Desk) -> Words:
     (desk.home / "taken").mkdir()
     return desk.export("--output", desk.home / "taken")

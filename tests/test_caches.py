@@ -298,4 +298,4 @@ def test_an_export_that_is_there(model: Path, tmp_path: Path, capsys: pytest.Cap
     (model / "tokenizer_config.json").write_text(settings.replace("<s>", "</s>", 1))
     with pytest.raises(SystemExit):
         main(words)
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err

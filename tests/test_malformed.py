@@ -21,7 +21,7 @@ from tests.settings import setting_names
 from zephyr_jax.chat.template_loader import load_template
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
-from zephyr_jax.checkpoint.hf.folder import TensorFiles
+from zephyr_jax.checkpoint.hf.weight_files import TensorFiles
 from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.config.sections import DataOptions, ModelOptions
 from zephyr_jax.config.training import DpoConfig

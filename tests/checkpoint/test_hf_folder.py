@@ -10,7 +10,9 @@ from safetensors.numpy import load_file
 
 from tests.models import load
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
-from zephyr_jax.checkpoint.hf.folder import TensorFiles, export_folder, read_json
+from zephyr_jax.checkpoint.hf.export import export_folder
+from zephyr_jax.checkpoint.hf.weight_files import TensorFiles
+from zephyr_jax.storage.strict_json import read_json
 
 VARIANTS = ("gqa", "tied", "head_dim", "llama")
 
@@ -26,7 +28,15 @@ def test_round_trip_is_bit_exact(golden: Path, tmp_path: Path, variant: str, lim
     folder = golden / "models" / variant
     loaded = load(folder, devices=8, data=2, fsdp=2, tensor=2) if variant == "gqa" else load(folder)
     out = tmp_path / "out"
-    export_folder(out, loaded.parameters, loaded.model.config, read_json(folder / "config.json"), {}, "float32", limit)
+    export_folder(
+        out,
+        loaded.parameters,
+        loaded.model.config,
+        read_json(folder / "config.json"),
+        {},
+        dtype="float32",
+        max_file_bytes=limit,
+    )
     before, after = stored(folder), stored(out)
     assert before.keys() == after.keys()
     for name in before:
@@ -50,8 +60,8 @@ def test_bfloat16_export_rounds_once(golden: Path, tmp_path: Path) -> None:
         loaded.model.config,
         read_json(folder / "config.json"),
         {},
-        "bfloat16",
-        2**30,
+        dtype="bfloat16",
+        max_file_bytes=2**30,
     )
     again = load(tmp_path / "out")
     jax.tree.map(
@@ -67,7 +77,13 @@ def test_a_failed_export_leaves_nothing(golden: Path, tmp_path: Path) -> None:
     loaded = load(golden / "models" / "gqa")
     with pytest.raises(FileNotFoundError):
         export_folder(
-            tmp_path / "out", loaded.parameters, loaded.model.config, {}, {"x": tmp_path / "absent"}, "float32", 2**30
+            tmp_path / "out",
+            loaded.parameters,
+            loaded.model.config,
+            {},
+            {"x": tmp_path / "absent"},
+            dtype="float32",
+            max_file_bytes=2**30,
         )
     assert list(tmp_path.iterdir()) == []
 

@@ -12,13 +12,14 @@ from tests.models import load
 from tests.tokenizers import write_tokenizer
 from zephyr_jax.chat.saved_tokenizer import save_tokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
-from zephyr_jax.checkpoint.hf.folder import export_folder, read_json
+from zephyr_jax.checkpoint.hf.export import export_folder
 from zephyr_jax.checkpoint.hf.model_files import GENERATION, model_files, write_model_files
 from zephyr_jax.checkpoint.hf.reader import TensorFile
 from zephyr_jax.checkpoint.resolve import ModelSource
 from zephyr_jax.demo.remake import CONFIG
 from zephyr_jax.errors import InputError
 from zephyr_jax.model.families.registry import config_from_hf, config_to_hf
+from zephyr_jax.storage.strict_json import read_json
 
 
 def source_of(folder: Path, config: dict[str, Any], generation: dict[str, Any] | None = None) -> ModelSource:
@@ -142,7 +143,9 @@ def test_a_run_s_files_replace_those_of_an_earlier_writer(tmp_path: Path) -> Non
 def test_a_float16_export_holds_the_nearest_values(golden: Path, tmp_path: Path) -> None:
     loaded = load(golden / "models" / "gqa")
     config = read_json(golden / "models" / "gqa" / "config.json")
-    export_folder(tmp_path / "out", loaded.parameters, loaded.model.config, config, {}, "float16", 2**30)
+    export_folder(
+        tmp_path / "out", loaded.parameters, loaded.model.config, config, {}, dtype="float16", max_file_bytes=2**30
+    )
     found = read_json(tmp_path / "out" / "config.json")
     assert found["dtype"] == found["torch_dtype"] == "float16"
     assert {entry.kind for entry in TensorFile(tmp_path / "out" / "model.safetensors").entries.values()} == {"F16"}
@@ -159,11 +162,17 @@ def test_float16_overflow_names_the_tensor(golden: Path, tmp_path: Path, devices
     up = loaded.parameters["decoder"]["feed_forward"]["up"]
     loaded.parameters["decoder"]["feed_forward"]["up"] = up.at[1, 2, 3].set(-65_504.0)
     config = read_json(golden / "models" / "gqa" / "config.json")
-    export_folder(tmp_path / "fits", loaded.parameters, loaded.model.config, config, {}, "float16", 2**30)
+    export_folder(
+        tmp_path / "fits", loaded.parameters, loaded.model.config, config, {}, dtype="float16", max_file_bytes=2**30
+    )
     loaded.parameters["decoder"]["feed_forward"]["up"] = up.at[1, 2, 3].set(-65_505.0)
     with pytest.raises(
         InputError, match=r"model\.layers\.1\.mlp\.up_proj\.weight does not fit into float16: .* got 65505"
     ):
-        export_folder(tmp_path / "out", loaded.parameters, loaded.model.config, config, {}, "float16", 2**30)
+        export_folder(
+            tmp_path / "out", loaded.parameters, loaded.model.config, config, {}, dtype="float16", max_file_bytes=2**30
+        )
     assert not (tmp_path / "out").exists()
-    export_folder(tmp_path / "wide", loaded.parameters, loaded.model.config, config, {}, "bfloat16", 2**30)
+    export_folder(
+        tmp_path / "wide", loaded.parameters, loaded.model.config, config, {}, dtype="bfloat16", max_file_bytes=2**30
+    )

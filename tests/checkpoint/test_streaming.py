@@ -5,6 +5,8 @@ import math
 import os
 import subprocess
 import sys
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,12 @@ from etils import epath
 from tests.gcs import Gcs
 from tests.models import load
 from zephyr_jax.checkpoint.hf import reader as safetensors_reader
-from zephyr_jax.checkpoint.hf.folder import TensorFiles, read_json
 from zephyr_jax.checkpoint.hf.reader import TensorFile, new_pool
-from zephyr_jax.checkpoint.hf.writer import Piece, write_safetensors
+from zephyr_jax.checkpoint.hf.weight_files import TensorFiles
+from zephyr_jax.checkpoint.hf.writer import TensorSource, write_safetensors
 from zephyr_jax.errors import InputError
 from zephyr_jax.model.families.registry import config_from_hf, tensors_of
+from zephyr_jax.storage.strict_json import read_json
 
 MODEL = {
     "architectures": ["MistralForCausalLM"], "model_type": "mistral", "vocab_size": 32000, "hidden_size": 2048,
@@ -67,19 +70,18 @@ def write_large(folder: Path) -> None:
     sizes = sizes_of(shape)
     noise = np.random.default_rng(0).standard_normal(2**20, np.float32).astype(jax.numpy.bfloat16)
     noise = np.tile(noise, -(-LARGEST // 4 // 2**20))
-    pieces: list[Piece] = [
+    sources: list[TensorSource] = [
         (name, one, lambda one=one: noise[: math.prod(one)].reshape(one))
         for tensor in tensors_of(shape)
         for name in tensor.names(shape.num_layers)
         for one in [sizes[tensor.path]]
     ]
-    write_safetensors(epath.Path(folder), pieces, noise.dtype, 2**29)
+    write_safetensors(epath.Path(folder), sources, noise.dtype, 2**29)
     (folder / "config.json").write_text(json.dumps(MODEL))
 
 
 def sizes_of(shape: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Hugging Face's sizes by our path."""
-    from zephyr_jax.checkpoint.hf.folder import at
+    """Hugging Face's sizes by path of the parameter."""
     from zephyr_jax.checkpoint.resolve import abstract_of
     from zephyr_jax.config.sections import MeshOptions, ModelOptions
     from zephyr_jax.parallel.mesh import make_mesh
@@ -89,7 +91,7 @@ def sizes_of(shape: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
     parameters = abstract_of(shape, ModelOptions(), rules).parameters
     found = {}
     for tensor in tensors_of(shape):
-        ours = at(parameters, tensor.path).shape
+        ours = reduce(getitem, tensor.path, parameters).shape
         found[tensor.path] = tensor.hf_sizes(ours[1:] if tensor.stacked else ours)
     return found
 
@@ -165,14 +167,14 @@ def test_ranges_are_read_from_the_cloud_too(bucket: Gcs, golden: Path) -> None:
     ("damage", "words"),
     [
         (lambda raw: raw[:5], "5 bytes, less than the 8"),
-        (lambda raw: b"\xff" * 8 + raw[8:], "header claims"),
+        (lambda raw: b"\xff" * 8 + raw[8:], "header of"),
         (lambda raw: raw[:8] + b"\xfe" * (len(raw) - 8), "no JSON"),
-        (lambda raw: remade(raw, lambda _: [1, 2]), "holds a list"),
-        (lambda raw: remade(raw, lambda head: head | {"x": 3}), "says '3' of tensor x"),
+        (lambda raw: remade(raw, lambda _: [1, 2]), "list"),
+        (lambda raw: remade(raw, lambda head: head | {"x": 3}), "tensor x"),
         (lambda raw: remade(raw, lambda head: head | {"x": {**head["x"], "dtype": 7}}), "of tensor x"),
         (lambda raw: remade(raw, lambda head: head | {"x": {**head["x"], "shape": [-1, 4]}}), "of tensor x"),
         (lambda raw: remade(raw, lambda head: head | {"x": {**head["x"], "data_offsets": [64, 0]}}), "bytes 64 to 0"),
-        (lambda raw: remade(raw, lambda head: head | {"x": {**head["x"], "data_offsets": [0, 60]}}), "cannot lie at"),
+        (lambda raw: remade(raw, lambda head: head | {"x": {**head["x"], "data_offsets": [0, 60]}}), "bytes 0 to 60"),
         (lambda raw: remade(raw, lambda head: head | {"x": {**head["x"], "data_offsets": [64, 128]}}), "ends at byte"),
         (lambda raw: raw[:-1], "cut short"),
     ],

@@ -126,7 +126,7 @@ def test_the_same_export_again_does_nothing_and_another_is_refused(
     assert {path.name: path.stat().st_mtime_ns for path in exported.iterdir()} == before
     with pytest.raises(SystemExit):
         main([*words, "--dtype", "float32"])
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_what_was_exported_goes_on_with_its_history(exported: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tests.tokenizers import ASSETS, CHATML, write_tokenizer
 from zephyr_jax.chat.template_loader import load_template
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
-from zephyr_jax.checkpoint.hf.folder import export_folder
+from zephyr_jax.checkpoint.hf.export import export_folder
 from zephyr_jax.config.models import ExportConfig, GenerateConfig
 from zephyr_jax.config.sections import DataOptions, ModelOptions
 from zephyr_jax.config.training import SftConfig
@@ -70,7 +70,7 @@ def write_base(folder: Path, kind: str, template: str | None, fields: dict[str, 
     model = Decoder(shape, Compute(dtype=jnp.dtype("float32")), nnx.Rngs(0))
     parameters = nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
     parameters["embedding"] = parameters["embedding"] * 20
-    export_folder(folder, parameters, shape, config, {}, "float32", 2**30)
+    export_folder(folder, parameters, shape, config, {}, dtype="float32", max_file_bytes=2**30)
     return with_template(write_tokenizer(kind, folder), template)
 
 

@@ -140,7 +140,7 @@ def test_an_export_that_was_cut_short_is_made_again(bucket: Gcs, tiny_model: Pat
     names = {path.name for path in (CLOUD / "hf").iterdir()}
     assert {"config.json", "model.safetensors.index.json"} <= names
     assert not names & {"export-unfinished", "model-00001-of-00009.safetensors"}
-    with pytest.raises(InputError, match="gs://bucket/hf exists already"):
+    with pytest.raises(InputError, match="gs://bucket/hf already exists"):
         export(replace(config, dtype="float32"))
 
 

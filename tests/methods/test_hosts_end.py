@@ -57,7 +57,7 @@ def test_an_export_that_fails_on_the_writer_ends_all(tiny_model: Path, tmp_path:
         codes = [process.returncode for process in started]
     assert codes == [2, 4]
     assert "process 0 stopped: error: " in said[1]
-    assert "hf exists already" in said[1]
+    assert "hf already exists" in said[1]
 
 
 def test_a_coordinator_that_is_not_there_is_named(tiny_model: Path, tmp_path: Path) -> None:

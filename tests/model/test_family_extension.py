@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.models import load, logits, whole_rows
-from zephyr_jax.checkpoint.hf.folder import export_folder
+from zephyr_jax.checkpoint.hf.export import export_folder
 from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.config.sections import ModelOptions
 from zephyr_jax.errors import InputError
@@ -166,7 +166,15 @@ def test_it_is_exported_and_loaded_again(golden: Path, tmp_path: Path) -> None:
     folder = toy_folder(golden, tmp_path / "toy", auto_map={"AutoModel": "remote.Code"})
     loaded, source = load(folder), find_model(ModelOptions(path=str(folder)))
     settings = config_to_hf(source.hf_config, source.model_config)
-    export_folder(open_path(tmp_path / "out"), loaded.parameters, source.model_config, settings, {}, "float32", 2**30)
+    export_folder(
+        open_path(tmp_path / "out"),
+        loaded.parameters,
+        source.model_config,
+        settings,
+        {},
+        dtype="float32",
+        max_file_bytes=2**30,
+    )
 
     exported = find_model(ModelOptions(path=str(tmp_path / "out")))
     assert exported.model_config == source.model_config

@@ -14,8 +14,8 @@ from typing import Any
 
 import jax
 
-from zephyr_jax.checkpoint.hf.folder import read_json
 from zephyr_jax.storage.files import Path, write_atomic
+from zephyr_jax.storage.strict_json import read_json
 
 FILE = "provenance.json"
 _PACKAGES = (

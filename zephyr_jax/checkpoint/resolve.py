@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from zephyr_jax.chat.template import ChatTemplate
 from zephyr_jax.chat.tokenizer_files import TRAINING_TEMPLATE
-from zephyr_jax.checkpoint.hf.folder import CHAT_TEMPLATES, TOKENIZER_FILES, load_parameters, open_folder, read_json
+from zephyr_jax.checkpoint.hf.folder import CHAT_TEMPLATES, TOKENIZER_FILES, open_folder
+from zephyr_jax.checkpoint.hf.load import load_parameters
 from zephyr_jax.checkpoint.hf.weight_files import INDEX, SINGLE, TensorFiles, check_no_adapter
 from zephyr_jax.checkpoint.provenance import Record, read_record
 from zephyr_jax.checkpoint.steps import FOLDER, check_step, restore_parameters
@@ -24,6 +25,7 @@ from zephyr_jax.model.families.registry import config_from_hf
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.parallel.sharding import ShardingRules, parameter_shardings
 from zephyr_jax.storage.files import Path, check_readable, list_names, local_copy, open_path
+from zephyr_jax.storage.strict_json import read_json
 
 MODEL_FOLDER = "model"
 """Inside a run: config.json, generation_config.json and the files of the tokenizer that it trains with."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from zephyr_jax.checkpoint.hf.folder import export_folder
+from zephyr_jax.checkpoint.hf.export import export_folder
 from zephyr_jax.config.models import ExportConfig
 from zephyr_jax.config.training import SftConfig
 from zephyr_jax.config.yaml_file import from_dict
@@ -96,7 +96,7 @@ def write_untrained(folder: Path) -> None:
         "model_max_length": CONFIG["max_position_embeddings"],
     }
     extras = {"tokenizer.json": train_tokenizer(CONFIG["vocab_size"]).to_str(), "tokenizer_config.json": settings}
-    export_folder(folder, parameters, shape, CONFIG, extras, "float32", 2**30)
+    export_folder(folder, parameters, shape, CONFIG, extras, dtype="float32", max_file_bytes=2**30)
 
 
 def pretrain(scratch: Path, texts: int, seed: int) -> Path:

@@ -13,7 +13,7 @@ from zephyr_jax.chat.template_source import own_template, without_markers
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
-from zephyr_jax.checkpoint.hf.folder import check_free, export_folder
+from zephyr_jax.checkpoint.hf.export import check_new_folder, export_folder
 from zephyr_jax.checkpoint.hf.model_files import model_files
 from zephyr_jax.checkpoint.provenance import FILE, Record, make_record, read_record
 from zephyr_jax.checkpoint.resolve import ModelSource, check_vocabulary, open_model
@@ -38,7 +38,7 @@ def export(config: ExportConfig) -> Path:
     rules = init_devices(config.mesh)
     out = open_path(config.output)
     check_folder_creatable(out if is_remote(out) else out.parent)
-    check_free(out, FILE)  # fail before the weights are read
+    check_new_folder(out, FILE)  # fail before the weights are read
     opened = open_model(ForwardOptions(path=config.model.path, revision=config.model.revision), rules)
     source = opened.source
     files = _files(source)  # these checks, too, come before the weights are read
@@ -57,7 +57,7 @@ def export(config: ExportConfig) -> Path:
     limit = int(config.max_shard_gib * 2**30)
     settings = files.pop("config.json")
     extras = {**files, "README.md": card, FILE: record}
-    export_folder(out, parameters, source.model_config, settings, extras, config.dtype, limit)
+    export_folder(out, parameters, source.model_config, settings, extras, dtype=config.dtype, max_file_bytes=limit)
     return out
 
 

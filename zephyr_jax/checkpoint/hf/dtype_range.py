@@ -1,4 +1,4 @@
-"""Whether weights fit into a narrower dtype: a value beyond its range would be written as infinity."""
+"""Range check before weights are written in a narrower dtype: a value beyond its range would become infinity."""
 
 from functools import lru_cache, partial, reduce
 from operator import getitem
@@ -16,12 +16,15 @@ from zephyr_jax.model.families.registry import tensors_of
 
 
 def check_range(parameters: Any, config: ModelConfig, kind: np.dtype) -> None:
-    """Raise InputError, on every process, naming the first tensor with a value that `kind` cannot hold.
+    """Check that `kind` can hold every value.
 
     Args:
         parameters: Pure dict of float32 global arrays.
         config: Names the tensors.
-        kind: Dtype to be written; float32 holds all.
+        kind: Dtype to write; float32 holds every value.
+
+    Raises:
+        InputError: On every process; names the first tensor with a value beyond the range.
     """
     if kind == np.float32:
         return
@@ -39,9 +42,9 @@ def check_range(parameters: Any, config: ModelConfig, kind: np.dtype) -> None:
 
 @lru_cache
 def _largest(sharding: Any, stacked: bool) -> Any:
-    """A function to the largest magnitude of a tensor, or of each layer [Y], replicated; NaN counts as 0."""
-    whole = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
-    return jax.jit(partial(_magnitude, stacked), out_shardings=whole)
+    """Jitted function: largest magnitude of a tensor, or of each layer [Y], replicated; NaN counts as 0."""
+    replicated = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
+    return jax.jit(partial(_magnitude, stacked), out_shardings=replicated)
 
 
 def _magnitude(stacked: bool, value: Array) -> Array:

@@ -1,8 +1,8 @@
-"""The safetensors files of a Hugging Face folder: which of them are the model, and what their tensors must be.
+"""The safetensors files of a Hugging Face folder: which of them are the model, and the tensors that they must have.
 
-Chosen as transformers 5 does: `model.safetensors`, else what `model.safetensors.index.json` names. Files of other formats
-beside them (`consolidated*.safetensors`, `adapter_model.safetensors`) are not read. A folder whose files can be read in two
-ways that give different weights is refused.
+They are chosen as in transformers 5: `model.safetensors`, else the files that `model.safetensors.index.json` names. Files of
+other formats beside them (`consolidated*.safetensors`, `adapter_model.safetensors`) are ignored. A folder that different readers
+would load as different weights is an error.
 """
 
 import re
@@ -133,15 +133,15 @@ def check_no_adapter(folder: Path, names: list[str]) -> None:
 
 
 def _chosen(folder: Path, names: list[str]) -> list[str]:
-    """The names of the files that hold the model."""
+    """Names of the files that hold the model."""
     if SINGLE in names:
         return [SINGLE]
     if INDEX in names:
         return _indexed(folder, names)
-    found = [name for name in names if name.endswith(".safetensors") and not _foreign(name)]
-    if found:
-        _check_shards(folder, found)
-        return found
+    shards = [name for name in names if name.endswith(".safetensors") and not _foreign(name)]
+    if shards:
+        _check_shards(folder, shards)
+        return shards
     consolidated = [name for name in names if name.startswith("consolidated")]
     kind = f"Mistral's own format ({join_items(consolidated, 3)})" if consolidated else f"{join_items(names)}"
     raise InputError(
@@ -218,16 +218,16 @@ def _check_readings(folder: Path, names: list[str], where: dict[str, _Stored]) -
 
 
 def _by_name(folder: Path, files: list[str]) -> dict[str, _Stored]:
-    found: dict[str, _Stored] = {}
+    stored: dict[str, _Stored] = {}
     for file in (TensorFile(folder / name) for name in sorted(set(files))):
         for name in file.entries:
-            if name in found:
+            if name in stored:
                 raise InputError(
-                    f"Tensor {name[:80]} is both in {found[name][0].path} and in {file.path}. Remove the file that does not "
+                    f"Tensor {name[:80]} is both in {stored[name][0].path} and in {file.path}. Remove the file that does not "
                     "belong to the checkpoint."
                 )
-            found[name] = file, name
-    return found
+            stored[name] = file, name
+    return stored
 
 
 def _equal(one: _Stored, other: _Stored) -> bool:

@@ -1,0 +1,137 @@
+"""Exporting parameters as a Hugging Face folder: one tensor at a time, and the folder appears complete or not at all.
+
+On Cloud Storage, which cannot rename folders, a marker file stands in the folder until everything is written.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial, reduce
+from operator import getitem
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from zephyr_jax.checkpoint.hf.dtype_range import check_range
+from zephyr_jax.checkpoint.hf.writer import TensorSource, write_safetensors
+from zephyr_jax.errors import InputError
+from zephyr_jax.model.config import ModelConfig
+from zephyr_jax.model.families.registry import tensors_of
+from zephyr_jax.model.families.tensors import HfTensor
+from zephyr_jax.parallel.gather import gather, write_barrier
+from zephyr_jax.storage.files import Path, is_remote, list_names, open_path, write_atomic
+
+_UNFINISHED = "export-unfinished"
+_EXISTS = "{} already exists; nothing was overwritten. Choose another folder, or remove it."
+
+
+def export_folder(
+    out: Path,
+    parameters: Any,
+    model_config: ModelConfig,
+    hf_config: dict[str, Any],
+    files: dict[str, Any],
+    *,
+    dtype: str,
+    max_file_bytes: int,
+) -> None:
+    """Write safetensors, config.json and further files. All processes call this and return when it is done; process 0 writes.
+
+    Args:
+        out: The folder to make.
+        parameters: Pure dict of float32 global arrays.
+        model_config: Configuration of the model.
+        hf_config: Content of config.json; the dtype is added.
+        files: Further files by name: JSON objects, text, or local paths to copy.
+        dtype: Of the weights.
+        max_file_bytes: Limit of a safetensors file; larger models are split, with an index.
+
+    Raises:
+        InputError: `out` exists, or (on every process) a tensor has a value that `dtype` cannot hold.
+    """
+    kind = np.dtype(jnp.dtype(dtype))
+    check_range(parameters, model_config, kind)
+    sources = _sources(parameters, model_config, kind)
+    if jax.process_index() == 0:
+        with _new_folder(out) as folder:
+            write_safetensors(folder, sources, kind, max_file_bytes)
+            for name, content in {**files, "config.json": {**hf_config, "dtype": dtype, "torch_dtype": dtype}}.items():
+                _write_file(folder / name, content)
+    else:
+        for _, _, read in sources:
+            read()  # takes part in the gather of process 0
+    write_barrier()
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `out` when the block succeeds and is removed when it fails."""
+    if is_remote(out):
+        _remove_unfinished(out)
+        write_atomic(out / _UNFINISHED, "")
+        try:
+            yield out
+            (out / _UNFINISHED).unlink()
+        except BaseException:
+            with suppress(Exception):  # the first error is raised below
+                _remove_unfinished(out)
+            raise
+        return
+    if out.exists():
+        raise InputError(_EXISTS.format(out))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = open_path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield scratch
+        os.chmod(scratch, 0o755)
+        os.replace(scratch, out)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def check_new_folder(out: Path, expected_file: str) -> None:
+    """Raise InputError when `out` exists, unless it is an interrupted export or has `expected_file`."""
+    if out.exists() and not {_UNFINISHED, expected_file} & set(list_names(out)):
+        raise InputError(_EXISTS.format(out))
+
+
+def _remove_unfinished(out: Path) -> None:
+    """Remove the files of an interrupted export from a gs:// path. Raises InputError when the folder holds something else."""
+    names = list_names(out)
+    if names and _UNFINISHED not in names:
+        raise InputError(_EXISTS.format(out))
+    for name in sorted(names, key=_UNFINISHED.__eq__):  # the marker last
+        (out / name).unlink()
+
+
+def _write_file(path: Path, content: Any) -> None:
+    if isinstance(content, os.PathLike):
+        write_atomic(path, open_path(content).read_bytes())
+    else:
+        write_atomic(
+            path, content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        )
+
+
+def _sources(parameters: Any, model_config: ModelConfig, kind: np.dtype) -> list[TensorSource]:
+    sources: list[TensorSource] = []
+    for tensor in tensors_of(model_config):
+        value = reduce(getitem, tensor.path, parameters)
+        sizes = value.shape[1:] if tensor.stacked else value.shape
+        for layer, name in enumerate(tensor.names(model_config.num_layers)):
+            read = partial(_read_tensor, tensor, value, layer if tensor.stacked else None, kind)
+            sources.append((name, tensor.hf_sizes(sizes), read))
+    return sources
+
+
+def _read_tensor(tensor: HfTensor, value: Array, layer: int | None, kind: np.dtype) -> np.ndarray:
+    """One tensor in Hugging Face's layout on process 0; an empty array on the others."""
+    gathered = gather(value, layer)
+    return np.empty(0, kind) if gathered is None else tensor.to_hf(gathered).astype(kind)
