@@ -73,15 +73,15 @@ def test_the_baseline_decides_the_version(
     ]
     (tmp_path / "own.json").write_text(json.dumps(rows))
     main(["evaluate", "alpaca-eval", "--annotations", str(tmp_path / "own.json"), "--output", str(tmp_path / "out")])
-    assert "3 of 6 annotations hold no preference and count nowhere" in capsys.readouterr().err
+    assert "3 of 6 annotations have no preference and are skipped" in capsys.readouterr().err
     row = json.loads((tmp_path / "out/own.row.json").read_text())
     assert (row["version"], row["baseline"], row["n_total"], row["n_dropped"]) == (version, baseline, 3, 3)
     if version == 1:
         assert [each.alpaca_eval for each in measured([str(tmp_path / "out")])] == [pytest.approx(200 / 3)]
     else:
-        with pytest.raises(InputError, match="no scores"):
+        with pytest.raises(InputError, match="got neither"):
             measured([str(tmp_path / "out")])
-        assert "own.row.json is left out of the AlpacaEval column" in capsys.readouterr().err
+        assert "own.row.json is skipped in the AlpacaEval column" in capsys.readouterr().err
 
 
 def test_mixed_baselines_have_no_version() -> None:
@@ -114,8 +114,8 @@ def test_outputs_are_in_the_published_form(
     ).split()
     main(words)
     first = capsys.readouterr()
-    assert first.out == f"{tmp_path}/out/tiny.json\nTo have them judged, pass --judge.\n"
-    assert "5 answers" in first.err
+    assert first.out == f"{tmp_path}/out/tiny.json\nPass --judge to judge them.\n"
+    assert "5 samples" in first.err
     found = json.loads((tmp_path / "out/tiny.json").read_text())
     assert [set(each) for each in found] == [{"dataset", "instruction", "output", "generator"}] * 5
     assert [each["instruction"] for each in found] == [row["instruction"] for row in rows]
@@ -138,16 +138,16 @@ def test_an_instruction_that_does_not_fit_loses_its_beginning(
     )
     told = capsys.readouterr().err
     assert "1 prompts were longer than the context and lost their beginnings" in told
-    assert "2 answers" in told
+    assert "2 samples" in told
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "is not JSON|holds"),
+        ("", "JSON|list of objects"),
         ("[1]", "a list of objects"),
-        ("{", "is not JSON"),
-        ('[{"preference": null}]', "no preference"),
+        ("{", "JSON"),
+        ('[{"preference": null}]', "`preference` from 1 to 2"),
     ],
 )
 def test_what_is_no_annotation_is_refused(

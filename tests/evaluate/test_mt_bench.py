@@ -14,11 +14,11 @@ from zephyr_jax.cli import main
 from zephyr_jax.errors import InputError
 from zephyr_jax.evaluate.mt_bench_format import (
     UNRATED,
-    Bench,
+    MtBench,
     Question,
     judge_prompt,
     open_bench,
-    rating_in,
+    parse_rating,
     scores_of,
     temperature_of,
 )
@@ -34,7 +34,7 @@ JUDGMENTS = {
 
 @pytest.mark.parametrize("text", JUDGMENTS)
 def test_odd_judgments(text: str) -> None:
-    assert rating_in(text) == JUDGMENTS[text]
+    assert parse_rating(text) == JUDGMENTS[text]
 
 
 QUESTIONS = (
@@ -47,7 +47,7 @@ TEMPLATES = {
     "single-v1-multi-turn": "{question_1}|{answer_1}|{question_2}|{answer_2}",
     "single-math-v1-multi-turn": "{ref_answer_1}|{ref_answer_2}|{question_1}|{answer_1}|{question_2}|{answer_2}",
 }  # fmt: skip
-BENCH = Bench(
+BENCH = MtBench(
     QUESTIONS,
     {name: {"name": name, "system_prompt": "s", "prompt_template": text} for name, text in TEMPLATES.items()},
     {2: ("2", "4")},
@@ -165,7 +165,7 @@ def test_recorded_judgments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     with judge_at(rate) as (url, asked):
         main([*words, "--judge", url])
     out = capsys.readouterr().out
-    assert "| compared | 4 (2 without a number left out) |" in out  # anew 3 4 3 - 3 4
+    assert "| compared | 4 (2 without a score skipped) |" in out  # anew 3 4 3 - 3 4
     assert "| same verdict | 75.0% ± 21.7% |" in out
     assert "| mean distance | 0.500 |" in out
     assert [body["messages"][0]["content"] for body in asked] == ["s"] * 6
@@ -182,15 +182,15 @@ def test_recorded_judgments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         ({}, "--chat_template zephyr", "`chat_template` is set with recorded judgments"),
         ({}, "--judge_max_new_tokens 9", "`judge_max_new_tokens` is set without a judge"),
         ({}, "--judge 127.0.0.1:8000", "judge: expected an address"),
-        ({"score": None}, "", "is no judgment"),
-        ({"score": float("nan")}, "", "is no judgment"),
-        ({"score": 11}, "", "is no judgment"),
-        ({"score": True}, "", "is no judgment"),
-        ({"turn": "2"}, "", "is no judgment"),
-        ({"judge": "gpt-4"}, "", "is no judgment"),
-        ({"judge": ["g"]}, "", "is no judgment"),
-        ({"question_id": [2]}, "", "is no judgment"),
-        ({"user_prompt": None}, "--judge http://127.0.0.1:9/v1", "is no judgment"),
+        ({"score": None}, "", "expected question_id"),
+        ({"score": float("nan")}, "", "expected question_id"),
+        ({"score": 11}, "", "expected question_id"),
+        ({"score": True}, "", "expected question_id"),
+        ({"turn": "2"}, "", "expected question_id"),
+        ({"judge": "gpt-4"}, "", "expected question_id"),
+        ({"judge": ["g"]}, "", "expected question_id"),
+        ({"question_id": [2]}, "", "expected question_id"),
+        ({"user_prompt": None}, "--judge http://127.0.0.1:9/v1", "expected question_id"),
     ],
 )
 def test_judgments_that_cannot_be_replayed(
@@ -290,7 +290,7 @@ def test_another_model_or_other_questions_are_other_work(
     ).split()
     main([*words, "--limit", "1"])
     main(words)
-    assert "To have them rated, pass --judge" in capsys.readouterr().out
+    assert "Pass --judge to rate them" in capsys.readouterr().out
     flip_last_byte(model / "model.safetensors")
     with pytest.raises(SystemExit):
         main(words)
@@ -317,7 +317,7 @@ def test_a_judge_s_name_stays_in_its_folder(tiny_model: Path, tmp_path: Path) ->
 def test_a_bench_without_a_part_is_refused(tmp_path: Path, missing: str) -> None:
     bench = write_bench(tmp_path)
     (bench / missing).unlink()
-    with pytest.raises(InputError, match=f"has no {Path(missing).name}"):
+    with pytest.raises(InputError, match=f"Expected {Path(missing).name} in"):
         open_bench(str(bench))
 
 

@@ -53,4 +53,5 @@ def test_folders_without_scores_are_refused(tmp_path: Path, capsys: pytest.Captu
     with pytest.raises(SystemExit) as stopped:
         main(["evaluate", "table", "--results", str(folder)])
     assert stopped.value.code == 2
-    assert {"missing": "is no folder", "empty": "no scores", "broken": "is not JSON"}[what] in capsys.readouterr().err
+    expected = {"missing": "Expected a folder", "empty": "got neither", "broken": "is not JSON"}[what]
+    assert expected in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""How well a judge agrees with what was recorded of another, on the very same answers."""
+"""Agreement of a judge with recorded judgments of the same answers."""
 
 import json
 import math
@@ -9,33 +9,33 @@ from statistics import StatisticsError, correlation, fmean
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two judges' numbers for the same things, compared."""
+    """Scores of two judges for the same items, compared."""
 
     compared: int
     unrated: int
-    """Left out: one of the two gave no number."""
+    """Items without a score from one of the two; not compared."""
     same: float
-    """Share of verdicts that are the same, 0 to 1."""
+    """Share of equal verdicts, 0 to 1."""
     error: float
-    """Standard error of that."""
+    """Standard error of `same`."""
     distance: float
-    """Mean difference of the numbers, without its sign."""
+    """Mean absolute difference of the scores."""
     correlation: float
-    """Pearson's; NaN where one of the two always says the same."""
+    """Pearson correlation; NaN where the scores of one judge are all equal."""
 
-    def written(self) -> str:
-        """As JSON, in which NaN has no place."""
+    def to_json(self) -> str:
+        """JSON text with null for NaN."""
         content = {name: None if value != value else value for name, value in asdict(self).items()}
         return json.dumps(content, indent=2) + "\n"
 
     def report(self) -> str:
-        """A table for people."""
-        left_out = f" ({self.unrated:,} without a number left out)" if self.unrated else ""
+        """A Markdown table."""
+        skipped = f" ({self.unrated:,} without a score skipped)" if self.unrated else ""
         return "\n".join(
             [
                 "| agreement with the recorded judgments | |",
                 "|---|---|",
-                f"| compared | {self.compared:,}{left_out} |",
+                f"| compared | {self.compared:,}{skipped} |",
                 f"| same verdict | {self.same:.1%} ± {self.error:.1%} |",
                 f"| mean distance | {self.distance:.3f} |",
                 f"| correlation | {self.correlation:.3f} |",
@@ -43,27 +43,36 @@ class Agreement:
         )
 
 
-def agreement(recorded: Sequence[float], anew: Sequence[float], verdicts: Sequence[Sequence[float]] = ()) -> Agreement:
-    """Compare two lists of numbers, place by place; NaN where there was none.
+def agreement(
+    recorded: Sequence[float], repeated: Sequence[float], verdicts: Sequence[Sequence[float]] = ()
+) -> Agreement:
+    """Compare two lists of scores item by item.
 
-    `verdicts`, two lists as long, are what has to be the same; without them the numbers themselves are.
+    Args:
+        recorded: One score per item; NaN for none.
+        repeated: Scores of the same items by the other judge.
+        verdicts: Two lists, one verdict per item each, whose equality is counted; default: the scores.
     """
-    first, second = verdicts or (recorded, anew)
+    first, second = verdicts or (recorded, repeated)
     rows = [
-        row for row in zip(recorded, anew, first, second, strict=True) if not (math.isnan(row[0]) or math.isnan(row[1]))
+        row
+        for row in zip(recorded, repeated, first, second, strict=True)
+        if not (math.isnan(row[0]) or math.isnan(row[1]))
     ]
     if not rows:
-        return Agreement(0, len(recorded), math.nan, math.nan, math.nan, math.nan)
+        return Agreement(
+            compared=0, unrated=len(recorded), same=math.nan, error=math.nan, distance=math.nan, correlation=math.nan
+        )
     same = fmean(float(one == other) for *_, one, other in rows)
     try:
-        together = correlation([row[0] for row in rows], [row[1] for row in rows])
+        pearson = correlation([row[0] for row in rows], [row[1] for row in rows])
     except StatisticsError:
-        together = math.nan
+        pearson = math.nan
     return Agreement(
         compared=len(rows),
         unrated=len(recorded) - len(rows),
         same=same,
         error=math.sqrt(same * (1 - same) / len(rows)),
         distance=fmean(abs(row[0] - row[1]) for row in rows),
-        correlation=together,
+        correlation=pearson,
     )

@@ -1,4 +1,4 @@
-"""`zephyr-jax evaluate alpaca-eval`: a model's outputs, in the form that judges take."""
+"""AlpacaEval outputs of a model, in the format of the package alpaca-eval."""
 
 import json
 from pathlib import PurePath
@@ -16,20 +16,22 @@ from zephyr_jax.storage.files import Path, check_folder_creatable, open_path, wr
 
 
 def model_outputs(config: AlpacaEvalConfig) -> str:
-    """Answers to all instructions in AlpacaEval's form; the path of the file. Killed, the same command goes on."""
+    """Answer all instructions and return the path of the output file. The same command resumes after a kill."""
     out = open_path(config.output)
     check_folder_creatable(out)
-    every = read_instructions(config.instructions)
-    rows = every[: config.limit]
+    instructions = read_instructions(config.instructions)
+    rows = instructions[: config.limit]
     out.mkdir(parents=True, exist_ok=True)
     model: RemoteClient | LocalClient
     if is_address(config.model.path):
         model = open_address(config.model.path, config.answering, out / "asked.journal")
-        name, own = file_name(config.name or model.model), False
+        name, is_local = file_name(config.name or model.model), False
     else:
-        name, own = file_name(config.name or PurePath(config.model.path).name), True
-        model = _own(config, every, out / f"{name}.journal")
-    responses = collect_responses(model, [_ask(config, row["instruction"], own) for row in rows], "answers", "model")
+        name, is_local = file_name(config.name or PurePath(config.model.path).name), True
+        model = _local_client(config, instructions, out / f"{name}.journal")
+    responses = collect_responses(
+        model, [_request(config, row["instruction"], is_local) for row in rows], "answers", "model"
+    )
     outputs = [
         {
             "dataset": row.get("dataset", ""),
@@ -44,23 +46,23 @@ def model_outputs(config: AlpacaEvalConfig) -> str:
     return str(path)
 
 
-def _ask(config: AlpacaEvalConfig, instruction: str, own: bool) -> ChatRequest:
-    """The request for an answer; only a model of ours is told a seed."""
-    seed = draw(config.seed, "answer", instruction) % 2**31 if own else None
+def _request(config: AlpacaEvalConfig, instruction: str, is_local: bool) -> ChatRequest:
+    """The request for an answer; a seed only for local models, as some endpoints refuse it."""
+    seed = draw(config.seed, "answer", instruction) % 2**31 if is_local else None
     return ChatRequest(
         ({"role": "user", "content": instruction},), config.temperature, config.max_new_tokens, config.top_p, seed
     )
 
 
 def file_name(name: str) -> str:
-    """A model's name in the names of files."""
+    """A model's name as a part of file names."""
     return name.replace("/", "_")
 
 
-def _own(config: AlpacaEvalConfig, every: list[dict[str, Any]], path: Path) -> LocalClient:
-    """A checkpoint with its journal; its context holds every instruction with its answer, if the model's positions do."""
-    found = open_text_model("evaluate alpaca-eval", config.model, config.mesh, config.batch_size)
-    tokenizer = found.chat_tokenizer(config.chat_template)
-    longest = max(len(tokenizer.prompt([{"role": "user", "content": row["instruction"]}])) for row in every)
-    context = found.context_length(longest + config.max_new_tokens)
-    return LocalClient(found, tokenizer, context, path, keep=False, truncate=True)
+def _local_client(config: AlpacaEvalConfig, instructions: list[dict[str, Any]], path: Path) -> LocalClient:
+    """A checkpoint with its journal; the context fits every instruction with its answer, if the model's positions allow it."""
+    model = open_text_model("evaluate alpaca-eval", config.model, config.mesh, config.batch_size)
+    tokenizer = model.chat_tokenizer(config.chat_template)
+    longest = max(len(tokenizer.prompt([{"role": "user", "content": row["instruction"]}])) for row in instructions)
+    context = model.context_length(longest + config.max_new_tokens)
+    return LocalClient(model, tokenizer, context, path, keep=False, truncate=True)

@@ -1,4 +1,4 @@
-"""The judge's half of `zephyr-jax evaluate mt-bench`: ratings of answers, recorded or new, and their means."""
+"""MT-Bench judging: ratings of answers, recorded or new, and their means."""
 
 import json
 import math
@@ -23,15 +23,15 @@ from zephyr_jax.evaluate.mt_bench_format import (
     HIGHEST,
     LOWEST,
     UNRATED,
-    Bench,
-    Judgment,
-    Scores,
+    MtBench,
+    MtBenchScores,
+    TurnJudgment,
     is_rating,
     judge_prompt,
     judgment_row,
     open_bench,
-    rating_in,
-    ratings_in,
+    parse_rating,
+    parse_ratings,
     scores_of,
 )
 from zephyr_jax.storage.files import Path, open_path, write_atomic
@@ -42,33 +42,35 @@ type Answers = dict[int, list[str]]
 
 
 @dataclass(frozen=True)
-class Answered:
-    """What a model said, and how large it is, where that is known."""
+class ModelAnswers:
+    """Answers of a model, and its number of parameters if known."""
 
     turns: Answers
     parameters: int | None
 
 
-def judged(bench: Bench, name: str, answered: Answered, judge: RemoteClient, tokens: int, out: Path) -> Scores:
-    """Have answers rated; write judgments, a summary and a picture."""
+def judge_answers(
+    bench: MtBench, name: str, answered: ModelAnswers, judge: RemoteClient, tokens: int, out: Path
+) -> MtBenchScores:
+    """Rate answers with a judge; write judgments, a summary and a chart."""
     judgments = _judge(bench, answered.turns, judge, tokens)
-    rows = [judgment_row(each, name, time.time()) for each in judgments]
+    rows = [judgment_row(judgment, name, time.time()) for judgment in judgments]
     write_rows(out / "model_judgment" / f"{judge.model.replace('/', '_')}_single.jsonl", rows)
-    scores = scores_of(bench, [(each.question, each.turn, each.score) for each in judgments])
+    scores = scores_of(bench, [(judgment.question, judgment.turn, judgment.score) for judgment in judgments])
     _write_summary(out, name, judge.model, answered.parameters, scores)
-    print(f"the judge used {judge.usage_summary()}", file=sys.stderr)
+    print(f"judge used {judge.usage_summary()}", file=sys.stderr)
     return scores
 
 
-def replay_judgments(config: MtBenchConfig) -> Scores:
-    """The scores of recorded judgments, also written down as those of new ones. Raises InputError."""
+def replay_judgments(config: MtBenchConfig) -> MtBenchScores:
+    """Scores of recorded judgments, written to files like those of new ones. Raises InputError."""
     rows = _recorded(config)
     bench = open_bench(config.questions)
     known = {question.number for question in bench.questions}
     if foreign := sorted({row["question_id"] for row in rows} - known):
         raise InputError(
-            f"{config.judgments} judges question {join_items(map(str, foreign))}, which is not among the {len(known)} here. Name "
-            "its own in `questions`."
+            f"{config.judgments} judges question {join_items(map(str, foreign))}, not one of the {len(known)} questions. Set "
+            "`questions` to those that were judged."
         )
     scores = scores_of(bench, [(row["question_id"], row["turn"], float(row["score"])) for row in rows])
     out = open_path(config.output)
@@ -77,8 +79,8 @@ def replay_judgments(config: MtBenchConfig) -> Scores:
     return scores
 
 
-def _write_summary(out: Path, name: str, judge: str, parameters: int | None, scores: Scores) -> None:
-    """What `evaluate table` reads, and the picture."""
+def _write_summary(out: Path, name: str, judge: str, parameters: int | None, scores: MtBenchScores) -> None:
+    """Write the summary, which `evaluate table` reads, and the chart."""
     summary = {"model": name, "judge": judge, "parameters": parameters, **asdict(scores)}
     write_atomic(out / f"{name.replace('/', '_')}.json", json.dumps(summary, indent=2) + "\n")
     chart = radar_chart("MT-Bench", "mean rating by category", {name: scores.by_category}, maximum=HIGHEST)
@@ -86,7 +88,7 @@ def _write_summary(out: Path, name: str, judge: str, parameters: int | None, sco
 
 
 def rate_again(config: MtBenchConfig) -> Agreement:
-    """Have recorded judgments made anew from the very same prompts, and compare. Raises InputError."""
+    """Judge again from the recorded prompts and compare. Raises InputError."""
     rows = _recorded(config)
     prompts = open_bench(config.questions).prompts
     if unknown := sorted({str(row["judge"][1]) for row in rows} - prompts.keys()):
@@ -96,23 +98,30 @@ def rate_again(config: MtBenchConfig) -> Agreement:
     out = open_path(config.output)
     out.mkdir(parents=True, exist_ok=True)
     judge = open_judge(config, out)
-    asks = [
-        _ask(prompts[row["judge"][1]]["system_prompt"], row["user_prompt"], config.judge_max_new_tokens) for row in rows
+    requests = [
+        _request(prompts[row["judge"][1]]["system_prompt"], row["user_prompt"], config.judge_max_new_tokens)
+        for row in rows
     ]
-    said = collect_responses(judge, asks, "judgments", "judge")
-    anew = _ratings(said)
-    print(f"the judge used {judge.usage_summary()}", file=sys.stderr)
+    responses = collect_responses(judge, requests, "judgments", "judge")
+    repeated = _ratings(responses)
+    print(f"judge used {judge.usage_summary()}", file=sys.stderr)
     again = [
-        {**row, "judge": [judge.model, row["judge"][1]], "judgment": each.text, "score": score, "tstamp": time.time()}
-        for row, each, score in zip(rows, said, anew, strict=True)
+        {
+            **row,
+            "judge": [judge.model, row["judge"][1]],
+            "judgment": response.text,
+            "score": score,
+            "tstamp": time.time(),
+        }
+        for row, response, score in zip(rows, responses, repeated, strict=True)
     ]
     write_rows(out / "model_judgment" / f"{judge.model.replace('/', '_')}_single.jsonl", again)
-    found = agreement(_numbers([float(row["score"]) for row in rows]), _numbers(anew))
-    write_atomic(out / "agreement.json", found.written())
-    return found
+    result = agreement(_rated([float(row["score"]) for row in rows]), _rated(repeated))
+    write_atomic(out / "agreement.json", result.to_json())
+    return result
 
 
-def _numbers(scores: Sequence[float]) -> list[float]:
+def _rated(scores: Sequence[float]) -> list[float]:
     return [score if is_rating(score) else math.nan for score in scores]
 
 
@@ -123,7 +132,7 @@ def _recorded(config: MtBenchConfig) -> list[dict[str, Any]]:
         _check_judgment(row, str(config.judgments))
     models = sorted({str(row["model"]) for row in rows})
     if config.name is None and len(models) > 1:
-        raise InputError(f"{config.judgments} has judgments of {join_items(models)}. Name one of them in `name`.")
+        raise InputError(f"{config.judgments} has judgments of {join_items(models)}. Set `name` to one of them.")
     if config.name and config.name not in models:
         raise InputError(f"{config.judgments} has no judgment of {config.name}; it has {join_items(models)}.")
     rows = [row for row in rows if config.name in (None, row["model"])]
@@ -139,8 +148,8 @@ def _recorded(config: MtBenchConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def _check_judgment(row: dict[str, Any], where: str) -> None:
-    """Raise InputError for one that is not in FastChat's form, or says what cannot be."""
+def _check_judgment(row: dict[str, Any], path: str) -> None:
+    """Raise InputError for a row that is not in FastChat's form or has an impossible value."""
     texts = [row.get("model"), row.get("user_prompt"), *_pair(row.get("judge"))]
     score = row.get("score")
     number = isinstance(score, int | float) and not isinstance(score, bool)
@@ -152,8 +161,8 @@ def _check_judgment(row: dict[str, Any], where: str) -> None:
         and (score == UNRATED or 0 <= float(str(score)) <= 10)
     ):
         raise InputError(
-            f"{where}: {truncate_repr(row)} is no judgment. It needs question_id (a number), model, judge [name, prompt], "
-            "user_prompt, turn (1 or 2) and score (0 to 10, or -1), as in FastChat's model_judgment."
+            f"{path}: expected question_id (int), model, judge [name, prompt], user_prompt, turn (1 or 2) and score (0 to 10, "
+            f"or -1), as in FastChat's model_judgment, got {truncate_repr(row)}."
         )
 
 
@@ -161,27 +170,27 @@ def _pair(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list) and len(value) == 2 else [None]
 
 
-def table(scores: Scores) -> str:
-    """The scores for people."""
+def table(scores: MtBenchScores) -> str:
+    """Scores as a Markdown table."""
     lines = [
         "| MT-Bench | mean rating |",
         "|---|---|",
-        f"| **overall** | **{_shown(scores.overall)}**{f' ± {scores.error:.2f}' if scores.error else ''} |",
-        f"| first turn | {_shown(scores.first_turn)} |",
-        f"| second turn | {_shown(scores.second_turn)} |",
-        *(f"| {name} | {_shown(score)} |" for name, score in scores.by_category.items()),
+        f"| **overall** | **{_format_score(scores.overall)}**{f' ± {scores.error:.2f}' if scores.error else ''} |",
+        f"| first turn | {_format_score(scores.first_turn)} |",
+        f"| second turn | {_format_score(scores.second_turn)} |",
+        *(f"| {name} | {_format_score(score)} |" for name, score in scores.by_category.items()),
         "",
         f"{scores.rated} turns rated" + (f", {scores.unrated} judgments without a rating" if scores.unrated else ""),
     ]
     return "\n".join(lines)
 
 
-def _shown(score: float | None) -> str:
+def _format_score(score: float | None) -> str:
     return "-" if score is None else f"{score:.2f}"
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A file of lines of JSON, in a folder that may not be there yet."""
+    """Write a JSON Lines file; creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
@@ -192,37 +201,43 @@ def open_judge(config: MtBenchConfig, out: Path) -> RemoteClient:
     return RemoteClient(str(config.judge), config.endpoint, Journal(out / "judge.journal", header, entry_problem))
 
 
-def _judge(bench: Bench, answers: Answers, judge: RemoteClient, tokens: int) -> list[Judgment]:
-    """The first two turns of every question, rated; a refusal of the judge is a judgment without a rating."""
+def _judge(bench: MtBench, answers: Answers, judge: RemoteClient, tokens: int) -> list[TurnJudgment]:
+    """Rate the first two turns of every question; a refusal of the judge gives a judgment without a rating."""
     turns = [(question, turn) for question in bench.questions for turn in (1, 2)[: len(question.turns)]]
     prompts = [judge_prompt(bench, question, answers[question.number], turn) for question, turn in turns]
-    asks = [ChatRequest(tuple(messages), 0.0, tokens) for _, messages in prompts]
-    said = collect_responses(
-        judge, asks, "judgments", "judge", allow_all_refused=True
-    )  # FastChat keeps unrated judgments, too
+    requests = [ChatRequest(tuple(messages), 0.0, tokens) for _, messages in prompts]
+    # FastChat keeps unrated judgments, too
+    responses = collect_responses(judge, requests, "judgments", "judge", allow_all_refused=True)
     return [
-        Judgment(
-            question.number, turn, score, messages[1]["content"], each.text, (judge.model, name),
+        TurnJudgment(
+            question=question.number,
+            turn=turn,
+            score=score,
+            prompt=messages[1]["content"],
+            text=response.text,
+            judge=(judge.model, name),
         )
-        for (question, turn), (name, messages), each, score in zip(turns, prompts, said, _ratings(said), strict=True)
-    ]  # fmt: skip
+        for (question, turn), (name, messages), response, score in zip(
+            turns, prompts, responses, _ratings(responses), strict=True
+        )
+    ]
 
 
-def _ratings(said: Sequence[ChatResponse]) -> list[float]:
-    """The rating of each judgment; reports those without one, and those with several different ones."""
-    ratings = [UNRATED if each.refusal else rating_in(each.text) for each in said]
-    if unrated := sum(not each.refusal and score == UNRATED for each, score in zip(said, ratings, strict=True)):
+def _ratings(responses: Sequence[ChatResponse]) -> list[float]:
+    """Rating of each judgment; prints how many have none, or several different ones."""
+    ratings = [UNRATED if response.refusal else parse_rating(response.text) for response in responses]
+    if unrated := sum(not one.refusal and score == UNRATED for one, score in zip(responses, ratings, strict=True)):
         print(
-            f"{unrated:,} of {len(said):,} judgments hold no rating from {LOWEST:g} to {HIGHEST:g}: unrated",
+            f"{unrated:,} of {len(responses):,} judgments without a rating from {LOWEST:g} to {HIGHEST:g} are unrated",
             file=sys.stderr,
         )
-    if several := sum(len(set(ratings_in(each.text))) > 1 for each in said):
+    if several := sum(len(set(parse_ratings(response.text))) > 1 for response in responses):
         print(
-            f"warning: {several:,} of {len(said):,} judgments hold several different ratings; the first one counts",
+            f"warning: {several:,} of {len(responses):,} judgments have several different ratings; the first one counts",
             file=sys.stderr,
         )
     return ratings
 
 
-def _ask(system: str, user: str, tokens: int) -> ChatRequest:
+def _request(system: str, user: str, tokens: int) -> ChatRequest:
     return ChatRequest(({"role": "system", "content": system}, {"role": "user", "content": user}), 0.0, tokens)

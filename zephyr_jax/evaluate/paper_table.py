@@ -22,11 +22,11 @@ GROUPS = ("chat", "ablation")
 
 @dataclass(frozen=True)
 class Result:
-    """A model's scores. None where nobody has measured."""
+    """Scores of a model; None where not measured."""
 
     model: str
     source: str
-    """Where the numbers come from: a publication, or the files that were measured into."""
+    """The publication, or the folder of the result files."""
     group: Literal["chat", "ablation", "measured"]
     size: float | None = None
     """Billions of parameters."""
@@ -40,37 +40,35 @@ class Result:
 
 
 def published() -> list[Result]:
-    """The rows that this project knows from publications."""
+    """Published rows."""
     rows = yaml.safe_load(pathlib.Path(__file__).with_name("published.yaml").read_text())
     return [Result(**row) for row in rows]
 
 
 def measured(folders: Iterable[str]) -> list[Result]:
-    """What `evaluate mt-bench` and `evaluate alpaca-eval` left in folders, by model. Raises InputError."""
-    found: dict[str, dict[str, Any]] = {}
+    """Results of `evaluate mt-bench` and `evaluate alpaca-eval` in folders, one per model. Raises InputError."""
+    results: dict[str, dict[str, Any]] = {}
     for folder in folders:
         if not open_path(folder).is_dir():
             raise InputError(
-                f"{folder} is no folder. Name those that `evaluate mt-bench` and `evaluate alpaca-eval` wrote."
+                f"Expected a folder written by `evaluate mt-bench` or `evaluate alpaca-eval`, got {folder}."
             )
         for path in sorted(open_path(folder).glob("*.json")):
             row = _row(path)
             if row:
-                found.setdefault(row.pop("model"), {"source": str(folder)}).update(row)
-    if not found:
-        raise InputError(
-            "There are no scores in these folders: an MT-Bench summary or an AlpacaEval row is a .json there."
-        )
-    return [Result(model, group="measured", **row) for model, row in found.items()]
+                results.setdefault(row.pop("model"), {"source": str(folder)}).update(row)
+    if not results:
+        raise InputError("Expected an MT-Bench summary or an AlpacaEval row (*.json) in the folders, got neither.")
+    return [Result(model, group="measured", **row) for model, row in results.items()]
 
 
 def _row(path: Path) -> dict[str, Any]:
-    """What one file says; empty for a file of another kind, and for rates against another baseline than AlpacaEval 1's."""
+    """Scores of one file; empty for other files, and for rates against another baseline than AlpacaEval 1's."""
     check_regular(path)
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}). Delete it, or make it again.") from error
+        raise InputError(f"{path} is not JSON ({error}). Delete it, or evaluate again.") from error
     if not isinstance(content, dict):
         return {}
     try:
@@ -80,7 +78,7 @@ def _row(path: Path) -> dict[str, Any]:
             return {"model": str(content["model"]), "size": size and size / 1e9, **scores}
         if "discrete_win_rate" in content and content.get("version") != 1:
             print(
-                f"{path} is left out of the AlpacaEval column: expected version 1 (baseline text_davinci_003), got baseline "
+                f"{path} is skipped in the AlpacaEval column: expected version 1 (baseline text_davinci_003), got baseline "
                 f"{truncate_repr(content.get('baseline'))}",
                 file=sys.stderr,
             )
@@ -88,7 +86,9 @@ def _row(path: Path) -> dict[str, Any]:
             rate = {"alpaca_eval": _number(content["win_rate"]), "error": _number(content["standard_error"])}
             return {"model": path.name.removesuffix(".row.json"), **rate}
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is no result of ours ({error!r}). Delete it, or make it again.") from error
+        raise InputError(
+            f"Expected a result file of `zephyr-jax evaluate` in {path}, got {error!r}. Delete it, or evaluate again."
+        ) from error
     return {}
 
 
@@ -97,13 +97,13 @@ def _number(value: Any) -> float | None:
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """One table a group; what was measured here stands in both, in bold."""
+    """One table per group; measured rows are in both, in bold."""
     parts = []
     for group in GROUPS:
         lines = [
             "| model | size | alignment | MT-Bench | AlpacaEval (win %) | source |",
             "|---|---|---|---|---|---|",
-            *(_line(each) for each in sorted(results, key=_order) if each.group in (group, "measured")),
+            *(_line(result) for result in sorted(results, key=_order) if result.group in (group, "measured")),
         ]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
@@ -113,11 +113,11 @@ def _order(result: Result) -> tuple[bool, float]:
     return result.mt_bench is None, result.mt_bench or 0.0
 
 
-def _line(each: Result) -> str:
-    name = f"**{each.model}**" if each.group == "measured" else each.model
-    size = f"{each.size:.3g}B" if each.size else "-"
-    rate, bench = _with_error(each.alpaca_eval, each.error), _with_error(each.mt_bench, each.mt_error)
-    return f"| {name} | {size} | {each.alignment or '-'} | {bench} | {rate} | {each.source} |"
+def _line(result: Result) -> str:
+    name = f"**{result.model}**" if result.group == "measured" else result.model
+    size = f"{result.size:.3g}B" if result.size else "-"
+    rate, bench = _with_error(result.alpaca_eval, result.error), _with_error(result.mt_bench, result.mt_error)
+    return f"| {name} | {size} | {result.alignment or '-'} | {bench} | {rate} | {result.source} |"
 
 
 def _with_error(score: float | None, error: float | None) -> str:
@@ -132,7 +132,7 @@ def as_csv(results: Sequence[Result]) -> str:
     fields = ("model", "group", "size", "alignment", "mt_bench", "mt_error", "alpaca_eval", "error", "source")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(fields)
-    writer.writerows([getattr(each, name) for name in fields] for each in results)
+    writer.writerows([getattr(result, name) for name in fields] for result in results)
     return out.getvalue()
 
 

@@ -1,8 +1,8 @@
-"""Judges' prompts with `{blanks}`."""
+"""Prompt templates of judges, with `{field}` placeholders."""
 
 import re
 
 
-def filled(template: str, fields: dict[str, str]) -> str:
-    """The template with its fields; braces in what is filled in, and blanks that nobody fills, stay as they are."""
-    return re.sub(r"\{(\w+)\}", lambda found: fields.get(found[1], found[0]), template)
+def fill_template(template: str, fields: dict[str, str]) -> str:
+    """Replace each `{field}` once; braces in the values, and placeholders without a value, stay."""
+    return re.sub(r"\{(\w+)\}", lambda match: fields.get(match[1], match[0]), template)
