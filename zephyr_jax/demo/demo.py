@@ -131,11 +131,18 @@ class _Experiment:
         """Sample the dSFT model, rate the samples and binarize the ratings; returns the folder of the splits."""
         answers, ratings, out = (self.folder / name for name in ("answers", "ratings", "pairs"))
         settings = {
-            "data": prompts, "output": str(answers), "mesh": self._mesh, "batch_size": 64, "principles": [],
-            "models": [f"{self.folder / 'dsft'},name=sample {n}" for n in range(1, _SAMPLES_PER_PROMPT + 1)], "temperature": 1.0,
-            "max_new_tokens": self.lengths.answer, "context_length": self.lengths.pair, "compute_dtype": "float32",
+            "data": prompts,
+            "output": str(answers),
+            "mesh": self._mesh,
+            "batch_size": 64,
+            "principles": [],
+            "models": [f"{self.folder / 'dsft'},name=sample {n}" for n in range(1, _SAMPLES_PER_PROMPT + 1)],
+            "temperature": 1.0,
+            "max_new_tokens": self.lengths.answer,
+            "context_length": self.lengths.pair,
+            "compute_dtype": "float32",
             "seed": self.seed,
-        }  # fmt: skip
+        }
         feedback_answers(from_dict(AnswersConfig, settings, "demo"))
         with rater() as judge:
             settings = {"data": str(answers), "output": str(ratings), "judge": judge, "seed": self.seed}
@@ -149,14 +156,18 @@ class _Experiment:
             **self._shared(name, start),
             "reference": str(self.folder / "reference"),
             "data": {
-                "path": str(pairs), "split": "train_prefs", "eval_path": held_out, "eval_split": "train",
-                **self.lengths.of_pairs, "row_length": 4 * self.lengths.pair,
+                "path": str(pairs),
+                "split": "train_prefs",
+                "eval_path": held_out,
+                "eval_split": "train",
+                **self.lengths.of_pairs,
+                "row_length": 4 * self.lengths.pair,
             },
             "batch": {"rows": 16},
             "schedule": {"epochs": 2, "evaluate_every": 10, "save_every": 0},
             "optimizer": {"learning_rate": 1.5e-4, "lr_schedule": "linear"},
             "dpo": {"beta": 0.1},
-        }  # fmt: skip
+        }
         config = from_dict(DpoConfig, settings, "demo")
         reference(config)
         train(config)

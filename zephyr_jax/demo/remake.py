@@ -110,15 +110,23 @@ def pretrain(scratch: Path, texts: int, seed: int) -> Path:
     settings = {
         "output": str(scratch / "run"),
         "seed": seed,
-        "model": {"path": str(scratch / "untrained"), "compute_dtype": "float32", "remat": "none", "logprob_chunk": 512},
+        "model": {
+            "path": str(scratch / "untrained"),
+            "compute_dtype": "float32",
+            "remat": "none",
+            "logprob_chunk": 512,
+        },
         "data": {
-            "path": str(rows), "chat_template": str(scratch / "plain.jinja"), "targets": "all",
-            "max_length": 256, "row_length": 256,
+            "path": str(rows),
+            "chat_template": str(scratch / "plain.jinja"),
+            "targets": "all",
+            "max_length": 256,
+            "row_length": 256,
         },
         "batch": {"rows": 32},
         "optimizer": {"learning_rate": 3e-3, "warmup_ratio": 0.05, "b2": 0.98, "weight_decay": 0.05},
         "schedule": {"save_every": 0, "log_every": 20},
-    }  # fmt: skip
+    }
     run: Path = train(from_dict(SftConfig, settings, "remake"))
     return run
 

@@ -16,8 +16,8 @@ from zephyr_jax.reference.maintenance import (
 from zephyr_jax.storage.files import check_readable, open_path
 
 
-def reference_ls(config: ReferenceLsConfig) -> str:
-    """List every table with identity, entries, bytes, shards, time and damage. Raises InputError."""
+def main_ls(config: ReferenceLsConfig, command: str) -> str:
+    """`zephyr-jax reference ls`: list every table with identity, entries, bytes, shards, time and damage. Raises InputError."""
     check_readable(config.reference)
     tables = inspect_tables(open_path(config.reference))
     return "\n\n".join(map(_format_table, tables)) or f"No tables in {config.reference}."
@@ -39,8 +39,8 @@ def _count(names: list[str], noun: str) -> str:
     return f"{len(names):,} {noun}{'' if len(names) == 1 else 's'}"
 
 
-def reference_gc(config: ReferenceGcConfig) -> str:
-    """Clean up with `apply`, else report what it would do; one line per action. Raises InputError."""
+def main_gc(config: ReferenceGcConfig, command: str) -> str:
+    """`zephyr-jax reference gc`: clean up with `apply`, else report what it would do; one line per action. Raises InputError."""
     check_readable(config.reference)
     tables = inspect_tables(open_path(config.reference))
     deleted = tables_to_delete(tables, config.keep, config.older_than_days)
@@ -66,13 +66,3 @@ def _actions(table: TableInfo, delete: bool) -> list[tuple[str, Callable[[], Non
     if table.mergeable:
         actions.append((f"{table.folder}: merge {_count(table.small, 'small shard')}", partial(merge_shards, table)))
     return actions
-
-
-def main_ls(config: ReferenceLsConfig, command: str) -> str:
-    """`zephyr-jax reference ls`."""
-    return reference_ls(config)
-
-
-def main_gc(config: ReferenceGcConfig, command: str) -> str:
-    """`zephyr-jax reference gc`."""
-    return reference_gc(config)
