@@ -36,7 +36,7 @@ class TokenBatch(NamedTuple):
     positions: Array
     """int32 position inside the segment, restarting at 0."""
     targets: Array
-    """bool; targets[b, t] says that token t itself is to be predicted (the shift lives in `objective.logprob`)."""
+    """bool; targets[b, t]: token t itself is to be predicted (the shift lives in `objective.logprob`)."""
 
     @property
     def rows(self) -> "TokenBatch":
@@ -49,7 +49,7 @@ class PairBatch(NamedTuple):
 
     rows: TokenBatch
     reference: Array
-    """float32 [B, S]: the frozen reference's log-prob sum of each segment; 0 where there is none."""
+    """float32 [B, S]: the frozen reference's log-prob sum of each segment; 0 in unused slots."""
     present: Array
     """bool [B, P]: whether the row has a k-th pair."""
 

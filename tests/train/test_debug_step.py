@@ -19,7 +19,7 @@ from zephyr_jax.config.training_sections import AnomalyOptions, PairAnomalyOptio
 from zephyr_jax.demo.corpus import conversations, preferences
 from zephyr_jax.errors import InputError, TrainingError
 from zephyr_jax.reference.fill import reference
-from zephyr_jax.train.debug_step import replay
+from zephyr_jax.train.debug_step import debug_step
 from zephyr_jax.train_command import train
 
 
@@ -55,7 +55,7 @@ def test_a_loss_that_explodes_stops_the_run_right_before_it(tiny_model: Path, ro
     assert steps_in(run) == [step - 1]
     assert "chat-" in str(stopped.value)
     before = saved_fingerprint(run, None)
-    found = replay(DebugStepConfig(batch_file=str(run / "sick" / f"step-{step:06}.safetensors"), mesh=config.mesh))
+    found = debug_step(DebugStepConfig(batch_file=str(run / "sick" / f"step-{step:06}.safetensors"), mesh=config.mesh))
     assert not np.isfinite(found.loss + found.grad_norm)
     assert found.non_finite
     assert f"with step {step - 1} of" in found.report()
@@ -82,16 +82,18 @@ def test_a_spike_is_reproduced_alone(
     capsys.readouterr()
     main(f"debug-step --batch_file {kept} --mesh.data 2 --mesh.fsdp 2 --mesh.tensor 2".split())
     told = capsys.readouterr().out
-    found = replay(DebugStepConfig(batch_file=str(kept), mesh=config.mesh))
+    found = debug_step(DebugStepConfig(batch_file=str(kept), mesh=config.mesh))
     np.testing.assert_allclose([found.loss, found.grad_norm], [logged["loss"], logged["grad_norm"]], rtol=1e-5)
     assert f"loss {found.loss:g}, gradient norm {found.grad_norm:g}" in told
     weights = [float(more.split()[0]) for _, _, more in found.examples]
     mean = np.average([loss for _, loss, _ in found.examples], weights=weights)
     np.testing.assert_allclose(mean, found.loss, rtol=1e-5)
     assert [loss for _, loss, _ in found.examples] == sorted((loss for _, loss, _ in found.examples), reverse=True)
-    assert replay(DebugStepConfig(batch_file=str(kept), compute_dtype="bfloat16", mesh=config.mesh)).loss != found.loss
+    assert (
+        debug_step(DebugStepConfig(batch_file=str(kept), compute_dtype="bfloat16", mesh=config.mesh)).loss != found.loss
+    )
     with pytest.raises(InputError, match="has no step 7; it has 0, "):
-        replay(DebugStepConfig(batch_file=str(kept), step=7, mesh=config.mesh))
+        debug_step(DebugStepConfig(batch_file=str(kept), step=7, mesh=config.mesh))
 
 
 def test_a_margin_that_explodes_is_named_by_its_pairs(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
@@ -101,7 +103,7 @@ def test_a_margin_that_explodes_is_named_by_its_pairs(tiny_model: Path, rows: Pa
         train(with_health(config, margin_limit=1e-4))
     step = int(str(stopped.value).split()[1])
     kept = tmp_path / "run" / "sick" / f"step-{step:06}.safetensors"
-    found = replay(DebugStepConfig(batch_file=str(kept), mesh=config.mesh))
+    found = debug_step(DebugStepConfig(batch_file=str(kept), mesh=config.mesh))
     margins = [float(details.split("margin ")[1]) for _, _, details in found.examples]
     np.testing.assert_allclose(np.mean(margins), metrics(tmp_path / "run")[step]["rewards/margins"], rtol=1e-3)
     assert len(found.examples) == 8
@@ -122,6 +124,6 @@ def test_a_learning_rate_that_does_nothing_stops_the_run(tiny_model: Path, rows:
 def test_what_is_no_batch_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(InputError, match="is not a saved batch"):
-        replay(DebugStepConfig(batch_file=str(tmp_path / "x.safetensors")))
+        debug_step(DebugStepConfig(batch_file=str(tmp_path / "x.safetensors")))
     with pytest.raises(InputError, match="Cannot read .*Sick batches are in RUN/sick"):
-        replay(DebugStepConfig(batch_file=str(tmp_path / "y.safetensors")))
+        debug_step(DebugStepConfig(batch_file=str(tmp_path / "y.safetensors")))

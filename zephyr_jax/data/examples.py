@@ -46,7 +46,7 @@ _SAMPLE = 1000  # rows whose formats are named
 
 @dataclass(frozen=True)
 class Examples:
-    """Usable examples in the order of their source, and what was left out."""
+    """Usable examples in the order of their source, and the rows that were skipped or truncated."""
 
     rows: Dataset
     lengths: np.ndarray
@@ -113,20 +113,20 @@ class Examples:
         return np.array(lengths, np.int64).reshape(len(self), self.segments_per_example)
 
     def summary(self, name: str) -> str:
-        """A few words per reason for people: counts and the first ids of what was left out."""
+        """Several lines: counts, notes, and the first ids of truncated and skipped rows by reason."""
         lines = [f"{name}: {len(self):,} examples, {int(self.lengths.sum()):,} tokens"]
         lines += [f"  {note}" for note in self.notes]
         if self.truncated:
-            lines.append(f"  {len(self.truncated):,} cut to fit ({_some(self.truncated)})")
+            lines.append(f"  {len(self.truncated):,} truncated ({_some(self.truncated)})")
         for reason, ids in sorted(self.skipped.items(), key=lambda item: -len(item[1])):
-            lines.append(f"  {len(ids):,} left out: {reason} ({_some(ids)})")
+            lines.append(f"  {len(ids):,} skipped: {reason} ({_some(ids)})")
         if self.stats.lost_tokens:
-            lines.append(f"  left out or cut off: {self.stats.lost_tokens:.1%} of all tokens")
+            lines.append(f"  skipped or truncated: {self.stats.lost_tokens:.1%} of all tokens")
         return "\n".join(lines)
 
 
-def _some(ids: list[str], most: int = 3) -> str:
-    return join_items([identity[:16] for identity in ids], most)
+def _some(ids: list[str], limit: int = 3) -> str:
+    return join_items([identity[:16] for identity in ids], limit)
 
 
 def load_examples(kind: ExampleKind, data: DataOptions, tokenizer: ChatTokenizer, path: str, split: str) -> Examples:
@@ -182,32 +182,32 @@ def examples_of(segments: Sequence[Segment]) -> Examples:
     )
 
 
-def _instead(there: Collection[str]) -> str:
-    """What to do with rows that have these columns, where that is known."""
-    if {"completion", "label"} <= set(there):
+def _suggestion(columns: Collection[str]) -> str:
+    """What to do with rows that have these columns, if that is known."""
+    if {"completion", "label"} <= set(columns):
         return " These look like rows for KTO (an answer with a label), and no command trains on these."
-    if "completions" in there:
+    if "completions" in columns:
         return " These look like rated answers: `zephyr-jax prepare ultrafeedback` makes preferences of them."
-    if "chosen" in there and "rejected" in there:
+    if "chosen" in columns and "rejected" in columns:
         return " These look like preferences: give them to `reference` and `dpo`."
-    if any(set(each.columns) <= set(there) for each in CONVERSATION_FORMATS):
+    if any(set(known.columns) <= set(columns) for known in CONVERSATION_FORMATS):
         return " These look like conversations: give them to `sft`."
     return " Rename or rewrite the columns that hold them."
 
 
 def _need_columns(rows: Rows, path: str, kind: ExampleKind) -> None:
     """Raise InputError for a source without rows, or one whose columns are those of no format."""
-    known = any(set(each.columns) <= rows.fields.keys() for each in kind.formats)
-    if not rows.fields or (known and not len(rows)):
+    recognized = any(set(known.columns) <= rows.fields.keys() for known in kind.formats)
+    if not rows.fields or (recognized and not len(rows)):
         raise InputError(f"{path} has no rows. Give a file or split with at least one.")
-    if known:
+    if recognized:
         return
     missing = [name for name in kind.required if name not in rows.fields]
-    others = [each.name for each in kind.formats if each.columns != kind.required]
+    others = [known.name for known in kind.formats if known.columns != kind.required]
     raise InputError(
         f"{path} has no column {join_items(missing)}; it has {join_items(rows.fields)}. {kind.name} need "
         f"{join_items(kind.required)} with [{{role, content}}, ...] in each row, or the columns {join_items(others, 20)}."
-        f"{_instead(rows.fields)}"
+        f"{_suggestion(rows.fields)}"
     )
 
 
@@ -242,10 +242,10 @@ def _tokenize(rows: Dataset, kind: ExampleKind, data: DataOptions, tokenizer: Ch
         reason, ids = max(skipped.items(), key=lambda item: len(item[1]))
         raise InputError(
             f"{name}: of {len(problems)} rows none can be used; {len(ids)} because: {reason} "
-            f"(ids {_some(ids)}). Fix the rows, or the settings that leave them out."
+            f"(ids {_some(ids)}). Fix the rows, or the settings that skip them."
         )
     kept = (table.select(good) if len(good) < len(problems) else table).with_format("arrow")
-    lengths = np.array([sum(each) for each in kept.with_format(None)["lengths"]], np.int64)
+    lengths = np.array([sum(segments) for segments in kept.with_format(None)["lengths"]], np.int64)
     if lengths.max() > data.row_length:
         raise InputError(
             f"{name}: the longest example has {lengths.max()} tokens and data.row_length is {data.row_length}. A row holds "
@@ -266,7 +266,7 @@ def _tokenize(rows: Dataset, kind: ExampleKind, data: DataOptions, tokenizer: Ch
 
 def _stats(table: Dataset, problems: list[str]) -> FilterStats:
     columns = table.data
-    kept = np.array([sum(each) for each in columns.column("lengths").to_pylist()], np.int64)
+    kept = np.array([sum(segments) for segments in columns.column("lengths").to_pylist()], np.int64)
     characters, sizes = (columns.column(name).to_numpy() for name in ("characters", "size"))
     return filter_stats(problems, columns.column("overlong").to_pylist(), characters, sizes, kept)
 

@@ -60,8 +60,8 @@ def plan_training(
 ) -> Plan:
     """Steps of `epochs` passes, each shuffled by (seed, epoch); every example appears once in each epoch.
 
-    With `batch.rows` a step is so many rows (the last of an epoch may be smaller); with `batch.examples` a step is
-    exactly so many examples (the last of an epoch may be smaller).
+    With `batch.rows` every step has that many rows, with `batch.examples` that many examples; the last step of an epoch may
+    have fewer.
     """
     steps: list[Step] = []
     for epoch in range(epochs):

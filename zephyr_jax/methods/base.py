@@ -53,7 +53,7 @@ class Method:
     examples: ExampleKind
     """How rows become examples."""
     row_column: str | None = None
-    """A column that tells the rows of this method from those of others."""
+    """A column that only rows of this method have; None: rows that no other method claims."""
     batch: type[Batch]
     """Arrays that the loss reads; its fields name the columns that the loader lays out."""
     loss: LossFunction
@@ -97,7 +97,7 @@ class Method:
         return make_objective(self.loss, definition, self.options_of(config), segments=segments, chunk=chunk)
 
     def reference_columns(self, sums: np.ndarray | None, num_examples: int) -> dict[str, np.ndarray]:
-        """The column `reference`, float32 [N, segments per example], with zeros where `sums` is None; none if unused."""
+        """The column `reference`, float32 [N, segments per example], zeros without `sums`; empty if unused."""
         if not self.uses_reference:
             return {}
         shape = (num_examples, self.examples.segments_per_example)

@@ -36,13 +36,22 @@ class SegmentLogProb(NamedTuple):
 def sequence_logprob(
     definition: nnx.GraphDef, parameters: Parameters, batch: TokenBatch, *, segments: int, chunk: int
 ) -> SegmentLogProb:
-    """Log-prob sums and counts of segments 1 ... `segments` of each row, in float32.
+    """Log-prob sums and target counts of segments 1 ... `segments` of each row, in float32.
 
-    Only target tokens meet the unembedding, `chunk` of a device at a time, and unless the model keeps logits the backward
-    pass makes them again: neither direction ever holds [B, L, V].
+    Only target tokens meet the unembedding, `chunk` of a device at a time, and unless the model saves logits the backward
+    pass recomputes them: neither direction ever holds [B, L, V].
+
+    Args:
+        definition: The decoder's graph.
+        parameters: Its weights.
+        batch: Packed rows [B, L].
+        segments: S, segment slots of a row; static.
+        chunk: Target tokens of a device whose logits exist at one time; static.
     """
     model = nnx.merge(definition, parameters)
-    return _scored(model, model(batch.tokens, SegmentInfo(batch.segments, batch.positions)), batch, segments, chunk)
+    return _segment_logprob(
+        model, model(batch.tokens, SegmentInfo(batch.segments, batch.positions)), batch, segments, chunk
+    )
 
 
 @partial(jax.jit, static_argnames=("definition", "segments", "chunk"))
@@ -55,7 +64,7 @@ def sequence_logprob_and_greedy(
     """
     model = nnx.merge(definition, parameters)
     hidden_BLD = model(batch.tokens, SegmentInfo(batch.segments, batch.positions))
-    next_BL, _, member_BLS = _predicted(batch, segments)
+    next_BL, _, member_BLS = _next_tokens(batch, segments)
     unembedding_DV = model.unembedding_DV.astype(hidden_BLD.dtype)
 
     def likeliest(hidden_BCD: Array) -> Array:
@@ -67,31 +76,30 @@ def sequence_logprob_and_greedy(
     hidden_ZBCD = jnp.pad(hidden_BLD, ((0, 0), (0, -L % C), (0, 0))).reshape(B, -1, C, D).swapaxes(0, 1)
     best_BL = jax.lax.map(likeliest, hidden_ZBCD).swapaxes(0, 1).reshape(B, -1)[:, :L]
     greedy_BS = jnp.all((best_BL == next_BL)[..., None] | ~member_BLS, axis=1)
-    return _scored(model, hidden_BLD, batch, segments, chunk), greedy_BS
+    return _segment_logprob(model, hidden_BLD, batch, segments, chunk), greedy_BS
 
 
-def _scored(model: Decoder, hidden_BLD: Array, batch: TokenBatch, segments: int, chunk: int) -> SegmentLogProb:
-    next_BL, wanted_BL, member_BLS = _predicted(batch, segments)
-    logprob_BL = _logprob(model, hidden_BLD, next_BL, wanted_BL, chunk)
+def _segment_logprob(model: Decoder, hidden_BLD: Array, batch: TokenBatch, segments: int, chunk: int) -> SegmentLogProb:
+    next_BL, mask_BL, member_BLS = _next_tokens(batch, segments)
+    logprob_BL = _column_logprob(model, hidden_BLD, next_BL, mask_BL, chunk)
     sum_BS = jnp.sum(jnp.where(member_BLS, logprob_BL[..., None], 0.0), axis=1)
     return SegmentLogProb(sum_BS, jnp.sum(member_BLS, axis=1, dtype=jnp.float32))
 
 
-def _predicted(batch: TokenBatch, segments: int) -> tuple[Array, Array, Array]:
-    """For each column of hidden states the token that it predicts, int32 [B, L], whether that is a target, and of which
-    segment, bool [B, L, S]: column t - 1 speaks of token t, and the last column of none."""
-    next_BL = jnp.roll(batch.tokens, -1, axis=1)
-    wanted_BL = jnp.roll(batch.targets, -1, axis=1).at[:, -1].set(False)
-    member_BLS = (batch.segments[..., None] == jnp.arange(1, segments + 1)) & wanted_BL[..., None]
-    return next_BL, wanted_BL, member_BLS
+def _next_tokens(batch: TokenBatch, segments: int) -> tuple[Array, Array, Array]:
+    """What each column of hidden states predicts: column t - 1 predicts token t, the last column nothing.
 
-
-def _logprob(model: Decoder, hidden_BLD: Array, next_BL: Array, wanted_BL: Array, chunk: int) -> Array:
-    """float32 [B, L] log-probs of the wanted tokens, 0 elsewhere.
-
-    Each device lays its rows end to end (R rows of M columns: one a device) and brings the wanted columns to the front,
-    so that all chunks but one hold targets only, and the others are skipped.
+    Returns:
+        The tokens, int32 [B, L]; whether they are targets, bool [B, L]; of which segment they are targets, bool [B, L, S].
     """
+    next_BL = jnp.roll(batch.tokens, -1, axis=1)
+    mask_BL = jnp.roll(batch.targets, -1, axis=1).at[:, -1].set(False)
+    member_BLS = (batch.segments[..., None] == jnp.arange(1, segments + 1)) & mask_BL[..., None]
+    return next_BL, mask_BL, member_BLS
+
+
+def _column_logprob(model: Decoder, hidden_BLD: Array, next_BL: Array, mask_BL: Array, chunk: int) -> Array:
+    """float32 [B, L] log-probs of the next tokens inside the mask, 0 outside."""
     placement = model.compute.placement
     R = placement.num_shards("batch")
 
@@ -99,13 +107,17 @@ def _logprob(model: Decoder, hidden_BLD: Array, next_BL: Array, wanted_BL: Array
         x = x.reshape(R, -1, *x.shape[2:])
         return placement.constrain(x, "batch", *[None] * (x.ndim - 1))
 
-    hidden_RMD, next_RM, wanted_RM = fold(hidden_BLD), fold(next_BL), fold(wanted_BL)
-    front_RM = jnp.argsort(~wanted_RM, axis=1, stable=True)
+    # Prompts and padding are a third to a half of all columns. Each device lays its rows end to end (one row of M columns a
+    # device, so nothing crosses devices) and sorts the targets to the front: all chunks but one are full of targets or empty,
+    # and empty ones are skipped. A stable sort of booleans keeps the order of targets, so sums do not depend on padding.
+    hidden_RMD, next_RM, mask_RM = fold(hidden_BLD), fold(next_BL), fold(mask_BL)
+    front_RM = jnp.argsort(~mask_RM, axis=1, stable=True)
     hidden_RMD = jnp.take_along_axis(hidden_RMD, front_RM[..., None], axis=1)
-    next_RM, wanted_RM = (jnp.take_along_axis(x, front_RM, axis=1) for x in (next_RM, wanted_RM))
+    next_RM, mask_RM = (jnp.take_along_axis(x, front_RM, axis=1) for x in (next_RM, mask_RM))
     columns = min(chunk, front_RM.shape[1])
     chunking = Chunking.choose(columns, model.compute.save_logits, placement, front_RM.size, model.config.vocab_size)
     unembedding_DV = model.unembedding_DV.astype(hidden_BLD.dtype)
-    logprob_RM = token_logprob(hidden_RMD, unembedding_DV, next_RM, wanted_RM, chunking)
+    logprob_RM = token_logprob(hidden_RMD, unembedding_DV, next_RM, mask_RM, chunking)
+    # The inverse of a permutation is its argsort: log-probs return to the columns that they came from.
     back_RM = jnp.argsort(front_RM, axis=1)
     return jnp.take_along_axis(logprob_RM, back_RM, axis=1).reshape(next_BL.shape)

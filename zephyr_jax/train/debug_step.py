@@ -1,4 +1,4 @@
-"""`zephyr-jax debug-step`: the batch of a sick step alone, with the weights from before it."""
+"""`zephyr-jax debug-step`: recompute the batch of an anomalous step with the weights from before it."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,40 +25,43 @@ from zephyr_jax.parallel.sharding import init_devices
 from zephyr_jax.storage.files import Path, open_path
 from zephyr_jax.train.step import accumulate
 
-_MOST_LINES = 20
+_MAX_EXAMPLES = 20
 
 
 @dataclass(frozen=True)
-class Replayed:
-    """What a batch does to some weights."""
+class StepDiagnosis:
+    """Loss and gradient of one batch with some weights."""
 
     weights: str
-    """Which ones, in words."""
+    """Where the weights are from."""
     loss: float
     grad_norm: float
     examples: list[tuple[str, float, str]]
-    """Id, loss and more in words, of each example; the worst first."""
+    """Id, loss and headline metrics of each example, the largest loss first."""
     non_finite: list[str]
-    """Weights whose gradients hold NaN or infinities."""
-    said: str
-    """What the run said of the step."""
+    """Names of the weights whose gradients hold NaN or infinities."""
+    logged: str
+    """What the run logged of the step."""
 
     def report(self) -> str:
-        """All of it for people."""
+        """A line for the run's log, one for the batch, and one for each of the worst examples."""
         lines = [
-            f"then: {self.said}",
-            f"now, with {self.weights}: loss {self.loss:g}, gradient norm {self.grad_norm:g}",
-            *(f"  {identity:<24} loss {loss:<10.5g} {more}" for identity, loss, more in self.examples[:_MOST_LINES]),
+            f"logged: {self.logged}",
+            f"recomputed with {self.weights}: loss {self.loss:g}, gradient norm {self.grad_norm:g}",
+            *(
+                f"  {identity:<24} loss {loss:<10.5g} {details}"
+                for identity, loss, details in self.examples[:_MAX_EXAMPLES]
+            ),
         ]
-        if len(self.examples) > _MOST_LINES:
-            lines.append(f"  ... and {len(self.examples) - _MOST_LINES:,} with a smaller loss")
+        if len(self.examples) > _MAX_EXAMPLES:
+            lines.append(f"  ... and {len(self.examples) - _MAX_EXAMPLES:,} with a smaller loss")
         if self.non_finite:
-            lines.append(f"gradients that are not finite: {join_items(self.non_finite)}")
+            lines.append(f"non-finite gradients: {join_items(self.non_finite)}")
         return "\n".join(lines)
 
 
-def replay(config: DebugStepConfig) -> Replayed:
-    """Loss, gradient and each example's part, as training computes them. Raises InputError."""
+def debug_step(config: DebugStepConfig) -> StepDiagnosis:
+    """Loss, gradient and the loss of each example, as training computes them. Raises InputError."""
     require_single_process("debug-step")
     rules = init_devices(config.mesh)
     arrays, facts = read_batch(config.batch_file)
@@ -78,38 +81,38 @@ def replay(config: DebugStepConfig) -> Replayed:
         parameters, placed
     )
     weight = max(float(metrics["loss"].weight), 1.0)
-    bad = [
+    non_finite = [
         ".".join(str(key.key) for key in path)
         for path, leaf in jax.tree_util.tree_leaves_with_path(totals)
         if not bool(jnp.isfinite(leaf).all())
     ]
-    return Replayed(
+    return StepDiagnosis(
         weights=f"step {step} of {run}" if step else f"the weights that {run} started from",
         loss=float(metrics["loss"].sum) / weight,
         grad_norm=float(optax.tree.norm(totals)) / weight,
-        examples=sorted(_examples(method, settings, model, parameters, placed, facts), key=_badness, reverse=True),
-        non_finite=bad,
-        said=f"step {facts['step']}: {facts['what']}",
+        examples=sorted(_examples(method, settings, model, parameters, placed, facts), key=_sort_key, reverse=True),
+        non_finite=non_finite,
+        logged=f"step {facts['step']}: {facts['what']}",
     )
 
 
-def _badness(example: tuple[str, float, str]) -> float:
+def _sort_key(example: tuple[str, float, str]) -> float:
     return example[1] if np.isfinite(example[1]) else np.inf
 
 
 def _settings(method: Method, saved: dict[str, Any], config: DebugStepConfig) -> SftConfig:
-    """The run's settings, with what the replay computes otherwise."""
-    found = from_dict(method.config, saved, config.batch_file)
-    dtype = config.compute_dtype or found.model.compute_dtype
-    return replace(found, model=replace(found.model, compute_dtype=dtype))
+    """The run's settings, with the compute dtype of the command."""
+    settings = from_dict(method.config, saved, config.batch_file)
+    dtype = config.compute_dtype or settings.model.compute_dtype
+    return replace(settings, model=replace(settings.model, compute_dtype=dtype))
 
 
-def _step(run: Path, sick: int, asked: int | None) -> int:
-    """The saved step to take weights from: the one asked for, or the last before the sick one; 0 is the start."""
+def _step(run: Path, anomalous: int, requested: int | None) -> int:
+    """The saved step to take weights from: the requested one, or the last before the anomalous one; 0 is the start."""
     steps = [0, *steps_in(run)]
-    if asked is not None and asked not in steps:
-        raise InputError(f"{run} has no step {asked}; it has {join_items(steps)} (0: the weights it started from).")
-    return max(step for step in steps if step < sick) if asked is None else asked
+    if requested is not None and requested not in steps:
+        raise InputError(f"{run} has no step {requested}; it has {join_items(steps)} (0: the weights it started from).")
+    return max(step for step in steps if step < anomalous) if requested is None else requested
 
 
 def _examples(
@@ -146,4 +149,4 @@ def _examples(
 
 def main(config: DebugStepConfig, command: str) -> str:
     """`zephyr-jax debug-step`."""
-    return replay(config).report()
+    return debug_step(config).report()

@@ -64,7 +64,7 @@ class Run[C: SftConfig]:
     start: int
     """Step to start from, as far as is known before its arrays are read."""
     progress: dict[str, Any]
-    """What the checkpoint at `start` says; empty for a fresh run."""
+    """What the checkpoint at `start` recorded; empty for a fresh run."""
     compile_stats: CompileStats
     model_files: dict[str, Any]
     """What goes into the run beside its weights: config, tokenizer and chat template, by file name."""
@@ -126,7 +126,7 @@ def _check_room(config: SftConfig, run: Run) -> None:
 
 
 def _model_files(source: ModelSource, tokenizer: ChatTokenizer) -> dict[str, Any]:
-    """What transformers reads, and the template with the generation markers, from which a later stage tells answers."""
+    """What transformers reads, and the template with generation markers, with which a later stage finds the answers."""
     template = without_markers(exported_template(tokenizer))
     files = model_files(source, tokenizer.saved, template, tokenizer.stop_ids)
     return {**files, TRAINING_TEMPLATE: tokenizer.template.source}
