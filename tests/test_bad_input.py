@@ -670,7 +670,7 @@ def damaged_manifest_of_another_table(desk: Desk) -> Words:
     return desk.dpo()
 
 
-@mistake("no reference table", "nowhere", "zephyr-jax reference")
+@mistake("Expected a reference table", "nowhere", "zephyr-jax reference")
 def evaluate_without_the_table(desk: Desk) -> Words:
     return desk.evaluate(desk.rows(PAIR), "--reference", desk.home / "nowhere")
 

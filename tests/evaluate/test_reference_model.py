@@ -125,7 +125,7 @@ def test_one_model_is_in_memory_at_a_time(verb: str, home: Path, monkeypatch: py
         (
             ["--reference", "{home}/table", "--reference_table", "0123"],
             "pairs",
-            "There is no reference table '0123' in",
+            "got '0123'",
         ),
         (["--reference", "{home}/table"], "pairs", "does not belong to this run: weights is"),
         (["--dpo.beta", "0.2"], "pairs", "`dpo` settings are given without a reference"),

@@ -52,7 +52,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
         )
     data = fit_row_length(config.data, method.examples.segments_per_example)
     examples = load_examples(method.examples, data, tokenizer, data.path, data.split)
-    say_what_counts(examples, data.path, data.max_skipped_fraction)
+    print_summary(examples, data.path, data.max_skipped_fraction)
     check_positions(examples, data.path, source.model_config.max_positions, source.asked)
     plan = plan_evaluation(examples.lengths, data, config.batch_size)
     sums = named_reference(config, source, tokenizer, data, examples, rules)
@@ -86,15 +86,15 @@ def _loss_settings(method: Method, config: EvaluateConfig, run: Record) -> Evalu
     return from_dict(method.config, run["config"], "the run's record")
 
 
-def say_what_counts(examples: Examples, name: str, limit: float) -> None:
-    """How many examples the numbers are of; which were cut, and which were left out; a warning above `limit`."""
+def print_summary(examples: Examples, name: str, limit: float) -> None:
+    """Print the number of examples, what was truncated and skipped, and a warning if that exceeds `limit`; on host 0."""
     if jax.process_index() == 0:
         warning = skip_warning(examples, limit)
         print("\n".join([examples.summary(name), *warning]), file=sys.stderr, flush=True)
 
 
 def skip_warning(examples: Examples, limit: float) -> list[str]:
-    """A line where more rows or tokens are skipped or cut than training would accept; nothing otherwise."""
+    """A line if more rows or tokens are skipped or truncated than training accepts; else empty."""
     stats = examples.stats
     return [f"warning: {stats.describe()}. Above {limit:g}, `sft` and `dpo` stop."] if stats.exceeds(limit) else []
 
@@ -114,7 +114,7 @@ def reference_sums(root: Path, identity: Identity, examples: Examples) -> np.nda
     )
     check_readable(root)
     if not root.is_dir():
-        raise InputError(f"There is no reference table in {root}. To make it: {command}")
+        raise InputError(f"Expected a reference table in {root}, got no such folder. To compute it: {command}")
     return require_complete(root, ReferenceTable(root, identity), examples.keys(), examples.ids(), command)
 
 

@@ -98,7 +98,7 @@ def _model_sums(
 
 def _check_same_tokens(source: ModelSource, other: ModelSource, examples: Examples) -> None:
     """Raise InputError unless the ids in the examples are the same tokens for both models."""
-    tokenizers = [load_tokenizer(str(each.folder)) for each in (source, other)]
+    tokenizers = [load_tokenizer(str(model.folder)) for model in (source, other)]
     check_vocabulary(other.model_config, tokenizers[1], other.asked)
     used = sorted(
         {int(token) for row in examples.rows.data.column("tokens").chunks for token in np.unique(row.flatten())}
@@ -128,7 +128,7 @@ def _table_sums(
     identity = _named_identity(root, name)
     expected = Identity(identity.weights, tokenizer.fingerprint, length_rule(data), config.model.compute_dtype, VERSION)
     if wrong := differing_fields(vars(identity), vars(expected)):
-        pairs = [f"{field} is {vars(identity)[field]!r} there and {vars(expected)[field]!r} here" for field in wrong]
+        pairs = [f"expected {field} {vars(expected)[field]!r}, got {vars(identity)[field]!r}" for field in wrong]
         raise InputError(
             f"The reference table {name} in {root} does not fit this evaluation: {join_items(pairs)}. Only the weights may be "
             "others: evaluate with the settings of the table, or name a table that fits (`zephyr-jax reference ls`)."
@@ -142,8 +142,8 @@ def _named_identity(root: Path, name: str) -> Identity:
     tables = {table.folder.name: table.folder for table in inspect_tables(root)}
     if name not in tables:
         raise InputError(
-            f"There is no reference table {name!r} in {root}; it has {join_items(sorted(tables)) or 'none'}. To see whose they "
-            f"are: zephyr-jax reference ls --reference {root}"
+            f"Expected the name of a reference table in {root} ({join_items(sorted(tables)) or 'empty'}), got {name!r}. To see "
+            f"their identities: zephyr-jax reference ls --reference {root}"
         )
     try:
         return Identity(**read_manifest(tables[name] / MANIFEST))
@@ -151,9 +151,9 @@ def _named_identity(root: Path, name: str) -> Identity:
         raise InputError(f"{tables[name] / MANIFEST} is damaged: {error}. Compute the table again.") from error
 
 
-def _report(source: ModelSource, what: str, weights: str) -> None:
-    """One line: whose reference it is."""
+def _report(source: ModelSource, reference: str, weights: str) -> None:
+    """Print where the reference is from, on host 0."""
     own = started_from(source)
     relation = {None: "", weights: ", which the run started from"}.get(own, f"; the run started from weights {own}")
     if jax.process_index() == 0:
-        print(f"reference: {what}, weights {weights}{relation}", file=sys.stderr, flush=True)
+        print(f"reference: {reference}, weights {weights}{relation}", file=sys.stderr, flush=True)

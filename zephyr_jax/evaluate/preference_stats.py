@@ -1,4 +1,4 @@
-"""What a model's log-probs say about pairs: accuracy, margins and calibration, over all and by group.
+"""Preference statistics from a model's log-probs of pairs: accuracy, margins and calibration, overall and by group.
 
 The reward of an answer is beta times its log-ratio to the reference (arXiv 2305.18290, equation 5), or without a reference beta
 times its log-prob; sigmoid of the difference is the chance that chosen is the better one.
@@ -39,10 +39,10 @@ def calibration_error(margins: np.ndarray) -> float:
     """Expected calibration error of |margin| as confidence that its sign is right (arXiv 1706.04599)."""
     confidence = 1 / (1 + np.exp(-np.abs(margins)))
     right = np.where(margins > 0, 1.0, np.where(margins == 0, 0.5, 0.0))
-    place = np.minimum(((confidence - 0.5) * 2 * _BINS).astype(int), _BINS - 1)
+    bins = np.minimum(((confidence - 0.5) * 2 * _BINS).astype(int), _BINS - 1)
     total = 0.0
-    for each in range(_BINS):
-        inside = place == each
+    for index in range(_BINS):
+        inside = bins == index
         if inside.any():
             total += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
     return float(total)
@@ -57,8 +57,8 @@ def by_length(lengths: np.ndarray) -> list[str]:
 def groups_by(names: Sequence[str], margins: np.ndarray) -> list[Group]:
     """A group for each name, the largest first."""
     labels = np.array(names)
-    found = [group_of(str(name), margins[labels == name]) for name in np.unique(labels)]
-    return sorted(found, key=lambda group: -group.pairs)
+    groups = [group_of(str(name), margins[labels == name]) for name in np.unique(labels)]
+    return sorted(groups, key=lambda group: -group.pairs)
 
 
 def longer_wins(counts: np.ndarray, margins: np.ndarray) -> float:

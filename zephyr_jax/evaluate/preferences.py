@@ -15,7 +15,7 @@ from zephyr_jax.data.segments import PREFERENCE
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.data.splits import check_positions
 from zephyr_jax.errors import InputError, join_items
-from zephyr_jax.evaluate.held_out import reference_sums, say_what_counts, table_identity
+from zephyr_jax.evaluate.held_out import print_summary, reference_sums, table_identity
 from zephyr_jax.evaluate.pair_reference import named_reference
 from zephyr_jax.evaluate.preference_stats import Group, by_length, group_of, groups_by, longer_wins
 from zephyr_jax.parallel.hosts import require_single_process
@@ -26,21 +26,23 @@ from zephyr_jax.storage.files import check_file_creatable, open_path, write_atom
 
 
 @dataclass(frozen=True)
-class Opinion:
-    """What a model thinks of a set of pairs."""
+class PreferenceResult:
+    """How a model ranks a set of pairs."""
 
     overall: Group
     groups: list[Group]
     longer_preferred: float
+    """Share of pairs whose longer answer the model prefers."""
     longer_chosen: float
+    """Share of pairs whose longer answer is the chosen one."""
 
     def report(self) -> str:
-        """A table for people."""
+        """A Markdown table and one line on length."""
         lines = ["| pairs | n | accuracy | margin | calibration error |", "|---|---|---|---|---|"]
         lines += [
-            f"| {each.name} | {each.pairs:,} | {each.accuracy:.1%} ± {each.error:.1%} | {each.margin:+.3f} | "
-            f"{each.calibration:.1%} |"
-            for each in (self.overall, *self.groups)
+            f"| {group.name} | {group.pairs:,} | {group.accuracy:.1%} ± {group.error:.1%} | {group.margin:+.3f} | "
+            f"{group.calibration:.1%} |"
+            for group in (self.overall, *self.groups)
         ]
         return "\n".join(
             [
@@ -52,7 +54,7 @@ class Opinion:
         )
 
 
-def preferences(config: PreferencesConfig) -> Opinion:
+def preferences(config: PreferencesConfig) -> PreferenceResult:
     """Score every pair. Raises InputError."""
     check_file_creatable(config.output)
     rules = init_devices(config.mesh)
@@ -66,7 +68,7 @@ def preferences(config: PreferencesConfig) -> Opinion:
     opened = replace(opened, options=config.model)
     data = fit_row_length(config.data, PREFERENCE.segments_per_example)
     examples = load_examples(PREFERENCE, data, tokenizer, data.path, data.split)
-    say_what_counts(examples, data.path, data.max_skipped_fraction)
+    print_summary(examples, data.path, data.max_skipped_fraction)
     check_positions(examples, data.path, source.model_config.max_positions, source.asked)
     names = _names(config, examples) if config.group_by else None
     reference = named_reference(config, source, tokenizer, data, examples, rules)
@@ -82,18 +84,23 @@ def preferences(config: PreferencesConfig) -> Opinion:
         num_rows=config.batch_size,
         logprob_chunk=config.model.logprob_chunk,
     )
-    sums, counts = _scored(scorer, examples)
+    sums, counts = _score(scorer, examples)
     rewards = config.dpo.beta * (sums - (0.0 if reference is None else reference))
     margins = rewards[:, 0] - rewards[:, 1]
     groups = [*(groups_by(names, margins) if names else []), *groups_by(by_length(counts[:, 0]), margins)]
     always = np.ones(len(margins))
-    found = Opinion(group_of("all", margins), groups, longer_wins(counts, margins), longer_wins(counts, always))
+    result = PreferenceResult(
+        overall=group_of("all", margins),
+        groups=groups,
+        longer_preferred=longer_wins(counts, margins),
+        longer_chosen=longer_wins(counts, always),
+    )
     if config.output and jax.process_index() == 0:
-        write_atomic(config.output, json.dumps(asdict(found), indent=2) + "\n")
-    return found
+        write_atomic(config.output, json.dumps(asdict(result), indent=2) + "\n")
+    return result
 
 
-def _scored(scorer: Scorer, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+def _score(scorer: Scorer, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
     """Log-prob sums, float64 [N, 2], and target counts, int [N, 2], in the examples' order."""
     sums, counts = np.zeros((len(examples), 2)), np.zeros((len(examples), 2), np.int64)
     for batch in scorer.score(examples, lambda done, total: None):
@@ -108,7 +115,7 @@ def _names(config: PreferencesConfig, examples: Examples) -> list[str]:
     if by not in rows.fields:
         raise InputError(f"{data.path} has no column {by!r}; it has {join_items(rows.fields)}.")
     values = rows.values(by)
-    return [str(values[place]) for place in examples.row_indices]
+    return [str(values[index]) for index in examples.row_indices]
 
 
 def main(config: PreferencesConfig, command: str) -> str:

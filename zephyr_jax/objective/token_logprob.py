@@ -41,7 +41,7 @@ class Chunking(NamedTuple):
             vocab: V.
         """
         # Bytes per D: a split vocabulary sends the group's hidden states in forward and backward pass and their gradients
-        # (bfloat16, three times two bytes each); columns of their own gather the unembedding in both passes (two bytes twice)
+        # (bfloat16, three times two bytes each); separate columns gather the unembedding in both passes (two bytes twice)
         # and reduce its float32 gradient (four).
         group = tokens // placement.num_shards("copy")
         splits = placement.num_shards("split_vocab") > placement.num_shards("vocab")
@@ -141,7 +141,7 @@ def _backward(chunking: Chunking, residuals: _Residuals, grad_RM: Array) -> tupl
         logits_AQV = chunk.logits_AQV
         if logits_AQV is None:
             logits_AQV = _logits(chunk.hidden_AQD, unembedding_DV, chunking)
-        # d log p[token] / d logits = one_hot - probs. It is rounded to the compute dtype once, as autodiff would do at the matmul.
+        # d log p[token] / d logits = one_hot - probs, rounded to the compute dtype once, as autodiff would at the matmul.
         probs_AQV = jnp.exp(logits_AQV - chunk.normalizer_AQ[..., None])
         one_hot_AQV = _one_hot(chunk.tokens_AQ, probs_AQV)
         grad_AQV = (grad_AQ[..., None] * (one_hot_AQV - probs_AQV)).astype(chunk.hidden_AQD.dtype)
