@@ -18,15 +18,15 @@ class InputError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """A run had to stop (a loss that is not finite, say); the command line prints it and exits 3."""
+    """A run had to stop, for example on a non-finite loss; the command line prints it and exits 3."""
 
 
 class Stopped(Exception):
-    """A run was told to stop and has saved everything; the command line prints it and exits 75 (run the same again)."""
+    """A run stopped on request after saving; the command line prints it and exits 75 (the same command resumes)."""
 
 
 def escape_control_chars(text: str) -> str:
-    """Text with its line breaks and control characters spelt out."""
+    """Text with line breaks and control characters escaped."""
     return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
 
 
@@ -37,7 +37,7 @@ def terminal_text(text: str) -> str:
     separators and lone surrogates. The joiners U+200C and U+200D stay: scripts and emoji need them.
     """
     return _CONTROL.sub(
-        lambda found: _escaped(found[0]) if unicodedata.category(found[0]) in _ESCAPED else found[0], text
+        lambda match: _escaped(match[0]) if unicodedata.category(match[0]) in _ESCAPED else match[0], text
     )
 
 

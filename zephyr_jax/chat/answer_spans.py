@@ -30,33 +30,34 @@ def content_spans(text: str, twin: str, contents: Sequence[str]) -> dict[int, Sp
     Returns:
         None where `text` is not the frame of `twin` with the contents, each as it is or stripped.
     """
-    shown = list(_SENTINEL.finditer(twin))
+    sentinels = list(_SENTINEL.finditer(twin))
     frame = [
-        twin[start:end] for start, end in pairwise([0, *(edge for each in shown for edge in each.span()), len(twin)])
+        twin[start:end]
+        for start, end in pairwise([0, *(edge for match in sentinels for edge in match.span()), len(twin)])
     ]
     spans: dict[int, list[Span]] = {}
     cursor = 0
-    for place, match in enumerate(shown):
-        literal, index = frame[2 * place], int(match[1])
+    for number, match in enumerate(sentinels):
+        literal, index = frame[2 * number], int(match[1])
         start = cursor + len(literal)
         if not text.startswith(literal, cursor) or index >= len(contents):
             return None
-        after = frame[2 * place + 2]
-        content = _shown_content(text, start, contents[index], after)
+        after = frame[2 * number + 2]
+        content = _rendered_content(text, start, contents[index], after)
         if content is None:
             return None
         cursor = start + len(content)
         spans.setdefault(index, []).append((start, cursor))
     if text[cursor:] != frame[-1]:
         return None
-    return {index: found[0] for index, found in spans.items() if len(found) == 1}
+    return {index: matches[0] for index, matches in spans.items() if len(matches) == 1}
 
 
-def _shown_content(text: str, start: int, content: str, after: str) -> str | None:
-    """The content as the template shows it at `start`, with the literal `after` behind it; None if it does not."""
-    for shown in (content, content.strip(), content.lstrip(), content.rstrip()):
-        if text.startswith(shown, start) and text.startswith(after, start + len(shown)):
-            return shown
+def _rendered_content(text: str, start: int, content: str, after: str) -> str | None:
+    """The content as rendered at `start` (as it is or stripped), followed by the literal `after`; None if it is not there."""
+    for rendered in (content, content.strip(), content.lstrip(), content.rstrip()):
+        if text.startswith(rendered, start) and text.startswith(after, start + len(rendered)):
+            return rendered
     return None
 
 
@@ -66,8 +67,8 @@ def prefix_counts(answers: Sequence[int]) -> list[int]:
     The messages before each of these are a prefix at which a template is checked; together they are at most three times
     as many as there are in the conversation.
     """
-    places = {len(answers)} | {1 << power for power in range(len(answers).bit_length())}
-    return [answers[place - 1] for place in sorted(places) if 0 < place <= len(answers)]
+    counts = {len(answers)} | {1 << power for power in range(len(answers).bit_length())}
+    return [answers[count - 1] for count in sorted(counts) if 0 < count <= len(answers)]
 
 
 def consecutive_end(text: str, specials: Sequence[Span]) -> int:

@@ -74,5 +74,7 @@ def _gives_the_trained_ids(tokenizer: ChatTokenizer, source: str, probes: list[t
 
 def _text(source: str, special_tokens: dict[str, Any], messages: list[Message], asks: bool) -> str:
     """What other programs render."""
-    found: Any = render_jinja_template([messages], chat_template=source, add_generation_prompt=asks, **special_tokens)
-    return str(found[0][0])
+    rendered: Any = render_jinja_template(
+        [messages], chat_template=source, add_generation_prompt=asks, **special_tokens
+    )
+    return str(rendered[0][0])

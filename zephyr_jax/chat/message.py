@@ -6,7 +6,7 @@ from typing import Any
 from zephyr_jax.errors import join_items
 
 type Message = dict[str, Any]
-"""`role` and `content`; besides, `weight` 0 where an answer is no target, and the fields `EXTRA_FIELDS`."""
+"""`role` and `content`; `weight` 0 for an answer that is not a target, and the fields `EXTRA_FIELDS`."""
 
 ROLES = ("system", "user", "assistant", "tool")
 _PRIVATE_USE = "\ue000"
@@ -64,7 +64,7 @@ def check_messages(messages: Any, learnt: bool = True) -> None:
         if not isinstance(message.get("content"), str):
             raise SkippedRow(f"a {message['role']} message holds {type(message.get('content')).__name__}, not text")
         if not _is_unicode(message["content"]):
-            raise SkippedRow(f"a {message['role']} message holds half a surrogate pair, which is no Unicode text")
+            raise SkippedRow(f"a {message['role']} message has a lone surrogate, expected Unicode text")
     roles = [message["role"] for message in messages]
     follows = [after in _MAY_FOLLOW[role].split() for role, after in zip(["", *roles], roles, strict=False)]
     if not all(follows) or roles == ["system"]:
@@ -101,16 +101,16 @@ def without_field(messages: list[Message], field: str) -> list[Message]:
 
 def ablations(messages: list[Message], tools: list[Any] | None) -> dict[str, tuple[list[Message], list[Any] | None]]:
     """What a template might ignore -> the conversation and the tools without it."""
-    found = {f"`{name}` of messages": (without_field(messages, name), tools) for name in extra_fields(messages)}
+    candidates = {f"`{name}` of messages": (without_field(messages, name), tools) for name in extra_fields(messages)}
     if tools:
-        found["the column `tools`"] = (messages, None)
+        candidates["the column `tools`"] = (messages, None)
     if any(message["role"] == "tool" for message in messages):
         others = [
             {**message, "content": message["content"] + _PRIVATE_USE} if message["role"] == "tool" else message
             for message in messages
         ]
-        found["messages of the role tool"] = (others, tools)
-    return found
+        candidates["messages of the role tool"] = (others, tools)
+    return candidates
 
 
 def holds_match(pattern: re.Pattern[str], value: Any) -> bool:
@@ -118,7 +118,7 @@ def holds_match(pattern: re.Pattern[str], value: Any) -> bool:
     if isinstance(value, str):
         return bool(pattern.search(value))
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return any(holds_match(pattern, each) for each in inner)
+    return any(holds_match(pattern, item) for item in inner)
 
 
 def without_matches(pattern: re.Pattern[str], value: Any) -> Any:
@@ -126,5 +126,5 @@ def without_matches(pattern: re.Pattern[str], value: Any) -> Any:
     if isinstance(value, str):
         return pattern.sub(lambda match: _PRIVATE_USE * len(match[0]), value)
     if isinstance(value, dict):
-        return {name: without_matches(pattern, each) for name, each in value.items()}
-    return [without_matches(pattern, each) for each in value] if isinstance(value, list) else value
+        return {name: without_matches(pattern, item) for name, item in value.items()}
+    return [without_matches(pattern, item) for item in value] if isinstance(value, list) else value

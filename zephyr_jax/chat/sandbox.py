@@ -66,8 +66,8 @@ def render_sandboxed(
 
 def _with_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
     """The message with its reasoning under `reasoning_content` and `thinking`, as transformers does."""
-    found = next((message[name] for name in _REASONING if message.get(name) is not None), None)
-    return dict(message) if found is None else {"thinking": found, **message, "reasoning_content": found}
+    reasoning = next((message[name] for name in _REASONING if message.get(name) is not None), None)
+    return dict(message) if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
 class _Ranges:
@@ -153,7 +153,7 @@ class _Charger(NodeTransformer):
         """What is written."""
         self.generic_visit(node)
         node.nodes = [
-            each if isinstance(each, nodes.TemplateData) else _filter(each, "_charged") for each in node.nodes
+            part if isinstance(part, nodes.TemplateData) else _filter(part, "_charged") for part in node.nodes
         ]
         return node
 

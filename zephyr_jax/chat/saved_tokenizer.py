@@ -89,10 +89,10 @@ def _settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 def _added_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """Ids that the post-processor puts before and after a text."""
-    plain, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
-    for start in range(len(whole) - len(plain) + 1):
-        if whole[start : start + len(plain)] == plain:
-            return whole[:start], whole[start + len(plain) :]
+    plain, with_special = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+    for start in range(len(with_special) - len(plain) + 1):
+        if with_special[start : start + len(plain)] == plain:
+            return with_special[:start], with_special[start + len(plain) :]
     return [], []
 
 

@@ -48,7 +48,7 @@ class ChatTemplate:
     special_tokens: tuple[tuple[str, str], ...]
     """Names and strings handed to the template: (("bos_token", "<s>"), ...)."""
     reserved: tuple[str, ...]
-    """Every string that the tokenizer would read as a token of the template's or of its own, longest first."""
+    """Every string that the tokenizer would read as a token of the template or as an added token, longest first."""
     name: str = ""
     """As `data.chat_template` names it."""
     day: date | None = None
@@ -56,7 +56,7 @@ class ChatTemplate:
 
     @property
     def marks_generation(self) -> bool:
-        """Whether the template says itself what the assistant wrote."""
+        """Whether the template has generation markers, which mark what the assistant wrote."""
         return "endgeneration" in self.source
 
     @property
@@ -152,14 +152,14 @@ class ChatTemplate:
 
     def special_spans(self, text: str) -> tuple[Span, ...]:
         """Where a text spells special tokens, from left to right, each as long as it can be."""
-        return tuple(found.span() for found in self._reserved.finditer(text))
+        return tuple(match.span() for match in self._reserved.finditer(text))
 
     @cached_property
     def _reserved(self) -> re.Pattern[str]:
         return re.compile("|".join(map(re.escape, self.reserved)))
 
     def _render_spans(self, messages: list[Message], tools: list[Any] | None) -> tuple[str, dict[int, Span]]:
-        """The text, and message -> span of the answers that can be told from the rest."""
+        """The text, and message -> span of the answers that can be located."""
         answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         if not self.marks_generation:
             text = self._text(messages, False, tools)
@@ -208,14 +208,14 @@ class ChatTemplate:
             raise SkippedRow("the chat template has no generation markers and rewrites earlier turns")
         contents = [message["content"] for message in messages]
         twin = [{**m, "content": sentinel(i)} if m["content"].strip() else m for i, m in enumerate(messages)]
-        shown = content_spans(text, self._text(twin, False, tools), contents) or {}
-        hidden = [index for index in answers if index not in shown]
-        if hidden or any(text[len(prompt) : shown[index][0]].strip() for index, prompt in prompts.items()):
+        spans = content_spans(text, self._text(twin, False, tools), contents) or {}
+        hidden = [index for index in answers if index not in spans]
+        if hidden or any(text[len(prompt) : spans[index][0]].strip() for index, prompt in prompts.items()):
             raise SkippedRow("the chat template has no generation markers and does not show the answer as it is")
-        end = self._answer_end(through, shown[last][1])
-        if not all(text.startswith(end, shown[index][1]) for index in answers):
+        end = self._answer_end(through, spans[last][1])
+        if not all(text.startswith(end, spans[index][1]) for index in answers):
             raise SkippedRow("the chat template has no generation markers and rewrites earlier turns")
-        return {index: (shown[index][0], shown[index][1] + len(end)) for index in answers}
+        return {index: (spans[index][0], spans[index][1] + len(end)) for index in answers}
 
     def _answer_end(self, through: str, cursor: int) -> str:
         """What follows the last answer in a text that ends with its turn, through its last special token."""

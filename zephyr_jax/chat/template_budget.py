@@ -78,18 +78,20 @@ def charge_whole(value: Any) -> Any:
 
 def check_call(name: str, value: Any, arguments: list[Any]) -> None:
     """Refuse what makes a large result at once. Raises TemplateLimitError."""
-    numbers = [abs(each) for each in arguments if isinstance(each, int)]
+    numbers = [abs(argument) for argument in arguments if isinstance(argument, int)]
     check_size(max(numbers, default=0), _MAX_NUMBER)
     if isinstance(value, str) and name in _GROWING:
-        texts = [len(each) for each in arguments if isinstance(each, str)]
+        texts = [len(argument) for argument in arguments if isinstance(argument, str)]
         check_size((len(value) + 1) * max(*numbers, *texts, 1, 1), MAX_CHARACTERS)
     elif isinstance(value, str) and name in ("format", "format_map"):
         check_format(value)
     elif name == "join":
-        items = next((each for each in (value, *arguments) if isinstance(each, list | tuple)), ())
-        separators = [len(each) for each in (value, *arguments) if isinstance(each, str)]
+        items = next((argument for argument in (value, *arguments) if isinstance(argument, list | tuple)), ())
+        separators = [len(argument) for argument in (value, *arguments) if isinstance(argument, str)]
         longest = max(separators, default=0)
-        check_size(sum(longest + (len(each) if isinstance(each, str) else 1) for each in items), MAX_CHARACTERS)
+        check_size(
+            sum(longest + (len(argument) if isinstance(argument, str) else 1) for argument in items), MAX_CHARACTERS
+        )
 
 
 def check_product(left: Any, right: Any) -> None:

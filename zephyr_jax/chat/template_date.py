@@ -57,8 +57,8 @@ def freeze_date(source: str, day: date, choice: str) -> str:
     if not prints_date(source):
         return source
     moment = datetime(day.year, day.month, day.day)
-    frozen = _DEFINED.sub(lambda found: "false" if found[1] else "true", source)
-    frozen = _CALL.sub(lambda found: json.dumps(moment.strftime(ast.literal_eval(found[1]))), frozen)
+    frozen = _DEFINED.sub(lambda match: "false" if match[1] else "true", source)
+    frozen = _CALL.sub(lambda match: json.dumps(moment.strftime(ast.literal_eval(match[1]))), frozen)
     if prints_date(frozen):
         raise InputError(
             f"The chat template `{choice}` reads the clock in a way that cannot be frozen. Expected `strftime_now` to be "
@@ -74,12 +74,12 @@ def check_nothing_random(source: str, choice: str) -> None:
     if tree is None:
         return
     filters = {node.name for node in tree.find_all(nodes.Filter)} & _RANDOM_FILTERS
-    found = sorted(
+    matches = sorted(
         {f"the filter `{name}`" for name in filters} | {f"`{n}()`" for n in _RANDOM_FUNCTIONS & set(_names(tree))}
     )
-    if found:
+    if matches:
         raise InputError(
-            f"The chat template `{choice}` is random: it uses {join_items(found)}. Expected a template that renders a "
+            f"The chat template `{choice}` is random: it uses {join_items(matches)}. Expected a template that renders a "
             "conversation the same way each time. Take that out of the template, or choose another with `data.chat_template`."
         )
 
@@ -100,5 +100,5 @@ def _names(tree: nodes.Template | None) -> Counter[str]:
 
 
 def _first_use(source: str) -> str:
-    found = re.search(rf"{_CLOCK}.{{0,60}}", source)
-    return found[0] if found else _CLOCK
+    match = re.search(rf"{_CLOCK}.{{0,60}}", source)
+    return match[0] if match else _CLOCK

@@ -20,4 +20,4 @@ def prompts_of(messages: list[Message]) -> list[list[Message]]:
 
 def probe_conversations() -> list[list[Message]]:
     """Short conversations on which templates are tried: of one and two answers, without and with a system message."""
-    return [list(each) for each in (*PROBES, *([_SYSTEM, *probe] for probe in PROBES))]
+    return [list(messages) for messages in (*PROBES, *([_SYSTEM, *probe] for probe in PROBES))]

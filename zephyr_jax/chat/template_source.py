@@ -42,9 +42,9 @@ def without_markers(source: str) -> str:
 def reserved_tokens(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[str, ...]:
     """Texts that messages must not turn into tokens: special tokens, and tokens that were added for the template."""
     added = tokenizer.added_tokens_decoder.values()
-    found = {token.content for token in added if token.special or (token.content.strip() and token.content in source)}
-    found |= {str(token) for token in tokenizer.all_special_tokens}
-    return tuple(sorted(found, key=lambda token: (-len(token), token)))
+    special = {token.content for token in added if token.special or (token.content.strip() and token.content in source)}
+    special |= {str(token) for token in tokenizer.all_special_tokens}
+    return tuple(sorted(special, key=lambda token: (-len(token), token)))
 
 
 def template_source(choice: str, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -77,5 +77,5 @@ def _chosen_of_own(choice: str, tokenizer: PreTrainedTokenizerBase) -> str:
         )
     raise InputError(
         f"data.chat_template is `{choice}`; expected a template that {tokenizer.name_or_path} has, got {name!r}. It has "
-        f"{join_items(f'`tokenizer:{each}`' for each in sorted(_named(tokenizer)))}."
+        f"{join_items(f'`tokenizer:{name}`' for name in sorted(_named(tokenizer)))}."
     )

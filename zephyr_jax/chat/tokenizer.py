@@ -80,7 +80,7 @@ class ChatTokenizer:
     def encode(self, rendered: RenderedChat) -> Segment:
         """Tokens of the whole text, BOS once; the targets are the tokens that end inside a span.
 
-        Spans start right after the header and end with a special token, so a token counts as said by the assistant
+        Spans start right after the header and end with a special token, so a token is the assistant's
         when its last character lies in the span.
         """
         ids, ends = self._encode_text(rendered)
@@ -161,8 +161,8 @@ def _within(ends: np.ndarray, spans: tuple[Span, ...]) -> np.ndarray:
     if not spans:
         return np.zeros(len(ends), np.bool_)
     starts, stops = np.array(spans, np.int64).T
-    place = np.searchsorted(starts, ends, side="left") - 1  # the last span that starts before the offset
-    return (place >= 0) & (ends <= stops[place])
+    span_index = np.searchsorted(starts, ends, side="left") - 1  # the last span that starts before the offset
+    return (span_index >= 0) & (ends <= stops[span_index])
 
 
 def _literal(joint: Tokenizer, reserved: tuple[str, ...]) -> Tokenizer:

@@ -14,7 +14,7 @@ TRAINING_TEMPLATE = "training_template.jinja"
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """A fast tokenizer from a folder or hub id. Raises InputError when there is none, or one that loses text."""
+    """A fast tokenizer from a folder or hub id. Raises InputError without one, or for one that loses text."""
     check_readable(path)
     _check_format(path)
     try:
@@ -71,8 +71,8 @@ def _template_in_json(path: str) -> str | dict[str, str] | None:
     if not file.is_file():
         return None
     template = read_json(file).get("chat_template")
-    if isinstance(template, list) and all(isinstance(each, dict) for each in template):
-        template = {str(each.get("name")): str(each.get("template")) for each in template}
+    if isinstance(template, list) and all(isinstance(entry, dict) for entry in template):
+        template = {str(entry.get("name")): str(entry.get("template")) for entry in template}
     if not isinstance(template, str | dict):
         raise InputError(f"{file} holds no text `chat_template`: got {truncate_repr(template)}. Copy it again.")
     return template

@@ -1,6 +1,6 @@
-"""What a tokenizer must do before it is used: give back the text that it encoded.
+"""Round-trip check of a tokenizer: it must decode to the text that it encoded.
 
-A tokenizer.json that is read through a class for another kind of tokenizer (byte-level BPE through `LlamaTokenizer`, say)
+A tokenizer.json that is read through a class for another kind of tokenizer (byte-level BPE through `LlamaTokenizer`, for example)
 loses every space without an error: https://github.com/huggingface/transformers/issues/45488.
 """
 

@@ -145,7 +145,7 @@ class AnomalyOptions:
     spike_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 4.0
     """Ratio of loss and median above which a step is a spike."""
     spike_window: PositiveInt = 50
-    """Number of steps of the median; there are no spikes in the first ten."""
+    """Number of steps of the median; the first ten steps are never spikes."""
     stalled: Literal["stop", "continue"] = "stop"
     """Fewer than 1 % of the weights changed in each of `stalled_steps` consecutive steps: updates are lost in rounding. Steps
     with a learning rate below 1 % of its peak do not count."""

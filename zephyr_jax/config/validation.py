@@ -51,7 +51,7 @@ def convert(kind: type, name: str, value: Any, prefix: str = "", where: str = ""
     """`value` as the type of the field `name` of the dataclass `kind`; `where` begins messages.
 
     Raises:
-        InputError: For a value of another type or out of bounds; a bool is no number, and text has no NUL character.
+        InputError: For a value of another type or out of bounds; a bool is not a number, and text must not hold NUL.
     """
     hint, adapter = _field_types(kind)[name]
     if isinstance(value, bool) and hint is not bool:

@@ -27,7 +27,7 @@ _FREE_TEXT = (
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that says each thing once and is no larger than it looks."""
+    """Safe YAML loader that refuses duplicate keys and aliases of sections."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         anchor = getattr(self.peek_event(), "anchor", None) if self.check_event(yaml.AliasEvent) else None
@@ -38,12 +38,12 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        said: set[str] = set()
+        keys: set[str] = set()
         for name, _ in node.value:
-            if isinstance(name, yaml.ScalarNode) and name.value in said:
+            if isinstance(name, yaml.ScalarNode) and name.value in keys:
                 line = name.start_mark.line + 1
                 raise yaml.YAMLError(f"line {line} sets {truncate_repr(name.value)} a second time; keep one")
-            said.add(name.value if isinstance(name, yaml.ScalarNode) else "")
+            keys.add(name.value if isinstance(name, yaml.ScalarNode) else "")
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
@@ -93,7 +93,7 @@ def expand_home[C](config: C) -> C:
         elif item.name in _FREE_TEXT:
             continue
         elif isinstance(value, tuple):
-            expanded = tuple(_expanded(each, item.name) for each in value)
+            expanded = tuple(_expanded(path, item.name) for path in value)
         else:
             expanded = _expanded(value, item.name)
         if expanded != value:
@@ -141,17 +141,17 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def save_card(config: Any, path: Path) -> None:
-    """Write the resolved config, every setting spelt out, as a card that can be run again."""
+    """Write the resolved config, with all settings, as a card that can be run again."""
     path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """Settings that differ between two nested dicts: full name -> (ours, theirs)."""
-    found: dict[str, tuple[Any, Any]] = {}
+    changed: dict[str, tuple[Any, Any]] = {}
     for name in ours.keys() | theirs.keys():
         one, other = ours.get(name), theirs.get(name)
         if isinstance(one, dict) and isinstance(other, dict):
-            found |= differences(one, other, f"{prefix}{name}.")
+            changed |= differences(one, other, f"{prefix}{name}.")
         elif one != other:
-            found[prefix + name] = (one, other)
-    return dict(sorted(found.items()))
+            changed[prefix + name] = (one, other)
+    return dict(sorted(changed.items()))
