@@ -650,13 +650,13 @@ def incomplete_reference_table(desk: Desk) -> Words:
     return desk.dpo("--data.path", desk.rows(PAIR, other))
 
 
-@mistake("does not belong to this run", f"weights is '{'0' * 32}' there", "zephyr-jax reference --config")
+@mistake("does not belong to this run", f"weights: table has '{'0' * 32}'", "zephyr-jax reference --config")
 def reference_table_of_other_weights(desk: Desk) -> Words:
     desk.fill(PAIR, weights="0" * 32)
     return desk.dpo()
 
 
-@mistake("shard-made-up.parquet", "cannot be read", "Delete that file", "zephyr-jax reference")
+@mistake("shard-made-up.parquet", "cannot be read", "Delete this file", "zephyr-jax reference")
 def damaged_reference_table(desk: Desk) -> Words:
     table = desk.fill(PAIR)
     (table.folder / "shard-made-up.parquet").write_bytes(b"PAR1 but not for long")
@@ -683,7 +683,7 @@ def no_prompts(desk: Desk) -> Words:
     return desk.generate()
 
 
-@mistake("longest prompt has", "max_new_tokens 2000", "1024 positions", "lower max_new_tokens")
+@mistake("a prompt of", "max_new_tokens 2000", "1024 positions", "lower max_new_tokens")
 def prompt_too_long(desk: Desk) -> Words:
     return desk.generate("--prompts", "Hello", "--max_new_tokens", 2000)
 

@@ -120,10 +120,10 @@ def test_outputs_are_in_the_published_form(
     assert [set(each) for each in found] == [{"dataset", "instruction", "output", "generator"}] * 5
     assert [each["instruction"] for each in found] == [row["instruction"] for row in rows]
     main(words)
-    assert "tokens/s" not in capsys.readouterr().err
+    assert "tok/s" not in capsys.readouterr().err
     assert json.loads((tmp_path / "out/tiny.json").read_text()) == found
     main([*words, "--seed", "1", "--limit", "3"])
-    assert "3 answers" in capsys.readouterr().err
+    assert "3 samples" in capsys.readouterr().err
     others = json.loads((tmp_path / "out/tiny.json").read_text())
     assert [each["output"] for each in others] != [each["output"] for each in found[:3]]
 

@@ -98,14 +98,14 @@ def test_a_checkpoint_in_this_process_answers_as_behind_an_address(
     with our_server(tiny_model) as url, bad_connection(url, lambda _: None) as (there, passed):
         words += [f"{tiny_model},name=own,temperature=0", f"{there},name=there,temperature=0", "--principles"]
         run(*words)
-        assert "tokens/s" in capsys.readouterr().err
+        assert "tok/s" in capsys.readouterr().err
         rows = lines(tmp_path / "out/train.jsonl")
         assert len(rows) == len(passed) == 3
         for row in rows:
             answers = {each["model"]: each["response"] for each in row["completions"]}
             assert answers["own"] == answers["there"]
         run(*words)
-        assert "tokens/s" not in capsys.readouterr().err
+        assert "tok/s" not in capsys.readouterr().err
         assert len(passed) == 3
     assert lines(tmp_path / "out/train.jsonl") == rows
 

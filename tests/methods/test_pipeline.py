@@ -145,7 +145,7 @@ def test_a_killed_generation_goes_on_where_it_was(
         main([*words, "--seed", "5", "--output", str(tmp_path / "killed.jsonl")])
     assert "belongs to other work: seed was 0, is 5" in capsys.readouterr().err
     main([*words, "--output", str(tmp_path / "killed.jsonl")])
-    assert "7 answers, " in capsys.readouterr().err
+    assert "7 samples" in capsys.readouterr().err
     assert (tmp_path / "killed.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
     assert not (tmp_path / "killed.jsonl.part").exists()
 

@@ -117,7 +117,7 @@ def reference(config: DpoConfig, command: str = "zephyr-jax reference") -> PassR
     if table is None:
         scorer, table = run.with_weights()
         computed, reused = _fill(run, scorer, table, open_path(config.reference))
-    _log(f"reference log-probs: {computed:,} pairs computed, {reused:,} reused in {table.folder}")
+    _log(f"reference log-probs: {computed:,} computed, {reused:,} reused in {table.folder}")
     return PassResult(table.folder, computed, reused)
 
 
