@@ -249,7 +249,7 @@ def table_of_other_columns(desk: Desk) -> Words:
     return desk.sft("--data.path", desk.file("rows.csv", "a,b\n1,2\n"))
 
 
-@mistake("sund.jsonl' is no file or folder here", "Did you mean `", "sound.jsonl`?", "Check the spelling")
+@mistake("sund.jsonl' is not a file or folder here", "Did you mean `", "sound.jsonl`?", "Check the spelling")
 def rows_nearby(desk: Desk) -> Words:
     return desk.sft("--data.path", desk.home / "sund.jsonl")
 

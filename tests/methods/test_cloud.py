@@ -158,7 +158,7 @@ def test_generate_reads_and_writes_there(bucket: Gcs, tiny_model: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (lambda *_: 401, "nobody is logged in.*application-default login"),
+        (lambda *_: 401, "no credentials.*application-default login"),
         (lambda *_: 403, "this account may not do that.*Storage Object Viewer"),
         (lambda *_: "drop", "cannot be reached.*run the same command again"),
         (lambda *_: 503, "cannot be reached.*run the same command again"),

@@ -274,7 +274,7 @@ def test_models_are_listed(served: ServedModel) -> None:
     [
         ({"port": 70000}, "`port`: .*got 70000"),
         ({"max_concurrency": 0}, "`max_concurrency`: .*got 0"),
-        ({"api_key_env": "NO_SUCH"}, "no variable of that name"),
+        ({"api_key_env": "NO_SUCH"}, "unset or empty"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(tiny_model: Path, options: dict[str, Any], words: str) -> None:

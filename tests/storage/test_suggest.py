@@ -15,7 +15,7 @@ from zephyr_jax.storage.suggest import check_hub_id, suggest_path
 )
 def test_what_can_be_no_hub_id_is_not_asked_for(path: str) -> None:
     """Law: names that the hub cannot have are refused here, before a network is waited for."""
-    with pytest.raises(InputError, match="is no file or folder here"):
+    with pytest.raises(InputError, match="is not a file or folder here"):
         check_hub_id(path, "file or folder")
 
 
@@ -28,7 +28,7 @@ def test_what_may_be_a_hub_id_is_asked_for(path: str) -> None:
 def test_rows_that_are_not_there_are_told_with_the_nearest(tmp_path: Path) -> None:
     """Law: a misspelt file is answered with the one that is beside it."""
     (tmp_path / "chats.jsonl").write_text("{}\n")
-    with pytest.raises(InputError, match=r"chat.jsonl' is no file or folder here. Did you mean `.*/chats.jsonl`\?"):
+    with pytest.raises(InputError, match=r"chat.jsonl' is not a file or folder here. Did you mean `.*/chats.jsonl`\?"):
         open_rows(str(tmp_path / "chat.jsonl"), "train")
 
 

@@ -236,6 +236,6 @@ def _hub(path: str, split: str, revision: str | None) -> Dataset:
     except Exception as error:  # the hub client raises many kinds; all mean: not to be had
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"{path!r} is no file or folder here, and split `{split}` cannot be loaded from the hub under that name"
+            f"{path!r} is not a file or folder here, and split `{split}` cannot be loaded from the hub under that name"
             f"{at_revision(revision)}: {reason}{suggest_path(path)} Check the spelling, the split and the network."
         ) from error

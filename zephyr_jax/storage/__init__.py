@@ -1,1 +1,1 @@
-"""Paths on disk and on Cloud Storage as one kind; what the cloud refuses, in our words."""
+"""Files on disk and on Cloud Storage: paths, atomic writes, journals, locks, and errors as InputError."""

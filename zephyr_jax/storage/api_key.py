@@ -1,4 +1,4 @@
-"""Keys: named by the environment variable that holds them, so that no card, log or record ever does."""
+"""API keys: settings name the environment variable that holds a key, so that no card, log or record holds it."""
 
 import json
 import os
@@ -7,49 +7,50 @@ from urllib.parse import quote, quote_plus
 
 from zephyr_jax.errors import InputError
 
-_SHORTEST = 8  # letters; a shorter key is a word that ordinary text may hold
+_MIN_LENGTH = 8  # characters; a shorter key may be a word of ordinary text
 
 
 def read_api_key(variable: str | None, setting: str) -> str | None:
-    """The key in a variable, None where none is named.
+    """Read the key from an environment variable; None for no variable.
 
     Raises:
-        InputError: The variable is not set, or holds what no HTTP header can carry; the message names `setting` and the place
-            in the key, and never holds the key.
+        InputError: The variable is not set, or its value cannot be sent in an HTTP header. The message names `setting` and the
+            character, and never holds the key.
     """
     if variable is None:
         return None
     if not re.fullmatch(r"[A-Za-z_]\w*", variable):
         raise InputError(
-            f"{setting} is no name of a variable, and may be a key, so it is not repeated here. Put the key into an environment "
-            "variable and give that variable's name."
+            f"{setting}: expected the name of an environment variable, got other text (not shown, as it may be a key). Put the "
+            "key into an environment variable and give its name."
         )
     key = os.environ.get(variable)
     if not key:
         raise InputError(
-            f"{setting} is {variable!r}, and the environment has no variable of that name, or an empty one. Set it to the "
-            f"key: `export {variable}=...`."
+            f"{setting} is {variable!r}, and that environment variable is unset or empty. Set it to the key: "
+            f"`export {variable}=...`."
         )
-    odd = next((place for place, letter in enumerate(key) if not "!" <= letter <= "~"), None)
-    if odd is not None:
+    bad = next((index for index, character in enumerate(key) if not "!" <= character <= "~"), None)
+    if bad is not None:
         raise InputError(
-            f"The key in {variable} ({setting}) has a {_kind(key[odd])} at character {odd + 1} of {len(key)}; expected printable "
-            f"ASCII without spaces. Set it again without that: `export {variable}=\"$(tr -d '[:space:]' < FILE)\"`."
+            f"The key in {variable} ({setting}) has a {_describe(key[bad])} at character {bad + 1} of {len(key)}; expected "
+            f"printable ASCII without spaces. Set it again without that: `export {variable}=\"$(tr -d '[:space:]' < FILE)\"`."
         )
     return key
 
 
-def _kind(letter: str) -> str:
-    if letter in "\r\n":
+def _describe(character: str) -> str:
+    if character in "\r\n":
         return "line end"
-    if letter.isspace():
+    if character.isspace():
         return "space"
-    return "control character" if letter.isascii() else "letter beyond ASCII"
+    return "control character" if character.isascii() else "letter beyond ASCII"
 
 
 def redact(text: str, key: str | None) -> str:
-    """Text without the key: as it is, and as `repr`, JSON and URLs write it. A key of few letters is left alone: it is a word."""
-    if not key or len(key) < _SHORTEST:
+    """Replace the key in a text: verbatim, and as `repr`, JSON and URLs write it. Short keys, which may be words, are not "
+    "replaced."""
+    if not key or len(key) < _MIN_LENGTH:
         return text
     forms = {key, repr(key)[1:-1], json.dumps(key)[1:-1], quote(key), quote(key, safe=""), quote_plus(key)}
     for form in sorted(forms, key=len, reverse=True):

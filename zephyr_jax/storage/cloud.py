@@ -1,4 +1,4 @@
-"""Cloud Storage: its client, its refusals as InputError, and a word now and then while it keeps us waiting."""
+"""Cloud Storage: its client, its errors as InputError, and a warning while a request is slow."""
 
 import os
 import re
@@ -16,16 +16,16 @@ from zephyr_jax.errors import InputError
 from zephyr_jax.log import silence_library_logs
 
 SCHEME = "gs://"
-_SAY_EVERY = 30  # seconds
-_CONNECT, _SILENCE = 10, 60  # seconds until a connection, or one that sends nothing, is given up and tried again
+_WARN_EVERY = 30  # seconds
+_CONNECT_TIMEOUT, _READ_TIMEOUT = 10, 60  # seconds, then the client retries
 
 _ACCOUNT = (
     "On a TPU VM give its service account the role, elsewhere run `gcloud auth application-default login` or set "
     "GOOGLE_APPLICATION_CREDENTIALS."
 )
-_KINDS = {
+_MESSAGES = {
     "account": (
-        "nobody is logged in, or the login is over",
+        "no credentials, or they have expired",
         "Reading needs the role Storage Object Viewer, writing Storage Object Admin and Storage Legacy Bucket Reader. "
         + _ACCOUNT,
     ),
@@ -35,21 +35,21 @@ _KINDS = {
         + _ACCOUNT,
     ),
     "bucket": (
-        "there is no such bucket",
-        "Check the spelling, or make it with `gcloud storage buckets create`.",
+        "the bucket does not exist",
+        "Check the spelling, or create it with `gcloud storage buckets create`.",
     ),
     "gone": (
-        "something that must be there is not",
-        "Check the path; if files were deleted by hand, put them back or start from an older checkpoint.",
+        "a required object is missing",
+        "Check the path; if files were deleted, restore them or start from an older checkpoint.",
     ),
     "network": (
-        "it cannot be reached, and trying again did not help",
-        "Check the network (and STORAGE_EMULATOR_HOST, where it is set), then run the same command again: what was complete "
-        "before stays, and training goes on from its newest checkpoint.",
+        "cannot be reached, also after retries",
+        "Check the network (and STORAGE_EMULATOR_HOST, if set), then run the same command again: completed files stay, and "
+        "training resumes from its newest checkpoint.",
     ),
-    "other": ("it refused", "Check the path; what was complete before stays."),
+    "other": ("the request failed", "Check the path; completed files stay."),
 }
-_WORDS = (
+_PATTERNS = (
     ("account", r"UNAUTHENTICATED|Unauthenticated|invalid_grant|Invalid Cred|Anonymous caller|\b401\b|default credentials"),
     ("permission", r"PERMISSION_DENIED|Permission denied|Forbidden|\b403\b"),
     ("bucket", r"bucket does not exist|Invalid GCS bucket name|Invalid bucket name"),
@@ -65,28 +65,30 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 
 @cache
 def configure_clients() -> None:
-    """Settle, before the first use, how every client in this process talks to Cloud Storage."""
+    """Configure the Cloud Storage clients of this process, before the first use."""
     import aiohttp
     from gcsfs.core import GCSFileSystem
 
     for name in ("gcs", "gs"):  # the plain JSON API; gcsfs's other class asks for each bucket's kind by gRPC first
         fsspec.register_implementation(name, GCSFileSystem, clobber=True)
-    # Other processes write too, so no listing is remembered.
+    # Other processes write too, so listings are not cached.
     options = fsspec.config.conf.setdefault("gcs", {})
     options.setdefault("use_listings_cache", False)
-    options.setdefault("requests_timeout", aiohttp.ClientTimeout(sock_connect=_CONNECT, sock_read=_SILENCE))
+    options.setdefault(
+        "requests_timeout", aiohttp.ClientTimeout(sock_connect=_CONNECT_TIMEOUT, sock_read=_READ_TIMEOUT)
+    )
     _silence_client_threads()
 
 
 def _silence_client_threads() -> None:
-    """No tracebacks from threads of the clients whose errors are raised again, and explained, in the main one."""
-    in_threads = threading.excepthook
+    """Suppress tracebacks of client threads: the same errors are raised, and translated, in the main thread."""
+    default_hook = threading.excepthook
 
-    def thread(what: threading.ExceptHookArgs) -> None:
-        if not (isinstance(what.exc_value, Exception) and _kind(what.exc_value)):
-            in_threads(what)
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, Exception) and _kind(args.exc_value)):
+            default_hook(args)
 
-    threading.excepthook = thread
+    threading.excepthook = hook
     silence_library_logs()
 
 
@@ -98,10 +100,7 @@ def client() -> Any:
 
 @contextmanager
 def translate_cloud_errors(path: str | os.PathLike[str] = "") -> Iterator[None]:
-    """Turn what Cloud Storage's clients raise into InputError; everything else passes. Also a decorator.
-
-    `path` is named in the message where the error itself names none.
-    """
+    """Turn errors of Cloud Storage's clients into InputError naming `path`; others pass. Also a decorator."""
     try:
         yield
     except InputError:
@@ -119,49 +118,49 @@ def _message(error: Exception, path: str) -> str | None:
         return None
     reason = " ".join(re.sub(r"\[(http_response|tensorstore_spec).*", "", str(error), flags=re.DOTALL).split())[:300]
     reason = reason or type(error).__name__
-    what, advice = _KINDS[kind]
-    return f"Cloud Storage{f', {path}' if path else ''}: {what} ({reason}). {advice}"
+    problem, fix = _MESSAGES[kind]
+    return f"Cloud Storage{f', {path}' if path else ''}: {problem} ({reason}). {fix}"
 
 
 def is_unreachable(error: Exception) -> bool:
-    """Whether an error says that Cloud Storage could not be asked, and nothing about what is there."""
+    """Whether an error means that Cloud Storage did not answer, so that an object may exist or not."""
     return _kind(error) in ("account", "permission", "bucket", "network")
 
 
 def _kind(error: Exception) -> str | None:
-    """What sort of trouble an error of Cloud Storage's clients is; None: it is not of theirs."""
+    """The key in `_MESSAGES` of an error of Cloud Storage's clients; None for other errors."""
     text, origin = f"{type(error).__name__} {error}", type(error).__module__.partition(".")[0]
-    found = next((kind for kind, words in _WORDS if re.search(words, text)), None)
+    matched = next((kind for kind, pattern in _PATTERNS if re.search(pattern, text)), None)
     if type(error).__module__.startswith("google.auth"):
         return "account"
     if type(error).__module__.startswith(("gcsfs", "google.")):
-        return found or "other"
+        return matched or "other"
     if origin in ("aiohttp", "requests", "urllib3"):
         return "network"
     if isinstance(error, FileNotFoundError) and not error.filename and re.search(r"\bb/|gs://", text):
         return "gone"
     if isinstance(error, OSError) and str(error).startswith("Forbidden"):
-        return found
+        return matched
     if isinstance(error, ValueError | RuntimeError) and re.search(r"gs://|[Gg][Cc][Ss]|storage/v1", text):
-        return found or "other"  # tensorstore's
+        return matched or "other"  # tensorstore's
     return None
 
 
 @contextmanager
 def slow_io_warning(path: str | os.PathLike[str], doing: str) -> Iterator[None]:
-    """Explain errors, and say every half minute that we still wait; for local paths nothing but the work itself."""
+    """Translate errors, and warn every half minute that `doing` still runs; no effect on local paths."""
     if not is_remote(path):
         yield
         return
     done = threading.Event()
 
-    def say() -> None:
+    def warn() -> None:
         start = time.monotonic()
-        while not done.wait(_SAY_EVERY):
+        while not done.wait(_WARN_EVERY):
             seconds = time.monotonic() - start
             print(f"still {doing} {os.fspath(path)} after {seconds:.0f} s ...", file=sys.stderr, flush=True)
 
-    thread = threading.Thread(target=say, daemon=True)
+    thread = threading.Thread(target=warn, daemon=True)
     thread.start()
     try:
         with translate_cloud_errors(path):
@@ -177,23 +176,23 @@ def split_bucket(path: str | os.PathLike[str]) -> tuple[str, str]:
 
 
 def check_bucket(path: str | os.PathLike[str]) -> None:
-    """Raise InputError unless the bucket is there and its objects may be listed."""
+    """Raise InputError unless the bucket exists and its objects can be listed."""
     bucket, name = split_bucket(path)
-    with slow_io_warning(path, "asking for"):
+    with slow_io_warning(path, "listing"):
         try:
             client().call("GET", "b/{}/o", bucket, prefix=name or None, maxResults=1)
         except FileNotFoundError as error:
-            raise InputError(f"There is no bucket {SCHEME}{bucket}. {_KINDS['bucket'][1]}") from error
+            raise InputError(f"The bucket {SCHEME}{bucket} does not exist. {_MESSAGES['bucket'][1]}") from error
 
 
 def check_writable(folder: str | os.PathLike[str], checkpoints: bool) -> None:
-    """Raise InputError unless objects may be made under a `gs://` folder: an upload is begun and given up.
+    """Raise InputError unless objects can be created under a `gs://` folder, by starting and cancelling an upload.
 
-    `checkpoints`: whether orbax will write there, which reads the bucket's own properties too.
+    `checkpoints`: whether orbax will write to it, which also reads the metadata of the bucket.
     """
     check_bucket(folder)
     bucket, name = split_bucket(folder)
-    with slow_io_warning(folder, "asking whether we may write to"):
+    with slow_io_warning(folder, "checking write access to"):
         if checkpoints:
             client().call("GET", "b/{}", bucket)
         uploads = client().base.replace("/storage/v1/", "/upload/storage/v1/")

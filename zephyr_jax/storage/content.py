@@ -1,4 +1,4 @@
-"""Content keys: the names under which caches keep what was made from files, taken from bytes and never from sizes or dates."""
+"""Content keys: cache keys of files, taken from their bytes and never from sizes or dates."""
 
 import os
 import pathlib
@@ -38,23 +38,23 @@ def content_key(paths: Iterable[str | os.PathLike[str]]) -> str:
     pieces = [piece for _, version, size, path in entries if not version for piece in _pieces(path, size)]
     with ThreadPoolExecutor(_THREADS) as pool:
         digests = list(pool.map(_hash_piece, pieces))
-    whole = xxhash.xxh3_128()
+    combined = xxhash.xxh3_128()
     for name, version, size, _ in entries:
-        whole.update(f"{name}\0{version}\0{size}\0".encode(errors="surrogateescape"))
+        combined.update(f"{name}\0{version}\0{size}\0".encode(errors="surrogateescape"))
     for digest in digests:
-        whole.update(digest)
-    return whole.hexdigest()
+        combined.update(digest)
+    return combined.hexdigest()
 
 
 def _entries(path: str) -> list[tuple[str, str, int, str]]:
-    """(name that counts, version of a `gs://` object, bytes, path) of a file, or of every file in a folder."""
+    """(hashed name, generation of a `gs://` object or "", bytes, path) of a file, or of every file in a folder."""
     if is_remote(path):
         with slow_io_warning(path, "looking at"):
-            found = client().find(path, detail=True)
+            objects = client().find(path, detail=True)
         prefix = path.removeprefix("gs://").rstrip("/")
         return [
             (name.removeprefix(prefix), str(info["generation"]), int(info["size"]), f"gs://{name}")
-            for name, info in sorted(found.items())
+            for name, info in sorted(objects.items())
         ]
     local = pathlib.Path(path)
     if not local.is_dir():
@@ -72,11 +72,11 @@ def _pieces(path: str, size: int) -> list[_Piece]:
 
 
 def _hash_piece(piece: _Piece) -> bytes:
-    path, start, left = piece
-    digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(min(_READ, max(left, 1))))
+    path, start, remaining = piece
+    digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(min(_READ, max(remaining, 1))))
     with open(path, "rb", buffering=0) as file:
         file.seek(start)
-        while left and (count := file.readinto(buffer[: min(left, len(buffer))])):
+        while remaining and (count := file.readinto(buffer[: min(remaining, len(buffer))])):
             digest.update(buffer[:count])
-            left -= count
+            remaining -= count
     return digest.digest()

@@ -1,4 +1,4 @@
-"""One path type for disk and Cloud Storage, and files that appear whole or not at all."""
+"""One path type for disk and Cloud Storage, and atomic writes."""
 
 import atexit
 import os
@@ -25,7 +25,7 @@ from zephyr_jax.storage.cloud import (
 )
 
 type Path = epath.Path
-_PIECE = 32 * 2**20  # bytes of one request
+_CHUNK = 32 * 2**20  # bytes of one request
 
 
 def open_path(path: str | os.PathLike[str]) -> epath.Path:
@@ -43,8 +43,8 @@ def absolute_path(path: str | os.PathLike[str]) -> epath.Path:
 
 
 def check_readable(path: str | os.PathLike[str]) -> None:
-    """Raise InputError when a `gs://` path cannot be asked for (no bucket, permission, credentials or network), and for a
-    local path (or an entry of a local folder) that is neither a file nor a folder."""
+    """Raise InputError for a `gs://` path that cannot be listed (bucket, permission, credentials, network), and for a local path
+    (or an entry of a local folder) that is neither a file nor a folder."""
     if is_remote(path):
         check_bucket(path)
         return
@@ -62,7 +62,7 @@ def check_regular(path: str | os.PathLike[str]) -> None:
         return
     try:
         mode = os.stat(os.path.expanduser(path)).st_mode
-    except (OSError, ValueError):  # whoever reads it reports what is wrong
+    except (OSError, ValueError):  # the error is reported when the file is read
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise InputError(
@@ -81,24 +81,24 @@ def check_folder_creatable(folder: str | os.PathLike[str], checkpoints: bool = F
         check_writable(folder, checkpoints)
         return
     local = pathlib.Path(folder)
-    for each in (local, *local.parents):
-        if each.exists():
-            if not each.is_dir():
-                raise InputError(f"The folder {local} cannot be made: {each} is a file. Choose another.")
+    for ancestor in (local, *local.parents):
+        if ancestor.exists():
+            if not ancestor.is_dir():
+                raise InputError(f"The folder {local} cannot be made: {ancestor} is a file. Choose another.")
             return
 
 
 def check_file_creatable(file: str | None) -> None:
-    """Raise InputError when a file is asked for in a folder that is not there, before any work is done for it."""
+    """Raise InputError for an output file whose folder does not exist, before any work is done for it."""
     if file and is_remote(file):
         check_folder_creatable(open_path(file).parent)
     elif file and not pathlib.Path(file).parent.is_dir():
-        raise InputError(f"{file} cannot be written: its folder is not there. Make it or choose another.")
+        raise InputError(f"{file} cannot be written: its folder does not exist. Create it or choose another.")
 
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A new file's bytes; the file is there, whole, when the block ends well, and untouched when it does not."""
+    """Open a file for writing; it appears, complete, when the block ends without an error, and is unchanged otherwise."""
     with _upload(path) if is_remote(path) else _replacement(pathlib.Path(path)) as file:
         yield file
 
@@ -112,7 +112,7 @@ def _replacement(path: pathlib.Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(path)
-        _settle(path.parent)
+        _fsync_folder(path.parent)
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
@@ -120,20 +120,20 @@ def _replacement(path: pathlib.Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def scratch_file() -> Iterator[IO[bytes]]:
-    """Room on this machine's disk, where TMPDIR says; it has no name, so that it is gone with the process, however that ends."""
+    """An unnamed file in TMPDIR, which disappears with the process even if that is killed."""
     with tempfile.TemporaryFile("w+b") as file:
         yield file
 
 
 def remove_stale_scratch(folder: Path) -> None:
-    """Remove what processes that were killed have left in a local folder of files that were not whole yet."""
+    """Remove unfinished files of killed processes from a local folder."""
     for scratch in () if is_remote(folder) else pathlib.Path(folder).glob(".*.tmp"):
         writer = scratch.name.split(".")[-2]
-        if writer.isdigit() and not _runs(int(writer)):
+        if writer.isdigit() and not _is_running(int(writer)):
             scratch.unlink(missing_ok=True)
 
 
-def _runs(process: int) -> bool:
+def _is_running(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -143,8 +143,8 @@ def _runs(process: int) -> bool:
     return True
 
 
-def _settle(folder: pathlib.Path) -> None:
-    """Have a folder's new entries survive the loss of power, where the system can promise that."""
+def _fsync_folder(folder: pathlib.Path) -> None:
+    """Flush a folder's entries to disk, where the system supports that."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -156,38 +156,39 @@ def _settle(folder: pathlib.Path) -> None:
 @contextmanager
 def _upload(path: str | os.PathLike[str]) -> Iterator[Any]:
     with slow_io_warning(path, "writing"):
-        file = client().open(os.fspath(path), "wb", block_size=_PIECE)
+        file = client().open(os.fspath(path), "wb", block_size=_CHUNK)
         try:
             yield file
             file.close()
         except BaseException:
-            with suppress(Exception):  # what went wrong is on its way up already
+            with suppress(Exception):  # the first error is raised
                 file.discard()
             file.closed = True  # otherwise it would be finished when it is collected
             raise
 
 
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write a small file, whole or not at all."""
+    """Write a small file atomically."""
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_chunked(file: IO[bytes], view: memoryview) -> None:
-    """Write many bytes in pieces, so that no buffer on the way grows to their size."""
-    for start in range(0, len(view), _PIECE):
-        file.write(view[start : start + _PIECE])
+    """Write many bytes in chunks, so that no intermediate buffer grows to their size."""
+    for start in range(0, len(view), _CHUNK):
+        file.write(view[start : start + _CHUNK])
 
 
 def local_copy(folder: Path, names: Iterable[str]) -> pathlib.Path:
-    """Those of a folder's files that exist, on this machine's disk: the folder itself, or copies until this process ends."""
+    """A local folder with those of a folder's files that exist: the folder itself, or copies that this process removes at "
+    "exit."""
     if not is_remote(folder):
         return pathlib.Path(folder)
     copy = pathlib.Path(tempfile.mkdtemp(prefix="zephyr-jax-"))
     atexit.register(shutil.rmtree, copy, ignore_errors=True)
     with slow_io_warning(folder, "reading"):
-        there = {path.name for path in folder.iterdir()}
-        for name in sorted(there.intersection(names)):
+        existing = {path.name for path in folder.iterdir()}
+        for name in sorted(existing.intersection(names)):
             _copy_here(folder / name, copy / name)
     return copy
 
@@ -212,19 +213,19 @@ def cached_copy(path: str | os.PathLike[str]) -> pathlib.Path:
         copy = folder / pathlib.PurePosixPath(path).name
         if not copy.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            with atomic_file(copy) as file, client().open(os.fspath(path), "rb", block_size=_PIECE) as source:
-                shutil.copyfileobj(source, file, _PIECE)
+            with atomic_file(copy) as file, client().open(os.fspath(path), "rb", block_size=_CHUNK) as source:
+                shutil.copyfileobj(source, file, _CHUNK)
     return copy
 
 
 def cache_folder(name: str) -> pathlib.Path:
-    """Where this project keeps, on this machine, what it can make again."""
+    """Folder of this project's caches on this machine."""
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return pathlib.Path(home) / "zephyr-jax" / name
 
 
 def move_folder(source: Path, target: Path) -> None:
-    """Move a folder to a place where there is none."""
+    """Move a folder to a path that does not exist."""
     if is_remote(source):
         with slow_io_warning(source, "moving"):
             client().copy(os.fspath(source), os.fspath(target), recursive=True)
@@ -235,7 +236,7 @@ def move_folder(source: Path, target: Path) -> None:
 
 
 def list_names(folder: Path) -> list[str]:
-    """Names of a folder's files and folders, in order; none when it is not there."""
+    """Sorted names in a folder; empty if it does not exist."""
     if not folder.is_dir():
         return []
     return sorted(path.name for path in folder.iterdir())

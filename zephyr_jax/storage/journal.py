@@ -1,9 +1,8 @@
-"""Work that is written down as it is done: lines of JSON under a header that says what work it is.
+"""Journals: JSON lines of finished work under a header that identifies the work, so that it resumes where it stopped.
 
-On disk each line outlives a kill when `add` returns; that all of them also outlive a loss of power is waited for once a second,
-and at the end. On Cloud Storage, where nothing can be appended to, the whole is written every half minute and at the end. A last
-line that a kill cut is dropped; any other damage is refused by file and line, because the lines after it are paid for. On disk a
-journal has one writer at a time (`storage/lock.py`).
+On disk a line survives a kill once `add` returns, and a loss of power within a second or after `close`. Objects on Cloud Storage
+cannot be appended to, so the whole journal is written every half minute and on `close`. A last line that a kill cut is dropped;
+other damage is refused by file and line, because the lines after it cost money. On disk a journal has one writer at a time.
 """
 
 import json
@@ -15,22 +14,23 @@ from collections.abc import Callable
 from typing import Any
 
 from zephyr_jax.errors import InputError, join_items, truncate_repr
-from zephyr_jax.storage.files import check_regular, is_remote, open_path, slow_io_warning, write_atomic
+from zephyr_jax.storage.cloud import is_remote, slow_io_warning
+from zephyr_jax.storage.files import check_regular, open_path, write_atomic
 from zephyr_jax.storage.lock import Lock
 
-_EVERY = 30.0  # seconds between two writings of a remote journal
-_SETTLED = 1.0  # seconds between two waits for the disk
+_UPLOAD_EVERY = 30.0  # seconds between two uploads of a remote journal
+_FSYNC_EVERY = 1.0  # seconds
 
 type Entry = dict[str, Any]
 
 
 class Journal:
-    """The lines of a journal so far, and more to come.
+    """An open journal.
 
     Args:
-        path: The file; it is made where it is not there.
-        header: What work it is. One of the same kind in which no work is written down yet is begun again.
-        problem: What is wrong with a line, as the work expects it; empty where nothing is.
+        path: The file; created if missing.
+        header: Identifies the work. A journal without lines whose header has the same names is overwritten.
+        problem: Validates a line: why it is invalid, or an empty string.
 
     Raises:
         InputError: The file belongs to other work (`header` differs), a line is damaged, or another process writes to it.
@@ -44,48 +44,48 @@ class Journal:
         self._lock = Lock(self._path)
         with slow_io_warning(path, "reading"):
             content = self._path.read_bytes() if self._path.exists() else b""
-        found = [self._parsed(number, line) for number, line in enumerate(content.split(b"\n")[:-1], 1)]
-        begun = len(found) > 1 or (bool(found) and found[0].keys() != header.keys())
-        if begun and found[0] != header:
-            names = [name for name in header.keys() | found[0].keys() if header.get(name) != found[0].get(name)]
+        entries = [self._parse(number, line) for number, line in enumerate(content.split(b"\n")[:-1], 1)]
+        started = len(entries) > 1 or (bool(entries) and entries[0].keys() != header.keys())
+        if started and entries[0] != header:
+            old = entries[0]
+            names = sorted(name for name in header.keys() | old.keys() if header.get(name) != old.get(name))
             differences = [
-                f"{name} was {truncate_repr(found[0].get(name))}, is {truncate_repr(header.get(name))}"
-                for name in sorted(names)
+                f"{name} was {truncate_repr(old.get(name))}, is {truncate_repr(header.get(name))}" for name in names
             ]
             raise InputError(
                 f"{path} belongs to other work: {join_items(differences, 4)}. Put the settings back to go on with it, or move "
                 "the file away to begin again."
             )
-        for number, line in enumerate(found[1:], 2):
-            if wrong := problem(line):
-                raise self._damaged(number, wrong)
-        self.lines: list[Entry] = found[1:]
+        for number, line in enumerate(entries[1:], 2):
+            if reason := problem(line):
+                raise self._damaged(number, reason)
+        self.lines: list[Entry] = entries[1:]
         self._clock = time.monotonic()
         self._write_all()
 
     def add(self, line: Entry) -> None:
-        """Write a line down."""
+        """Append a line."""
         self.lines.append(line)
         if not is_remote(self._path):
             with pathlib.Path(self._path).open("a") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            if time.monotonic() > self._clock + _SETTLED:
-                self._settle()
-        elif time.monotonic() > self._clock + _EVERY:
+            if time.monotonic() > self._clock + _FSYNC_EVERY:
+                self._fsync()
+        elif time.monotonic() > self._clock + _UPLOAD_EVERY:
             self._write_all()
 
     def close(self) -> None:
-        """Have everything where it stays."""
+        """Flush all lines to disk or upload them."""
         if is_remote(self._path):
             self._write_all()
         elif self._path.exists():
-            self._settle()
+            self._fsync()
 
     def delete(self) -> None:
-        """The work is done, and its result is somewhere else."""
+        """Remove the file of finished work."""
         self._path.unlink(missing_ok=True)
 
-    def _settle(self) -> None:
+    def _fsync(self) -> None:
         with pathlib.Path(self._path).open("a") as file:
             os.fsync(file.fileno())
         self._clock = time.monotonic()
@@ -95,7 +95,7 @@ class Journal:
         write_atomic(self._path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         self._clock = time.monotonic()
 
-    def _parsed(self, number: int, line: bytes) -> Entry:
+    def _parse(self, number: int, line: bytes) -> Entry:
         try:
             content = json.loads(line.decode())
         except UnicodeDecodeError as error:

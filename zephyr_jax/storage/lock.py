@@ -1,7 +1,6 @@
-"""One process at a time: a lock beside a file or folder on disk, which ends with its process however that ends.
+"""A lock on a file or folder on disk, released when its process ends, even by a kill.
 
-Cloud Storage has no locks: `gs://` paths are not locked, and two processes that share an output folder there overwrite each
-other's journals.
+Cloud Storage has no locks: two processes that share an output folder there overwrite each other's journals.
 """
 
 import fcntl
@@ -10,6 +9,7 @@ import pathlib
 import weakref
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from zephyr_jax.errors import InputError
 from zephyr_jax.storage.cloud import is_remote
@@ -28,28 +28,28 @@ _held: dict[pathlib.Path, _Held] = {}
 
 @dataclass(eq=False)
 class Lock:
-    """Held from here until this object is collected or the process ends; within one process a lock may be taken several times.
+    """Held until this object is collected or the process ends; one process may take a lock several times.
 
-    `path`: what is to have one writer; its lock is a hidden file, `.NAME.lock` beside a file or `.lock` in a folder.
+    The lock of `path` is a hidden file: `.NAME.lock` beside a file or `.lock` in a folder.
 
     Raises:
         InputError: Another process holds it; the message names its process id.
     """
 
     path: str | os.PathLike[str]
-    _release: weakref.finalize | None = field(default=None, init=False, repr=False)
+    _release: "weakref.finalize[..., Any] | None" = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if is_remote(self.path):
             return
         target = pathlib.Path(self.path).absolute()
         file = target / ".lock" if target.is_dir() else target.with_name(f".{target.name}.lock")
-        held = _held.get(file) or _held.setdefault(file, _Held(_locked(file, target)))
+        held = _held.get(file) or _held.setdefault(file, _Held(_lock_file(file, target)))
         held.uses += 1
-        self._release = weakref.finalize(self, _let_go, file)
+        self._release = weakref.finalize(self, _release_lock, file)
 
 
-def _locked(file: pathlib.Path, target: pathlib.Path) -> int:
+def _lock_file(file: pathlib.Path, target: pathlib.Path) -> int:
     """A descriptor with the lock on the file that has this name now. Raises InputError."""
     while True:
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
@@ -78,7 +78,7 @@ def _is_named(handle: int, file: pathlib.Path) -> bool:
         return False
 
 
-def _let_go(file: pathlib.Path) -> None:
+def _release_lock(file: pathlib.Path) -> None:
     held = _held[file]
     held.uses -= 1
     if not held.uses:

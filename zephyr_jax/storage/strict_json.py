@@ -1,4 +1,4 @@
-"""JSON as files from elsewhere must hold it: UTF-8, not too deep, and no name with two values."""
+"""Strict JSON: UTF-8, bounded depth, and no name with two different values."""
 
 import json
 from typing import Any
@@ -8,13 +8,13 @@ from zephyr_jax.storage.files import Path, check_regular
 
 
 def parse_json(text: str | bytes) -> Any:
-    """JSON that says each thing once. Raises ValueError, with a few words, for all else."""
+    """Parse JSON. Raises ValueError with a short reason, also for conflicting names and for too deep nesting."""
     try:
         return json.loads(
             text.decode() if isinstance(text, bytes) else text, object_pairs_hook=reject_conflicting_names
         )
     except UnicodeDecodeError as error:
-        raise ValueError(f"it is no UTF-8 from byte {error.start} on") from error
+        raise ValueError(f"it is not UTF-8 from byte {error.start} on") from error
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
 
@@ -25,7 +25,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = parse_json(path.read_bytes())
     except OSError as error:
-        reason = error.strerror or "it is not there"
+        reason = error.strerror or "no such file"
         raise InputError(f"Cannot read {path}: {reason}. A checkpoint folder needs this file.") from error
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error}). Copy it again from its source.") from error
@@ -39,11 +39,11 @@ def reject_conflicting_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     distinct = dict(pairs)
     if len(distinct) == len(pairs):
         return distinct
-    found: dict[str, Any] = {}
+    unique: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found and found[name] != value:
+        if name in unique and unique[name] != value:
             raise ValueError(
-                f"it says {truncate_repr(name)} twice, {truncate_repr(found[name])} and {truncate_repr(value)}"
+                f"the name {truncate_repr(name)} has two values, {truncate_repr(unique[name])} and {truncate_repr(value)}"
             )
-        found[name] = value
-    return found
+        unique[name] = value
+    return unique

@@ -1,4 +1,4 @@
-"""Paths that are not there: whether the hub may have them, and what here is spelt much like them."""
+"""Missing paths: whether one may be a hub id, and local paths with a similar name."""
 
 import os
 import re
@@ -12,22 +12,24 @@ _ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".txt", ".arrow", ".safetenso
 
 
 def check_hub_id(path: str, kind: str) -> None:
-    """Raise InputError for what is not here and is no name of the hub's either, so that nobody waits for an answer from there.
+    """Raise InputError for a missing path that cannot be a hub id either, before the hub is asked.
 
-    `kind` says what it should have been.
+    Args:
+        path: A path that does not exist locally.
+        kind: The expected kind of thing, for the message.
     """
     if not _HUB_ID.fullmatch(path) or path.lower().endswith(_ENDINGS):
         raise InputError(
-            f"{path!r} is no {kind} here.{suggest_path(path)} Check the spelling, and where you start this."
+            f"{path!r} is not a {kind} here.{suggest_path(path)} Check the spelling and the working directory."
         )
 
 
 def suggest_path(path: str | os.PathLike[str]) -> str:
-    """Return ` Did you mean ...?` where something beside a missing local path is spelt much like it; else nothing."""
+    """Return ` Did you mean ...?` if the folder of a missing path holds a similar name, else an empty string."""
     missing = Path(path)
     try:
-        names = sorted(each.name for each in missing.parent.iterdir())
+        names = sorted(path.name for path in missing.parent.iterdir())
     except (OSError, ValueError):
         return ""
-    near = get_close_matches(missing.name[:200], names, n=1)
-    return f" Did you mean `{missing.parent / near[0]}`?" if near else ""
+    similar = get_close_matches(missing.name[:200], names, n=1)
+    return f" Did you mean `{missing.parent / similar[0]}`?" if similar else ""
