@@ -1,5 +1,4 @@
-"""The array contract between data and model. Letters: B rows, L row length, S segments of a row, P examples of a row,
-A microbatches.
+"""The array contract between data and model; axis letters are in `zephyr_jax.model`.
 
 A *row* is a fixed-length line of tokens holding whole *segments* (one conversation each) side by side; an *example* is one
 or more segments next to each other. Masks are data: they are made together with the tokens and never inferred from token

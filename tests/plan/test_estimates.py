@@ -144,5 +144,5 @@ def test_recomputed_operations_are_what_the_compiler_counts(costs: dict[Remat, C
     """Law: between a policy and `everything` lie the operations of `recomputed_flops`, to within 3 % of a forward pass; the
     kernel's are left out on both sides."""
     layer = replace(SMALL, num_layers=1)
-    forward, expected = (2 * LENGTH * recomputed_flops(layer, each, seen=0) for each in (Remat.FULL, remat))
+    forward, expected = (2 * LENGTH * recomputed_flops(layer, each, keys_seen=0) for each in (Remat.FULL, remat))
     assert costs[remat].flops - costs[Remat.NONE].flops == pytest.approx(expected, abs=0.03 * forward)

@@ -1,7 +1,7 @@
-"""What a command takes from the run or checkpoint that it continues or looks at, resolved once when the command starts.
+"""Settings that a command inherits from the run or checkpoint it continues or evaluates, resolved once at its start.
 
-The chat template carries its own rule for system messages, its date and its end tokens, and the tokenizer beside it decides
-BOS: these travel in the model's folder. Settings travel in the run's record, and `PROPERTIES` lists them.
+The chat template, with its rule for system messages, its date and its end tokens, and the tokenizer, which decides BOS, are
+files of the model's folder. Settings are in the run's record; `PROPERTIES` lists the inherited ones.
 """
 
 import sys
@@ -34,13 +34,13 @@ EVALUATION = frozenset({"evaluate", "evaluate preferences"})
 
 @dataclass(frozen=True)
 class Property:
-    """A setting that later commands share with an earlier run, unless it is given."""
+    """A setting that later commands inherit from an earlier run where it is unset."""
 
     section: str
     """`model` or `data`."""
     name: str
     methods: frozenset[str] | None = None
-    """Training methods whose runs hand it on; None: all."""
+    """Training methods whose runs pass it on; None: all."""
     commands: frozenset[str] | None = EVALUATION
     """Commands that take the run's value; None: every command."""
 
@@ -88,7 +88,7 @@ def resolve[M: ForwardOptions](
     given = data
     data, more = _inherit(command, "data", data, earlier, resumed)
     if command in EVALUATION:
-        data = _room_for(data, unset_prompt=is_unset(given.max_prompt_length))
+        data = _fit_lengths(data, unset_prompt=is_unset(given.max_prompt_length))
     tokenizer = load_tokenizer(str(source.folder))
     saved = _section(resumed, "data")
     template = data.chat_template or saved.get("chat_template")
@@ -125,14 +125,14 @@ def open_tokenizer(source: ModelSource, data: DataOptions) -> ChatTokenizer:
 
 
 def inherit_model[M: ForwardOptions](command: str, model: M, source: ModelSource) -> M:
-    """Model settings with the values of the model's run where none are given; prints what differs from it."""
+    """Model settings whose unset values are those of the model's run; prints the given ones that differ."""
     model, notes = _inherit(command, "model", model, run_of(source.record))
     _warn(source.asked, notes)
     return model
 
 
 def run_of(record: Record) -> Record:
-    """The record of the run behind weights: their own, or for an export that of the run that it was made from; else {}."""
+    """The record of the run that trained the weights: their own, or that of the exported run; {} without a run."""
     return next((link for link in reversed(chain(record)) if link.get("made_by") in METHODS), {})
 
 
@@ -159,43 +159,49 @@ def training_tokenizer(asked: str, tokenizer: PreTrainedTokenizerBase, data: Dat
 def _inherit[O: ForwardOptions | DataOptions](
     command: str, section: str, options: O, earlier: Record, resumed: Mapping[str, Any] | None = None
 ) -> tuple[O, list[str]]:
-    there, saved = _section(earlier.get("config"), section), _section(resumed, section)
+    """The options with inherited values, and a note for each given value that differs from the run's."""
+    inherited, saved = _section(earlier.get("config"), section), _section(resumed, section)
     values: dict[str, Any] = {name: settled(getattr(options, name)) for name in vars(options) if name != "row_length"}
     notes = []
-    for each in (each for each in properties() if each.section == section):
-        inherits = (each.commands is None or command in each.commands) and (
-            each.methods is None or earlier.get("made_by") in each.methods
+    for item in properties():
+        if item.section != section:
+            continue
+        name = item.name
+        inherits = (item.commands is None or command in item.commands) and (
+            item.methods is None or earlier.get("made_by") in item.methods
         )
-        given = not is_unset(getattr(options, each.name))
-        if not given and each.name in saved:
-            values[each.name] = saved[each.name]
-        elif not given and inherits and each.name in there:
-            values[each.name] = there[each.name]
-        elif given and inherits and there.get(each.name, values[each.name]) != values[each.name]:
-            notes.append(f"{section}.{each.name} is {values[each.name]}, the run has {there[each.name]}")
+        given = not is_unset(getattr(options, name))
+        if not given and name in saved:
+            values[name] = saved[name]
+        elif not given and inherits and name in inherited:
+            values[name] = inherited[name]
+        elif given and inherits and inherited.get(name, values[name]) != values[name]:
+            notes.append(f"{section}.{name} is {values[name]}, the run has {inherited[name]}")
     return replace(options, **values), notes
 
 
 def properties() -> list[Property]:
-    """What later commands share with a run: `PROPERTIES`, and the settings that only runs of one method hand on."""
+    """All inherited settings: `PROPERTIES`, and those that only runs of one method pass on."""
     own = [(method.name, setting.split(".")) for method in METHODS.values() for setting in method.inherited_settings]
     return [*PROPERTIES, *(Property(section, name, frozenset({method})) for method, (section, name) in own)]
 
 
-def _room_for(data: DataOptions, unset_prompt: bool) -> DataOptions:
-    """Rows that hold the inherited lengths, and prompts that leave room for answers, where these two were left alone."""
+def _fit_lengths(data: DataOptions, unset_prompt: bool) -> DataOptions:
+    """Data settings whose unset row and prompt lengths fit the inherited `max_length`."""
     prompt = min(data.max_prompt_length, max(1, data.max_length // 2)) if unset_prompt else data.max_prompt_length
     row = unset(max(int(data.row_length), data.max_length)) if is_unset(data.row_length) else data.row_length
     return replace(data, max_prompt_length=prompt, row_length=row)
 
 
-def _day(given: str | None, saved: Mapping[str, Any], there: Mapping[str, Any]) -> date | None:
-    """The day that is given, else that of the run that is resumed, else that of the run that is continued."""
-    text = given or saved.get("template_date") or there.get("template_date")
+def _day(given: str | None, saved: Mapping[str, Any], inherited: Mapping[str, Any]) -> date | None:
+    """The given template date, else that of the resumed run, else that of the run behind the model."""
+    text = given or saved.get("template_date") or inherited.get("template_date")
     try:
         return date.fromisoformat(text) if text else None
     except ValueError as error:
-        raise InputError(f"data.template_date is {text!r}: {error}. Expected a day as YYYY-MM-DD.") from error
+        raise InputError(
+            f"Invalid data.template_date: expected a date as YYYY-MM-DD, got {text!r} ({error})."
+        ) from error
 
 
 def _chat(
@@ -207,20 +213,20 @@ def _chat(
     tables: Sequence[tuple[date, str]],
 ) -> ChatTokenizer:
     load = partial(load_chat_tokenizer, data.chat_template, tokenizer)
-    today = _today()  # on every host, also where it is not needed
-    chat = load(day) if day else _as_in_a_table(load, tables) or load(today)
+    today = _today()  # a collective: all hosts must call it, whether they use it or not
+    chat = load(day) if day else _with_recorded_date(load, tables) or load(today)
     differs = _explain(
         source.asked, tokenizer, chat, data.chat_template, chat.template.day or today, "data.chat_template"
     )
     if differs and command not in EVALUATION and run_of(source.record) and not data.allow_template_change:
         raise InputError(
-            f"{differs}, with which it was trained. `{command}` would go on with prompts that the model has not learned. Leave "
-            "data.chat_template out to take the run's own, or confirm the change: --data.allow_template_change True"
+            f"{differs}, with which it was trained; `{command}` would continue with prompts that the model has not learned. "
+            "Leave data.chat_template unset to use the run's own, or confirm the change: --data.allow_template_change True"
         )
     return chat
 
 
-def _as_in_a_table(load: Any, tables: Sequence[tuple[date, str]]) -> ChatTokenizer | None:
+def _with_recorded_date(load: Any, tables: Sequence[tuple[date, str]]) -> ChatTokenizer | None:
     """The tokenizer with the date of a reference table that was made with the same template."""
     for recorded, fingerprint in tables:
         chat: ChatTokenizer = load(recorded)
@@ -236,7 +242,7 @@ def _today() -> date:
 def _explain(
     asked: str, tokenizer: PreTrainedTokenizerBase, chat: ChatTokenizer, choice: str | None, day: date, setting: str
 ) -> str:
-    """Print which template is used and why; what is returned is how a given one differs from the checkpoint's own, if so."""
+    """Print which template is used and why. Returns how a given template differs from the checkpoint's own, or ''."""
     own = own_template(tokenizer)
     if choice is None:
         why = f"of {asked}" if own else f"as {asked} has none"
@@ -246,7 +252,7 @@ def _explain(
     if not own:
         return ""
     other = load_chat_tokenizer("tokenizer", tokenizer, day, training=False)
-    if _alike(chat, other):
+    if _same_ids(chat, other):
         return ""
     name = f"`{other.template.name}` ({other.template.short_hash})"
     differs = f"{setting} is `{choice}`, and {asked} comes with another chat template, {name}"
@@ -254,7 +260,7 @@ def _explain(
     return differs
 
 
-def _alike(one: ChatTokenizer, other: ChatTokenizer) -> bool:
+def _same_ids(one: ChatTokenizer, other: ChatTokenizer) -> bool:
     """Whether two templates give the same token ids for the probe conversations and their prompts."""
     return list(_probe_ids(one)) == list(_probe_ids(other))
 

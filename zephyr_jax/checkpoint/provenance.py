@@ -1,12 +1,13 @@
-"""Where weights come from: a record beside every run and export that holds the record of what it started from.
+"""Provenance of weights: every run and export has a record that contains the record of the model it started from.
 
-The chain travels with the weights: nothing has to be looked up elsewhere, and a folder that was moved still knows.
+The complete chain is stored beside the weights, so it survives moving the folder.
 """
 
 import json
 import platform
 import re
 import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path as LocalPath
@@ -34,11 +35,17 @@ _PACKAGES = (
 type Record = dict[str, Any]
 
 
-def make_record(verb: str, parent: Record, **facts: Any) -> Record:
-    """What `verb` is about to make, from `parent`; `facts` are what the verb knows: its config, data, seed."""
+def make_record(command: str, parent: Record, **facts: Any) -> Record:
+    """The record of a run or export.
+
+    Args:
+        command: The command that makes it.
+        parent: Record of the model it starts from.
+        facts: Further fields, such as config, data and seed.
+    """
     devices = jax.devices()
     return {
-        "made_by": verb,
+        "made_by": command,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         **facts,
         "devices": f"{len(devices)} x {devices[0].device_kind} in {jax.process_count()} process(es)",
@@ -50,18 +57,18 @@ def make_record(verb: str, parent: Record, **facts: Any) -> Record:
 
 
 def read_record(folder: Path | LocalPath) -> Record | None:
-    """The record of a run or an export, or None for weights that others made. Raises InputError for a damaged one."""
+    """The record of a run or an export; None for weights from elsewhere. Raises InputError for a damaged record."""
     path = folder / FILE
     return read_json(path) if path.exists() else None
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Put the record beside what it tells of."""
+    """Write the record into a run or an export."""
     write_atomic(folder / FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def chain(record: Record) -> list[Record]:
-    """The record and those behind it, oldest first."""
+    """The record and its ancestors, oldest first."""
     links = [record]
     while links[-1].get("parent"):
         links.append(links[-1]["parent"])
@@ -69,30 +76,28 @@ def chain(record: Record) -> list[Record]:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def _commit() -> str | None:
-    """The commit of this package's checkout, with `+` when files were changed since, or of the archive; None elsewhere."""
-    here = LocalPath(__file__).parents[2]
-    if not (here / ".git").exists():
-        archived = here / "launch" / "commit"
-        said = archived.read_text().strip() if archived.exists() else ""
-        return said if re.fullmatch("[0-9a-f]{40,64}", said) else None
+    """Commit of the checkout (with `+` for local changes) or of the archive that this package runs from; None elsewhere."""
+    root = LocalPath(__file__).parents[2]
+    if not (root / ".git").exists():
+        archived = root / "launch" / "commit"
+        commit = archived.read_text().strip() if archived.exists() else ""
+        return commit if re.fullmatch("[0-9a-f]{40,64}", commit) else None
     try:
-        here_now = [_git(here, "rev-parse", "HEAD"), _git(here, "status", "--porcelain", "--untracked-files=no")]
+        commit, changes = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return None
-    return here_now[0] + ("+" if here_now[1] else "")
+    return commit + ("+" if changes else "")
 
 
-def _git(here: LocalPath, *words: str) -> str:
+def _git(root: LocalPath, *words: str) -> str:
     return subprocess.run(
-        ["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=10
+        ["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=10
     ).stdout.strip()

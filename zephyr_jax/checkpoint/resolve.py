@@ -1,4 +1,4 @@
-"""Where a model comes from: a Hugging Face folder or hub id, or the output folder of one of our runs."""
+"""Locating and opening a model: a Hugging Face folder or hub id, or the output folder of a run."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -35,25 +35,25 @@ _COPIED = (*_BESIDE_WEIGHTS, CHAT_TEMPLATES, TRAINING_TEMPLATE, "tekken.json")
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A found model: everything but its weights."""
+    """A located model: everything but its weights."""
 
     asked: str
     folder: LocalPath
-    """Holds config.json and tokenizer files; copies of them when the model is on Cloud Storage."""
+    """Has config.json and tokenizer files; local copies of them when the model is on Cloud Storage."""
     weights: Path
     """The folder of the safetensors, or the run whose checkpoints hold the weights."""
     run: Path | None
-    """`weights` where that is a run of ours."""
+    """`weights` where they are a run of this package."""
     step: int | None
     hf_config: dict[str, Any]
     model_config: ModelConfig
 
     @property
     def record(self) -> Record:
-        """The provenance of these weights; of weights that others made, what is known about them."""
-        found = read_record(self.weights)
-        if found is not None:
-            return found if self.step is None else {**found, "step": self.step}
+        """Provenance of these weights; for weights from elsewhere: path, revision and architecture."""
+        record = read_record(self.weights)
+        if record is not None:
+            return record if self.step is None else {**record, "step": self.step}
         snapshot = self.folder.name if self.folder.parent.name == "snapshots" else None  # the hub's cache: a commit
         return {"path": self.asked, "revision": snapshot, "architecture": self.hf_config.get("model_type")}
 

@@ -1,6 +1,6 @@
 """The two compiled programs of generation: `prefill` writes prompts into the KV cache, `decode` generates from it.
 
-Letters: B rows (of the cache, or those of one prefill), L tokens of a prefill chunk, T decode steps, V vocabulary, D model.
+B is the rows of the cache, or those of one prefill.
 """
 
 from functools import partial

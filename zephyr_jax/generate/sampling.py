@@ -1,4 +1,4 @@
-"""Next-token sampling with parameters per row. Letters: B rows, V vocabulary."""
+"""Next-token sampling with parameters per row."""
 
 from typing import Any, NamedTuple
 

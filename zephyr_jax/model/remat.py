@@ -1,7 +1,7 @@
 """Rematerialization (activation checkpointing): what each policy of `model.remat` saves of a layer, and what that costs.
 
 The model takes its checkpoint policy from here, `plan` the recomputed operations and `plan --fit` the saved bytes, so that
-the three cannot disagree. Letters as in `layers`.
+the three cannot disagree.
 """
 
 from collections.abc import Callable
@@ -53,41 +53,40 @@ def _is_cudnn_forward(primitive: Any, *_: Any, **__: Any) -> bool:
     return str(primitive.name).startswith(_CUDNN_FORWARD)
 
 
-def recomputed_flops(config: ModelConfig, remat: Remat, seen: float) -> float:
-    """Matmul operations of a token that the backward pass repeats in all layers.
+def recomputed_flops(config: ModelConfig, remat: Remat, keys_seen: float) -> float:
+    """Matmul FLOPs per token that the backward pass repeats, over all layers.
 
     Args:
         config: Sizes of the model.
         remat: The policy.
-        seen: Keys that a query attends to on average.
-
-    The down projection is never repeated: its product is the next layer's input or the model's output, and no gradient
-    reads it.
+        keys_seen: Number of keys that a query attends to, on average.
     """
+    # The down projection is never repeated: its product is the next layer's input or the model's output, and no gradient
+    # reads it.
     projections = (
         config.d_model * config.head_dim * 2 * (config.num_heads + config.num_kv_heads)
         + 2 * config.d_model * config.d_ff
     )
-    attention = 2 * config.num_heads * config.head_dim * seen
+    attention = 2 * config.num_heads * config.head_dim * keys_seen
     repeated = (0 if PROJECTION in _SAVED[remat] else projections) + (0 if ATTENTION in _SAVED[remat] else attention)
     return 2 * config.num_layers * repeated
 
 
 def saved_bytes(config: ModelConfig, remat: Remat, itemsize: int, tensor: int = 1) -> float:
-    """Bytes of HBM that one token of one layer takes between forward and backward pass on one chip.
+    """Bytes of HBM per token, layer and chip that are saved between forward and backward pass.
 
     Args:
         config: Sizes of the model.
-        remat: The policy. For `everything` a lower bound: elementwise results are not counted.
+        remat: The policy. For `none` a lower bound: elementwise results are not counted.
         itemsize: Bytes of a number in the compute dtype.
-        tensor: Size of the mesh's `tensor` axis, which splits heads and feed-forward and no hidden state.
+        tensor: Size of the mesh's `tensor` axis, which shards heads and feed-forward, not hidden states.
     """
-    whole = 0 if remat == Remat.FULL_OFFLOAD else config.d_model
-    split, statistics = 0, 0
+    replicated = 0 if remat == Remat.FULL_OFFLOAD else config.d_model
+    sharded, statistics = 0, 0
     if ATTENTION in _SAVED[remat]:
-        split += config.num_heads * config.head_dim
-        statistics += 4 * config.num_heads
+        sharded += config.num_heads * config.head_dim
+        statistics += 4 * config.num_heads  # float32 logsumexp per head
     if PROJECTION in _SAVED[remat]:
-        whole += config.d_model
-        split += (config.num_heads + 2 * config.num_kv_heads) * config.head_dim + 2 * config.d_ff
-    return itemsize * (whole + split / tensor) + statistics / tensor
+        replicated += config.d_model
+        sharded += (config.num_heads + 2 * config.num_kv_heads) * config.head_dim + 2 * config.d_ff
+    return itemsize * (replicated + sharded / tensor) + statistics / tensor

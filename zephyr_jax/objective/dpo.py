@@ -1,6 +1,6 @@
 """Direct preference optimisation (arXiv 2305.18290) and its family, on log-prob sums of pairs.
 
-Letters: B rows, P pairs of a row. Losses are per pair; callers sum and divide.
+Losses are per pair; callers sum and divide.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,5 @@
 """The one sequence log-probability: SFT, DPO, evaluation and the reference pass all call `sequence_logprob`.
 
-Letters: B rows, L row length, S segments of a row, D model, V vocab; R devices along the batch, M columns of each.
 The shift by one lives here and nowhere else: token t is predicted by the hidden state at t - 1.
 """
 

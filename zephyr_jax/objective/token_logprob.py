@@ -1,7 +1,6 @@
 """Log-probs of chosen tokens from hidden states, with the unembedding applied to a chunk of columns at a time.
 
-Letters: R devices along the batch, M columns of each, C columns of a chunk, Z chunks, D model, V vocab. Devices that work
-on a chunk together are a group: A groups, Q = R / A * C columns of a group's chunk.
+Devices that work on a chunk together are a group; axis letters are in `zephyr_jax.model`.
 
 The loss of all columns at once would need logits [R, M, V], the largest array of a training step by far. A scan over chunks
 needs those of one chunk; the custom VJP makes its backward pass do the same, and lets it skip chunks without a target.
@@ -59,17 +58,17 @@ class Chunking(NamedTuple):
 
     @property
     def groups(self) -> int:
-        """A."""
+        """W."""
         return self.placement.num_shards(self.group)
 
     def split(self, x: Array) -> Array:
-        """[R, M, ...] -> [Z, A, Q, ...], zeros behind the last column."""
+        """[R, M, ...] -> [Z, W, X, ...], zeros behind the last column."""
         pad = [(0, 0), (0, -x.shape[1] % self.columns), *[(0, 0)] * (x.ndim - 2)]
         x = jnp.pad(x, pad).reshape(x.shape[0], -1, self.columns, *x.shape[2:]).swapaxes(0, 1)
         return x.reshape(x.shape[0], self.groups, -1, *x.shape[3:])
 
     def merge(self, x: Array, like: Array) -> Array:
-        """[Z, A, Q, ...] -> [R, M, ...] with the R and M of `like`."""
+        """[Z, W, X, ...] -> [R, M, ...] with the R and M of `like`."""
         x = x.reshape(x.shape[0], like.shape[0], self.columns, *x.shape[3:]).swapaxes(0, 1)
         return x.reshape(like.shape[0], -1, *x.shape[3:])[:, : like.shape[1]]
 
@@ -77,11 +76,11 @@ class Chunking(NamedTuple):
 class _Chunk(NamedTuple):
     """Residuals of a chunk; every field has a leading Z while stacked."""
 
-    hidden_AQD: Array
-    tokens_AQ: Array
-    mask_AQ: Array
-    normalizer_AQ: Array
-    logits_AQV: Array | None
+    hidden_WXD: Array
+    tokens_WX: Array
+    mask_WX: Array
+    normalizer_WX: Array
+    logits_WXV: Array | None
 
 
 type _Residuals = tuple[_Chunk, Array]
@@ -115,69 +114,69 @@ def _forward(
 ) -> tuple[Array, _Residuals]:
     unembedding_DV = chunking.placement.constrain(unembedding_DV, "model", chunking.vocab)
 
-    def score(hidden_AQD: Array, tokens_AQ: Array) -> tuple[Array, Array, Array | None]:
-        logits_AQV = _logits(hidden_AQD, unembedding_DV, chunking)
-        chosen_AQ = jnp.sum(jnp.where(_one_hot(tokens_AQ, logits_AQV), logits_AQV, 0.0), axis=-1)
-        return chosen_AQ, jax.nn.logsumexp(logits_AQV, axis=-1), logits_AQV if chunking.save_logits else None
+    def score(hidden_WXD: Array, tokens_WX: Array) -> tuple[Array, Array, Array | None]:
+        logits_WXV = _logits(hidden_WXD, unembedding_DV, chunking)
+        chosen_WX = jnp.sum(jnp.where(_one_hot(tokens_WX, logits_WXV), logits_WXV, 0.0), axis=-1)
+        return chosen_WX, jax.nn.logsumexp(logits_WXV, axis=-1), logits_WXV if chunking.save_logits else None
 
     def step(_: None, inputs: tuple[Array, Array, Array]) -> tuple[None, tuple[Array, Array, Array | None]]:
-        hidden_AQD, tokens_AQ, mask_AQ = inputs
+        hidden_WXD, tokens_WX, mask_WX = inputs
         # With targets at the front only the last chunks are empty: `cond` in a scan runs one branch, so they cost nothing.
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(score, hidden_AQD, tokens_AQ))
-        return None, jax.lax.cond(jnp.any(mask_AQ), score, lambda *_: zeros, hidden_AQD, tokens_AQ)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(score, hidden_WXD, tokens_WX))
+        return None, jax.lax.cond(jnp.any(mask_WX), score, lambda *_: zeros, hidden_WXD, tokens_WX)
 
-    hidden_ZAQD, tokens_ZAQ, mask_ZAQ = map(chunking.split, (hidden_RMD, tokens_RM, mask_RM))
-    _, (chosen_ZAQ, normalizer_ZAQ, logits_ZAQV) = jax.lax.scan(step, None, (hidden_ZAQD, tokens_ZAQ, mask_ZAQ))
-    # The normalizer [Z, A, Q] is saved instead of the probabilities: the backward pass has these from one exp of the logits.
-    logprob_ZAQ = jnp.where(mask_ZAQ, chosen_ZAQ - normalizer_ZAQ, 0.0)
-    residuals = _Chunk(hidden_ZAQD, tokens_ZAQ, mask_ZAQ, normalizer_ZAQ, logits_ZAQV), unembedding_DV
-    return chunking.merge(logprob_ZAQ, tokens_RM), residuals
+    hidden_ZWXD, tokens_ZWX, mask_ZWX = map(chunking.split, (hidden_RMD, tokens_RM, mask_RM))
+    _, (chosen_ZWX, normalizer_ZWX, logits_ZWXV) = jax.lax.scan(step, None, (hidden_ZWXD, tokens_ZWX, mask_ZWX))
+    # The normalizer [Z, W, X] is saved instead of the probabilities: the backward pass has these from one exp of the logits.
+    logprob_ZWX = jnp.where(mask_ZWX, chosen_ZWX - normalizer_ZWX, 0.0)
+    residuals = _Chunk(hidden_ZWXD, tokens_ZWX, mask_ZWX, normalizer_ZWX, logits_ZWXV), unembedding_DV
+    return chunking.merge(logprob_ZWX, tokens_RM), residuals
 
 
 def _backward(chunking: Chunking, residuals: _Residuals, grad_RM: Array) -> tuple[Array, Array, None, None]:
     (chunks, unembedding_DV), constrain = residuals, chunking.placement.constrain
 
-    def add(total_ADV: Array, chunk: _Chunk, grad_AQ: Array) -> tuple[Array, Array]:
-        logits_AQV = chunk.logits_AQV
-        if logits_AQV is None:
-            logits_AQV = _logits(chunk.hidden_AQD, unembedding_DV, chunking)
+    def add(total_WDV: Array, chunk: _Chunk, grad_WX: Array) -> tuple[Array, Array]:
+        logits_WXV = chunk.logits_WXV
+        if logits_WXV is None:
+            logits_WXV = _logits(chunk.hidden_WXD, unembedding_DV, chunking)
         # d log p[token] / d logits = one_hot - probs, rounded to the compute dtype once, as autodiff would at the matmul.
-        probs_AQV = jnp.exp(logits_AQV - chunk.normalizer_AQ[..., None])
-        one_hot_AQV = _one_hot(chunk.tokens_AQ, probs_AQV)
-        grad_AQV = (grad_AQ[..., None] * (one_hot_AQV - probs_AQV)).astype(chunk.hidden_AQD.dtype)
+        probs_WXV = jnp.exp(logits_WXV - chunk.normalizer_WX[..., None])
+        one_hot_WXV = _one_hot(chunk.tokens_WX, probs_WXV)
+        grad_WXV = (grad_WX[..., None] * (one_hot_WXV - probs_WXV)).astype(chunk.hidden_WXD.dtype)
         # Without the barrier XLA fuses exp and subtraction into both products and computes them twice: see `model.linear`.
-        grad_AQV = jax.lax.optimization_barrier(grad_AQV)
-        hidden_AQD = constrain(chunk.hidden_AQD, chunking.group, None, "model")
-        grad_ADV = jnp.einsum("aqd,aqv->adv", hidden_AQD, grad_AQV, preferred_element_type=jnp.float32)
-        return total_ADV + grad_ADV, jnp.einsum("aqv,dv->aqd", grad_AQV, unembedding_DV)
+        grad_WXV = jax.lax.optimization_barrier(grad_WXV)
+        hidden_WXD = constrain(chunk.hidden_WXD, chunking.group, None, "model")
+        grad_WDV = jnp.einsum("wxd,wxv->wdv", hidden_WXD, grad_WXV, preferred_element_type=jnp.float32)
+        return total_WDV + grad_WDV, jnp.einsum("wxv,dv->wxd", grad_WXV, unembedding_DV)
 
-    def skip(total_ADV: Array, chunk: _Chunk, _: Array) -> tuple[Array, Array]:
-        return total_ADV, jnp.zeros_like(chunk.hidden_AQD)
+    def skip(total_WDV: Array, chunk: _Chunk, _: Array) -> tuple[Array, Array]:
+        return total_WDV, jnp.zeros_like(chunk.hidden_WXD)
 
-    def step(total_ADV: Array, inputs: tuple[_Chunk, Array]) -> tuple[Array, Array]:
-        chunk, grad_AQ = inputs
-        total_ADV, grad_hidden_AQD = jax.lax.cond(jnp.any(chunk.mask_AQ), add, skip, total_ADV, chunk, grad_AQ)
-        return constrain(total_ADV, chunking.group, "model", chunking.vocab), grad_hidden_AQD
+    def step(total_WDV: Array, inputs: tuple[_Chunk, Array]) -> tuple[Array, Array]:
+        chunk, grad_WX = inputs
+        total_WDV, grad_hidden_WXD = jax.lax.cond(jnp.any(chunk.mask_WX), add, skip, total_WDV, chunk, grad_WX)
+        return constrain(total_WDV, chunking.group, "model", chunking.vocab), grad_hidden_WXD
 
     # The sum over chunks stays apart per group, sharded like the weights: one reduction at the end instead of one per chunk.
-    grad_ZAQ = jnp.where(chunks.mask_AQ, chunking.split(grad_RM), 0.0)
-    zeros_ADV = jnp.zeros((chunking.groups, *unembedding_DV.shape), jnp.float32)
-    zeros_ADV = constrain(zeros_ADV, chunking.group, "model", chunking.vocab)
-    total_ADV, grad_hidden_ZAQD = jax.lax.scan(step, zeros_ADV, (chunks, grad_ZAQ))
-    grad_unembedding_DV = jnp.sum(total_ADV, axis=0).astype(unembedding_DV.dtype)
-    return chunking.merge(grad_hidden_ZAQD, grad_RM), grad_unembedding_DV, None, None
+    grad_ZWX = jnp.where(chunks.mask_WX, chunking.split(grad_RM), 0.0)
+    zeros_WDV = jnp.zeros((chunking.groups, *unembedding_DV.shape), jnp.float32)
+    zeros_WDV = constrain(zeros_WDV, chunking.group, "model", chunking.vocab)
+    total_WDV, grad_hidden_ZWXD = jax.lax.scan(step, zeros_WDV, (chunks, grad_ZWX))
+    grad_unembedding_DV = jnp.sum(total_WDV, axis=0).astype(unembedding_DV.dtype)
+    return chunking.merge(grad_hidden_ZWXD, grad_RM), grad_unembedding_DV, None, None
 
 
 token_logprob.defvjp(_forward, _backward)
 
 
-def _logits(hidden_AQD: Array, unembedding_DV: Array, chunking: Chunking) -> Array:
+def _logits(hidden_WXD: Array, unembedding_DV: Array, chunking: Chunking) -> Array:
     constrain = chunking.placement.constrain
-    hidden_AQD = constrain(hidden_AQD, chunking.group, None, "model")
-    logits_AQV = jnp.einsum("aqd,dv->aqv", hidden_AQD, unembedding_DV, preferred_element_type=jnp.float32)
-    return constrain(logits_AQV, chunking.group, None, chunking.vocab)
+    hidden_WXD = constrain(hidden_WXD, chunking.group, None, "model")
+    logits_WXV = jnp.einsum("wxd,dv->wxv", hidden_WXD, unembedding_DV, preferred_element_type=jnp.float32)
+    return constrain(logits_WXV, chunking.group, None, chunking.vocab)
 
 
-def _one_hot(tokens_AQ: Array, values_AQV: Array) -> Array:
-    """bool [A, Q, V]. A comparison instead of a gather: with a split vocabulary each device compares its own part."""
-    return jnp.arange(values_AQV.shape[-1]) == tokens_AQ[..., None]
+def _one_hot(tokens_WX: Array, values_WXV: Array) -> Array:
+    """bool [W, X, V]. A comparison instead of a gather: with a split vocabulary each device compares its own part."""
+    return jnp.arange(values_WXV.shape[-1]) == tokens_WX[..., None]
