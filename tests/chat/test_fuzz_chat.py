@@ -331,7 +331,7 @@ def test_very_many_turns(zephyr: ChatTokenizer) -> None:
 def test_half_a_surrogate_pair_is_a_bad_row(zephyr: ChatTokenizer, role: str) -> None:
     """Law: what no UTF-8 can hold (JSON's escapes can) is refused with its reason."""
     messages = [{**each, "content": "a\ud800" if each["role"] == role else "a"} for each in chat("a", [("a", "a")])]
-    with pytest.raises(SkippedRow, match=f"a {role} message holds half a surrogate pair"):
+    with pytest.raises(SkippedRow, match=f"a {role} message has a lone surrogate"):
         zephyr.template.render(messages)
 
 
