@@ -30,13 +30,13 @@ CHECKED = 2
 
 
 def by_mask(q: jax.Array, k: jax.Array, v: jax.Array, where: SegmentInfo, window: int | None) -> jax.Array:
-    """cuDNN with the whole rule as a mask."""
+    """cuDNN with the full rule as a mask."""
     mask = visible(where, where, window)[:, None]
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
 
 
 def packed(q: jax.Array, k: jax.Array, v: jax.Array, where: SegmentInfo, window: int | None) -> jax.Array:
-    """cuDNN's packed layout, where each segment is a sequence of its own."""
+    """cuDNN's packed layout, where each segment is a separate sequence."""
     from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
 
     member = where.segments[:, None, :] == jnp.arange(1, MOST_SEGMENTS + 1)[None, :, None]
@@ -63,44 +63,44 @@ def rows_of(count: int, length: int) -> SegmentInfo:
     """Segments and positions of packed rows of the workload."""
     source, _, _ = make_batches("sft", 1, 0, length, BatchOptions(rows=count))
     rows = source[0].rows
-    return SegmentInfo(*(jnp.asarray(each.reshape(count, length)) for each in (rows.segments, rows.positions)))
+    return SegmentInfo(*(jnp.asarray(array.reshape(count, length)) for array in (rows.segments, rows.positions)))
 
 
 def gradient(form: Form, where: SegmentInfo, window: int | None) -> Any:
     """Jitted: output and gradients of a weighted sum over real tokens."""
 
-    def loss(q: Any, k: Any, v: Any, slope: Any) -> Any:
+    def loss(q: Any, k: Any, v: Any, grad: Any) -> Any:
         out = form(q, k, v, where, window=window)
-        return jnp.sum(jnp.where((where.segments > 0)[..., None, None], out, 0).astype(jnp.float32) * slope), out
+        return jnp.sum(jnp.where((where.segments > 0)[..., None, None], out, 0).astype(jnp.float32) * grad), out
 
     return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
 
 
-def errors(found: Any, expected: Any, where: SegmentInfo) -> str:
+def errors(actual: Any, expected: Any, where: SegmentInfo) -> str:
     """Relative norms of output and gradients at real tokens."""
     real = np.asarray(where.segments > 0)[:CHECKED]
 
     def error(one: Any, other: Any) -> float:
-        one, other = (np.asarray(each[:CHECKED], np.float64)[real] for each in (one, other))
+        one, other = (np.asarray(array[:CHECKED], np.float64)[real] for array in (one, other))
         return float(np.linalg.norm(one - other) / np.linalg.norm(other))
 
-    (slopes, out), (true_slopes, true_out) = found, expected
-    each = [error(out, true_out), *(error(a, b) for a, b in zip(slopes, true_slopes, strict=True))]
-    return " | ".join(f"{value:.1e}" for value in each)
+    (grads, out), (true_slopes, true_out) = actual, expected
+    deviations = [error(out, true_out), *(error(a, b) for a, b in zip(grads, true_slopes, strict=True))]
+    return " | ".join(f"{value:.1e}" for value in deviations)
 
 
 def reference(inputs: tuple[jax.Array, ...], where: SegmentInfo, window: int | None) -> Any:
-    """By `dense_attention` in float32, one row at a time: its scores are whole."""
+    """By `dense_attention` in float32, one row at a time: its scores are dense."""
     made = []
     with jax.default_matmul_precision("highest"):
         for row in range(CHECKED):
             one = SegmentInfo(where.segments[row : row + 1], where.positions[row : row + 1])
             form = partial(dense_attention, query=one, key=one)
 
-            def whole(q: Any, k: Any, v: Any, _: Any, window: int | None, form: Any = form) -> Any:
+            def dense(q: Any, k: Any, v: Any, _: Any, window: int | None, form: Any = form) -> Any:
                 return form(q, k, v, window=window)
 
-            made.append(gradient(whole, one, window)(*(each[row : row + 1].astype(jnp.float32) for each in inputs)))
+            made.append(gradient(dense, one, window)(*(array[row : row + 1].astype(jnp.float32) for array in inputs)))
     return jax.tree.map(lambda *rows: np.concatenate([np.asarray(row) for row in rows]), *made)
 
 
@@ -119,24 +119,24 @@ def main() -> None:
     sizes = [(options.rows, options.length, n, options.head_dim) for n in (options.heads, *[options.kv_heads] * 2)]
     keys = jax.random.split(jax.random.key(0), 4)
     q, k, v = (jax.random.normal(key, size, jnp.bfloat16) for key, size in zip(keys, sizes, strict=False))
-    slope = jax.random.normal(keys[3], sizes[0], jnp.bfloat16)
-    expected = reference((q, k, v, slope), where, options.window)
+    grad = jax.random.normal(keys[3], sizes[0], jnp.bfloat16)
+    expected = reference((q, k, v, grad), where, options.window)
     print(f"{jax.devices()[0].device_kind}, JAX {jax.__version__}, {sizes[0]}, window {options.window}, ", end="")
     print(f"segments in a row: {float(jnp.max(where.segments, axis=1).mean()):.1f}\n")
     print("| form | ms | error of output | dq | dk | dv |\n|---|---|---|---|---|---|")
     for name, form in list(FORMS.items())[options.skip :]:
         try:
             run = gradient(form, where, options.window)
-            found = jax.block_until_ready(run(q, k, v, slope))
+            actual = jax.block_until_ready(run(q, k, v, grad))
             seconds = []
             for _ in range(20):
                 begun = time.perf_counter()
-                jax.block_until_ready(run(q, k, v, slope))
+                jax.block_until_ready(run(q, k, v, grad))
                 seconds.append(time.perf_counter() - begun)
-            again = jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), found, run(q, k, v, slope)))
+            again = jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.all(a == b)), actual, run(q, k, v, grad)))
             same = "" if again else " (not the same bits twice)"
             print(
-                f"| {name} | {1000 * float(np.median(seconds)):.2f}{same} | {errors(found, expected, where)} |",
+                f"| {name} | {1000 * float(np.median(seconds)):.2f}{same} | {errors(actual, expected, where)} |",
                 flush=True,
             )
         except Exception as error:

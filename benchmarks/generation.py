@@ -25,7 +25,7 @@ SHAPES = {
 def prompts_of(rows: int, length: int, vocab: int) -> list[list[int]]:
     """Prompts of one length, by arithmetic, so that both sides have the same without sharing code."""
     return [
-        [1, *((7919 * (row + 1) * (place + 3)) % (vocab - 3) + 3 for place in range(length - 1))] for row in range(rows)
+        [1, *((7919 * (row + 1) * (index + 3)) % (vocab - 3) + 3 for index in range(length - 1))] for row in range(rows)
     ]
 
 
@@ -72,12 +72,12 @@ def ours(shape: dict[str, int], rows: int, length: int, context: int) -> tuple[f
     )
     engine = Engine(model, weights, rules, batch_size=rows, context=context, decode_steps=32)
 
-    def run(most: int) -> float:
+    def run(max_new: int) -> float:
         for prompt in prompts_of(rows, length, shape["vocab"]):
-            engine.submit(GenerationRequest(np.array(prompt, np.int32), most))
+            engine.submit(GenerationRequest(np.array(prompt, np.int32), max_new))
         begun = time.process_time()
         made = sum(len(piece.tokens) for piece in engine.run())
-        assert made == rows * most
+        assert made == rows * max_new
         return time.process_time() - begun
 
     run(1), run(NEW + 1)
@@ -99,11 +99,11 @@ def torchs(shape: dict[str, int], rows: int, length: int, _: int) -> tuple[float
     tokens = torch.tensor(prompts_of(rows, length, shape["vocab"]))
     mask = torch.ones_like(tokens)
 
-    def run(most: int) -> float:
+    def run(max_new: int) -> float:
         begun = time.process_time()
         with torch.inference_mode():
-            out = model.generate(tokens, attention_mask=mask, max_new_tokens=most, do_sample=False, pad_token_id=0)
-        assert out.shape == (rows, length + most)
+            out = model.generate(tokens, attention_mask=mask, max_new_tokens=max_new, do_sample=False, pad_token_id=0)
+        assert out.shape == (rows, length + max_new)
         return time.process_time() - begun
 
     run(1), run(NEW + 1)
@@ -112,7 +112,7 @@ def torchs(shape: dict[str, int], rows: int, length: int, _: int) -> tuple[float
 
 
 def measure(python: str, side: str, size: str, rows: int, length: int, longest: int = 0) -> tuple[float, float]:
-    """Prefill and decode of one side in a process of its own, tokens per CPU-second."""
+    """Prefill and decode of one side in a separate process, tokens per CPU-second."""
     command = [python, __file__ if side == "torch" else "-m", *(["benchmarks.generation"] if side == "ours" else [])]
     context = max(length, longest) + NEW + 1
     command += [
@@ -159,14 +159,14 @@ def main() -> None:
         return
     ratios = []
     for number in range(options.rounds):
-        here = measure(sys.executable, "ours", size, rows, options.length)
-        there = measure(options.torch_python, "torch", size, rows, options.length)
-        ratios.append((here[0] / there[0], here[1] / there[1]))
+        our_rates = measure(sys.executable, "ours", size, rows, options.length)
+        peer_rates = measure(options.torch_python, "torch", size, rows, options.length)
+        ratios.append((our_rates[0] / peer_rates[0], our_rates[1] / peer_rates[1]))
         print(
-            f"round {number + 1}: prefill {here[0]:,.0f} against {there[0]:,.0f}, decode {here[1]:,.0f} against {there[1]:,.0f} "
-            f"tokens/CPU-s"
+            f"round {number + 1}: prefill {our_rates[0]:,.0f} against {peer_rates[0]:,.0f}, decode {our_rates[1]:,.0f} against "
+            f"{peer_rates[1]:,.0f} tokens/CPU-s"
         )
-    prefill, decode = (median(each[place] for each in ratios) for place in (0, 1))
+    prefill, decode = (median(pair[index] for pair in ratios) for index in (0, 1))
     print(f"{size}, {rows} rows, prompts of {options.length}: prefill {prefill:.2f}x, decode {decode:.2f}x")
 
 

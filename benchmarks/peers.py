@@ -4,7 +4,7 @@
     python -m benchmarks.peers --mode dpo --trl-python /somewhere/peers/trl/bin/python \\
         --tunix-python /somewhere/peers/tunix/bin/python
 
-Every round runs each worker in turn, as a process of its own in its own environment; rounds differ in the
+Every round runs each worker in turn, as a separate process in a separate environment; rounds differ in the
 seed of the workload and all workers of a round get the same one. The result is a Markdown table.
 
 The protocol: ``python -m benchmarks.worker_X --mode M --steps N --seed S``, started in the repository root,
@@ -20,7 +20,7 @@ its peers do takes ``workload.make_batches``; one that packs takes ``workload.ma
 ``workload.Result.emit`` prints the line. A worker whose module does not exist is reported and left out.
 
 The machine should be idle, for contention inflates CPU-seconds: before each worker this script waits for that, a
-run that other processes disturbed is repeated, and the table says how much CPU time they took in the runs kept.
+run that other processes disturbed is repeated, and the table shows how much CPU time they took in the runs kept.
 """
 
 from __future__ import annotations
@@ -98,9 +98,9 @@ def child_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def wait_until_idle(patience: float) -> None:
-    """Return once other processes use under ``IDLE_CPUS``; after ``patience`` seconds warn and go on."""
-    deadline = time.monotonic() + patience
+def wait_until_idle(timeout: float) -> None:
+    """Return once other processes use under ``IDLE_CPUS``; after ``timeout`` seconds warn and go on."""
+    deadline = time.monotonic() + timeout
     while True:
         before, start = busy_seconds(), time.monotonic()
         time.sleep(3)
@@ -135,7 +135,7 @@ def run_undisturbed(worker: Worker, seed: int, title: str, args: argparse.Namesp
     """Run one worker, again where others took over ``--max-load`` CPUs; the least disturbed run counts."""
     runs: list[Run] = []
     for _ in range(args.retries + 1):
-        wait_until_idle(args.patience)
+        wait_until_idle(args.timeout)
         runs.append(run_worker(worker, args.mode, args.steps, seed))
         report(title, runs[-1])
         if runs[-1].foreign_load <= args.max_load:
@@ -177,7 +177,7 @@ def machine() -> str:
 
 
 def present(workers: list[Worker]) -> list[Worker]:
-    """The workers that can run; says which cannot and what to do."""
+    """The workers that can run; logs which cannot, and the fix."""
     for worker in workers:
         if not worker.exists():
             print(
@@ -189,7 +189,7 @@ def present(workers: list[Worker]) -> list[Worker]:
 
 
 def report(title: str, run: Run) -> None:
-    """Say on standard error how a run went."""
+    """Log the result of a run to standard error."""
     seconds = f"{run.result.cpu_seconds:.0f} CPU-s timed, {run.elapsed:.0f} s in all"
     load = f"others used {run.foreign_load:.2f} CPUs"
     print(f"{title}: {run.rate:.1f} target tokens per CPU-s ({seconds}; {load})", file=sys.stderr, flush=True)
@@ -204,7 +204,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--ours-python", default=sys.executable)
     parser.add_argument("--trl-python", help="interpreter with TRL; without it TRL is left out")
     parser.add_argument("--tunix-python", help="interpreter with Tunix; without it Tunix is left out")
-    parser.add_argument("--patience", type=float, default=300, help="seconds to wait for an idle machine")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds to wait for an idle machine")
     parser.add_argument("--max-load", type=float, default=0.15, help="CPUs others may use during a run")
     parser.add_argument("--retries", type=int, default=2, help="repeats of a run that was disturbed more")
     args = parser.parse_args()

@@ -94,13 +94,13 @@ def main() -> None:
 def measure(case: Case) -> str:
     """The case's line of the table."""
     try:
-        found = plan(case.config())
+        compiled = plan(case.config())
     except InputError as error:
         return f"| {case.step} | {case.topology} | {case.rows} rows of {case.length} | {error} |"
-    verdict = "" if case.bar is None else f"{case.bar:g}, {'met' if found.peak <= case.bar else 'MISSED'}"
+    verdict = "" if case.bar is None else f"{case.bar:g}, {'met' if compiled.peak <= case.bar else 'MISSED'}"
     kept = " and ".join(["moments"] * case.offload_moments + ["inputs"] * (case.remat == Remat.FULL_OFFLOAD))
-    on_host = f"{kept}, {found.host:.2f}" if kept else ""
-    return f"{row(found)} {case.length} | {case.tensor} | {on_host} | {verdict} |"
+    on_host = f"{kept}, {compiled.host_memory:.2f}" if kept else ""
+    return f"{row(compiled)} {case.length} | {case.tensor} | {on_host} | {verdict} |"
 
 
 def preamble(topology: str) -> list[str]:
@@ -110,8 +110,8 @@ def preamble(topology: str) -> list[str]:
         f"# Mistral-7B on {topology}, by the TPU compiler",
         "",
         "Full parameters, float32 weights, `remat: full`, splash attention, compiled at full depth with no hardware. GiB a",
-        "chip; `sent` is what a chip sends in a step, `roofline` the longest of matmuls (with recomputation) and wires at the",
-        "published peaks: a bound, not a forecast; `run h` the card's whole run at 40 % MFU (the paper's: 1.7 h of SFT and 6.6 h",
+        "chip; `sent` is what a chip sends in a step, `roofline` the longest of matmuls (with recomputation) and collectives at",
+        "the published peaks: a bound, not a forecast; `run h` the card's whole run at 40 % MFU (paper: 1.7 h of SFT and 6.6 h",
         "of three epochs of DPO on 16 A100s). Two pairs of about 1,000 tokens share a row of 2,048, so n rows are 2n pairs.",
         "",
         f"`uv run --extra tpu python -m benchmarks.plans --topology {topology}`",

@@ -30,7 +30,7 @@ ANSWERS = (8, 32, 96)
 async def one(session: aiohttp.ClientSession, url: str, number: int) -> tuple[str, float, float]:
     """What became of a client's request, and its seconds to the first byte of the answer and to its end."""
     draw = random.Random(number)
-    content = f"Tell story {number}: {'word ' * draw.choice(WORDS)}"
+    content = f"Write story {number}: {'word ' * draw.choice(WORDS)}"
     body = {
         "model": "base", "messages": [{"role": "user", "content": content}], "max_tokens": draw.choice(ANSWERS),
         "temperature": 1, "seed": number, "stream": draw.random() < 0.5,
@@ -68,7 +68,7 @@ def percentiles(seconds: list[float]) -> str:
     if len(seconds) < 2:
         return "-"
     at = quantiles(seconds, n=100, method="inclusive")
-    return " / ".join(f"{each:.2f}" for each in (at[49], at[94], at[98], max(seconds)))
+    return " / ".join(f"{value:.2f}" for value in (at[49], at[94], at[98], max(seconds)))
 
 
 async def load(url: str, clients: int) -> str:
@@ -84,9 +84,9 @@ async def load(url: str, clients: int) -> str:
             if not left:
                 break
             await asyncio.sleep(0.05)
-    done = [each for each in results if each[0] == "200"]
-    counts = ", ".join(f"{count} {name}" for name, count in sorted(Counter(each[0] for each in results).items()))
-    first, end = ([each[place] for each in done] for place in (1, 2))
+    done = [row for row in results if row[0] == "200"]
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(Counter(row[0] for row in results).items()))
+    first, end = ([row[index] for row in done] for index in (1, 2))
     return f"| {clients} | {counts} | {percentiles(first)} | {percentiles(end)} | {percentiles(waits)} | {left} |"
 
 
@@ -95,7 +95,7 @@ async def long_conversation(url: str, messages: int) -> str:
     roles = ("user", "assistant")
     body = {
         "model": "base", "max_tokens": 4,
-        "messages": [{"role": roles[place % 2], "content": "ab"[place % 2]} for place in range(messages)],
+        "messages": [{"role": roles[index % 2], "content": "ab"[index % 2]} for index in range(messages)],
     }  # fmt: skip
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=600)) as session:
         waits: list[float] = []
@@ -124,7 +124,7 @@ def main() -> None:
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     try:
-        url = next(found[1] for line in server.stderr if (found := re.search(r"serving `base` at (\S+)", line)))
+        url = next(match[1] for line in server.stderr if (match := re.search(r"serving `base` at (\S+)", line)))
         asyncio.run(load(url, 8))  # compiles
         print("| clients | results | first byte s, 50/95/99 %/max | whole answer s | /health s | open at the end |")
         print("|---|---|---|---|---|---|")

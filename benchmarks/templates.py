@@ -36,8 +36,8 @@ training can still be used by `generate`, `chat` and `serve`.
 
 def trl_templates() -> Path | None:
     """The folder of the installed TRL's chat templates; None where TRL is not installed."""
-    found = find_spec("trl")
-    folder = Path(found.origin).parent / "chat_templates" if found and found.origin else None
+    spec = find_spec("trl")
+    folder = Path(spec.origin).parent / "chat_templates" if spec and spec.origin else None
     return folder if folder and folder.is_dir() else None
 
 
@@ -58,8 +58,8 @@ def table(folder: Path) -> str:
     for title, training in (("Training templates", True), ("Stock templates", False)):
         names = [path for path in paths if path.stem.endswith("_training") == training]
         verdicts = {path.stem: verdict(path) for path in names}
-        accepted = sum(each.startswith("accepted") for each in verdicts.values())
-        rows = [f"| {name} | {each} |" for name, each in verdicts.items()]
+        accepted = sum(verdict.startswith("accepted") for verdict in verdicts.values())
+        rows = [f"| {name} | {verdict} |" for name, verdict in verdicts.items()]
         parts.append(
             "\n".join(
                 [f"## {title}: {accepted} of {len(names)} accepted", "", "| template | verdict |", "|---|---|", *rows]

@@ -138,10 +138,10 @@ def matmul_rate(size: int = 8192) -> float:
 
 def peak_of(kind: str) -> float:
     """Data sheet's peak of the device."""
-    found = [peak for name, peak in PEAKS.items() if name in kind]
-    if not found:
+    peaks = [peak for name, peak in PEAKS.items() if name in kind]
+    if not peaks:
         raise SystemExit(f"no peak is known for {kind!r}; add it to PEAKS, which has {', '.join(PEAKS)}")
-    return found[0]
+    return peaks[0]
 
 
 def main() -> None:
@@ -166,13 +166,13 @@ def main() -> None:
                 for rows in options.rows:
                     variant = Variant(mode, kernel, remat, rows, options.microbatch_rows or rows)
                     try:
-                        found = measure(variant, options.steps)
+                        result = measure(variant, options.steps)
                     except jax.errors.JaxRuntimeError as error:
                         print(
                             f"| {mode} | {kernel} | {remat} | {rows} | {str(error).splitlines()[0][:150]} |", flush=True
                         )
                         continue
-                    print(found.line(peak), flush=True)
+                    print(result.line(peak), flush=True)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def make_batches(
     rows = batch.rows or 1
     pairs = w.make_pairs(rows * row_length // 200 * steps, seed)  # more than fit
     examples = InMemory([segments_of(pair, mode) for pair in pairs], 2 if mode == "dpo" else 1)
-    lengths = np.array([sum(map(len, each)) for each in examples.examples])
+    lengths = np.array([sum(map(len, segments)) for segments in examples.examples])
     data = DataOptions(max_length=w.MAX_LENGTH, row_length=row_length)
     plan = plan_training(lengths, data, batch, 1, steps, seed)
     if any(len(step) < rows for step in plan.steps) or len(plan.steps) < steps:

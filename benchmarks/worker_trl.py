@@ -63,7 +63,7 @@ class Job:
     batch: int
     """Sequences or pairs of a step."""
     micro: int
-    """How many of them go into a forward at a time, where the variant does not say."""
+    """Sequences or pairs of one forward pass, unless the variant sets it."""
 
 
 class TokenisedDPOTrainer(DPOTrainer):
@@ -201,8 +201,8 @@ def measure(job: Job) -> w.Result:
         clock = StepClock()
         trainer.add_callback(clock)
         trainer.train()
-    each = trainer.args.gradient_accumulation_steps
-    timed = collator.counts[warmup * each : (warmup + steps) * each]
+    accumulation = trainer.args.gradient_accumulation_steps
+    timed = collator.counts[warmup * accumulation : (warmup + steps) * accumulation]
     slots, nonpad, targets = (sum(column) for column in zip(*timed, strict=True))
     if job.variant != "packing":
         w.check_targets("TRL", targets, sum(batches[warmup:], []), job.mode)

@@ -1,6 +1,6 @@
-"""zephyr-jax in a process whose clock jumps, by hours and by years, back and forth. Run as a program: SEED VERB ...
+"""zephyr-jax in a process whose clock jumps by hours and years, forward and back. Run as a program: SEED COMMAND ...
 
-Python's clock that tells the date jumps (time.time); the one that measures time cannot.
+The wall clock jumps (time.time); the monotonic clock does not.
 """
 
 import random
@@ -21,7 +21,7 @@ def _jump(seed: int) -> None:
 
 
 def main() -> None:
-    """Put the clock in place, then be zephyr-jax."""
+    """Replace the clock, then run zephyr-jax."""
     time.time = lambda: _TRUE() + _SHIFT[0]
     time.time_ns = lambda: int(time.time() * 1e9)
     threading.Thread(target=_jump, args=(int(sys.argv[1]),), daemon=True).start()

@@ -9,11 +9,11 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-PATIENCE = 240.0
+TIMEOUT = 240.0  # seconds for a command to end
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """An unused port."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]
@@ -21,16 +21,16 @@ def free_port() -> int:
 
 @dataclass
 class Launch:
-    """The processes of a command that has been started, and what they have said so far."""
+    """The processes of a started command and their stderr so far."""
 
     processes: list[subprocess.Popen[str]]
-    said: list[list[str]] = field(default_factory=list)
+    stderr: list[list[str]] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         for process in self.processes:
             lines: list[str] = []
-            self.said.append(lines)
+            self.stderr.append(lines)
             threading.Thread(target=self._listen, args=(process, lines), daemon=True).start()
 
     @staticmethod
@@ -40,33 +40,33 @@ class Launch:
             lines.append(line.rstrip())
 
     def steps(self) -> int:
-        """How many steps this launch has told of."""
-        return sum(line.startswith("step ") and "evaluation" not in line for line in self.said[0])
+        """Training steps logged so far."""
+        return sum(bool(re.search(r"\bstep \d+/\d+\s+loss", line)) for line in self.stderr[0])
 
     def alive(self) -> bool:
-        """Whether all processes run."""
+        """Whether all processes are running."""
         return all(process.poll() is None for process in self.processes)
 
     def wait_for_steps(self, more: int) -> None:
-        """Until so many more steps are told, or a process has ended."""
-        enough = self.steps() + more
-        while self.alive() and self.steps() < enough:
+        """Wait for `more` logged steps, or until a process ends."""
+        target = self.steps() + more
+        while self.alive() and self.steps() < target:
             time.sleep(0.005)
 
     def wait_for_seconds(self, seconds: float) -> None:
-        """Until so long after the start, or a process has ended."""
+        """Wait until `seconds` after the start, or until a process ends."""
         while self.alive() and time.monotonic() < self.started + seconds:
             time.sleep(0.005)
 
     def wait(self, seconds: float) -> None:
-        """So long, or until all processes have ended."""
+        """Wait for `seconds`, or until all processes have ended."""
         until = time.monotonic() + seconds
         while time.monotonic() < until and any(process.poll() is None for process in self.processes):
             time.sleep(0.05)
 
     def end(self) -> list[int]:
-        """Wait for all processes; what hangs for minutes is killed, and its code is -9."""
-        until = time.monotonic() + PATIENCE
+        """Wait for all processes and return their exit codes; -9 for one that was killed after the timeout."""
+        until = time.monotonic() + TIMEOUT
         for process in self.processes:
             try:
                 process.wait(timeout=max(until - time.monotonic(), 0.1))
@@ -76,17 +76,13 @@ class Launch:
         time.sleep(0.05)  # the last lines
         return [process.returncode for process in self.processes]
 
-    def words(self) -> str:
-        """Everything that was said."""
-        return "\n".join(line for lines in self.said for line in lines)
-
-    def progress(self) -> list[int]:
-        """The steps that were told, in order."""
-        return [int(found[1]) for line in self.said[0] if (found := re.match(r"step (\d+)/\d+  loss", line))]
+    def log(self) -> str:
+        """The stderr of all processes."""
+        return "\n".join(line for lines in self.stderr for line in lines)
 
 
-def start(words: list[str], count: int, environment: dict[str, str], clock: int | None = None) -> Launch:
-    """Start a command as `count` processes. `clock`: a seed; the processes' clock jumps at moments drawn from it."""
+def start(arguments: list[str], count: int, environment: dict[str, str], clock: int | None = None) -> Launch:
+    """Start a command as `count` processes. `clock`: seed of random clock jumps."""
     address, processes = f"localhost:{free_port()}", []
     module = ["-m", "zephyr_jax"] if clock is None else ["-m", "benchmarks.chaos.jumping", str(clock)]
     for index in range(count):
@@ -97,9 +93,9 @@ def start(words: list[str], count: int, environment: dict[str, str], clock: int 
                 "JAX_NUM_PROCESSES": str(count),
                 "JAX_PROCESS_ID": str(index),
             }
-        if "--mesh.emulated_devices" not in words:
-            words = [*words, "--mesh.emulated_devices", str(8 // count)]
-        command = [sys.executable, *module, *words]
+        if "--mesh.emulated_devices" not in arguments:
+            arguments = [*arguments, "--mesh.emulated_devices", str(8 // count)]
+        command = [sys.executable, *module, *arguments]
         processes.append(
             subprocess.Popen(
                 command,

@@ -1,4 +1,4 @@
-"""What a finished run is compared by with one that nobody disturbed."""
+"""Comparison of a finished run with an undisturbed one."""
 
 import json
 from collections import Counter
@@ -14,15 +14,24 @@ from zephyr_jax.storage.files import open_path
 
 
 @dataclass(frozen=True)
-class Losses:
-    """What harm came of the kills; all should be 0."""
+class Differences:
+    """Differences from the undisturbed run; all should be 0."""
 
-    lost: int
-    repeated: int
-    diverging: int
+    examples_lost: int
+    examples_repeated: int
+    diverged: int
+    """Steps or table entries with other numbers."""
 
-    def __add__(self, other: "Losses") -> "Losses":
-        return Losses(self.lost + other.lost, self.repeated + other.repeated, self.diverging + other.diverging)
+    def __add__(self, other: "Differences") -> "Differences":
+        return Differences(
+            self.examples_lost + other.examples_lost,
+            self.examples_repeated + other.examples_repeated,
+            self.diverged + other.diverged,
+        )
+
+
+_TIMINGS = ("per_second", "seconds", "step_time", "mfu", "memory", "compile")
+"""Parts of the names of metrics that differ from run to run."""
 
 
 def _lines(file: epath.Path) -> list[dict[str, Any]]:
@@ -30,51 +39,57 @@ def _lines(file: epath.Path) -> list[dict[str, Any]]:
 
 
 def _curve(run: epath.Path) -> dict[int, tuple[float, ...]]:
-    """Step -> its numbers, without those of the clock; evaluations have the negative step."""
-    found = {}
+    """Step -> its metrics without timings; evaluations have the negative step."""
+    curve = {}
     for line in _lines(run / "metrics.jsonl"):
         sign = 1 if "loss" in line else -1
-        found[sign * line["step"]] = tuple(
-            value for name, value in sorted(line.items()) if name != "step" and "per_second" not in name
+        curve[sign * line["step"]] = tuple(
+            value
+            for name, value in sorted(line.items())
+            if name != "step" and not any(word in name for word in _TIMINGS)
         )
-    return found
+    return curve
 
 
-def compare_runs(run: str, whole: str, exact: bool) -> Losses:
-    """Examples that were lost or seen twice, and steps whose numbers differ; `exact`: by a single bit, or by 1e-5.
+def compare_runs(run: str, reference: str, exact: bool) -> Differences:
+    """Compare the examples and metrics of every step with those of an undisturbed run.
 
-    Where `exact`, the last step's weights must be the very same bits, too.
+    Args:
+        exact: require bit-identical metrics and final weights; otherwise metrics may differ by 1e-5 relative.
     """
-    here, there = open_path(run), open_path(whole)
-    seen = [(line["step"], each) for line in _lines(here / "examples.jsonl") for each in line["ids"]]
-    due = [(line["step"], each) for line in _lines(there / "examples.jsonl") for each in line["ids"]]
-    missing, extra = Counter(due) - Counter(seen), Counter(seen) - Counter(due)
-    ours, theirs = _curve(here), _curve(there)
-    steps = ours.keys() | theirs.keys()
-    diverging = sum(not _alike(ours.get(step), theirs.get(step), exact) for step in steps)
+    actual, expected = open_path(run), open_path(reference)
+    seen, due = _examples(actual), _examples(expected)
+    metrics, expected_metrics = _curve(actual), _curve(expected)
+    steps = metrics.keys() | expected_metrics.keys()
+    diverged = sum(not _equal(metrics.get(step), expected_metrics.get(step), exact) for step in steps)
     if exact:
-        diverging += saved_fingerprint(here, None) != saved_fingerprint(there, None)
-    diverging += steps_in(here)[-1] != steps_in(there)[-1]
-    return Losses(missing.total() + (not due), extra.total(), diverging)
+        diverged += saved_fingerprint(actual, None) != saved_fingerprint(expected, None)
+    diverged += steps_in(actual)[-1] != steps_in(expected)[-1]
+    return Differences((due - seen).total() + (not due), (seen - due).total(), diverged)
 
 
-def _alike(one: tuple[float, ...] | None, other: tuple[float, ...] | None, exact: bool) -> bool:
+def _examples(run: epath.Path) -> Counter[tuple[int, str]]:
+    """Step and id of every example that a run trained on."""
+    return Counter((line["step"], name) for line in _lines(run / "examples.jsonl") for name in line["ids"])
+
+
+def _equal(one: tuple[float, ...] | None, other: tuple[float, ...] | None, exact: bool) -> bool:
     if one is None or other is None or exact:
         return one == other
     return bool(np.allclose(one, other, rtol=1e-5, atol=2e-5))
 
 
-def compare_tables(root: str, whole: str) -> Losses:
-    """Entries that are missing, that nobody asked for, and that have another value.
+def compare_tables(root: str, reference: str) -> Differences:
+    """Compare two reference tables: missing entries, extra entries, other values.
 
-    Pairs that a killed pass left are packed into other rows by the next one, so sums may differ in float32's last digits.
+    A resumed pass packs the remaining pairs into other rows, so sums may differ in the last digits of float32.
     """
-    here, there = _table(root), _table(whole)
-    ours, theirs = set(here.index.keys.tolist()), set(there.index.keys.tolist())
-    if ours != theirs:
-        return Losses(len(theirs - ours), len(ours - theirs), 0)
-    close = np.isclose(here.index.sums, there.index.sums, rtol=1e-5, atol=1e-4)
-    return Losses(0, 0, int((~close).sum() + (here.index.counts != there.index.counts).sum()))
+    actual, expected = _table(root).index, _table(reference).index
+    keys, expected_keys = set(actual.keys.tolist()), set(expected.keys.tolist())
+    if keys != expected_keys:
+        return Differences(len(expected_keys - keys), len(keys - expected_keys), 0)
+    close = np.isclose(actual.sums, expected.sums, rtol=1e-5, atol=1e-4)
+    return Differences(0, 0, int((~close).sum() + (actual.counts != expected.counts).sum()))
 
 
 def _table(root: str) -> ReferenceTable:

@@ -64,7 +64,21 @@ def test_operations_a_token_are_what_the_compiler_counts(one_layer: Path, step: 
     rules = ShardingRules(make_mesh(config.mesh, topology_devices(config.topology)))
     shape = planned_shape(config)
     counted = lower(config, abstract_of(shape, config.model, rules), rules, ROWS).compile().cost_analysis()["flops"]
-    planned = Plan(config, chip_of(config.topology), 4, shape, ROWS, 1, 0, 0, 0, 0, 0, 0, ())
+    planned = Plan(
+        config=config,
+        chip=chip_of(config.topology),
+        num_chips=4,
+        model=shape,
+        microbatch_rows=ROWS,
+        num_microbatches=1,
+        arguments=0,
+        temporaries=0,
+        peak=0,
+        host_memory=0,
+        host_traffic=0,
+        compile_seconds=0,
+        collectives=(),
+    )
     assert planned.flops_per_token * planned.tokens == pytest.approx(4 * counted, rel=0.06)
 
 

@@ -13,8 +13,8 @@ CARDS = Path(__file__).parents[2] / "configs" / "tiny"
 SMALL = "--topology v5e:2x2 --batch.microbatch_rows 4 --data.row_length 512 --data.max_length 256"
 
 ANYWHERE = {
-    "v9z:2x2": (f"{SMALL} --topology v9z:2x2", r"'v9z:2x2' names no TPU topology\. It is one of v4, v5e, v5p, v6e"),
-    "no grid": (f"{SMALL} --topology 2x2", r"'2x2' names no TPU topology.*such as v5e:2x4"),
+    "v9z:2x2": (f"{SMALL} --topology v9z:2x2", r"expected a TPU topology.*v4, v5e, v5p.*v6e.*got 'v9z:2x2'"),
+    "no grid": (f"{SMALL} --topology 2x2", r"such as v5e:2x4.*got '2x2'"),
     "no slice": (f"{SMALL} --num_slices 0", r"`num_slices`.* greater than 0, got 0"),
     "microbatch": (f"{SMALL} --batch.rows 6 --batch.examples None", r"batch\.microbatch_rows.*batch\.rows \(6\), got 4"),
     "two batches": (f"{SMALL} --batch.rows 8", r"batch\.rows is 8 and batch\.examples 16"),
@@ -24,7 +24,7 @@ ANYWHERE = {
     "chunk": (f"{SMALL} --model.logprob_chunk 0", r"`model\.logprob_chunk`.* greater than 0"),
 }  # fmt: skip
 WITH_COMPILER = {
-    "grid": (f"{SMALL} --topology v5e:3x5", r"The topology 'v5e:3x5' cannot be had.*Check the grid"),
+    "grid": (f"{SMALL} --topology v5e:3x5", r"'v5e:3x5'.*Check the grid"),
     "batch": (f"{SMALL} --batch.microbatch_rows 6", r"microbatch_rows \(or batch\.rows\): expected a multiple of \d+, got 6"),
     "mesh": (f"{SMALL} --mesh.fsdp 3", r"product is 4, .* got .*fsdp 3"),
     "two free": (f"{SMALL} --mesh.data -1", r"at most one -1"),

@@ -47,21 +47,21 @@ def test_only_sums_of_gradients_and_metrics_cross(planned: Plan) -> None:
     One of the two vocabulary tables crosses before it is scattered, split in two instead of four: since a step can leave its
     update out, the compiler orders the two sums so (benchmarks/LOG.md).
     """
-    abroad = [each for each in planned.wires if each.abroad]
-    assert {each.kind for each in abroad} == {"all-reduce"}
-    assert {each.group for each in abroad} == {2}
-    shape = planned.shape
+    between_slices = [each for each in planned.collectives if each.between_slices]
+    assert {each.kind for each in between_slices} == {"all-reduce"}
+    assert {each.group for each in between_slices} == {2}
+    shape = planned.model
     norms = (2 * shape.num_layers + 1) * shape.d_model
     gradients = (shape.num_parameters - norms) // CHIPS + norms
-    crossing = sum(sizes(each.result) * each.runs for each in abroad)
+    crossing = sum(sizes(each.result) * each.runs for each in between_slices)
     table = shape.vocab_size * shape.d_model
     assert gradients <= crossing <= gradients * 1.01 + 100 + (table // 2 - table // CHIPS)
 
 
 def test_all_else_stays_inside_a_slice(planned: Plan) -> None:
     """Weights are gathered and gradients scattered among the four chips of a slice."""
-    inside = [each for each in planned.wires if not each.abroad]
+    inside = [each for each in planned.collectives if not each.between_slices]
     assert {each.kind for each in inside} >= {"all-gather"}
     assert {each.group for each in inside} <= {2, CHIPS}
-    assert planned.chips == 2 * CHIPS
+    assert planned.num_chips == 2 * CHIPS
     assert planned.dcn_seconds > 0

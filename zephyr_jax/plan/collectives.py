@@ -1,6 +1,6 @@
-"""What a compiled program says over the wires: bytes of its collectives, read from the compiler's own text.
+"""The collectives of a compiled program and the bytes they send, parsed from the compiler's HLO text.
 
-A loop counts as often as its condition's constant says; a loop without one, whose end depends on data, counts once.
+The trip count of a loop is the constant in its condition; a loop whose end depends on data counts once.
 """
 
 import re
@@ -17,7 +17,9 @@ _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 _CALL = re.compile(r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)")
 _CONDITION = re.compile(r" while\(.*condition=%?([\w.\-]+)")
 _LIMIT = re.compile(r"= [su]32\[\]\S* constant\((\d+)\)")
-_ABROAD = re.compile(r'= \((.+?), .* send\(.*_xla_megascale_target="\{([^}]*)\}.*_xla_megascale_transfer_type="(\w+)"')
+_BETWEEN_SLICES = re.compile(
+    r'= \((.+?), .* send\(.*_xla_megascale_target="\{([^}]*)\}.*_xla_megascale_transfer_type="(\w+)"'
+)
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _COUNTED = re.compile(r"replica_groups=\[(\d+),(\d+)\]")
 _NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
@@ -25,18 +27,18 @@ _NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
 
 @dataclass(frozen=True)
 class Collective:
-    """One collective of a program, with all its runs."""
+    """One collective of a program."""
 
     kind: str
     bytes: float
-    """What one chip sends over its links, in all runs together."""
+    """Sent by one chip in all runs together."""
     result: str
-    """Type of the result, such as `bf16[4096,14336]`; several arrays that share a collective stand side by side."""
+    """Type of the result, such as `bf16[4096,14336]`; comma-separated if several arrays share the collective."""
     runs: int
     group: int
-    """Devices, or slices, that take part in one."""
-    abroad: bool = False
-    """Whether it runs between slices, over the data centre's network."""
+    """Participating devices, or slices."""
+    between_slices: bool = False
+    """Whether it runs over the data center network (DCN) instead of the links inside a slice (ICI)."""
 
 
 def collectives(text: str) -> list[Collective]:
@@ -44,11 +46,11 @@ def collectives(text: str) -> list[Collective]:
     bodies = dict(_computations(text))
     runs = _runs(text, bodies)
     return [
-        found
+        collective
         for name, lines in bodies.items()
         if runs[name]
         for line in lines
-        if (found := _collective(line, runs[name]))
+        if (collective := _collective(line, runs[name]))
     ]
 
 
@@ -66,7 +68,7 @@ def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _runs(text: str, bodies: dict[str, list[str]]) -> Counter[str]:
-    """How often each computation runs."""
+    """Runs of each computation in one execution of the program."""
     entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.MULTILINE)
     runs: Counter[str] = Counter()
 
@@ -85,17 +87,17 @@ def _runs(text: str, bodies: dict[str, list[str]]) -> Counter[str]:
 
 
 def _trips(condition: list[str]) -> int:
-    limits = [int(found[1]) for line in condition if (found := _LIMIT.search(line))]
+    limits = [int(match[1]) for line in condition if (match := _LIMIT.search(line))]
     return max(limits, default=1) or 1
 
 
 def _collective(line: str, runs: int) -> Collective | None:
-    abroad = _ABROAD.search(line)
-    if abroad:
-        kind, slices = abroad[3].lower().replace("_", "-"), len(re.findall(r"\d+", abroad[2]))
-        [(name, sizes)] = _ARRAY.findall(abroad[1])
+    transfer = _BETWEEN_SLICES.search(line)
+    if transfer:
+        kind, slices = transfer[3].lower().replace("_", "-"), len(re.findall(r"\d+", transfer[2]))
+        [(name, sizes)] = _ARRAY.findall(transfer[1])
         return Collective(
-            kind, runs * _size(name, sizes) * _sent(kind, slices), f"{name}[{sizes}]", runs, slices, abroad=True
+            kind, runs * _size(name, sizes) * _sent(kind, slices), f"{name}[{sizes}]", runs, slices, between_slices=True
         )
     operation = _OPERATION.search(line)
     if operation is None:
@@ -103,14 +105,14 @@ def _collective(line: str, runs: int) -> Collective | None:
     arrays = [(f"{name}[{sizes}]", _size(name, sizes)) for name, sizes in _ARRAY.findall(operation[1])]
     kind, asynchronous = operation[2], operation[3]
     if asynchronous and kind != "all-reduce":  # such a start lists its operand beside its result
-        arrays = [(min if kind == "reduce-scatter" else max)(arrays, key=lambda each: each[1])]
+        arrays = [(min if kind == "reduce-scatter" else max)(arrays, key=lambda array: array[1])]
     result, size = ", ".join(name for name, _ in arrays), sum(size for _, size in arrays)
     group = _group(line)
     return Collective(kind, runs * size * _sent(kind, group), result, runs, group)
 
 
 def _sent(kind: str, group: int) -> float:
-    """Bytes that one of a group sends, over those of the result."""
+    """Bytes sent by one participant, as a multiple of the result's bytes (ring algorithms)."""
     share = (group - 1) / group
     shares = {"all-gather": share, "all-reduce": 2 * share, "reduce-scatter": share * group, "all-to-all": share}
     return shares.get(kind, 1.0)

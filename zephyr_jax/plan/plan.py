@@ -1,7 +1,7 @@
-"""`zephyr-jax plan`: compile a card's real step for a TPU topology that is not here, and say what it needs.
+"""`zephyr-jax plan`: compile a card's real step for a TPU topology without the hardware, and report memory and traffic.
 
-Memory is the TPU compiler's own word for the whole program at full depth, and so are the bytes of its collectives. Times are
-arithmetic from those and the chip's published peaks.
+Memory and collectives are the TPU compiler's figures for the whole program at full depth. Times are computed from those and
+the chip's published peak rates.
 """
 
 import time
@@ -60,27 +60,27 @@ TOKENS = {"HuggingFaceH4/ultrachat_200k": 1374, "HuggingFaceH4/ultrafeedback_bin
 
 @dataclass(frozen=True)
 class Plan:
-    """What the compiler and the arithmetic say."""
+    """Memory, traffic and time of one step."""
 
     config: PlanConfig
     chip: Chip
-    chips: int
-    shape: ModelConfig
-    rows: int
-    microbatches: int
+    num_chips: int
+    model: ModelConfig
+    microbatch_rows: int
+    num_microbatches: int
     arguments: float
     """GiB a chip: weights, moments and batch."""
     temporaries: float
     """GiB a chip: gradients, activations, buffers of collectives."""
     peak: float
-    """GiB a chip at the worst moment."""
-    host: float
-    """GiB of the host's memory for each of its chips: moments or activations that are kept there."""
-    moved: float
-    """GiB between a chip and its host in a step: moments there and back once, activations with every microbatch."""
+    """Peak GiB a chip."""
+    host_memory: float
+    """GiB of the host's memory for each of its chips: offloaded moments or activations."""
+    host_traffic: float
+    """GiB between a chip and its host in a step, both directions: moments once, activations for every microbatch."""
     compile_seconds: float
-    wires: tuple[Collective, ...]
-    """What a step sends."""
+    collectives: tuple[Collective, ...]
+    """Of one step."""
 
     @property
     def fits(self) -> bool:
@@ -91,13 +91,13 @@ class Plan:
     def tokens(self) -> int:
         """Token slots of a step; of generation, one new token of every row."""
         if self.config.planned_step == "generate":
-            return self.rows
-        return self.microbatches * self.rows * self.config.data.row_length
+            return self.microbatch_rows
+        return self.num_microbatches * self.microbatch_rows * self.config.data.row_length
 
     @property
     def flops_per_token(self) -> float:
         """Matmul operations a token: 6 (forward and backward; 2 for the reference pass) a weight, and attention's."""
-        shape = self.shape
+        shape = self.model
         passes = 6 if self.config.plans_training else 2
         lookup = (
             0 if shape.tie_embeddings else shape.vocab_size * shape.d_model
@@ -110,18 +110,18 @@ class Plan:
         """Matmul operations a token that the backward pass repeats, under `model.remat` and `model.save_logits`."""
         if not self.config.plans_training:
             return 0.0
-        return recomputed_per_token(self.config, self.shape)
+        return recomputed_per_token(self.config, self.model)
 
     @property
     def seconds(self) -> float:
-        """Step time at the roofline: matmuls, wires or memory, whichever takes longest."""
-        return max(self.compute_seconds, self.wire_seconds, self.dcn_seconds, self.host_seconds, self.memory_seconds)
+        """Step time at the roofline: the longest of compute, interconnect, host transfers and memory."""
+        return max(self.compute_seconds, self.ici_seconds, self.dcn_seconds, self.host_seconds, self.memory_seconds)
 
     @property
     def compute_seconds(self) -> float:
         """Matmuls at the chips' peak, recomputation included."""
-        each = self.flops_per_token + self.recomputed_per_token
-        return self.tokens * each / (self.chips * self.chip.flops)
+        flops = self.flops_per_token + self.recomputed_per_token
+        return self.tokens * flops / (self.num_chips * self.chip.flops)
 
     @property
     def memory_seconds(self) -> float:
@@ -129,28 +129,28 @@ class Plan:
         return self.arguments * GIB / self.chip.bandwidth if self.config.planned_step == "generate" else 0.0
 
     @property
-    def wire_seconds(self) -> float:
+    def ici_seconds(self) -> float:
         """Collectives inside a slice, over all links of a chip."""
-        return sum(each.bytes for each in self.wires if not each.abroad) / self.chip.ici
+        return sum(collective.bytes for collective in self.collectives if not collective.between_slices) / self.chip.ici
 
     @property
     def dcn_seconds(self) -> float:
         """Collectives between slices, over a chip's share of its host's network."""
-        return sum(each.bytes for each in self.wires if each.abroad) / self.chip.dcn
+        return sum(collective.bytes for collective in self.collectives if collective.between_slices) / self.chip.dcn
 
     @property
     def host_seconds(self) -> float:
-        """What is kept in the host's memory, there and back over a chip's share of PCIe."""
-        return self.moved * GIB / self.chip.host
+        """Offloaded arrays, in both directions over a chip's share of PCIe."""
+        return self.host_traffic * GIB / self.chip.pcie
 
     @property
     def mfu(self) -> float:
         """Share of the peak that useful operations have at the roofline."""
-        return self.tokens * self.flops_per_token / (self.chips * self.chip.flops * self.seconds)
+        return self.tokens * self.flops_per_token / (self.num_chips * self.chip.flops * self.seconds)
 
     @property
     def steps(self) -> int | None:
-        """Steps of the whole run, where the schedule or a data set that is known says so."""
+        """Steps of the whole run; None unless the schedule or a known dataset determines them."""
         config = self.config
         if config.schedule.max_steps:
             return config.schedule.max_steps
@@ -158,9 +158,9 @@ class Plan:
         if examples is None:
             return None
         if config.planned_step == "reference":
-            return -(-examples * tokens // (self.rows * config.data.row_length))
-        each = config.batch.examples or (config.batch.rows or 1) * config.data.row_length / tokens
-        return round(config.schedule.epochs * examples / each)
+            return -(-examples * tokens // (self.microbatch_rows * config.data.row_length))
+        batch_size = config.batch.examples or (config.batch.rows or 1) * config.data.row_length / tokens
+        return round(config.schedule.epochs * examples / batch_size)
 
 
 def keys_seen(config: PlanConfig, shape: ModelConfig) -> float:
@@ -195,19 +195,19 @@ def plan(config: PlanConfig) -> Plan:
     memory, microbatches = compiled.memory_analysis(), _microbatches(config, rows)
     moments, activations = memory.host_argument_size_in_bytes / GIB, memory.host_temp_size_in_bytes / GIB
     return Plan(
-        config,
-        chip_of(config.topology),
-        rules.mesh.size,
-        shape,
-        rows,
-        microbatches,
-        memory.argument_size_in_bytes / GIB,
-        memory.temp_size_in_bytes / GIB,
-        memory.peak_memory_in_bytes / GIB - moments,  # the peak counts arguments in the host's memory
-        moments + activations,
-        2 * (moments + microbatches * activations),
-        time.perf_counter() - start,
-        tuple(collectives(compiled.as_text())),
+        config=config,
+        chip=chip_of(config.topology),
+        num_chips=rules.mesh.size,
+        model=shape,
+        microbatch_rows=rows,
+        num_microbatches=microbatches,
+        arguments=memory.argument_size_in_bytes / GIB,
+        temporaries=memory.temp_size_in_bytes / GIB,
+        peak=memory.peak_memory_in_bytes / GIB - moments,  # the peak includes arguments in the host's memory
+        host_memory=moments + activations,
+        host_traffic=2 * (moments + microbatches * activations),
+        compile_seconds=time.perf_counter() - start,
+        collectives=tuple(collectives(compiled.as_text())),
     )
 
 

@@ -1,4 +1,4 @@
-"""A plan in words: what the compiler said, what is arithmetic, what was assumed, and what to do when it does not fit."""
+"""A plan as Markdown: compiled memory and traffic, estimated times, assumptions, and advice if it does not fit."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -10,7 +10,7 @@ _MFU = 0.4
 
 
 def table(plan: Plan) -> str:
-    """Markdown for people."""
+    """The whole plan as Markdown tables."""
     return "\n".join([_title(plan), *_assumed(plan), "", *_compiled(plan), "", *_estimated(plan), *_advice(plan)])
 
 
@@ -19,25 +19,36 @@ def row(plan: Plan) -> str:
     config, optimizer = plan.config, plan.config.optimizer
     moments = f"{_short(optimizer.first_moment_dtype)}, {_short(optimizer.second_moment_dtype)}"
     cells = [
-        config.planned_step, _where(plan), f"{plan.rows} x {plan.microbatches}", _short(optimizer.grad_dtype), moments,
-        f"{plan.arguments:.2f}", f"{plan.temporaries:.2f}", f"{plan.peak:.2f}", f"{plan.chip.hbm:g}",
-        f"{_sent(plan) / GIB:.1f}", f"{plan.seconds:.2f}", f"{plan.mfu:.0%}",
-        f"{plan.steps * _seconds(plan) / 3600:.2f}" if plan.steps else "", f"{plan.compile_seconds:.0f}",
-    ]  # fmt: skip
+        config.planned_step,
+        _where(plan),
+        f"{plan.microbatch_rows} x {plan.num_microbatches}",
+        _short(optimizer.grad_dtype),
+        moments,
+        f"{plan.arguments:.2f}",
+        f"{plan.temporaries:.2f}",
+        f"{plan.peak:.2f}",
+        f"{plan.chip.hbm:g}",
+        f"{_sent(plan) / GIB:.1f}",
+        f"{plan.seconds:.2f}",
+        f"{plan.mfu:.0%}",
+        f"{plan.steps * _seconds(plan) / 3600:.2f}" if plan.steps else "",
+        f"{plan.compile_seconds:.0f}",
+    ]
     return f"| {' | '.join(cells)} |"
 
 
 HEADER = (
     "| step | topology | rows x accumulation | gradients | moments | arguments | temporaries | peak | chip | sent GiB | "
-    "roofline s | MFU there | run h | compile s |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+    "roofline s | MFU | run h | compile s |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
 def _title(plan: Plan) -> str:
     config = plan.config
     text = (
-        f"{config.planned_step} step of {plan.shape.num_parameters / 1e9:.2f}B parameters on {_where(plan)} "
-        f"({plan.chips} chips of {plan.chip.hbm:g} GiB), {plan.microbatches} x {plan.rows} rows of {config.data.row_length}"
+        f"{config.planned_step} step of {plan.model.num_parameters / 1e9:.2f}B parameters on {_where(plan)} "
+        f"({plan.num_chips} chips of {plan.chip.hbm:g} GiB), "
+        f"{plan.num_microbatches} x {plan.microbatch_rows} rows of {config.data.row_length}"
     )
     if not config.plans_training:
         return text
@@ -55,27 +66,27 @@ def _assumed(plan: Plan) -> list[str]:
     config, assumed = plan.config, []
     if not config.batch.rows and config.plans_training:
         assumed.append(f"{PER_ROW} examples a row (a guess; the data decide)")
-    if plan.shape == MISTRAL_7B and not Path(config.model.path).is_dir():
-        assumed.append("Mistral-7B's sizes, since model.path is no folder here")
+    if plan.model == MISTRAL_7B and not Path(config.model.path).is_dir():
+        assumed.append("Mistral-7B's sizes, since model.path is not a local folder")
     if config.planned_step == "generate":
         assumed.append(f"a cache of {config.data.row_length} tokens a row; a step is one new token of every row")
-    limit, length = plan.shape.max_positions, config.data.max_length
+    limit, length = plan.model.max_positions, config.data.max_length
     if config.planned_step == "generate":
         length = config.data.row_length
     if limit and length > limit:
         assumed.append(
-            f"no sequence longer than the model's {limit:,} positions: {length:,} tokens are allowed, but longer ones than "
-            "the positions are refused"
+            f"no sequence longer than the model's {limit:,} positions: data.max_length allows {length:,} tokens, but "
+            "sequences longer than the positions are rejected"
         )
-    return [f"assumed: {each}" for each in assumed]
+    return [f"assumed: {assumption}" for assumption in assumed]
 
 
 def _compiled(plan: Plan) -> list[str]:
     left = plan.chip.hbm - plan.peak
-    verdict = f"fits, {left:.2f} GiB to spare" if plan.fits else f"DOES NOT FIT: {-left:.2f} GiB too much"
+    verdict = f"fits, {left:.2f} GiB to spare" if plan.fits else f"DOES NOT FIT: {-left:.2f} GiB over"
     by_kind: dict[str, float] = defaultdict(float)
-    for each in plan.wires:
-        by_kind[f"{each.kind}{' between slices' if each.abroad else ''}"] += each.bytes
+    for collective in plan.collectives:
+        by_kind[f"{collective.kind}{' between slices' if collective.between_slices else ''}"] += collective.bytes
     return [
         "| compiled, full depth | GiB a chip |",
         "|---|---|",
@@ -83,7 +94,7 @@ def _compiled(plan: Plan) -> list[str]:
         f"| temporaries | {plan.temporaries:.2f} |",
         f"| peak | {plan.peak:.2f} |",
         f"| verdict | {verdict} |",
-        *([f"| in the host's memory, for each chip | {plan.host:.2f} |"] if plan.host else []),
+        *([f"| in the host's memory, for each chip | {plan.host_memory:.2f} |"] if plan.host_memory else []),
         *[f"| sent in a step by {kind} | {size / GIB:.3g} |" for kind, size in sorted(by_kind.items())],
     ]
 
@@ -96,9 +107,13 @@ def _estimated(plan: Plan) -> list[str]:
         f"| operations a token | {plan.flops_per_token / 1e9:.1f} G |",
         f"| token slots a step | {plan.tokens:,} |",
         f"| matmuls of a step at peak, recomputation included | {_time(plan.compute_seconds)} |",
-        f"| wires of a step at peak | {_time(plan.wire_seconds)} |",
-        *([f"| host's memory, there and back, at peak | {plan.host_seconds:.2f} s |"] if plan.host else []),
-        *([f"| network between slices at peak | {plan.dcn_seconds:.2f} s |"] if plan.config.num_slices > 1 else []),
+        f"| collectives of a step (ICI) at peak | {_time(plan.ici_seconds)} |",
+        *([f"| transfers to and from the host at peak | {plan.host_seconds:.2f} s |"] if plan.host_memory else []),
+        *(
+            [f"| network between slices (DCN) at peak | {plan.dcn_seconds:.2f} s |"]
+            if plan.config.num_slices > 1
+            else []
+        ),
         f"| step at the roofline (the longest) | {_time(plan.seconds)}, {plan.mfu:.0%} MFU |",
     ]
     if plan.config.planned_step == "generate":
@@ -109,14 +124,15 @@ def _estimated(plan: Plan) -> list[str]:
     if plan.config.planned_step != "generate":
         lines += [
             f"| step at {_MFU:.0%} MFU | {useful:.2f} s |",
-            f"| tokens/s/chip at {_MFU:.0%} MFU | {plan.tokens / useful / plan.chips:,.0f} |",
+            f"| tokens/s/chip at {_MFU:.0%} MFU | {plan.tokens / useful / plan.num_chips:,.0f} |",
         ]
     if plan.steps and plan.config.planned_step != "generate":
         hours = plan.steps * useful / 3600
         examples = EXAMPLES.get(plan.config.data.path)
         known = f" ({examples:,} examples)" if examples else ""
         lines.append(
-            f"| whole run{known}: {plan.steps:,} steps at {_MFU:.0%} MFU | {hours:.1f} h, {hours * plan.chips:,.0f} chip-hours |"
+            f"| whole run{known}: {plan.steps:,} steps at {_MFU:.0%} MFU "
+            f"| {hours:.1f} h, {hours * plan.num_chips:,.0f} chip-hours |"
         )
     return [*lines, "", f"compiled in {plan.compile_seconds:.0f} s"]
 
@@ -126,26 +142,26 @@ def _time(seconds: float) -> str:
 
 
 def _advice(plan: Plan) -> list[str]:
-    if plan.config.planned_step == "generate" and plan.wire_seconds > plan.memory_seconds:
+    if plan.config.planned_step == "generate" and plan.ici_seconds > plan.memory_seconds:
         return [
             "Every new token gathers all weights over `fsdp`: generate with --mesh.fsdp 1 --mesh.tensor -1 instead."
         ]
     if plan.fits:
         return []
     return [
-        "What helps, most first: a larger topology; --optimizer.grad_dtype and first_moment_dtype bfloat16; a smaller "
-        "--batch.microbatch_rows; --model.remat full; a smaller --model.logprob_chunk; --optimizer.offload_moments. `--fit` "
-        "searches rows, mesh, dtypes and what is kept."
+        "To reduce memory, most effective first: a larger topology; --optimizer.grad_dtype and first_moment_dtype bfloat16; a "
+        "smaller --batch.microbatch_rows; --model.remat full; a smaller --model.logprob_chunk; --optimizer.offload_moments. "
+        "`--fit` searches rows, mesh, dtypes and remat."
     ]
 
 
 def _seconds(plan: Plan) -> float:
     """Step time at the MFU that a good run has."""
-    return plan.tokens * plan.flops_per_token / (plan.chips * plan.chip.flops * _MFU)
+    return plan.tokens * plan.flops_per_token / (plan.num_chips * plan.chip.flops * _MFU)
 
 
 def _sent(plan: Plan) -> float:
-    return sum(each.bytes for each in plan.wires)
+    return sum(collective.bytes for collective in plan.collectives)
 
 
 def _short(dtype: str) -> str:

@@ -1,4 +1,4 @@
-"""TPU topologies on paper: devices to compile against without hardware, and what each chip can hold and do."""
+"""TPU topologies without hardware: devices to compile for, and the published limits of each chip."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -23,7 +23,7 @@ class Chip:
     """Bytes a second over all links to other chips of a slice together."""
     dcn: float
     """Bytes a second to other slices, a chip's share of its host's network."""
-    host: float
+    pcie: float
     """Bytes a second to the host's memory, a chip's share of its PCIe link."""
     bandwidth: float
     """Bytes a second from and to HBM."""
@@ -35,32 +35,32 @@ CHIPS = {
     "v5p": Chip(95.0, 459e12, 600e9, 6.25e9, 16e9, 2.765e12),
     "v6e": Chip(31.25, 918e12, 448e9, 12.5e9, 32e9, 1.64e12),
 }
-"""By the part of a topology's name before the colon. HBM: what the compiler allows (v5e, v6e) or the data sheet says."""
+"""By the part of a topology's name before the colon. HBM: the compiler's limit (v5e, v6e) or the data sheet's."""
 
 
 def topology_devices(name: str, slices: int = 1) -> list[jax.Device]:
-    """Devices of so many slices of a topology such as `v5e:2x4` (8 chips), to compile against; they cannot run anything.
+    """Devices to compile for: `slices` slices of a topology such as `v5e:2x4` (8 chips). They cannot run programs.
 
     Raises InputError for an unknown name, or when libtpu is not installed.
     """
     if name.partition(":")[0] not in CHIPS:
         raise InputError(
-            f"{name!r} names no TPU topology. It is one of {join_items(CHIPS)}, a colon and a grid, such as v5e:2x4 or v5p:2x2x1."
+            f"expected a TPU topology such as v5e:2x4 or v5p:2x2x1 ({join_items(CHIPS)}, a colon, a grid), got {name!r}."
         )
     if find_spec("libtpu") is None:
         raise InputError(
-            "To plan, the TPU compiler is needed, and libtpu, which holds it, is not installed. Run it as `uv run --extra tpu "
-            "zephyr-jax plan ...`; no TPU is needed."
+            "`plan` requires the TPU compiler, which is part of libtpu, and libtpu is not installed. Run `uv run --extra tpu "
+            "zephyr-jax plan ...`; it does not need a TPU."
         )
     try:
-        more: dict[str, object] = {"num_slices": slices} if slices > 1 else {}
+        options: dict[str, object] = {"num_slices": slices} if slices > 1 else {}
         if name.startswith("v4:"):
-            more["chip_config_name"] = "megacore"  # the two cores of a chip as one device, as real slices have it
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **more).devices)
+            options["chip_config_name"] = "megacore"  # the two cores of a chip as one device, as real slices have it
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
     except Exception as error:  # libtpu and jax raise several kinds here
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"The topology {name!r} cannot be had from the TPU compiler: {reason} Check the grid (v5e:2x4, v5e:4x4, v6e:2x4, "
+            f"the TPU compiler does not accept the topology {name!r}: {reason} Check the grid (v5e:2x4, v5e:4x4, v6e:2x4, "
             "v5p:2x2x1)."
         ) from error
 

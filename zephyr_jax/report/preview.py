@@ -1,9 +1,10 @@
-"""`zephyr-jax preview`: see the very tokens and targets that training will see, checked as training checks them."""
+"""`zephyr-jax preview`: the exact tokens and targets of rows, checked as training checks them."""
 
 from collections.abc import Iterator
 from itertools import groupby
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
@@ -25,12 +26,12 @@ _TARGET, _OTHER, _SPECIAL = "bold green", "dim", "magenta"
 
 
 def preview(config: PreviewConfig, console: Console | None = None) -> Examples:
-    """Print rows with their targets in colour (and between [ ] where there is no colour). Raises InputError."""
+    """Print rows with their targets in color, or in [ ] on a terminal without colors. Raises InputError."""
     console = console or Console()
     check_readable(config.model.path)
-    alone = tokenizer_only(config.model)
-    source = None if alone else find_model(config.model, weights=False)
-    tokenizer = load_tokenizer(alone or str(source and source.folder))
+    tokenizer_folder = tokenizer_only(config.model)
+    source = None if tokenizer_folder else find_model(config.model, weights=False)
+    tokenizer = load_tokenizer(tokenizer_folder or str(source and source.folder))
     chat_tokenizer = training_tokenizer(config.model.path, tokenizer, config.data)
     if source:
         check_vocabulary(source.model_config, tokenizer, source.asked, chat_tokenizer.template)
@@ -40,15 +41,15 @@ def preview(config: PreviewConfig, console: Console | None = None) -> Examples:
     if source:
         check_positions(examples, f"{data.path}:{data.split}", source.model_config.max_positions, source.asked)
     else:
-        note = f"{alone} has no config.json: vocabulary and positions of the model are not checked"
+        note = f"{tokenizer_folder} has no config.json: vocabulary and positions of the model are not checked"
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     ids = examples.ids()
     for index in range(config.start, min(config.start + config.num_examples, len(examples))):
         for name, segment in zip(kind.segments, examples[index], strict=True):
-            cut = ", cut to fit" if ids[index] in examples.truncated else ""
+            cut = ", truncated" if ids[index] in examples.truncated else ""
             counts = f"{len(segment)} tokens, {int(segment.targets.sum())} targets{cut}"
             console.rule(Text(f"{index} · {terminal_text(ids[index][:16])} · {name}: {counts}"), align="left")
-            console.print(_coloured(segment, tokenizer, console.color_system is not None), soft_wrap=True)
+            console.print(_styled(segment, tokenizer, console.color_system is not None), soft_wrap=True)
     console.rule(align="left")
     summary = [examples.summary(config.data.path), *skip_warning(examples, config.data.max_skipped_fraction)]
     console.print(terminal_text("\n".join(summary)), highlight=False, markup=False, soft_wrap=True)
@@ -60,18 +61,18 @@ def preview(config: PreviewConfig, console: Console | None = None) -> Examples:
     return examples
 
 
-def _coloured(segment: Segment, tokenizer: PreTrainedTokenizerBase, colour: bool) -> Text:
+def _styled(segment: Segment, tokenizer: PreTrainedTokenizerBase, use_color: bool) -> Text:
     text = Text()
     for target, piece in _pieces(segment):
-        words = terminal_text(str(tokenizer.decode(piece)))
+        piece_text = terminal_text(str(tokenizer.decode(piece)))
         style = _TARGET if target else _OTHER
-        text.append(words if colour or not target else f"[{words}]", style=style)
+        text.append(piece_text if use_color or not target else f"[{piece_text}]", style=style)
     text.highlight_words([str(token) for token in tokenizer.all_special_tokens], _SPECIAL)
     return text
 
 
-def _pieces(segment: Segment) -> Iterator[tuple[bool, np.ndarray]]:
-    for target, group in groupby(range(len(segment)), key=lambda at: bool(segment.targets[at])):
+def _pieces(segment: Segment) -> Iterator[tuple[bool, NDArray[np.int32]]]:
+    for target, group in groupby(range(len(segment)), key=lambda index: bool(segment.targets[index])):
         yield target, segment.tokens[list(group)]
 
 

@@ -131,7 +131,7 @@ def read_run(folder: Path) -> RunRecord:
 def earlier_runs(run: RunRecord, folder: Path) -> list[RunRecord]:
     """The runs that a run started from, oldest first; complete where their folders are still in place."""
     ancestors = chain(run.provenance)[:-1]
-    return [_read_ancestor(each, folder) for each in ancestors if each.get("made_by") in METHODS]
+    return [_read_ancestor(record, folder) for record in ancestors if record.get("made_by") in METHODS]
 
 
 def write_histograms(folder: Path, examples: Examples) -> None:

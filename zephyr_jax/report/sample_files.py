@@ -45,13 +45,13 @@ def read_generated(files: tuple[str, ...], max_prompts: int) -> list[PromptSampl
     samples = {name: _read_file(name, path) for name, path in paths}
     if len(samples) < len(paths):
         raise InputError(f"expected a different name for each of {', '.join(files)}. Give names as NAME=FILE.")
-    common = [prompt for prompt in samples[paths[0][0]] if all(prompt in each for each in samples.values())]
+    common = [prompt for prompt in samples[paths[0][0]] if all(prompt in rows for rows in samples.values())]
     if not common:
         raise InputError(
             f"expected a prompt that all of {', '.join(path for _, path in paths)} contain, got none. Generate them with the "
             "same prompts: zephyr-jax generate --data PROMPTS.jsonl --output FILE"
         )
-    return [PromptSamples(prompt, tuple(each[prompt] for each in samples.values())) for prompt in common[:max_prompts]]
+    return [PromptSamples(prompt, tuple(rows[prompt] for rows in samples.values())) for prompt in common[:max_prompts]]
 
 
 def write_samples(folder: Path, samples: SampleSet) -> None:
@@ -73,7 +73,7 @@ def read_samples(folder: Path) -> SampleSet:
 
 
 def _parse_prompt(content: Any) -> PromptSamples:
-    samples = (Sample(str(each["model"]), str(each["text"]), bool(each["ended"])) for each in content["samples"])
+    samples = (Sample(str(row["model"]), str(row["text"]), bool(row["ended"])) for row in content["samples"])
     return PromptSamples(str(content["prompt"]), tuple(samples))
 
 

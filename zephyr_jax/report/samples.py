@@ -93,8 +93,8 @@ def _earlier_models(config: SftConfig, run: RunRecord, folder: Path) -> dict[str
     path = str(base.get("path") or "")
     local = bool(path) and not is_remote(path) and open_path(path).is_dir()  # never download a model for a report
     paths = {run_name(base): path if local else ""}
-    for each in earlier_runs(run, folder):
-        paths[run_name(each.provenance)] = str(each.provenance["output"]) if each.available else ""
+    for earlier in earlier_runs(run, folder):
+        paths[run_name(earlier.provenance)] = str(earlier.provenance["output"]) if earlier.available else ""
     models = {name: replace(config.model, path=path, revision=None) for name, path in paths.items()}
     return models | {list(models)[-1]: config.model}
 
@@ -115,7 +115,7 @@ def _generate(samples: SampleSet, config: SftConfig, name: str, model: ModelOpti
     settings = GenerateConfig(
         model=model,
         mesh=config.mesh,
-        prompts=tuple(each.prompt for each in samples.prompts),
+        prompts=tuple(prompt.prompt for prompt in samples.prompts),
         chat_template=_fallback_template(config, model),
         batch_size=len(samples.prompts),
         max_new_tokens=_max_new_tokens(config),

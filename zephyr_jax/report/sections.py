@@ -123,13 +123,15 @@ def settings_section(run: RunRecord) -> Section:
 def provenance_section(run: RunRecord) -> Section:
     """When, where and with which versions the run was made, and its ancestors."""
     rows = [
-        [each.get("made_by") or "base", *(each.get(name) or "" for name in ("data", "at"))]
-        for each in chain(run.provenance)
+        [
+            record.get("made_by") or "base",
+            record.get("output") or record.get("path") or "",
+            record.get("data") or "",
+            record.get("at") or "",
+        ]
+        for record in chain(run.provenance)
     ]
-    paths = [each.get("output") or each.get("path") or "" for each in chain(run.provenance)]
-    table = Table(
-        ["stage", "path", "data", "date"], [[row[0], path, *row[1:]] for row, path in zip(rows, paths, strict=True)]
-    )
+    table = Table(["stage", "path", "data", "date"], rows)
     return Section("Provenance", [_provenance(run.provenance), Details("Lineage", [table])])
 
 
@@ -208,13 +210,14 @@ def _provenance(provenance: Record) -> Facts:
         name: provenance[name] for name in ("at", "commit", "devices", "data", "reference") if provenance.get(name)
     }
     resumes = [
-        f"at step {each.get('step')}, {each.get('at')}, on {each.get('devices')}" for each in _resumes(provenance)
+        f"at step {resume.get('step')}, {resume.get('at')}, on {resume.get('devices')}"
+        for resume in _resumes(provenance)
     ]
     return Facts(fields | ({"resumed": "; ".join(resumes)} if resumes else {}) | (provenance.get("versions") or {}))
 
 
 def _resumes(provenance: Record) -> list[dict[str, Any]]:
-    return [each for each in provenance.get("resumed") or [] if isinstance(each, dict)]
+    return [resume for resume in provenance.get("resumed") or [] if isinstance(resume, dict)]
 
 
 def _metric_order(method: Method, metric: str) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""The ways in which a run is harmed."""
+"""Fault injection: signals, full disks, failing storage, damaged checkpoints."""
 
 import random
 import resource
@@ -12,12 +12,11 @@ from pathlib import Path
 from benchmarks.chaos.launch import Launch
 from tests.gcs import Gcs
 
-KINDS = ("SIGKILL", "SIGTERM", "full disk", "cut gs://", "damaged step", "clock jump")
-STOPPED, REFUSED = 75, 2
+FAULTS = ("SIGKILL", "SIGTERM", "full disk", "cut gs://", "damaged step", "clock jump")
 
 
-def wait_for_a_moment(launch: Launch, draw: random.Random, usual: float, steps: int) -> None:
-    """Most often after up to so many steps and a little more; now and then while the command starts."""
+def wait_random(launch: Launch, draw: random.Random, usual: float, steps: int) -> None:
+    """Wait for at most `steps` steps and 0.3 s; in a fifth of cases, until any moment of a run of `usual` seconds."""
     if launch.processes and draw.random() < 0.2:
         launch.wait_for_seconds(draw.uniform(0.2, 1) * usual)
     else:
@@ -25,9 +24,9 @@ def wait_for_a_moment(launch: Launch, draw: random.Random, usual: float, steps: 
         time.sleep(draw.uniform(0, 0.3))
 
 
-def kill(launch: Launch, draw: random.Random, everyone: bool = False) -> None:
-    """SIGKILL to one process, or to all, as when the power goes."""
-    chosen = launch.processes if everyone else [draw.choice(launch.processes)]
+def kill(launch: Launch, draw: random.Random, all_processes: bool = False) -> None:
+    """SIGKILL to one process, or to all, as in a power failure."""
+    chosen = launch.processes if all_processes else [draw.choice(launch.processes)]
     for process in chosen:
         process.kill()
 
@@ -38,7 +37,7 @@ def terminate(launch: Launch, draw: random.Random) -> None:
 
 
 class Disk:
-    """A small disk of its own where the system lets us have one (root on Linux), else a limit on the size of files."""
+    """A small tmpfs where mounting is allowed (root on Linux), otherwise a limit on file sizes."""
 
     def __init__(self, folder: Path, megabytes: int = 400):
         self.folder = folder
@@ -47,7 +46,7 @@ class Disk:
         self.real = subprocess.run(command, capture_output=True, check=False).returncode == 0
 
     def fill(self, launch: Launch) -> None:
-        """From now on nothing can be written."""
+        """Make every write fail."""
         if not self.real:
             for process in launch.processes:
                 with suppress(ProcessLookupError):
@@ -58,20 +57,20 @@ class Disk:
                 file.write(bytes(4096))
 
     def clear(self) -> None:
-        """There is room again."""
+        """Free the space again."""
         (self.folder / "filler").unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Give the disk back."""
+        """Unmount."""
         if self.real:
             subprocess.run(["umount", "-l", str(self.folder)], check=False)
 
 
 @contextmanager
-def cut(cloud: Gcs, draw: random.Random) -> Iterator[None]:
-    """Every request fails while the block runs: connections drop, or the server is out of order, or refuses."""
-    how = draw.choice(["drop", 503, 403])
-    cloud.state.fault = lambda *_: how
+def failing_storage(cloud: Gcs, draw: random.Random) -> Iterator[None]:
+    """Make every request fail inside the block: dropped connections, or status 503 or 403."""
+    fault = draw.choice(["drop", 503, 403])
+    cloud.state.fault = lambda *_: fault
     try:
         yield
     finally:
@@ -79,20 +78,20 @@ def cut(cloud: Gcs, draw: random.Random) -> Iterator[None]:
 
 
 def damage(run: Path, draw: random.Random) -> str:
-    """Spoil one file of the newest step, where there is one; says which and how."""
+    """Damage one file of the newest checkpoint. Returns what was done, or `nothing to damage`."""
     steps = [path for path in (run / "checkpoints").glob("*") if path.name.isdigit()]
     if not steps:
         return "nothing to damage"
     newest = max(steps, key=lambda path: int(path.name))
     file = draw.choice(sorted(path for path in newest.rglob("*") if path.is_file() and path.stat().st_size))
-    content, how = bytearray(file.read_bytes()), draw.choice(["flip", "cut", "delete", "zeros"])
-    if how == "flip":
+    content, damage_kind = bytearray(file.read_bytes()), draw.choice(["flip", "cut", "delete", "zeros"])
+    if damage_kind == "flip":
         content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
         file.write_bytes(bytes(content))
-    elif how == "cut":
+    elif damage_kind == "cut":
         file.write_bytes(bytes(content[: draw.randrange(len(content))]))
-    elif how == "zeros":
+    elif damage_kind == "zeros":
         file.write_bytes(bytes(len(content)))
     else:
         file.unlink()
-    return f"{how} {file.relative_to(run)}"
+    return f"{damage_kind} {file.relative_to(run)}"
