@@ -88,7 +88,7 @@ def test_there_are_enough_of_them() -> None:
     """Law: hundreds of cases, some dozens of each kind."""
     kinds = {
         "cards": len(cards.CARDS),
-        "tables": len(tables.PARTS) + 2 * len(tables.MANIFESTS),
+        "tables": len(tables.SHARDS) + 2 * len(tables.MANIFESTS),
         "tensors": len(tensors.FILES) + len(tensors.INDEX) + len(CONFIGS),
         "rows": len(ROWS),
     }

@@ -24,8 +24,8 @@ class Command:
 
     def config_type(self) -> type:
         """The dataclass of its settings."""
-        absolute = "." in self.config
-        return _load(self.config if absolute else f".config.{self.config}")
+        kind: type = _load(self.config if "." in self.config else f".config.{self.config}")
+        return kind
 
     def function(self) -> Any:
         """`main(config, command)`, which returns text to print, or None."""

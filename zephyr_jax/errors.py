@@ -1,4 +1,4 @@
-"""The errors that users meet. Each message is one paragraph: what was got, what is needed, what to do."""
+"""The package's errors and the formatting of messages. A message is one paragraph: expected, got, and the fix."""
 
 import re
 import reprlib
@@ -8,9 +8,9 @@ from difflib import get_close_matches
 
 
 class InputError(ValueError):
-    """Something the user gave (a file, a row, a setting) cannot be used; the command line prints it and exits 2.
+    """An input (a file, a row, a setting) cannot be used; the command line prints the message and exits 2.
 
-    Messages quote what was given, so line breaks and control characters in them are shown, never obeyed.
+    Messages quote inputs, so that line breaks and control characters in them are escaped.
     """
 
     def __init__(self, message: str):

@@ -135,9 +135,9 @@ def test_a_setting_in_the_wrong_card_is_refused(tmp_path: Path) -> None:
         ("optimizer:\n  name: sgd\n", "`optimizer.name`: expected 'adamw' or 'rmsprop', got 'sgd'"),
         ("optimizer:\n  learning_rate: null\n", "`optimizer.learning_rate`: expected a valid number, got None"),
         ("model:\n  remat: true\n", "`model.remat`: expected "),
-        ("data: rows.jsonl\n", "`data` holds 'rows.jsonl'; it needs settings"),
-        ("- seed\n- 7\n", "`the card` holds ['seed', 7]; it needs settings"),
-        ("just words\n", "`the card` holds 'just words'; it needs settings"),
+        ("data: rows.jsonl\n", "`data`: expected settings"),
+        ("- seed\n- 7\n", "`the card`: expected settings"),
+        ("just words\n", "`the card`: expected settings"),
     ],
 )
 def test_a_value_of_another_type_is_refused_by_its_full_name(tmp_path: Path, text: str, start: str) -> None:

@@ -1,4 +1,4 @@
-"""Settings that a command takes with the card of another command and does not use; the command line names them when given."""
+"""Settings of shared cards that a command accepts and does not use; the command line prints a note when they are given."""
 
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch

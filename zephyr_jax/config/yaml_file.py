@@ -1,4 +1,4 @@
-"""Cards: YAML in, typed config out, and back. Unknown keys and wrong types are refused with the key's full name."""
+"""Cards: YAML to config and back. Unknown keys and values of another type are errors with the setting's full name."""
 
 import os
 import re
@@ -30,11 +30,12 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML loader that refuses duplicate keys and aliases of sections."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        anchor = getattr(self.peek_event(), "anchor", None) if self.check_event(yaml.AliasEvent) else None
+        parser = cast(Any, self)  # its stubs are untyped
+        anchor = getattr(parser.peek_event(), "anchor", None) if self.check_event(yaml.AliasEvent) else None
         node = super().compose_node(parent, index)
         if anchor is not None and not isinstance(node, yaml.ScalarNode):
-            mark = self.peek_event().start_mark
-            raise yaml.YAMLError(f"line {mark.line + 1} repeats the section `{anchor}` by an alias; write it out")
+            line = parser.peek_event().start_mark.line + 1
+            raise yaml.YAMLError(f"line {line} repeats the section `{anchor}` by an alias; write it out")
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -50,9 +51,7 @@ class _Loader(yaml.SafeLoader):
         number = super().construct_yaml_int(node)
         if abs(number) >= 2**63:
             line = node.start_mark.line + 1
-            raise yaml.YAMLError(
-                f"line {line} holds {truncate_repr(node.value)}, more than 64 bits; a smaller number is meant"
-            )
+            raise yaml.YAMLError(f"line {line} holds {truncate_repr(node.value)}, which does not fit into 64 bits")
         return number
 
 
@@ -119,7 +118,7 @@ def from_dict[C](kind: type[C], content: Any, where: str, prefix: str = "") -> C
     if not isinstance(content, dict):
         section = prefix.rstrip(".") or "the card"
         raise InputError(
-            f"{where}: `{section}` holds {truncate_repr(content)}; it needs settings, one `name: value` per line."
+            f"{where}: `{section}`: expected settings, one `name: value` per line, got {truncate_repr(content)}."
         )
     types = get_type_hints(kind)
     values = {}
