@@ -194,7 +194,6 @@ EFFECTS: dict[str, str] = {
     "LmEvalConfig.batch_size": f"{_HERE}test_rows_of_benchmarks_are_answered_together",
     "TableConfig.results": "evaluate/test_table.py::test_measured_rows_join_them",
     "TableConfig.output": "evaluate/test_table.py::test_measured_rows_join_them",
-    "EndpointOptions.model": f"{_HERE}test_the_model_of_an_address_is_the_one_that_is_named",
     **{f"EndpointOptions.{name}": f"{_ENDPOINT}{test}" for name, test in (
         ("api_key_env", "test_keys_come_from_the_environment"),
         ("max_tokens_param", "test_max_tokens_param_names_the_field"),

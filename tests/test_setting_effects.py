@@ -48,7 +48,7 @@ from zephyr_jax.data.segments import CONVERSATION, PREFERENCE
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.demo.demo import BASE, _Experiment, demo
 from zephyr_jax.errors import InputError
-from zephyr_jax.feedback.models import Voices
+from zephyr_jax.feedback.session import Session
 from zephyr_jax.generate.generate import generate
 from zephyr_jax.generate.load import TextModel, open_text_model
 from zephyr_jax.objective.dpo import dpo_loss
@@ -432,10 +432,11 @@ def test_settings_of_a_checkpoint_in_this_process(tiny_model: Path, tmp_path: Pa
     base = RateConfig(chat_template="zephyr", compute_dtype="float32", batch_size=8, context_length=128)
 
     def opened(config: RateConfig, folder: str) -> tuple[Any, ...]:
-        (tmp_path / folder).mkdir()
-        speaker: Any = Voices("feedback rate", config, 0.0, tmp_path / folder, keep=True).open(str(tiny_model)).client
-        identity, tokenizer = speaker._found.identity["compute_dtype"], speaker._tokenizer.fingerprint
-        return identity, tokenizer, speaker._found.batch_size, speaker._context
+        session = Session("feedback rate", replace(config, output=str(tmp_path / folder)), 0.0, keep=True)
+        client: Any = session.models.open(str(tiny_model)).client
+        text_model = client._text_model
+        dtype, batch_size = text_model.identity["compute_dtype"], text_model.batch_size
+        return dtype, client._tokenizer.fingerprint, batch_size, client._context
 
     usual = opened(base, "usual")
     others = {"compute_dtype": "bfloat16", "chat_template": "zephyr-no-system", "batch_size": 16, "context_length": 64}
@@ -491,12 +492,13 @@ def test_a_split_of_feedback_is_the_one_that_is_named(tmp_path: Path, capsys: py
 
 
 def test_the_model_of_an_address_is_the_one_that_is_named(tmp_path: Path) -> None:
-    """Law: `answering.model` is in the requests; without it, the only model that the address serves."""
+    """Law: the model before the URL is in the requests; without it, the only model that is served."""
     (tmp_path / "i.json").write_text(json.dumps([{"dataset": "d", "instruction": "Say."}]))
     with judge_at(lambda body, _: (200, "Yes.")) as (url, asked):
-        for number, words in enumerate(("", "--answering.model other")):
-            command = f"evaluate alpaca-eval --model {url} --instructions {tmp_path}/i.json --output {tmp_path}/{number} {words}"
-            main(command.split())
+        for number, model in enumerate((url, f"other@{url}")):
+            main(
+                f"evaluate alpaca-eval --model {model} --instructions {tmp_path}/i.json --output {tmp_path}/{number}".split()
+            )
     assert [body["model"] for body in asked] == ["wise", "other"]
 
 
@@ -517,12 +519,13 @@ def test_rows_of_benchmarks_are_answered_together(
     (tmp_path / "i.json").write_text(json.dumps([{"dataset": "d", "instruction": "Say."}]))
     bench = write_bench(tmp_path / "bench")
     commands = {
-        "mt_bench": f"mt-bench --questions {bench} --output {tmp_path}/mt",
-        "alpaca_eval": f"alpaca-eval --instructions {tmp_path}/i.json --output {tmp_path}/alpaca",
-        "lm_eval": f"lm-eval --tasks zephyr_end --include_path {golden}/lm_eval",
+        "mt-bench": f"mt-bench --questions {bench} --output {tmp_path}/mt",
+        "alpaca-eval": f"alpaca-eval --instructions {tmp_path}/i.json --output {tmp_path}/alpaca",
+        "lm-eval": f"lm-eval --tasks zephyr_end --include_path {golden}/lm_eval",
     }
-    for module, words in commands.items():
-        monkeypatch.setattr(f"zephyr_jax.evaluate.{module}.open_text_model", note)
+    monkeypatch.setattr("zephyr_jax.clients.open.open_text_model", note)
+    monkeypatch.setattr("zephyr_jax.evaluate.lm_eval.open_text_model", note)
+    for words in commands.values():
         for rows in (8, 24):
             with pytest.raises(_Enough):
                 main(f"evaluate {words} --model {tiny_model} --batch_size {rows}".split())

@@ -63,9 +63,9 @@ COMMANDS = {
     "evaluate preferences": Command(
         "accuracy, margins and calibration by group", "models:PreferencesConfig", ".evaluate.preferences"
     ),
-    "evaluate mt-bench": Command("MT-Bench, judged by a model", "benchmarks:MtBenchConfig", ".evaluate.mt_bench"),
+    "evaluate mt-bench": Command("MT-Bench, judged by a model", "benchmarks:MtBenchConfig", ".evaluate.mt_bench.run"),
     "evaluate alpaca-eval": Command(
-        "AlpacaEval, judged by a model", "benchmarks:AlpacaEvalConfig", ".evaluate.alpaca_judge"
+        "AlpacaEval, judged by a model", "benchmarks:AlpacaEvalConfig", ".evaluate.alpaca_eval.run"
     ),
     "evaluate lm-eval": Command(
         "ARC, HellaSwag, MMLU, TruthfulQA, ... by lm-eval", "benchmarks:LmEvalConfig", ".evaluate.lm_eval"
@@ -75,12 +75,12 @@ COMMANDS = {
     "chat": Command("chat with a model in the terminal", "models:ChatConfig", ".serve.chat"),
     "serve": Command("an OpenAI-compatible server", "models:ServeConfig", ".serve.serve"),
     "feedback conversations": Command(
-        "dialogues of two models from seed prompts", "feedback:ConversationsConfig", ".feedback.conversations_pipeline"
+        "dialogues of two models from seed prompts", "feedback:ConversationsConfig", ".feedback.conversations"
     ),
     "feedback answers": Command(
-        "answers of several models to each prompt", "feedback:AnswersConfig", ".feedback.answers_pipeline"
+        "answers of several models to each prompt", "feedback:AnswersConfig", ".feedback.answers"
     ),
-    "feedback rate": Command("a judge's ratings of answers", "feedback:RateConfig", ".feedback.rate_pipeline"),
+    "feedback rate": Command("a judge's ratings of answers", "feedback:RateConfig", ".feedback.rate"),
     "debug-step": Command(
         "recompute a saved batch example by example", "training:DebugStepConfig", ".train.debug_step"
     ),

@@ -9,7 +9,7 @@ import pytest
 
 from zephyr_jax.cli import main
 from zephyr_jax.errors import InputError
-from zephyr_jax.evaluate.alpaca_format import read_list, row_of, row_with_length_control
+from zephyr_jax.evaluate.alpaca_eval.format import leaderboard_row, leaderboard_row_with_length_control, read_json_rows
 from zephyr_jax.evaluate.paper_table import measured
 from zephyr_jax.storage.files import open_path
 
@@ -43,7 +43,7 @@ def test_published_rows_come_out_exactly(model: str, tmp_path: Path, capsys: pyt
 def test_weighted_preferences_and_what_is_none() -> None:
     """Version 2's preferences weigh; old draws are 0; what is missing, NaN or out of range counts nowhere."""
     values = [1.25, 1.75, 1.5, 0, None, math.nan, 3, "2", 2.0, True]
-    row = row_of([{"preference": value, "output_2": "x" * 10} for value in values])
+    row = leaderboard_row([{"preference": value, "output_2": "x" * 10} for value in values])
     assert row.n_total == 5
     assert row.win_rate == pytest.approx(100 * (0.25 + 0.75 + 0.5 + 0.5 + 1) / 5)
     assert row.discrete_win_rate == pytest.approx(100 * (0 + 1 + 0.5 + 0.5 + 1) / 5)
@@ -73,20 +73,20 @@ def test_the_baseline_decides_the_version(
     ]
     (tmp_path / "own.json").write_text(json.dumps(rows))
     main(["evaluate", "alpaca-eval", "--annotations", str(tmp_path / "own.json"), "--output", str(tmp_path / "out")])
-    assert "3 of 6 annotations have no preference and are skipped" in capsys.readouterr().err
+    assert "3 of 6 annotations have no preference" in capsys.readouterr().err
     row = json.loads((tmp_path / "out/own.row.json").read_text())
     assert (row["version"], row["baseline"], row["n_total"], row["n_dropped"]) == (version, baseline, 3, 3)
     if version == 1:
         assert [each.alpaca_eval for each in measured([str(tmp_path / "out")])] == [pytest.approx(200 / 3)]
     else:
-        with pytest.raises(InputError, match="got neither"):
+        with pytest.raises(InputError, match="got none"):
             measured([str(tmp_path / "out")])
-        assert "own.row.json is skipped in the AlpacaEval column" in capsys.readouterr().err
+        assert "own.row.json is not in the AlpacaEval column" in capsys.readouterr().err
 
 
 def test_mixed_baselines_have_no_version() -> None:
     names = ("text_davinci_003", "gpt4_1106_preview")
-    assert row_of([{"preference": 2, "generator_1": name} for name in names]).version is None
+    assert leaderboard_row([{"preference": 2, "generator_1": name} for name in names]).version is None
 
 
 def test_real_annotations_make_rows(shared: Path) -> None:
@@ -95,7 +95,7 @@ def test_real_annotations_make_rows(shared: Path) -> None:
     for row in map(json.loads, (shared / "data/rated_answers.jsonl").read_text().splitlines()):
         for each in row["completions"]:
             by_model[each["model"]].append({"preference": each["score"] + 1, "output_2": each["response"]})
-    rows = {model: row_of(each) for model, each in by_model.items()}
+    rows = {model: leaderboard_row(each) for model, each in by_model.items()}
     assert sum(row.n_total for row in rows.values()) == 4 * 200
     often = {model: row for model, row in rows.items() if row.n_total > 20}
     assert len(often) > 2
@@ -114,8 +114,8 @@ def test_outputs_are_in_the_published_form(
     ).split()
     main(words)
     first = capsys.readouterr()
-    assert first.out == f"{tmp_path}/out/tiny.json\nPass --judge to judge them.\n"
-    assert "5 samples" in first.err
+    assert first.out.startswith(f"{tmp_path}/out/tiny.json\n")
+    assert "generated 5 samples" in first.err
     found = json.loads((tmp_path / "out/tiny.json").read_text())
     assert [set(each) for each in found] == [{"dataset", "instruction", "output", "generator"}] * 5
     assert [each["instruction"] for each in found] == [row["instruction"] for row in rows]
@@ -123,7 +123,7 @@ def test_outputs_are_in_the_published_form(
     assert "tok/s" not in capsys.readouterr().err
     assert json.loads((tmp_path / "out/tiny.json").read_text()) == found
     main([*words, "--seed", "1", "--limit", "3"])
-    assert "3 samples" in capsys.readouterr().err
+    assert "generated 3 samples" in capsys.readouterr().err
     others = json.loads((tmp_path / "out/tiny.json").read_text())
     assert [each["output"] for each in others] != [each["output"] for each in found[:3]]
 
@@ -138,16 +138,16 @@ def test_an_instruction_that_does_not_fit_loses_its_beginning(
     )
     told = capsys.readouterr().err
     assert "1 prompts were longer than the context and lost their beginnings" in told
-    assert "2 samples" in told
+    assert "generated 2 samples" in told
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "JSON|list of objects"),
+        ("", "is not JSON|got []"),
         ("[1]", "a list of objects"),
-        ("{", "JSON"),
-        ('[{"preference": null}]', "`preference` from 1 to 2"),
+        ("{", "is not JSON"),
+        ('[{"preference": null}]', "got none"),
     ],
 )
 def test_what_is_no_annotation_is_refused(
@@ -163,7 +163,7 @@ def test_what_is_no_annotation_is_refused(
 
 def test_lines_of_json_are_read_too(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"preference": 1}\n{"preference": 2}\n')
-    assert row_of(read_list(tmp_path / "a.jsonl", "x")).win_rate == 50
+    assert leaderboard_row(read_json_rows(tmp_path / "a.jsonl", "x")).win_rate == 50
 
 
 def test_length_control_is_told_only_where_it_is_defined() -> None:
@@ -171,7 +171,7 @@ def test_length_control_is_told_only_where_it_is_defined() -> None:
     own = [{"preference": 2, "annotator": "weighted_alpaca_eval_gpt4_turbo"}] * 7
     first = [{"preference": 2, "annotator": "alpaca_eval_gpt4"}] * 805
     for rows in (own, first):
-        row, why = row_with_length_control(rows)
+        row, why = leaderboard_row_with_length_control(rows)
         assert row.length_controlled_winrate is None
         assert "version 2 and all 805" in why
 
@@ -179,10 +179,10 @@ def test_length_control_is_told_only_where_it_is_defined() -> None:
 @pytest.mark.usefixtures("bucket")
 def test_files_on_cloud_storage_are_read() -> None:
     open_path("gs://bucket/a.json").write_text('[{"preference": 2}]')
-    assert row_of(read_list("gs://bucket/a.json", "x")).win_rate == 100
+    assert leaderboard_row(read_json_rows("gs://bucket/a.json", "x")).win_rate == 100
 
 
 def test_a_published_file_of_another_annotator(shared: Path) -> None:
     """Its annotator's name begins as version 1's does; its baseline is version 2's."""
-    row = row_of(read_list(shared / "cases/serving/ae_version_prefix.json", "annotations"))
+    row = leaderboard_row(read_json_rows(shared / "cases/serving/ae_version_prefix.json", "annotations"))
     assert (row.version, row.baseline) == (2, "gpt4_1106_preview")

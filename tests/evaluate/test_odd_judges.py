@@ -16,8 +16,8 @@ from tests.evaluate.test_alpaca_judge import TEMPLATE
 from tests.evaluate.test_mt_bench import BENCH, write_bench
 from zephyr_jax.cli import main
 from zephyr_jax.clients.base import ChatResponse
-from zephyr_jax.evaluate.mt_bench_format import UNRATED, parse_rating, parse_ratings, scores_of
-from zephyr_jax.evaluate.pairwise import parse_choice, parse_ranking
+from zephyr_jax.evaluate.alpaca_eval.pairwise import parse_choice, parse_ranking
+from zephyr_jax.evaluate.mt_bench.format import UNRATED, mean_scores, parse_rating, parse_ratings
 
 RANKING = "[{'model': 'model_1', 'rank': 1}, {'model': 'model_2', 'rank': 2}]"
 
@@ -187,7 +187,7 @@ def test_odd_texts_are_read_in_linear_time(read: Callable[[str], float]) -> None
 def test_several_ratings_are_seen() -> None:
     assert parse_ratings("[[7]] or rather [[3]]") == [7, 3]
     assert parse_ratings("<think>[[2]]</think> [[7]], so [[7]]") == [7, 7]
-    assert scores_of(BENCH, [(1, 1, 85.0), (1, 2, 0.0), (1, 1, float("nan"))]).unrated == 3
+    assert mean_scores(BENCH, [(1, 1, 85.0), (1, 2, 0.0), (1, 1, float("nan"))]).unrated == 3
 
 
 def test_ratings_that_are_odd_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,8 +195,8 @@ def test_ratings_that_are_odd_are_reported(tmp_path: Path, capsys: pytest.Captur
     with judge_at(Judge()) as (url, _):
         assert run(words, url, tmp_path / "out") == 0
     said = capsys.readouterr().err
-    assert "judgments without a rating from 1 to 10 are unrated" in said
-    assert "warning: " in said and "judgments have several different ratings; the first one counts" in said
+    assert "judgments have no rating from 1 to 10" in said
+    assert "judgments have several different ratings" in said
     assert "judges 1 turns more than once (question.turn 1.1)" in said
 
 

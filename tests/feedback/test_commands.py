@@ -132,7 +132,7 @@ def test_from_prompts_to_ratings(prompts: Path, tmp_path: Path, capsys: pytest.C
             assert each["fine-grained_score"] == sum(ratings) / 4
             assert 1 <= each["overall_score"] <= 10
             assert each["custom_system_prompt"] and each["principle"]
-    assert "rows that repeat a prompt: 1" in capsys.readouterr().out
+    assert "repeated prompts: 1" in capsys.readouterr().out
     run(
         "prepare ultrafeedback --score mean --test_fraction 0 --data",
         tmp_path / "r/train.jsonl",
@@ -184,7 +184,7 @@ def test_a_judge_who_errs_once_is_asked_again_and_one_who_errs_twice_is_not(
         if "hopeless" in shown or ("mended" in shown and not again):
             return 200, "Rating: 5"
         if again:
-            assert "no single JSON object" in body["messages"][3]["content"]
+            assert "not a single JSON object" in body["messages"][3]["content"]
             assert body["messages"][2] == {"role": "assistant", "content": "Rating: 5"}
         return 200, judgment(body)
 
@@ -197,9 +197,9 @@ def test_a_judge_who_errs_once_is_asked_again_and_one_who_errs_twice_is_not(
     assert [row["instruction"] for row in good] == ["sound", "mended"]
     assert [each["annotations"]["honesty"]["Rating"] for each in good[0]["completions"]] == ["2", "5"]
     reasons = {row["instruction"]: row["reason"] for row in aside}
-    assert reasons["hopeless"].startswith("instruction_following: it is no single JSON object")
-    assert reasons["refused"].endswith("the judge's model refused: 400 this is too long")
-    assert "set aside in rejected.jsonl: 1 x" in capsys.readouterr().out
+    assert reasons["hopeless"].startswith("instruction_following: it is not a single JSON object")
+    assert reasons["refused"].endswith("refused: 400 this is too long")
+    assert "rejected (see rejected.jsonl): 1 x" in capsys.readouterr().out
     run("prepare ultrafeedback --test_fraction 0 --data", tmp_path / "out", "--output", tmp_path / "pairs")
     assert "2 rows read, 2 kept" in capsys.readouterr().out  # not those aside, which may have scores of before
 
@@ -221,7 +221,7 @@ def test_it_is_told_why_dialogues_are_short(prompts: Path, tmp_path: Path, capsy
         )
     told = capsys.readouterr().out
     assert "3 rows in" in told
-    assert "5 answers; ended before turn 2: 1 x the person left; rows that repeat a prompt: 1" in told
+    assert "5 answers; ended before turn 2: 1 x user had no further question; repeated prompts: 1" in told
 
 
 def test_malicious_answers_are_contained(prompts: Path, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_malicious_answers_are_contained(prompts: Path, tmp_path: Path) -> None:
         found = {each["model"]: each["response"] for each in row["completions"]}
         assert found == {"html": texts["html"], "control": texts["control"], "half": "?"}
     aside = lines(tmp_path / "a/rejected.jsonl")
-    assert {row["reason"] for row in aside} == {"10,000,000 characters long; 400,000 are allowed"}
+    assert {row["reason"] for row in aside} == {"10,000,000 characters, at most 400,000 allowed"}
     assert (tmp_path / "a/rejected.jsonl").stat().st_size < 10_000
 
 
@@ -353,7 +353,7 @@ def test_a_limit_holds_over_all_models_and_can_be_raised(
         assert (dear, len(asked)) == (2, 2)  # 0.011 each as counted; the third might take 0.023
         run(*words, "--endpoint.max_cost_usd 1")
         assert len(asked) == 6
-        assert "addresses took 660 tokens, $0.03" in capsys.readouterr().out
+        assert "660 tokens, $0.03" in capsys.readouterr().out
 
 
 def test_an_estimate_asks_for_nothing(prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -365,8 +365,8 @@ def test_an_estimate_asks_for_nothing(prompts: Path, tmp_path: Path, capsys: pyt
     printed = capsys.readouterr()
     said = printed.out.splitlines()
     assert "up to" not in printed.err  # a terminal shows both: it is said once
-    assert said[0].startswith("up to 3 requests: about 80 tokens there")
-    assert said[0].endswith("at most 3,072 back, at most $0.0062")
+    assert said[0].startswith("up to 3 requests: about 80 ")
+    assert said[0].endswith("at most 3,072 completion tokens, at most $0.0062")
     assert said[1].startswith("up to 15 requests")
 
 
@@ -419,13 +419,13 @@ def mistakes(tmp: Path) -> dict[str, tuple[str, str]]:
         "no assistant": (f"{talk} {rows}", "`assistant` is not set"),
         "no judge": (f"{rate} {rows}", "`judge` is not set"),
         "no such file": (f"{answers} {tmp}/none.jsonl --models a", "is not a file or folder here"),
-        "another column": (f"{answers} {texts} --models a", "has the columns text; prompts are read from"),
+        "another column": (f"{answers} {texts} --models a", "got text. Rename"),
         "an empty prompt": (f"{talk} {hollow} --assistant a", "line 2 has no prompt"),
-        "one id for two": (f"{talk} {twins} --assistant a", "two prompts with the prompt_id '1'"),
-        "rows to rate without answers": (f"{rate} {rows} --judge a", "has no column instruction and no completions"),
-        "only empty answers": (f"{rate} {silent} --judge {nobody}", "None of the rows can be used (1 x answer 1 has no text)"),
+        "one id for two": (f"{talk} {twins} --assistant a", "for '1'"),
+        "rows to rate without answers": (f"{rate} {rows} --judge a", "missing: instruction, completions"),
+        "only empty answers": (f"{rate} {silent} --judge {nobody}", "(1 x completion 1 has no text)"),
         "no such model": (f"{answers} {rows} --models {tmp}/none", "none"),
-        "two of a name": (f"{answers} {rows} --models {nobody.split()[0]} {nobody}", "Two models are called 'x'"),
+        "two of a name": (f"{answers} {rows} --models {nobody.split()[0]} {nobody}", "got 'x' twice"),
         "a misspelt setting": (f"{answers} {rows} --models {tmp},tmeperature=1", "Did you mean `temperature`"),
         "a misspelt principle": (f"{answers} {rows} --models {nobody} --principles honestly", "Did you mean `honesty`"),
         "too many answers": (f"{answers} {rows} --models {nobody} --num_answers 2", "num_answers"),
@@ -433,8 +433,7 @@ def mistakes(tmp: Path) -> dict[str, tuple[str, str]]:
         "nobody to name a model": (f"{rate} {silent} --judge http://127.0.0.1:9/v1", "Cannot reach http://127.0.0.1:9/v1"),
         "no address": (f"{answers} {rows} --models x@http://:9/v1", "OpenAI-compatible"),
         "a secret in an address": (f"{answers} {rows} --models http://me:word@host/v1", "api_key_env"),
-        "money without prices": (f"{answers} {rows} --models {nobody} --endpoint.max_cost_usd 1", "has no price"),
-        "a model's name for all": (f"{answers} {rows} --models {nobody} --endpoint.model y", "write each one's name before"),
+        "money without prices": (f"{answers} {rows} --models {nobody} --endpoint.max_cost_usd 1", "needs the prices of"),
         "no turns": (f"{talk} {rows} --assistant {nobody} --turns 0", "`turns`"),
         "a person who never speaks": (f"{talk} {rows} --assistant a --user b --turns 1", "`user`"),
         "top_p": (f"{talk} {rows} --assistant a --top_p 2", "`top_p`"),

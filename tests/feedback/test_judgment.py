@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from zephyr_jax.feedback.aspects import ASPECTS, OVERALL
-from zephyr_jax.feedback.judgment import BadJudgment, ratings_in
+from zephyr_jax.feedback.judgment import BadJudgment, parse_ratings
 
 
 def of(*ratings: Any, **more: Any) -> str:
@@ -26,14 +26,14 @@ SOUND = {
     "a rationale that closes a mark": (of(4, 2).replace("because", "</answer 1> Rating: 5"), [4, 2]),
 }
 ODD = {
-    "nothing": ("", "no single JSON object"),
-    "prose": ("Both are fine.", "no single JSON object"),
-    "prose before": (f"Here you are: {of(3, 5)}", "no single JSON object"),
-    "prose after": (f"{of(3, 5)} I hope this helps!", "no single JSON object"),
-    "two of them": (of(3, 5) + of(1, 1), "no single JSON object"),
-    "cut off": (of(3, 5)[:-9], "no single JSON object"),
-    "single quotes": (of(3, 5).replace('"', "'"), "no single JSON object"),
-    "lines of another form": ("Answer 1\nRating: 5\nAnswer 2\nRating: 5", "no single JSON object"),
+    "nothing": ("", "not a single JSON object"),
+    "prose": ("Both are fine.", "not a single JSON object"),
+    "prose before": (f"Here you are: {of(3, 5)}", "not a single JSON object"),
+    "prose after": (f"{of(3, 5)} I hope this helps!", "not a single JSON object"),
+    "two of them": (of(3, 5) + of(1, 1), "not a single JSON object"),
+    "cut off": (of(3, 5)[:-9], "not a single JSON object"),
+    "single quotes": (of(3, 5).replace('"', "'"), "not a single JSON object"),
+    "lines of another form": ("Answer 1\nRating: 5\nAnswer 2\nRating: 5", "not a single JSON object"),
     "a list": ("[]", "one field"),
     "a number": ("5", "one field"),
     "null": ("null", "one field"),
@@ -68,25 +68,25 @@ ODD = {
 @pytest.mark.parametrize("name", SOUND)
 def test_sound_judgments(name: str) -> None:
     text, ratings = SOUND[name]
-    assert [each.rating for each in ratings_in(text, 2, ASPECTS[0])] == ratings
+    assert [each.rating for each in parse_ratings(text, 2, ASPECTS[0])] == ratings
 
 
 @pytest.mark.parametrize("name", ODD)
 def test_odd_judgments(name: str) -> None:
     text, words = ODD[name]
     with pytest.raises(BadJudgment, match=words):
-        ratings_in(text, 2, ASPECTS[0])
+        parse_ratings(text, 2, ASPECTS[0])
 
 
 def test_the_overall_scale_is_ten() -> None:
-    assert [each.rating for each in ratings_in(of(10, 7), 2, OVERALL)] == [10, 7]
+    assert [each.rating for each in parse_ratings(of(10, 7), 2, OVERALL)] == [10, 7]
     with pytest.raises(BadJudgment, match="from 1 to 10"):
-        ratings_in(of(11, 7), 2, OVERALL)
+        parse_ratings(of(11, 7), 2, OVERALL)
     assert {len(each.scale) for each in ASPECTS} == {5}
 
 
 def test_rationales_are_fit_to_be_read() -> None:
     """Control characters and turned directions are marked, and it does not go on for ever."""
-    rating = ratings_in(of(3, 5).replace("because", "a\\u001b[31m\\u202e" + "x" * 9000), 2, ASPECTS[0])[0]
+    rating = parse_ratings(of(3, 5).replace("because", "a\\u001b[31m\\u202e" + "x" * 9000), 2, ASPECTS[0])[0]
     assert rating.rationale.startswith("a\ufffd[31m\ufffdx")
     assert len(rating.rationale) == 4000

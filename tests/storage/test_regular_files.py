@@ -11,9 +11,9 @@ import pytest
 
 from zephyr_jax.cli import main
 from zephyr_jax.errors import InputError
-from zephyr_jax.evaluate.alpaca_format import read_list
-from zephyr_jax.evaluate.mt_bench_format import open_bench
-from zephyr_jax.evaluate.pairwise import open_template
+from zephyr_jax.evaluate.alpaca_eval.format import read_json_rows
+from zephyr_jax.evaluate.alpaca_eval.pairwise import read_judge_prompt
+from zephyr_jax.evaluate.mt_bench.format import read_benchmark
 from zephyr_jax.storage.files import check_regular
 
 ROW = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
@@ -97,7 +97,7 @@ def test_folders_of_rows_and_benchmarks_with_pipes_are_refused(tmp_path: Path, f
     """Answers, questions and a judge's prompt."""
     os.mkfifo(tmp_path / "question.jsonl")
     readers: list[Callable[[], object]] = [
-        lambda: read_list(fifo, "answers"), lambda: open_bench(str(tmp_path)), lambda: open_template(str(fifo), 1),
+        lambda: read_json_rows(fifo, "answers"), lambda: read_benchmark(str(tmp_path)), lambda: read_judge_prompt(str(fifo), 1),
     ]  # fmt: skip
     for read in readers:
         with pytest.raises(InputError, match="is not a regular file"):

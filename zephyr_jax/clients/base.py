@@ -20,6 +20,11 @@ def no_progress(_: int) -> None:
     """The default `Progress`."""
 
 
+def progress_after(count: int, progress: Progress) -> Progress:
+    """Progress of a part of the requests, where `count` others are already answered."""
+    return lambda completed: progress(count + completed)
+
+
 @dataclass(frozen=True)
 class Usage:
     """Tokens of one request or several, and their cost."""
@@ -93,7 +98,7 @@ class ChatRequest:
 
 @dataclass(frozen=True)
 class ChatResponse:
-    """The response to one request: text, or the reason why there is no text."""
+    """The response to one request: text, or the reason why it is missing."""
 
     text: str
     refusal: str = ""

@@ -19,7 +19,7 @@ class LocalClient:
     """Answers requests with the generation engine. Weights are loaded for the first request without a journaled response.
 
     Args:
-        found: The checkpoint.
+        text_model: The checkpoint; its weights are not read yet.
         tokenizer: Messages to prompt tokens.
         context: Tokens of prompt and response together.
         journal: File for the responses.
@@ -29,7 +29,7 @@ class LocalClient:
 
     def __init__(
         self,
-        found: TextModel,
+        text_model: TextModel,
         tokenizer: ChatTokenizer,
         context: int,
         journal: Path,
@@ -37,9 +37,9 @@ class LocalClient:
         keep: bool,
         truncate: bool = False,
     ):
-        self._found, self._tokenizer, self._context = found.with_chat_stops(tokenizer), tokenizer, context
+        self._text_model, self._tokenizer, self._context = text_model.with_chat_stops(tokenizer), tokenizer, context
         self._keep, self._truncate = keep, truncate
-        header = {**found.identity, "tokenizer": tokenizer.fingerprint, "context": context}
+        header = {**text_model.identity, "tokenizer": tokenizer.fingerprint, "context": context}
         self._journal = Journal(journal, header, _entry_problem)
         self._entries = {entry["request"]: entry for entry in self._journal.lines}
         self._engine: Engine | None = None
@@ -54,8 +54,8 @@ class LocalClient:
         progress(count)
         try:
             for key, tokens in self._generate(prompts):
-                ended = bool(tokens) and tokens[-1] in self._found.stop_ids
-                entry = {"request": key, "text": self._found.text(tokens), "cut": not ended}
+                ended = bool(tokens) and tokens[-1] in self._text_model.stop_ids
+                entry = {"request": key, "text": self._text_model.text(tokens), "cut": not ended}
                 self._journal.add(entry)
                 self._entries[key] = entry
                 count += copies[key]
@@ -67,6 +67,11 @@ class LocalClient:
             for key, entry in ((key, self._entries.get(key, {})) for key in keys)
         ]
 
+    @property
+    def num_parameters(self) -> int:
+        """Size of the model."""
+        return self._text_model.source.model_config.num_parameters
+
     def unanswered(self, requests: Sequence[ChatRequest]) -> list[ChatRequest]:
         """The distinct requests without a journaled response."""
         keyed = {_key(request): request for request in requests}
@@ -77,7 +82,7 @@ class LocalClient:
         if not prompts:
             return
         if self._engine is None:
-            self._engine = self._found.engine(self._context)
+            self._engine = self._text_model.engine(self._context)
         keys = dict(enumerate(prompts))
         for number, tokens in generate_tokens(self._engine, {number: prompts[key] for number, key in keys.items()}):
             yield keys[number], tokens
@@ -111,7 +116,7 @@ class LocalClient:
             seed = int(key[:7], 16) if request.seed is None else request.seed
             seeds = seed if isinstance(seed, tuple) else (seed,)
             sampling = SamplingParams(request.temperature, request.top_p, seed=seeds)
-            prompts[key] = GenerationRequest(fit, min(limit, room), self._found.stop_ids, sampling)
+            prompts[key] = GenerationRequest(fit, min(limit, room), self._text_model.stop_ids, sampling)
         log_truncated(truncated)
         return prompts, refusals
 

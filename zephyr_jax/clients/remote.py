@@ -1,7 +1,7 @@
 """A chat client for one model behind an OpenAI-compatible URL, with retries, rate limits, a hard budget and a journal."""
 
 import asyncio
-import sys
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,6 +14,8 @@ from zephyr_jax.config.sections import EndpointOptions
 from zephyr_jax.errors import InputError, escape_control_chars, truncate_repr
 from zephyr_jax.storage.api_key import read_api_key
 from zephyr_jax.storage.journal import Journal
+
+logger = logging.getLogger(__name__)
 
 _MAX_BACKOFF = 60.0  # seconds
 _MAX_REFUSALS = 100  # without a single response: a setting or the endpoint is wrong, not one request
@@ -28,12 +30,20 @@ class RemoteClient:
         options: Concurrency, retries, limits and prices.
         journal: Replies of earlier runs, and where new ones are added.
         budget: Shared by several clients; default: one with the limits of `options`.
+        model: Name of the model at the endpoint; default: the only one that is served.
 
     Raises:
-        InputError: The URL or the API key is invalid, or `options.model` is not set and the endpoint does not serve one model.
+        InputError: The URL or the API key is invalid, or the endpoint does not serve exactly one model and `model` is missing.
     """
 
-    def __init__(self, url: str, options: EndpointOptions, journal: Journal, budget: Budget | None = None):
+    def __init__(
+        self,
+        url: str,
+        options: EndpointOptions,
+        journal: Journal,
+        budget: Budget | None = None,
+        model: str | None = None,
+    ):
         check_url(url)
         self._url, self._options, self._journal = url.rstrip("/"), options, journal
         self._entries = {entry["request"]: entry for entry in journal.lines if "text" in entry}
@@ -45,7 +55,7 @@ class RemoteClient:
         self._refused, self._answered = 0, any("refused" not in entry for entry in self._entries.values())
         for usage, lost in journal_usage(journal.lines):
             self._budget.add(usage.priced(options), lost)
-        self.model = options.model or asyncio.run(self._only_model())
+        self.model = model or asyncio.run(self._only_model())
 
     def complete(self, requests: Sequence[ChatRequest], progress: Progress = no_progress) -> list[ChatResponse]:
         """All responses, in order.
@@ -174,7 +184,7 @@ class RemoteClient:
         """Log a retried error, once per message."""
         if str(error) not in self._warned and len(self._warned) < _MAX_WARNINGS:
             self._warned.add(str(error))
-            print(f"{self._url}: {escape_control_chars(str(error))}; retrying", file=sys.stderr, flush=True)
+            logger.warning("%s: %s; retrying", self._url, escape_control_chars(str(error)))
 
     async def _only_model(self) -> str:
         try:

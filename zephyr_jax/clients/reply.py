@@ -131,7 +131,7 @@ def _count(value: Any, default: int) -> int:
 def _first_token_logprobs(choice: dict[str, Any], text: str) -> dict[str, float]:
     """Log-probs of the first token's candidates as returned; the higher one if a candidate occurs twice.
 
-    Empty if there are none, and if the first token is not the text's first token: then they belong to hidden reasoning.
+    Empty if they are missing, and if the first token is not the text's first token: then they belong to hidden reasoning.
     """
     try:
         first = choice["logprobs"]["content"][0]

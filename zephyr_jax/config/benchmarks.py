@@ -4,43 +4,37 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from zephyr_jax.config.constraints import NonNegativeInt, PositiveInt
+from zephyr_jax.config.model_spec import parse_model_spec
 from zephyr_jax.config.sampling import MaxNewTokens, SamplingOptions, Seed, Temperature
 from zephyr_jax.config.sections import MODEL, EndpointOptions, ForwardOptions, MeshOptions, ScoringOptions
 from zephyr_jax.config.validation import require
-from zephyr_jax.errors import InputError
+from zephyr_jax.errors import InputError, join_items
 
-_MODEL = f"{MODEL}, or an OpenAI-compatible address"
-
-
-def is_address(path: str) -> bool:
-    """Whether a model is behind an OpenAI-compatible address."""
-    return path.startswith(("http://", "https://"))
+_MODEL = f"{MODEL}, or MODEL@http://HOST:PORT/v1"
+_JUDGE = "a judge: MODEL@http://HOST:PORT/v1"
 
 
-def _check_address(path: str, template: str | None, seed: int, answering: EndpointOptions) -> None:
-    """Raise InputError for settings that have no effect on a model of that kind."""
-    answering.check_prices()
-    if is_address(path) and (template or seed):
-        raise InputError(
-            f"`{'chat_template' if template else 'seed'}` has no effect on a model behind an address: remove it."
-        )
-    if not is_address(path) and answering != EndpointOptions():
-        raise InputError("`answering` has no effect on a local model: remove it.")
+def _check_models(config: "MtBenchConfig | AlpacaEvalConfig", seed: int) -> None:
+    """Raise InputError for a malformed model or judge, and for settings that have no effect on these."""
+    texts = {"model": config.model.path, "judge": config.judge}
+    specs = {name: parse_model_spec(text) for name, text in texts.items() if text}
+    for name, spec in specs.items():
+        if spec.temperature is not None:
+            raise InputError(f"{name}: the benchmark defines the temperature; remove `temperature=`.")
+    if "judge" in specs and specs["judge"].url is None:
+        raise InputError(f"judge: expected MODEL@http://HOST:PORT/v1, got {config.judge!r}.")
+    if "model" in specs and specs["model"].url and (config.chat_template or seed):
+        name = "chat_template" if config.chat_template else "seed"
+        raise InputError(f"{name} has no effect on a remote model: remove it.")
+    if not any(spec.url for spec in specs.values()):
+        _refuse_unused(config, ("endpoint",), "without a remote model or judge")
 
 
-def _check_judge(judge: str | None) -> None:
-    """Raise InputError for a judge that is not an address."""
-    if judge and not is_address(judge):
-        raise InputError(f"judge: expected an address, http://HOST:PORT/v1 or https://, got {judge!r}.")
-
-
-def _refuse_idle(config: Any, names: tuple[str, ...], why: str) -> None:
+def _refuse_unused(config: Any, names: tuple[str, ...], situation: str) -> None:
     """Raise InputError for settings that are set and have no effect."""
     default = type(config)()
-    if idle := [f"`{name}`" for name in names if getattr(config, name) != getattr(default, name)]:
-        raise InputError(
-            f"{' and '.join(idle)} {'is' if len(idle) == 1 else 'are'} set {why}, without any effect: remove it."
-        )
+    if unused := [name for name in names if getattr(config, name) != getattr(default, name)]:
+        raise InputError(f"{join_items(unused)} set {situation}, without any effect: remove it.")
 
 
 @dataclass(frozen=True)
@@ -56,10 +50,8 @@ class MtBenchConfig:
     name: str | None = None
     """The model's name in the files; default: the last part of `model.path`."""
     judge: str | None = None
-    """OpenAI-compatible address of the judge, ending in /v1; default: only generate the answers."""
+    """Judge: MODEL@http://HOST:PORT/v1[,api_key_env=VARIABLE]; default: only generate the answers."""
     endpoint: EndpointOptions = field(default_factory=EndpointOptions)
-    answering: EndpointOptions = field(default_factory=EndpointOptions)
-    """Requests to the model, where `model.path` is an address."""
     answers: str | None = None
     """Published answers to judge: a file in FastChat's form (model_answer/MODEL.jsonl), instead of `model.path`. `name` picks a
     `model_id` where the file has several."""
@@ -92,16 +84,14 @@ class MtBenchConfig:
             raise InputError(f"`answers` and `{other}` are both set: expected one of them.")
         if self.judgments or self.answers:
             recorded = "recorded judgments" if self.judgments else "published answers"
-            _refuse_idle(self, ("chat_template", "max_new_tokens", "seed", "answering"), f"with {recorded}")
+            _refuse_unused(self, ("chat_template", "max_new_tokens", "seed"), f"with {recorded}")
         else:
             require(self.model.path, "model.path", _MODEL)
         if self.answers:
-            require(self.judge or "", "judge", "the address of a judge for these answers")
+            require(self.judge or "", "judge", _JUDGE)
         if not self.judge:
-            _refuse_idle(self, ("endpoint", "judge_max_new_tokens"), "without a judge")
-        _check_judge(self.judge)
-        _check_address(self.model.path, self.chat_template, self.seed, self.answering)
-        self.endpoint.check_prices()
+            _refuse_unused(self, ("judge_max_new_tokens",), "without a judge")
+        _check_models(self, self.seed)
 
 
 @dataclass(frozen=True)
@@ -127,7 +117,7 @@ class AlpacaEvalConfig(SamplingOptions):
     """File of recorded annotations (a JSON list with `preference`) whose row to print, instead of answering; with a `judge`,
     judge the same pairs again and print the agreement."""
     judge: str | None = None
-    """OpenAI-compatible address of the judge, ending in /v1; default: only generate the outputs."""
+    """Judge: MODEL@http://HOST:PORT/v1[,api_key_env=VARIABLE]; default: only generate the outputs."""
     endpoint: EndpointOptions = field(default_factory=EndpointOptions)
     version: Literal[1, 2] = 1
     """Annotator. 1: ranks the two answers (the paper's 90.60); 2: names the better one, weighted by the log-probs of the
@@ -139,8 +129,6 @@ class AlpacaEvalConfig(SamplingOptions):
     those of gpt4_1106_preview, from the hub."""
     swap_order: bool = False
     """Judge both orders of a pair and average; off: one order, drawn by `seed`, as published."""
-    answering: EndpointOptions = field(default_factory=EndpointOptions)
-    """Requests to the model, where `model.path` is an address."""
     instructions: str | None = None
     """JSON file of objects with `instruction`; default: AlpacaEval's own 805, from the hub."""
     chat_template: str | None = None
@@ -159,17 +147,15 @@ class AlpacaEvalConfig(SamplingOptions):
         if not named:
             require(self.model.path, "model.path", _MODEL)
         if not self.judge:
-            _refuse_idle(self, ("endpoint", "version", "judge_prompt", "baseline", "swap_order"), "without a judge")
+            _refuse_unused(self, ("version", "judge_prompt", "baseline", "swap_order"), "without a judge")
         if self.annotations:
-            _refuse_idle(self, ("baseline", "instructions"), "with recorded annotations")
+            _refuse_unused(self, ("baseline", "instructions"), "with recorded annotations")
         if self.annotations or self.outputs:
-            idle = ("chat_template", "temperature", "top_p", "max_new_tokens", "answering")
-            _refuse_idle(self, idle, "with answers that are written already")
-        _check_judge(self.judge)
-        _check_address(self.model.path, self.chat_template, self.seed if not self.judge else 0, self.answering)
+            idle = ("chat_template", "temperature", "top_p", "max_new_tokens")
+            _refuse_unused(self, idle, "with existing outputs")
+        _check_models(self, 0 if self.judge else self.seed)  # with a judge, the seed orders the pairs
         if self.outputs:
-            require(self.judge or "", "judge", "the address of a judge for these outputs")
-        self.endpoint.check_prices()
+            require(self.judge or "", "judge", _JUDGE)
 
 
 @dataclass(frozen=True)

@@ -43,14 +43,6 @@ class FeedbackConfig(SamplingOptions):
     send_seed: bool = True
     """Off for APIs that refuse a seed."""
 
-    def check(self) -> None:
-        """Raise InputError for settings that contradict each other."""
-        if self.endpoint.model:
-            raise InputError(
-                f"endpoint.model is {self.endpoint.model!r}, but a command may use several models: write each name before its "
-                "address, MODEL@http://HOST:PORT/v1."
-            )
-
 
 @dataclass(frozen=True)
 class ConversationsConfig(FeedbackConfig):
@@ -60,10 +52,10 @@ class ConversationsConfig(FeedbackConfig):
 
     temperature: Temperature = 0.7
     user: str = ""
-    """Model of the user: PATH, or MODEL@http://HOST:PORT/v1; after a comma `temperature=`, `api_key_env=VARIABLE`,
-    `price_per_mtok_in=`, `price_per_mtok_out=`, `name=`. Default: the same as `assistant`."""
+    """Model of the user, in the form of `assistant`; default: the same model."""
     assistant: str = ""
-    """Model of the assistant, in the same form."""
+    """Model of the assistant: PATH, or MODEL@http://HOST:PORT/v1. Options follow as `,key=value`: temperature, name, and for URLs
+    api_key_env, price_per_mtok_in, price_per_mtok_out."""
     turns: PositiveInt = 3
     """Maximum number of questions per dialogue; the first is the seed prompt, and the user may leave before the last."""
     system: str | None = None
@@ -74,7 +66,6 @@ class ConversationsConfig(FeedbackConfig):
 
     def check(self) -> None:
         """Raise InputError for settings that contradict each other."""
-        super().check()
         if self.turns == 1 and self.user:
             raise InputError(
                 "`user` has no effect with turns 1: the only question is the seed prompt. Remove one of them."
@@ -87,8 +78,8 @@ class AnswersConfig(FeedbackConfig):
 
     temperature: Temperature = 1.0
     models: tuple[str, ...] = ()
-    """Models, each PATH or MODEL@http://HOST:PORT/v1; after a comma `temperature=`, `api_key_env=VARIABLE`,
-    `price_per_mtok_in=`, `price_per_mtok_out=`, `name=` (in the rows)."""
+    """Models, each PATH or MODEL@http://HOST:PORT/v1. Options follow as `,key=value`: temperature, name (in the rows), and for
+    URLs api_key_env, price_per_mtok_in, price_per_mtok_out."""
     num_answers: PositiveInt | None = None
     """Number of models that answer a prompt, drawn for each; default: all. UltraFeedback: 4 of 17."""
     principles: tuple[str, ...] = ("helpfulness", "truthfulness", "honesty", "harmlessness")
@@ -97,7 +88,6 @@ class AnswersConfig(FeedbackConfig):
 
     def check(self) -> None:
         """Raise InputError for settings that are missing or contradict each other."""
-        super().check()
         if not self.models:
             raise InputError(f"`models` is not set: expected one or more, each {MODEL_SPEC}.")
         if self.num_answers is not None and self.num_answers > len(self.models):
@@ -114,8 +104,8 @@ class RateConfig(FeedbackConfig):
     REQUIRED: ClassVar[dict[str, str]] = {**_REQUIRED, "judge": MODEL_SPEC}
 
     judge: str = ""
-    """Model that rates: PATH, or MODEL@http://HOST:PORT/v1; after a comma `api_key_env=VARIABLE`,
-    `price_per_mtok_in=`, `price_per_mtok_out=`."""
+    """Judge: PATH, or MODEL@http://HOST:PORT/v1. Options follow as `,key=value`: temperature, and for URLs api_key_env,
+    price_per_mtok_in, price_per_mtok_out."""
     max_answer_chars: PositiveInt = 20_000
     """Maximum characters of an answer in the judge's prompt. `max_new_tokens` is for a judgment, of all answers of a row by one
     aspect."""

@@ -206,12 +206,10 @@ class MeshOptions:
 
 @dataclass(frozen=True)
 class EndpointOptions:
-    """Requests to a model behind an OpenAI-compatible API."""
+    """Requests to models behind OpenAI-compatible URLs; all models of a command share the budgets."""
 
-    model: str | None = None
-    """The model's name at the API; default: the only model that is served."""
     api_key_env: str | None = None
-    """Environment variable with the API key; the key itself is never written or logged."""
+    """Environment variable with the API key of models without `,api_key_env=`; the key itself is never written or logged."""
     max_tokens_param: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """Request parameter for the longest reply; OpenAI's reasoning models refuse `max_tokens`."""
     max_concurrency: PositiveInt = 8
@@ -225,19 +223,11 @@ class EndpointOptions:
     max_total_tokens: PositiveInt | None = None
     """Budget of tokens, of prompts and completions together; default: no limit."""
     price_per_mtok_in: NonNegativeFloat = 0.0
-    """US dollars per million prompt tokens."""
+    """US dollars per million prompt tokens of models without `,price_per_mtok_in=`."""
     price_per_mtok_out: NonNegativeFloat = 0.0
-    """US dollars per million completion tokens."""
+    """US dollars per million completion tokens of models without `,price_per_mtok_out=`."""
     max_cost_usd: PositiveFloat | None = None
-    """Budget in US dollars; needs prices. Default: no limit."""
-
-    def check_prices(self) -> None:
-        """Raise InputError for a budget in dollars without a price."""
-        if self.max_cost_usd is not None and not (self.price_per_mtok_in or self.price_per_mtok_out):
-            raise InputError(
-                f"max_cost_usd is {self.max_cost_usd:g} and no price is set: set price_per_mtok_in and price_per_mtok_out, US "
-                "dollars per million tokens."
-            )
+    """Budget in US dollars; each model needs a price. Default: no limit."""
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from zephyr_jax.demo.rater import rater
 from zephyr_jax.demo.results import StageResult, measure, write_results
 from zephyr_jax.errors import InputError
 from zephyr_jax.export.export import export
-from zephyr_jax.feedback.answers_pipeline import feedback_answers
-from zephyr_jax.feedback.rate_pipeline import feedback_rate
+from zephyr_jax.feedback.answers import main as feedback_answers
+from zephyr_jax.feedback.rate import main as feedback_rate
 from zephyr_jax.prepare.ultrafeedback import main as prepare_ultrafeedback
 from zephyr_jax.reference.fill import reference
 from zephyr_jax.report.report import REPORT

@@ -56,7 +56,7 @@ def judgment(messages: Sequence[dict[str, Any]]) -> str:
 
 def _aspect(task: str) -> str:
     """Name of the aspect to rate, from the text outside of all marks. Raises ValueError."""
-    names = [aspect.name for aspect in (*ASPECTS, OVERALL) if aspect.words() in task]
+    names = [aspect.name for aspect in (*ASPECTS, OVERALL) if aspect.prompt() in task]
     if len(names) != 1:
         raise ValueError(f"expected one aspect, got {len(names)}")
     return names[0]

@@ -1,4 +1,4 @@
-"""Agreement of a judge with recorded judgments of the same answers."""
+"""How well a judge agrees with recorded judgments of the same answers."""
 
 import json
 import math
@@ -9,33 +9,33 @@ from statistics import StatisticsError, correlation, fmean
 
 @dataclass(frozen=True)
 class Agreement:
-    """Scores of two judges for the same items, compared."""
+    """Statistics of two judges' scores of the same items."""
 
     compared: int
     unrated: int
-    """Items without a score from one of the two; not compared."""
+    """Excluded: one of the two has no score."""
     same: float
-    """Share of equal verdicts, 0 to 1."""
+    """Fraction of equal verdicts."""
     error: float
     """Standard error of `same`."""
     distance: float
     """Mean absolute difference of the scores."""
     correlation: float
-    """Pearson correlation; NaN where the scores of one judge are all equal."""
+    """Pearson's; NaN if one of the two is constant."""
 
     def to_json(self) -> str:
-        """JSON text with null for NaN."""
+        """As JSON, with null for NaN."""
         content = {name: None if value != value else value for name, value in asdict(self).items()}
         return json.dumps(content, indent=2) + "\n"
 
     def report(self) -> str:
-        """A Markdown table."""
-        skipped = f" ({self.unrated:,} without a score skipped)" if self.unrated else ""
+        """As a Markdown table."""
+        excluded = f" ({self.unrated:,} without a score excluded)" if self.unrated else ""
         return "\n".join(
             [
                 "| agreement with the recorded judgments | |",
                 "|---|---|",
-                f"| compared | {self.compared:,}{skipped} |",
+                f"| compared | {self.compared:,}{excluded} |",
                 f"| same verdict | {self.same:.1%} ± {self.error:.1%} |",
                 f"| mean distance | {self.distance:.3f} |",
                 f"| correlation | {self.correlation:.3f} |",
@@ -43,26 +43,18 @@ class Agreement:
         )
 
 
-def agreement(
-    recorded: Sequence[float], repeated: Sequence[float], verdicts: Sequence[Sequence[float]] = ()
-) -> Agreement:
-    """Compare two lists of scores item by item.
+def agreement(recorded: Sequence[float], new: Sequence[float], verdicts: Sequence[Sequence[float]] = ()) -> Agreement:
+    """Compare two lists of scores.
 
     Args:
-        recorded: One score per item; NaN for none.
-        repeated: Scores of the same items by the other judge.
-        verdicts: Two lists, one verdict per item each, whose equality is counted; default: the scores.
+        recorded: Scores of the recorded judge; NaN without one.
+        new: Scores of the new judge for the same items.
+        verdicts: Two lists of verdicts for `Agreement.same`; default: the scores.
     """
-    first, second = verdicts or (recorded, repeated)
-    rows = [
-        row
-        for row in zip(recorded, repeated, first, second, strict=True)
-        if not (math.isnan(row[0]) or math.isnan(row[1]))
-    ]
+    first, second = verdicts or (recorded, new)
+    rows = [row for row in zip(recorded, new, first, second, strict=True) if not math.isnan(row[0] + row[1])]
     if not rows:
-        return Agreement(
-            compared=0, unrated=len(recorded), same=math.nan, error=math.nan, distance=math.nan, correlation=math.nan
-        )
+        return Agreement(0, len(recorded), math.nan, math.nan, math.nan, math.nan)
     same = fmean(float(one == other) for *_, one, other in rows)
     try:
         pearson = correlation([row[0] for row in rows], [row[1] for row in rows])

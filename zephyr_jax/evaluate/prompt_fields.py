@@ -1,8 +1,8 @@
-"""Prompt templates of judges, with `{field}` placeholders."""
+"""Judge prompts with `{field}` placeholders."""
 
 import re
 
 
-def fill_template(template: str, fields: dict[str, str]) -> str:
-    """Replace each `{field}` once; braces in the values, and placeholders without a value, stay."""
+def fill_fields(template: str, fields: dict[str, str]) -> str:
+    """The template with its placeholders replaced; unknown placeholders, and braces in the values, stay as they are."""
     return re.sub(r"\{(\w+)\}", lambda match: fields.get(match[1], match[0]), template)

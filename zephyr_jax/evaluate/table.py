@@ -1,4 +1,4 @@
-"""`zephyr-jax evaluate table`: the paper's tables with our rows."""
+"""`zephyr-jax evaluate table`: the paper's tables with measured results."""
 
 from zephyr_jax.config.benchmarks import TableConfig
 from zephyr_jax.evaluate.paper_table import as_csv, markdown, measured, published, scores_picture

@@ -1,1 +1,1 @@
-"""Feedback by models: dialogues, answers and ratings that people have no part in."""
+"""AI feedback: dialogues, answers and ratings by chat models."""

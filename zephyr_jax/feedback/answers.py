@@ -1,96 +1,142 @@
-"""Several models' answers to each prompt, in the form of openbmb/UltraFeedback."""
+"""`zephyr-jax feedback answers`: answers of several models to each prompt, in the format of openbmb/UltraFeedback."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from zephyr_jax.clients.base import ChatModel, ChatRequest, ChatResponse
-from zephyr_jax.feedback.principles import drawn_principle
-from zephyr_jax.feedback.seeds import Seed
+from zephyr_jax.clients.base import ChatModel, ChatRequest, ChatResponse, Progress, progress_after
+from zephyr_jax.config.feedback import AnswersConfig
+from zephyr_jax.feedback.principles import check_principles, sample_principle
+from zephyr_jax.feedback.seed_prompts import SeedPrompt, read_seed_prompts
+from zephyr_jax.feedback.session import Estimate, Row, Session, estimate_requests, logger
+from zephyr_jax.progress import progress_bar
 from zephyr_jax.seeded_random import draw, shuffled
 
-LONGEST = 400_000
-"""Characters of an answer; what is longer is no answer."""
+MAX_ANSWER_CHARS = 400_000
+"""Longer answers are rejected."""
+_MAX_REJECTED_CHARS = 1000
 
 
 @dataclass(frozen=True)
-class Wish:
-    """One answer that is wanted."""
+class PlannedRequest:
+    """One answer to request."""
 
-    seed: Seed
-    voice: ChatModel
+    seed: SeedPrompt
+    model: ChatModel
     principle: str
     system: str
-    """The principle's wording; empty where there is none."""
-    ask: ChatRequest
+    """The principle's wording; empty without principles."""
+    request: ChatRequest
 
-    def completion(self, said: ChatResponse) -> dict[str, str]:
-        """As the row has it."""
+    def completion(self, text: str) -> dict[str, str]:
+        """The answer as an entry of the row's `completions`."""
         return {
-            "model": self.voice.name, "principle": self.principle, "custom_system_prompt": self.system,
-            "response": said.text.strip(),
-        }  # fmt: skip
+            "model": self.model.name,
+            "principle": self.principle,
+            "custom_system_prompt": self.system,
+            "response": text.strip(),
+        }
 
 
-@dataclass(frozen=True)
-class Style:
-    """How answers are asked for."""
+def main(config: AnswersConfig, _: str = "") -> str:
+    """Request the answers and write the rows. Rerun after a kill, it continues and requests nothing twice.
 
-    each: int
-    """Models that answer a prompt."""
-    principles: tuple[str, ...]
-    max_tokens: int
-    top_p: float
-    seed: int
-    send_seed: bool
+    Returns:
+        A summary, or with `config.estimate` the estimate.
+
+    Raises:
+        InputError: Bad settings or rows, an endpoint that fails, or an exhausted budget.
+    """
+    check_principles(config.principles)
+    seeds = read_seed_prompts(config.data, config.split, config.limit)
+    session = Session("feedback answers", config, config.temperature, keep=False)
+    models = session.models.open_all(config.models)
+    planned = plan_requests(seeds.prompts, models, config)
+    estimate = _estimate(models, planned)
+    if config.estimate:
+        return str(estimate)
+    logger.info("%s", estimate)
+    with progress_bar("answers", len(planned)) as advance:
+        responses = _complete(models, planned, advance)
+    rows, rejected = answer_rows(planned, responses)
+    return session.write_rows(rows, rejected) + seeds.note()
 
 
-def wishes(seeds: Sequence[Seed], voices: Sequence[ChatModel], style: Style) -> list[Wish]:
-    """All answers that are wanted; a prompt's do not depend on the other prompts, nor on the order of the models."""
+def plan_requests(
+    seeds: Sequence[SeedPrompt], models: Sequence[ChatModel], config: AnswersConfig
+) -> list[PlannedRequest]:
+    """All requests. Those of a prompt depend neither on other prompts nor on the order of the models."""
+    names, count = [model.name for model in models], config.num_answers or len(models)
     return [
-        _wish(seed, voices[place], style)
+        _plan_request(seed, models[index], config)
         for seed in seeds
-        for place in shuffled([voice.name for voice in voices], style.seed, "models", seed.prompt_id)[: style.each]
+        for index in shuffled(names, config.seed, "models", seed.prompt_id)[:count]
     ]
 
 
-def _wish(seed: Seed, voice: ChatModel, style: Style) -> Wish:
-    principle, wording = drawn_principle(style.principles, style.seed, seed.prompt_id, voice.name)
+def _plan_request(seed: SeedPrompt, model: ChatModel, config: AnswersConfig) -> PlannedRequest:
+    principle, wording = sample_principle(config.principles, config.seed, seed.prompt_id, model.name)
     system = ({"role": "system", "content": wording},) if wording else ()
-    number = draw(style.seed, "answer", seed.prompt_id, voice.name) % 2**31
-    messages = (*system, {"role": "user", "content": seed.prompt})
-    told, untold = (number, 0) if style.send_seed else (None, number)
-    ask = ChatRequest(messages, voice.temperature, style.max_tokens, style.top_p, told, nonce=untold)
-    return Wish(seed, voice, principle, wording, ask)
+    number = draw(config.seed, "answer", seed.prompt_id, model.name) % 2**31
+    request = ChatRequest(
+        (*system, {"role": "user", "content": seed.prompt}),
+        model.temperature,
+        config.max_new_tokens,
+        config.top_p,
+        seed=number if config.send_seed else None,
+        nonce=0 if config.send_seed else number,  # else all samples of one model would be the same request
+    )
+    return PlannedRequest(seed, model, principle, wording, request)
 
 
-def unusable(said: ChatResponse) -> str:
-    """Why an answer cannot be used; nothing where it can. One that was cut is an answer, as UltraFeedback's are."""
-    if said.refusal:
-        return f"refused: {said.refusal}"
-    if not said.text.strip():
+def _estimate(models: Sequence[ChatModel], planned: Sequence[PlannedRequest]) -> Estimate:
+    requests = {model.name: [plan.request for plan in planned if plan.model is model] for model in models}
+    parts = (estimate_requests(model, model.client.unanswered(requests[model.name])) for model in models)
+    return sum(parts, Estimate())
+
+
+def _complete(models: Sequence[ChatModel], planned: Sequence[PlannedRequest], progress: Progress) -> list[ChatResponse]:
+    """All responses, model by model, so that one set of weights is in memory at a time."""
+    responses: dict[int, ChatResponse] = {}
+    for model in models:
+        indices = [index for index, plan in enumerate(planned) if plan.model is model]
+        before = len(responses)
+        answers = model.client.complete([planned[index].request for index in indices], progress_after(before, progress))
+        responses |= zip(indices, answers, strict=True)
+    return [responses[index] for index in range(len(planned))]
+
+
+def reject_reason(response: ChatResponse) -> str:
+    """Why an answer cannot be used; empty if it can. Truncated answers are kept, as in UltraFeedback."""
+    if response.refusal:
+        return f"refused: {response.refusal}"
+    if not response.text.strip():
         return "empty"
-    if len(said.text) > LONGEST:
-        return f"{len(said.text):,} characters long; {LONGEST:,} are allowed"
+    if len(response.text) > MAX_ANSWER_CHARS:
+        return f"{len(response.text):,} characters, at most {MAX_ANSWER_CHARS:,} allowed"
     return ""
 
 
-def answer_rows(
-    wished: Sequence[Wish], said: Sequence[ChatResponse]
-) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
-    """Rows of prompts with at least one answer, and what was set aside, answer by answer, with its reason."""
-    rows: dict[str, dict[str, object]] = {}
-    aside: list[dict[str, object]] = []
-    completions: dict[str, list[dict[str, str]]] = {}
-    for wish, one in zip(wished, said, strict=True):
-        seed, reason = wish.seed, unusable(one)
-        if reason:
-            completion = wish.completion(one)
-            completion["response"] = completion["response"][:1000]
-            aside.append({"prompt_id": seed.prompt_id, "instruction": seed.prompt, "reason": reason, **completion})
+def answer_rows(planned: Sequence[PlannedRequest], responses: Sequence[ChatResponse]) -> tuple[list[Row], list[Row]]:
+    """Rows of prompts with at least one answer, and the rejected answers with their reasons."""
+    rows: dict[str, Row] = {}
+    rejected: list[Row] = []
+    for plan, response in zip(planned, responses, strict=True):
+        seed = plan.seed
+        if reason := reject_reason(response):
+            completion = plan.completion(response.text)
+            completion["response"] = completion["response"][:_MAX_REJECTED_CHARS]
+            rejected.append({"prompt_id": seed.prompt_id, "instruction": seed.prompt, "reason": reason, **completion})
             continue
-        completions.setdefault(seed.prompt_id, []).append(wish.completion(one))
-        rows[seed.prompt_id] = {"source": seed.source, "instruction": seed.prompt, "prompt_id": seed.prompt_id}
-    return [
-        {**row, "models": [each["model"] for each in completions[name]], "completions": completions[name]}
-        for name, row in rows.items()
-    ], aside
+        row = rows.setdefault(
+            seed.prompt_id,
+            {
+                "source": seed.source,
+                "instruction": seed.prompt,
+                "prompt_id": seed.prompt_id,
+                "models": [],
+                "completions": [],
+            },
+        )
+        row["models"].append(plan.model.name)
+        row["completions"].append(plan.completion(response.text))
+    return list(rows.values()), rejected

@@ -1,34 +1,34 @@
-"""What answers are rated for."""
+"""The aspects that a judge rates, with their scales."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Aspect:
-    """One thing to look at, and what its ratings mean."""
+    """One aspect of an answer, and the meaning of its ratings."""
 
     name: str
-    """As the rows call it."""
+    """Key in the rows."""
     question: str
     scale: tuple[str, ...]
-    """What ratings from 1 up mean; an empty line lies between its neighbours."""
+    """Meaning of each rating from 1 up; an empty one lies between its neighbors."""
 
     @property
-    def highest(self) -> int:
+    def max_rating(self) -> int:
         """The best rating."""
         return len(self.scale)
 
-    def words(self) -> str:
-        """For the judge."""
-        lines = [f"{number}: {meaning}" for number, meaning in enumerate(self.scale, 1) if meaning]
-        return "\n".join([self.question, "", f"Ratings are whole numbers from 1 to {self.highest}:", *lines])
+    def prompt(self) -> str:
+        """The judge's instruction."""
+        lines = [f"{rating}: {meaning}" for rating, meaning in enumerate(self.scale, 1) if meaning]
+        return "\n".join([self.question, "", f"Ratings are whole numbers from 1 to {self.max_rating}:", *lines])
 
 
 ASPECTS = (
     Aspect(
         "instruction_following",
         "Rate how far each answer does what the instruction asks for: its task, its form, its limits of length, language and "
-        "style, spoken and plainly meant. Whether what it says is true is not the question here.",
+        "style, explicit and implied. Whether its statements are true is not the question here.",
         (
             "does something else, or nothing",
             "takes up the topic but misses most of what was asked for",
@@ -74,14 +74,22 @@ ASPECTS = (
         ),
     ),
 )
-"""Those of UltraFeedback, rated from 1 to 5."""
+"""The aspects of UltraFeedback, rated from 1 to 5."""
 
 OVERALL = Aspect(
     "overall",
     "Rate each answer as a whole: how good is it as an answer of an AI assistant to this instruction, all things considered?",
     (
-        "worthless or harmful", "", "poor: fails in what matters most", "", "mixed: usable, with serious faults", "",
-        "good, with faults that a careful person would notice", "", "very good", "as good as an expert could write it",
+        "worthless or harmful",
+        "",
+        "poor: fails in what matters most",
+        "",
+        "mixed: usable, with serious faults",
+        "",
+        "good, with faults that a careful person would notice",
+        "",
+        "very good",
+        "as good as an expert could write it",
     ),
-)  # fmt: skip
+)
 """From 1 to 10, as UltraFeedback's `overall_score`."""

@@ -1,4 +1,4 @@
-"""What an answering model is asked to hold to: one principle a row and model, in one of several wordings."""
+"""System messages for answering models: one principle per answer, in one of several wordings."""
 
 from zephyr_jax.errors import InputError, did_you_mean
 from zephyr_jax.seeded_random import draw
@@ -15,31 +15,31 @@ PRINCIPLES: dict[str, tuple[str, ...]] = {
         "Keep facts, inferences and opinions apart, and let nothing in the answer contradict the rest of it.",
     ),
     "honesty": (
-        "Say plainly what you do not know or cannot do, and answer the part that you can.",
-        "Sound no surer than you are: where you doubt, say so and say why.",
+        "State plainly what you do not know or cannot do, and answer the part that you can.",
+        "Sound no surer than you are: where you have doubts, state them and give the reason.",
         "Be open about the limits of your answer, and never pretend to have looked, tried or felt something.",
     ),
     "harmlessness": (
-        "Help as far as nobody comes to harm by it. Where you have to decline, say so kindly and offer something safe.",
+        "Help as far as no one comes to harm by it. Where you have to decline, do so kindly and offer something safe.",
         "Stay respectful towards everyone who is spoken to or about, and avoid stereotypes.",
         "Mind the risks of what you advise, name those that matter, and point to people who can help where it is serious.",
     ),
     "calibration": (
         "Give the answer, and with every important claim how likely you think it to be right, in per cent.",
-        "Close with a short line that says how confident you are in the answer as a whole, and what would change your mind.",
+        "Close with a short line on how confident you are in the answer as a whole, and what would change your mind.",
     ),
-}  # fmt: skip
+}
 
 
 def check_principles(names: tuple[str, ...]) -> None:
-    """Raise InputError for a principle that is none."""
+    """Raise InputError for an unknown principle."""
     for name in names:
         if name not in PRINCIPLES:
-            raise InputError(f"`{name}` is not a principle.{did_you_mean(name, PRINCIPLES)}")
+            raise InputError(f"principles: unknown principle `{name}`.{did_you_mean(name, PRINCIPLES)}")
 
 
-def drawn_principle(names: tuple[str, ...], seed: int, prompt_id: str, model: str) -> tuple[str, str]:
-    """A principle's name and wording for one answer; nothing where there are no names."""
+def sample_principle(names: tuple[str, ...], seed: int, prompt_id: str, model: str) -> tuple[str, str]:
+    """Name and wording of the principle for one answer; empty strings without names."""
     if not names:
         return "", ""
     name = names[draw(seed, "principle", prompt_id, model) % len(names)]
