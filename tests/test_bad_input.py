@@ -334,12 +334,12 @@ def tokenizer_without_end(desk: Desk) -> Words:
 # ---- models ----
 
 
-@mistake("'nobody/no-such-model'", "no folder here", "Check the spelling")
+@mistake("'nobody/no-such-model'", "not a local folder", "Check the spelling")
 def model_nowhere(desk: Desk) -> Words:
     return desk.sft("--model.path", "nobody/no-such-model")
 
 
-@mistake("mdel' is not a local folder", "Did you mean `", "model`?", "Check the spelling")
+@mistake("mdel' is not a folder here", "Did you mean `", "model`?", "Check the spelling")
 def model_nearby(desk: Desk) -> Words:
     return desk.sft("--model.path", desk.model().with_name("mdel"))
 

@@ -35,10 +35,10 @@ def test_rows_that_are_not_there_are_told_with_the_nearest(tmp_path: Path) -> No
 def test_a_model_that_is_not_there_is_told_with_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Law: so is a misspelt folder, also where the hub might have had it."""
     (tmp_path / "runs" / "tiny-sft").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"is not a local folder.* Did you mean `.*/tiny-sft`\?"):
+    with pytest.raises(InputError, match=r"is not a folder here. Did you mean `.*/tiny-sft`\?"):
         open_folder(str(tmp_path / "runs" / "tiny-stf"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"cannot be had from the hub. Did you mean `runs/tiny-sft`\?"):
+    with pytest.raises(InputError, match=r"cannot be downloaded from the hub. Did you mean `runs/tiny-sft`\?"):
         open_folder("runs/tiny-stf")
 
 
