@@ -129,7 +129,11 @@ def test_one_model_is_in_memory_at_a_time(verb: str, home: Path, monkeypatch: py
         ),
         (["--reference", "{home}/table"], "pairs", "does not belong to this run: weights is"),
         (["--dpo.beta", "0.2"], "pairs", "`dpo` settings are given without a reference"),
-        (["--reference_model", "{home}/first"], "chats", "holds conversations, and a reference is given"),
+        (
+            ["--reference_model", "{home}/first"],
+            "chats",
+            "holds conversations, which are not compared with a reference",
+        ),
         (["--reference_model", "{home}/nothing"], "pairs", "nothing"),
     ],
 )
@@ -156,7 +160,7 @@ def test_a_table_of_other_rules_is_refused_by_name(home: Path, capsys: pytest.Ca
                 "255",
             )
         )
-    assert "does not fit this evaluation: length_rule is 'max_length 256" in capsys.readouterr().err
+    assert "does not fit this evaluation: expected length_rule 'max_length 255" in capsys.readouterr().err
 
 
 def test_a_reference_with_another_tokenizer_is_refused(

@@ -118,4 +118,5 @@ KTO = Method(
     },
     headline_metrics=("rewards/desirable", "rewards/undesirable"),
     card_settings=("beta", "undesirable_weight"),
+    inherited_settings=("data.max_prompt_length",),
 )
