@@ -9,7 +9,8 @@ from safetensors.numpy import load, save
 
 from zephyr_jax.batch import Array, Batch, batch_arrays
 from zephyr_jax.errors import InputError
-from zephyr_jax.storage.files import Path, check_regular, open_path, slow_io_warning, write_atomic
+from zephyr_jax.storage.cloud import slow_io_warning
+from zephyr_jax.storage.files import Path, check_regular, open_path, write_atomic
 
 _FACTS = "facts"
 FOLDER = "sick"

@@ -84,7 +84,7 @@ class Method:
         """Folder of the reference tables that the settings name; None for a method without a reference."""
         return (getattr(config, "reference", None) or None) if self.uses_reference else None
 
-    def objective(self, definition: nnx.GraphDef, config: Any, *, examples_per_row: int, chunk: int) -> Objective:
+    def objective(self, definition: nnx.GraphDef[Any], config: Any, *, examples_per_row: int, chunk: int) -> Objective:
         """The loss over a microbatch, see `make_objective`.
 
         Args:

@@ -30,7 +30,7 @@ type LossFunction = Callable[[SegmentLogProb, Any, Any], ExampleLoss]
 
 
 def make_objective(
-    loss_function: LossFunction, definition: nnx.GraphDef, options: Any, *, segments: int, chunk: int
+    loss_function: LossFunction, definition: nnx.GraphDef[Any], options: Any, *, segments: int, chunk: int
 ) -> Objective:
     """The sums of `loss_function` over a microbatch.
 

@@ -33,7 +33,7 @@ class SegmentLogProb(NamedTuple):
 
 @partial(jax.jit, static_argnames=("definition", "segments", "chunk"))
 def sequence_logprob(
-    definition: nnx.GraphDef, parameters: Parameters, batch: TokenBatch, *, segments: int, chunk: int
+    definition: nnx.GraphDef[Any], parameters: Parameters, batch: TokenBatch, *, segments: int, chunk: int
 ) -> SegmentLogProb:
     """Log-prob sums and target counts of segments 1 ... `segments` of each row, in float32.
 
@@ -55,7 +55,7 @@ def sequence_logprob(
 
 @partial(jax.jit, static_argnames=("definition", "segments", "chunk"))
 def sequence_logprob_and_greedy(
-    definition: nnx.GraphDef, parameters: Parameters, batch: TokenBatch, *, segments: int, chunk: int
+    definition: nnx.GraphDef[Any], parameters: Parameters, batch: TokenBatch, *, segments: int, chunk: int
 ) -> tuple[SegmentLogProb, Array]:
     """The same, and bool [B, S]: whether all targets of a segment are the likeliest tokens (true where it has none).
 

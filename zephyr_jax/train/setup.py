@@ -52,10 +52,10 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Run[C: SftConfig]:
+class Run:
     """A run's settings, folder, mesh, model files and tokenizer, before any weights are loaded."""
 
-    config: C
+    config: SftConfig
     """The settings with every inherited value filled in."""
     method: Method
     folder: Path
@@ -75,7 +75,7 @@ class Run[C: SftConfig]:
         return self.progress.get(SAVED) == "weights"
 
 
-def open_run[C: SftConfig](config: C) -> Run[C]:
+def open_run(config: SftConfig) -> Run:
     """Check the config and the folder, fill in what the config inherits, and find out where to start; nothing is written.
 
     Raises InputError.
