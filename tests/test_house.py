@@ -69,6 +69,28 @@ def test_imports_go_down() -> None:
     assert not wrong, "\n" + "\n".join(wrong)
 
 
+def test_no_package_is_too_large() -> None:
+    """None has more than 15 % of the lines."""
+    lines: dict[str, int] = {}
+    for path in files():
+        package = path.relative_to(PACKAGE).parts[0]
+        lines[package] = lines.get(package, 0) + len(path.read_text().splitlines())
+    assert max(lines.values()) <= 0.15 * sum(lines.values())
+
+
+def test_the_architecture_page_is_true() -> None:
+    """Files that it names exist, and its map has the packages in the order of the layers."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    names = re.findall(r"`((?:[a-z_]+/)*[a-z_]+(?:\.py|/hf|/families))`", page)
+    assert len(names) > 30
+    assert not [name for name in names if not any((parent / name).exists() for parent in (ROOT, PACKAGE))]
+    rows = [line.split("   ")[0].split() for line in page.split("```")[1].strip().splitlines()]
+    order = [name for row in rows for name in row]
+    height = {name: level for level, layer in enumerate(LAYERS) for name in layer}
+    assert set(order) == set(height)
+    assert [height[name] for name in order] == sorted(height.values())
+
+
 def test_modules_do_not_import_in_circles() -> None:
     """The graph of modules has no cycle."""
     graph = {
