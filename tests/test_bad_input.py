@@ -249,7 +249,7 @@ def table_of_other_columns(desk: Desk) -> Words:
     return desk.sft("--data.path", desk.file("rows.csv", "a,b\n1,2\n"))
 
 
-@mistake("sund.jsonl' is not a file or folder here", "Did you mean `", "sound.jsonl`?", "Check the spelling")
+@mistake("sund.jsonl' is not a local file or folder", "Did you mean `", "sound.jsonl`?", "Check the spelling")
 def rows_nearby(desk: Desk) -> Words:
     return desk.sft("--data.path", desk.home / "sund.jsonl")
 
@@ -339,7 +339,7 @@ def model_nowhere(desk: Desk) -> Words:
     return desk.sft("--model.path", "nobody/no-such-model")
 
 
-@mistake("mdel' is not a folder here", "Did you mean `", "model`?", "Check the spelling")
+@mistake("mdel' is not a local folder", "Did you mean `", "model`?", "Check the spelling")
 def model_nearby(desk: Desk) -> Words:
     return desk.sft("--model.path", desk.model().with_name("mdel"))
 

@@ -150,7 +150,7 @@ def test_keys_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.Monk
     with judge_at(echo) as (url, asked):
         with pytest.raises(InputError, match="no variable of that name"):
             endpoint(url, tmp_path, options)
-        with pytest.raises(InputError, match="no name of a variable") as pasted:
+        with pytest.raises(InputError, match="expected the name of an environment variable") as pasted:
             endpoint(url, tmp_path, EndpointOptions(api_key_env="sk-open-sesame"))
         assert "sesame" not in str(pasted.value)
         monkeypatch.setenv("MY_KEY", "sesame")

@@ -434,5 +434,5 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_name_that_is_nowhere_fails_at_once(tmp_path: Path) -> None:
     """Law: what is neither here nor on the hub is refused with its name, without a network."""
-    with pytest.raises(InputError, match="'nobody/no-such-rows' is not a file or folder here"):
+    with pytest.raises(InputError, match="'nobody/no-such-rows' is not a local file or folder"):
         open_rows("nobody/no-such-rows", "train")

@@ -181,9 +181,9 @@ def test_equal_content_has_one_key(tmp_path: Path) -> None:
 # ---- what is wrong ----
 
 WRONG: dict[str, tuple[str, bytes, str]] = {
-    "a line": ("a.jsonl", LINES + b"{'x': 1}\n", "a.jsonl line 4 cannot be read: the line is no JSON"),
-    "a line of another kind": ("a.jsonl", LINES + b"[1]\n", "a.jsonl line 4 .* it is no object"),
-    "a row of a list": ("a.json", b'[{"id": 1}, 3]', "a.json row 1 .* it is no object"),
+    "a line": ("a.jsonl", LINES + b"{'x': 1}\n", "a.jsonl line 4 cannot be read: the line is not JSON"),
+    "a line of another kind": ("a.jsonl", LINES + b"[1]\n", "a.jsonl line 4 .* it is not an object"),
+    "a row of a list": ("a.json", b'[{"id": 1}, 3]', "a.json row 1 .* it is not an object"),
     "a list without end": ("a.json", b'[{"id": 1}, {"id": 2}', "a.json is not a JSON list"),
     "a broken list": ("a.jsonl", b'[{"id": 1} {"id": 2}]', "expected `,`"),
     "text after a list": ("a.json", b'[{"id": 1}] x', "text after the list"),
@@ -199,7 +199,7 @@ WRONG: dict[str, tuple[str, bytes, str]] = {
     "a packed Parquet file": ("a.parquet.gz", gzip.compress(FILES["a.parquet"]), "Decompress it first"),
     "a long CSV row": ("a.csv", b"prompt,id\nx,1\ny,2,3\n", "a.csv row 1 .* more cells than the header"),
     "a CSV column twice": ("a.csv", b"prompt,prompt\nx,1\n", "column prompt twice"),
-    "a CSV of another encoding": ("a.csv", "prompt\nä\n".encode("latin-1"), "a.csv row 0 .* no UTF-8"),
+    "a CSV of another encoding": ("a.csv", "prompt\nä\n".encode("latin-1"), "a.csv row 0 .* not UTF-8"),
     "an open quote": ("a.csv", b'prompt\n"x\n', "a.csv cannot be read as CSV"),
     "a damaged Arrow file": ("a.arrow", FILES["file.arrow"][:-40], "a.arrow cannot be read as Arrow"),
     "an unknown suffix": ("a.xlsx", b"x", "ends in `.xlsx`"),
@@ -220,7 +220,7 @@ def test_a_fault_is_named_with_file_and_row(name: str, tmp_path: Path) -> None:
 def test_a_column_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     bad = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")])
     pq.write_table(pa.table({"id": ["a"], "prompt": bad}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match="a.parquet row 0 .* its column `prompt` holds text that is no UTF-8"):
+    with pytest.raises(InputError, match="a.parquet row 0 .* its column `prompt` holds text that is not UTF-8"):
         rows(tmp_path / "a.parquet")
 
 

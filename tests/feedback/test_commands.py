@@ -418,7 +418,7 @@ def mistakes(tmp: Path) -> dict[str, tuple[str, str]]:
         "no models": (f"{answers} {rows}", "`models` is not set"),
         "no assistant": (f"{talk} {rows}", "`assistant` is not set"),
         "no judge": (f"{rate} {rows}", "`judge` is not set"),
-        "no such file": (f"{answers} {tmp}/none.jsonl --models a", "is not a file or folder here"),
+        "no such file": (f"{answers} {tmp}/none.jsonl --models a", "is not a local file or folder"),
         "another column": (f"{answers} {texts} --models a", "got text. Rename"),
         "an empty prompt": (f"{talk} {hollow} --assistant a", "line 2 has no prompt"),
         "one id for two": (f"{talk} {twins} --assistant a", "for '1'"),

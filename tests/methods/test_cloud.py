@@ -206,7 +206,7 @@ def patient_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_waiting_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(cloud, "_SAY_EVERY", 0.05)
+    monkeypatch.setattr(cloud, "_WARN_EVERY", 0.05)
     with cloud.slow_io_warning("gs://bucket/run", "saving step 3 to"):
         time.sleep(0.2)
     assert "still saving step 3 to gs://bucket/run after 0 s" in capsys.readouterr().err

@@ -99,7 +99,7 @@ def rows_of_another_kind(folder: Path) -> Words:
     return feedback(folder, rows=[{"messages": []}] * 3)
 
 
-@mistake("all 2 rows are skipped", "the line is no JSON")
+@mistake("all 2 rows are skipped", "the line is not JSON")
 def lines_that_are_no_json(folder: Path) -> Words:
     words = feedback(folder)
     (folder / "rows.jsonl").write_text("prompt,answer\nx,y\n")

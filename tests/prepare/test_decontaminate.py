@@ -106,7 +106,7 @@ def test_test_sets_of_every_form_are_read(name: str, content: str, tmp_path: Pat
     ("name", "content", "says"),
     [
         ("a.jsonl", '{"sentence": "one"}\n', "expected one of the columns"),
-        ("a.jsonl", "{\n", "line 1: the line is no JSON"),
+        ("a.jsonl", "{\n", "line 1: the line is not JSON"),
         ("a.jsonl", '{"question": ""}\n', "no text to look for"),
         ("a.pdf", "x", "ends in `.pdf`"),
         ("a.csv", "", "is empty"),

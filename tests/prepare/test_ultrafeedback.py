@@ -235,17 +235,17 @@ def test_nothing_is_lost_silently(tmp_path: Path) -> None:
         "it has neither `instruction` nor `prompt`": 1,
         "it has no list `completions`": 1,
         "it is a duplicate": 1,
-        "it is no object": 1,
+        "it is not an object": 1,
         "its source is truthful_qa": 1,
-        "the line is no JSON": 1,
+        "the line is not JSON": 1,
         "the prompt is empty": 1,
         "the prompt is not text": 1,
     }
     lines = rejected_lines(out)
     of_rows = [line for line in lines if "answer" not in line]
-    assert len(of_rows) == len({line["place"] for line in of_rows}) == 12
-    broken = next(line for line in lines if line["reason"] == "the line is no JSON")
-    assert broken["place"] == "rows.jsonl line 13"
+    assert len(of_rows) == len({line["location"] for line in of_rows}) == 12
+    broken = next(line for line in lines if line["reason"] == "the line is not JSON")
+    assert broken["location"] == "rows.jsonl line 13"
     assert broken["excerpt"].endswith(": {broken")
     assert all(line["excerpt"] for line in lines)
     samples = (out / "samples.md").read_text()

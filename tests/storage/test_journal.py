@@ -37,10 +37,10 @@ def test_the_disk_is_waited_for_now_and_then_and_at_the_end(tmp_path: Path, monk
     path = tmp_path / "work.part"
     work = Journal(path, HEADER)
     monkeypatch.setattr(journals.os, "fsync", lambda _: settled.append(path.read_bytes()))
-    monkeypatch.setattr(journals, "_SETTLED", 0)
+    monkeypatch.setattr(journals, "_FSYNC_EVERY", 0)
     work.add({"index": 0})
     assert settled == [path.read_bytes()]
-    monkeypatch.setattr(journals, "_SETTLED", 1000)
+    monkeypatch.setattr(journals, "_FSYNC_EVERY", 1000)
     work.add({"index": 1})
     assert len(settled) == 1
     work.close()
@@ -72,12 +72,12 @@ def test_a_journal_without_work_is_no_hindrance(tmp_path: Path) -> None:
 
 def test_a_journal_in_the_cloud(bucket: Gcs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing can be appended there: the whole is written now and then, and at the end."""
-    monkeypatch.setattr(journals, "_EVERY", 1000)
+    monkeypatch.setattr(journals, "_UPLOAD_EVERY", 1000)
     first = Journal("gs://bucket/work.part", HEADER)
     first.add({"index": 0})
     assert Journal("gs://bucket/work.part", HEADER).lines == []
     first.close()
-    monkeypatch.setattr(journals, "_EVERY", 0)
+    monkeypatch.setattr(journals, "_UPLOAD_EVERY", 0)
     second = Journal("gs://bucket/work.part", HEADER)
     assert second.lines == [{"index": 0}]
     second.add({"index": 1})

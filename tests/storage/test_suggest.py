@@ -15,7 +15,7 @@ from zephyr_jax.storage.suggest import check_hub_id, suggest_path
 )
 def test_what_can_be_no_hub_id_is_not_asked_for(path: str) -> None:
     """Law: names that the hub cannot have are refused here, before a network is waited for."""
-    with pytest.raises(InputError, match="is not a file or folder here"):
+    with pytest.raises(InputError, match="is not a local file or folder"):
         check_hub_id(path, "file or folder")
 
 
@@ -28,14 +28,14 @@ def test_what_may_be_a_hub_id_is_asked_for(path: str) -> None:
 def test_rows_that_are_not_there_are_told_with_the_nearest(tmp_path: Path) -> None:
     """Law: a misspelt file is answered with the one that is beside it."""
     (tmp_path / "chats.jsonl").write_text("{}\n")
-    with pytest.raises(InputError, match=r"chat.jsonl' is not a file or folder here. Did you mean `.*/chats.jsonl`\?"):
+    with pytest.raises(InputError, match=r"chat.jsonl' is not a local file or folder. Did you mean `.*/chats.jsonl`\?"):
         open_rows(str(tmp_path / "chat.jsonl"), "train")
 
 
 def test_a_model_that_is_not_there_is_told_with_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Law: so is a misspelt folder, also where the hub might have had it."""
     (tmp_path / "runs" / "tiny-sft").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"is not a folder here. Did you mean `.*/tiny-sft`\?"):
+    with pytest.raises(InputError, match=r"is not a local folder. Did you mean `.*/tiny-sft`\?"):
         open_folder(str(tmp_path / "runs" / "tiny-stf"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"cannot be downloaded from the hub. Did you mean `runs/tiny-sft`\?"):

@@ -161,8 +161,11 @@ def _within(ends: np.ndarray, spans: tuple[Span, ...]) -> np.ndarray:
     if not spans:
         return np.zeros(len(ends), np.bool_)
     starts, stops = np.array(spans, np.int64).T
-    span_index = np.searchsorted(starts, ends, side="left") - 1  # the last span that starts before the offset
-    return (span_index >= 0) & (ends <= stops[span_index])
+    span_index: np.ndarray = (
+        np.searchsorted(starts, ends, side="left") - 1
+    )  # the last span that starts before the offset
+    is_inside: np.ndarray = (span_index >= 0) & (ends <= stops[span_index])
+    return is_inside
 
 
 def _literal(joint: Tokenizer, reserved: tuple[str, ...]) -> Tokenizer:

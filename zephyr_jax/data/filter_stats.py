@@ -39,12 +39,12 @@ class FilterStats:
     @property
     def skipped_rows(self) -> float:
         """Share of rows that were skipped."""
-        return sum(each.row_share for each in self.skipped.values())
+        return sum(count.row_share for count in self.skipped.values())
 
     @property
     def lost_tokens(self) -> float:
         """Share of tokens that were skipped or cut off."""
-        return sum(each.token_share for each in (*self.skipped.values(), *self.truncated.values()))
+        return sum(count.token_share for count in (*self.skipped.values(), *self.truncated.values()))
 
     def exceeds(self, limit: float) -> bool:
         """Whether more than `limit` of the rows were skipped, or of the tokens skipped or cut off."""
@@ -62,20 +62,20 @@ class FilterStats:
     def describe(self) -> str:
         """One sentence with shares, counts and reasons."""
         parts = [
-            f"{each.rows:,} {verb} ({each.token_share:.1%} of the tokens): {reason}"
-            for verb, reasons in (("skipped", self.skipped), ("cut", self.truncated))
-            for reason, each in reasons.items()
+            f"{count.rows:,} {outcome} ({count.token_share:.1%} of the tokens): {reason}"
+            for outcome, reasons in (("skipped", self.skipped), ("cut", self.truncated))
+            for reason, count in reasons.items()
         ]
-        skipped = sum(each.rows for each in self.skipped.values())
+        skipped = sum(count.rows for count in self.skipped.values())
         return (
             f"{skipped:,} of {self.rows:,} rows ({self.skipped_rows:.1%}) are skipped, and {self.lost_tokens:.1%} of the "
             f"tokens are skipped or cut off: {'; '.join(parts)}"
         )
 
     def record(self) -> dict[str, Any]:
-        """As JSON: `skipped` and `truncated`, each reason -> rows, row_share, token_share."""
+        """As JSON: `skipped` and `truncated`, count reason -> rows, row_share, token_share."""
         return {
-            name: {reason: vars(each) for reason, each in reasons.items()}
+            name: {reason: vars(count) for reason, count in reasons.items()}
             for name, reasons in (("skipped", self.skipped), ("truncated", self.truncated))
         }
 
@@ -88,11 +88,11 @@ def filter_stats(
     Rows that could not be tokenized count by their characters, at as many tokens per character as the others have.
 
     Args:
-        problems: Why each row cannot be used; empty where it can.
-        overlong: Why each row was cut; empty where it was not.
-        characters: int64 [N]: characters of each row's texts.
-        tokens: int64 [N]: tokens of each row before anything was cut off; 0 where it could not be tokenized.
-        kept: int64 [N]: tokens of each row that are left.
+        problems: Why count row cannot be used; empty where it can.
+        overlong: Why count row was cut; empty where it was not.
+        characters: int64 [N]: characters of count row's texts.
+        tokens: int64 [N]: tokens of count row before anything was cut off; 0 where it could not be tokenized.
+        kept: int64 [N]: tokens of count row that are left.
     """
     known = tokens > 0
     rate = tokens[known].sum() / max(characters[known].sum(), 1)

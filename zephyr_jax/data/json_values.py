@@ -58,8 +58,8 @@ class JsonValues:
                     self._at = end
                     return value
             except json.JSONDecodeError as error:
-                whole = error.pos + _SLACK < len(self._text) and not error.msg.startswith("Unterminated")
-                if whole or self._ended:
+                complete = error.pos + _SLACK < len(self._text) and not error.msg.startswith("Unterminated")
+                if complete or self._ended:
                     raise ValueError(error.msg) from error
             except RecursionError as error:
                 raise ValueError("it is nested too deep") from error
@@ -72,5 +72,5 @@ class JsonValues:
         try:
             self._text = rest + self._decoder.decode(piece, final=self._ended)
         except UnicodeDecodeError as error:
-            raise ValueError("it is no UTF-8") from error
+            raise ValueError("it is not UTF-8") from error
         self._at = 0

@@ -35,13 +35,13 @@ _MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"BZh": ".bz2", b"\xf
 
 
 class SourceRow(NamedTuple):
-    """A row as its file has it, or why there is none."""
+    """A row of a file, or why it cannot be parsed."""
 
-    place: str
+    location: str
     """File and line or row: `chats.jsonl line 12`."""
     content: dict[str, Any]
     problem: str = ""
-    """Why there is no content; empty otherwise. Equal for rows that have the same fault."""
+    """Why the content is missing; empty otherwise. Equal for rows with the same fault."""
     excerpt: str = ""
     """The beginning of what is there instead."""
 
@@ -72,14 +72,14 @@ class Columns:
 
     def select(self, names: Iterable[str]) -> list[str]:
         """The wanted ones of a table's columns; all are noted."""
-        found = list(names)
-        for name in found:
+        columns = list(names)
+        for name in columns:
             self.fields.setdefault(name, set())
-        return [name for name in found if self.wanted is None or name in self.wanted]
+        return [name for name in columns if self.wanted is None or name in self.wanted]
 
 
 def suffix_of(name: str) -> str:
-    """The suffix of a file name that says how to read it, without the compression's: `.jsonl` of `A.JSONL.gz`."""
+    """The suffix of a file name that selects its reader, without that of the compression: `.jsonl` of `A.JSONL.gz`."""
     path = PurePath(name.lower())
     return PurePath(path.stem).suffix if path.suffix in _OPENERS else path.suffix
 
@@ -195,7 +195,7 @@ def _json_values(opened: Callable[[], BinaryIO], name: str, columns: Columns) ->
 
 
 def _lines(opened: Callable[[], BinaryIO], name: str) -> Iterator[tuple[str, bytes]]:
-    """(place, bytes) of each line that is not blank."""
+    """(location, bytes) of each line that is not blank."""
     with opened() as file:
         for number, line in enumerate(file, 1):
             line = line.removeprefix(_BOM) if number == 1 else line
@@ -204,26 +204,26 @@ def _lines(opened: Callable[[], BinaryIO], name: str) -> Iterator[tuple[str, byt
 
 
 def _object(row: tuple[str, bytes], columns: Columns) -> SourceRow:
-    place, line = row
+    location, line = row
     try:
         content = parse_json(line)
     except ValueError as error:
-        return SourceRow(place, {}, "the line is no JSON", f"{error}: {line[:_EXCERPT].decode(errors='replace')}")
-    return _row(place, content, columns)
+        return SourceRow(location, {}, "the line is not JSON", f"{error}: {line[:_EXCERPT].decode(errors='replace')}")
+    return _row(location, content, columns)
 
 
-def _row(place: str, content: Any, columns: Columns) -> SourceRow:
+def _row(location: str, content: Any, columns: Columns) -> SourceRow:
     if isinstance(content, dict):
-        return SourceRow(place, columns.keep(content))
-    return SourceRow(place, {}, "it is no object", repr(content)[:_EXCERPT])
+        return SourceRow(location, columns.keep(content))
+    return SourceRow(location, {}, "it is not an object", repr(content)[:_EXCERPT])
 
 
 # ---- text, CSV ----
 
 
 def _text(opened: Callable[[], BinaryIO], name: str, columns: Columns) -> Iterator[SourceRow]:
-    for place, line in _lines(opened, name):
-        yield SourceRow(place, columns.keep({"text": line.decode(errors="surrogateescape")}))
+    for location, line in _lines(opened, name):
+        yield SourceRow(location, columns.keep({"text": line.decode(errors="surrogateescape")}))
 
 
 def _csv(opened: Callable[[], BinaryIO], name: str, columns: Columns) -> Iterator[SourceRow]:
@@ -233,20 +233,20 @@ def _csv(opened: Callable[[], BinaryIO], name: str, columns: Columns) -> Iterato
         reader = csv.DictReader(file, delimiter=delimiter, strict=True)
         names = reader.fieldnames or []
         if len(set(names)) < len(names):
-            twice = sorted({each for each in names if names.count(each) > 1})
+            twice = sorted({column for column in names if names.count(column) > 1})
             raise InputError(f"{name} names the column {join_items(twice)} twice. Rename one.")
         for number, content in enumerate(reader):
             yield _cells(f"{name} row {number}", dict(content), columns)
 
 
-def _cells(place: str, content: dict[Any, Any], columns: Columns) -> SourceRow:
+def _cells(location: str, content: dict[Any, Any], columns: Columns) -> SourceRow:
     if content.pop(None, None) is not None:
-        return SourceRow(place, {}, "it has more cells than the header", repr(content)[:_EXCERPT])
+        return SourceRow(location, {}, "it has more cells than the header", repr(content)[:_EXCERPT])
     try:
-        "".join(each for each in content.values() if each).encode()
+        "".join(cell for cell in content.values() if cell).encode()
     except UnicodeEncodeError:
-        return SourceRow(place, {}, "it holds text that is no UTF-8", repr(content)[:_EXCERPT])
-    return SourceRow(place, columns.keep(content))
+        return SourceRow(location, {}, "it holds text that is not UTF-8", repr(content)[:_EXCERPT])
+    return SourceRow(location, columns.keep(content))
 
 
 # ---- Arrow ----
@@ -255,8 +255,8 @@ def _cells(place: str, content: dict[Any, Any], columns: Columns) -> SourceRow:
 def _parquet(opened: Callable[[], BinaryIO], name: str, columns: Columns) -> Iterator[SourceRow]:
     with opened() as content, pq.ParquetFile(content) as file:
         names = columns.select(file.schema_arrow.names)
-        whole = any("." in each for each in names)  # a dot selects a field of a column here
-        batches = file.iter_batches(_BATCH, columns=None if whole else names)
+        dotted = any("." in column for column in names)  # a dot selects a field of a column here
+        batches = file.iter_batches(_BATCH, columns=None if dotted else names)
         yield from _records((batch.select(names) for batch in batches), name, columns)
 
 
@@ -300,7 +300,7 @@ def _python_rows(batch: pa.RecordBatch, name: str, start: int, columns: Columns)
         if len(batch) == 1:
             where = _undecodable(batch)
             yield SourceRow(
-                f"{name} row {start}", {}, f"{where} holds text that is no UTF-8", repr(error.object)[:_EXCERPT]
+                f"{name} row {start}", {}, f"{where} holds text that is not UTF-8", repr(error.object)[:_EXCERPT]
             )
             return
         for number in range(len(batch)):
@@ -323,9 +323,9 @@ def _undecodable(batch: pa.RecordBatch) -> str:
 def _without_nulls(value: Any) -> Any:
     """A value without the fields that are null: in Arrow every struct of a column has the fields of all of them."""
     if isinstance(value, list):
-        return [_without_nulls(each) for each in value]
+        return [_without_nulls(item) for item in value]
     if isinstance(value, dict):
-        return {name: _without_nulls(each) for name, each in value.items() if each is not None}
+        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
     return value
 
 

@@ -48,15 +48,14 @@ def files_in_folder(path: str, files: fsspec.AbstractFileSystem, folder: str, sp
         InputError: The split has no files, or two readings of the folder differ.
     """
     chosen = _by_readme(path, files, folder, split)
-    places = [folder, f"{folder}/data", f"{folder}/{split}"]
-    found = {place: _readable(files, place) for place in places}
-    chosen = chosen or _by_name(path, found[folder], split) or _by_name(path, found[places[1]], split)
-    if not chosen and found[places[2]]:
-        chosen = SplitFiles(tuple(_checked(path, found[places[2]])))
-    if not chosen and split == "train" and found[folder] and all(_SPARK.fullmatch(_name(n)) for n in found[folder]):
-        chosen = SplitFiles(tuple(_checked(path, found[folder])))
+    in_folder, in_data, in_split = (_readable(files, path) for path in (folder, f"{folder}/data", f"{folder}/{split}"))
+    chosen = chosen or _by_name(path, in_folder, split) or _by_name(path, in_data, split)
+    if not chosen and in_split:
+        chosen = SplitFiles(tuple(_checked(path, in_split)))
+    if not chosen and split == "train" and in_folder and all(_SPARK.fullmatch(_name(n)) for n in in_folder):
+        chosen = SplitFiles(tuple(_checked(path, in_folder)))
     if not chosen:
-        raise InputError(_no_such_split(path, split, [*found[folder], *found[places[1]]]))
+        raise InputError(_no_such_split(path, split, [*in_folder, *in_data]))
     return _without_empty(path, files, chosen)
 
 
@@ -75,22 +74,22 @@ def _readable(files: fsspec.AbstractFileSystem, folder: str) -> list[str]:
     """Files of rows in a folder, sorted by name; none when it is not there."""
     if not files.isdir(folder):
         return []
-    names = sorted(str(each["name"]) for each in files.ls(folder, detail=True) if each["type"] == "file")
-    return [each for each in names if suffix_of(_name(each)) in ROW_SUFFIXES and not _name(each).startswith((".", "_"))]
+    names = sorted(str(item["name"]) for item in files.ls(folder, detail=True) if item["type"] == "file")
+    return [item for item in names if suffix_of(_name(item)) in ROW_SUFFIXES and not _name(item).startswith((".", "_"))]
 
 
 def _by_name(path: str, names: Sequence[str], split: str) -> SplitFiles | None:
     """The file named after a split, or its numbered shards. Raises InputError where there are both, or neither but others."""
-    whole = [name for name in names if _stem(name) == split]
+    single = [name for name in names if _stem(name) == split]
     shards = [name for name in names if re.fullmatch(re.escape(split) + _SHARD, _stem(name))]
     others = [name for name in names if re.match(re.escape(split) + r"[^A-Za-z0-9_]", _stem(name))]
     others = [_name(name) for name in others if name not in shards]
-    if whole and shards:
+    if single and shards:
         raise InputError(
-            f"{path} holds the split `{split}` both as {join_items(map(_name, whole))} and as the shards "
+            f"{path} holds the split `{split}` both as {join_items(map(_name, single))} and as the shards "
             f"{join_items(map(_name, shards), 4)}. Keep one of the two, or name a file."
         )
-    chosen = _checked(path, whole or _all_there(path, shards, split))
+    chosen = _checked(path, single or _all_there(path, shards, split))
     if not chosen and others and split == "train":
         raise InputError(
             f"{path} holds {join_items(others, 4)}, and neither `{split}{suffix_of(others[0])}` nor numbered shards of it "
@@ -105,13 +104,13 @@ def _by_name(path: str, names: Sequence[str], split: str) -> SplitFiles | None:
 def _all_there(path: str, shards: Sequence[str], split: str) -> Sequence[str]:
     """The shards. Raises InputError when their names promise more, or are of two sets."""
     named = [re.fullmatch(re.escape(split) + _SHARD, _stem(shard)) for shard in shards]
-    totals = {found["total"] for found in named if found}
+    totals = {match["total"] for match in named if match}
     if len(totals) > 1:
         raise InputError(
             f"{path} holds shards of two sets: {join_items(map(_name, shards), 6)}. Keep one set: remove the files of the other."
         )
     total = next(iter(totals), None)
-    missing = sorted(set(range(int(total or 0))) - {int(found["number"]) for found in named if found})
+    missing = sorted(set(range(int(total or 0))) - {int(match["number"]) for match in named if match})
     if total and missing:
         raise InputError(
             f"{path} lacks {len(missing)} of the {int(total)} shards of `{split}`: number {join_items(missing)}. Copy them, too."
@@ -159,9 +158,9 @@ def _by_readme(path: str, files: fsspec.AbstractFileSystem, folder: str, split: 
     configs = _configs(files, folder)
     if not configs:
         return None
-    preferred = [each for each in configs if each.get("default") or each.get("config_name") == "default"]
+    preferred = [item for item in configs if item.get("default") or item.get("config_name") == "default"]
     if len(configs) > 1 and not preferred:
-        names = [each.get("config_name") for each in configs]
+        names = [item.get("config_name") for item in configs]
         raise InputError(
             f"{path}/README.md describes the configs {join_items(names)}, and none is the default. Name the file or folder of "
             "one."
@@ -173,10 +172,10 @@ def _by_readme(path: str, files: fsspec.AbstractFileSystem, folder: str, split: 
         )
     everything = sorted(str(name) for name in files.find(folder))
     start = len(folder.rstrip("/")) + 1
-    chosen = [name for name in everything if any(fnmatch(name[start:], each) for each in patterns[split])]
+    chosen = [name for name in everything if any(fnmatch(name[start:], item) for item in patterns[split])]
     if not chosen:
         raise InputError(
-            f"{path}/README.md gives `{split}` the files {join_items(patterns[split])}, and there are none. Copy them, too."
+            f"{path}/README.md gives `{split}` the files {join_items(patterns[split])}, which do not exist. Copy them, too."
         )
     return SplitFiles(tuple(_checked(path, chosen)))
 
@@ -192,7 +191,7 @@ def _configs(files: fsspec.AbstractFileSystem, folder: str) -> list[dict[str, An
     except yaml.YAMLError:
         return []
     configs = content.get("configs") if isinstance(content, dict) else None
-    return [each for each in configs or () if isinstance(each, dict) and each.get("data_files")]
+    return [item for item in configs or () if isinstance(item, dict) and item.get("data_files")]
 
 
 def _patterns(data_files: Any) -> dict[str, list[str]]:
@@ -201,11 +200,11 @@ def _patterns(data_files: Any) -> dict[str, list[str]]:
         return {"train": [data_files]}
     if isinstance(data_files, dict):
         return {str(split): [paths] if isinstance(paths, str) else list(paths) for split, paths in data_files.items()}
-    entries = [each if isinstance(each, dict) else {"split": "train", "path": each} for each in data_files]
-    found: dict[str, list[str]] = {}
+    entries = [item if isinstance(item, dict) else {"split": "train", "path": item} for item in data_files]
+    patterns: dict[str, list[str]] = {}
     for entry in entries:
         paths = entry.get("path")
-        found.setdefault(str(entry.get("split", "train")), []).extend(
+        patterns.setdefault(str(entry.get("split", "train")), []).extend(
             [paths] if isinstance(paths, str) else paths or []
         )
-    return found
+    return patterns

@@ -18,14 +18,13 @@ from zephyr_jax.data.row_reader import Columns, SourceRow, dataset_rows, read_fi
 from zephyr_jax.data.rows import COLUMNS
 from zephyr_jax.data.source_files import files_in_folder, single_file
 from zephyr_jax.errors import InputError, at_revision, join_items, truncate_repr
-from zephyr_jax.storage.cloud import is_remote
+from zephyr_jax.storage.cloud import is_remote, slow_io_warning
 from zephyr_jax.storage.content import content_key
 from zephyr_jax.storage.files import (
     atomic_file,
     cached_copy,
     check_readable,
     check_regular,
-    slow_io_warning,
     write_atomic,
 )
 from zephyr_jax.storage.suggest import check_hub_id, suggest_path
@@ -111,8 +110,8 @@ def _strict(rows: Iterator[SourceRow]) -> Iterator[SourceRow]:
     for row in rows:
         if row.problem:
             raise InputError(
-                f"{row.place} cannot be read: {row.problem} ({truncate_repr(row.excerpt, 200)}). Every row must be one object; "
-                "fix or remove the row."
+                f"{row.location} cannot be read: {row.problem} ({truncate_repr(row.excerpt, 200)}). Every row must be one "
+                "object; fix or remove the row."
             )
         yield row
 
@@ -139,7 +138,7 @@ def _cell(row: SourceRow, name: str) -> bytes | None:
         return json.dumps(value, default=_plain).encode()
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(
-            f"{row.place} cannot be read: its column `{name}` holds {truncate_repr(value)} ({error}). Fix it."
+            f"{row.location} cannot be read: its column `{name}` holds {truncate_repr(value)} ({error}). Fix it."
         ) from error
 
 
@@ -236,6 +235,6 @@ def _hub(path: str, split: str, revision: str | None) -> Dataset:
     except Exception as error:  # the hub client raises many kinds; all mean: not to be had
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"{path!r} is not a file or folder here, and split `{split}` cannot be loaded from the hub under that name"
+            f"{path!r} is not a local file or folder, and split `{split}` cannot be loaded from the hub under that name"
             f"{at_revision(revision)}: {reason}{suggest_path(path)} Check the spelling, the split and the network."
         ) from error

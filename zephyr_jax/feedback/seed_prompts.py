@@ -47,7 +47,7 @@ def read_seed_prompts(path: str, split: str, limit: int | None) -> SeedPrompts:
                 f"{path}: expected a column `prompt`, `instruction`, `messages` or `conversations`, got "
                 f"{join_items(sorted(columns.fields))}. Rename the column with the prompts."
             )
-        seed = _seed_prompt(row.content, row.place)
+        seed = _seed_prompt(row.content, row.location)
         if seed.prompt in by_prompt:
             continue
         by_prompt[seed.prompt] = seed

@@ -114,7 +114,9 @@ def _row_prompt(row: SourceRow) -> list[Message]:
             raise SkippedRow("it has `tools`, which are not given to the model")
         check_messages(prompt.messages, learnt=False)
     except SkippedRow as error:
-        raise InputError(f"{row.place} cannot be used: {error}; it has {sorted(row.content)}. Fix the row.") from error
+        raise InputError(
+            f"{row.location} cannot be used: {error}; it has {sorted(row.content)}. Fix the row."
+        ) from error
     return prompt.messages
 
 

@@ -77,13 +77,13 @@ def _read_texts(file: str) -> list[str]:
 
 def _text_column(row: SourceRow, file: str) -> Any:
     if row.problem:
-        raise InputError(f"{file}: {row.place}: {row.problem}. Fix or remove the row of the test set.")
+        raise InputError(f"{file}: {row.location}: {row.problem}. Fix or remove the row of the test set.")
     values = {str(name).casefold(): value for name, value in row.content.items()}
     known = [values[name] for name in COLUMNS if name in values]
     if known:
         return next(filter(None, known), [])
     raise InputError(
-        f"{file}: {row.place}: expected one of the columns {join_items(COLUMNS)}, got {join_items(row.content)}. Rename the "
+        f"{file}: {row.location}: expected one of the columns {join_items(COLUMNS)}, got {join_items(row.content)}. Rename the "
         "column that holds the questions."
     )
 

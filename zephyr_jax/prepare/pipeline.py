@@ -62,7 +62,7 @@ class Steps(Protocol):
     def parse(self, row: SourceRow) -> tuple[str, dict[str, Any]]:
         """Convert a raw row to a sort key, which duplicates share, and content with a `prompt`. Raises SkippedRow."""
 
-    def make_rows(self, content: dict[str, Any], place: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    def make_rows(self, content: dict[str, Any], location: str) -> Iterable[tuple[str, dict[str, Any]]]:
         """Yield (split, row) of a parsed row; called in sorted order after all rows are parsed. Raises SkippedRow."""
 
     def summary(self) -> Summary:
@@ -136,9 +136,9 @@ def _read(config: PrepareConfig, steps: Steps, rows: SortedRows, log: RejectionL
     for row in raw_rows(config.data, config.split, config.revision):
         log.rows_read += 1
         try:
-            rows.add(*steps.parse(row), row.place)
+            rows.add(*steps.parse(row), row.location)
         except SkippedRow as error:
-            log.skip(row.place, error, row.content)
+            log.skip(row.location, error, row.content)
         if not log.rows_read % _LOG_EVERY:
             print(f"{log.rows_read:,} rows read, {log.skipped_rows.total():,} skipped", file=sys.stderr, flush=True)
     log.require_rows(rows.count, config.data)
@@ -149,15 +149,15 @@ def _write(
 ) -> int:
     """Write rows to their splits; the number of parsed rows that were used."""
     used, last_key = 0, ""
-    for key, content, place in rows:
+    for key, content, location in rows:
         try:
             if unique and key == last_key:
                 raise SkippedRow("it is a duplicate", content["prompt"])
             if used == max_rows:
                 raise SkippedRow("it is outside the subset", content["prompt"])
-            made = list(steps.make_rows(content, place))
+            made = list(steps.make_rows(content, location))
         except SkippedRow as error:
-            log.skip(place, error, content)
+            log.skip(location, error, content)
             continue
         used, last_key = used + 1, key
         for split, row in made:

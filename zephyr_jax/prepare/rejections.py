@@ -30,7 +30,7 @@ class RejectionLog:
         self.skipped_rows: Counter[str] = Counter()
         self.skipped_answers: Counter[str] = Counter()
         self.repairs: Counter[str] = Counter()
-        self._first_place: dict[str, str] = {}
+        self._first_location: dict[str, str] = {}
         self._num_samples, self._samples = num_samples, dict[str, dict[bytes, str]]()
         self._stack = ExitStack()
         self._file = self._stack.enter_context(scratch_file())
@@ -41,20 +41,20 @@ class RejectionLog:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def skip(self, place: str, error: SkippedRow, content: Any, answer: int | None = None) -> None:
+    def skip(self, location: str, error: SkippedRow, content: Any, answer: int | None = None) -> None:
         """Record a rejected row, or one of its answers.
 
         Args:
-            place: File and line or row.
+            location: File and line or row.
             error: Reason and excerpt; without an excerpt, the beginning of `content` is recorded.
             content: The row or the answer.
             answer: Index of the answer; None for a whole row.
         """
         (self.skipped_rows if answer is None else self.skipped_answers)[error.reason] += 1
-        self._first_place.setdefault(error.reason, place)
+        self._first_location.setdefault(error.reason, location)
         excerpt = error.excerpt or repr(content)[:_SAMPLE_LENGTH]
         self._add_sample(error.reason, excerpt)
-        line: dict[str, Any] = {"place": place, "reason": error.reason, "excerpt": excerpt[:_LINE_LENGTH]}
+        line: dict[str, Any] = {"location": location, "reason": error.reason, "excerpt": excerpt[:_LINE_LENGTH]}
         self._file.write(json.dumps(line if answer is None else {**line, "answer": answer}).encode() + b"\n")
 
     def repair(self, kind: str, excerpt: str) -> None:
@@ -94,7 +94,7 @@ class RejectionLog:
         )
         raise InputError(
             f"{path}: all {self.rows_read:,} rows are skipped; {count:,} because: {reason}{answers}; the first is "
-            f"{self._first_place[reason]}. Check that these are raw rows for this command, or loosen its settings."
+            f"{self._first_location[reason]}. Check that these are raw rows for this command, or loosen its settings."
         )
 
     def _add_sample(self, kind: str, text: str) -> None:

@@ -31,19 +31,19 @@ class SortedRows:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def add(self, key: str, content: dict[str, Any], place: str) -> None:
+    def add(self, key: str, content: dict[str, Any], location: str) -> None:
         """Store a row; `key` is hexadecimal, `place` the file and line that it came from."""
         bucket = int(key[:2], 16) * _BUCKETS // 256
-        self._files[bucket].write(f"{key}\t{json.dumps(content)}\t{json.dumps(place)}\n".encode())
+        self._files[bucket].write(f"{key}\t{json.dumps(content)}\t{json.dumps(location)}\n".encode())
         self.count += 1
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any], str]]:
-        """Yields (key, content, place)."""
+        """Yields (key, content, location)."""
         for bucket in self._files:
             with bucket as file:
                 for line in _sorted_lines(file):
-                    key, content, place = line.split(b"\t")
-                    yield key.decode(), json.loads(content), json.loads(place)
+                    key, content, location = line.split(b"\t")
+                    yield key.decode(), json.loads(content), json.loads(location)
 
 
 def _sorted_lines(file: IO[bytes]) -> Iterator[bytes]:

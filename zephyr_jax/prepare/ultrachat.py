@@ -51,7 +51,7 @@ class UltrachatSteps:
         identity = prompt if by_prompt else json.dumps([message["content"] for message in messages])
         return order_key(self._config.seed, identity), {"prompt": prompt, "messages": messages}
 
-    def make_rows(self, content: dict[str, Any], place: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    def make_rows(self, content: dict[str, Any], location: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """The row of the one split that a dialogue belongs to."""
         prompt, messages = content["prompt"], content["messages"]
         split = chat_split(prompt, self._config.test_fraction, self._config.gen_fraction)

@@ -58,22 +58,22 @@ class UltrafeedbackSteps:
             try:
                 answers.append(parse_answer(index, completion))
             except SkippedRow as error:
-                self._log.skip(row.place, error, completion, index)
+                self._log.skip(row.location, error, completion, index)
         self._has_score_bug |= any(answer.was_one for answer in answers)
         check_all = self._config.decontaminate.scope == "all"
         self._test_sets.check([prompt, *(answer.text for answer in answers if check_all)])
         parsed = {"prompt": prompt, "answers": [asdict(answer) for answer in answers], "of": len(completions)}
         return order_key(self._config.seed, prompt), parsed
 
-    def make_rows(self, content: dict[str, Any], place: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    def make_rows(self, content: dict[str, Any], location: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """The pair, once for each split that it belongs to. Raises SkippedRow for answers that make no pair."""
         prompt = content["prompt"]
-        answers, copies = list(self._score(content["answers"], place)), list[ScoredAnswer]()
+        answers, copies = list(self._score(content["answers"], location)), list[ScoredAnswer]()
         if self._config.rejected != "revision-2023":
             answers, copies = unique_texts(answers)
         for copy in copies:
             error = SkippedRow("an answer is the same text as another", copy.text)
-            self._log.skip(place, error, copy, copy.index)
+            self._log.skip(location, error, copy, copy.index)
         chosen, rejected = self._rule.select_pair(prompt, answers, content["of"])
         question = {"content": prompt, "role": "user"}
         dialogues = [[question, {"content": answer.text, "role": "assistant"}] for answer in (chosen, rejected)]
@@ -112,13 +112,13 @@ class UltrafeedbackSteps:
             counts=[NamedCounts("longer answer", "pairs", by_length_counts, percent=True)],
         )
 
-    def _score(self, answers: list[dict[str, Any]], place: str) -> Iterator[ScoredAnswer]:
+    def _score(self, answers: list[dict[str, Any]], location: str) -> Iterator[ScoredAnswer]:
         repair = self._config.repair_scores and self._has_score_bug
         for answer in answers:
             try:
                 scored, repaired = score_answer(RatedAnswer(**answer), self._config.score, repair)
             except SkippedRow as error:
-                self._log.skip(place, error, answer, answer["index"])
+                self._log.skip(location, error, answer, answer["index"])
                 continue
             if repaired:
                 self._log.repair("a score of 10 was a 1", f"mean rating {answer['mean']:g}: {answer['text']}")

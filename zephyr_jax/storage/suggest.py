@@ -20,7 +20,7 @@ def check_hub_id(path: str, kind: str) -> None:
     """
     if not _HUB_ID.fullmatch(path) or path.lower().endswith(_ENDINGS):
         raise InputError(
-            f"{path!r} is not a {kind} here.{suggest_path(path)} Check the spelling and the working directory."
+            f"{path!r} is not a local {kind}.{suggest_path(path)} Check the spelling and the working directory."
         )
 
 
