@@ -119,9 +119,9 @@ def test_one_model_is_in_memory_at_a_time(verb: str, home: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("more", "rows", "said"),
     [
-        (["--reference", "{home}/table", "--reference_model", "{home}/first"], "pairs", "Both are references"),
+        (["--reference", "{home}/table", "--reference_model", "{home}/first"], "pairs", "expected one of them"),
         (["--reference_table", "0123"], "pairs", "reference_table is 0123 without `reference`"),
-        (["--reference_revision", "main"], "pairs", "reference_revision is given without `reference_model`"),
+        (["--reference_revision", "main"], "pairs", "reference_revision is set without `reference_model`"),
         (
             ["--reference", "{home}/table", "--reference_table", "0123"],
             "pairs",

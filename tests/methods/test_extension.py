@@ -127,7 +127,8 @@ def test_it_evaluates(run: Path, rows: Path, capsys: pytest.CaptureFixture[str])
     ]
     main([*words, "--reference", str(run.parent / "table")])
     values = dict(line.split() for line in capsys.readouterr().out.splitlines())
-    np.testing.assert_allclose(float(values["loss"]), lines(run)[-1]["eval/loss"], rtol=1e-4)
+    for name in ("rewards/desirable", "rewards/undesirable"):  # the loss depends on the batch, by its KL estimate
+        np.testing.assert_allclose(float(values[name]), lines(run)[-1][f"eval/{name}"], rtol=1e-3, atol=1e-4)
     main(words)
     assert capsys.readouterr().out.split()[0] == "logps/desirable"
 
