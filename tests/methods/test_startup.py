@@ -19,7 +19,8 @@ def first_step(model: Path, rows: Path, output: Path, **environment: str) -> str
         "--data.row_length 256 --schedule.max_steps 1 --schedule.evaluate_every 0 --report.progress_bar False "
         "--report.num_samples 0"
     ).split()
-    kept = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    ours = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
     said = subprocess.run(
         [sys.executable, "-m", "zephyr_jax", *words], capture_output=True, text=True, check=True, env=kept | environment
     )
