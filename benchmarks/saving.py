@@ -23,7 +23,7 @@ from zephyr_jax.config.training_sections import ScheduleOptions
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.place import place_batch
 from zephyr_jax.parallel.sharding import ShardingRules
-from zephyr_jax.train.anomalies import Limits
+from zephyr_jax.train.anomalies import StepLimits
 
 STEPS = 2
 
@@ -34,7 +34,7 @@ def main(rounds: int) -> None:
     source, plan, _ = make_batches("sft", STEPS, 0)
     step, state = make_trainer("sft", plan, rules)
     batches = [place_batch(rules, source[index], plan.microbatch_rows) for index in range(STEPS)]
-    limits = Limits(np.float32(np.inf), np.bool_(False))
+    limits = StepLimits(np.float32(np.inf), np.bool_(False))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     alone, beside, blocked = [], [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -44,7 +44,7 @@ def main(rounds: int) -> None:
                 begun = time.perf_counter()
                 if saves:
                     progress = {"data": {}, "config": {}, "identity": {}}
-                    manager.save(turn, state.parameters, (state.step, state.optimizer), progress, None)
+                    manager.save(turn, state.trainable, (state.step, state.optimizer_state), progress, None)
                     held = time.perf_counter() - begun
                 for batch in batches:
                     state, metrics, _ = step(state, batch, limits)

@@ -31,7 +31,7 @@ from zephyr_jax.model.decoder import Compute
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.place import place_batch
 from zephyr_jax.parallel.sharding import ShardingRules
-from zephyr_jax.train.anomalies import Limits
+from zephyr_jax.train.anomalies import StepLimits
 
 SHAPE = shape_of(w.DIMS["1.1b"])
 ROW_LENGTH = 2048
@@ -104,7 +104,7 @@ def measure(variant: Variant, steps: int, shape: ModelConfig = SHAPE) -> Measure
     source, plan, _ = make_batches(variant.mode, WARM + steps, 0, ROW_LENGTH, batch)
     compute = Compute(remat=variant.remat, kernel=cast(Any, variant.kernel), chip=jax.devices()[0].device_kind)
     step, state = make_trainer(variant.mode, plan, rules, shape, compute, CHUNK)
-    limits = Limits(np.float32(np.inf), np.bool_(False))
+    limits = StepLimits(np.float32(np.inf), np.bool_(False))
     made = [source[index] for index in range(WARM + steps)]
     placed = [place_batch(rules, batch, plan.microbatch_rows) for batch in made]
     begun = time.perf_counter()

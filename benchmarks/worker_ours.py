@@ -31,7 +31,7 @@ from zephyr_jax.objective.sft import sft_loss
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.place import place_batch
 from zephyr_jax.parallel.sharding import ShardingRules, parameter_shardings
-from zephyr_jax.train.anomalies import Limits
+from zephyr_jax.train.anomalies import StepLimits
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
 from zephyr_jax.train.state import initial_state, state_shardings
 from zephyr_jax.train.step import make_step
@@ -139,7 +139,7 @@ def main() -> None:
     source, plan, held = make_batches(mode, options.steps + 1, options.seed, ROW_LENGTH[mode], BatchOptions(rows=ROWS))
     step, state = make_trainer(mode, plan, rules, shape_of(w.DIMS["58m"]), COMPUTE, CHUNK)
     seen = []
-    limits = Limits(np.float32(np.inf), np.bool_(False))
+    limits = StepLimits(np.float32(np.inf), np.bool_(False))
     for index in range(len(source)):
         if index == 1:
             jax.block_until_ready(state)

@@ -20,7 +20,7 @@ from tests.conftest import write_rows
 from zephyr_jax.chat.template_loader import load_template
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
-from zephyr_jax.checkpoint.fingerprint_cache import known_fingerprint, remember_fingerprint, weights_state
+from zephyr_jax.checkpoint.fingerprint_cache import cache_fingerprint, find_fingerprint, weights_key
 from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.cli import main
 from zephyr_jax.clients.local import LocalClient
@@ -147,16 +147,16 @@ def model(tiny_model: Path, tmp_path: Path) -> Path:
 
 def test_fingerprints_of_weights(model: Path) -> None:
     source = find_model(ModelOptions(path=str(model)))
-    state = weights_state(source)
-    remember_fingerprint(source, state, "first")
-    assert known_fingerprint(source, weights_state(source)) == "first"
+    state = weights_key(source)
+    cache_fingerprint(source, state, "first")
+    assert find_fingerprint(source, weights_key(source)) == "first"
     before = date_all(model)
     replace_weights(model)
     assert date_all(model) == before
-    assert known_fingerprint(source, weights_state(source)) is None
-    remember_fingerprint(source, state, "second")  # as if they had been replaced while they were loaded
-    assert known_fingerprint(source, state) == "first"
-    assert known_fingerprint(source, weights_state(source)) is None
+    assert find_fingerprint(source, weights_key(source)) is None
+    cache_fingerprint(source, state, "second")  # as if they had been replaced while they were loaded
+    assert find_fingerprint(source, state) == "first"
+    assert find_fingerprint(source, weights_key(source)) is None
 
 
 @pytest.mark.usefixtures("bucket")
@@ -168,10 +168,10 @@ def test_weights_on_cloud_storage(shards: bool, model: Path) -> None:
         write_atomic(f"gs://bucket/model/{name}", b"old")
     source = find_model(ModelOptions(path=str(model)))
     remote = type(source)(**{**vars(source), "weights": epath.Path("gs://bucket/model")})
-    before = weights_state(remote)
-    assert weights_state(remote) == before
+    before = weights_key(remote)
+    assert weights_key(remote) == before
     write_atomic(f"gs://bucket/model/{name}", b"new")
-    assert weights_state(remote) != before
+    assert weights_key(remote) != before
 
 
 @pytest.mark.usefixtures("bucket")
@@ -239,7 +239,7 @@ def test_samples_of_a_report(model: Path, tmp_path: Path) -> None:
     (tmp_path / SAMPLES).write_text(json.dumps(content))
     assert read_samples(epath.Path(tmp_path)).weights == ""
     assert is_current(SampleSet(weights=""), ModelOptions(path=str(model)))
-    state = weights_state(find_model(ModelOptions(path=str(model))))
+    state = weights_key(find_model(ModelOptions(path=str(model))))
     assert is_current(SampleSet(weights=state), ModelOptions(path=str(model)))
     replace_weights(model)
     date_all(model)

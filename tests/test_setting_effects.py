@@ -316,7 +316,7 @@ def test_a_wandb_project_needs_wandb(tmp_path: Path) -> None:
     if find_spec("wandb") is not None:
         pytest.skip("wandb is installed")
     with pytest.raises(InputError, match="report.wandb_project is set, but the package `wandb` is not installed"):
-        Reporter(tmp_path, ReportOptions(wandb_project="mine"), {}, 1, 0, writes=True)
+        Reporter(tmp_path, ReportOptions(wandb_project="mine"), config={}, total=1, start=0, enabled=True)
 
 
 # ---- generation ----

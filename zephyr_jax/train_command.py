@@ -15,7 +15,7 @@ from zephyr_jax.methods.registry import method_of
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.reference.fill import identity_of
 from zephyr_jax.reference.table import Identity, ReferenceTable, require_complete
-from zephyr_jax.report.report import add_samples
+from zephyr_jax.report.report import add_samples, run_report
 from zephyr_jax.storage.files import Path, check_readable, open_path
 from zephyr_jax.train.fit import fit
 from zephyr_jax.train.setup import Run, data_identity, open_run, plan_splits
@@ -62,7 +62,18 @@ def _train(config: SftConfig, command: str) -> Path:
     splits = plan_splits(config, method, examples, sums)
     slots = splits["training"].plan.examples_per_row
     objective = method.objective(model.definition, config, examples_per_row=slots, chunk=config.model.logprob_chunk)
-    fit(config, run, model, load, objective, splits["training"], splits.get("evaluation"), identity)
+    with run_report(run.folder, examples["training"]) as on_start:
+        fit(
+            config,
+            run,
+            model,
+            load=load,
+            objective=objective,
+            training=splits["training"],
+            evaluation=splits.get("evaluation"),
+            identity=identity,
+            on_start=on_start,
+        )
     return run.folder
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from zephyr_jax.checkpoint.steps import saved_fingerprint, steps_in
+from zephyr_jax.checkpoint.steps import list_steps, saved_fingerprint
 from zephyr_jax.reference.table import Identity, ReferenceTable, read_manifest
 from zephyr_jax.storage.files import open_path
+from zephyr_jax.train.metrics import CLOCK_METRICS
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,6 @@ class Differences:
         )
 
 
-_TIMINGS = ("per_second", "seconds", "step_time", "mfu", "memory", "compile")
-"""Parts of the names of metrics that differ from run to run."""
-
-
 def _lines(file: epath.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
@@ -44,9 +41,7 @@ def _curve(run: epath.Path) -> dict[int, tuple[float, ...]]:
     for line in _lines(run / "metrics.jsonl"):
         sign = 1 if "loss" in line else -1
         curve[sign * line["step"]] = tuple(
-            value
-            for name, value in sorted(line.items())
-            if name != "step" and not any(word in name for word in _TIMINGS)
+            value for name, value in sorted(line.items()) if name != "step" and name not in CLOCK_METRICS
         )
     return curve
 
@@ -64,7 +59,7 @@ def compare_runs(run: str, reference: str, exact: bool) -> Differences:
     diverged = sum(not _equal(metrics.get(step), expected_metrics.get(step), exact) for step in steps)
     if exact:
         diverged += saved_fingerprint(actual, None) != saved_fingerprint(expected, None)
-    diverged += steps_in(actual)[-1] != steps_in(expected)[-1]
+    diverged += list_steps(actual)[-1] != list_steps(expected)[-1]
     return Differences((due - seen).total() + (not due), (seen - due).total(), diverged)
 
 

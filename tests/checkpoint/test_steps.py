@@ -18,13 +18,14 @@ from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
 from zephyr_jax.checkpoint.manager import CheckpointManager
 from zephyr_jax.checkpoint.steps import (
     DAMAGED,
+    Checkpoint,
     DamagedStepError,
+    find_checkpoint,
+    list_steps,
+    quarantine,
     read_progress,
     restore_parameters,
-    restore_state,
     saved_fingerprint,
-    set_aside,
-    steps_in,
 )
 from zephyr_jax.config.training_sections import ScheduleOptions
 from zephyr_jax.errors import InputError
@@ -100,9 +101,10 @@ def test_a_damaged_file_is_noticed_or_does_not_matter(sound: Path, tmp_path: Pat
         DAMAGES[damage](run / name)
         try:
             progress = read_progress(epath.Path(run), 3)
-            found = restore_state(epath.Path(run), 3, shapes(weights), shapes(moments))
+            checkpoint = Checkpoint(epath.Path(run), 3, progress)
+            found = checkpoint.restore(shapes(weights), shapes(moments))
         except DamagedStepError as error:
-            assert f"Step 3 of {run} is damaged" in str(error)
+            assert f"step 3 of {run} is damaged" in str(error)
             noticed.append(name)
         else:
             for one, other in zip(saved, jax.tree.leaves(found), strict=True):
@@ -123,7 +125,7 @@ def test_weights_that_are_not_those_that_were_saved_are_refused(sound: Path, tmp
     manager.close()
     shutil.rmtree(run / "checkpoints" / "3" / "parameters")
     shutil.copytree(run / "checkpoints" / "4" / "parameters", run / "checkpoints" / "3" / "parameters")
-    with pytest.raises(DamagedStepError, match="its parameters are not those that were saved"):
+    with pytest.raises(DamagedStepError, match="fingerprint mismatch of parameters"):
         restore_parameters(epath.Path(run), 3, shapes(other))
     restore_parameters(epath.Path(run), 4, shapes(other))
 
@@ -140,14 +142,14 @@ def test_a_step_says_its_weights_fingerprint_on_every_mesh(sound: Path) -> None:
 def test_a_damaged_step_is_moved_and_nothing_is_deleted(bucket: Gcs, tmp_path: Path, place: str) -> None:
     run = write(tmp_path / "run" if place == "disk" else "gs://bucket/run", (2, 4))
     before = (run / "checkpoints/4/progress/metadata").read_bytes()
-    there = set_aside(run, 4)
-    assert steps_in(run) == [2]
+    there = quarantine(run, 4)
+    assert list_steps(run) == [2]
     assert there.parent == run / DAMAGED
     assert (there / "progress/metadata").read_bytes() == before
     again = CheckpointManager(run, ScheduleOptions())
     again.save(4, *state(), PROGRESS, None)
     again.close()
-    assert steps_in(run) == [2, 4]
+    assert list_steps(run) == [2, 4]
 
 
 def test_a_cloud_that_cannot_be_asked_is_no_damage(bucket: Gcs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,5 +158,5 @@ def test_a_cloud_that_cannot_be_asked_is_no_damage(bucket: Gcs, monkeypatch: pyt
     weights, moments = state()
     bucket.state.fault = lambda method, path: 403 if "ocdbt" in path or "/d/" in path else None
     with pytest.raises(InputError, match="this account may not do that") as refused:
-        restore_state(run, 3, shapes(weights), shapes(moments))
+        find_checkpoint(run).restore(shapes(weights), shapes(moments))
     assert not isinstance(refused.value, DamagedStepError)

@@ -35,6 +35,7 @@ from zephyr_jax.generate.generate import generate
 from zephyr_jax.reference.fill import reference
 from zephyr_jax.storage import cloud
 from zephyr_jax.storage.cloud import translate_cloud_errors
+from zephyr_jax.train.metrics import CLOCK_METRICS
 from zephyr_jax.train_command import train
 
 CLOUD = epath.Path("gs://bucket")
@@ -42,7 +43,7 @@ CLOUD = epath.Path("gs://bucket")
 
 def curve(run: epath.Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if "per_second" not in name} for line in lines]
+    return [{name: value for name, value in line.items() if name not in CLOCK_METRICS} for line in lines]
 
 
 def weights(run: epath.Path) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ from tests.conftest import write_rows
 from tests.models import load, logits, random_segments, whole_rows
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
-from zephyr_jax.checkpoint.fingerprint_cache import known_fingerprint, remember_fingerprint, weights_state
+from zephyr_jax.checkpoint.fingerprint_cache import cache_fingerprint, find_fingerprint, weights_key
 from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.cli import main
 from zephyr_jax.config.sections import ModelOptions
@@ -156,12 +156,12 @@ def test_weights_are_the_same_by_name_in_every_form(aligned: Path) -> None:
         find_model(ModelOptions(path=str(aligned / "dpo"))),
         find_model(ModelOptions(path=str(aligned / "hf"))),
     )
-    said = known_fingerprint(run, weights_state(run))
+    said = find_fingerprint(run, weights_key(run))
     assert said == weights_fingerprint(load(aligned / "hf").parameters)
-    state = weights_state(folder)
-    assert known_fingerprint(folder, state) in (None, said)
-    remember_fingerprint(folder, state, said)
-    assert known_fingerprint(folder, state) == said
+    state = weights_key(folder)
+    assert find_fingerprint(folder, state) in (None, said)
+    cache_fingerprint(folder, state, said)
+    assert find_fingerprint(folder, state) == said
 
 
 def test_the_export_is_the_run(aligned: Path) -> None:

@@ -19,7 +19,7 @@ from zephyr_jax.objective.token_logprob import Chunking
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.sharding import ShardingRules
 from zephyr_jax.plan.collectives import Collective, collectives
-from zephyr_jax.train.anomalies import Limits
+from zephyr_jax.train.anomalies import StepLimits
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
 from zephyr_jax.train.state import abstract_state, state_shardings
 from zephyr_jax.train.step import make_step
@@ -90,7 +90,9 @@ def dpo_step(request: pytest.FixtureRequest, golden: Path) -> tuple[list[tuple[i
     ids = array(LENGTH, jnp.int32)
     rows = TokenBatch(ids, ids, ids, array(LENGTH, jnp.bool_))
     batch = PairBatch(rows, array(2 * PAIRS, jnp.float32), array(PAIRS, jnp.bool_))
-    limits = Limits(*(jax.ShapeDtypeStruct((), dtype, sharding=shardings.step) for dtype in (jnp.float32, jnp.bool_)))
+    limits = StepLimits(
+        *(jax.ShapeDtypeStruct((), dtype, sharding=shardings.step) for dtype in (jnp.float32, jnp.bool_))
+    )
     text = step.lower(abstract_state(model.parameters, optimizer, shardings), batch, limits).compile().as_text()
     sent = [name for each in collectives(text) for name in each.result.split(", ")]
     sizes = [tuple(int(size) for size in name[name.index("[") + 1 : -1].split(",") if size) for name in sent]

@@ -350,7 +350,7 @@ def test_a_killed_run_is_reported_by_the_command_and_the_next_start(
     config = sft_config(tiny_model, runs / "chats.jsonl", tmp_path / "run")
     with monkeypatch.context() as patch:
         kill_after(patch, 3)
-        patch.setattr("zephyr_jax.train.fit.try_write_report", lambda folder: None)
+        patch.setattr("zephyr_jax.report.report.try_write_report", lambda folder: None)
         with pytest.raises(Killed):
             train(config)
     assert not (tmp_path / "run" / "report.html").exists()

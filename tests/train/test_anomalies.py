@@ -21,13 +21,13 @@ from zephyr_jax.errors import InputError
 from zephyr_jax.mean import WeightedMean
 from zephyr_jax.objective.example_loss import make_objective
 from zephyr_jax.objective.sft import sft_loss
-from zephyr_jax.train.anomalies import Health, Limits, Signs, look
+from zephyr_jax.train.anomalies import AnomalyDetector, StepFlags, StepLimits, detect
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
 from zephyr_jax.train.state import TrainState, initial_state, state_shardings
 from zephyr_jax.train.step import make_step
 
-WELL = Limits(np.float32(np.inf), np.bool_(False))
-HALTED = Limits(np.float32(np.inf), np.bool_(True))
+WELL = StepLimits(np.float32(np.inf), np.bool_(False))
+HALTED = StepLimits(np.float32(np.inf), np.bool_(True))
 OPTIONS = OptimizerOptions(learning_rate=1e-2, warmup_ratio=0, lr_schedule="linear")
 
 
@@ -60,12 +60,12 @@ class Run:
 
         self.step = make_step(poisoned, optimizer, learning_rate(options, 10), shardings, health)
 
-    def __call__(self, rows: Any, limits: Limits = WELL) -> Signs:
+    def __call__(self, rows: Any, limits: StepLimits = WELL) -> StepFlags:
         self.state, self.metrics, signs = self.step(self.state, rows, limits)
         return jax.device_get(signs)
 
     def numbers(self) -> list[np.ndarray]:
-        return [np.asarray(leaf) for leaf in jax.tree.leaves((self.state.parameters, self.state.optimizer))]
+        return [np.asarray(leaf) for leaf in jax.tree.leaves((self.state.trainable, self.state.optimizer_state))]
 
 
 def sick() -> Any:
@@ -85,7 +85,7 @@ def test_a_skipped_step_leaves_no_trace_but_its_number(gqa: Loaded) -> None:
     other(batch())
     signs = run(sick())
     assert signs.non_finite
-    assert signs.left_out
+    assert signs.skipped
     assert not signs.changed
     assert not signs.halted
     assert int(run.state.step) == 2
@@ -115,7 +115,7 @@ def test_going_on_is_going_on(gqa: Loaded) -> None:
     run = Run(gqa, AnomalyOptions(non_finite="continue"))
     signs = run(sick())
     assert signs.non_finite
-    assert not signs.left_out
+    assert not signs.skipped
     assert np.isnan(run.numbers()[0]).any()
 
 
@@ -124,16 +124,16 @@ def test_a_batch_without_targets_has_no_gradient(gqa: Loaded) -> None:
     run = Run(gqa, AnomalyOptions(non_finite="continue"))
     signs = run(batch(targets=False))
     assert not signs.changed
-    found = Health(AnomalyOptions()).examine(1, jax.device_get(run.metrics), signs, WELL.loss)
-    assert [each.words for each in found] == ["it has no targets"]
+    found = AnomalyDetector(AnomalyOptions()).check(1, jax.device_get(run.metrics), signs, WELL.loss)
+    assert [each.text for each in found] == ["no target tokens in the batch"]
 
 
 def test_a_spike_is_left_out_by_what_the_host_says(gqa: Loaded) -> None:
     run = Run(gqa, AnomalyOptions(spike="skip"))
     before = run.numbers()
-    assert run(batch(), Limits(np.float32(0.5), np.bool_(False))).spike
+    assert run(batch(), StepLimits(np.float32(0.5), np.bool_(False))).spike
     assert equal(before[:3], run.numbers()[:3])
-    assert not run(batch(), Limits(np.float32(50), np.bool_(False))).left_out
+    assert not run(batch(), StepLimits(np.float32(50), np.bool_(False))).skipped
 
 
 def test_moments_on_the_host_are_left_out_too(gqa: Loaded) -> None:
@@ -163,54 +163,56 @@ def numbers(loss: float, margin: float = 0.0, weight: float = 1.0) -> dict[str, 
     }
 
 
-def signs_of(health: AnomalyOptions, metrics: dict[str, WeightedMean], most: np.float32, changed: bool = True) -> Signs:
-    found = look(health, metrics, Limits(most, np.bool_(False)))
-    return Signs(*map(bool, found))._replace(changed=float(changed))
+def signs_of(
+    health: AnomalyOptions, metrics: dict[str, WeightedMean], most: np.float32, changed: bool = True
+) -> StepFlags:
+    found = detect(health, metrics, StepLimits(most, np.bool_(False)))
+    return StepFlags(*map(bool, found))._replace(changed=float(changed))
 
 
 def test_a_margin_that_explodes_is_named() -> None:
     options = PairAnomalyOptions(margin="skip", margin_limit=50)
     found = signs_of(options, numbers(0.1, margin=-51), np.float32(np.inf))
-    assert found.left_out
-    [sickness] = Health(options).examine(1, numbers(0.1, margin=-51), found, np.float32(np.inf))
-    assert (sickness.kind, sickness.policy, sickness.words) == ("margin", "skip", "its mean reward margin is -51")
-    assert not signs_of(options, numbers(0.1, margin=49), np.float32(np.inf)).left_out
+    assert found.skipped
+    [anomaly] = AnomalyDetector(options).check(1, numbers(0.1, margin=-51), found, np.float32(np.inf))
+    assert (anomaly.kind, anomaly.policy, anomaly.text) == (
+        "margin",
+        "skip",
+        "reward margin out of range (rewards/margins=-51)",
+    )
+    assert not signs_of(options, numbers(0.1, margin=49), np.float32(np.inf)).skipped
 
 
 def test_nothing_that_changes_for_long_is_named_once() -> None:
     options = AnomalyOptions(stalled_steps=3)
-    health, said = Health(options), []
+    health, said = AnomalyDetector(options), []
     for step in range(1, 8):
         metrics = numbers(1)
-        said += health.examine(
-            step, metrics, signs_of(options, metrics, np.float32(9), changed=step == 1), np.float32(9)
-        )
-    assert [each.words for each in said] == [
-        "fewer than 1% of the weights have changed in each of 3 steps; the learning rate is 1e-12"
+        said += health.check(step, metrics, signs_of(options, metrics, np.float32(9), changed=step == 1), np.float32(9))
+    assert [each.text for each in said] == [
+        "stalled weights (fewer than 1% changed in each of 3 steps, learning_rate=1e-12)"
     ]
 
 
 def test_the_tail_of_a_schedule_is_no_sickness() -> None:
     """Cosine ends so low that float32 weights stand still for dozens of steps; that is not a dead learning rate."""
     options = AnomalyOptions(stalled_steps=3)
-    health = Health(options, peak=1e-9)  # the numbers' rate is 1e-12
+    health = AnomalyDetector(options, peak_rate=1e-9)  # the numbers' rate is 1e-12
     for step in range(1, 30):
         metrics = numbers(1)
-        assert not health.examine(
-            step, metrics, signs_of(options, metrics, np.float32(9), changed=False), np.float32(9)
-        )
+        assert not health.check(step, metrics, signs_of(options, metrics, np.float32(9), changed=False), np.float32(9))
     assert health.state["unchanged"] == 0
 
 
 def play(losses: list[float], options: AnomalyOptions, cuts: set[int]) -> list[np.float32]:
     """The limits that each step is told; at each cut the run is saved and goes on from JSON."""
-    health, told = Health(options), []
+    health, told = AnomalyDetector(options), []
     for done, loss in enumerate(losses):
         if done in cuts:
-            health = Health(options, json.loads(json.dumps(health.state)))
-        told.append(health.most(done))
+            health = AnomalyDetector(options, json.loads(json.dumps(health.state)))
+        told.append(health.loss_limit(done))
         metrics = numbers(loss)
-        health.examine(done + 1, metrics, signs_of(options, metrics, told[-1]), told[-1])
+        health.check(done + 1, metrics, signs_of(options, metrics, told[-1]), told[-1])
     return told
 
 

@@ -13,7 +13,7 @@ from tensorboardX.proto.event_pb2 import Event
 from zephyr_jax.config.training_sections import AnomalyOptions, ReportOptions, ScheduleOptions
 from zephyr_jax.errors import Stopped, TrainingError
 from zephyr_jax.mean import WeightedMean
-from zephyr_jax.train.anomalies import Health, Limits, Sickness, Signs
+from zephyr_jax.train.anomalies import Anomaly, AnomalyDetector, StepFlags, StepLimits
 from zephyr_jax.train.loop import Loop
 from zephyr_jax.train.metrics import Reporter
 from zephyr_jax.train.state import TrainState
@@ -38,19 +38,21 @@ class Recorder:
         self.ahead = 0
         self.losses = losses
         options = ScheduleOptions(**{"evaluate_every": 2, "save_every": 3, **schedule})
-        self.reporter = Reporter(folder, ReportOptions(progress_bar=False), {}, 5, start, True)
+        self.reporter = Reporter(
+            folder, ReportOptions(progress_bar=False), config={}, total=5, start=start, enabled=True
+        )
         self.loop = Loop(
-            self.step,
-            self.batches(start),
-            self.evaluate,
-            self.save,
-            self.stop,
-            Health(AnomalyOptions()),
-            self.keep_batch,
-            self.reporter,
-            options,
-            len(losses),
-            str,
+            step=self.step,
+            batches=self.batches(start),
+            evaluate=self.evaluate,
+            save=self.save,
+            should_stop=self.stop,
+            detector=AnomalyDetector(AnomalyOptions()),
+            save_bad_batch=self.keep_batch,
+            reporter=self.reporter,
+            schedule=options,
+            total=len(losses),
+            startup_summary=str,
         )
         self.start, self.stop_at = start, len(losses)
 
@@ -59,17 +61,19 @@ class Recorder:
             self.events.append(f"draw {index}")
             yield index + self.ahead, index
 
-    def step(self, state: TrainState, batch: int, limits: Limits) -> tuple[TrainState, dict[str, WeightedMean], Signs]:
+    def step(
+        self, state: TrainState, batch: int, limits: StepLimits
+    ) -> tuple[TrainState, dict[str, WeightedMean], StepFlags]:
         """Stands for the jitted step; how that leaves a step out is tested in test_health."""
         self.events.append(f"step {batch}")
         sick = not np.isfinite(self.losses[batch])
         halted = bool(sick or limits.halted)
-        after = state if halted else TrainState(jnp.int32(batch + 1), {}, ())
-        return after, metrics(self.losses[batch]), Signs(sick, False, False, halted, not halted, halted)
+        after = state if halted else TrainState(jnp.int32(batch + 1), {}, {}, ())
+        return after, metrics(self.losses[batch]), StepFlags(sick, False, False, halted, not halted, halted)
 
-    def keep_batch(self, step: int, found: list[Sickness]) -> str:
+    def keep_batch(self, step: int, found: list[Anomaly]) -> str:
         self.events.append(f"keep {step}")
-        return f"Step {step} is sick: {found[0].words}."
+        return f"step {step}: {found[0].text}"
 
     def stop(self, done: int) -> bool:
         return done >= self.stop_at
@@ -84,7 +88,7 @@ class Recorder:
 
     def run(self) -> TrainState:
         try:
-            return self.loop.run(TrainState(jnp.int32(self.start), {}, ()), self.start, np.bool_(False))
+            return self.loop.run(TrainState(jnp.int32(self.start), {}, {}, ()), self.start, np.bool_(False))
         finally:
             self.reporter.close()
 
@@ -110,7 +114,7 @@ def test_a_loop_that_is_told_to_stop_saves_once_and_leaves(tmp_path: Path, at: i
     """Where a checkpoint is due anyway (step 3) it is not written twice; no batch is drawn after the request."""
     recorder = Recorder(tmp_path, [3, 2, 1, 1, 1])
     recorder.stop_at = at
-    with pytest.raises(Stopped, match=f"Step {at} of 5 is saved"):
+    with pytest.raises(Stopped, match=f"saved step {at} of 5"):
         recorder.run()
     assert recorder.events[-2:] == last
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -120,7 +124,7 @@ def test_a_loop_that_is_told_to_stop_saves_once_and_leaves(tmp_path: Path, at: i
 def test_a_loop_that_is_stopped_before_its_first_step_claims_no_checkpoint(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, [3, 2, 1, 1, 1])
     recorder.stop_at = 0
-    with pytest.raises(Stopped, match="Stopped before the first step"):
+    with pytest.raises(Stopped, match="stopped before the first step"):
         recorder.run()
     assert recorder.events == ["evaluate"]
 
@@ -135,14 +139,14 @@ def test_a_resumed_loop_neither_evaluates_nor_saves_its_first_state_again(tmp_pa
 def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path: Path, sick: float) -> None:
     """Its batch is kept, the state from before it is saved, and the save that was due right after it does not happen."""
     recorder = Recorder(tmp_path, [3, 2, sick, 1, 1], log_every=100)
-    with pytest.raises(TrainingError, match="Step 3 is sick: its loss is (nan|inf) .* Step 2 is saved"):
+    with pytest.raises(TrainingError, match=r"step 3: non-finite loss \(loss=(nan|inf).* Step 2 is saved"):
         recorder.run()
     assert recorder.events[-2:] == ["keep 3", "save 2"]
 
 
 def test_a_sick_first_step_saves_nothing(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, [float("nan"), 2, 1, 1, 1])
-    with pytest.raises(TrainingError, match="Step 0 is where the run started"):
+    with pytest.raises(TrainingError, match="No step is saved"):
         recorder.run()
     assert not any(event.startswith("save") for event in recorder.events)
 
@@ -151,7 +155,7 @@ def test_data_that_stand_elsewhere_are_refused(tmp_path: Path) -> None:
     """Law: no example is lost or repeated in silence."""
     recorder = Recorder(tmp_path, [3, 2, 1, 1, 1])
     recorder.ahead = 1
-    with pytest.raises(TrainingError, match="stand at step 2 where step 1 is next"):
+    with pytest.raises(TrainingError, match="expected the batch of step 1, got that of step 2"):
         recorder.run()
     assert "step 0" not in recorder.events
 
@@ -160,7 +164,7 @@ def test_metrics_beyond_the_restored_step_are_removed(tmp_path: Path) -> None:
     """Each step stands in metrics.jsonl once after a resume; a line cut by a kill goes too."""
     lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3, 4)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 5, "lo')
-    Reporter(tmp_path, ReportOptions(progress_bar=False), {}, 5, 2, True).close()
+    Reporter(tmp_path, ReportOptions(progress_bar=False), config={}, total=5, start=2, enabled=True).close()
     kept = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert kept == [1, 2]
 
@@ -176,7 +180,9 @@ def test_a_fresh_run_keeps_nothing_of_a_try_that_never_saved(tmp_path: Path) -> 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
     """The event file holds every scalar of the JSON line."""
-    reporter = Reporter(tmp_path, ReportOptions(progress_bar=False, tensorboard=True), {}, 5, 0, True)
+    reporter = Reporter(
+        tmp_path, ReportOptions(progress_bar=False, tensorboard=True), config={}, total=5, start=0, enabled=True
+    )
     reporter.add(metrics(2.5))
     reporter.train(1)
     reporter.close()
@@ -208,7 +214,7 @@ STEPS = [(3.0, 10, 100), (2.0, 30, 50), (1.0, 20, 400), (0.5, 40, 200), (0.25, 5
 def reported(folder: Path, every: int, cut: int | None = None) -> list[dict]:
     """Lines of a run that reports every so many steps; resumed after `cut` steps by another reporter."""
     folder.mkdir(exist_ok=True)
-    reporter = Reporter(folder, ReportOptions(progress_bar=False), {}, 5, 0, True)
+    reporter = Reporter(folder, ReportOptions(progress_bar=False), config={}, total=5, start=0, enabled=True)
     for step, values in enumerate(STEPS, 1):
         reporter.add(weighted(*values))
         if step % every == 0 or step == len(STEPS):
@@ -216,7 +222,15 @@ def reported(folder: Path, every: int, cut: int | None = None) -> list[dict]:
         if step == cut:
             interval = json.loads(json.dumps(reporter.interval))
             reporter.close()
-            reporter = Reporter(folder, ReportOptions(progress_bar=False), {}, 5, step, True, interval)
+            reporter = Reporter(
+                folder,
+                ReportOptions(progress_bar=False),
+                config={},
+                total=5,
+                start=step,
+                enabled=True,
+                interval=interval,
+            )
     reporter.close()
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -246,7 +260,7 @@ def test_speed_is_that_of_all_steps_of_the_interval(tmp_path: Path, monkeypatch:
     """An evaluation in between takes no time of theirs, and three unequal steps count with what each had."""
     clock = [100.0]
     monkeypatch.setattr("zephyr_jax.train.metrics.time.perf_counter", lambda: clock[0])
-    reporter = Reporter(tmp_path, ReportOptions(progress_bar=False), {}, 5, 0, True)
+    reporter = Reporter(tmp_path, ReportOptions(progress_bar=False), config={}, total=5, start=0, enabled=True)
     for values in STEPS[:2]:
         clock[0] += 1
         reporter.add(weighted(*values))
@@ -290,7 +304,7 @@ def test_ids_are_unique_per_folder_and_kept_in_it(tmp_path: Path, monkeypatch: p
     for name, start in (("a", 0), ("b", 0), ("a", 3), ("a", 0), ("old", 3), ("old", 3)):
         folder = tmp_path / name / "sft"
         folder.mkdir(parents=True, exist_ok=True)
-        Reporter(folder, options, {}, 5, start, True).close()
+        Reporter(folder, options, config={}, total=5, start=start, enabled=True).close()
     ids = [settings["id"] for settings in asked]
     assert ids[0] != ids[1] and ids[2] == ids[0] == ids[3] and ids[4:] == ["sft", "sft"]
     assert (tmp_path / "a" / "sft" / "wandb-id.txt").read_text().strip() == ids[0]

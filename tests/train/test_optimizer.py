@@ -98,7 +98,7 @@ def test_moments_on_the_host_give_the_same_path_and_stay_there() -> None:
         options = OptimizerOptions(learning_rate=1e-2, weight_decay=0.1, offload_moments=on_host)
         optimizer = make_optimizer(options, 8)
         placed = state_shardings(start, shardings, optimizer, rules, on_host)
-        state, parameters = initial_state(start, optimizer, placed).optimizer, start
+        state, parameters = initial_state(start, optimizer, placed).optimizer_state, start
         for gradient in gradients:
             updates, state = jax.jit(optimizer.update, out_shardings=(None, placed.optimizer))(
                 gradient, state, parameters

@@ -17,7 +17,7 @@ from tests.conftest import write_rows
 from tests.methods.small import dpo_config, sft_config
 from tests.models import load, resized
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
-from zephyr_jax.checkpoint.steps import read_progress, restore_parameters, saved_fingerprint, steps_in
+from zephyr_jax.checkpoint.steps import list_steps, read_progress, restore_parameters, saved_fingerprint
 from zephyr_jax.config.models import ExportConfig
 from zephyr_jax.config.sections import MeshOptions, ModelOptions
 from zephyr_jax.config.training import SftConfig
@@ -28,6 +28,7 @@ from zephyr_jax.export.export import export
 from zephyr_jax.reference.fill import reference
 from zephyr_jax.train import fit as training
 from zephyr_jax.train.loop import Loop
+from zephyr_jax.train.metrics import CLOCK_METRICS
 from zephyr_jax.train_command import train
 
 
@@ -39,12 +40,12 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int | None) -> None:
     """Let the loop die when it has drawn `steps` batches; None: let it live."""
     run = Loop.run
 
-    def dying(self: Loop, state: Any, start: int, unhalted: Any) -> Any:
+    def dying(self: Loop, state: Any, start: int, halted: Any) -> Any:
         def batches():
             yield from islice(self.batches, steps)
             raise Killed
 
-        return run(replace(self, batches=batches()), state, start, unhalted)
+        return run(replace(self, batches=batches()), state, start, halted)
 
     monkeypatch.setattr(training, "Loop", Loop)
     monkeypatch.setattr(Loop, "run", run if steps is None else dying)
@@ -53,7 +54,7 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int | None) -> None:
 def curve(folder: Path) -> list[dict[str, float]]:
     """metrics.jsonl without what depends on the clock."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if "per_second" not in name} for line in lines]
+    return [{name: value for name, value in line.items() if name not in CLOCK_METRICS} for line in lines]
 
 
 def weights(folder: Path) -> list[np.ndarray]:
@@ -183,8 +184,8 @@ def test_a_damaged_newest_step_is_passed_over(
     capsys.readouterr()
     train(killed)
     said = capsys.readouterr().err
-    assert f"Step 4 of {tmp_path}/killed is damaged: " in said
-    assert f"set aside step 4 in {tmp_path}/killed/damaged; going on from step 2" in said
+    assert f"step 4 of {tmp_path}/killed is damaged: " in said
+    assert f"moved damaged step 4 to {tmp_path}/killed/damaged; resuming at step 2" in said
     assert [path.name.split("-")[0] for path in (tmp_path / "killed" / "damaged").iterdir()] == ["4"]
     equal(tmp_path / "whole", tmp_path / "killed")
 
@@ -200,7 +201,7 @@ def test_a_run_whose_every_step_is_damaged_stops(
             train(config)
     for step in (2, 4):
         damage_a_tensor(tmp_path / "run", step)
-    with pytest.raises(InputError, match="All checkpoints of .* are damaged: steps 4, 2"):
+    with pytest.raises(InputError, match="all checkpoints of .* are damaged: steps 4, 2"):
         train(config)
     assert not (tmp_path / "run" / "damaged").exists()
 
@@ -226,7 +227,7 @@ def test_a_finished_run_does_nothing_and_a_changed_one_is_refused(data: Path, ti
     with pytest.raises(InputError, match="optimizer.learning_rate was 0.001, now 0.5"):
         train(changed)
     write_rows(rows, list(conversations(1, 12, "train")))
-    with pytest.raises(InputError, match="data was"):
+    with pytest.raises(InputError, match="data: expected"):
         train(config)
     with pytest.raises(InputError, match="resume"):
         train(replace(config, resume=False))
@@ -242,7 +243,7 @@ def test_the_newest_and_the_best_checkpoints_are_kept(data: Path, tiny_model: Pa
         line["step"]: line["eval/loss"] for line in curve(tmp_path / "run") if line.get("step") and "eval/loss" in line
     }
     last = max(losses)
-    assert set(steps_in(epath.Path(tmp_path / "run"))) == {last - 1, last, min(losses, key=lambda step: losses[step])}
+    assert set(list_steps(epath.Path(tmp_path / "run"))) == {last - 1, last, min(losses, key=lambda step: losses[step])}
     progress = read_progress(epath.Path(tmp_path / "run"), last)
     assert progress["config"]["seed"] == config.seed
     assert progress["data"]

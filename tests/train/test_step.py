@@ -21,12 +21,12 @@ from zephyr_jax.objective.sft import sft_loss
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.sharding import ShardingRules
 from zephyr_jax.plan.plan import MISTRAL_7B
-from zephyr_jax.train.anomalies import Limits
+from zephyr_jax.train.anomalies import StepLimits
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
 from zephyr_jax.train.state import abstract_state, initial_state, state_shardings
 from zephyr_jax.train.step import accumulate, make_step
 
-NO_LIMITS = Limits(np.float32(np.inf), np.bool_(False))
+NO_LIMITS = StepLimits(np.float32(np.inf), np.bool_(False))
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_one_step_moves_state_and_gives_buffers_away(gqa: Loaded) -> None:
         before = state
         state, metrics, _ = step(state, split(uneven_rows(), 1), NO_LIMITS)
         assert int(state.step) == expected
-        assert before.parameters["embedding"].is_deleted()
+        assert before.trainable["embedding"].is_deleted()
         rates.append(float(metrics["learning_rate"].value))
         assert float(metrics["grad_norm"].value) > 0
     assert rates == [0.0, pytest.approx(5e-3)]
@@ -140,7 +140,7 @@ def test_a_step_of_seven_billion_weights_can_be_traced(pairs: bool) -> None:
     batch = PairBatch(rows, np.zeros((2, 8, 4), np.float32), np.zeros((2, 8, 2), bool)) if pairs else rows
     state = abstract_state(model.parameters, optimizer, shardings)
     after, metrics, signs = jax.eval_shape(step, state, batch, NO_LIMITS)
-    assert sum(leaf.size for leaf in jax.tree.leaves(after.parameters)) > 2**31
+    assert sum(leaf.size for leaf in jax.tree.leaves(after.trainable)) > 2**31
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), state
     )

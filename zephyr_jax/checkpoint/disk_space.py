@@ -1,4 +1,4 @@
-"""Whether the checkpoints of a run fit on its disk, asked before anything is trained."""
+"""Check before training that the checkpoints of a run fit on its disk."""
 
 import math
 import pathlib
@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 
-from zephyr_jax.checkpoint.steps import steps_in
 from zephyr_jax.config.training_sections import ScheduleOptions
 from zephyr_jax.errors import InputError
-from zephyr_jax.storage.files import Path, is_remote
+from zephyr_jax.storage.cloud import is_remote
+from zephyr_jax.storage.files import Path
 
 _GIB = 2**30
 
@@ -20,11 +20,13 @@ def state_bytes(state: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
-def check_disk_space(run: Path, schedule: ScheduleOptions, state: Any, parameters: Any, evaluates: bool) -> None:
-    """Raise InputError where the checkpoints that a run keeps, and the one being written, exceed the free disk space.
+def check_disk_space(
+    run: Path, schedule: ScheduleOptions, state: Any, parameters: Any, evaluates: bool, num_saved: int = 0
+) -> None:
+    """Raise InputError when the checkpoints that a run keeps, and the one being written, exceed the free disk space.
 
-    An error, not a warning, even where the first of them would fit: the run would certainly end when a later one does not.
-    Steps that are saved already take no more space. Cloud Storage has no limit that could be asked for.
+    An error, not a warning, even when the first of them would fit: a later save would certainly end the run. Cloud Storage has
+    no quota to query.
 
     Args:
         run: The run's folder, which need not exist.
@@ -32,6 +34,7 @@ def check_disk_space(run: Path, schedule: ScheduleOptions, state: Any, parameter
         state: Weights and optimizer state, or their shapes.
         parameters: The weights alone, or their shapes.
         evaluates: Whether evaluations decide which checkpoints are best.
+        num_saved: Steps that are saved already and take no more space.
     """
     if is_remote(run):
         return
@@ -40,17 +43,17 @@ def check_disk_space(run: Path, schedule: ScheduleOptions, state: Any, parameter
     else:
         size = state_bytes(state)
         copies, kept = _copies(schedule, evaluates)
-    missing = max(copies - len(steps_in(run)), 1)
+    missing = max(copies - num_saved, 1)
     free = shutil.disk_usage(_existing(pathlib.Path(run))).free
     if missing * size > free:
         raise InputError(
-            f"The checkpoints of {run} need {_gib(missing * size)} of disk space ({missing} x {_gib(size)}: {kept}), and "
-            f"{_gib(free)} are free. Free space, choose another output, or {_advice(schedule)}."
+            f"checkpoints of {run}: expected {_gib(missing * size)} of free disk space ({missing} x {_gib(size)}: {kept}), got "
+            f"{_gib(free)}. Free space, choose another output, or {_advice(schedule)}."
         )
 
 
 def _copies(schedule: ScheduleOptions, evaluates: bool) -> tuple[int, str]:
-    """The most checkpoints that exist at one time, and what they are."""
+    """Maximum number of checkpoints that exist at one time, and which ones these are."""
     best = schedule.keep_best if evaluates else 0
     saves = math.inf
     if not schedule.save_every:
@@ -70,7 +73,7 @@ def _advice(schedule: ScheduleOptions) -> str:
 
 
 def _existing(folder: pathlib.Path) -> pathlib.Path:
-    return next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def _gib(size: float) -> str:

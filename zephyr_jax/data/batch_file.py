@@ -13,7 +13,7 @@ from zephyr_jax.storage.cloud import slow_io_warning
 from zephyr_jax.storage.files import Path, check_regular, open_path, write_atomic
 
 _FACTS = "facts"
-FOLDER = "sick"
+BAD_BATCHES = "bad_batches"
 """Where a run saves the batches of its anomalous steps, as step-NUMBER.safetensors."""
 
 
@@ -29,7 +29,7 @@ def read_batch(path: str) -> tuple[dict[str, Array], dict[str, Any]]:
     Raises:
         InputError: The file is missing, damaged, or no batch.
     """
-    expected = f"Expected RUN/{FOLDER}/step-NUMBER.safetensors."
+    expected = f"Expected RUN/{BAD_BATCHES}/step-NUMBER.safetensors."
     try:
         check_regular(path)
         with slow_io_warning(path, "reading"):

@@ -12,7 +12,7 @@ from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
 from zephyr_jax.checkpoint.resolve import ModelSource, check_vocabulary, open_model
-from zephyr_jax.checkpoint.steps import read_progress, steps_in
+from zephyr_jax.checkpoint.steps import list_steps, read_progress
 from zephyr_jax.config.models import EvaluateConfig
 from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.data.examples import Examples
@@ -68,7 +68,7 @@ def started_from(source: ModelSource) -> str | None:
     """Fingerprint of the weights that a DPO run started from, as its checkpoint holds it."""
     if source.run is None:
         return None
-    steps = steps_in(source.run)
+    steps = list_steps(source.run)
     saved = read_progress(source.run, steps[-1])["identity"].get("reference") if steps else None
     return saved["weights"] if saved else None
 

@@ -25,7 +25,7 @@ from zephyr_jax.parallel.hosts import broadcast_from_host0
 from zephyr_jax.parallel.sharding import init_devices
 from zephyr_jax.storage.cloud import is_remote
 from zephyr_jax.storage.files import Path, check_folder_creatable, open_path
-from zephyr_jax.train.metrics import last_evaluation
+from zephyr_jax.train.metric_writers import last_evaluation
 
 _logger = logging.getLogger(__name__)
 

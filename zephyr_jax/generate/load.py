@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
-from zephyr_jax.checkpoint.fingerprint_cache import weights_state
+from zephyr_jax.checkpoint.fingerprint_cache import weights_key
 from zephyr_jax.checkpoint.hf.model_files import check_declared_stops, declared_stops
 from zephyr_jax.checkpoint.inheritance import inherit_model, prompt_tokenizer
 from zephyr_jax.checkpoint.resolve import ModelSource, OpenedModel, check_vocabulary, find_model
@@ -61,7 +61,7 @@ class TextModel:
         """Fields that identify this model's answers in a journal."""
         return {
             "model": self.source.asked,
-            "weights": weights_state(self.source),
+            "weights": weights_key(self.source),
             "tokenizer": blake2b(self.tokenizer.backend_tokenizer.to_str().encode(), digest_size=16).hexdigest(),
             "compute_dtype": self.opened.options.compute_dtype,
         }

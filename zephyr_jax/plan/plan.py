@@ -30,7 +30,7 @@ from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.sharding import ShardingRules
 from zephyr_jax.plan.collectives import Collective, collectives
 from zephyr_jax.plan.topology import GIB, Chip, chip_of, topology_devices
-from zephyr_jax.train.anomalies import Limits
+from zephyr_jax.train.anomalies import StepLimits
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
 from zephyr_jax.train.state import abstract_state, state_shardings
 from zephyr_jax.train.step import make_step
@@ -260,7 +260,7 @@ def lower(config: PlanConfig, model: AbstractModel, rules: ShardingRules, rows: 
     step = make_step(objective, optimizer, rate, shardings, config.anomaly, config.optimizer.grad_dtype)
     state = abstract_state(model.parameters, optimizer, shardings)
     everywhere = shardings.step
-    limits = Limits(*(jax.ShapeDtypeStruct((), dtype, sharding=everywhere) for dtype in (jnp.float32, jnp.bool_)))
+    limits = StepLimits(*(jax.ShapeDtypeStruct((), dtype, sharding=everywhere) for dtype in (jnp.float32, jnp.bool_)))
     return step.trace(state, batch, limits).lower(lowering_platforms=("tpu",))
 
 

@@ -12,7 +12,7 @@ from rich.progress import Progress, TaskID
 
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
-from zephyr_jax.checkpoint.fingerprint_cache import known_fingerprint, remember_fingerprint, weights_state
+from zephyr_jax.checkpoint.fingerprint_cache import cache_fingerprint, find_fingerprint, weights_key
 from zephyr_jax.checkpoint.inheritance import resolve_settings
 from zephyr_jax.checkpoint.resolve import open_model
 from zephyr_jax.config.sections import DataOptions
@@ -67,11 +67,11 @@ class ReferencePass:
 
     @cached_property
     def _state(self) -> str:
-        return weights_state(self._source)
+        return weights_key(self._source)
 
     def full_table(self) -> ReferenceTable | None:
         """The table, if the fingerprint of the weights is cached and no pair is missing; else None."""
-        fingerprint = known_fingerprint(self._source, self._state)
+        fingerprint = find_fingerprint(self._source, self._state)
         if not all_hosts_agree(fingerprint is not None) or fingerprint is None:
             return None
         table = self._table(fingerprint)
@@ -83,7 +83,7 @@ class ReferencePass:
         state = self._state  # taken before the load, so that a change during it is noticed
         parameters = self._opened.load_weights()
         fingerprint = weights_fingerprint(parameters)
-        remember_fingerprint(self._source, state, fingerprint)
+        cache_fingerprint(self._source, state, fingerprint)
         config = self._config
         scorer = Scorer(
             model=self._opened.abstract,

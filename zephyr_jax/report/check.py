@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from zephyr_jax.checkpoint.provenance import read_record
-from zephyr_jax.checkpoint.steps import steps_in
+from zephyr_jax.checkpoint.steps import list_steps
 from zephyr_jax.config.inspect import CheckConfig
 from zephyr_jax.config.yaml_file import from_dict, load_card, to_dict
 from zephyr_jax.errors import InputError, join_items, terminal_text
 from zephyr_jax.methods.registry import METHODS, method_names
 from zephyr_jax.storage.files import open_path
-from zephyr_jax.train.metrics import last_evaluation
+from zephyr_jax.train.metric_writers import last_evaluation
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def check(config: CheckConfig) -> CheckResult:
             "`expected: {loss: [LOW, HIGH]}`."
         )
     _check_settings(card.expected_settings, to_dict(settings), config.run)
-    newest = steps_in(run)[-1:] or [0]
+    newest = list_steps(run)[-1:] or [0]
     if newest[0] < record["steps"]:
         raise InputError(
             f"{config.run} is not finished: step {newest[0]} of {record['steps']}. Run its command to the end."

@@ -2,13 +2,15 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import jax
 
 from zephyr_jax.config.inspect import ReportConfig
 from zephyr_jax.config.training import SftConfig
 from zephyr_jax.data.examples import Examples
+from zephyr_jax.parallel.hosts import is_host0
 from zephyr_jax.report.html import Section, render_report
 from zephyr_jax.report.run_record import earlier_runs, read_run, write_histograms
 from zephyr_jax.report.sample_files import SampleSet, read_generated, read_samples, write_samples
@@ -69,6 +71,25 @@ def try_write_histograms(folder: Path, examples: Examples) -> None:
         write_histograms(folder, examples)
     except Exception as error:
         log_failure(error, f"could not write the histograms of {folder}", "Resuming the run writes them again.")
+
+
+@contextmanager
+def run_report(folder: Path, examples: Examples) -> Iterator[Callable[[], None]]:
+    """Write the report of a training run by process 0: when the yielded function is called, and at the end, also on an error."""
+    started = False
+
+    def write_first() -> None:
+        nonlocal started
+        started = True
+        if is_host0():
+            try_write_histograms(folder, examples)
+            try_write_report(folder)
+
+    try:
+        yield write_first
+    finally:
+        if started and is_host0():
+            try_write_report(folder)
 
 
 def add_samples(config: SftConfig, folder: Path) -> None:

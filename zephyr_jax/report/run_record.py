@@ -10,7 +10,8 @@ import numpy as np
 
 from zephyr_jax.charts.histogram import Histogram, count_values, histogram_from_json
 from zephyr_jax.checkpoint.provenance import Record, chain, read_record
-from zephyr_jax.checkpoint.steps import steps_in
+from zephyr_jax.checkpoint.steps import list_steps
+from zephyr_jax.data.batch_file import BAD_BATCHES
 from zephyr_jax.data.examples import Examples
 from zephyr_jax.errors import InputError, truncate_repr
 from zephyr_jax.methods.base import Method
@@ -23,8 +24,6 @@ from zephyr_jax.train.metrics import FILE as METRICS
 
 HISTOGRAMS = "histograms.json"
 _COUNTS = ("rows", "row_share", "token_share")
-SICK = "sick"
-"""Where a run keeps the batches of sick steps."""
 _TYPES: dict[str, type] = {"config": dict, "versions": dict, "resumed": list, "steps": int, "processes": int}
 
 
@@ -122,8 +121,8 @@ def read_run(folder: Path) -> RunRecord:
         provenance=provenance,
         metrics=parse_metrics(metrics.read_bytes().decode(errors="replace")) if metrics.exists() else [],
         histograms=_read_histograms(folder),
-        last_saved=(steps_in(folder)[-1:] or [0])[0],
-        bad_batches=tuple(list_names(folder / SICK)),
+        last_saved=(list_steps(folder)[-1:] or [0])[0],
+        bad_batches=tuple(list_names(folder / BAD_BATCHES)),
         available=True,
     )
 

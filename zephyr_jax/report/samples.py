@@ -9,7 +9,7 @@ from dataclasses import replace
 from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.chat.template_source import own_template
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
-from zephyr_jax.checkpoint.fingerprint_cache import weights_state
+from zephyr_jax.checkpoint.fingerprint_cache import weights_key
 from zephyr_jax.checkpoint.inheritance import open_tokenizer
 from zephyr_jax.checkpoint.provenance import chain
 from zephyr_jax.checkpoint.resolve import find_model
@@ -62,7 +62,7 @@ def update_samples(config: SftConfig, folder: Path, num_prompts: int) -> bool:
         samples = _choose_prompts(config, model, name, num_prompts)
         for earlier_name, earlier_model in _earlier_models(config, run, folder).items():
             samples = _try_generate(samples, config, earlier_name, earlier_model)
-    samples = replace(_generate(samples, config, label, model), weights=weights_state(find_model(model)))
+    samples = replace(_generate(samples, config, label, model), weights=weights_key(find_model(model)))
     write_samples(folder, samples)
     models, seconds = ", ".join(samples.models), time.perf_counter() - start
     _LOG.info("%s: %d samples each of %s (%.1f s)", folder / SAMPLES, len(samples.prompts), models, seconds)
@@ -71,7 +71,7 @@ def update_samples(config: SftConfig, folder: Path, num_prompts: int) -> bool:
 
 def is_current(samples: SampleSet, model: ModelOptions) -> bool:
     """Whether the weights at a model's path are those that generated; samples from files always count as current."""
-    return not samples.weights or samples.weights == weights_state(find_model(model))
+    return not samples.weights or samples.weights == weights_key(find_model(model))
 
 
 def _samples_of_parent(config: SftConfig, num_prompts: int) -> SampleSet:

@@ -10,7 +10,7 @@ import optax
 
 from zephyr_jax.batch import Batch, make_batch
 from zephyr_jax.checkpoint.resolve import AbstractModel, open_model
-from zephyr_jax.checkpoint.steps import FOLDER, steps_in
+from zephyr_jax.checkpoint.steps import FOLDER, list_steps
 from zephyr_jax.config.training import DebugStepConfig, SftConfig
 from zephyr_jax.config.yaml_file import from_dict
 from zephyr_jax.data.batch_file import read_batch
@@ -109,7 +109,7 @@ def _settings(method: Method, saved: dict[str, Any], config: DebugStepConfig) ->
 
 def _step(run: Path, anomalous: int, requested: int | None) -> int:
     """The saved step to take weights from: the requested one, or the last before the anomalous one; 0 is the start."""
-    steps = [0, *steps_in(run)]
+    steps = [0, *list_steps(run)]
     if requested is not None and requested not in steps:
         raise InputError(f"{run} has no step {requested}; it has {join_items(steps)} (0: the weights it started from).")
     return max(step for step in steps if step < anomalous) if requested is None else requested

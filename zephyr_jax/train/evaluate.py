@@ -1,4 +1,4 @@
-"""Loss and metrics over a whole split, joined exactly whatever the batch size."""
+"""Loss and metrics over a whole split, exact for every batch size."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,25 +14,27 @@ type Evaluate = Callable[[Parameters], dict[str, float]]
 
 
 def make_evaluation(objective: Objective, batches: Callable[[], Iterable[Any]]) -> Evaluate:
-    """A function from weights to {name: value} over all of `batches()`, each [A, B, ...] of global arrays."""
+    """A function from weights to {metric: value} over a split.
+
+    Args:
+        objective: (weights, microbatch) -> loss and metrics.
+        batches: One pass over the split, as global arrays [A, B, ...].
+    """
 
     @jax.jit
-    def measure(parameters: Parameters, batch: Any) -> Metrics:
-        def one(total: Metrics | None, microbatch: Any) -> Metrics:
-            loss, metrics = objective(parameters, microbatch)
-            found = {"loss": loss, **metrics}
-            return found if total is None else jax.tree.map(jnp.add, total, found)
-
-        total = None
+    def evaluate_batch(parameters: Parameters, batch: Any) -> Metrics:
+        total: Metrics = {}
         for index in range(jax.tree.leaves(batch)[0].shape[0]):
-            total = one(total, jax.tree.map(lambda leaf, index=index: leaf[index], batch))
-        return total or {}
+            loss, metrics = objective(parameters, jax.tree.map(lambda leaf, index=index: leaf[index], batch))
+            sums = {"loss": loss, **metrics}
+            total = jax.tree.map(jnp.add, total, sums) if total else sums
+        return total
 
     def evaluate(parameters: Parameters) -> dict[str, float]:
         total: Metrics = {}
         for batch in batches():
-            found = jax.device_get(measure(parameters, batch))
-            total = {name: mean.merge(total[name]) if total else mean for name, mean in found.items()}
+            sums = jax.device_get(evaluate_batch(parameters, batch))
+            total = {name: mean.merge(total[name]) if total else mean for name, mean in sums.items()}
         return {name: float(mean.value) for name, mean in total.items()}
 
     return evaluate

@@ -1,4 +1,4 @@
-"""The loop, to be recited: evaluate the old state, save before drawing, draw, step, report the step before."""
+"""The training loop: evaluate, save, stop, draw a batch, step, report the previous step."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,153 +9,155 @@ import numpy as np
 
 from zephyr_jax.config.training_sections import ScheduleOptions
 from zephyr_jax.errors import Stopped, TrainingError
-from zephyr_jax.train.anomalies import Health, Limits, Sickness, Signs
-from zephyr_jax.train.evaluate import Evaluate
+from zephyr_jax.mean import Metrics
+from zephyr_jax.objective.logprob import Parameters
+from zephyr_jax.train.anomalies import Anomaly, AnomalyDetector, StepFlags, StepLimits
 from zephyr_jax.train.metrics import Reporter
 from zephyr_jax.train.state import TrainState
-from zephyr_jax.train.step import Metrics, Step
+from zephyr_jax.train.step import Step
 
 type Save = Callable[[int, TrainState, dict[str, float] | None], None]
 
 
-class Pending(NamedTuple):
-    """A step that is on its way."""
+class PendingStep(NamedTuple):
+    """A dispatched step whose numbers were not read yet."""
 
     step: int
     metrics: Metrics
-    signs: Signs
-    most: np.float32
-    """The largest loss that would have been no spike."""
+    flags: StepFlags
+    loss_limit: np.float32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Loop:
-    """What a run is made of, ready to go."""
+    """The parts of a run."""
 
     step: Step
     batches: Iterator[tuple[int, Any]]
-    """Each with its place in the plan."""
-    evaluate: Evaluate | None
+    """Pairs of the index in the plan and the batch."""
+    evaluate: Callable[[Parameters], dict[str, float]] | None
     save: Save
-    stop: Callable[[int], bool]
-    """Asked after every step: whether somebody wants the run to end here."""
-    health: Health
-    keep_batch: Callable[[int, list[Sickness]], str]
-    """Keeps the batch of a sick step and says in words what it is and where."""
+    should_stop: Callable[[int], bool]
+    """Called after every step: whether the run was asked to stop."""
+    detector: AnomalyDetector
+    save_bad_batch: Callable[[int, list[Anomaly]], str]
+    """Saves the batch of an anomalous step; returns a description for logs and errors."""
     reporter: Reporter
     schedule: ScheduleOptions
     total: int
-    first_step: Callable[[], str]
-    """Asked once, when the first step is done, for a line about what came before."""
+    startup_summary: Callable[[], str]
+    """Called once, after the first step, for a log line about the time before it."""
 
-    def run(self, state: TrainState, start: int, unhalted: Any) -> TrainState:
-        """Train from `start` to `total` steps.
+    def run(self, state: TrainState, start: int, halted: Any) -> TrainState:
+        """Train from step `start` to step `total`.
 
-        1. Evaluate the state where due (step 0 too: it shows where training starts from).
-        2. Save where due; the data iterator stands right before the next batch then.
-        3. Stop where asked to, with this state saved.
+        1. Evaluate the state when due (at step 0 too: the baseline).
+        2. Save when due: the data iterator is right before the next batch.
+        3. Stop when asked to, with this state saved.
         4. Draw the next batch.
-        5. Step: dispatched, not waited for.
-        6. Report the step before, while this one runs; where it is sick, do what its policy says.
+        5. Dispatch the step, without waiting for it.
+        6. Report the previous step while this one runs; if it is anomalous, apply the policy.
 
-        `unhalted` is a False on the device. Raises TrainingError for a sick step that stops the run, with the state from
-        before it saved, and Stopped.
+        Args:
+            state: At step `start`.
+            start: Number of completed steps.
+            halted: False, on the device.
+
+        Raises:
+            TrainingError: An anomaly stopped the run; the state before it was saved.
+            Stopped: The run was asked to stop and saved its state.
         """
-        pending: Pending | None = None
-        halted = unhalted
+        pending: PendingStep | None = None
         for done in range(start, self.total + 1):
-            due_evaluation, due_save = self._due(done, start)
-            if due_evaluation or due_save:
+            evaluate_now, save_now = self._due(done, start)
+            if evaluate_now or save_now:
                 self._report(pending, state, start)
                 pending = None
-            measured = self._measure(done, state) if due_evaluation else None
-            if due_save:
+            measured = self._evaluate(done, state) if evaluate_now else None
+            if save_now:
                 self.save(done, state, measured)
             if done == self.total:
                 break
-            if self.stop(done):
+            if self.should_stop(done):
                 self._report(pending, state, start)
-                self._leave(done, state, new=done > start and not due_save)
+                self._stop(done, state, unsaved=done > start and not save_now)
             batch = self._draw(done)
-            most = self.health.most(done)
-            state, metrics, signs = self.step(state, batch, Limits(most, halted))
-            halted = signs.halted
+            loss_limit = self.detector.loss_limit(done)
+            state, metrics, flags = self.step(state, batch, StepLimits(loss=loss_limit, halted=halted))
+            halted = flags.halted
             self._report(pending, state, start)
-            pending = Pending(done + 1, metrics, signs, most)
+            pending = PendingStep(step=done + 1, metrics=metrics, flags=flags, loss_limit=loss_limit)
             if done == start:
                 jax.block_until_ready(metrics)
-                self.reporter.note(self.first_step())
+                self.reporter.info(self.startup_summary())
         return state
 
     def _draw(self, done: int) -> Any:
-        place, batch = next(self.batches)
-        if place != done:
+        index, batch = next(self.batches)
+        if index != done:
             raise TrainingError(
-                f"The data stand at step {place + 1} where step {done + 1} is next, so examples would be lost or repeated. "
-                "Nothing was done; this is a mistake in the program or in the checkpoint: please report it."
+                f"expected the batch of step {done + 1}, got that of step {index + 1}: examples would be lost or repeated. "
+                "This is a bug of the program or a wrong checkpoint; please report it. No step was run."
             )
         return batch
 
-    def _leave(self, done: int, state: TrainState, new: bool) -> NoReturn:
+    def _stop(self, done: int, state: TrainState, unsaved: bool) -> NoReturn:
         if self.schedule.save == "weights":
             raise Stopped(
-                f"Stopped at step {done} of {self.total}, as asked. Nothing is saved before the end with schedule.save "
-                "`weights`: the same command starts over. With `state` a run can be resumed."
+                f"stopped at step {done} of {self.total} without a checkpoint: schedule.save `weights` saves at the end only, so "
+                "the same command starts over. With `state` a run can be resumed."
             )
-        if new:
+        if unsaved:
             self.save(done, state, None)
-        what = (
-            f"Step {done} of {self.total} is saved and the run has stopped" if done else "Stopped before the first step"
-        )
-        raise Stopped(f"{what}, as asked. Run the same command again to go on.")
+        saved = f"saved step {done} of {self.total} and stopped" if done else "stopped before the first step"
+        raise Stopped(f"{saved}, as requested. Run the same command again to resume.")
 
     def _due(self, done: int, start: int) -> tuple[bool, bool]:
+        """Whether to evaluate, and whether to save, after `done` steps."""
         last = done == self.total
-        evaluation = last or self._falls(self.schedule.evaluate_every, done)
-        save = last or (self.schedule.save == "state" and self._falls(self.schedule.save_every, done))
-        fresh = done > start  # a resumed run has evaluated and saved its first state already
-        return self.evaluate is not None and evaluation and (fresh or done == 0), save and fresh
+        evaluate_now = last or self._is_multiple(self.schedule.evaluate_every, done)
+        save_now = last or (self.schedule.save == "state" and self._is_multiple(self.schedule.save_every, done))
+        is_new = done > start  # a resumed run has evaluated and saved its first state already
+        return self.evaluate is not None and evaluate_now and (is_new or done == 0), save_now and is_new
 
     @staticmethod
-    def _falls(every: int, done: int) -> bool:
+    def _is_multiple(every: int, done: int) -> bool:
         return every > 0 and done % every == 0
 
-    def _measure(self, done: int, state: TrainState) -> dict[str, float] | None:
+    def _evaluate(self, done: int, state: TrainState) -> dict[str, float] | None:
         if self.evaluate is None:
             return None
         self.reporter.pause()
-        values = self.evaluate(state.parameters)
+        values = self.evaluate(state.weights)
         self.reporter.evaluation(done, values)
         return values
 
-    def _report(self, pending: Pending | None, state: TrainState, start: int) -> None:
+    def _report(self, pending: PendingStep | None, state: TrainState, start: int) -> None:
         if pending is None:
             return
-        step, (metrics, signs) = pending.step, jax.device_get((pending.metrics, pending.signs))
-        found = self.health.examine(step, metrics, signs, pending.most)
+        step, (metrics, flags) = pending.step, jax.device_get((pending.metrics, pending.flags))
+        anomalies = self.detector.check(step, metrics, flags, pending.loss_limit)
         self.reporter.add(metrics)
-        if step % self.schedule.log_every == 0 or step == self.total or found:
+        if step % self.schedule.log_every == 0 or step == self.total or anomalies:
             self.reporter.train(step)
-        if not found:
+        if not anomalies:
             return
-        words = self.keep_batch(step, found)
-        if signs.halted:
-            self._halt(step, state, start, words)
-        if any(each.policy == "stop" for each in found):
-            raise TrainingError(f"{words} The newest checkpoint stays.")
-        self.reporter.note(f"{words} {'Its update is left out.' if signs.left_out else 'The run goes on.'}")
+        description = self.save_bad_batch(step, anomalies)
+        if flags.halted:
+            self._halt(step, state, start, description)
+        if any(anomaly.policy == "stop" for anomaly in anomalies):
+            raise TrainingError(f"{description}. The newest checkpoint is kept.")
+        self.reporter.warning(f"{description}; {'update skipped' if flags.skipped else 'continuing'}")
 
-    def _halt(self, step: int, state: TrainState, start: int, words: str) -> NoReturn:
-        """`state` is the one from before `step`: neither that one nor the next has changed it."""
+    def _halt(self, step: int, state: TrainState, start: int, description: str) -> NoReturn:
+        """Save and raise. `state` is the one before `step`: neither that step nor the next one has changed it."""
         before = step - 1
+        hint = "To skip such updates: `--anomaly.KIND skip`."
         if self.schedule.save == "weights":
             raise TrainingError(
-                f"{words} Nothing is saved before the end with schedule.save `weights`: the same command starts over, and "
-                "`--anomaly.KIND skip` leaves such an update out."
+                f"{description}. Nothing was saved (schedule.save `weights`), so the same command starts over. {hint}"
             )
-        if before > start and not self._falls(self.schedule.save_every, before):
+        if before > start and not self._is_multiple(self.schedule.save_every, before):
             self.save(before, state, None)
-        raise TrainingError(
-            f"{words} Step {before} is {'saved' if before else 'where the run started'}; the same command meets this batch "
-            "again, and `--anomaly.KIND skip` leaves such an update out."
-        )
+        saved = f"Step {before} is saved" if before else "No step is saved"
+        raise TrainingError(f"{description}. {saved}; the same command meets this batch again. {hint}")

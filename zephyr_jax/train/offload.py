@@ -1,4 +1,4 @@
-"""Moments that live in the host's memory: brought to the device, used and taken back one weight at a time."""
+"""Optimizer moments in pinned host memory: transferred to the device, updated and transferred back one weight at a time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,55 +9,58 @@ import optax
 _HOST, _DEVICE = jax.memory.Space.Host, jax.memory.Space.Device
 
 
-def on_host(inner: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
-    """`inner`, whose moments are in the host's memory between updates; the same numbers.
+def offload_moments(inner: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """`inner` with its moments in host memory between updates; the results are bit-identical.
 
-    `inner` must treat each weight by itself (clipping by the global norm comes before). The moments of a weight wait for
-    the update before: left to itself, the compiler would bring all of them at once, and nothing would be saved.
+    `inner` must treat each weight separately, so clipping by the global norm comes before.
     """
 
-    def update(gradients: Any, state: Any, parameters: Any = None, **more: Any) -> tuple[Any, Any]:
-        leaves, tree = _flat(gradients)
+    def update(grads: Any, state: Any, parameters: Any = None, **extra: Any) -> tuple[Any, Any]:
+        leaves, tree = _flatten(grads)
         updates: list[Any] = []
         states: list[Any] = []
-        for index, (gradient, weight) in enumerate(zip(leaves, tree.flatten_up_to(parameters), strict=True)):
-            far = _of_one(tree, state, index)
+        for index, (grad, weight) in enumerate(zip(leaves, tree.flatten_up_to(parameters), strict=True)):
+            host_state = _state_of_weight(tree, state, index)
             if states:
-                far, states[-1] = jax.lax.optimization_barrier((far, states[-1]))
-            [new], left = inner.update([gradient], _moved(far, _DEVICE), [weight], **more)
+                # The barrier makes the transfer of these moments depend on the previous weight's update. Without it, the
+                # compiler starts all transfers at once, all moments are on the device together, and nothing is saved.
+                host_state, states[-1] = jax.lax.optimization_barrier((host_state, states[-1]))
+            [new], new_state = inner.update([grad], _transfer(host_state, _DEVICE), [weight], **extra)
             updates.append(new)
-            states.append(_moved(left, _HOST))
-        return tree.unflatten(updates), _of_all(tree, state, states)
+            states.append(_transfer(new_state, _HOST))
+        return tree.unflatten(updates), _join_states(tree, state, states)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def _moments(tree: Any, state: Any) -> tuple[list[Any], Any]:
-    """The state's parts, where each that has the parameters' structure counts as one part."""
-    return _flat(state, lambda node: jax.tree.structure(node) == tree)
+    """The state's parts, where each with the structure of the parameters counts as one part."""
+    return _flatten(state, lambda node: jax.tree.structure(node) == tree)
 
 
-def _flat(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[list[Any], Any]:
+def _flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> tuple[list[Any], Any]:
     return jax.tree.flatten(tree, is_leaf=is_leaf)
 
 
-def _of_one(tree: Any, state: Any, index: int) -> Any:
+def _state_of_weight(tree: Any, state: Any, index: int) -> Any:
     parts, structure = _moments(tree, state)
     return structure.unflatten(
         [[jax.tree.leaves(part)[index]] if jax.tree.structure(part) == tree else part for part in parts]
     )
 
 
-def _of_all(tree: Any, state: Any, states: list[Any]) -> Any:
+def _join_states(tree: Any, state: Any, states: list[Any]) -> Any:
     parts, structure = _moments(tree, state)
-    each = [structure.flatten_up_to(one) for one in states]
+    by_weight = [structure.flatten_up_to(weight_state) for weight_state in states]
     joined = [
-        tree.unflatten([one[place][0] for one in each]) if jax.tree.structure(part) == tree else each[-1][place]
-        for place, part in enumerate(parts)
+        tree.unflatten([weight_parts[index][0] for weight_parts in by_weight])
+        if jax.tree.structure(part) == tree
+        else by_weight[-1][index]
+        for index, part in enumerate(parts)
     ]
     return structure.unflatten(joined)
 
 
-def _moved(state: Any, to: Any) -> Any:
-    """Moments to a memory; scalars, such as the count of steps, stay."""
-    return jax.tree.map(lambda leaf: jax.device_put(leaf, to) if leaf.ndim else leaf, state)
+def _transfer(state: Any, memory: Any) -> Any:
+    """Moments to a memory space; scalars, such as the step count, stay on the device."""
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, memory) if leaf.ndim else leaf, state)

@@ -1,4 +1,4 @@
-"""The update rule and its learning-rate schedule, from optax, equal to PyTorch's and Hugging Face's step by step."""
+"""Optimizer and learning-rate schedule, from optax, with the update rules of PyTorch and Hugging Face."""
 
 import math
 from typing import Any
@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from zephyr_jax.config.training_sections import OptimizerOptions
-from zephyr_jax.train.offload import on_host
+from zephyr_jax.train.offload import offload_moments
 
 
 def learning_rate(options: OptimizerOptions, total: int) -> optax.Schedule:
-    """Rate of step k = 0, 1, ...: a linear warm-up from 0, then the schedule's shape down to 0 at `total` steps."""
+    """Learning rate of step k = 0, 1, ...: linear warmup from 0, then decay to 0 at `total` steps (or constant)."""
     warmup = math.ceil(options.warmup_ratio * total)
     rest = max(total - warmup, 1)
     peak = options.learning_rate
@@ -26,10 +26,14 @@ def learning_rate(options: OptimizerOptions, total: int) -> optax.Schedule:
 
 
 def make_optimizer(options: OptimizerOptions, total: int) -> optax.GradientTransformationExtraArgs:
-    """Clip by global norm, scale by moments, decay, times minus the learning rate.
+    """Clip by global norm, scale by moments, add weight decay, multiply by minus the learning rate.
 
-    `update` takes two more bool scalars, False by default: `left_out` gives the state back as it was, but for the place in
-    the learning rate's schedule; `halted` gives that back, too.
+    `update` has two more bool arguments, False by default: `skipped` keeps the state except the schedule's step count;
+    `halted` keeps that too.
+
+    Args:
+        options: Settings.
+        total: Steps of the run.
     """
     rate = optax.scale_by_learning_rate(learning_rate(options, total))
     clip = optax.identity() if options.max_grad_norm is None else optax.clip_by_global_norm(options.max_grad_norm)
@@ -39,28 +43,28 @@ def make_optimizer(options: OptimizerOptions, total: int) -> optax.GradientTrans
         scale = optax.scale_by_adam(options.b1, options.b2, options.eps, mu_dtype=options.first_moment_dtype)
     moments = _store_second_moment(scale, options.second_moment_dtype)
     update = _optional(optax.chain(moments, optax.add_decayed_weights(options.weight_decay), rate))
-    return optax.chain(clip, on_host(update) if options.offload_moments else update)
+    return optax.chain(clip, offload_moments(update) if options.offload_moments else update)
 
 
 def _optional(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """`inner`, whose state may stay as it was."""
+    """`inner` with the arguments `skipped` and `halted`."""
 
     def update(
-        gradients: Any, state: Any, parameters: Any = None, *, left_out: Any = False, halted: Any = False, **_: Any
+        gradients: Any, state: Any, parameters: Any = None, *, skipped: Any = False, halted: Any = False, **_: Any
     ) -> tuple[Any, Any]:
-        def chosen(old: Any, new: Any) -> Any:
+        def select(old: Any, new: Any) -> Any:
             if isinstance(new, optax.ScaleByScheduleState):
                 return optax.ScaleByScheduleState(jnp.where(halted, old.count, new.count))
-            return jnp.where(left_out, old, new)
+            return jnp.where(skipped, old, new)
 
         updates, after = inner.update(gradients, state, parameters)
-        return updates, jax.tree.map(chosen, state, after, is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState))
+        return updates, jax.tree.map(select, state, after, is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState))
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def _store_second_moment(inner: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:
-    """`inner` with its state's `nu` kept in `dtype` between steps; the arithmetic stays in float32."""
+    """`inner` with `nu` of its state stored in `dtype` between steps; the arithmetic stays in float32."""
     if dtype == "float32":
         return inner
 

@@ -1,6 +1,6 @@
 """What every method does before it trains: opening a run, and planning its data."""
 
-import sys
+import logging
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
@@ -18,7 +18,7 @@ from zephyr_jax.checkpoint.disk_space import check_disk_space
 from zephyr_jax.checkpoint.hf.model_files import model_files
 from zephyr_jax.checkpoint.inheritance import resolve_settings
 from zephyr_jax.checkpoint.resolve import ModelSource, OpenedModel, open_model
-from zephyr_jax.checkpoint.steps import FOLDER, SAVED, DamagedStepError, read_progress, steps_in
+from zephyr_jax.checkpoint.steps import FOLDER, SAVED, Checkpoint, find_checkpoint
 from zephyr_jax.config.training import SftConfig
 from zephyr_jax.config.validation import resumable_settings
 from zephyr_jax.config.yaml_file import differences, to_dict
@@ -34,6 +34,8 @@ from zephyr_jax.parallel.sharding import init_devices
 from zephyr_jax.reference.table import recorded_template_dates
 from zephyr_jax.storage.files import Path, check_folder_creatable, open_path
 from zephyr_jax.train.optimizer import make_optimizer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,21 @@ class Run:
     folder: Path
     opened: OpenedModel
     tokenizer: ChatTokenizer
-    start: int
-    """Step to start from, as far as is known before its arrays are read."""
-    progress: dict[str, Any]
-    """What the checkpoint at `start` recorded; empty for a fresh run."""
+    checkpoint: Checkpoint
+    """The saved step to resume from: the newest whose progress can be read, until its arrays are restored."""
     compile_stats: CompileStats
     model_files: dict[str, Any]
     """What goes into the run beside its weights: config, tokenizer and chat template, by file name."""
+
+    @property
+    def start(self) -> int:
+        """Step to start from."""
+        return self.checkpoint.step
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """Progress of the checkpoint; empty for a new run."""
+        return self.checkpoint.progress
 
     @property
     def finished(self) -> bool:
@@ -87,7 +97,8 @@ def open_run(config: SftConfig) -> Run:
     opened = open_model(config.model, rules)
     source = opened.source
     folder = _check_folder(config)
-    start, progress = _newest(folder) if (folder / FOLDER).is_dir() else (0, {})
+    checkpoint = find_checkpoint(folder) if (folder / FOLDER).is_dir() else Checkpoint(folder)
+    progress = checkpoint.progress
     method = method_of(config)
     tables = recorded_template_dates(method.reference_folder(config))
     config, tokenizer = resolve_settings(method.name, config, source, progress.get("config"), tables)
@@ -99,17 +110,18 @@ def open_run(config: SftConfig) -> Run:
         folder=folder,
         opened=replace(opened, options=config.model),
         tokenizer=tokenizer,
-        start=start,
-        progress=progress,
+        checkpoint=checkpoint,
         compile_stats=compile_stats,
         model_files=_model_files(source, tokenizer),
     )
     if run.finished:
-        print(
-            f"{folder} is finished at step {start}, and nothing is trained: with schedule.save `weights` it holds no optimizer "
-            f"state to resume from. To train on from its weights: --model.path {folder} and another output.",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+        logger.info(
+            "%s is finished at step %d, nothing to train: with schedule.save `weights` it has no optimizer state to resume from. "
+            "To continue from its weights: --model.path %s and another output.",
+            folder,
+            run.start,
+            folder,
+        )
     else:
         if not progress:
             run.opened.check_weights()
@@ -122,7 +134,14 @@ def _check_room(config: SftConfig, run: Run) -> None:
     parameters = run.opened.abstract.parameters
     moments = jax.eval_shape(make_optimizer(config.optimizer, 1).init, parameters)
     evaluates = config.data.evaluation_source is not None
-    check_disk_space(run.folder, config.schedule, (parameters, moments), parameters, evaluates)
+    check_disk_space(
+        run.folder,
+        config.schedule,
+        state=(parameters, moments),
+        parameters=parameters,
+        evaluates=evaluates,
+        num_saved=len(run.checkpoint.steps),
+    )
 
 
 def _model_files(source: ModelSource, tokenizer: ChatTokenizer) -> dict[str, Any]:
@@ -130,16 +149,6 @@ def _model_files(source: ModelSource, tokenizer: ChatTokenizer) -> dict[str, Any
     template = without_markers(exported_template(tokenizer))
     files = model_files(source, tokenizer.saved, template, tokenizer.stop_ids)
     return {**files, TRAINING_TEMPLATE: tokenizer.template.source}
-
-
-def _newest(folder: Path) -> tuple[int, dict[str, Any]]:
-    """The last saved step whose progress can be read; whether its arrays can, shows when they are."""
-    for step in reversed(steps_in(folder)):
-        try:
-            return step, read_progress(folder, step)
-        except DamagedStepError:
-            continue
-    return 0, {}
 
 
 def _check_folder(config: SftConfig) -> Path:

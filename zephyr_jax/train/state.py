@@ -1,5 +1,6 @@
-"""What a step changes: weights, optimizer state and the step number. Abstract first, then placed."""
+"""The train state: trainable and frozen weights, optimizer state and step number."""
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,44 +11,125 @@ from jax.sharding import NamedSharding, PartitionSpec
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.parallel.sharding import ShardingRules
 
+type IsTrainable = Callable[[str], bool]
+"""Name of a weight, such as `decoder.attention.query` -> whether it trains."""
+
 
 class TrainState(NamedTuple):
-    """A pytree of global arrays (or of their shapes, or shardings, in the same places)."""
+    """A pytree of global arrays; or of their shapes, or shardings, in the same positions.
+
+    The step differentiates, updates and saves `trainable` only. `merge(trainable, frozen)` are the model's weights. When all
+    weights train, `frozen` is empty and the compiled step is the same as without it.
+    """
 
     step: Any
-    """int32 scalar: steps done."""
-    parameters: Parameters
-    """float32 weights."""
-    optimizer: Any
-    """optax state."""
+    """int32 scalar: number of completed steps."""
+    trainable: Parameters
+    """float32 weights, as nested dicts."""
+    frozen: Parameters
+    """Weights that keep the values they were loaded with, as nested dicts."""
+    optimizer_state: Any
+    """optax state of `trainable`."""
+
+    @property
+    def weights(self) -> Parameters:
+        """All weights of the model; no copies."""
+        return merge(self.trainable, self.frozen)
+
+
+def merge(trainable: Parameters, frozen: Parameters) -> Parameters:
+    """The model's weights from both parts, which share no weight; no copies."""
+    if _is_empty(frozen):
+        return trainable
+    if _is_empty(trainable):
+        return frozen
+    return {name: merge(trainable.get(name, {}), frozen.get(name, {})) for name in sorted({*trainable, *frozen})}
+
+
+def split(weights: Parameters, is_trainable: IsTrainable, prefix: str = "") -> tuple[Parameters, Parameters]:
+    """Trainable and frozen parts of nested dicts: the inverse of `merge`. Empty dicts are left out."""
+    trainable: Parameters = {}
+    frozen: Parameters = {}
+    for name, node in weights.items():
+        if isinstance(node, Mapping):
+            parts = split(dict(node), is_trainable, f"{prefix}{name}.")
+        else:
+            parts = (node, {}) if is_trainable(prefix + name) else ({}, node)
+        for target, part in zip((trainable, frozen), parts, strict=True):
+            if not _is_empty(part):
+                target[name] = part
+    return trainable, frozen
 
 
 def state_shardings(
-    parameters: Any,
-    shardings: Any,
+    parameters: Parameters,
+    shardings: Parameters,
     optimizer: optax.GradientTransformation,
     rules: ShardingRules,
     offload_moments: bool = False,
+    is_trainable: IsTrainable = lambda _: True,
 ) -> TrainState:
-    """Shardings of a TrainState: moments live where their weights do, or beside in the host's memory; the rest everywhere."""
-    everywhere = NamedSharding(rules.mesh, PartitionSpec())
+    """Shardings of a TrainState: moments are sharded like their weights, scalars are replicated.
+
+    Args:
+        parameters: Shapes of all weights.
+        shardings: Their shardings, in the same structure.
+        optimizer: Decides which moments exist.
+        rules: Of the mesh.
+        offload_moments: Keep moments in pinned host memory.
+        is_trainable: Which weights train.
+    """
+    replicated = NamedSharding(rules.mesh, PartitionSpec())
+    trainable, frozen = split(shardings, is_trainable)
     moments = optax.tree.map_params(
         optimizer,
         lambda _, sharding: sharding.with_memory_kind("pinned_host") if offload_moments else sharding,
-        jax.eval_shape(optimizer.init, parameters),
-        shardings,
-        transform_non_params=lambda _: everywhere,
+        jax.eval_shape(optimizer.init, split(parameters, is_trainable)[0]),
+        trainable,
+        transform_non_params=lambda _: replicated,
     )
-    return TrainState(everywhere, shardings, moments)
+    return TrainState(step=replicated, trainable=trainable, frozen=frozen, optimizer_state=moments)
 
 
-def abstract_state(parameters: Any, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:
+def abstract_state(
+    parameters: Parameters, optimizer: optax.GradientTransformation, shardings: TrainState
+) -> TrainState:
     """Shapes, dtypes and shardings of a TrainState; nothing is computed."""
-    shapes = TrainState(jax.ShapeDtypeStruct((), jnp.int32), parameters, jax.eval_shape(optimizer.init, parameters))
-    return jax.tree.map(lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), shapes, shardings)
+    trainable = _select(parameters, shardings.trainable)
+    shapes = TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32),
+        trainable=trainable,
+        frozen=_select(parameters, shardings.frozen),
+        optimizer_state=jax.eval_shape(optimizer.init, trainable),
+    )
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+    )
 
 
 def initial_state(parameters: Parameters, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:
-    """Step 0 around loaded weights; the optimizer state is made where it will live."""
-    init = jax.jit(optimizer.init, out_shardings=shardings.optimizer)
-    return TrainState(jax.device_put(jnp.int32(0), shardings.step), parameters, init(parameters))
+    """Step 0 with loaded weights, which are not copied; the optimizer state is created with its shardings."""
+    trainable = _select(parameters, shardings.trainable)
+    init = jax.jit(optimizer.init, out_shardings=shardings.optimizer_state)
+    return TrainState(
+        step=jax.device_put(jnp.int32(0), shardings.step),
+        trainable=trainable,
+        frozen=frozen_weights(parameters, shardings),
+        optimizer_state=init(trainable),
+    )
+
+
+def frozen_weights(parameters: Parameters, shardings: TrainState) -> Parameters:
+    """The frozen part of loaded weights."""
+    frozen: Parameters = _select(parameters, shardings.frozen)
+    return frozen
+
+
+def _is_empty(node: Any) -> bool:
+    """Whether a node is a dict without weights; arrays have no truth value."""
+    return isinstance(node, Mapping) and not node
+
+
+def _select(tree: Any, like: Any) -> Any:
+    """The part of `tree` with the structure of the nested dicts `like`."""
+    return {name: _select(tree[name], node) for name, node in like.items()} if isinstance(like, Mapping) else tree

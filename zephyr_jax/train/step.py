@@ -1,7 +1,7 @@
-"""One optimizer step: gradients of sums over microbatches, one division by the global weight, one update, or none.
+"""One optimizer step: gradients of loss sums over microbatches, one division by the global weight, one update or none.
 
-Because losses are sums until the end, k microbatches give the gradient of one big batch exactly, however unevenly
-tokens or pairs fall on them, and the logged loss is the loss that was optimised.
+Losses stay sums until the end, so k microbatches give exactly the gradient of one large batch, however unevenly tokens or
+pairs are distributed over them, and the logged loss is the loss that was optimized.
 """
 
 from functools import partial
@@ -18,11 +18,11 @@ from zephyr_jax.mean import Metrics, WeightedMean
 from zephyr_jax.model.grad_dtype import Tapped, taps
 from zephyr_jax.objective.example_loss import Objective
 from zephyr_jax.objective.logprob import Parameters
-from zephyr_jax.train.anomalies import Limits, Signs, look
-from zephyr_jax.train.state import TrainState
+from zephyr_jax.train.anomalies import StepFlags, StepLimits, detect
+from zephyr_jax.train.state import TrainState, merge
 
 type Step = Any
-"""A jitted (state, batch, limits) -> (next state, metrics, signs)."""
+"""A jitted (state, batch, limits) -> (next state, metrics, flags)."""
 
 
 def make_step(
@@ -30,49 +30,71 @@ def make_step(
     optimizer: optax.GradientTransformationExtraArgs,
     rate: optax.Schedule,
     shardings: TrainState,
-    health: AnomalyOptions,
+    anomaly: AnomalyOptions,
     grad_dtype: str = "float32",
 ) -> Step:
-    """Jitted (state, batch [A, B, ...], limits) -> (next state, metrics, signs); the old state's buffers go to the new one.
+    """A jitted training step. The state is donated: its buffers become those of the next state.
 
-    `grad_dtype` is what the backward pass of a microbatch leaves in memory. Sums over microbatches and all that
-    follows are float32. A step that `anomaly` says to leave out gives weights and moments back as they were, bit for bit.
+    Args:
+        objective: (weights, microbatch) -> loss and metrics, as undivided sums.
+        optimizer: Of `make_optimizer`.
+        rate: Learning rate by step, for the metrics.
+        shardings: Of the state.
+        anomaly: Policies; a skipped step returns weights and moments bit-identical.
+        grad_dtype: Dtype in which the backward pass of one microbatch stores gradients; sums over microbatches and everything
+            after are float32.
+
+    Returns:
+        (state, batch [A, B, ...], limits) -> (next state, metrics, flags).
     """
 
-    def step(state: TrainState, batch: Any, limits: Limits) -> tuple[TrainState, Metrics, Signs]:
-        totals, metrics = accumulate(objective, state.parameters, batch, shardings.parameters, grad_dtype)
-        weight = jnp.maximum(metrics["loss"].weight, 1)  # it counts, so it is 0 or at least 1
-        gradients = jax.tree.map(lambda total: total.astype(jnp.float32) / weight, totals)
+    def step(state: TrainState, batch: Any, limits: StepLimits) -> tuple[TrainState, Metrics, StepFlags]:
+        def trainable_objective(trainable: Parameters, microbatch: Any) -> tuple[WeightedMean, Metrics]:
+            return objective(merge(trainable, state.frozen), microbatch)
+
+        totals, metrics = accumulate(trainable_objective, state.trainable, batch, shardings.trainable, grad_dtype)
+        weight = jnp.maximum(metrics["loss"].weight, 1)  # a count: 0 (no targets) or at least 1
+        grads = jax.tree.map(lambda total: total.astype(jnp.float32) / weight, totals)
         one = jnp.float32(1)
-        metrics["grad_norm"] = WeightedMean(optax.tree.norm(gradients), one)
+        metrics["grad_norm"] = WeightedMean(optax.tree.norm(grads), one)
         metrics["learning_rate"] = WeightedMean(jnp.asarray(rate(state.step), jnp.float32), one)
-        signs = look(health, metrics, limits)
-        updates, moments = optimizer.update(
-            gradients, state.optimizer, state.parameters, left_out=signs.left_out, halted=signs.halted
+        flags = detect(anomaly, metrics, limits)
+        updates, optimizer_state = optimizer.update(
+            grads, state.optimizer_state, state.trainable, skipped=flags.skipped, halted=flags.halted
         )
-        parameters = jax.tree.map(
-            lambda old, change: jnp.where(signs.left_out, old, old + change), state.parameters, updates
+        # A select of the old value, not an update multiplied by 0: NaN * 0 is NaN.
+        trainable = jax.tree.map(
+            lambda old, update: jnp.where(flags.skipped, old, old + update), state.trainable, updates
         )
-        after = TrainState(jnp.where(signs.halted, state.step, state.step + 1), parameters, moments)
-        return after, metrics, signs._replace(changed=_differ(state.parameters, parameters))
+        next_state = TrainState(
+            step=jnp.where(flags.halted, state.step, state.step + 1),
+            trainable=trainable,
+            frozen=state.frozen,
+            optimizer_state=optimizer_state,
+        )
+        return next_state, metrics, flags._replace(changed=_changed_fraction(state.trainable, trainable))
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None, None))
 
 
-def _differ(one: Parameters, other: Parameters) -> Array:
-    """The share of weights that are not the same."""
-    counts = jax.tree.map(lambda x, y: jnp.sum(x != y, dtype=jnp.float32), one, other)
-    size = float(sum(leaf.size for leaf in jax.tree.leaves(one)))  # more than 32 bits hold, from 2.1 billion weights on
+def _changed_fraction(old: Parameters, new: Parameters) -> Array:
+    """Fraction of weights whose bits differ."""
+    counts = jax.tree.map(lambda x, y: jnp.sum(x != y, dtype=jnp.float32), old, new)
+    size = float(sum(leaf.size for leaf in jax.tree.leaves(old)))  # exceeds int32 from 2.1 billion weights on
     return jax.tree.reduce(jnp.add, counts) / size
 
 
 def accumulate(
     objective: Objective, parameters: Parameters, batch: Any, shardings: Any, grad_dtype: str = "float32"
 ) -> tuple[Parameters, Metrics]:
-    """Gradient of the loss's sum over all microbatches (not yet divided), and all metrics, `loss` among them.
+    """Gradient of the loss sum over all microbatches (not yet divided), and all metrics including `loss`.
 
-    Gradients are pinned to the shardings of their weights, so that no device ever holds more than its part. With one
-    microbatch they come in `grad_dtype`, else as a float32 sum.
+    Args:
+        objective: (parameters, microbatch) -> loss and metrics.
+        parameters: The weights to differentiate.
+        batch: Arrays [A, B, ...]: A microbatches of B rows.
+        shardings: Of `parameters`. Gradients are constrained to them, so that no device ever holds more than its shard.
+        grad_dtype: Dtype of the gradients of one microbatch; with several they are summed in float32.
     """
     tapped = partial(jax.tree.map, Tapped, parameters)
 
@@ -94,8 +116,8 @@ def accumulate(
         return jax.tree.map(jnp.add, total, gradient(microbatch))
 
     def body(total: tuple[Parameters, Metrics], microbatch: Any) -> tuple[tuple[Parameters, Metrics], None]:
-        present = jnp.any(microbatch.rows.segments > 0)  # the last ones of a small step may be empty
-        return jax.lax.cond(present, add, lambda total, _: total, total, microbatch), None
+        is_present = jnp.any(microbatch.rows.segments > 0)  # the last microbatches of a small step may be empty
+        return jax.lax.cond(is_present, add, lambda total, _: total, total, microbatch), None
 
     shapes = jax.eval_shape(gradient, first)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shapes)

@@ -1,0 +1,77 @@
+"""Throughput of a step: model FLOPs utilization (MFU), device memory, and durations as text."""
+
+import math
+
+import jax
+
+from zephyr_jax.model.config import ModelConfig
+
+PEAK_FLOPS = {
+    # Dense bfloat16 FLOP/s of one JAX device, by prefix of its `device_kind`.
+    # TPUs: https://cloud.google.com/tpu/docs/system-architecture-tpu-vm (one page per version)
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,  # v5e
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,  # v5p
+    "TPU v6 lite": 918e12,  # Trillium
+    "TPU v6e": 918e12,
+    # GPUs: NVIDIA's data sheets, without sparsity
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA L4": 121e12,
+}
+_GIB = 2**30
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Peak dense bfloat16 FLOP/s of a device; None for an unknown one."""
+    known = [prefix for prefix in PEAK_FLOPS if device_kind.startswith(prefix)]
+    return PEAK_FLOPS[max(known, key=len)] if known else None
+
+
+def flops_per_token(config: ModelConfig, length: int) -> float:
+    """Matmul FLOPs of the forward and backward pass per token, without recomputation (as MFU is defined).
+
+    6 per weight that is multiplied (the input embedding is a lookup), and 12 * layers * heads * head_dim per attended key.
+
+    Args:
+        config: The model.
+        length: Tokens of a segment; causal attention sees half of them on average, or less with a sliding window.
+    """
+    lookup = 0 if config.tie_embeddings else config.vocab_size * config.d_model
+    window = min(config.sliding_window or length, length)
+    keys = window - window**2 / (2 * length)
+    attention = 12 * config.num_layers * config.num_heads * config.head_dim * keys
+    return 6 * (config.num_parameters - lookup) + attention
+
+
+def mfu(tokens_per_second: float, flops: float, device_kind: str) -> float | None:
+    """Model FLOPs utilization from 0 to 1; None for an unknown device.
+
+    Args:
+        tokens_per_second: Per device.
+        flops: Of `flops_per_token`.
+        device_kind: Of a JAX device.
+    """
+    peak = peak_flops(device_kind)
+    return None if peak is None else tokens_per_second * flops / peak
+
+
+def peak_memory_gib() -> float | None:
+    """Largest peak memory of this process's devices in GiB; None where the backend does not report it (CPU)."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [device_stats["peak_bytes_in_use"] for device_stats in stats if "peak_bytes_in_use" in device_stats]
+    return max(peaks) / _GIB if peaks else None
+
+
+def format_duration(seconds: float) -> str:
+    """`45s`, `4m13s` or `1h02m`."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
