@@ -148,7 +148,7 @@ def test_limits_hold_across_processes(tmp_path: Path, limits: dict[str, Any], wo
 def test_keys_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = EndpointOptions(api_key_env="MY_KEY")
     with judge_at(echo) as (url, asked):
-        with pytest.raises(InputError, match="no variable of that name"):
+        with pytest.raises(InputError, match="endpoint.api_key_env is 'MY_KEY'"):
             endpoint(url, tmp_path, options)
         with pytest.raises(InputError, match="expected the name of an environment variable") as pasted:
             endpoint(url, tmp_path, EndpointOptions(api_key_env="sk-open-sesame"))

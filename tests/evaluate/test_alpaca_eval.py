@@ -79,9 +79,9 @@ def test_the_baseline_decides_the_version(
     if version == 1:
         assert [each.alpaca_eval for each in measured([str(tmp_path / "out")])] == [pytest.approx(200 / 3)]
     else:
-        with pytest.raises(InputError, match="got none"):
+        with pytest.raises(InputError, match="AlpacaEval row"):
             measured([str(tmp_path / "out")])
-        assert "own.row.json is not in the AlpacaEval column" in capsys.readouterr().err
+        assert "own.row.json is skipped in the AlpacaEval column" in capsys.readouterr().err
 
 
 def test_mixed_baselines_have_no_version() -> None:
