@@ -109,7 +109,7 @@ def test_a_run_with_frozen_weights_resumes_bit_for_bit(
 
     monkeypatch.setattr(train_command, "fit", partial_fit)
     monkeypatch.setattr(train_command, "add_samples", lambda config, folder: None)
-    config = partial(sft_config, tiny_model, rows, epochs=1)
+    config = partial(sft_config, tiny_model, rows, epochs=2)
     train(config(tmp_path / "whole"))
     with monkeypatch.context() as patch:
         kill_after(patch, 3)
