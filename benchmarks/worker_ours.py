@@ -21,7 +21,7 @@ from zephyr_jax.chat.tokenizer import Segment
 from zephyr_jax.config.sections import DataOptions, MeshOptions, Remat
 from zephyr_jax.config.training_sections import AnomalyOptions, BatchOptions, DpoOptions, OptimizerOptions
 from zephyr_jax.data.loader import BatchSource
-from zephyr_jax.data.pack import Plan, plan_training
+from zephyr_jax.data.pack import PackingPlan, plan_training
 from zephyr_jax.methods.registry import METHODS
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.decoder import Compute, Decoder, abstract_model
@@ -87,7 +87,7 @@ def shape_of(dims: w.Dims) -> ModelConfig:
 
 def make_batches(
     mode: str, steps: int, seed: int, row_length: int, batch: BatchOptions
-) -> tuple[BatchSource[Any], Plan, list[list[w.Pair]]]:
+) -> tuple[BatchSource[Any], PackingPlan, list[list[w.Pair]]]:
     """`steps` packed batches of the workload's examples, and what each holds."""
     rows = batch.rows or 1
     pairs = w.make_pairs(rows * row_length // 200 * steps, seed)  # more than fit
@@ -104,7 +104,7 @@ def make_batches(
 
 
 def make_trainer(
-    mode: str, plan: Plan, rules: ShardingRules, shape: ModelConfig, compute: Compute, chunk: int
+    mode: str, plan: PackingPlan, rules: ShardingRules, shape: ModelConfig, compute: Compute, chunk: int
 ) -> tuple[Any, Any]:
     """The project's step and its first state."""
     compute = replace(compute, placement=rules)

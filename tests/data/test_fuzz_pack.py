@@ -15,7 +15,7 @@ from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.config.training_sections import BatchOptions
 from zephyr_jax.data.examples import Examples
 from zephyr_jax.data.loader import BatchSource
-from zephyr_jax.data.pack import Plan, plan_evaluation, plan_training
+from zephyr_jax.data.pack import PackingPlan, plan_evaluation, plan_training
 
 CI = settings(max_examples=50, deadline=None, derandomize=True)
 by_rows = st.tuples(st.integers(1, 4), st.integers(1, 4)).map(
@@ -67,12 +67,12 @@ def runs(draw: st.DrawFn, each: int) -> tuple[Made, DataOptions, BatchOptions, i
     )
 
 
-def planned(run: tuple[Made, DataOptions, BatchOptions, int, int], max_steps: int | None = None) -> Plan:
+def planned(run: tuple[Made, DataOptions, BatchOptions, int, int], max_steps: int | None = None) -> PackingPlan:
     examples, data, batch, epochs, seed = run
     return plan_training(examples.lengths, data, batch, epochs, max_steps, seed)
 
 
-def order(plan: Plan) -> list[int]:
+def order(plan: PackingPlan) -> list[int]:
     return [example for step in plan.steps for row in step for example in row]
 
 
@@ -140,7 +140,7 @@ def test_rows_hold_whole_segments_in_their_places(each: int, data: st.DataObject
             _pairs_have_their_references(batch, plan, step, reference)
 
 
-def _pairs_have_their_references(batch: PairBatch, plan: Plan, step: Any, reference: np.ndarray) -> None:
+def _pairs_have_their_references(batch: PairBatch, plan: PackingPlan, step: Any, reference: np.ndarray) -> None:
     sums = batch.reference.reshape(-1, plan.examples_per_row, 2)
     present = batch.present.reshape(-1, plan.examples_per_row)
     for line, row in enumerate([*step, *[()] * (len(sums) - len(step))]):

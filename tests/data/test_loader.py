@@ -14,7 +14,7 @@ from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.config.training_sections import BatchOptions
 from zephyr_jax.data.examples import Examples
 from zephyr_jax.data.loader import BatchSource, iterate
-from zephyr_jax.data.pack import Plan, plan_evaluation, plan_training
+from zephyr_jax.data.pack import PackingPlan, plan_evaluation, plan_training
 
 LENGTH = 48
 
@@ -54,12 +54,12 @@ def made(count: int, segments_per_example: int, seed: int = 0) -> Examples:
     return cast(Examples, Made([[segment() for _ in range(segments_per_example)] for _ in range(count)]))
 
 
-def plan_of(examples: Examples, batch: BatchOptions | None = None) -> Plan:
+def plan_of(examples: Examples, batch: BatchOptions | None = None) -> PackingPlan:
     data = DataOptions(max_length=LENGTH, row_length=LENGTH, packing_window=16)
     return plan_training(examples.lengths, data, batch or BatchOptions(rows=4, microbatch_rows=2), 1, None, 3)
 
 
-def batches_of(examples: Examples, plan: Plan, rows: slice, sums: np.ndarray | None = None) -> BatchSource[Any]:
+def batches_of(examples: Examples, plan: PackingPlan, rows: slice, sums: np.ndarray | None = None) -> BatchSource[Any]:
     """The batches that SFT or DPO would train on."""
     if examples.segments_per_example == 1:
         return BatchSource(examples, plan, rows, TokenBatch)

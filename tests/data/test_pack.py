@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.config.training_sections import BatchOptions
-from zephyr_jax.data.pack import Plan, best_fit, plan_evaluation, plan_training
+from zephyr_jax.data.pack import PackingPlan, best_fit, plan_evaluation, plan_training
 
 CAPACITY = 64
 LENGTHS = np.random.default_rng(0).integers(1, CAPACITY + 1, 97)
@@ -31,15 +31,15 @@ def training(
     epochs: int = 1,
     max_steps: int | None = None,
     seed: int = 7,
-) -> Plan:
+) -> PackingPlan:
     return plan_training(lengths, data, batch or BatchOptions(rows=4), epochs, max_steps, seed)
 
 
-def examples_of(plan: Plan) -> list[int]:
+def examples_of(plan: PackingPlan) -> list[int]:
     return [example for step in plan.steps for row in step for example in row]
 
 
-def padding(plan: Plan, lengths: np.ndarray) -> float:
+def padding(plan: PackingPlan, lengths: np.ndarray) -> float:
     rows = sum(len(step) for step in plan.steps)
     return 1 - lengths[examples_of(plan)].sum() / (rows * plan.row_length)
 

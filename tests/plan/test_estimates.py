@@ -21,7 +21,7 @@ from zephyr_jax.objective.example_loss import make_objective
 from zephyr_jax.objective.sft import sft_loss
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.sharding import ShardingRules
-from zephyr_jax.plan.plan import Plan, lower, planned_shape
+from zephyr_jax.plan.plan import StepPlan, lower, planned_shape
 from zephyr_jax.plan.topology import chip_of, topology_devices
 from zephyr_jax.train.step import accumulate
 
@@ -64,7 +64,7 @@ def test_operations_a_token_are_what_the_compiler_counts(one_layer: Path, step: 
     rules = ShardingRules(make_mesh(config.mesh, topology_devices(config.topology)))
     shape = planned_shape(config)
     counted = lower(config, abstract_of(shape, config.model, rules), rules, ROWS).compile().cost_analysis()["flops"]
-    planned = Plan(
+    planned = StepPlan(
         config=config,
         chip=chip_of(config.topology),
         num_chips=4,

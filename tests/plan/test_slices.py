@@ -10,7 +10,7 @@ import pytest
 
 from zephyr_jax.config.plan import PlanConfig
 from zephyr_jax.config.yaml_file import load_card
-from zephyr_jax.plan.plan import Plan, plan
+from zephyr_jax.plan.plan import StepPlan, plan
 
 pytestmark = pytest.mark.skipif(
     find_spec("libtpu") is None, reason="libtpu is not installed: uv run --extra tpu pytest"
@@ -20,7 +20,7 @@ CHIPS = 4
 
 
 @pytest.fixture(scope="module")
-def planned(shape_only: Path) -> Plan:
+def planned(shape_only: Path) -> StepPlan:
     """The DPO step of a small model on two slices of four chips: one copy of the weights in each."""
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}
     card = load_card(PlanConfig, CARD)
@@ -41,7 +41,7 @@ def sizes(result: str) -> int:
     return prod(int(each) for each in result[result.index("[") + 1 : -1].split(",") if each)
 
 
-def test_only_sums_of_gradients_and_metrics_cross(planned: Plan) -> None:
+def test_only_sums_of_gradients_and_metrics_cross(planned: StepPlan) -> None:
     """A chip sends its quarter of the gradients once, the norms' whole, and a handful of numbers; nothing is gathered.
 
     One of the two vocabulary tables crosses before it is scattered, split in two instead of four: since a step can leave its
@@ -58,7 +58,7 @@ def test_only_sums_of_gradients_and_metrics_cross(planned: Plan) -> None:
     assert gradients <= crossing <= gradients * 1.01 + 100 + (table // 2 - table // CHIPS)
 
 
-def test_all_else_stays_inside_a_slice(planned: Plan) -> None:
+def test_all_else_stays_inside_a_slice(planned: StepPlan) -> None:
     """Weights are gathered and gradients scattered among the four chips of a slice."""
     inside = [each for each in planned.collectives if not each.between_slices]
     assert {each.kind for each in inside} >= {"all-gather"}

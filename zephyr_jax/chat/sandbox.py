@@ -23,7 +23,7 @@ from jinja2.visitor import NodeTransformer
 
 from zephyr_jax.chat.template_budget import (
     MAX_BITS,
-    Budget,
+    RenderBudget,
     budget,
     charge,
     charge_whole,
@@ -51,7 +51,7 @@ def render_sandboxed(
         TemplateError: where the template is not sound, refuses its input, or passes a limit. Templates are programs: errors of
             any other kind may come from them, too.
     """
-    token, ranges = budget.set(Budget()), _Ranges()
+    token, ranges = budget.set(RenderBudget()), _Ranges()
     other = _ranges.set(ranges)
     try:
         chat = [_with_reasoning(message) for message in messages]

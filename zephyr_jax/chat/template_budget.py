@@ -25,7 +25,7 @@ class TemplateLimitError(TemplateError):
     """A template runs too long, or makes too much text."""
 
 
-class Budget:
+class RenderBudget:
     """What one rendering has left."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Budget:
             raise TemplateLimitError(f"it runs longer than {MAX_SECONDS:g} seconds")
 
 
-budget: ContextVar[Budget] = ContextVar("budget")
+budget: ContextVar[RenderBudget] = ContextVar("budget")
 """That of the rendering under way."""
 
 

@@ -36,7 +36,8 @@ def _on_device(leaf: Array) -> Array:
     sharding = getattr(leaf, "sharding", None)
     if sharding is None or sharding.memory_kind != "pinned_host":
         return leaf
-    return jax.device_put(leaf, sharding.with_memory_kind("device"))
+    result: Array = jax.device_put(leaf, sharding.with_memory_kind("device"))
+    return result
 
 
 @jax.jit

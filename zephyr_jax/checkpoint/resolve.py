@@ -62,7 +62,7 @@ class ModelSource:
 class AbstractModel:
     """A model on a mesh without its weights."""
 
-    definition: nnx.GraphDef
+    definition: nnx.GraphDef[Any]
     """Static: everything but the weights."""
     parameters: Any
     """Pure dict of shapes (float32) with their shardings."""
@@ -206,9 +206,12 @@ def check_weights(source: ModelSource) -> None:
 
 def load_weights(source: ModelSource, model: AbstractModel) -> Parameters:
     """Stream the weights onto the mesh as float32. Raises InputError on missing, unknown or misshapen tensors."""
+    parameters: Parameters
     if source.run:
-        return restore_parameters(source.run, source.step, model.parameters)
-    return load_parameters(source.weights, source.model_config, model.parameters, model.shardings)
+        parameters = restore_parameters(source.run, source.step, model.parameters)
+    else:
+        parameters = load_parameters(source.weights, source.model_config, model.parameters, model.shardings)
+    return parameters
 
 
 def check_vocabulary(

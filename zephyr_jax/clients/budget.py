@@ -5,7 +5,7 @@ from zephyr_jax.config.sections import EndpointOptions
 from zephyr_jax.errors import InputError
 
 
-class Budget:
+class CostBudget:
     """Tokens and USD of one endpoint or several. A request is sent only if its maximum usage fits beside all others."""
 
     def __init__(self, options: EndpointOptions):

@@ -19,9 +19,10 @@ class UnusableReply(Exception):
 async def limit_reply_size(response: Any) -> None:
     """Event hook of the HTTP library: decompress the reply in this module while it is read."""
     library = import_module(type(response).__module__.partition(".")[0])  # httpx, or the fork that the client ships
-    stream_type: type = library.AsyncByteStream
     encoding = response.headers.pop("content-encoding", "identity").strip().lower()
     source = response.stream
+
+    stream_type: type = library.AsyncByteStream
 
     class Decompressed(stream_type):
         async def __aiter__(self) -> AsyncIterator[bytes]:

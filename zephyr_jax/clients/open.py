@@ -6,7 +6,7 @@ from hashlib import blake2b
 
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.clients.base import ChatModel
-from zephyr_jax.clients.budget import Budget
+from zephyr_jax.clients.budget import CostBudget
 from zephyr_jax.clients.connection import check_url
 from zephyr_jax.clients.local import LocalClient
 from zephyr_jax.clients.remote import RemoteClient
@@ -51,7 +51,7 @@ class ModelOpener:
         self, command: str, folder: Path, endpoint: EndpointOptions, local: LocalOptions, temperature: float = 0.0
     ):
         self._command, self._folder, self._endpoint, self._local = command, folder, endpoint, local
-        self._temperature, self._budget, self._lock = temperature, Budget(endpoint), Lock(folder)
+        self._temperature, self._budget, self._lock = temperature, CostBudget(endpoint), Lock(folder)
         self._remote_clients: dict[tuple[str, str | None, str | None], RemoteClient] = {}
         self._local_clients: dict[str, LocalClient] = {}
 

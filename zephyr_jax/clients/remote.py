@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from zephyr_jax.clients.base import ChatRequest, ChatResponse, Progress, Usage, no_progress
-from zephyr_jax.clients.budget import Budget
+from zephyr_jax.clients.budget import CostBudget
 from zephyr_jax.clients.connection import Connection, RequestError, check_url
 from zephyr_jax.clients.reply import entry_response, entry_usage, journal_usage, reply_entry
 from zephyr_jax.config.sections import EndpointOptions
@@ -41,14 +41,14 @@ class RemoteClient:
         url: str,
         options: EndpointOptions,
         journal: Journal,
-        budget: Budget | None = None,
+        budget: CostBudget | None = None,
         model: str | None = None,
     ):
         check_url(url)
         self._url, self._options, self._journal = url.rstrip("/"), options, journal
         self._entries = {entry["request"]: entry for entry in journal.lines if "text" in entry}
         self._api_key = read_api_key(options.api_key_env, "endpoint.api_key_env")
-        self._budget = budget or Budget(options)
+        self._budget = budget or CostBudget(options)
         self._excess = Usage()
         """Most tokens that the endpoint has counted above our upper bound of a request."""
         self._warned: set[str] = set()

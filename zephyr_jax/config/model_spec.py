@@ -15,7 +15,7 @@ _NUMBERS = {"temperature": MAX_TEMPERATURE, "price_per_mtok_in": 1e6, "price_per
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A parsed model specification. Fields of missing options are None."""
+    """A parsed model specification. Options that are not given have None."""
 
     path: str | None = None
     """Local checkpoint or hub id; None for a remote model."""

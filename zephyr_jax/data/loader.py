@@ -8,7 +8,7 @@ import numpy as np
 
 from zephyr_jax.batch import Array, Batch, empty_rows, field_names, make_batch
 from zephyr_jax.data.examples import Examples
-from zephyr_jax.data.pack import Plan
+from zephyr_jax.data.pack import PackingPlan
 
 
 class BatchSource[B: Batch]:
@@ -25,7 +25,7 @@ class BatchSource[B: Batch]:
     def __init__(
         self,
         examples: Examples,
-        plan: Plan,
+        plan: PackingPlan,
         rows: slice,
         batch_type: type[B],
         columns: Mapping[str, np.ndarray] | None = None,

@@ -17,7 +17,7 @@ type Step = tuple[Row, ...]
 
 
 @dataclass(frozen=True)
-class Plan:
+class PackingPlan:
     """Steps of a whole run (or one pass of evaluation). A step is rows; a row is example indices, left to right."""
 
     steps: tuple[Step, ...]
@@ -57,7 +57,7 @@ def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
 
 def plan_training(
     lengths: np.ndarray, data: DataOptions, batch: BatchOptions, epochs: int, max_steps: int | None, seed: int
-) -> Plan:
+) -> PackingPlan:
     """Steps of `epochs` passes, each shuffled by (seed, epoch); every example appears once in each epoch.
 
     With `batch.rows` every step has that many rows, with `batch.examples` that many examples; the last step of an epoch may
@@ -71,7 +71,7 @@ def plan_training(
     return _plan(steps[:max_steps], data.row_length, batch.microbatch_rows or batch.rows or 1)
 
 
-def plan_evaluation(lengths: np.ndarray, data: DataOptions, microbatch_rows: int) -> Plan:
+def plan_evaluation(lengths: np.ndarray, data: DataOptions, microbatch_rows: int) -> PackingPlan:
     """One pass over everything in source order, one microbatch a step."""
     rows = _pack(np.arange(len(lengths)), lengths, data)
     return _plan(_chunks(rows, microbatch_rows), data.row_length, microbatch_rows)
@@ -102,7 +102,7 @@ def _chunks(rows: list[Row], size: int) -> list[Step]:
     return [tuple(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
-def _plan(steps: list[Step], row_length: int, microbatch_rows: int) -> Plan:
+def _plan(steps: list[Step], row_length: int, microbatch_rows: int) -> PackingPlan:
     most_rows = max(len(step) for step in steps)
     most_examples = max(len(row) for step in steps for row in step)
-    return Plan(tuple(steps), row_length, -(-most_rows // microbatch_rows), microbatch_rows, most_examples)
+    return PackingPlan(tuple(steps), row_length, -(-most_rows // microbatch_rows), microbatch_rows, most_examples)

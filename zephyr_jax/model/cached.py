@@ -76,7 +76,8 @@ class CachedModel:
         unembedding = embedding.T if self.config.tie_embeddings else parameters["unembedding"].astype(dtype)
         layers = tuple(layer(index) for index in range(self.config.num_layers))
         flat = FlatWeights(embedding, layers, parameters["norm"], unembedding)
-        return jax.tree.map(lambda leaf, names: constrain(leaf, *names), flat, self.stored_axes())
+        result: FlatWeights = jax.tree.map(lambda leaf, names: constrain(leaf, *names), flat, self.stored_axes())
+        return result
 
     def stored_axes(self) -> FlatWeights:
         """Logical axes of every weight; each is one leaf."""
@@ -102,7 +103,8 @@ class CachedModel:
         sizes = (rows, config.num_kv_heads, slots, config.head_dim)
         keys, values = (tuple(jnp.zeros(sizes, self.compute.dtype) for _ in range(config.num_layers)) for _ in range(2))
         cache = KVCache(keys, values, SegmentInfo(*(jnp.zeros((rows, slots), jnp.int32) for _ in range(2))))
-        return jax.tree.map(lambda leaf: constrain(leaf, *CACHE_AXES[leaf.ndim]), cache)
+        result: KVCache = jax.tree.map(lambda leaf: constrain(leaf, *CACHE_AXES[leaf.ndim]), cache)
+        return result
 
     def extend(
         self, weights: FlatWeights, tokens_BL: Array, info: SegmentInfo, cache: KVCache

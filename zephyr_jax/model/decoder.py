@@ -7,7 +7,7 @@ with depth. `cached` runs the same blocks with a key-value cache.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +109,7 @@ class Decoder(nnx.Module):
         attend = partial(self._attend, info=info)
         opaque_one = jax.lax.optimization_barrier(jnp.float32(1))
 
-        def layer(x_BLD: Array, weights: nnx.State) -> tuple[Array, None]:
+        def layer(x_BLD: Array, weights: nnx.State[Any, Any]) -> tuple[Array, None]:
             block: DecoderBlock = nnx.merge(definition, self._block_cast_hoisting(weights, opaque_one))
             return block(checkpoint_name(x_BLD, INPUT), rope, attend, compute.placement), None
 
@@ -130,14 +130,15 @@ class Decoder(nnx.Module):
         sharded = compute.placement.shard_map(kernel, (queries, keys, keys, ("batch", "length")), queries)
         return sharded(q_BLNH, k_BLKH, v_BLKH, info)
 
-    def _block_cast_hoisting(self, weights: nnx.State, opaque_one: Array) -> nnx.State:
+    def _block_cast_hoisting(self, weights: nnx.State[Any, Any], opaque_one: Array) -> nnx.State[Any, Any]:
         """One layer's weights, multiplied by a one that the compiler cannot see through."""
         # Each layer casts its own weights to the compute dtype. The TPU compiler moves these casts out of the loop, casts all
         # layers at once and keeps that copy through forward and backward pass: 1.7 GiB per chip for 7B on eight chips. The
         # product has to be computed inside the loop, so the cast stays there; it is fused with the cast and costs nothing.
         if self.compute.dtype == jnp.float32:
             return weights
-        return jax.tree.map(lambda leaf: leaf * opaque_one.astype(leaf.dtype), weights)
+        result: nnx.State[Any, Any] = jax.tree.map(lambda leaf: leaf * opaque_one.astype(leaf.dtype), weights)
+        return result
 
     def _embed(self, tokens_BL: Array) -> Array:
         """Embeddings of the tokens, [B, L, D]."""
@@ -149,7 +150,7 @@ class Decoder(nnx.Module):
         return constrain(x_BLD, "batch", "length", "model")
 
 
-def abstract_model(config: ModelConfig, compute: Compute) -> tuple[nnx.GraphDef, nnx.State]:
+def abstract_model(config: ModelConfig, compute: Compute) -> tuple[nnx.GraphDef[Any], nnx.State[Any, Any]]:
     """Graph definition and parameters as shapes only (each leaf keeps its `axes`); nothing is computed."""
     model = nnx.eval_shape(lambda: Decoder(config, compute, nnx.Rngs(0)))
     return nnx.split(model, nnx.Param)

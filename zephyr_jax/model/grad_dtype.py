@@ -1,4 +1,4 @@
-"""Weights whose gradient comes out somewhere else, in a dtype of its own.
+"""Gradients of weights in another dtype than the weights.
 
 JAX gives a gradient the dtype of what it differentiates, so float32 weights have float32 gradients, also where every product
 behind them is bfloat16. A *tap* is an array of zeros that nothing reads, in the dtype that the gradient should have: the

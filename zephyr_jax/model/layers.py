@@ -62,7 +62,7 @@ class SingleDevice:
         return function
 
 
-def weight(rngs: nnx.Rngs, sizes: tuple[int, ...], axes: tuple[str, ...], scale: float) -> nnx.Param:
+def weight(rngs: nnx.Rngs, sizes: tuple[int, ...], axes: tuple[str, ...], scale: float) -> nnx.Param[Array]:
     """A float32 parameter of a matmul, which layers cast to the compute dtype.
 
     Args:
@@ -74,7 +74,7 @@ def weight(rngs: nnx.Rngs, sizes: tuple[int, ...], axes: tuple[str, ...], scale:
     return nnx.Param(scale * jax.random.normal(rngs.params(), sizes, jnp.float32), axes=axes, in_float32=False)
 
 
-def norm_scale(sizes: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param:
+def norm_scale(sizes: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param[Array]:
     """A parameter, ones at first, that layers use in float32; `grad_dtype` keeps its gradient in float32, too."""
     return nnx.Param(jnp.ones(sizes, jnp.float32), axes=axes, in_float32=True)
 

@@ -35,16 +35,19 @@ def checkpointed[**P, T](layer: Callable[P, T], remat: Remat) -> Callable[P, T]:
 
 def _policy(remat: Remat) -> Callable[..., Any]:
     policies = jax.checkpoint_policies
+    policy: Callable[..., Any]
     if remat == Remat.FULL_OFFLOAD:
-        return policies.save_and_offload_only_these_names(
+        policy = policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[],
             names_which_can_be_offloaded=[INPUT],
             offload_src="device",
             offload_dst="pinned_host",
         )
-    if not _SAVED[remat]:
-        return policies.nothing_saveable
-    return policies.save_from_both_policies(policies.save_only_these_names(*_SAVED[remat]), _is_cudnn_forward)
+    elif _SAVED[remat]:
+        policy = policies.save_from_both_policies(policies.save_only_these_names(*_SAVED[remat]), _is_cudnn_forward)
+    else:
+        policy = policies.nothing_saveable
+    return policy
 
 
 def _is_cudnn_forward(primitive: Any, *_: Any, **__: Any) -> bool:

@@ -20,7 +20,10 @@ def place_batch(rules: ShardingRules, batch: Any, rows: int) -> Any:
 
     def to_global(leaf: np.ndarray) -> jax.Array:
         sharding = rules.sharding("microbatch", "batch", *[None] * (leaf.ndim - 2))
-        return jax.make_array_from_process_local_data(sharding, leaf, (leaf.shape[0], rows, *leaf.shape[2:]))
+        result: jax.Array = jax.make_array_from_process_local_data(
+            sharding, leaf, (leaf.shape[0], rows, *leaf.shape[2:])
+        )
+        return result
 
     return jax.tree.map(to_global, batch)
 

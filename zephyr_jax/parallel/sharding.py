@@ -63,7 +63,8 @@ class ShardingRules:
 
     def constrain(self, x: Array, *axes: str | None) -> Array:
         """Constrain the sharding of an array inside a jitted function."""
-        return jax.lax.with_sharding_constraint(x, self.sharding(*axes))
+        result: Array = jax.lax.with_sharding_constraint(x, self.sharding(*axes))
+        return result
 
     def shard_map(self, function: Callable[..., Array], inputs: tuple[Axes, ...], output: Axes) -> Callable[..., Array]:
         """`jax.shard_map` with logical axes: each device runs `function` on its own shards of the arguments.
@@ -135,13 +136,13 @@ def _log_devices(devices: str) -> None:
     logger.info("devices: %s", devices)
 
 
-def parameter_shardings(parameters: nnx.State, rules: ShardingRules) -> Any:
+def parameter_shardings(parameters: nnx.State[Any, Any], rules: ShardingRules) -> Any:
     """Pure dict of shardings for the abstract parameters of a model (leaves carry their `axes`).
 
     Raises InputError when a dimension other than the vocabulary does not divide by its mesh axis.
     """
 
-    def weight_sharding(path: tuple[Any, ...], variable: nnx.Variable) -> NamedSharding:
+    def weight_sharding(path: tuple[Any, ...], variable: nnx.Variable[Any]) -> NamedSharding:
         axes = rules.stored_axes(variable.get_metadata("axes"), variable.shape)
         name = ".".join(str(getattr(key, "key", key)) for key in path)
         for axis, size in zip(axes, variable.shape, strict=True):

@@ -59,7 +59,7 @@ TOKENS = {"HuggingFaceH4/ultrachat_200k": 1374, "HuggingFaceH4/ultrafeedback_bin
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """Memory, traffic and time of one step."""
 
     config: PlanConfig
@@ -180,7 +180,7 @@ class DoesNotFitError(InputError):
     """The compiler found no room for the program."""
 
 
-def plan(config: PlanConfig) -> Plan:
+def plan(config: PlanConfig) -> StepPlan:
     """Compile the step. Raises InputError for an unknown topology, sizes that do not divide into the mesh, or no room."""
     rules = ShardingRules(make_mesh(config.mesh, topology_devices(config.topology, config.num_slices)))
     rows = config.batch.rows_per_forward
@@ -194,7 +194,7 @@ def plan(config: PlanConfig) -> Plan:
         raise _refusal(str(error), config) from error
     memory, microbatches = compiled.memory_analysis(), _microbatches(config, rows)
     moments, activations = memory.host_argument_size_in_bytes / GIB, memory.host_temp_size_in_bytes / GIB
-    return Plan(
+    return StepPlan(
         config=config,
         chip=chip_of(config.topology),
         num_chips=rules.mesh.size,

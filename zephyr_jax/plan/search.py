@@ -13,7 +13,7 @@ from zephyr_jax.config.plan import PlanConfig
 from zephyr_jax.config.sections import Remat
 from zephyr_jax.errors import InputError
 from zephyr_jax.model.remat import saved_bytes
-from zephyr_jax.plan.plan import DoesNotFitError, Plan, plan, planned_shape, recomputed_per_token, total_rows
+from zephyr_jax.plan.plan import DoesNotFitError, StepPlan, plan, planned_shape, recomputed_per_token, total_rows
 from zephyr_jax.plan.table import table
 from zephyr_jax.plan.topology import GIB, chip_of, topology_devices
 
@@ -42,7 +42,7 @@ class Candidate:
 class Fit:
     """The first plan that fits, and a line for each candidate compiled before it."""
 
-    plan: Plan
+    plan: StepPlan
     rejected: tuple[str, ...]
 
     def report(self) -> str:

@@ -3,18 +3,18 @@
 from collections import defaultdict
 from pathlib import Path
 
-from zephyr_jax.plan.plan import EXAMPLES, MISTRAL_7B, PER_ROW, Plan
+from zephyr_jax.plan.plan import EXAMPLES, MISTRAL_7B, PER_ROW, StepPlan
 from zephyr_jax.plan.topology import GIB
 
 _MFU = 0.4
 
 
-def table(plan: Plan) -> str:
+def table(plan: StepPlan) -> str:
     """The whole plan as Markdown tables."""
     return "\n".join([_title(plan), *_assumed(plan), "", *_compiled(plan), "", *_estimated(plan), *_advice(plan)])
 
 
-def row(plan: Plan) -> str:
+def row(plan: StepPlan) -> str:
     """One line of a Markdown table; `HEADER` stands above."""
     config, optimizer = plan.config, plan.config.optimizer
     moments = f"{_short(optimizer.first_moment_dtype)}, {_short(optimizer.second_moment_dtype)}"
@@ -43,7 +43,7 @@ HEADER = (
 )
 
 
-def _title(plan: Plan) -> str:
+def _title(plan: StepPlan) -> str:
     config = plan.config
     text = (
         f"{config.planned_step} step of {plan.model.num_parameters / 1e9:.2f}B parameters on {_where(plan)} "
@@ -57,12 +57,12 @@ def _title(plan: Plan) -> str:
     return f"{text}, gradients {optimizer.grad_dtype}, {moments}, remat {config.model.remat}"
 
 
-def _where(plan: Plan) -> str:
+def _where(plan: StepPlan) -> str:
     slices = plan.config.num_slices
     return plan.config.topology if slices == 1 else f"{slices} slices of {plan.config.topology}"
 
 
-def _assumed(plan: Plan) -> list[str]:
+def _assumed(plan: StepPlan) -> list[str]:
     config, assumed = plan.config, []
     if not config.batch.rows and config.plans_training:
         assumed.append(f"{PER_ROW} examples a row (a guess; the data decide)")
@@ -81,7 +81,7 @@ def _assumed(plan: Plan) -> list[str]:
     return [f"assumed: {assumption}" for assumption in assumed]
 
 
-def _compiled(plan: Plan) -> list[str]:
+def _compiled(plan: StepPlan) -> list[str]:
     left = plan.chip.hbm - plan.peak
     verdict = f"fits, {left:.2f} GiB to spare" if plan.fits else f"DOES NOT FIT: {-left:.2f} GiB over"
     by_kind: dict[str, float] = defaultdict(float)
@@ -99,7 +99,7 @@ def _compiled(plan: Plan) -> list[str]:
     ]
 
 
-def _estimated(plan: Plan) -> list[str]:
+def _estimated(plan: StepPlan) -> list[str]:
     useful = _seconds(plan)
     lines = [
         "| estimated | |",
@@ -141,7 +141,7 @@ def _time(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.2f} ms"
 
 
-def _advice(plan: Plan) -> list[str]:
+def _advice(plan: StepPlan) -> list[str]:
     if plan.config.planned_step == "generate" and plan.ici_seconds > plan.memory_seconds:
         return [
             "Every new token gathers all weights over `fsdp`: generate with --mesh.fsdp 1 --mesh.tensor -1 instead."
@@ -155,12 +155,12 @@ def _advice(plan: Plan) -> list[str]:
     ]
 
 
-def _seconds(plan: Plan) -> float:
+def _seconds(plan: StepPlan) -> float:
     """Step time at the MFU that a good run has."""
     return plan.tokens * plan.flops_per_token / (plan.num_chips * plan.chip.flops * _MFU)
 
 
-def _sent(plan: Plan) -> float:
+def _sent(plan: StepPlan) -> float:
     return sum(collective.bytes for collective in plan.collectives)
 
 

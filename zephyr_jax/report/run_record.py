@@ -20,7 +20,7 @@ from zephyr_jax.report.curves import MetricLine, parse_metrics
 from zephyr_jax.storage.cloud import is_remote, split_bucket
 from zephyr_jax.storage.files import Path, list_names, open_path, write_atomic
 from zephyr_jax.storage.strict_json import parse_json
-from zephyr_jax.train.metrics import FILE as METRICS
+from zephyr_jax.train.metric_writers import FILE as METRICS
 
 HISTOGRAMS = "histograms.json"
 _COUNTS = ("rows", "row_share", "token_share")

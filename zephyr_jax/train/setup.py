@@ -24,7 +24,7 @@ from zephyr_jax.config.validation import resumable_settings
 from zephyr_jax.config.yaml_file import differences, to_dict
 from zephyr_jax.data.examples import Examples
 from zephyr_jax.data.loader import BatchSource
-from zephyr_jax.data.pack import Plan, plan_evaluation, plan_training
+from zephyr_jax.data.pack import PackingPlan, plan_evaluation, plan_training
 from zephyr_jax.errors import InputError
 from zephyr_jax.methods.base import Method
 from zephyr_jax.methods.registry import method_of
@@ -43,7 +43,7 @@ class Split:
     """Examples with the plan that lays them out as batches."""
 
     examples: Examples
-    plan: Plan
+    plan: PackingPlan
     batch_type: type[Batch]
     columns: dict[str, np.ndarray]
     """Columns besides those of the examples, [N] or [N, values], such as reference log-probs."""

@@ -102,9 +102,10 @@ def abstract_state(
         frozen=_select(parameters, shardings.frozen),
         optimizer_state=jax.eval_shape(optimizer.init, trainable),
     )
-    return jax.tree.map(
+    result: TrainState = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
+    return result
 
 
 def initial_state(parameters: Parameters, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:

@@ -113,7 +113,8 @@ def accumulate(
         return gradient(first)
 
     def add(total: tuple[Parameters, Metrics], microbatch: Any) -> tuple[Parameters, Metrics]:
-        return jax.tree.map(jnp.add, total, gradient(microbatch))
+        result: tuple[Parameters, Metrics] = jax.tree.map(jnp.add, total, gradient(microbatch))
+        return result
 
     def body(total: tuple[Parameters, Metrics], microbatch: Any) -> tuple[tuple[Parameters, Metrics], None]:
         is_present = jnp.any(microbatch.rows.segments > 0)  # the last microbatches of a small step may be empty

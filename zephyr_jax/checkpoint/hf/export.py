@@ -25,7 +25,8 @@ from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.families.registry import tensors_of
 from zephyr_jax.model.families.tensors import HfTensor
 from zephyr_jax.parallel.gather import gather, write_barrier
-from zephyr_jax.storage.files import Path, is_remote, list_names, open_path, write_atomic
+from zephyr_jax.storage.cloud import is_remote
+from zephyr_jax.storage.files import Path, list_names, open_path, write_atomic
 
 _UNFINISHED = "export-unfinished"
 _EXISTS = "{} already exists; nothing was overwritten. Choose another folder, or remove it."

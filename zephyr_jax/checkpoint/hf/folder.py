@@ -3,7 +3,8 @@
 from huggingface_hub import snapshot_download
 
 from zephyr_jax.errors import InputError, at_revision
-from zephyr_jax.storage.files import Path, check_readable, is_remote, open_path
+from zephyr_jax.storage.cloud import is_remote
+from zephyr_jax.storage.files import Path, check_readable, open_path
 from zephyr_jax.storage.suggest import check_hub_id, suggest_path
 
 TOKENIZER_FILES = (

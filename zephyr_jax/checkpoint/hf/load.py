@@ -73,7 +73,8 @@ def _zeros(sizes: tuple[int, ...], sharding: NamedSharding) -> Callable[[], Arra
 
 @partial(jax.jit, donate_argnums=0)
 def _set_layer(stacked: Array, layer: Array, index: int) -> Array:
-    return jax.lax.dynamic_update_index_in_dim(stacked, layer, index, 0)
+    result: Array = jax.lax.dynamic_update_index_in_dim(stacked, layer, index, 0)
+    return result
 
 
 def _load_tensor(

@@ -130,7 +130,8 @@ def _forward_row(row: _Row, window: int | None) -> tuple[Array, Array]:
         denominator_KQ1 = jnp.maximum(denominator_KQ1, jnp.finfo(jnp.float32).tiny)  # 0 for a block of padding
         return (out_KQH / denominator_KQ1).astype(row.q_ZKQH.dtype), (max_KQ1 + jnp.log(denominator_KQ1))[..., 0]
 
-    return jax.lax.map(query_block, jnp.arange(Z))
+    result: tuple[Array, Array] = jax.lax.map(query_block, jnp.arange(Z))
+    return result
 
 
 def _backward_row(inputs: tuple[_Row, Array, Array, Array], window: int | None) -> tuple[Array, Array, Array]:

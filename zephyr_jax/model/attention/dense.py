@@ -87,4 +87,5 @@ def cudnn_attention(
     mixed_BLNH = jax.nn.dot_product_attention(
         q_BLNH, k_BLKH, v_BLKH, mask=mask_BLL[:, None], is_causal=True, implementation=implementation
     )
-    return checkpoint_name(mixed_BLNH, ATTENTION)
+    result: Array = checkpoint_name(mixed_BLNH, ATTENTION)
+    return result

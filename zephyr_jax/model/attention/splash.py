@@ -82,7 +82,7 @@ def _kernel(
         use_fused_bwd_kernel=True,  # gradients of q, k and v in one kernel: scores are recomputed once, not twice
     )
     mask = masks.MultiHeadMask([head_mask] * queries_per_key)
-    return kernels.make_splash_mqa(
+    result: kernels.SplashAttentionKernel = kernels.make_splash_mqa(
         mask,
         block_sizes=sizes,
         head_shards=1,
@@ -90,3 +90,4 @@ def _kernel(
         residual_checkpoint_name=ATTENTION,
         interpret=interpret,
     )
+    return result
