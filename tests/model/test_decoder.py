@@ -93,3 +93,10 @@ def test_bfloat16_computes_in_bfloat16_and_scores_in_float32(golden: Path) -> No
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(loaded.parameters))
     exact = logits(load(golden / "models" / "gqa"), batch)
     assert 0 < np.abs(model.logits(hidden) - exact).max() < 0.15
+
+
+def test_weights_used_in_float32_are_named_norm(gqa: Loaded) -> None:
+    """`gradient_slots` keeps their gradients in float32 by the name that the declaration `norm_scale` implies."""
+    model = nnx.merge(gqa.model.definition, gqa.parameters)
+    for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        assert parameter.get_metadata("in_float32") == str(path[-1]).endswith("norm"), path

@@ -15,7 +15,7 @@ from jax import Array
 from zephyr_jax.batch import Batch
 from zephyr_jax.config.training_sections import AnomalyOptions
 from zephyr_jax.mean import Metrics, WeightedMean
-from zephyr_jax.model.grad_dtype import Tapped, taps
+from zephyr_jax.model.grad_dtype import SlottedWeight, gradient_slots
 from zephyr_jax.objective.example_loss import Objective
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.train.anomalies import StepFlags, StepLimits, detect
@@ -96,15 +96,15 @@ def accumulate(
         shardings: Of `parameters`. Gradients are constrained to them, so that no device ever holds more than its shard.
         grad_dtype: Dtype of the gradients of one microbatch; with several they are summed in float32.
     """
-    tapped = partial(jax.tree.map, Tapped, parameters)
+    slotted = partial(jax.tree.map, SlottedWeight, parameters)
 
     def loss_sum(parameters: Parameters, microbatch: Any) -> tuple[Array, Metrics]:
         loss, metrics = objective(parameters, microbatch)
         return loss.sum, {"loss": loss, **metrics, **_counts(microbatch)}
 
     def gradient(microbatch: Any) -> tuple[Parameters, Metrics]:
-        at = taps(parameters, grad_dtype)
-        gradients, metrics = jax.grad(lambda at: loss_sum(tapped(at), microbatch), has_aux=True)(at)
+        slots = gradient_slots(parameters, grad_dtype)
+        gradients, metrics = jax.grad(lambda at: loss_sum(slotted(at), microbatch), has_aux=True)(slots)
         return jax.lax.with_sharding_constraint(gradients, shardings), metrics
 
     microbatches = batch.rows.tokens.shape[0]
