@@ -165,10 +165,10 @@ def test_rows_are_left_out_with_a_reason_and_their_ids(tokenizer: ChatTokenizer,
     }
     assert examples.summary("training").splitlines() == [
         f"training: 2 examples, {int(examples.lengths.sum())} tokens",
-        "  1 cut to fit (long)",
-        "  2 left out: an assistant answer is empty (empty, blank)",
-        "  1 left out: no target token within the first 128 tokens (late)",
-        f"  left out or cut off: {examples.stats.lost_tokens:.1%} of all tokens",
+        "  1 truncated (long)",
+        "  2 skipped: an assistant answer is empty (empty, blank)",
+        "  1 skipped: no target token within the first 128 tokens (late)",
+        f"  skipped or truncated: {examples.stats.lost_tokens:.1%} of all tokens",
     ]
 
 
