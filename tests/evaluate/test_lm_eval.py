@@ -139,7 +139,7 @@ def test_an_answer_that_leaves_no_room_for_the_question_is_refused() -> None:
     """As lm-eval's own backend does."""
     options = ModelOptions(path=str(BASE), compute_dtype="float32")
     lm = _adapter(LmEvalConfig(model=options, tasks=("x",), context_length=32))
-    assert len(lm._wanted("one day " * 40, {"max_gen_toks": 31}, 0)[0].prompt) == 1
+    assert len(lm._generation_request("one day " * 40, {"max_gen_toks": 31}, 0)[0].prompt) == 1
     assert lm.truncated.cut == 1
     for settings in ({"max_gen_toks": 32}, {"max_gen_toks": 2048}, {"max_gen_toks": 0}, {}):
         with pytest.raises(InputError, match="max_gen_toks .* the context of 32 tokens"):
