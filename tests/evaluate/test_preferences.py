@@ -52,7 +52,7 @@ def test_the_verb_agrees_with_evaluate(tiny_model: Path, tmp_path: Path, capsys:
     printed = capsys.readouterr()
     plain = dict(line.split() for line in printed.out.splitlines())
     assert "pairs.jsonl: 24 examples" in printed.err
-    assert re.search(r"1 left out: .* \(bad\)", printed.err)
+    assert re.search(r"1 skipped: .* \(bad\)", printed.err)
     main(["evaluate", "preferences", *words, "--group_by", "source", "--output", str(tmp_path / "out.json")])
     told = capsys.readouterr().out
     found = json.loads((tmp_path / "out.json").read_text())
