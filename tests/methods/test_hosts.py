@@ -53,7 +53,7 @@ def test_four_processes_fill_the_table_and_two_align_with_it(tiny_model: Path, t
     losses = [loss for _, loss, _ in curve(tmp_path / "dpo")]
     np.testing.assert_allclose(losses[0], np.log(2), atol=5e-6)
     page = (tmp_path / "dpo" / "report.html").read_text()
-    assert "spread over 2 processes" in page and f"zephyr-jax report --run {tmp_path}/dpo --num_samples 10" in page
+    assert "the run used 2 processes" in page and f"zephyr-jax report --run {tmp_path}/dpo --num_samples 10" in page
 
 
 def test_an_export_by_two_is_the_export_by_one(tiny_model: Path, tmp_path: Path) -> None:
