@@ -317,7 +317,7 @@ def tokenizer_missing(desk: Desk) -> Words:
     return desk.sft("--model.path", folder)
 
 
-@mistake("1024 tokens", "embeds 1000", "do not belong together", "checkpoint's own folder")
+@mistake("1024 tokens", "embeds 1000", "checkpoint's own folder")
 def vocabulary_mismatch(desk: Desk) -> Words:
     return desk.sft("--model.path", desk.model(vocab_size=1000))
 
@@ -400,7 +400,7 @@ def foreign_activation(desk: Desk) -> Words:
     return desk.sft("--model.path", desk.model(hidden_act="gelu"))
 
 
-@mistake("4 query heads", "3 kv heads", "must divide")
+@mistake("num_attention_heads (4)", "got 3")
 def kv_heads_do_not_divide(desk: Desk) -> Words:
     return desk.sft("--model.path", desk.model(num_key_value_heads=3))
 
@@ -424,7 +424,7 @@ def tensor_of_another_size(desk: Desk) -> Words:
     return desk.export("--model.path", folder)
 
 
-@mistake("model.safetensors", "cut short", "copy it again")
+@mistake("model.safetensors", "ends at byte", "copy it again")
 def truncated_safetensors(desk: Desk) -> Words:
     folder = desk.model()
     whole = (folder / "model.safetensors").read_bytes()
@@ -447,7 +447,7 @@ def index_names_a_missing_file(desk: Desk) -> Words:
     return desk.export("--model.path", folder)
 
 
-@mistake("no checkpoint", "Train it first")
+@mistake("expected a checkpoint", "Train it first")
 def run_without_checkpoints(desk: Desk) -> Words:
     run = desk.home / "run"
     shutil.copytree(desk.tiny, run / "model")
@@ -545,7 +545,7 @@ def card_with_wrong_type(desk: Desk) -> Words:
     return ["sft", "--config", str(desk.file("card.yaml", "batch:\n  rows: many\n"))]
 
 
-@mistake("`optimizer` holds 'adamw'", "name: value")
+@mistake("`optimizer`", "got 'adamw'", "name: value")
 def card_with_value_for_a_section(desk: Desk) -> Words:
     return ["sft", "--config", str(desk.file("card.yaml", "optimizer: adamw\n"))]
 

@@ -84,7 +84,7 @@ def test_another_dtype_needs_another_table(aligned: Path, capsys: pytest.Capture
         )
     assert stop.value.code == 2
     said = capsys.readouterr().err
-    assert "compute_dtype is 'float32' there and 'bfloat16' here" in said
+    assert "compute_dtype" in said and "float32" in said and "bfloat16" in said
     assert "zephyr-jax reference --config" in said
 
 
@@ -212,9 +212,9 @@ def test_preview_needs_a_tokenizer_and_nothing_else(shared: Path, capsys: pytest
     ("words", "said"),
     [
         ("sft --optimizer.name rmsprop --optimizer.b1 0.5", "`rmsprop` with b1 0.5"),
-        ("evaluate --data.eval_split test", "data.eval_split 'test'"),
-        ("evaluate --dpo.beta 0.5", "`dpo` settings are given without a reference"),
-        ("preview --data.eval_path x.jsonl", "data.eval_path is 'x.jsonl'"),
+        ("evaluate --data.eval_split test", "data.eval_path and data.eval_split"),
+        ("evaluate --dpo.beta 0.5", "`dpo` settings have no effect without a reference"),
+        ("preview --data.eval_path x.jsonl", "data.eval_path and data.eval_split"),
     ],
 )
 def test_a_setting_without_effect_is_refused(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,6 +238,6 @@ def test_a_full_disk_is_one_paragraph_and_leaves_nothing(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert stop.value.code == 2
     message = capsys.readouterr().err
-    assert "error: the system refuses: File too large" in message
+    assert "error: File too large" in message
     assert "Traceback" not in message
     assert list(tmp_path.iterdir()) == []

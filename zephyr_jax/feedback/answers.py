@@ -37,7 +37,7 @@ class PlannedRequest:
         }
 
 
-def main(config: AnswersConfig, _: str = "") -> str:
+def main(config: AnswersConfig, command: str = "") -> str:
     """Request the answers and write the rows. Rerun after a kill, it continues and requests nothing twice.
 
     Returns:

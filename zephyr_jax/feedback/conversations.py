@@ -51,7 +51,7 @@ class Dialogue:
         }
 
 
-def main(config: ConversationsConfig, _: str = "") -> str:
+def main(config: ConversationsConfig, command: str = "") -> str:
     """Generate the dialogues and write the rows. Rerun after a kill, it continues and requests nothing twice.
 
     Returns:

@@ -20,7 +20,7 @@ type RowRatings = dict[str, list[Rating]]
 """Aspect -> ratings of the row's answers."""
 
 
-def main(config: RateConfig, _: str = "") -> str:
+def main(config: RateConfig, command: str = "") -> str:
     """Request the ratings and write the rows. Rerun after a kill, it continues and requests nothing twice.
 
     Returns:

@@ -21,7 +21,7 @@ from zephyr_jax.seeded_random import draw
 from zephyr_jax.storage.files import Path, write_atomic
 
 
-def main(config: AlpacaEvalConfig, _: str = "") -> str:
+def main(config: AlpacaEvalConfig, command: str = "") -> str:
     """Run the benchmark, or replay recorded annotations; the leaderboard row as a table. Raises InputError."""
     folder = create_folder(config.output)
     instructions = read_instructions(config.instructions) if config.model.path else []

@@ -31,7 +31,7 @@ from zephyr_jax.evaluate.mt_bench.judge import (
 from zephyr_jax.storage.files import Path
 
 
-def main(config: MtBenchConfig, _: str = "") -> str:
+def main(config: MtBenchConfig, command: str = "") -> str:
     """Run the benchmark, or replay recorded judgments; the scores as a table. Raises InputError."""
     folder = create_folder(config.output)
     if config.judgments:
