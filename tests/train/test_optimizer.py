@@ -100,7 +100,7 @@ def test_moments_on_the_host_give_the_same_path_and_stay_there() -> None:
         placed = state_shardings(start, shardings, optimizer, rules, on_host)
         state, parameters = initial_state(start, optimizer, placed).optimizer_state, start
         for gradient in gradients:
-            updates, state = jax.jit(optimizer.update, out_shardings=(None, placed.optimizer))(
+            updates, state = jax.jit(optimizer.update, out_shardings=(None, placed.optimizer_state))(
                 gradient, state, parameters
             )
             parameters = optax.apply_updates(parameters, updates)
