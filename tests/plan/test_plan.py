@@ -62,7 +62,7 @@ def test_a_batch_that_does_not_divide_is_refused(shape_only: Path) -> None:
         "--config", f"{CARDS}/sft.yaml", "--model.path", str(shape_only), *COMMON, "--batch.microbatch_rows", "2"
     )
     assert said.returncode == 2
-    assert "batch.microbatch_rows (or batch.rows) is 2" in said.stderr
+    assert "batch.microbatch_rows (or batch.rows): expected a multiple of 4, got 2" in said.stderr
 
 
 def test_generation_is_planned_too(shape_only: Path) -> None:
