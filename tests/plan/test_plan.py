@@ -109,7 +109,7 @@ def test_fit_is_for_training(shape_only: Path) -> None:
         "--config", f"{CARDS}/dpo.yaml", "--step", "reference", "--model.path", str(shape_only), "--fit", "True"
     )
     assert said.returncode == 2
-    assert "`fit` is on for the reference step" in said.stderr
+    assert "`fit`: expected a training step" in said.stderr
 
 
 def test_any_vocabulary_and_too_few_positions_are_planned(shape_only: Path, tmp_path: Path) -> None:
