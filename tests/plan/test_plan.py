@@ -121,4 +121,4 @@ def test_any_vocabulary_and_too_few_positions_are_planned(shape_only: Path, tmp_
     said = plan(*words, "--mesh.fsdp", "2", "--mesh.tensor", "2")
     assert said.returncode == 0, said.stderr
     assert "| verdict | fits" in said.stdout
-    assert "assumed: no sequence longer than the model's 128 positions: 256 tokens are allowed" in said.stdout
+    assert "no sequence longer than the model's 128 positions: data.max_length allows 256 tokens" in said.stdout

@@ -417,7 +417,7 @@ def test_a_folder_is_read_but_for_what_holds_no_rows(tmp_path: Path, capsys: pyt
     assert record["rows_read"] == 20
     assert record["ignored_names"] == [".a.jsonl", "b\x1b[2J.gz", "more.jsonl"]
     assert rf"ignored in {folder}: .a.jsonl, b\x1b[2J.gz, more.jsonl" in capsys.readouterr().out
-    assert "Passed over in the folder, as they hold no rows: .a.jsonl" in (tmp_path / "out" / "README.md").read_text()
+    assert "Ignored in the data folder: .a.jsonl" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_scores_in_parquet_may_be_decimals(tmp_path: Path) -> None:

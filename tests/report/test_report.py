@@ -255,7 +255,7 @@ def test_a_run_of_conversations_has_its_own_curves_and_what_its_card_expects(run
     page = page_of(runs / "sft")
     assert set(pictures(page)) == CONVERSATIONS
     assert "nats per target token" in pictures(page)["Loss"].words()
-    assert "conversations median" in pictures(page)["Length"].words()
+    assert "conversation median" in pictures(page)["Length"].words()
     assert "6.0 to 7.5" in page.all("table")[0].words()
 
 
@@ -310,9 +310,11 @@ def test_lengths_and_scores_are_counted_from_the_rows(runs: Path) -> None:
     rows = [json.loads(line) for line in (runs / "pairs.jsonl").read_text().splitlines()]
     examples = examples_of(runs, runs / "pairs.jsonl")
     assert examples.segment_lengths().sum(axis=1).tolist() == examples.lengths.tolist()
-    assert examples.scores is not None
-    np.testing.assert_array_equal(examples.scores, [[row["score_chosen"], row["score_rejected"]] for row in rows])
-    np.testing.assert_array_equal(examples.select(np.array([3, 1])).scores, examples.scores[[3, 1]])
+    np.testing.assert_array_equal(
+        examples.columns["scores"], [[row["score_chosen"], row["score_rejected"]] for row in rows]
+    )
+    selected = examples.select(np.array([3, 1]))
+    np.testing.assert_array_equal(selected.columns["scores"], examples.columns["scores"][[3, 1]])
     content = json.loads((runs / "dpo" / "histograms.json").read_text())
     assert {name: sum(counts) for name, counts in content["scores"]["groups"].items()} == {"chosen": 24, "rejected": 24}
     assert content["lengths"]["medians"]["chosen"] == np.median(examples.segment_lengths()[:, 0])
@@ -325,12 +327,12 @@ def test_scores_belong_to_the_rows_that_are_used(runs: Path, tmp_path: Path) -> 
         row |= {"score_chosen": number, "score_rejected": None if number == 3 else -number}
     rows[1]["chosen"] = rows[1]["chosen"][:1]  # no answer
     examples = examples_of(runs, write_rows(tmp_path / "rows.jsonl", rows))
-    np.testing.assert_array_equal(examples.scores, [[0, 0], [2, -2], [3, np.nan]])
+    np.testing.assert_array_equal(examples.columns["scores"], [[0, 0], [2, -2], [3, np.nan]])
     words = [{**row, "score_chosen": "high", "score_rejected": "low"} for row in rows]
-    assert examples_of(runs, write_rows(tmp_path / "words.jsonl", words)).scores is None
+    assert "scores" not in examples_of(runs, write_rows(tmp_path / "words.jsonl", words)).columns
     for row in rows:
         del row["score_rejected"]
-    assert examples_of(runs, write_rows(tmp_path / "none.jsonl", rows)).scores is None
+    assert "scores" not in examples_of(runs, write_rows(tmp_path / "none.jsonl", rows)).columns
 
 
 def test_a_run_with_anomalies_writes_its_report(runs: Path, tiny_model: Path, tmp_path: Path) -> None:
