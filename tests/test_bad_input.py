@@ -113,7 +113,7 @@ class Desk:
         return ["export", "--model.path", str(self.tiny), "--output", str(self.output), *map(str, overrides)]
 
     def fill(self, *pairs: dict[str, Any], weights: str | None = None) -> ReferenceTable:
-        """A reference table with made-up numbers for `pairs`, for the sound weights unless told otherwise."""
+        """A reference table with made-up numbers for `pairs`, for the sound weights by default."""
         config = self.config()
         opened = open_model(config.model, ShardingRules(make_mesh(config.mesh)))
         source = opened.source
@@ -788,7 +788,7 @@ def test_resume_off_refuses_a_run_that_is_there(desk: Desk, capsys: pytest.Captu
 
 
 def test_a_mistake_does_not_stand_in_the_way_of_the_next_try(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
-    """Law: a refused run leaves its output free: with `resume` off, the same mistake is told again."""
+    """Law: a refused run leaves its output free: with `resume` off, the same mistake is reported again."""
     rows = desk.home / "bad.jsonl"
     rows.write_text(json.dumps({"text": "Hello."}) + "\n")
     for _ in range(2):

@@ -173,11 +173,11 @@ def test_a_misspelt_override_is_answered_with_the_right_name(
 def test_a_value_without_a_setting_is_answered_with_the_setting(
     words: str, meant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Law: a word where a setting should be exits 2 and tells how to write it."""
+    """Law: a word where a setting should be exits 2 and shows how to write it."""
     assert exit_code(lambda: cli.main(words.split())) == 2
-    told = capsys.readouterr().err
-    assert "Unexpected argument" in told
-    assert told.endswith(f"{meant}\n")
+    printed = capsys.readouterr().err
+    assert "Unexpected argument" in printed
+    assert printed.endswith(f"{meant}\n")
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_several_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.prompts == ("Hello!", "How are you?")
 
 
-def test_the_recipe_is_told_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipe_gets_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Law: the command handed on can be pasted into a shell."""
     called = stub(monkeypatch, "dpo")
     cli.main(["dpo", "--output", "a folder", "--reference", "it's"])

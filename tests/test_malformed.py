@@ -1,6 +1,6 @@
 """Hundreds of spoilt files: each is refused in one paragraph, at once, and nothing is touched.
 
-What cannot be told from sound content is not here: a byte turned over inside a tensor, or inside text that stays text.
+What cannot be reported from sound content is not here: a byte turned over inside a tensor, or inside text that stays text.
 """
 
 import json
@@ -44,7 +44,7 @@ REMEDIES = (
     r"opy it again|Fix|fix|Take|ake |Delete|Pass|Give|Set |set |keep one|Did you mean|Known here|needs? |must |should be|"
     r"hoose|Look at|Write it|Save it|A split is|To compute|move it back|Remove|too deep|take that out|Exactly one|expected"
 )
-"""Words of which one tells what to do."""
+"""Words of which one shows what to do."""
 SECONDS, LONGEST = 20, 1500
 
 

@@ -166,7 +166,7 @@ def test_a_level_is_always_inside() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 60, 81, 5000])
 def test_tooltips_cover_every_step_once(count: int) -> None:
-    """Strips lie side by side over the whole picture, and every step is told by exactly one of them."""
+    """Strips lie side by side over the whole picture, and every step is reported by exactly one of them."""
     strips = drawn(series(np.arange(count, dtype=float))).all("rect", "strip")
     assert strips[0].number("x") == LEFT
     ends = [strip.number("x") + strip.number("width") for strip in strips]

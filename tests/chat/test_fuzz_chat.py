@@ -125,7 +125,7 @@ def headers(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> ChatT
     )
 
 
-def spelt(tokenizer: ChatTokenizer, tokens: np.ndarray) -> str:
+def spelled(tokenizer: ChatTokenizer, tokens: np.ndarray) -> str:
     """Text of tokens, byte for byte: a decoder would drop the space before the first word."""
     pieces = [tokenizer._joint.id_to_token(int(token)).replace("▁", " ") for token in tokens]
     raw = [
@@ -147,7 +147,7 @@ def stretches(segment: Segment) -> list[tuple[int, int]]:
 
 
 def special(tokenizer: ChatTokenizer, tokens: np.ndarray) -> np.ndarray:
-    """Which tokens nobody but the template may write."""
+    """Which tokens no one but the template may write."""
     ids = [tokenizer._joint.token_to_id(name) for name in ("<unk>", "<s>", "</s>", UNNAMED, PLAIN)]
     return np.isin(tokens, [each for each in ids if each is not None])
 
@@ -193,7 +193,7 @@ def test_nothing_is_lost_and_nothing_is_added(
     """Law: the tokens spell the rendered text, byte for byte; only the spaces before pieces are the tokenizer's own."""
     tokenizer: ChatTokenizer = request.getfixturevalue(which)
     rendered = tokenizer.template.render(messages)
-    found = spelt(tokenizer, tokenizer.encode(rendered).tokens[1:])
+    found = spelled(tokenizer, tokenizer.encode(rendered).tokens[1:])
     assert found.replace(" ", "") == as_read(rendered.text).replace(" ", "")
     for message in messages:
         assert as_read(message["content"]) in found
@@ -217,7 +217,7 @@ def test_targets_are_the_answers_with_their_ends(
     for (start, end), text in zip(runs, said, strict=True):
         assert segment.tokens[end - 1] == EOS
         assert not special(tokenizer, segment.tokens[start : end - 1]).any()
-        own = spelt(tokenizer, segment.tokens[start : end - 1])
+        own = spelled(tokenizer, segment.tokens[start : end - 1])
         assert own == as_read(text) or own == f" {as_read(text)}", "a space of the tokenizer's after a special token"
     assert not segment.targets[0]
 
@@ -302,7 +302,7 @@ def test_the_sides_of_a_pair_share_their_prompt(
         assert stretches(side)[0][0] == start
         assert len(stretches(side)) == 1
         assert side.tokens[:start].tolist() == sides[0].tokens[:start].tolist()
-        assert spelt(zephyr, side.tokens[start:][side.targets[start:]][:-1]) == as_read(text)
+        assert spelled(zephyr, side.tokens[start:][side.targets[start:]][:-1]) == as_read(text)
 
 
 # ---- sizes ----
@@ -313,7 +313,7 @@ def test_very_long_messages(zephyr: ChatTokenizer, text: str) -> None:
     """Law: length changes nothing: the answer's targets spell it, however long it and the question are."""
     segment = encoded(zephyr, chat(None, [(text, text)]))
     ((start, end),) = stretches(segment)
-    assert spelt(zephyr, segment.tokens[start : end - 1]) == text
+    assert spelled(zephyr, segment.tokens[start : end - 1]) == text
     assert skeleton(zephyr, segment) == [BOS, EOS, EOS, EOS]
 
 
@@ -335,7 +335,7 @@ def test_half_a_surrogate_pair_is_a_bad_row(zephyr: ChatTokenizer, role: str) ->
         zephyr.template.render(messages)
 
 
-def test_the_longest_of_two_special_tokens_is_the_one_that_is_spelt() -> None:
+def test_the_longest_of_two_special_tokens_is_the_one_that_is_kept() -> None:
     """Law: special tokens inside special tokens are counted once, as tokenizers read them."""
     template = ChatTemplate("", (), ("<|end|><|x|>", "<|end|>", "<|x|>"))
     assert template.special_spans("<|x|><|end|><|x|><|end|>") == ((0, 5), (5, 17), (17, 24))

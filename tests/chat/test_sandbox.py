@@ -135,10 +135,10 @@ def test_commands_end_on_such_a_template(
     with pytest.raises(SystemExit) as ended:
         main(["generate", "--model", str(tiny_model), "--prompts", "Hi", "--chat_template", str(path)])
     assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert "bomb.jinja` cannot be used" in told
-    assert "it " in told
-    assert "Traceback" not in told
+    output = capsys.readouterr().err
+    assert "bomb.jinja` cannot be used" in output
+    assert "it " in output
+    assert "Traceback" not in output
 
 
 def test_long_conversations_have_room() -> None:

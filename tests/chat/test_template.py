@@ -296,10 +296,10 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("source", "reason"), REFUSED.values(), ids=REFUSED)
-def test_a_template_that_cannot_tell_answers_is_refused(
+def test_a_template_that_does_not_show_answers_is_refused(
     chatml: PreTrainedTokenizerBase, tmp_path: Path, source: str, reason: str
 ) -> None:
-    """Law: a template whose answers and their ends cannot be told is refused with the reason."""
+    """Law: a template whose answers and their ends cannot be reported is refused with the reason."""
     with pytest.raises(InputError, match=reason) as refused:
         written(chatml, tmp_path, source)
     assert "own.jinja" in str(refused.value)

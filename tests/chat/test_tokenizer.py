@@ -313,7 +313,7 @@ def test_equal_rows_have_equal_keys(tokenizer: ChatTokenizer) -> None:
     assert other[1].key != first[1].key
 
 
-def test_the_fingerprint_tells_templates_and_vocabularies_apart(tokenizer: ChatTokenizer, tiny_model: Path) -> None:
+def test_the_fingerprint_distinguishes_templates_and_vocabularies(tokenizer: ChatTokenizer, tiny_model: Path) -> None:
     """Law: another template, another BOS rule or another vocabulary is another fingerprint."""
     plain = load_tokenizer(str(tiny_model))
     larger = load_tokenizer(str(tiny_model))

@@ -115,7 +115,7 @@ def test_a_damaged_file_is_noticed_or_does_not_matter(sound: Path, tmp_path: Pat
 
 
 def test_weights_that_are_not_those_that_were_saved_are_refused(sound: Path, tmp_path: Path) -> None:
-    """One step's arrays under another's progress: every file is whole, and the fingerprint tells."""
+    """One step's arrays under another's progress: every file is whole, and the fingerprint shows."""
     run = tmp_path / "run"
     shutil.copytree(sound, run)
     other, (moment, count) = state()
@@ -131,7 +131,7 @@ def test_weights_that_are_not_those_that_were_saved_are_refused(sound: Path, tmp
 
 
 def test_a_step_says_its_weights_fingerprint_on_every_mesh(sound: Path) -> None:
-    """It is that of the weights however they lie, so nobody has to read them to know it."""
+    """It is that of the weights however they lie, so no one has to read them to know it."""
     weights, _ = state(2)
     assert saved_fingerprint(epath.Path(sound), None) == weights_fingerprint(weights)
     again = restore_parameters(epath.Path(sound), 3, shapes(weights))

@@ -178,7 +178,7 @@ def test_a_card_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_a_saved_card_loads_as_the_same_config(tmp_path: Path, kind: type[Any]) -> None:
-    """Law: save_card and load_card are inverse, for every kind of config, and every setting is spelt out."""
+    """Law: save_card and load_card are inverse, for every kind of config, and every setting is escaped."""
     config = kind()
     path = tmp_path / "card.yaml"
     save_card(config, path)

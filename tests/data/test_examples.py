@@ -192,7 +192,7 @@ def test_long_rows_are_one_reason_however_long(tokenizer: ChatTokenizer, tmp_pat
 
 
 def test_error_refuses_the_data(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
-    """Law: under `error` one bad row stops all; the count, the commonest reason and its ids are told."""
+    """Law: under `error` one bad row stops all; the count, the commonest reason and its ids are reported."""
     path = str(jsonl(tmp_path / "rows.jsonl", BAD))
     strict = replace(OPTIONS, on_bad_row="error")
     with pytest.raises(
@@ -371,7 +371,7 @@ def test_every_kind_of_source_gives_equal_examples(tokenizer: ChatTokenizer, tmp
 
 
 def test_a_file_url_is_a_path(tmp_path: Path) -> None:
-    """Law: a path may be spelt as a URL of fsspec."""
+    """Law: a path may be spelled as a URL of fsspec."""
     path = jsonl(tmp_path / "rows.jsonl", ROWS)
     whole = [list(open_rows(name, "train")) for name in (f"file://{path}", str(path))]
     assert whole[0] == whole[1]

@@ -158,7 +158,7 @@ def test_the_plan_is_a_function_of_lengths_and_seed() -> None:
 
 
 def test_long_and_short_examples_are_mixed_over_the_epoch() -> None:
-    """Law: a window's rows are shuffled, so that the order of examples tells nothing of their length."""
+    """Law: a window's rows are shuffled, so that the order of examples shows nothing of their length."""
     lengths = preference_lengths(2000)
     data = DataOptions(row_length=2048, packing_window=512)
     order = lengths[examples_of(training(lengths, data, BatchOptions(rows=16)))]

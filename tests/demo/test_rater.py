@@ -74,7 +74,7 @@ ATTACKS = {
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_malicious_answers_are_answers(name: str) -> None:
-    """They are rated for what they hold, and their neighbours as ever, whoever wrote the attack."""
+    """They are rated for what they hold, and their neighbours as ever, anyone who wrote the attack."""
     attack, sound = rated([ATTACKS[name], WHOLE])
     assert ratings(sound) == [5, 5, 5, 5, 10]
     assert attack["overall_score"] == 2 * rate(["fox", "kite"], ATTACKS[name])

@@ -105,7 +105,7 @@ def test_real_annotations_make_rows(shared: Path) -> None:
 def test_outputs_are_in_the_published_form(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One object for each instruction, in order; how to have them judged is told; a second run makes nothing anew."""
+    """One object for each instruction, in order; how to have them judged is reported; a second run makes nothing again."""
     rows = [{"dataset": "own", "instruction": f"Say {index}."} for index in range(5)]
     (tmp_path / "instructions.json").write_text(json.dumps(rows))
     words = (
@@ -136,9 +136,9 @@ def test_an_instruction_that_does_not_fit_loses_its_beginning(
         f"evaluate alpaca-eval --model {tiny_model} --instructions {tmp_path}/i.json --output {tmp_path}/out "
         "--name tiny --chat_template zephyr --max_new_tokens 9 --model.compute_dtype float32".split()
     )
-    told = capsys.readouterr().err
-    assert "1 prompts were longer than the context and lost their beginnings" in told
-    assert "generated 2 samples" in told
+    output = capsys.readouterr().err
+    assert "1 prompts were longer than the context and lost their beginnings" in output
+    assert "generated 2 samples" in output
 
 
 @pytest.mark.parametrize(
@@ -166,8 +166,8 @@ def test_lines_of_json_are_read_too(tmp_path: Path) -> None:
     assert leaderboard_row(read_json_rows(tmp_path / "a.jsonl", "x")).win_rate == 50
 
 
-def test_length_control_is_told_only_where_it_is_defined() -> None:
-    """Version 2 and all instructions in their order; for anything else the reason is told."""
+def test_length_control_is_reported_only_where_it_is_defined() -> None:
+    """Version 2 and all instructions in their order; for anything else the reason is reported."""
     own = [{"preference": 2, "annotator": "weighted_alpaca_eval_gpt4_turbo"}] * 7
     first = [{"preference": 2, "annotator": "alpaca_eval_gpt4"}] * 805
     for rows in (own, first):

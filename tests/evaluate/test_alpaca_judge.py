@@ -67,7 +67,7 @@ def by_length(body: dict[str, Any], _: int) -> tuple[int, str]:
 def test_a_ranking_judge_end_to_end(
     words: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Version 1: whatever order each pair stands in, the verdict is put back; a second run asks nobody."""
+    """Version 1: whatever order each pair stands in, the verdict is put back; a second run asks no one."""
     with judge_at(by_length) as (url, asked):
         main(words(url))
         said = capsys.readouterr()
@@ -88,7 +88,7 @@ def test_a_ranking_judge_end_to_end(
 def test_swapping_takes_a_judge_s_side_away(
     words: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A judge that always likes what stands first prefers nobody when it is asked in both orders."""
+    """A judge that always likes what stands first prefers no one when it is asked in both orders."""
     with judge_at(lambda body, _: (200, ranking(True))) as (url, asked):
         main(words(url, "--swap_order", "True"))
         assert len(asked) == 16
@@ -156,7 +156,7 @@ def test_agreement_with_recorded_judgments(
     assert "| mean distance | 0.250 |" in out
 
 
-def test_equal_answers_are_a_draw_that_nobody_is_asked_about(
+def test_equal_answers_are_a_draw_without_a_request(
     words: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "same.json").write_text(json.dumps([{**row, "generator": "twin"} for row in ROWS[:3]] + MINE[3:4]))
@@ -186,10 +186,10 @@ def test_settings_that_would_do_nothing_are_refused(
 
 
 def test_the_judge_is_opened_before_answers_are_paid_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither a baseline without answers nor an address where nobody is costs a single request."""
+    """Neither a baseline without answers nor an address where no one is costs a single request."""
     (tmp_path / "bare.json").write_text(json.dumps([{"instruction": "Say."}]))
     (tmp_path / "prompt.txt").write_text(TEMPLATE)
-    with judge_at(lambda *_: (200, "x")) as (model, told):
+    with judge_at(lambda *_: (200, "x")) as (model, output):
         for judge, instructions in ((model, "bare.json"), ("http://127.0.0.1:9/v1", "baseline.json")):
             (tmp_path / "baseline.json").write_text(json.dumps(ROWS))
             files = (
@@ -198,7 +198,7 @@ def test_the_judge_is_opened_before_answers_are_paid_for(tmp_path: Path, capsys:
             with pytest.raises(SystemExit):
                 main(f"evaluate alpaca-eval --model {model} --judge {judge} --endpoint.max_retries 0 {files}".split())
             assert "error:" in capsys.readouterr().err
-    assert not told
+    assert not output
 
 
 @pytest.mark.parametrize("bad", [{"output_2": 5}, {"instruction": None}, {"output_1": ["x"]}])
@@ -215,7 +215,7 @@ def test_recorded_pairs_without_texts_are_refused(
     assert not asked
 
 
-def test_agreement_by_hand() -> None:
+def test_agreement_of_known_numbers() -> None:
     found = agreement([1, 5, 9, math.nan], [2, 5, 10, 3])
     assert (found.compared, found.unrated, found.same) == (3, 1, pytest.approx(1 / 3))
     assert found.distance == pytest.approx(2 / 3)
@@ -336,10 +336,10 @@ def test_a_model_behind_an_address(tmp_path: Path) -> None:
     def answer(body: dict[str, Any], _: int) -> tuple[int, str]:
         return 200, f"{body['temperature']} {body['messages'][0]['content']}"
 
-    with judge_at(answer) as (model, told), judge_at(by_length) as (judge, _):
+    with judge_at(answer) as (model, output), judge_at(by_length) as (judge, _):
         files = f"--instructions {tmp_path}/baseline.json --judge_prompt {tmp_path}/prompt.txt --output {tmp_path}/out"
         main(f"evaluate alpaca-eval --model {model} --judge {judge} {files}".split())
-    assert len(told) == 8
+    assert len(output) == 8
     assert {row["output"] for row in json.loads((tmp_path / "out/wise.json").read_text())} == {
         f"0.7 {row['instruction']}" for row in ROWS
     }

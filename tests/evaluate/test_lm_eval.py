@@ -73,7 +73,7 @@ def test_metrics_are_theirs(found: dict[str, Any], golden: dict[str, Any], task:
         assert found["results"][task][name] == pytest.approx(value, rel=1e-4), name
 
 
-def test_what_has_no_context_disturbs_nobody() -> None:
+def test_what_has_no_context_changes_nothing() -> None:
     """An empty context is BOS; a continuation of nothing is refused; each request scores as it does alone."""
     options = ModelOptions(path=str(BASE), compute_dtype="float32")
     lm = _adapter(LmEvalConfig(model=options, tasks=("x",)))

@@ -70,7 +70,7 @@ def test_prompts_hold_what_belongs_there() -> None:
     assert found[3, 2][0] == "single-v1-multi-turn"
 
 
-def test_scores_are_means_by_hand() -> None:
+def test_scores_are_means() -> None:
     """Over all rated turns together, over each turn, over each category; what is not rated counts nowhere."""
     ratings = [(1, 1, 8.0), (1, 2, 6.0), (2, 1, 3.0), (2, 2, UNRATED), (3, 1, 4.0), (3, 2, 1.0)]
     scores = mean_scores(BENCH, ratings)
@@ -128,15 +128,15 @@ def test_a_model_behind_an_address(tmp_path: Path, capsys: pytest.CaptureFixture
     def answer(body: dict[str, Any], _: int) -> tuple[int, str]:
         return 200, f"{len(body['messages'])}: {body['messages'][-1]['content']}"
 
-    with judge_at(answer) as (model, told), judge_at(rate) as (judge, _):
+    with judge_at(answer) as (model, output), judge_at(rate) as (judge, _):
         words = f"evaluate mt-bench --model {model} --judge {judge} --output {tmp_path}/out --questions {bench}".split()
         main(words)
         said = capsys.readouterr().out
         main(words)
         assert capsys.readouterr().out == said
     assert "| **overall** | **3.40** ± 0.17 |" in said
-    assert len(told) == 6
-    assert {(body["messages"][0]["content"], body["temperature"]) for body in told} == {
+    assert len(output) == 6
+    assert {(body["messages"][0]["content"], body["temperature"]) for body in output} == {
         ("a {b}", 0.7), ("1+1?", 0.0), ("x", 0.0),
     }  # fmt: skip
     turns = lines(tmp_path / "out/model_answer/wise.jsonl")[0]["choices"][0]["turns"]
@@ -144,7 +144,7 @@ def test_a_model_behind_an_address(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_recorded_judgments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Their scores come out, `evaluate table` finds them, and a judge that rates them anew is compared with them."""
+    """Their scores come out, `evaluate table` finds them, and a judge that rates them again is compared with them."""
     bench = write_bench(tmp_path / "bench")
     rows = []
     for question, turn, score in [(1, 1, 3), (1, 2, 4), (2, 1, 5), (2, 2, 1), (3, 1, 3), (3, 2, UNRATED)]:
@@ -165,7 +165,7 @@ def test_recorded_judgments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     with judge_at(rate) as (url, asked):
         main([*words, "--judge", url])
     out = capsys.readouterr().out
-    assert "| compared | 4 (2 without a score excluded) |" in out  # anew 3 4 3 - 3 4
+    assert "| compared | 4 (2 without a score excluded) |" in out  # again 3 4 3 - 3 4
     assert "| same verdict | 75.0% ± 21.7% |" in out
     assert "| mean distance | 0.500 |" in out
     assert [body["messages"][0]["content"] for body in asked] == ["s"] * 6
@@ -207,14 +207,14 @@ def test_judgments_that_cannot_be_replayed(
 
 
 def test_a_question_of_one_turn_has_one(tmp_path: Path) -> None:
-    """Nobody is asked about a turn that is not there, and a third one is not judged, as published."""
+    """No one is asked about a turn that is not there, and a third one is not judged, as published."""
     bench = write_bench(tmp_path / "bench")
     turns = (("only",), ("a", "b", "c"))
     rows = [{"question_id": number, "category": "writing", "turns": each} for number, each in enumerate(turns, 1)]
     (bench / "mt_bench/question.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with judge_at(lambda *_: (200, "x")) as (model, told), judge_at(lambda *_: (200, "[[5]]")) as (judge, asked):
+    with judge_at(lambda *_: (200, "x")) as (model, output), judge_at(lambda *_: (200, "[[5]]")) as (judge, asked):
         main(f"evaluate mt-bench --model {model} --judge {judge} --output {tmp_path}/o --questions {bench}".split())
-    assert (len(told), len(asked)) == (4, 3)
+    assert (len(output), len(asked)) == (4, 3)
     assert not [body for body in asked if "{" in body["messages"][-1]["content"]]
 
 
@@ -229,7 +229,7 @@ def test_questions_in_another_form_are_refused(tmp_path: Path, row: Any) -> None
 
 
 def test_a_judge_that_refuses_everything_has_rated_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The answers and unrated judgments are there, as FastChat leaves them; no score is, and the reason is told."""
+    """The answers and unrated judgments are there, as FastChat leaves them; no score is, and the reason is reported."""
     bench = write_bench(tmp_path / "bench")
     with judge_at(lambda *_: (200, "x")) as (model, _), judge_at(lambda *_: (422, "never")) as (judge, _):
         main(f"evaluate mt-bench --model {model} --judge {judge} --output {tmp_path}/o --questions {bench}".split())

@@ -1,4 +1,4 @@
-"""Opinions about pairs: numbers by hand, and the verb's against `evaluate`'s."""
+"""Opinions about pairs: numbers worked out in full, and the verb's against `evaluate`'s."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from zephyr_jax.demo.corpus import preferences
 from zephyr_jax.evaluate.preference_stats import by_length, calibration_error, group_of, groups_by, longer_wins
 
 
-def test_numbers_by_hand() -> None:
+def test_known_numbers() -> None:
     group = group_of("x", np.array([1.0, -2.0, 0.0, 3.0]))
     assert (group.pairs, group.accuracy, group.margin) == (4, 0.625, 0.5)
     assert group.error == pytest.approx(np.std([1, 0, 0.5, 1]) / 2)
@@ -36,10 +36,10 @@ def test_calibration_is_zero_for_the_honest_and_large_for_the_sure() -> None:
     assert calibration_error(10 * margins) > 0.2
 
 
-def test_the_verb_agrees_with_evaluate(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_agrees_with_evaluate(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Accuracy and margin of all pairs are those of `evaluate`; groups by a column and by length hold every pair once.
 
-    Both tell what was left out, and a row holds a pair without being told to.
+    Both tell what was left out, and a row holds a pair by itself.
     """
     pairs = [{**row, "source": ("a", "b", "b")[place % 3]} for place, row in enumerate(preferences(0, 24, "train"))]
     pairs.insert(3, {"prompt_id": "bad", "chosen": [], "rejected": [], "source": "a"})
@@ -54,14 +54,14 @@ def test_the_verb_agrees_with_evaluate(tiny_model: Path, tmp_path: Path, capsys:
     assert "pairs.jsonl: 24 examples" in printed.err
     assert re.search(r"1 skipped: .* \(bad\)", printed.err)
     main(["evaluate", "preferences", *words, "--group_by", "source", "--output", str(tmp_path / "out.json")])
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["overall"]["accuracy"] == pytest.approx(float(plain["accuracy"]), abs=1e-5)
     assert found["overall"]["margin"] == pytest.approx(0.1 * float(plain["margin"]), rel=1e-3)
     sizes = {group["name"]: group["pairs"] for group in found["groups"]}
     assert (sizes.pop("a"), sizes.pop("b")) == (8, 16)
     assert sum(sizes.values()) == 24
-    assert "| all | 24 |" in told
+    assert "| all | 24 |" in output
     with pytest.raises(SystemExit):
         main(["evaluate", "preferences", *words, "--group_by", "nothing"])
     assert "has no column 'nothing'" in capsys.readouterr().err

@@ -83,7 +83,7 @@ def test_every_checkpoint_carries_the_record(exported: Path) -> None:
         assert json.loads(each.read_text())["provenance"]["parent"]["made_by"] == "sft"
 
 
-def test_lineage_tells_the_chain_oldest_first(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lineage_shows_the_chain_oldest_first(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["lineage", "--path", str(exported)])
     said = capsys.readouterr().out
     places = [said.index(each) for each in ("base: ", "└─ sft: ", "└─ dpo: ", "└─ export: ")]

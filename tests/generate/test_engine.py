@@ -103,7 +103,7 @@ def test_an_answer_does_not_depend_on_the_company(gqa: Loaded) -> None:
 
 
 def test_requests_come_and_go(gqa: Loaded) -> None:
-    """Some are cancelled in the queue and in a row, others come later; nobody's answer changes and no row is lost."""
+    """Some are cancelled in the queue and in a row, others come later; no one's answer changes and no row is lost."""
     requests = mixed_requests()
     alone = [answers(engine_of(gqa), [request])[0] for request in requests]
     engine = engine_of(gqa, batch_size=2, decode_steps=2)
@@ -131,7 +131,7 @@ def test_requests_come_and_go(gqa: Loaded) -> None:
 
 
 def test_rows_end_at_their_stop_token(gqa: Loaded) -> None:
-    """The stop is kept, the reason is told, and other rows go on."""
+    """The stop is kept, the reason is reported, and other rows go on."""
     prompts = random_segments([4, 9])
     free = answers(engine_of(gqa), [GenerationRequest(prompt, 12) for prompt in prompts])
     stop = free[0][3]
@@ -167,7 +167,7 @@ def test_ids_outside_the_vocabulary_are_refused(gqa: Loaded, request_: Generatio
         engine_of(gqa).submit(request_)
 
 
-def test_seeds_of_64_bits_are_told_apart(gqa: Loaded) -> None:
+def test_seeds_of_64_bits_are_distinguished(gqa: Loaded) -> None:
     """Every bit of every number counts, and seeds of 32 bits give the keys of `jax.random.key`."""
     seeds = [(7,), (7 + 2**32,), (7 + 2**62,), (2**63 - 1,), (7, 1), (7, 1 + 2**32), (7, 2**32), (7, 0)]
     assert len({tuple(engines.key_data(seed)) for seed in seeds}) == len(seeds)

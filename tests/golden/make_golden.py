@@ -166,7 +166,7 @@ OPENINGS = [
 STORY_LENGTH, GREEDY_STEPS = 64, 120
 
 
-def greedy_by_hand(model, start, steps):
+def greedy_reference(model, start, steps):
     """Append the likeliest token again and again, uncached; also the least lead of a best over a second."""
     tokens, least_lead = start, math.inf
     for _ in range(steps):
@@ -186,7 +186,7 @@ def make_stories(shared):
     logits = model(tokens).logits
     logprobs = scored_logprobs(logits, tokens, 1)
     start = torch.tensor([[tokenizer.bos_token_id]])
-    greedy, least_lead = greedy_by_hand(model, start, GREEDY_STEPS)
+    greedy, least_lead = greedy_reference(model, start, GREEDY_STEPS)
     cached = model.generate(start, attention_mask=torch.ones_like(start), do_sample=False, max_new_tokens=GREEDY_STEPS)
     assert torch.equal(cached[0], greedy[0, : cached.shape[1]]), "generate() and the argmax loop disagree"
     save(

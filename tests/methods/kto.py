@@ -1,4 +1,4 @@
-"""A method as somebody else's package would add it: KTO (arXiv 2402.01306), on single answers with a label, in simple form."""
+"""A method as another package would add it: KTO (arXiv 2402.01306), on single answers with a label, in simple form."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

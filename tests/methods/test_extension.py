@@ -35,7 +35,7 @@ from zephyr_jax.reference.fill import reference
 
 @pytest.fixture(scope="module")
 def registered() -> Iterator[None]:
-    """The method and its command; nothing else is told of it."""
+    """The method and its command; nothing else is reported of it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(METHODS, "kto", KTO)
         patch.setitem(COMMANDS, "kto", Command("KTO", "tests.methods.kto:KtoConfig", ".train_command"))

@@ -70,7 +70,7 @@ def test_a_coordinator_that_is_not_there_is_named(tiny_model: Path, tmp_path: Pa
     assert "JAX_NUM_PROCESSES: expected an integer, got 'two'" in said.stderr
 
 
-def test_processes_that_are_told_to_stop_save_one_step_together_and_go_on(tiny_model: Path, tmp_path: Path) -> None:
+def test_processes_that_are_asked_to_stop_save_one_step_together_and_go_on(tiny_model: Path, tmp_path: Path) -> None:
     """SIGTERM to one of two: both leave with code 75 after the same step; the same command then ends the run."""
     rows = write_rows(tmp_path / "chats.jsonl", list(conversations(0, 37, "train")))
     words = sft_words(tiny_model, rows, tmp_path / "run", steps=12)

@@ -88,7 +88,7 @@ def test_another_dtype_needs_another_table(aligned: Path, capsys: pytest.Capture
     assert "zephyr-jax reference --config" in said
 
 
-def test_evaluate_tells_loss_or_preferences(aligned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_reports_loss_or_preferences(aligned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By the columns of the rows, at any `batch_size`; with the run's own table, rewards against the frozen reference."""
     lengths = "--batch_size 16 --data.max_length 256 --data.row_length 512 --model.compute_dtype float32"
     main(f"evaluate --model.path {aligned}/dpo --data.path {aligned}/chats.jsonl {lengths}".split())

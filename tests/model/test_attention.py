@@ -40,7 +40,7 @@ def naive(q, k, v, where: SegmentInfo, window: int | None) -> np.ndarray:
     return out
 
 
-def test_the_mask_rule_by_hand() -> None:
+def test_the_mask_rule() -> None:
     """Two segments and padding, window 2: exactly these keys."""
     where = where_of([1, 1, 1, 2, 2, 0], [0, 1, 2, 0, 1, 0])
     expected = [

@@ -152,7 +152,7 @@ def an_empty_subset(folder: Path) -> Words:
 
 
 @mistake("refusals `keep`")
-def phrases_that_nobody_looks_for(folder: Path) -> Words:
+def phrases_without_effect(folder: Path) -> Words:
     return chats(folder, "--refusals", "keep", "--refusal_phrases", "as an AI")
 
 

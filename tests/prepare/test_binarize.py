@@ -1,4 +1,4 @@
-"""Which answer is chosen and which rejected, on rows made by hand."""
+"""Which answer is chosen and which rejected, on rows made worked out in full."""
 
 from collections import Counter
 
@@ -42,7 +42,7 @@ def test_any_of_the_others_may_be_rejected() -> None:
 
 
 def test_the_draw_is_the_seeds_and_the_prompts() -> None:
-    """Law: the same prompt and seed draw the same answer; another seed draws anew."""
+    """Law: the same prompt and seed draw the same answer; another seed draws again."""
     prompts = [f"question {n}" for n in range(200)]
     one, again, other = (
         [picked(PairRule(seed=seed), 3, 1, 9, 7, prompt=prompt) for prompt in prompts] for seed in (1, 1, 2)
@@ -59,7 +59,7 @@ def test_the_draw_is_that_of_the_prompts_words() -> None:
 
 
 def test_ties() -> None:
-    """Law: kept unless told otherwise; else only lower answers, or lower by the margin, can be rejected."""
+    """Law: kept by default; else only lower answers, or lower by the margin, can be rejected."""
     assert picked(PairRule("second"), 9, 9, 1) == (0, 1)
     assert picked(PairRule("second", min_margin=0), 9, 9, 1) == (0, 2)
     assert picked(PairRule("second", min_margin=3), 9, 7, 6, 1) == (0, 2)

@@ -66,7 +66,7 @@ def test_the_card_is_the_card(output: Path) -> None:
 
 
 def test_samples_stay_in_their_fences(output: Path) -> None:
-    """Law: every text lies in a fence that it cannot close, cut, its control characters spelt out."""
+    """Law: every text lies in a fence that it cannot close, cut, its control characters escaped."""
     text = (output / "samples.md").read_text()
     assert visible(text)
     prose = re.sub(r"(?ms)^(`{3,})text\n.*?\n\1$", "", text)

@@ -230,7 +230,7 @@ def test_phrases_can_be_added(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("duplicates", "left"), [("prompt", 2), ("dialogue", 3), ("keep", 4)])
 def test_duplicates(duplicates: str, left: int, tmp_path: Path) -> None:
-    """Law: the same first question, the same dialogue (case and spacing aside), or none counts as a duplicate."""
+    """Law: the same first question, the same dialogue (case and spacing ignored), or none counts as a duplicate."""
     rows = [raw("A?", "B."), raw("A?", "B."), raw("A?", "C."), raw("D?", "B.")]
     record, said = made(tmp_path, rows, "--duplicates", duplicates)
     assert len(said) == left

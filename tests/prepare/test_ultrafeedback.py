@@ -116,7 +116,7 @@ def test_a_row_is_the_published_one(tmp_path: Path) -> None:
     assert split(tmp_path / "out", "train_gen") == [{**expected, "messages": [user]}]
 
 
-def test_any_answer_is_rejected_unless_told_otherwise(tmp_path: Path) -> None:
+def test_any_answer_is_rejected_by_default(tmp_path: Path) -> None:
     """Law: by default each of the other three is drawn for about a third of the prompts."""
     rows = [plain(f"prompt {n}", 1, 2, 3, 4) for n in range(300)]
     prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "out")
@@ -182,7 +182,7 @@ def test_a_pair_does_not_depend_on_the_other_rows(tmp_path: Path) -> None:
             assert of_whole[row["prompt"]] == row
 
 
-def test_a_seed_draws_anew_and_splits_stay(tmp_path: Path) -> None:
+def test_a_seed_draws_again_and_splits_stay(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", ROWS)
     one, two = tmp_path / "one", tmp_path / "two"
     prepare("ultrafeedback", path, one, "--seed", 1)

@@ -1,4 +1,4 @@
-"""`zephyr-jax reference ls` and `gc`: what is there is told, and what is tidied stays the same table."""
+"""`zephyr-jax reference ls` and `gc`: what is there is reported, and what is tidied stays the same table."""
 
 import os
 from dataclasses import replace
@@ -41,22 +41,24 @@ def aged(path: Path, days: float) -> None:
     os.utime(path, (then, then))
 
 
-def test_ls_tells_each_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ls_shows_each_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Law: identity, entries, bytes, parts and time of each; damage by file and with the way out, and no refusal."""
     table, other = fill(tmp_path), fill(tmp_path, OTHER, parts=1)
     (tmp_path / "notes").mkdir()
-    told = said(f"reference ls --reference {tmp_path}", capsys)
+    output = said(f"reference ls --reference {tmp_path}", capsys)
     size = sum(path.stat().st_size for path in Path(table.folder).iterdir())
-    assert f"{table.folder.name}: {len(table)} entries, {size:,} bytes, 7 shards, modified 20" in told
-    assert f"{other.folder.name}: 35 entries" in told
-    assert "  weights          other weights\n" in told
-    assert "1 shard, modified" in told
-    assert "notes" not in told
+    assert f"{table.folder.name}: {len(table)} entries, {size:,} bytes, 7 shards, modified 20" in output
+    assert f"{other.folder.name}: 35 entries" in output
+    assert "  weights          other weights\n" in output
+    assert "1 shard, modified" in output
+    assert "notes" not in output
     (table.folder / shard_names(table.folder)[3]).write_bytes(b"PAR1")
     (other.folder / "manifest.json").write_bytes(b"{}")
-    told = said(f"reference ls --reference {tmp_path}", capsys)
-    assert f"DAMAGED: The reference table's shard {table.folder / shard_names(table.folder)[3]} cannot be read" in told
-    assert f"DAMAGED: {other.folder / 'manifest.json'} is damaged" in told
+    output = said(f"reference ls --reference {tmp_path}", capsys)
+    assert (
+        f"DAMAGED: The reference table's shard {table.folder / shard_names(table.folder)[3]} cannot be read" in output
+    )
+    assert f"DAMAGED: {other.folder / 'manifest.json'} is damaged" in output
 
 
 def test_gc_says_and_then_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,10 +69,10 @@ def test_gc_says_and_then_does(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (folder / name).write_bytes(b"PAR1")
     aged(folder / ".shard-old.parquet.1.tmp", 1)
     files = sorted(path.name for path in folder.iterdir())
-    told = said(f"reference gc --reference {tmp_path}", capsys)
-    assert "delete 1 unfinished file\n" in told
-    assert "merge 7 small shards\n" in told
-    assert "--apply" in told
+    output = said(f"reference gc --reference {tmp_path}", capsys)
+    assert "delete 1 unfinished file\n" in output
+    assert "merge 7 small shards\n" in output
+    assert "--apply" in output
     assert sorted(path.name for path in folder.iterdir()) == files
     said(f"reference gc --reference {tmp_path} --apply", capsys)
     assert len(shard_names(table.folder)) == 1
@@ -121,8 +123,8 @@ def test_gc_leaves_a_damaged_table_alone(tmp_path: Path, capsys: pytest.CaptureF
     """Law: nothing is merged where a part cannot be read, and it is said why."""
     table = fill(tmp_path)
     (table.folder / shard_names(table.folder)[3]).write_bytes(b"PAR1")
-    told = said(f"reference gc --reference {tmp_path} --apply", capsys)
-    assert "not changed: The reference table's shard" in told
+    output = said(f"reference gc --reference {tmp_path} --apply", capsys)
+    assert "not changed: The reference table's shard" in output
     assert len(shard_names(table.folder)) == 7
 
 
@@ -145,8 +147,8 @@ def test_gc_deletes_whole_tables_on_request(
     for path in Path(tables["second"].folder).iterdir():
         aged(path, 20)
     words = f"reference gc --reference {tmp_path} {options.format(**names)}"
-    told = said(words, capsys)
-    assert {name for name in names if f"delete the table\n{names[name]}: 35 entries" not in told} == left
+    output = said(words, capsys)
+    assert {name for name in names if f"delete the table\n{names[name]}: 35 entries" not in output} == left
     assert {path.name for path in tmp_path.iterdir()} == set(names.values())
     said(f"{words} --apply", capsys)
     assert {path.name for path in tmp_path.iterdir()} == {names[name] for name in left}

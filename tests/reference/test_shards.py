@@ -117,7 +117,7 @@ def test_entries_are_a_dict_of_float32(tmp_path: Path) -> None:
     assert encode_shard(ReferenceTable(tmp_path, IDENTITY).index) == encode_shard(table.index)
 
 
-def test_keys_with_zeros_at_either_end_are_told_apart(tmp_path: Path) -> None:
+def test_keys_with_zeros_at_either_end_are_distinguished(tmp_path: Path) -> None:
     keys = ["0" * 32, "0" * 31 + "1", "1" + "0" * 31, "00" * 15 + "ff", "ff" + "00" * 15]
     table = ReferenceTable(tmp_path, IDENTITY)
     table.add("0", keys[1:], np.arange(4.0), np.ones(4))

@@ -122,7 +122,7 @@ def test_values_that_are_not_finite_are_never_stored(tmp_path: Path, pairs: Exam
 
 
 def test_order_and_subset_are_no_part_of_the_table(tmp_path: Path, tiny_model: Path) -> None:
-    """Rows turned round and halved reuse everything; one new row is computed alone; another template computes all anew."""
+    """Rows turned round and halved reuse everything; one new row is computed alone; another template computes all again."""
     rows = list(preferences(0, 13, "train"))
     files = {
         "all": rows[:12], "half, turned round": rows[5::-1], "one more": rows,

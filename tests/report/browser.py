@@ -118,7 +118,7 @@ class _Tab:
         while not any(event.get("method") == method for event in self.events):
             self.events.append(await self._socket.receive_json())
 
-    def told(self, method: str) -> list[dict[str, Any]]:
+    def output(self, method: str) -> list[dict[str, Any]]:
         """What the events of a kind say."""
         return [event["params"] for event in self.events if event.get("method") == method]
 
@@ -137,8 +137,8 @@ async def _seen(tab: _Tab, page: Path, width: int, height: int, dark: bool, sele
     clip = {"x": 0, "y": 0, "width": width, "height": measured["height"], "scale": 1}
     shot = await tab.ask("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB"))
-    complaints = [each["entry"]["text"] for each in tab.told("Log.entryAdded")]
-    asked = {each["requestId"]: each["request"]["url"] for each in tab.told("Network.requestWillBeSent")}
-    failed = tab.told("Network.loadingFailed")
+    complaints = [each["entry"]["text"] for each in tab.output("Log.entryAdded")]
+    asked = {each["requestId"]: each["request"]["url"] for each in tab.output("Network.requestWillBeSent")}
+    failed = tab.output("Network.loadingFailed")
     stopped = [asked[each["requestId"]] for each in failed if each.get("blockedReason") == "csp"]
     return View(pixels, measured["width"], dict(measured["boxes"]), list(asked.values()), stopped, complaints)

@@ -101,7 +101,7 @@ def test_a_phone_has_one_chart_beside_none_and_a_desk_three(report: Path) -> Non
 
 
 def test_a_blank_chart_would_be_found(report: Path, tmp_path: Path) -> None:
-    """The test above can fail: without its curves a page is told to be blank."""
+    """The test above can fail: without its curves a page is reported to be blank."""
     text = report.read_text()
     bare = tmp_path / "report.html"
     for mark in ('class="line', 'class="dashes', 'class="dot', 'class="bar'):

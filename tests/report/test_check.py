@@ -40,7 +40,9 @@ def test_numbers_in_their_ranges_pass(run: Path, capsys: pytest.CaptureFixture[s
     assert said.endswith("passed\n")
 
 
-def test_numbers_outside_are_told_by_how_much(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_outside_are_reported_by_how_much(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     loss = next(
         line["eval/loss"]
         for line in map(json.loads, reversed((run / "metrics.jsonl").read_text().splitlines()))

@@ -65,10 +65,10 @@ def test_no_number_stops_the_engine(served: ServedModel) -> None:
         for name, values in NUMBERS.items():
             for value in values:
                 content = body(temperature=1, top_k=3) | {name: value}
-                status, told = await post(client, json.dumps(content).encode())
-                assert status in (200, 400, 422), (name, value, told)
-        status, told = await post(client, body())
-        assert (status, told["choices"]) == (200, first[1]["choices"])
+                status, output = await post(client, json.dumps(content).encode())
+                assert status in (200, 400, 422), (name, value, output)
+        status, output = await post(client, body())
+        assert (status, output["choices"]) == (200, first[1]["choices"])
         assert await open_requests(client) == 0
 
     talk(served, doing)
@@ -80,9 +80,9 @@ def test_large_seeds_differ(served: ServedModel) -> None:
     async def doing(client: TestClient) -> None:
         texts = set()
         for seed in (7, 7 + 2**32, 7 + 2**40, 7 + 2**62):
-            status, told = await post(client, body(seed=seed, temperature=1.5, max_tokens=24))
+            status, output = await post(client, body(seed=seed, temperature=1.5, max_tokens=24))
             assert status == 200
-            texts.add(told["choices"][0]["message"]["content"])
+            texts.add(output["choices"][0]["message"]["content"])
         assert len(texts) == 4
 
     talk(served, doing)
@@ -95,7 +95,7 @@ def test_several_answers_are_admitted_together(served: ServedModel) -> None:
         one = body(n=3, temperature=1, max_tokens=20)
         found = await asyncio.gather(*(post(client, one | {"seed": seed}) for seed in range(12)))
         assert {status for status, _ in found} == {200, 429}
-        assert all(len(told["choices"]) == 3 for status, told in found if status == 200)
+        assert all(len(output["choices"]) == 3 for status, output in found if status == 200)
         streams = [client.post(CHAT, json=one | {"stream": True}) for _ in range(6)]
         answers = await asyncio.gather(*streams)
         texts = await asyncio.gather(*(answer.read() for answer in answers))
@@ -113,10 +113,10 @@ def test_more_answers_than_slots_are_refused_for_good(own: ServedModel) -> None:
 
     async def doing(client: TestClient) -> None:
         own.worker._max_open, before = 2, own.worker._max_open
-        status, told = await post(client, body(n=3, temperature=1))
+        status, output = await post(client, body(n=3, temperature=1))
         own.worker._max_open = before
         assert status == 422
-        assert "n of at most 2" in told["error"]["message"]
+        assert "n of at most 2" in output["error"]["message"]
 
     talk(own, doing)
 
@@ -135,8 +135,8 @@ def test_one_failing_answer_cancels_its_siblings(own: ServedModel, monkeypatch: 
     monkeypatch.setattr(engine, "submit", sometimes)
 
     async def doing(client: TestClient) -> None:
-        status, told = await post(client, body(n=3, temperature=1, max_tokens=100))
-        assert (status, "no luck" in told["error"]["message"]) == (500, True)
+        status, output = await post(client, body(n=3, temperature=1, max_tokens=100))
+        assert (status, "no luck" in output["error"]["message"]) == (500, True)
         assert await open_requests(client) == 0
         found = await events(client, body(n=3, temperature=1))
         assert found[-1]["error"]["type"] == "server_error"
@@ -155,9 +155,9 @@ def test_weights_that_are_not_finite_end_one_answer(own: ServedModel, monkeypatc
     async def doing(client: TestClient) -> None:
         sound = engine._weights
         engine._weights = broken
-        status, told = await post(client, body())
+        status, output = await post(client, body())
         assert status == 500
-        assert "NaN or infinite" in told["error"]["message"]
+        assert "NaN or infinite" in output["error"]["message"]
         engine._weights = sound
         assert (await post(client, body()))[0] == 200
         async with client.get("/health") as answer:
@@ -235,10 +235,10 @@ def test_parameters_that_ask_for_nothing_are_accepted(served: ServedModel) -> No
     async def doing(client: TestClient) -> None:
         plain = (await post(client, body()))[1]["choices"]
         for more in EMPTY:
-            status, told = await post(client, body() | more)
+            status, output = await post(client, body() | more)
             limit = more.keys() & {"max_tokens", "temperature"}
-            assert status == 200, (more, told)
-            assert limit or told["choices"] == plain, more
+            assert status == 200, (more, output)
+            assert limit or output["choices"] == plain, more
         remote = AsyncOpenAI(base_url=str(client.make_url("/v1")), api_key="none", max_retries=0)
         asked: dict[str, Any] = {"model": "tiny", "max_tokens": 6, "temperature": 0}
         user = {"role": "user", "content": "Hi"}
@@ -367,8 +367,8 @@ def test_long_conversations_do_not_stop_other_clients(served: ServedModel) -> No
                 started = time.monotonic()
                 await open_requests(client)
                 waits.append(time.monotonic() - started)
-            status, told = await sending
-            assert status in (200, 413, 422), told
+            status, output = await sending
+            assert status in (200, 413, 422), output
             assert max(waits) < 2
             assert time.monotonic() - begun < 10
 
@@ -405,8 +405,8 @@ def test_bodies_that_failed_once_are_answered(served: ServedModel, shared: Path)
     async def doing(client: TestClient) -> None:
         for path in bodies:
             content = json.loads(path.read_text()) | {"model": "tiny"}
-            status, told = await post(client, content)
-            assert status in (200, 422), (path.name, told)
+            status, output = await post(client, content)
+            assert status in (200, 422), (path.name, output)
             assert (await post(client, body()))[0] == 200
         assert await open_requests(client) == 0
 

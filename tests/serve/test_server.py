@@ -126,7 +126,7 @@ def test_seeds_several_answers_and_stop_strings(served: ServedModel) -> None:
 
 
 def test_64_clients_some_of_whom_leave(served: ServedModel) -> None:
-    """Law: whoever stays gets the answer that he gets alone, and in the end no request is open and no row is taken."""
+    """Law: anyone who stays gets the answer that he gets alone, and in the end no request is open and no row is taken."""
     draw = random.Random(0)
 
     async def doing(client: TestClient) -> None:
@@ -193,10 +193,10 @@ def test_malformed_requests_are_answered_and_the_server_lives(served: ServedMode
         for name, (content, status, word) in wrong.items():
             data = content if isinstance(content, bytes) else json.dumps(content).encode()
             async with client.post(CHAT, data=data) as answer:
-                told = await answer.json()
-                assert answer.status == status, (name, told)
-                assert word in told["error"]["message"], (name, told)
-                assert set(told["error"]) == {"message", "type", "param", "code"}
+                output = await answer.json()
+                assert answer.status == status, (name, output)
+                assert word in output["error"]["message"], (name, output)
+                assert set(output["error"]) == {"message", "type", "param", "code"}
         async with client.post(CHAT, data=b"x" * (5 * 2**20)) as answer:
             assert answer.status == 413
         async with client.get(CHAT) as answer:
@@ -222,7 +222,7 @@ def test_a_key_is_asked_for(served: ServedModel) -> None:
     assert talk(locked, doing) == [401, 401, 200, 200]
 
 
-def test_too_many_are_refused_and_nobody_is_lost(tiny_model: Path) -> None:
+def test_too_many_are_refused_and_none_is_lost(tiny_model: Path) -> None:
     options = ModelOptions(path=str(tiny_model), compute_dtype="float32")
     small = open_server(
         ServeConfig(model=options, name="tiny", context_length=128, max_open_requests=3, chat_template="zephyr")
@@ -242,8 +242,8 @@ def test_too_many_are_refused_and_nobody_is_lost(tiny_model: Path) -> None:
     assert found.count(200) >= 3
 
 
-def test_an_engine_that_breaks_tells_everyone(tiny_model: Path) -> None:
-    """Those who wait and those who come later: 500, and nobody hangs."""
+def test_an_engine_that_breaks_ends_every_request(tiny_model: Path) -> None:
+    """Those who wait and those who come later: 500, and no one hangs."""
     options = ModelOptions(path=str(tiny_model), compute_dtype="float32")
     broken = open_server(ServeConfig(model=options, name="tiny", context_length=128, chat_template="zephyr"))
     broken.worker._engine.step = lambda: (_ for _ in ()).throw(RuntimeError("out of memory"))
@@ -331,7 +331,7 @@ def test_lm_eval_asks_as_local_chat_completions(served: ServedModel, monkeypatch
     talk(served, doing)
 
 
-def test_the_verb_serves_until_it_is_told_to_stop(tiny_model: Path) -> None:
+def test_the_command_serves_until_it_is_asked_to_stop(tiny_model: Path) -> None:
     """The process says where it listens, answers, refuses a port that is taken, and ends well with SIGTERM."""
     words = [
         sys.executable,

@@ -1,4 +1,4 @@
-"""Paths that are not there: what is told at once, and what is suggested."""
+"""Paths that are not there: what is reported at once, and what is suggested."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def test_what_may_be_a_hub_id_is_asked_for(path: str) -> None:
     check_hub_id(path, "folder")
 
 
-def test_rows_that_are_not_there_are_told_with_the_nearest(tmp_path: Path) -> None:
+def test_rows_that_are_not_there_are_reported_with_the_nearest(tmp_path: Path) -> None:
     """Law: a misspelt file is answered with the one that is beside it."""
     (tmp_path / "chats.jsonl").write_text("{}\n")
     with pytest.raises(InputError, match=r"chat.jsonl' is not a local file or folder. Did you mean `.*/chats.jsonl`\?"):

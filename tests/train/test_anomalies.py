@@ -1,4 +1,4 @@
-"""What a sick step does to a run: nothing, where its policy says so, bit for bit."""
+"""What a anomalous step does to a run: nothing, where its policy says so, bit for bit."""
 
 import json
 from dataclasses import replace
@@ -55,7 +55,7 @@ class Run:
 
         def poisoned(parameters: Any, rows: Any) -> Any:
             loss, metrics = objective(parameters, rows)
-            bad = jnp.any(rows.tokens[:, 0] == 0)  # a batch whose first token is 0 is sick
+            bad = jnp.any(rows.tokens[:, 0] == 0)  # a batch whose first token is 0 is anomalous
             return WeightedMean(jnp.where(bad, jnp.nan, 1.0) * loss.sum, loss.weight), metrics
 
         self.step = make_step(poisoned, optimizer, learning_rate(options, 10), shardings, health)
@@ -68,7 +68,7 @@ class Run:
         return [np.asarray(leaf) for leaf in jax.tree.leaves((self.state.trainable, self.state.optimizer_state))]
 
 
-def sick() -> Any:
+def anomalous() -> Any:
     rows = batch()
     rows.tokens[..., 0] = 0
     return rows
@@ -83,7 +83,7 @@ def test_a_skipped_step_leaves_no_trace_but_its_number(gqa: Loaded) -> None:
     run, other = Run(gqa, AnomalyOptions(non_finite="skip")), Run(gqa, AnomalyOptions(non_finite="skip"))
     run(batch())
     other(batch())
-    signs = run(sick())
+    signs = run(anomalous())
     assert signs.non_finite
     assert signs.skipped
     assert not signs.changed
@@ -97,11 +97,11 @@ def test_a_skipped_step_leaves_no_trace_but_its_number(gqa: Loaded) -> None:
 
 
 def test_a_step_that_stops_the_run_holds_it_still(gqa: Loaded) -> None:
-    """Neither the sick step nor the healthy one behind it, which is on its way already, changes anything."""
+    """Neither the anomalous step nor the healthy one behind it, which is on its way already, changes anything."""
     run = Run(gqa, AnomalyOptions())
     run(batch())
     before = run.numbers()
-    signs = run(sick())
+    signs = run(anomalous())
     assert signs.halted
     after = run(batch(), HALTED)
     assert after.halted
@@ -113,7 +113,7 @@ def test_a_step_that_stops_the_run_holds_it_still(gqa: Loaded) -> None:
 def test_going_on_is_going_on(gqa: Loaded) -> None:
     """`continue` means what it says: NaN reaches the weights."""
     run = Run(gqa, AnomalyOptions(non_finite="continue"))
-    signs = run(sick())
+    signs = run(anomalous())
     assert signs.non_finite
     assert not signs.skipped
     assert np.isnan(run.numbers()[0]).any()
@@ -141,7 +141,7 @@ def test_moments_on_the_host_are_left_out_too(gqa: Loaded) -> None:
     run = Run(gqa, AnomalyOptions(non_finite="skip"), options)
     run(batch())
     before = run.numbers()
-    run(sick())
+    run(anomalous())
     moved = [not np.array_equal(one, other) for one, other in zip(before, run.numbers(), strict=True)]
     assert sum(moved) == 1  # the schedule's place
 
@@ -205,15 +205,15 @@ def test_the_tail_of_a_schedule_is_no_sickness() -> None:
 
 
 def play(losses: list[float], options: AnomalyOptions, cuts: set[int]) -> list[np.float32]:
-    """The limits that each step is told; at each cut the run is saved and goes on from JSON."""
-    health, told = AnomalyDetector(options), []
+    """The limits that each step is reported; at each cut the run is saved and goes on from JSON."""
+    health, printed = AnomalyDetector(options), []
     for done, loss in enumerate(losses):
         if done in cuts:
             health = AnomalyDetector(options, json.loads(json.dumps(health.state)))
-        told.append(health.loss_limit(done))
+        printed.append(health.loss_limit(done))
         metrics = numbers(loss)
-        health.check(done + 1, metrics, signs_of(options, metrics, told[-1]), told[-1])
-    return told
+        health.check(done + 1, metrics, signs_of(options, metrics, printed[-1]), printed[-1])
+    return printed
 
 
 @settings(deadline=None, max_examples=50)
@@ -223,15 +223,15 @@ def play(losses: list[float], options: AnomalyOptions, cuts: set[int]) -> list[n
     window=st.integers(1, 15),
 )
 def test_limits_do_not_depend_on_kills(losses: list[float], cuts: set[int], window: int) -> None:
-    """Law: what a step is told is a function of the losses before it, wherever a run was cut."""
+    """Law: what a step is reported is a function of the losses before it, wherever a run was cut."""
     options = AnomalyOptions(spike_window=window)
     assert play(losses, options, cuts) == play(losses, options, set())
 
 
 def test_a_spike_is_measured_by_the_median() -> None:
-    told = play([2.0] * 12 + [9.0], AnomalyOptions(spike_factor=4), set())
-    assert all(np.isinf(told[:11]))
-    assert told[-1] == 8.0
+    printed = play([2.0] * 12 + [9.0], AnomalyOptions(spike_factor=4), set())
+    assert all(np.isinf(printed[:11]))
+    assert printed[-1] == 8.0
 
 
 @pytest.mark.parametrize("options", [{"spike_factor": 1.0}, {"spike_window": 0}, {"stalled_steps": 0}])

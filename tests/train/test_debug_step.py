@@ -66,7 +66,7 @@ def test_a_loss_that_explodes_stops_the_run_right_before_it(tiny_model: Path, ro
     assert list_steps(run) == [step - 1]
     train(with_health(config, non_finite="skip"))
     assert sorted(metrics(tmp_path / "run")) == list(range(1, 7))
-    assert saved_fingerprint(run, None) == before  # every later step was as sick, and left out
+    assert saved_fingerprint(run, None) == before  # every later step was as anomalous, and left out
 
 
 def test_a_spike_is_reproduced_alone(
@@ -83,10 +83,10 @@ def test_a_spike_is_reproduced_alone(
     kept = tmp_path / "run" / "bad_batches" / f"step-{step:06}.safetensors"
     capsys.readouterr()
     main(f"debug-step --batch_file {kept} --mesh.data 2 --mesh.fsdp 2 --mesh.tensor 2".split())
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     found = debug_step(DebugStepConfig(batch_file=str(kept), mesh=config.mesh))
     np.testing.assert_allclose([found.loss, found.grad_norm], [logged["loss"], logged["grad_norm"]], rtol=1e-5)
-    assert f"loss {found.loss:g}, gradient norm {found.grad_norm:g}" in told
+    assert f"loss {found.loss:g}, gradient norm {found.grad_norm:g}" in output
     weights = [float(more.split()[0]) for _, _, more in found.examples]
     mean = np.average([loss for _, loss, _ in found.examples], weights=weights)
     np.testing.assert_allclose(mean, found.loss, rtol=1e-5)

@@ -66,10 +66,10 @@ class Recorder:
     ) -> tuple[TrainState, dict[str, WeightedMean], StepFlags]:
         """Stands for the jitted step; how that leaves a step out is tested in test_health."""
         self.events.append(f"step {batch}")
-        sick = not np.isfinite(self.losses[batch])
-        halted = bool(sick or limits.halted)
+        anomalous = not np.isfinite(self.losses[batch])
+        halted = bool(anomalous or limits.halted)
         after = state if halted else TrainState(jnp.int32(batch + 1), {}, {}, ())
-        return after, metrics(self.losses[batch]), StepFlags(sick, False, False, halted, not halted, halted)
+        return after, metrics(self.losses[batch]), StepFlags(anomalous, False, False, halted, not halted, halted)
 
     def keep_batch(self, step: int, found: list[Anomaly]) -> str:
         self.events.append(f"keep {step}")
@@ -110,7 +110,7 @@ def test_the_order_is_the_one_in_the_docstring(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("at", "last"), [(2, ["evaluate", "save 2"]), (3, ["step 2", "save 3"])])
-def test_a_loop_that_is_told_to_stop_saves_once_and_leaves(tmp_path: Path, at: int, last: list[str]) -> None:
+def test_a_loop_that_is_asked_to_stop_saves_once_and_leaves(tmp_path: Path, at: int, last: list[str]) -> None:
     """Where a checkpoint is due anyway (step 3) it is not written twice; no batch is drawn after the request."""
     recorder = Recorder(tmp_path, [3, 2, 1, 1, 1])
     recorder.stop_at = at
@@ -136,15 +136,15 @@ def test_a_resumed_loop_neither_evaluates_nor_saves_its_first_state_again(tmp_pa
 
 
 @pytest.mark.parametrize("sick", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path: Path, sick: float) -> None:
+def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path: Path, anomalous: float) -> None:
     """Its batch is kept, the state from before it is saved, and the save that was due right after it does not happen."""
-    recorder = Recorder(tmp_path, [3, 2, sick, 1, 1], log_every=100)
+    recorder = Recorder(tmp_path, [3, 2, anomalous, 1, 1], log_every=100)
     with pytest.raises(TrainingError, match=r"step 3: non-finite loss \(loss=(nan|inf).* Step 2 is saved"):
         recorder.run()
     assert recorder.events[-2:] == ["keep 3", "save 2"]
 
 
-def test_a_sick_first_step_saves_nothing(tmp_path: Path) -> None:
+def test_an_anomalous_first_step_saves_nothing(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, [float("nan"), 2, 1, 1, 1])
     with pytest.raises(TrainingError, match="No step is saved"):
         recorder.run()

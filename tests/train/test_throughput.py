@@ -26,6 +26,11 @@ def test_the_step_line_has_rates_per_device_and_units() -> None:
     )
 
 
+def test_the_step_line_has_the_headline_metrics_of_the_method() -> None:
+    values = {**VALUES, "rewards/margins": 0.25, "kl": 1.5}
+    assert "loss 10.42 kl 1.5 lr" in step_line(1, 416, values, num_devices=8, headline=("kl", "absent"))
+
+
 def test_unknown_metrics_are_left_out() -> None:
     known = {name: value for name, value in VALUES.items() if name not in ("mfu", "peak_memory_gib")}
     line = step_line(2, 2, known, num_devices=1)

@@ -277,9 +277,11 @@ def _environment() -> _Environment:
     environment.filters = {name: _charging(name, function) for name, function in environment.filters.items()}
     environment.filters |= {"_counted": _counted, "_charged": _charged, "_charged_whole": _charged_whole}
     environment.globals |= {
-        "raise_exception": _raise_exception, "strftime_now": _strftime_now, "dict": _TemplateDict(),
+        "raise_exception": _raise_exception,
+        "strftime_now": _strftime_now,
+        "dict": _TemplateDict(),
         "namespace": _TemplateNamespace,
-    }  # fmt: skip
+    }
     del environment.globals["lipsum"]  # it makes random text
     return environment
 

@@ -4,22 +4,58 @@ from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 
 _TRAINING = (
-    "output", "resume", "schedule.*", "optimizer.*", "anomaly.*", "report.*", "expected", "expected_settings", "model.remat",
-    "model.save_logits", "batch.examples", "data.packing_window", "dpo.*",
-)  # fmt: skip
+    "output",
+    "resume",
+    "schedule.*",
+    "optimizer.*",
+    "anomaly.*",
+    "report.*",
+    "expected",
+    "expected_settings",
+    "model.remat",
+    "model.save_logits",
+    "batch.examples",
+    "data.packing_window",
+    "dpo.*",
+)
 CARRIED: dict[str, tuple[str, ...]] = {
     "reference": _TRAINING,
     "reference verify": _TRAINING,
     "plan": (
-        "output", "seed", "resume", "report.*", "expected", "expected_settings", "mesh.emulated_devices", "model.revision",
-        "data.split", "data.eval_path", "data.eval_split", "data.revision", "data.limit", "data.chat_template", "data.targets",
-        "data.max_prompt_length", "data.packing", "data.packing_window", "data.on_bad_row", "data.num_workers",
-        "schedule.evaluate_every", "schedule.save_every", "schedule.keep_last", "schedule.keep_best", "schedule.grace_seconds",
-        "schedule.log_every", "optimizer.learning_rate", "optimizer.b1", "optimizer.b2", "optimizer.eps",
+        "output",
+        "seed",
+        "resume",
+        "report.*",
+        "expected",
+        "expected_settings",
+        "mesh.emulated_devices",
+        "model.revision",
+        "data.split",
+        "data.eval_path",
+        "data.eval_split",
+        "data.revision",
+        "data.limit",
+        "data.chat_template",
+        "data.targets",
+        "data.max_prompt_length",
+        "data.packing",
+        "data.packing_window",
+        "data.on_bad_row",
+        "data.num_workers",
+        "schedule.evaluate_every",
+        "schedule.save_every",
+        "schedule.keep_last",
+        "schedule.keep_best",
+        "schedule.grace_seconds",
+        "schedule.log_every",
+        "optimizer.learning_rate",
+        "optimizer.b1",
+        "optimizer.b2",
+        "optimizer.eps",
         "optimizer.weight_decay",
     ),
     "preview": ("data.packing", "data.packing_window"),
-}  # fmt: skip
+}
 """By command. One card serves all stages, and `dpo` names the `reference` command by its own words, so they are accepted."""
 
 

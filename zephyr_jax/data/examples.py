@@ -213,10 +213,16 @@ def _need_columns(rows: Rows, path: str, kind: ExampleKind) -> None:
 
 def _tokenize(rows: Dataset, kind: ExampleKind, data: DataOptions, tokenizer: ChatTokenizer, name: str) -> Examples:
     rule = (
-        _VERSION, kind.name, data.targets, data.max_length, data.max_prompt_length, data.on_bad_row,
+        _VERSION,
+        kind.name,
+        data.targets,
+        data.max_length,
+        data.max_prompt_length,
+        data.on_bad_row,
         data.allow_contradictions,
-        tokenizer.fingerprint, rows._fingerprint,
-    )  # fmt: skip
+        tokenizer.fingerprint,
+        rows._fingerprint,
+    )
     if data.num_workers > 1:  # a fork of a process in which JAX runs may deadlock
         multiprocess.set_start_method("forkserver", force=True)
     table = rows.map(

@@ -50,12 +50,18 @@ _MESSAGES = {
     "other": ("the request failed", "Check the path; completed files stay."),
 }
 _PATTERNS = (
-    ("account", r"UNAUTHENTICATED|Unauthenticated|invalid_grant|Invalid Cred|Anonymous caller|\b401\b|default credentials"),
+    (
+        "account",
+        r"UNAUTHENTICATED|Unauthenticated|invalid_grant|Invalid Cred|Anonymous caller|\b401\b|default credentials",
+    ),
     ("permission", r"PERMISSION_DENIED|Permission denied|Forbidden|\b403\b"),
     ("bucket", r"bucket does not exist|Invalid GCS bucket name|Invalid bucket name"),
-    ("network", r"UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CURL|Connection|connect|\b(408|429|50[0-4])\b|timed? ?out|Timeout"),
+    (
+        "network",
+        r"UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CURL|Connection|connect|\b(408|429|50[0-4])\b|timed? ?out|Timeout",
+    ),
     ("gone", r"NOT_FOUND|Not Found|No such object|\b404\b"),
-)  # fmt: skip
+)
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:

@@ -120,6 +120,7 @@ def _make_hooks(
         enabled=jax.process_index() == 0,
         interval=run.progress.get("interval"),
         flops_per_token=flops_per_token(model.config, min(config.data.max_length, row_length)),
+        headline=run.method.headline_metrics,
     )
     reporter.info(_describe_run(run, model, training))
     reporter.info(_describe_shorter_run(config, total))

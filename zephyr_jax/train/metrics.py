@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -44,6 +44,7 @@ class Reporter:
         enabled: Whether this process reports.
         interval: Property `interval` of the reporter at step `start`.
         flops_per_token: Of `throughput.flops_per_token`; None: no MFU.
+        headline: Metrics of the training method in the step line.
     """
 
     def __init__(
@@ -57,10 +58,11 @@ class Reporter:
         enabled: bool,
         interval: dict[str, Any] | None = None,
         flops_per_token: float | None = None,
+        headline: Sequence[str] = (),
     ):
         run = open_path(run)
         lines = CloudJsonLines if is_remote(run) else JsonLines
-        self._enabled, self._flops_per_token = enabled, flops_per_token
+        self._enabled, self._flops_per_token, self._headline = enabled, flops_per_token, headline
         # A new run evaluates step 0 again, so lines of an earlier attempt must go.
         self._writers: list[MetricWriter] = [lines(run / FILE, start or -1)] if enabled else []
         if enabled and options.tensorboard:
@@ -118,7 +120,7 @@ class Reporter:
         values["step_time"] = seconds / self._steps
         values |= self._device_metrics(values["tokens_per_second"])
         self._write(step, values)
-        line = step_line(step, self._total, values, jax.device_count())
+        line = step_line(step, self._total, values, jax.device_count(), self._headline)
         self._progress.update(self._task, completed=step, metrics=line)
         if self._progress.disable:
             self.info(line)
@@ -182,7 +184,9 @@ class Reporter:
             writer.write(step, values)
 
 
-def step_line(step: int, total: int, values: Mapping[str, float], num_devices: int) -> str:
+def step_line(
+    step: int, total: int, values: Mapping[str, float], num_devices: int, headline: Sequence[str] = ()
+) -> str:
     """The log line of a step; metrics that are missing in `values` are left out.
 
     Args:
@@ -190,11 +194,11 @@ def step_line(step: int, total: int, values: Mapping[str, float], num_devices: i
         total: Steps of the run.
         values: Metrics; rates are those of all devices.
         num_devices: To show rates per device.
+        headline: Metrics of the training method that follow the loss.
     """
     texts = {
         "loss": "loss {:.4g}",
-        "rewards/margins": "rewards/margins {:.4g}",
-        "rewards/accuracies": "rewards/accuracies {:.4g}",
+        **{name: f"{name} {{:.4g}}" for name in headline},
         "learning_rate": "lr {:.1e}",
         "grad_norm": "grad_norm {:.3g}",
         "step_time": "step {:.2f}s",
