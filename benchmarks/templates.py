@@ -90,10 +90,12 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else trl_templates()
     if folder is None:
         raise SystemExit("trl is not installed. Install it, or pass the folder of its chat templates and its version.")
+    if not any(folder.glob("*.jinja")):
+        raise SystemExit(f"{folder}: expected a folder with chat templates (*.jinja), got none.")
     try:
         trl = sys.argv[2] if len(sys.argv) > 2 else version("trl")
     except PackageNotFoundError:
-        trl = "of unknown version"
+        raise SystemExit("Pass the version of trl after the folder of its chat templates.") from None
     TABLE.parent.mkdir(exist_ok=True)
     TABLE.write_text(page(folder, trl))
 
