@@ -175,6 +175,15 @@ def test_readme_commands_are_those_of_ci() -> None:
     assert "{{" not in readme
 
 
+def test_every_data_file_is_packaged() -> None:
+    """A wheel holds the files that modules read, not only the modules."""
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["zephyr_jax"]
+    packaged = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
+    data = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert len(data) > 8
+    assert not data - packaged
+
+
 def test_pins_stand_in_one_place() -> None:
     """constraints.txt (for pip) and pyproject's constraints (for uv) are the same list."""
     pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]

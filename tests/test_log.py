@@ -29,6 +29,12 @@ def test_other_levels_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(r"\S+ WARNING careful\n", capsys.readouterr().err)
 
 
+def test_control_characters_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    """Messages may hold text of models, rows and servers."""
+    LOGGER.info("id %s", "a\x1b[2J\rb")
+    assert capsys.readouterr().err.endswith(r"id a\x1b[2J\rb" + "\n")
+
+
 def test_the_host_is_shown_only_when_there_are_several(capsys: pytest.CaptureFixture[str]) -> None:
     log.set_host(1, 2)
     LOGGER.info("here")

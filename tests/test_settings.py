@@ -90,9 +90,6 @@ def test_a_carried_setting_on_the_command_line_is_named(capsys: pytest.CaptureFi
     words = ["--optimizer.learning_rate=1", "--data.limit", "5", "--report.tensorboard", "--config", str(CARD)]
     parse(configs()["reference"], "reference", words)
     printed = capsys.readouterr().err
-    assert printed == (
-        "note: `reference` does not use --optimizer.learning_rate, --report.tensorboard; it accepts the settings of a card for "
-        "all stages\n"
-    )
+    assert "`reference` does not use --optimizer.learning_rate, --report.tensorboard;" in printed
     parse(configs()["dpo"], "dpo", words)
     assert capsys.readouterr().err == ""

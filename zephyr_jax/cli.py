@@ -1,5 +1,6 @@
 """The command line: arguments to a command and its config, errors to messages and exit codes."""
 
+import logging
 import os
 import re
 import shlex
@@ -13,6 +14,8 @@ from zephyr_jax.commands import COMMANDS
 from zephyr_jax.config.inherited import unused
 from zephyr_jax.errors import InputError, Stopped, TrainingError, did_you_mean, join_items, terminal_text
 
+logger = logging.getLogger(__name__)
+
 _EX_TEMPFAIL = 75  # of sysexits.h: everything is saved, the same command resumes
 
 _USAGE = """\
@@ -23,7 +26,7 @@ zephyr-jax: align a chat model with AI feedback (arXiv 2310.16944), in JAX on TP
 {commands}
 
 `zephyr-jax COMMAND --help` lists every setting with its default (the card's value, with --config).
-The recipe: sft, then reference, then dpo with the same card, then export.
+Pipeline: sft, then reference, then dpo with the same card, then export.
 --log_level is {levels}; default: info.
 """
 
@@ -124,8 +127,7 @@ def parse[C](kind: type[C], command: str, words: list[str]) -> C:
         config=(tyro.conf.FlagConversionOff, tyro.conf.EnumChoicesFromValues),
     )
     if idle := list(unused(command, overrides)):
-        text = f"note: `{command}` does not use {', '.join(idle)}; it accepts the settings of a card for all stages"
-        print(text, file=sys.stderr, flush=True)
+        logger.info("`%s` does not use %s; it accepts the settings of a card for all stages", command, ", ".join(idle))
     return expand_home(config)
 
 

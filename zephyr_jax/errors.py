@@ -70,7 +70,7 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def at_revision(revision: str | None) -> str:
-    """Words for the hub revision that was asked for; none where none was."""
+    """` at revision REVISION`, or empty text without one."""
     return f" at revision {revision}" if revision else ""
 
 

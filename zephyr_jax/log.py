@@ -12,6 +12,8 @@ import warnings
 from functools import cache
 from typing import Any, Literal, get_args
 
+from zephyr_jax.errors import terminal_text
+
 type Level = Literal["debug", "info", "warning", "error"]
 LEVELS: tuple[Level, ...] = get_args(Level.__value__)
 
@@ -42,13 +44,16 @@ class _StderrHandler(logging.Handler):
 
 
 class _Formatter(logging.Formatter):
-    """`12:03:04 message`; `12:03:04 WARNING [host 1] message` for other levels than INFO and more than one host."""
+    """`12:03:04 message`; `12:03:04 WARNING [host 1] message` for other levels than INFO and more than one host.
+
+    Control characters are escaped: messages may hold text of models and data.
+    """
 
     host = ""
 
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno == logging.INFO else f"{record.levelname} "
-        return f"{self.formatTime(record, '%H:%M:%S')} {level}{self.host}{super().format(record)}"
+        return f"{self.formatTime(record, '%H:%M:%S')} {level}{self.host}{terminal_text(super().format(record))}"
 
 
 _formatter = _Formatter()

@@ -96,5 +96,6 @@ def _identity(parameters: Parameters) -> Parameters:
 
 
 def main(config: SftConfig, command: str) -> str:
-    """`zephyr-jax sft` or `dpo`; the command that fills the table is the same one, of `reference`."""
-    return str(train(config, command.replace(f"zephyr-jax {method_of(config).name}", "zephyr-jax reference", 1)))
+    """`zephyr-jax sft` or `dpo`; the method's reference command takes the same options."""
+    method = method_of(config)
+    return str(train(config, command.replace(f"zephyr-jax {method.name}", f"zephyr-jax {method.reference_command}", 1)))

@@ -105,7 +105,7 @@ def test_a_given_value_wins_also_where_it_is_the_default(make_run: MakeRun, caps
     found = resolve("evaluate", make_run(), ModelOptions(compute_dtype="bfloat16"), given)
     assert (found.model.compute_dtype, found.data.max_length, found.data.on_bad_row) == ("bfloat16", 2048, "truncate")
     assert found.data.targets == "all"
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if " WARNING " in line]
     assert "model.compute_dtype is bfloat16, the run has float32" in line
     assert "data.max_length is 2048, the run has 300" in line
 
@@ -174,7 +174,7 @@ def test_looking_with_another_template_is_a_warning(
     """Law: evaluation with another template than the run's goes on with one line of warning."""
     found = resolve(command, make_run(), ModelOptions(), DataOptions(chat_template="zephyr"))
     assert found.chat.template.name == "zephyr"
-    assert "warning: data.chat_template is `zephyr`" in capsys.readouterr().err
+    assert "WARNING data.chat_template is `zephyr`" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_others_may_be_trained_with_another_template(
@@ -186,7 +186,7 @@ def test_a_checkpoint_of_others_may_be_trained_with_another_template(
         "sft", find_model(ModelOptions(path=str(folder))), ModelOptions(), DataOptions(chat_template="zephyr")
     )
     assert found.data.chat_template == "zephyr"
-    assert "warning: data.chat_template is `zephyr`" in capsys.readouterr().err
+    assert "WARNING data.chat_template is `zephyr`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("choice", ["tokenizer", "the same file", "the same without markers", "built in"])
@@ -314,6 +314,7 @@ def test_a_dated_template_and_the_run_go_on_the_next_day(
     assert "date 2026-11-28" in shown
     assert shown.count("model.compute_dtype: float32") == 2
     assert "data.max_length: 256" in shown
+    assert "data.max_prompt_length: " in shown and "data.targets: " in shown
 
 
 def test_a_reference_table_keeps_the_day_for_dpo(
@@ -355,7 +356,7 @@ def test_the_shared_chatml_run_is_inherited(shared: Path, tmp_path: Path, capsys
         for template in (None, "tokenizer", "zephyr")
     }
     assert losses[None] == losses["tokenizer"] != losses["zephyr"]
-    assert capsys.readouterr().err.count("warning: data.chat_template is `zephyr`") == 1
+    assert capsys.readouterr().err.count("WARNING data.chat_template is `zephyr`") == 1
     config = dpo_config(folder, cases / "pairs.jsonl", tmp_path / "dpo", tmp_path / "table")
     with pytest.raises(InputError, match="another chat template"):
         reference(

@@ -24,6 +24,10 @@ def test_remote_models() -> None:
     )
     assert (spec.path, spec.url, spec.model, spec.api_key_env) == (None, "https://host/v1", "org/model@v2", "MY_KEY")
     assert (spec.price_per_mtok_in, spec.price_per_mtok_out, spec.display_name) == (0.5, 2.0, "org/model@v2")
+    assert (
+        parse_model_spec("m@http://h/v1,max_tokens_param=max_completion_tokens").max_tokens_param
+        == "max_completion_tokens"
+    )
     unnamed = parse_model_spec("http://host:8000/v1")
     assert (unnamed.url, unnamed.model) == ("http://host:8000/v1", None)
 
@@ -32,6 +36,7 @@ MALFORMED = {
     "": "got ''", ",name=x": "got ',name=x'", "run,temprature=1": "Did you mean `temperature`",
     "run,temperature=hot": "`temperature`.* got 'hot'", "run,temperature=-1": "got '-1'", "run,temperature=nan": "got 'nan'",
     "run,name=": "`name`.* got none", "run,name=a,name=b": "`name`.* got two",
+    "m@http://h/v1,max_tokens_param=n": "`max_tokens_param`.* got 'n'",
     "run,api_key_env=K": "api_key_env applies to remote",
     "run,price_per_mtok_in=1,price_per_mtok_out=2": "price_per_mtok_in, price_per_mtok_out applies",
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -84,6 +85,21 @@ def test_lengths_that_are_not_set_fit(words: str, row: int, prompt: int) -> None
     """Law: a row holds the longest example, a prompt leaves room for an answer; a length that is set stays."""
     data = config_of(f"{words} --model m --data d").data
     assert (data.row_length, data.max_prompt_length) == (row, prompt)
+
+
+def test_a_length_that_a_card_implies_does_not_outlive_it(tmp_path: Path) -> None:
+    """Law: an unset prompt length goes by the final `max_length`, not by that of the card."""
+    (tmp_path / "card.yaml").write_text("data: {max_length: 400}")
+    words = f"dpo --config {tmp_path}/card.yaml --model m --data d --output o --reference r"
+    assert config_of(words).data.max_prompt_length == 200
+    assert config_of(f"{words} --data.max_length 2048").data.max_prompt_length == 512
+
+
+def test_a_class_variable_is_no_setting_of_a_card(tmp_path: Path) -> None:
+    (tmp_path / "card.yaml").write_text("REQUIRED: {a: b}")
+    with pytest.raises(InputError, match="`REQUIRED` is not a setting") as refused:
+        config_of(f"sft --config {tmp_path}/card.yaml --model m --data d --output o")
+    assert "Known here: REQUIRED" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

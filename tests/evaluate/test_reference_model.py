@@ -175,3 +175,14 @@ def test_a_reference_with_another_tokenizer_is_refused(
     with pytest.raises(SystemExit):
         main(words(home, "evaluate", "--reference_model", f"{tmp_path}/other"))
     assert re.search("has another tokenizer than .*ids differ", capsys.readouterr().err)
+
+
+def test_a_named_table_whose_template_prints_a_date_is_read(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its manifest has one field more."""
+    root = Path(shutil.copytree(home / "table", tmp_path / "table"))
+    manifest = root / table_name(home) / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "template_date": "2026-01-01"}))
+    main(words(home, "evaluate", "--reference", str(root), "--reference_table", table_name(home)))
+    assert "rewards/accuracies" in numbers(capsys)[0]

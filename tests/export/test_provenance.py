@@ -90,6 +90,7 @@ def test_lineage_shows_the_chain_oldest_first(exported: Path, capsys: pytest.Cap
     assert places == sorted(places)
     assert "chats.jsonl (train)" in said
     assert "seed: 7" in said
+    assert "data.max_prompt_length: 64" in said
 
 
 def test_lineage_of_foreign_weights_is_refused(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,6 +109,7 @@ KTO = Method(
     loss=kto_loss,
     options="kto",
     uses_reference=True,
+    reference_command="reference kto",
     reference_free_metrics=reference_free,
     curves=curves,
     metric_titles={

@@ -28,7 +28,7 @@ from zephyr_jax.config.models import EvaluateConfig, ExportConfig, GenerateConfi
 from zephyr_jax.config.sections import ModelOptions
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.demo.corpus import conversations, preferences
-from zephyr_jax.errors import InputError
+from zephyr_jax.errors import InputError, Stopped, TrainingError
 from zephyr_jax.evaluate.held_out import evaluate
 from zephyr_jax.export.export import export
 from zephyr_jax.generate.generate import generate
@@ -238,3 +238,10 @@ def test_a_save_that_is_refused_is_one_paragraph(bucket: Gcs, tiny_model: Path, 
         "error: Cloud Storage, gs://bucket/run.*: this account may not do that.*Storage Object Admin", last
     )
     assert "tensorstore_spec" not in last
+
+
+@pytest.mark.parametrize("error", [TrainingError, Stopped])
+def test_errors_of_training_on_a_bucket_are_not_those_of_the_bucket(error: type[Exception]) -> None:
+    """Their texts name the run's path, which must not make them errors of Cloud Storage."""
+    with pytest.raises(error), translate_cloud_errors("gs://bucket/run"):
+        raise error("step 3: non-finite loss; batch saved to gs://bucket/run/bad_batches/step-000003.safetensors")

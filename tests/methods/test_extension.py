@@ -1,6 +1,7 @@
 """A third method that only the tests know: registered, it works in every command that asks for methods."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,32 +14,34 @@ import yaml
 from tests.conftest import write_rows
 from tests.methods.kto import KTO, LABELED, KtoConfig, LabeledBatch
 from tests.methods.small import sft_config
-from tests.train.test_resume import curve, equal, kill_after
+from tests.train.test_resume import Killed, curve, equal, kill_after
 from zephyr_jax.checkpoint.inheritance import open_tokenizer
 from zephyr_jax.checkpoint.resolve import abstract_of, find_model
 from zephyr_jax.cli import main
 from zephyr_jax.commands import COMMANDS, Command
 from zephyr_jax.config.plan import PlanConfig
 from zephyr_jax.config.yaml_file import to_dict
-from zephyr_jax.data.batch_file import write_batch
+from zephyr_jax.data.batch_file import BAD_BATCHES, write_batch
 from zephyr_jax.data.examples import load_examples
 from zephyr_jax.data.loader import BatchSource
 from zephyr_jax.data.pack import plan_evaluation
 from zephyr_jax.demo.corpus import preferences
+from zephyr_jax.errors import InputError
 from zephyr_jax.export.model_card import model_card
 from zephyr_jax.methods.registry import METHODS, method_of
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.sharding import ShardingRules
 from zephyr_jax.plan import plan
-from zephyr_jax.reference.fill import reference
+from zephyr_jax.train_command import train
 
 
 @pytest.fixture(scope="module")
 def registered() -> Iterator[None]:
-    """The method and its command; nothing else is reported of it."""
+    """The method and its two commands; nothing else knows it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(METHODS, "kto", KTO)
         patch.setitem(COMMANDS, "kto", Command("KTO", "tests.methods.kto:KtoConfig", ".train_command"))
+        patch.setitem(COMMANDS, "reference kto", Command("its table", "tests.methods.kto:KtoConfig", ".reference.fill"))
         yield
 
 
@@ -68,8 +71,8 @@ def run(registered: None, rows: Path, tiny_model: Path, tmp_path_factory: pytest
     """A finished run, trained by the command line from a card."""
     folder = tmp_path_factory.mktemp("kto")
     config = config_of(tiny_model, rows, folder / "run", folder / "table")
-    reference(config)
     (folder / "card.yaml").write_text(yaml.safe_dump(to_dict(config)))
+    main(["reference", "kto", "--config", str(folder / "card.yaml")])
     main(["kto", "--config", str(folder / "card.yaml")])
     return folder / "run"
 
@@ -102,7 +105,7 @@ def test_labels_reach_the_batch(registered: None, rows: Path, tiny_model: Path) 
 
 def test_it_resumes_bit_identically(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     words = ["kto", "--config", str(run.parent / "card.yaml"), "--output", str(tmp_path / "killed")]
-    with monkeypatch.context() as patch, pytest.raises(Exception, match="^$"):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
         kill_after(patch, 3)
         main(words)
     main(words)
@@ -166,7 +169,7 @@ def test_its_steps_are_debugged(run: Path, rows: Path, tmp_path: Path, capsys: p
     batch = BatchSource(examples, plan_, slice(0, 8), LabeledBatch, columns)[0]
     ids = [[examples.ids()[index] for index in row] for row in plan_.steps[0]]
     facts = {"step": 1, "kinds": [], "what": "a test", "ids": ids, "examples_per_row": plan_.examples_per_row}
-    file = run / "kept" / "step-000001.safetensors"
+    file = run / BAD_BATCHES / "step-000001.safetensors"
     file.parent.mkdir(exist_ok=True)
     write_batch(file, batch, facts | {"method": "kto", "config": to_dict(config)})
     main(["debug-step", "--batch_file", str(file)])
@@ -186,3 +189,22 @@ def test_its_step_is_planned(registered: None, tiny_model: Path) -> None:
     rules = ShardingRules(make_mesh(config.mesh))
     model = abstract_of(plan.planned_shape(config), config.model, rules)
     assert plan.lower(config, model, rules, 8) is not None
+
+
+def test_its_missing_table_is_named_with_its_own_command(
+    registered: None, rows: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = tmp_path / "card.yaml"
+    card.write_text(yaml.safe_dump(to_dict(config_of(tiny_model, rows, tmp_path / "run", tmp_path / "table"))))
+    (tmp_path / "table").mkdir()
+    with pytest.raises(SystemExit) as stopped:
+        main(["kto", "--config", str(card)])
+    assert stopped.value.code == 2
+    assert f"zephyr-jax reference kto --config {card}" in capsys.readouterr().err
+
+
+def test_another_method_cannot_resume_its_run(run: Path, tiny_model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(run, output)
+    with pytest.raises(InputError, match="is a run of `kto`, got `sft`"):
+        train(sft_config(tiny_model, tmp_path / "rows.jsonl", output))

@@ -167,7 +167,7 @@ def signs_of(
     health: AnomalyOptions, metrics: dict[str, WeightedMean], most: np.float32, changed: bool = True
 ) -> StepFlags:
     found = detect(health, metrics, StepLimits(most, np.bool_(False)))
-    return StepFlags(*map(bool, found))._replace(changed=float(changed))
+    return jax.tree.map(bool, found)._replace(changed=float(changed))
 
 
 def test_a_margin_that_explodes_is_named() -> None:
@@ -178,7 +178,7 @@ def test_a_margin_that_explodes_is_named() -> None:
     assert (anomaly.kind, anomaly.policy, anomaly.text) == (
         "margin",
         "skip",
-        "reward margin out of range (rewards/margins=-51)",
+        "margin out of range (rewards/margins=-51, limit=50)",
     )
     assert not signs_of(options, numbers(0.1, margin=49), np.float32(np.inf)).skipped
 

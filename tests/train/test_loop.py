@@ -69,7 +69,7 @@ class Recorder:
         anomalous = not np.isfinite(self.losses[batch])
         halted = bool(anomalous or limits.halted)
         after = state if halted else TrainState(jnp.int32(batch + 1), {}, {}, ())
-        return after, metrics(self.losses[batch]), StepFlags(anomalous, False, False, halted, not halted, halted)
+        return after, metrics(self.losses[batch]), StepFlags(anomalous, False, {}, halted, not halted, halted)
 
     def keep_batch(self, step: int, found: list[Anomaly]) -> str:
         self.events.append(f"keep {step}")

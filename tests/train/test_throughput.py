@@ -61,6 +61,9 @@ def test_mfu_is_the_share_of_the_peak() -> None:
         ("TPU v5p", 459e12),
         ("TPU v5", 459e12),
         ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", 362e12),
         ("cpu", None),
     ],
 )

@@ -4,7 +4,7 @@ A tokenizer.json that is read through a class for another kind of tokenizer (byt
 loses every space without an error: https://github.com/huggingface/transformers/issues/45488.
 """
 
-import sys
+import logging
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +12,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from zephyr_jax.errors import InputError, truncate_repr
+
+logger = logging.getLogger(__name__)
 
 _TEXTS = (
     "Hello, how are you? I am fine.",
@@ -53,7 +55,7 @@ def report_other_ids(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
         own = written.encode(text, add_special_tokens=False).ids
         used = tokenizer(text, add_special_tokens=False).input_ids
         if own != used:
-            _print_once(
+            _warn_once(
                 f"{path}: transformers builds a {type(tokenizer).__name__} that gives other ids than tokenizer.json: "
                 f"{truncate_repr(text, 40)} has {len(used)} tokens instead of {len(own)}. These ids are used, and written to "
                 "runs and exports."
@@ -62,8 +64,8 @@ def report_other_ids(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
 
 
 @cache
-def _print_once(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _warn_once(line: str) -> None:
+    logger.warning("%s", line)
 
 
 def _words(text: str) -> int:

@@ -4,7 +4,7 @@ The chat template, with its rule for system messages, its date and its end token
 files of the model's folder. Settings are in the run's record; `PROPERTIES` lists the inherited ones.
 """
 
-import sys
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -28,6 +28,8 @@ from zephyr_jax.config.validation import validate
 from zephyr_jax.errors import InputError
 from zephyr_jax.methods.registry import METHODS
 from zephyr_jax.parallel.hosts import broadcast_from_host0, is_host0
+
+logger = logging.getLogger(__name__)
 
 EVALUATION = frozenset({"evaluate", "evaluate preferences"})
 
@@ -247,7 +249,7 @@ def _explain(
     if choice is None:
         why = f"of {asked}" if own else f"as {asked} has none"
         dated = f", dated {chat.template.day}" if chat.template.day else ""
-        _print(f"chat template: `{chat.template.name}` {why}{dated}")
+        _log(logging.INFO, f"chat template: `{chat.template.name}` {why}{dated}")
         return ""
     if not own:
         return ""
@@ -256,7 +258,7 @@ def _explain(
         return ""
     name = f"`{other.template.name}` ({other.template.short_hash})"
     differs = f"{setting} is `{choice}`, and {asked} comes with another chat template, {name}"
-    _print(f"warning: {differs}")
+    _log(logging.WARNING, differs)
     return differs
 
 
@@ -281,9 +283,9 @@ def _section(config: Any, name: str) -> Mapping[str, Any]:
 
 def _warn(asked: str, notes: Sequence[str]) -> None:
     if notes:
-        _print(f"warning: {asked}: {'; '.join(notes)}")
+        _log(logging.WARNING, f"{asked}: {'; '.join(notes)}")
 
 
-def _print(line: str) -> None:
+def _log(level: int, line: str) -> None:
     if is_host0():
-        print(line, file=sys.stderr, flush=True)
+        logger.log(level, "%s", line)

@@ -152,8 +152,11 @@ def restore_parameters(run: Path, step: int | None, abstract: Any) -> Any:
         DamagedStepError: It is damaged.
     """
     chosen = check_step(run, step)
-    checkpoint = Checkpoint(run=run, step=chosen, progress=read_progress(run, chosen))
-    return checkpoint.restore_item("parameters", abstract)
+    try:
+        checkpoint = Checkpoint(run=run, step=chosen, progress=read_progress(run, chosen))
+        return checkpoint.restore_item("parameters", abstract)
+    except DamagedStepError as error:
+        raise DamagedStepError(f"{error} To use another step: model.path {run}/{FOLDER}/STEP.") from error
 
 
 def saved_fingerprint(run: Path, step: int | None) -> str | None:
@@ -192,7 +195,4 @@ def _damage_errors(run: Path, step: int) -> Iterator[Path]:
                 raise
             silence_library_logs()
             reason = " ".join(str(error).split())[:200]
-            raise DamagedStepError(
-                f"step {step} of {run} is damaged: {reason or type(error).__name__}. To use an earlier one: model.path "
-                f"{run}/{FOLDER}/STEP."
-            ) from None
+            raise DamagedStepError(f"step {step} of {run} is damaged: {reason or type(error).__name__}.") from None

@@ -52,7 +52,8 @@ class ModelOpener:
     ):
         self._command, self._folder, self._endpoint, self._local = command, folder, endpoint, local
         self._temperature, self._budget, self._lock = temperature, CostBudget(endpoint), Lock(folder)
-        self._remote_clients: dict[tuple[str, str | None, str | None], RemoteClient] = {}
+        self._remote_clients: dict[tuple[str, str | None], RemoteClient] = {}
+        self._remote_options: dict[tuple[str, str | None], EndpointOptions] = {}
         self._local_clients: dict[str, LocalClient] = {}
 
     def open_all(self, specs: Sequence[str]) -> list[ChatModel]:
@@ -91,7 +92,9 @@ class ModelOpener:
         names = {field.name for field in fields(EndpointOptions)} & {field.name for field in fields(ModelSpec)}
         given = {name: value for name in names if (value := getattr(spec, name)) is not None}
         options = replace(self._endpoint, **given)
-        if options.max_cost_usd is not None and not (options.price_per_mtok_in or options.price_per_mtok_out):
+        has_prices = spec.price_per_mtok_in is not None or spec.price_per_mtok_out is not None  # 0: a free model
+        priced = has_prices or options.price_per_mtok_in or options.price_per_mtok_out
+        if options.max_cost_usd is not None and not priced:
             raise InputError(
                 f"max_cost_usd={options.max_cost_usd:g} needs the prices of {spec.url}. Set endpoint.price_per_mtok_in and "
                 "endpoint.price_per_mtok_out (USD per million tokens), or append price_per_mtok_in=X,price_per_mtok_out=Y to "
@@ -100,9 +103,16 @@ class ModelOpener:
         return options
 
     def _open_remote(self, url: str, model: str | None, options: EndpointOptions) -> RemoteClient:
-        identity = (url, model, options.api_key_env)
-        if identity not in self._remote_clients:
+        identity = (url, model)
+        if identity in self._remote_clients:
+            if self._remote_options[identity] != options:  # one client, as both would share a journal
+                raise InputError(
+                    f"{model or url} is named twice with different options. Give the same api_key_env, max_tokens_param and "
+                    "prices both times."
+                )
+        else:
             check_url(url)
+            self._remote_options[identity] = options
             header = {"address": url, "model": model, "what": "replies, by request"}
             journal = Journal(self._journal_path(url, model), header, entry_problem)
             self._remote_clients[identity] = RemoteClient(url, options, journal, self._budget, model)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from zephyr_jax.config.constraints import NonNegativeInt, PositiveInt
 from zephyr_jax.config.model_spec import parse_model_spec
@@ -26,6 +27,12 @@ def _check_models(config: "MtBenchConfig | AlpacaEvalConfig", seed: int) -> None
     if "model" in specs and specs["model"].url and (config.chat_template or seed):
         name = "chat_template" if config.chat_template else "seed"
         raise InputError(f"{name} has no effect on a remote model: remove it.")
+    hosts = {urlsplit(spec.url).netloc: spec for spec in specs.values() if spec.url}
+    if config.endpoint.api_key_env and len(hosts) > 1 and any(spec.api_key_env is None for spec in hosts.values()):
+        raise InputError(
+            f"endpoint.api_key_env would send one key to {join_items(hosts)}: append ,api_key_env=VARIABLE to the model or judge "
+            "that needs it instead."
+        )
     if not any(spec.url for spec in specs.values()):
         _refuse_unused(config, ("endpoint",), "without a remote model or judge")
 
@@ -34,7 +41,7 @@ def _refuse_unused(config: Any, names: tuple[str, ...], situation: str) -> None:
     """Raise InputError for settings that are set and have no effect."""
     default = type(config)()
     if unused := [name for name in names if getattr(config, name) != getattr(default, name)]:
-        raise InputError(f"{join_items(unused)} set {situation}, without any effect: remove it.")
+        raise InputError(f"{join_items(unused)} set {situation}: expected settings that have an effect. Remove it.")
 
 
 @dataclass(frozen=True)

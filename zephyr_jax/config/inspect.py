@@ -24,7 +24,7 @@ class PreviewConfig:
     data: DataOptions = field(default_factory=DataOptions)
     num_examples: PositiveInt = 3
     """Number of rows to print."""
-    start: int = 0
+    start: NonNegativeInt = 0
     """Index of the first row."""
 
     def check(self) -> None:

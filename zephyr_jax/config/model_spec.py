@@ -8,8 +8,8 @@ from typing import Any
 from zephyr_jax.config.sampling import MAX_TEMPERATURE
 from zephyr_jax.errors import InputError, did_you_mean, truncate_repr
 
-_KEYS = ("name", "temperature", "api_key_env", "price_per_mtok_in", "price_per_mtok_out")
-_REMOTE_KEYS = ("api_key_env", "price_per_mtok_in", "price_per_mtok_out")
+_REMOTE_KEYS = ("api_key_env", "max_tokens_param", "price_per_mtok_in", "price_per_mtok_out")
+_KEYS = ("name", "temperature", *_REMOTE_KEYS)
 _NUMBERS = {"temperature": MAX_TEMPERATURE, "price_per_mtok_in": 1e6, "price_per_mtok_out": 1e6}
 
 
@@ -28,6 +28,8 @@ class ModelSpec:
     temperature: float | None = None
     api_key_env: str | None = None
     """Environment variable with the API key."""
+    max_tokens_param: str | None = None
+    """Request field of the maximum length: `max_tokens` or `max_completion_tokens`."""
     price_per_mtok_in: float | None = None
     price_per_mtok_out: float | None = None
 
@@ -56,6 +58,12 @@ def parse_model_spec(text: str) -> ModelSpec:
                 f"Expected one value of `{key}` in the model {truncate_repr(text)}, got {'two' if value else 'none'}."
             )
         options[key] = value
+    parameter = options.get("max_tokens_param", "max_tokens")
+    if parameter not in ("max_tokens", "max_completion_tokens"):
+        raise InputError(
+            f"Expected max_tokens or max_completion_tokens as `max_tokens_param` of the model {truncate_repr(text)}, got "
+            f"{truncate_repr(parameter)}."
+        )
     values: dict[str, Any] = options | {key: _number(text, key, options[key]) for key in _NUMBERS if key in options}
     remote = re.fullmatch(r"(?:(?P<model>.+?)@)?(?P<url>https?://.+)", head)
     if remote:

@@ -31,12 +31,12 @@ class PlanConfig(DpoConfig):
         """Raise InputError for settings that contradict each other."""
         SftConfig.check(self)
         if self.fit and not self.plans_training:
-            raise InputError(f"`fit`: expected a training step (sft or dpo), got the {self.planned_step} step.")
+            raise InputError(f"`fit`: expected a training step, got the {self.planned_step} step.")
 
     @property
     def segments_per_example(self) -> int:
-        """Sequences of one example that share a row."""
-        return 1 if self.planned_step in ("sft", "generate") else 2
+        """A row holds at least one sequence; `plan` knows the method, and with it how many more an example has."""
+        return 1
 
     @property
     def planned_step(self) -> str:

@@ -18,6 +18,7 @@ from zephyr_jax.config.constraints import (
 from zephyr_jax.errors import InputError
 
 DEFAULT_ROW_LENGTH = 2048
+DEFAULT_PROMPT_LENGTH = 512
 MODEL = "a model: a run of `sft` or `dpo`, a Hugging Face folder or a hub id"
 DATA = "rows: a file, a folder or a hub id"
 """What required settings hold, for the message where they are missing."""
@@ -133,7 +134,7 @@ class DataOptions:
     max_length: PositiveInt = unset(2048)
     """Maximum sequence length in tokens; longer ones are handled by `on_bad_row`. It may exceed the model's positions as long
     as no sequence does. Default: 2048; `evaluate` uses the run's."""
-    max_prompt_length: PositiveInt = unset(512)
+    max_prompt_length: PositiveInt = unset(DEFAULT_PROMPT_LENGTH)
     """Preferences: the prompt of an over-long pair is first truncated to this many tokens (BOS and the prompt's end stay).
     Default: 512, or half of `max_length` if that is not more; `evaluate` uses the run's."""
     row_length: PositiveInt = unset(DEFAULT_ROW_LENGTH)
@@ -160,8 +161,9 @@ class DataOptions:
         row, prompt = self.row_length, self.max_prompt_length
         if is_unset(row):
             row = unset(max(DEFAULT_ROW_LENGTH, segments * self.max_length))
-        if is_unset(prompt) and prompt >= self.max_length:
-            prompt = unset(max(1, self.max_length // 2))
+        if is_unset(prompt):  # from the default, not from `prompt`: a card may have fitted it to another `max_length`
+            short = self.max_length <= DEFAULT_PROMPT_LENGTH
+            prompt = unset(max(1, self.max_length // 2) if short else DEFAULT_PROMPT_LENGTH)
         unchanged = (row, prompt) == (self.row_length, self.max_prompt_length)
         return self if unchanged else replace(self, row_length=row, max_prompt_length=prompt)
 

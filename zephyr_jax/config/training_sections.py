@@ -1,7 +1,7 @@
 """The settings of training in sections: batch, optimizer, schedule, anomalies, metrics and the preference loss."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -47,7 +47,8 @@ class BatchOptions:
         if self.rows is not None and self.examples is not None:
             raise InputError(
                 f"batch.rows is {self.rows} and batch.examples {self.examples}: expected exactly one of them. `rows` counts "
-                "packed rows, `examples` conversations or pairs; set the other one to null (`--batch.rows None`)."
+                "packed rows, `examples` conversations or pairs; set the other one to null (`--batch.rows None` or "
+                "`--batch.examples None`)."
             )
         if self.examples is not None and self.microbatch_rows is None:
             raise InputError(
@@ -138,6 +139,10 @@ class AnomalyOptions:
     Each is logged with the example ids of its batch, and the batch is saved for `zephyr-jax debug-step`.
     """
 
+    LIMITS: ClassVar[dict[str, str]] = {}
+    """Kind of a further anomaly -> metric whose absolute value is compared with the setting KIND_limit. The setting KIND is its
+    policy."""
+
     non_finite: Literal["stop", "skip", "continue"] = "stop"
     """A loss or a gradient that is NaN or infinite, or a step without targets."""
     spike: Literal["stop", "skip", "continue"] = "continue"
@@ -156,6 +161,8 @@ class AnomalyOptions:
 @dataclass(frozen=True)
 class PairAnomalyOptions(AnomalyOptions):
     """Reaction to an anomalous step of DPO, where the reward margin is watched as well."""
+
+    LIMITS: ClassVar[dict[str, str]] = {"margin": "rewards/margins"}
 
     margin: Literal["stop", "skip", "continue"] = "stop"
     """A mean reward margin beyond +/- `margin_limit`."""

@@ -120,7 +120,8 @@ def from_dict[C](kind: type[C], content: Any, where: str, prefix: str = "") -> C
         raise InputError(
             f"{where}: `{section}`: expected settings, one `name: value` per line, got {truncate_repr(content)}."
         )
-    types = get_type_hints(kind)
+    hints = get_type_hints(kind)
+    types = {item.name: hints[item.name] for item in fields(cast(Any, kind))}
     values = {}
     for name, value in content.items():
         if name not in types:

@@ -20,9 +20,9 @@ from zephyr_jax.chat.message import OverLengthRow, SkippedRow
 from zephyr_jax.chat.tokenizer import ChatTokenizer, Segment
 from zephyr_jax.config.sections import DataOptions, is_unset
 from zephyr_jax.data.filter_stats import FilterStats, filter_stats
-from zephyr_jax.data.row_formats import CONVERSATION_FORMATS, find_format
+from zephyr_jax.data.row_formats import find_format
 from zephyr_jax.data.rows import COLUMNS, unused_columns
-from zephyr_jax.data.segments import ExampleKind
+from zephyr_jax.data.segments import CONVERSATION, PREFERENCE, ExampleKind
 from zephyr_jax.data.sources import Rows, decode, open_rows
 from zephyr_jax.errors import InputError, join_items
 
@@ -185,13 +185,12 @@ def examples_of(segments: Sequence[Segment]) -> Examples:
 def _suggestion(columns: Collection[str]) -> str:
     """What to do with rows that have these columns, if that is known."""
     if {"completion", "label"} <= set(columns):
-        return " These look like rows for KTO (an answer with a label), and no command trains on these."
+        return " These look like rows for KTO (an answer with a label), which `sft` and `dpo` do not train on."
     if "completions" in columns:
         return " These look like rated answers: `zephyr-jax prepare ultrafeedback` makes preferences of them."
-    if "chosen" in columns and "rejected" in columns:
-        return " These look like preferences: give them to `reference` and `dpo`."
-    if any(set(known.columns) <= set(columns) for known in CONVERSATION_FORMATS):
-        return " These look like conversations: give them to `sft`."
+    for kind in (PREFERENCE, CONVERSATION):
+        if any(set(known.columns) <= set(columns) for known in kind.formats):
+            return f" These look like {kind.name.lower()}: give them to {kind.used_by}."
     return " Rename or rewrite the columns that hold them."
 
 

@@ -15,7 +15,7 @@ OTHER = "other reasons"
 
 
 @dataclass(frozen=True)
-class SkippedRows:
+class ReasonCount:
     """Rows that share a reason."""
 
     rows: int
@@ -31,9 +31,9 @@ class FilterStats:
 
     rows: int = 0
     """Rows of the source."""
-    skipped: Mapping[str, SkippedRows] = field(default_factory=dict)
+    skipped: Mapping[str, ReasonCount] = field(default_factory=dict)
     """Reason -> rows that cannot be used; the most frequent reason first."""
-    truncated: Mapping[str, SkippedRows] = field(default_factory=dict)
+    truncated: Mapping[str, ReasonCount] = field(default_factory=dict)
     """Reason -> rows that were cut to fit; their token shares are of the tokens that were cut off."""
 
     @property
@@ -59,6 +59,10 @@ class FilterStats:
                 "data.max_skipped_fraction. To look at the rows: zephyr-jax preview."
             )
 
+    def warning(self, limit: float) -> str:
+        """A sentence if training would stop, see `exceeds`; else empty."""
+        return f"{self.describe()}. Above {limit:g}, training stops." if self.exceeds(limit) else ""
+
     def describe(self) -> str:
         """One sentence with shares, counts and reasons."""
         parts = [
@@ -73,7 +77,7 @@ class FilterStats:
         )
 
     def record(self) -> dict[str, Any]:
-        """As JSON: `skipped` and `truncated`, count reason -> rows, row_share, token_share."""
+        """As JSON: `skipped` and `truncated`, each a mapping reason -> rows, row_share, token_share."""
         return {
             name: {reason: vars(count) for reason, count in reasons.items()}
             for name, reasons in (("skipped", self.skipped), ("truncated", self.truncated))
@@ -88,11 +92,11 @@ def filter_stats(
     Rows that could not be tokenized count by their characters, at as many tokens per character as the others have.
 
     Args:
-        problems: Why count row cannot be used; empty where it can.
-        overlong: Why count row was cut; empty where it was not.
-        characters: int64 [N]: characters of count row's texts.
-        tokens: int64 [N]: tokens of count row before anything was cut off; 0 where it could not be tokenized.
-        kept: int64 [N]: tokens of count row that are left.
+        problems: Why each row cannot be used; empty where it can.
+        overlong: Why each row was cut; empty where it was not.
+        characters: int64 [N]: characters of each row's texts.
+        tokens: int64 [N]: tokens of each row before anything was cut off; 0 where it could not be tokenized.
+        kept: int64 [N]: tokens of each row that are left.
     """
     known = tokens > 0
     rate = tokens[known].sum() / max(characters[known].sum(), 1)
@@ -109,7 +113,7 @@ def filter_stats(
     )
 
 
-def _by_reason(reasons: Sequence[str], lost: np.ndarray, total: float) -> dict[str, SkippedRows]:
+def _by_reason(reasons: Sequence[str], lost: np.ndarray, total: float) -> dict[str, ReasonCount]:
     counts: dict[str, tuple[int, float]] = {}
     for reason, size in zip(reasons, lost.tolist(), strict=True):
         if reason:
@@ -120,6 +124,6 @@ def _by_reason(reasons: Sequence[str], lost: np.ndarray, total: float) -> dict[s
     if rest:
         first[OTHER] = sum(rows for rows, _ in rest), sum(tokens for _, tokens in rest)
     return {
-        reason: SkippedRows(rows, rows / len(reasons), float(tokens / max(total, 1)))
+        reason: ReasonCount(rows, rows / len(reasons), float(tokens / max(total, 1)))
         for reason, (rows, tokens) in first.items()
     }

@@ -195,7 +195,9 @@ def _refuse_labels(row: Row, row_format: RowFormat[Any]) -> None:
     for name in _LABEL_COLUMNS:
         value = row.get(name)
         if isinstance(value, bool) or value in labels[2:] or (value in labels and "completion" in row_format.columns):
-            raise SkippedRow(f"it is a row for KTO (an answer with the label `{name}`), and no command trains on these")
+            raise SkippedRow(
+                f"it is a row for KTO (an answer with the label `{name}`), which `sft` and `dpo` do not train on"
+            )
 
 
 def _check_prompt(prompt: Any, messages: list[Message]) -> None:

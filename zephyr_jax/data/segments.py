@@ -37,6 +37,8 @@ class ExampleKind:
     columns: Callable[[Rows, np.ndarray], dict[str, np.ndarray]] = no_columns
     """(rows of the source, int64 [N] indices of the rows that became examples) -> columns by name, [N] or [N, values]."""
 
+    used_by: str = ""
+    """Commands that read such rows, for errors about rows of another kind."""
     column_types: Mapping[str, tuple[type[np.generic], int]] = field(default_factory=dict)
     """dtype and values per example of the columns that a batch type may name, for plans without data."""
 
@@ -145,6 +147,7 @@ CONVERSATION = ExampleKind(
     formats=CONVERSATION_FORMATS,
     required=("messages",),
     tokenize=tokenize_conversation,
+    used_by="`sft`",
 )
 PREFERENCE = ExampleKind(
     name="Preferences",
@@ -153,4 +156,6 @@ PREFERENCE = ExampleKind(
     required=("chosen", "rejected"),
     tokenize=tokenize_preference,
     columns=_score_columns,
+    column_types={"scores": (np.float64, 2)},
+    used_by="`reference` and `dpo`",
 )

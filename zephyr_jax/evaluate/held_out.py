@@ -1,7 +1,7 @@
 """`zephyr-jax evaluate`: a checkpoint's numbers on one split."""
 
 import json
-import sys
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -32,12 +32,14 @@ from zephyr_jax.reference.table import Identity, ReferenceTable, recorded_templa
 from zephyr_jax.storage.files import Path, check_file_creatable, check_readable, open_path, write_atomic
 from zephyr_jax.train.evaluate import make_evaluation
 
+logger = logging.getLogger(__name__)
+
 
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
     """Name -> value over the whole split. Raises InputError."""
     rules = init_devices(config.mesh)
     check_file_creatable(config.output)
-    rules.check_divides("batch", config.batch_size, "rows")
+    rules.check_divides("batch", config.batch_size, "batch_size")
     opened = open_model(config.model, rules)
     opened.check_weights()
     source = opened.source
@@ -48,11 +50,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     if not method.uses_reference and (config.reference or config.reference_model):
         raise InputError(
             f"{config.data.path} holds {method.examples.name.lower()}, which are not compared with a reference. Drop `reference` "
-            "and `reference_model`, or evaluate on rows with `chosen` and `rejected`."
+            "and `reference_model`, or evaluate on rows of a method that has a reference."
         )
     data = fit_row_length(config.data, method.examples.segments_per_example)
     examples = load_examples(method.examples, data, tokenizer, data.path, data.split)
-    print_summary(examples, data.path, data.max_skipped_fraction)
+    log_summary(examples, data.path, data.max_skipped_fraction)
     check_positions(examples, data.path, source.model_config.max_positions, source.asked)
     plan = plan_evaluation(examples.lengths, data, config.batch_size)
     sums = named_reference(config, source, tokenizer, data, examples, rules)
@@ -86,17 +88,12 @@ def _loss_settings(method: Method, config: EvaluateConfig, run: Record) -> Evalu
     return from_dict(method.config, run["config"], "the run's record")
 
 
-def print_summary(examples: Examples, name: str, limit: float) -> None:
-    """Print the number of examples, what was truncated and skipped, and a warning if that exceeds `limit`; on host 0."""
+def log_summary(examples: Examples, name: str, limit: float) -> None:
+    """Log the number of examples, what was truncated and skipped, and a warning if that exceeds `limit`; on host 0."""
     if jax.process_index() == 0:
-        warning = skip_warning(examples, limit)
-        print("\n".join([examples.summary(name), *warning]), file=sys.stderr, flush=True)
-
-
-def skip_warning(examples: Examples, limit: float) -> list[str]:
-    """A line if more rows or tokens are skipped or truncated than training accepts; else empty."""
-    stats = examples.stats
-    return [f"warning: {stats.describe()}. Above {limit:g}, `sft` and `dpo` stop."] if stats.exceeds(limit) else []
+        logger.info("%s", examples.summary(name))
+        if warning := examples.stats.warning(limit):
+            logger.warning("%s", warning)
 
 
 def table_identity(
@@ -110,7 +107,7 @@ def table_identity(
 def reference_sums(root: Path, identity: Identity, examples: Examples) -> np.ndarray:
     """float32 [N, 2] of a table that must hold them all. Raises InputError."""
     command = (
-        f"zephyr-jax reference --reference {root}, with this data, this dtype and the weights that DPO starts from"
+        f"zephyr-jax reference --reference {root}, with this data, this dtype and the weights that the run started from"
     )
     check_readable(root)
     if not root.is_dir():

@@ -1,6 +1,6 @@
 """The reference that pairs are evaluated against where the user names it: another checkpoint, or a table by its name."""
 
-import sys
+import logging
 from dataclasses import replace
 from typing import cast
 
@@ -23,14 +23,14 @@ from zephyr_jax.reference.fill import length_rule
 from zephyr_jax.reference.maintenance import inspect_tables
 from zephyr_jax.reference.score import Scorer
 from zephyr_jax.reference.table import (
-    MANIFEST,
     Identity,
     ReferenceTable,
     differing_fields,
-    read_manifest,
     require_complete,
 )
 from zephyr_jax.storage.files import Path, check_readable, open_path
+
+logger = logging.getLogger(__name__)
 
 
 def named_reference(
@@ -139,21 +139,20 @@ def _table_sums(
 
 
 def _named_identity(root: Path, name: str) -> Identity:
-    tables = {table.folder.name: table.folder for table in inspect_tables(root)}
+    tables = {table.folder.name: table for table in inspect_tables(root)}
     if name not in tables:
         raise InputError(
             f"Expected the name of a reference table in {root} ({join_items(sorted(tables)) or 'empty'}), got {name!r}. To see "
             f"their identities: zephyr-jax reference ls --reference {root}"
         )
-    try:
-        return Identity(**read_manifest(tables[name] / MANIFEST))
-    except TypeError as error:
-        raise InputError(f"{tables[name] / MANIFEST} is damaged: {error}. Compute the table again.") from error
+    if not tables[name].fields:
+        raise InputError(tables[name].damage[0])
+    return Identity(**tables[name].fields)
 
 
 def _report(source: ModelSource, reference: str, weights: str) -> None:
-    """Print where the reference is from, on host 0."""
+    """Log where the reference is from, on host 0."""
     own = started_from(source)
     relation = {None: "", weights: ", which the run started from"}.get(own, f"; the run started from weights {own}")
     if jax.process_index() == 0:
-        print(f"reference: {reference}, weights {weights}{relation}", file=sys.stderr, flush=True)
+        logger.info("reference: %s, weights %s%s", reference, weights, relation)

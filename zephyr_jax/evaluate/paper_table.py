@@ -3,8 +3,8 @@
 import csv
 import io
 import json
+import logging
 import pathlib
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -16,6 +16,8 @@ from zephyr_jax.charts.chart import LegendEntry
 from zephyr_jax.charts.picture import picture
 from zephyr_jax.errors import InputError, truncate_repr
 from zephyr_jax.storage.files import Path, check_regular, open_path
+
+logger = logging.getLogger(__name__)
 
 GROUPS = ("chat", "ablation")
 
@@ -77,10 +79,10 @@ def _row(path: Path) -> dict[str, Any]:
             scores = {"mt_bench": _number(content["overall"]), "mt_error": _number(content.get("error"))}
             return {"model": str(content["model"]), "size": size and size / 1e9, **scores}
         if "discrete_win_rate" in content and content.get("version") != 1:
-            print(
-                f"{path} is skipped in the AlpacaEval column: expected version 1 (baseline text_davinci_003), got baseline "
-                f"{truncate_repr(content.get('baseline'))}",
-                file=sys.stderr,
+            logger.warning(
+                "%s is skipped in the AlpacaEval column: expected version 1 (baseline text_davinci_003), got baseline %s",
+                path,
+                truncate_repr(content.get("baseline")),
             )
         elif "discrete_win_rate" in content:
             rate = {"alpaca_eval": _number(content["win_rate"]), "error": _number(content["standard_error"])}

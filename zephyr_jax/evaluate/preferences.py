@@ -15,7 +15,7 @@ from zephyr_jax.data.segments import PREFERENCE
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.data.splits import check_positions
 from zephyr_jax.errors import InputError, join_items
-from zephyr_jax.evaluate.held_out import print_summary, reference_sums, table_identity
+from zephyr_jax.evaluate.held_out import log_summary, reference_sums, table_identity
 from zephyr_jax.evaluate.pair_reference import named_reference
 from zephyr_jax.evaluate.preference_stats import Group, by_length, group_of, groups_by, longer_wins
 from zephyr_jax.parallel.hosts import require_single_process
@@ -59,7 +59,7 @@ def preferences(config: PreferencesConfig) -> PreferenceResult:
     check_file_creatable(config.output)
     rules = init_devices(config.mesh)
     require_single_process("evaluate preferences")
-    rules.check_divides("batch", config.batch_size, "rows")
+    rules.check_divides("batch", config.batch_size, "batch_size")
     opened = open_model(config.model, rules)
     opened.check_weights()
     source = opened.source
@@ -68,7 +68,7 @@ def preferences(config: PreferencesConfig) -> PreferenceResult:
     opened = replace(opened, options=config.model)
     data = fit_row_length(config.data, PREFERENCE.segments_per_example)
     examples = load_examples(PREFERENCE, data, tokenizer, data.path, data.split)
-    print_summary(examples, data.path, data.max_skipped_fraction)
+    log_summary(examples, data.path, data.max_skipped_fraction)
     check_positions(examples, data.path, source.model_config.max_positions, source.asked)
     names = _names(config, examples) if config.group_by else None
     reference = named_reference(config, source, tokenizer, data, examples, rules)

@@ -2,14 +2,11 @@
 
 from typing import Any
 
-from zephyr_jax.checkpoint.inheritance import PROPERTIES
+from zephyr_jax.checkpoint.inheritance import properties
 from zephyr_jax.checkpoint.provenance import Record, chain, read_record
 from zephyr_jax.config.models import LineageConfig
 from zephyr_jax.errors import InputError
 from zephyr_jax.storage.files import open_path
-
-_INHERITED = {f"{item.section}.{item.name}": (item.section, item.name) for item in PROPERTIES}
-"""Settings that later stages inherit from a run, by label."""
 
 
 def lineage(config: LineageConfig) -> str:
@@ -46,7 +43,7 @@ def _facts(record: Record) -> dict[str, Any]:
         "data": f"{data.get('path')} ({data.get('split')})" if data else None,
         "rows": record.get("data"),
         "template": record.get("template") or data.get("chat_template"),
-        **{label: (config.get(section) or {}).get(name) for label, (section, name) in _INHERITED.items()},
+        **{f"{item.section}.{item.name}": (config.get(item.section) or {}).get(item.name) for item in properties()},
         "weights": record.get("weights"),
         "dtype": record.get("dtype"),
         "seed": config.get("seed"),

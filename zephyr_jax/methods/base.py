@@ -61,6 +61,8 @@ class Method:
     """Section of the settings that the loss reads; None: the loss has no settings."""
     uses_reference: bool = False
     """Whether `batch` has `reference`, log-prob sums of a frozen model from the table in the setting `reference`."""
+    reference_command: str = "reference"
+    """The command that fills the table with this method's settings."""
     reference_free_metrics: Callable[[dict[str, float], Any], dict[str, float]] | None = None
     """(metrics against a reference of zeros, options) -> what these are without a reference. Only for `uses_reference`."""
     curves: Callable[[Options], tuple[Curve, ...]]

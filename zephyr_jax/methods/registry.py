@@ -23,7 +23,7 @@ def method_of_rows(data: DataOptions, trained_by: str | None = None) -> Method:
 
     Args:
         data: Where the rows are.
-        trained_by: Name of the method of the run that the rows are for; it comes first where it reads such rows.
+        trained_by: Name of the method of the run that the rows are for; preferred among methods with the same `row_column`.
 
     Raises:
         InputError: The rows cannot be opened.

@@ -6,7 +6,7 @@ the chip's published peak rates.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -182,6 +182,7 @@ class DoesNotFitError(InputError):
 
 def plan(config: PlanConfig) -> StepPlan:
     """Compile the step. Raises InputError for an unknown topology, sizes that do not divide into the mesh, or no room."""
+    config = fit_lengths(config)
     rules = ShardingRules(make_mesh(config.mesh, topology_devices(config.topology, config.num_slices)))
     rows = config.batch.rows_per_forward
     rules.check_divides("batch", rows, "batch.microbatch_rows (or batch.rows)")
@@ -231,6 +232,12 @@ def planned_method(config: PlanConfig) -> Method:
             f"Expected step to be {method_names()}, `reference` or `generate`, got `{config.planned_step}`."
         )
     return METHODS.get(config.planned_step, method_of(config))
+
+
+def fit_lengths(config: PlanConfig) -> PlanConfig:
+    """The settings with a row length that holds an example of the planned method, where none is set."""
+    segments = 1 if config.planned_step == "generate" else planned_method(config).examples.segments_per_example
+    return replace(config, data=config.data.fitted(segments))
 
 
 def total_rows(config: PlanConfig) -> int:

@@ -13,12 +13,20 @@ from zephyr_jax.config.plan import PlanConfig
 from zephyr_jax.config.sections import Remat
 from zephyr_jax.errors import InputError
 from zephyr_jax.model.remat import saved_bytes
-from zephyr_jax.plan.plan import DoesNotFitError, StepPlan, plan, planned_shape, recomputed_per_token, total_rows
+from zephyr_jax.plan.plan import (
+    DoesNotFitError,
+    StepPlan,
+    fit_lengths,
+    plan,
+    planned_shape,
+    recomputed_per_token,
+    total_rows,
+)
 from zephyr_jax.plan.table import table
 from zephyr_jax.plan.topology import GIB, chip_of, topology_devices
 
 _MAX_COMPILES = 6  # per choice of moment dtypes
-_ESTIMATE_MARGIN = 1.15  # candidates estimated above this multiple of the chip's memory are not compiled
+_ESTIMATE_MARGIN = 1.2  # candidates estimated above this multiple of the chip's memory are not compiled
 
 type Dtype = Literal["float32", "bfloat16"]
 type Moments = tuple[Dtype, Dtype]
@@ -70,6 +78,7 @@ def overrides(config: PlanConfig) -> str:
 
 def fit(config: PlanConfig) -> Fit:
     """Search settings. Moments keep the card's dtypes unless nothing fits with them. Raises InputError if nothing fits at all."""
+    config = fit_lengths(config)
     num_chips = len(topology_devices(config.topology, config.num_slices))
     limit = _ESTIMATE_MARGIN * chip_of(config.topology).hbm
     rejected: list[str] = []

@@ -2,8 +2,8 @@
 
 import errno
 import json
+import logging
 import os
-import sys
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from tempfile import gettempdir
@@ -30,6 +30,8 @@ from zephyr_jax.storage.files import (
     remove_stale_scratch,
     write_atomic,
 )
+
+logger = logging.getLogger(__name__)
 
 RECORD = "prepared.json"
 _OUTPUTS = ("README.md", "card.svg", "samples.md", REJECTED_FILE)
@@ -140,7 +142,7 @@ def _read(config: PrepareConfig, steps: Steps, rows: SortedRows, log: RejectionL
         except SkippedRow as error:
             log.skip(row.location, error, row.content)
         if not log.rows_read % _LOG_EVERY:
-            print(f"{log.rows_read:,} rows read, {log.skipped_rows.total():,} skipped", file=sys.stderr, flush=True)
+            logger.info("%s rows read, %s skipped", f"{log.rows_read:,}", f"{log.skipped_rows.total():,}")
     log.require_rows(rows.count, config.data)
 
 

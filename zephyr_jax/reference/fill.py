@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -17,7 +18,7 @@ from zephyr_jax.checkpoint.inheritance import resolve_settings
 from zephyr_jax.checkpoint.resolve import open_model
 from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.config.tables import ReferenceConfig, ReferenceVerifyConfig
-from zephyr_jax.config.training import DpoConfig, SftConfig
+from zephyr_jax.config.training import SftConfig
 from zephyr_jax.data.splits import load_splits
 from zephyr_jax.errors import InputError
 from zephyr_jax.methods.registry import method_of
@@ -51,17 +52,22 @@ class PassResult:
 class ReferencePass:
     """A checked config with its pairs; weights are read on demand."""
 
-    def __init__(self, config: DpoConfig, command: str):
+    def __init__(self, config: SftConfig, command: str):
         self._rules = init_devices(config.mesh)
-        check_folder_creatable(config.reference)
+        self.method = method_of(config)
+        root = self.method.reference_folder(config)
+        if root is None:
+            raise InputError(f"`reference` is not set or `{self.method.name}` has none. Pass --reference FOLDER.")
+        check_folder_creatable(root)
+        self.root = open_path(root)
         self._rules.check_divides("batch", config.batch.rows_per_forward, "batch.microbatch_rows (or batch.rows)")
         opened = open_model(config.model, self._rules)
         self._source = opened.source
-        tables = recorded_template_dates(config.reference)
+        tables = recorded_template_dates(root)
         config, self._tokenizer = resolve_settings("reference", config, self._source, tables=tables)
         self._config, self._command = config, command
         opened.check_weights()
-        kind, max_positions = method_of(config).examples, self._source.model_config.max_positions
+        kind, max_positions = self.method.examples, self._source.model_config.max_positions
         self.splits = load_splits(kind, config.data, self._tokenizer, max_positions, self._source.asked)
         self._opened = replace(opened, options=config.model)
 
@@ -98,10 +104,10 @@ class ReferencePass:
     def _table(self, weights: str) -> ReferenceTable:
         identity = identity_of(self._config, self._tokenizer, weights)
         template_date = self._config.data.template_date
-        return ReferenceTable(open_path(self._config.reference), identity, self._command, template_date)
+        return ReferenceTable(self.root, identity, self._command, template_date)
 
 
-def reference(config: DpoConfig, command: str = "zephyr-jax reference") -> PassResult:
+def reference(config: SftConfig, command: str = "zephyr-jax reference") -> PassResult:
     """Fill the table for the training and the evaluation split. Weights are read only if a pair is missing.
 
     Args:
@@ -116,14 +122,14 @@ def reference(config: DpoConfig, command: str = "zephyr-jax reference") -> PassR
     computed, reused = (0, sum(map(len, run.splits.values()))) if table else (0, 0)
     if table is None:
         scorer, table = run.with_weights()
-        computed, reused = _fill(run, scorer, table, open_path(config.reference))
+        computed, reused = _fill(run, scorer, table)
     _log(f"reference log-probs: {computed:,} computed, {reused:,} reused in {table.folder}")
     return PassResult(table.folder, computed, reused)
 
 
-def _fill(run: ReferencePass, scorer: Scorer, table: ReferenceTable, root: Path) -> tuple[int, int]:
+def _fill(run: ReferencePass, scorer: Scorer, table: ReferenceTable) -> tuple[int, int]:
     """Number of pairs that were computed and reused."""
-    reason = explain_rebuild(root, table, sum(map(len, run.splits.values())))
+    reason = explain_rebuild(run.root, table, sum(map(len, run.splits.values())))
     if reason:
         _log(reason)
     missing = {name: table.missing(examples.keys()) for name, examples in run.splits.items()}
@@ -140,7 +146,7 @@ def _fill(run: ReferencePass, scorer: Scorer, table: ReferenceTable, root: Path)
     return computed, reused
 
 
-def verify(config: DpoConfig, pairs: int, command: str = "zephyr-jax reference") -> str:
+def verify(config: SftConfig, pairs: int, command: str = "zephyr-jax reference") -> str:
     """Recompute random pairs of a full table and compare; also verifies the digests of all shards.
 
     Args:
@@ -160,21 +166,28 @@ def verify(config: DpoConfig, pairs: int, command: str = "zephyr-jax reference")
     worst, checked = (0.0, ""), 0
     for examples in run.splits.values():
         keys, ids = examples.keys(), examples.ids()
-        stored = require_complete(open_path(config.reference), table, keys, ids, command)
+        stored = require_complete(run.root, table, keys, ids, command)
         share = -(-pairs * len(examples) // total)
         sample = np.random.default_rng(config.seed).choice(len(keys), min(share, len(keys)), replace=False)
         order, sums = scorer.score_all(examples.select(sample))
         checked += len(sample)
         sample = sample[order]
-        worst = max(worst, _compare(table, sums, stored[sample], [ids[index] for index in sample]))
+        worst = max(
+            worst, _compare(table, sums, stored[sample], [ids[index] for index in sample], run.method.examples.segments)
+        )
     return (
         f"{checked:,} of {total:,} pairs recomputed: largest relative difference {worst[0]:.2g}"
         f"{f' ({worst[1]})' if worst[1] else ''}. {len(table.shards):,} shards of {table.folder} verified."
     )
 
 
-def _compare(table: ReferenceTable, recomputed: np.ndarray, stored: np.ndarray, ids: list[str]) -> tuple[float, str]:
-    """Largest relative difference of float32 [n, 2] sums, and the id of its pair. Raises InputError beyond the tolerance."""
+def _compare(
+    table: ReferenceTable, recomputed: np.ndarray, stored: np.ndarray, ids: list[str], segments: Sequence[str]
+) -> tuple[float, str]:
+    """Largest relative difference of float32 [n, segments] sums, and the id of its example.
+
+    Raises InputError beyond the tolerance.
+    """
     difference = np.abs(recomputed - stored) / np.maximum(1, np.abs(stored))
     if not difference.size:
         return 0.0, ""
@@ -183,7 +196,7 @@ def _compare(table: ReferenceTable, recomputed: np.ndarray, stored: np.ndarray, 
     if not difference[pair, side] <= tolerance:
         raise InputError(
             f"The reference table {table.folder} does not match these weights: pair {ids[pair]}, "
-            f"{('chosen', 'rejected')[side]}: expected {recomputed[pair, side]:.6f}, got {stored[pair, side]:.6f}; "
+            f"{segments[int(side)]}: expected {recomputed[pair, side]:.6f}, got {stored[pair, side]:.6f}; "
             f"{int((difference > tolerance).any(axis=1).sum())} of {len(ids)} pairs are beyond the relative tolerance "
             f"{tolerance:g}. Delete this folder and run `zephyr-jax reference` again."
         )
@@ -216,10 +229,11 @@ def length_rule(data: DataOptions) -> str:
     return f"max_length {data.max_length}, max_prompt_length {data.max_prompt_length}, {data.on_bad_row}"
 
 
-def main(config: ReferenceConfig, command: str) -> str:
-    """`zephyr-jax reference`."""
+def main(config: SftConfig, command: str) -> str:
+    """`zephyr-jax reference`, or the reference command of another method."""
     folder = str(reference(config, command).folder)
-    return f"{folder}\n{verify(config, config.verify_pairs, command)}" if config.verify_pairs else folder
+    verify_pairs = config.verify_pairs if isinstance(config, ReferenceConfig) else 0
+    return f"{folder}\n{verify(config, verify_pairs, command)}" if verify_pairs else folder
 
 
 def main_verify(config: ReferenceVerifyConfig, command: str) -> str:

@@ -170,7 +170,7 @@ def require_complete(root: Path, table: ReferenceTable, keys: np.ndarray, ids: l
     missing = table.missing(keys)
     if not missing.any():
         return table.look_up(keys)
-    others = [read_manifest(manifest) for manifest in _other_manifests(root, table)] if len(table) == 0 else []
+    others = _other_fields(root, table)
     if others:
         raise InputError(
             f"The reference table does not belong to this run: {_difference(_nearest(others, table), table.identity)}. "
@@ -185,10 +185,7 @@ def require_complete(root: Path, table: ReferenceTable, keys: np.ndarray, ids: l
 
 def explain_rebuild(root: Path, table: ReferenceTable, num_pairs: int) -> str:
     """Why an empty table is filled although `root` has others: the fields that differ from the nearest; else empty."""
-    others = []
-    for manifest in _other_manifests(root, table) if len(table) == 0 else []:
-        with suppress(InputError):
-            others.append(read_manifest(manifest))
+    others = _other_fields(root, table)
     if not others:
         return ""
     return f"{_difference(_nearest(others, table), table.identity)}: computing all {num_pairs:,} pairs"
@@ -198,8 +195,14 @@ def _manifests(root: Path) -> list[Path]:
     return [root / name / MANIFEST for name in list_names(root) if (root / name / MANIFEST).exists()]
 
 
-def _other_manifests(root: Path, table: ReferenceTable) -> list[Path]:
-    return [manifest for manifest in _manifests(open_path(root)) if manifest.parent.name != table.folder.name]
+def _other_fields(root: Path, table: ReferenceTable) -> list[dict[str, Any]]:
+    """Fields of the other tables' readable manifests, when `table` is empty."""
+    others = []
+    for manifest in _manifests(open_path(root)) if len(table) == 0 else []:
+        with suppress(InputError):
+            if manifest.parent.name != table.folder.name:
+                others.append(read_manifest(manifest))
+    return others
 
 
 def _nearest(manifests: list[dict[str, Any]], table: ReferenceTable) -> dict[str, Any]:

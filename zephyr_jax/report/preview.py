@@ -17,7 +17,6 @@ from zephyr_jax.config.inspect import PreviewConfig
 from zephyr_jax.data.examples import Examples, fit_row_length, load_examples
 from zephyr_jax.data.splits import check_positions
 from zephyr_jax.errors import terminal_text
-from zephyr_jax.evaluate.held_out import skip_warning
 from zephyr_jax.methods.registry import method_of_rows
 from zephyr_jax.storage.files import check_readable
 
@@ -51,7 +50,8 @@ def preview(config: PreviewConfig, console: Console | None = None) -> Examples:
             console.rule(Text(f"{index} · {terminal_text(ids[index][:16])} · {name}: {counts}"), align="left")
             console.print(_styled(segment, tokenizer, console.color_system is not None), soft_wrap=True)
     console.rule(align="left")
-    summary = [examples.summary(config.data.path), *skip_warning(examples, config.data.max_skipped_fraction)]
+    warning = examples.stats.warning(config.data.max_skipped_fraction)
+    summary = [examples.summary(config.data.path), *([f"warning: {warning}"] if warning else [])]
     console.print(terminal_text("\n".join(summary)), highlight=False, markup=False, soft_wrap=True)
     console.print(f"  format: {', '.join(examples.formats)}", highlight=False, markup=False, soft_wrap=True)
     sample = range(min(len(examples), _SAMPLE))

@@ -48,8 +48,7 @@ def _describe(character: str) -> str:
 
 
 def redact(text: str, key: str | None) -> str:
-    """Replace the key in a text: verbatim, and as `repr`, JSON and URLs write it. Short keys, which may be words, are not "
-    "replaced."""
+    """Replace the key in a text: verbatim, and as `repr`, JSON and URLs write it. A short key, which may be a word, stays."""
     if not key or len(key) < _MIN_LENGTH:
         return text
     forms = {key, repr(key)[1:-1], json.dumps(key)[1:-1], quote(key), quote(key, safe=""), quote_plus(key)}

@@ -1,8 +1,8 @@
 """Cloud Storage: its client, its errors as InputError, and a warning while a request is slow."""
 
+import logging
 import os
 import re
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,8 +12,10 @@ from typing import Any
 
 import fsspec
 
-from zephyr_jax.errors import InputError
+from zephyr_jax.errors import InputError, Stopped, TrainingError
 from zephyr_jax.log import silence_library_logs
+
+logger = logging.getLogger(__name__)
 
 SCHEME = "gs://"
 _WARN_EVERY = 30  # seconds
@@ -109,7 +111,7 @@ def translate_cloud_errors(path: str | os.PathLike[str] = "") -> Iterator[None]:
     """Turn errors of Cloud Storage's clients into InputError naming `path`; others pass. Also a decorator."""
     try:
         yield
-    except InputError:
+    except (InputError, TrainingError, Stopped):  # their texts may name a gs:// path
         raise
     except Exception as error:
         message = _message(error, os.fspath(path))
@@ -164,7 +166,7 @@ def slow_io_warning(path: str | os.PathLike[str], doing: str) -> Iterator[None]:
         start = time.monotonic()
         while not done.wait(_WARN_EVERY):
             seconds = time.monotonic() - start
-            print(f"still {doing} {os.fspath(path)} after {seconds:.0f} s ...", file=sys.stderr, flush=True)
+            logger.warning("still %s %s after %.0f s ...", doing, os.fspath(path), seconds)
 
     thread = threading.Thread(target=warn, daemon=True)
     thread.start()

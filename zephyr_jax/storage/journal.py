@@ -54,7 +54,7 @@ class Journal:
             ]
             raise InputError(
                 f"{path} belongs to other work: {join_items(differences, 4)}. Put the settings back to go on with it, or move "
-                "the file away to begin again."
+                "the file away to start over."
             )
         for number, line in enumerate(entries[1:], 2):
             if reason := problem(line):
@@ -108,10 +108,12 @@ class Journal:
 
     def _damaged(self, number: int, reason: str) -> InputError:
         if number == 1:
-            fix = "It names the work that the file belongs to: restore the line, or move the file away to begin again"
+            fix = "It names the work that the file belongs to: restore the line, or move the file away to start over"
         elif is_remote(self._path):
-            fix = f"Restore the line, or remove it (download, `sed -i {number}d`, upload): what it held is then asked for again"
+            fix = (
+                f"Restore the line, or remove it (download, `sed -i {number}d`, upload): its request is then sent again"
+            )
         else:
             path = shlex.quote(os.fspath(self._path))
-            fix = f"Restore the line, or remove it: `sed -i {number}d {path}`; what it held is then asked for again"
+            fix = f"Restore the line, or remove it: `sed -i {number}d {path}`; its request is then sent again"
         return InputError(f"{self._path}, line {number}, is damaged: {reason}. {fix}. The other lines are kept.")

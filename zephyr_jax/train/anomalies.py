@@ -15,12 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from zephyr_jax.config.training_sections import AnomalyOptions, PairAnomalyOptions
+from zephyr_jax.config.training_sections import AnomalyOptions
 from zephyr_jax.mean import WeightedMean
 
 _MIN_LOSSES = 10  # before a loss can be called a spike
 _MIN_CHANGED = 0.01  # fraction of weights that an update of a useful size changes, at least
-_MARGIN = "rewards/margins"
 
 
 class StepLimits(NamedTuple):
@@ -37,7 +36,8 @@ class StepFlags(NamedTuple):
 
     non_finite: Any
     spike: Any
-    margin: Any
+    limits: dict[str, Any]
+    """By kind of `AnomalyOptions.LIMITS`."""
     skipped: Any
     """The update was not applied."""
     changed: Any
@@ -57,8 +57,7 @@ class Anomaly:
 
 def policies(options: AnomalyOptions) -> dict[str, str]:
     """Kind of an anomaly that the device detects -> `stop`, `skip` or `continue`."""
-    by_kind: dict[str, str] = {"non_finite": options.non_finite, "spike": options.spike}
-    return by_kind | ({"margin": options.margin} if isinstance(options, PairAnomalyOptions) else {})
+    return {kind: getattr(options, kind) for kind in ("non_finite", "spike", *options.LIMITS)}
 
 
 def detect(options: AnomalyOptions, metrics: dict[str, WeightedMean], limits: StepLimits) -> StepFlags:
@@ -66,22 +65,33 @@ def detect(options: AnomalyOptions, metrics: dict[str, WeightedMean], limits: St
 
     Args:
         options: Policies and thresholds.
-        metrics: With `loss`, `grad_norm` and, for pairs, `rewards/margins`.
+        metrics: With `loss`, `grad_norm` and those of `options.LIMITS`.
         limits: Of this step.
     """
     loss, grad_norm = metrics["loss"].value, metrics["grad_norm"].value
     detected: dict[str, Array] = {
         "non_finite": ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm)),
         "spike": loss > limits.loss,
-        "margin": jnp.bool_(False),
     }
-    if isinstance(options, PairAnomalyOptions) and _MARGIN in metrics:
-        detected["margin"] = jnp.abs(metrics[_MARGIN].value) > options.margin_limit
+    beyond = {
+        kind: jnp.abs(metrics[name].value) > getattr(options, f"{kind}_limit")
+        for kind, name in options.LIMITS.items()
+        if name in metrics
+    }
+    detected |= beyond
     halted, skipped = limits.halted, limits.halted
-    for kind, policy in policies(options).items():
-        halted |= detected[kind] & (policy == "stop")
-        skipped |= detected[kind] & (policy != "continue")
-    return StepFlags(**detected, skipped=skipped, changed=jnp.float32(0), halted=halted)
+    by_kind = policies(options)
+    for kind, flag in detected.items():
+        halted |= flag & (by_kind[kind] == "stop")
+        skipped |= flag & (by_kind[kind] != "continue")
+    return StepFlags(
+        non_finite=detected["non_finite"],
+        spike=detected["spike"],
+        limits=beyond,
+        skipped=skipped,
+        changed=jnp.float32(0),
+        halted=halted,
+    )
 
 
 class AnomalyDetector:
@@ -136,10 +146,12 @@ class AnomalyDetector:
             self._unchanged = 0
         elif rate >= self._min_rate:
             self._unchanged += 1
+        detected = {"non_finite": flags.non_finite, "spike": flags.spike, **flags.limits}
+        by_kind = policies(self._options)
         anomalies = [
-            Anomaly(kind, policy, self._describe(kind, metrics, loss_limit))
-            for kind, policy in policies(self._options).items()
-            if getattr(flags, kind)
+            Anomaly(kind, by_kind[kind], self._describe(kind, metrics, loss_limit))
+            for kind, flag in detected.items()
+            if flag
         ]
         if previous < self._unchanged == self._options.stalled_steps:
             text = (
@@ -159,7 +171,8 @@ class AnomalyDetector:
         if kind == "spike":
             factor = self._options.spike_factor
             return f"loss spike (loss={loss:g}, limit={float(loss_limit):g}, {factor:g} x the median of earlier steps)"
-        return f"reward margin out of range ({_MARGIN}={float(metrics[_MARGIN].value):g})"
+        name, limit = self._options.LIMITS[kind], getattr(self._options, f"{kind}_limit")
+        return f"{kind} out of range ({name}={float(metrics[name].value):g}, limit={limit:g})"
 
 
 def not_halted(sharding: Any) -> Array:

@@ -17,7 +17,7 @@ from zephyr_jax.data.batch_file import read_batch
 from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.mean import WeightedMean
 from zephyr_jax.methods.base import Method
-from zephyr_jax.methods.registry import METHODS
+from zephyr_jax.methods.registry import METHODS, method_names
 from zephyr_jax.objective.logprob import Parameters, sequence_logprob
 from zephyr_jax.parallel.hosts import require_single_process
 from zephyr_jax.parallel.place import place_batch
@@ -66,7 +66,7 @@ def debug_step(config: DebugStepConfig) -> StepDiagnosis:
     rules = init_devices(config.mesh)
     arrays, facts = read_batch(config.batch_file)
     run = open_path(config.batch_file).parent.parent
-    method = METHODS[facts["method"]]
+    method = _method(facts["method"])
     settings, batch = _settings(method, facts["config"], config), make_batch(method.batch, arrays)
     step = _step(run, facts["step"], config.step)
     path = str(run / FOLDER / str(step)) if step else settings.model.path
@@ -98,6 +98,12 @@ def debug_step(config: DebugStepConfig) -> StepDiagnosis:
 
 def _sort_key(example: tuple[str, float, str]) -> float:
     return example[1] if np.isfinite(example[1]) else np.inf
+
+
+def _method(name: str) -> Method:
+    if name not in METHODS:
+        raise InputError(f"Expected a batch of a run of {method_names()}, got one of `{name}`.")
+    return METHODS[name]
 
 
 def _settings(method: Method, saved: dict[str, Any], config: DebugStepConfig) -> SftConfig:

@@ -150,7 +150,7 @@ class Reporter:
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """Report an evaluation; names get the prefix `eval/`."""
         self._write(step, {f"eval/{name}": value for name, value in values.items()})
-        text = " ".join(f"{name} {value:.4g}" for name, value in values.items() if not name.startswith("logps"))
+        text = " ".join(f"{name} {value:.4g}" for name, value in values.items() if name in ("loss", *self._headline))
         self.info(f"step {step}/{self._total} evaluation: {text}")
         self.flush()
         self._clock = time.perf_counter()

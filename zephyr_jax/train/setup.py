@@ -103,7 +103,7 @@ def open_run(config: SftConfig) -> Run:
     tables = recorded_template_dates(method.reference_folder(config))
     config, tokenizer = resolve_settings(method.name, config, source, progress.get("config"), tables)
     if progress:
-        _check_same(progress["config"], config)
+        _check_same(progress, config, method)
     run = Run(
         config=config,
         method=method,
@@ -159,11 +159,15 @@ def _check_folder(config: SftConfig) -> Path:
     return folder
 
 
-def _check_same(saved: dict[str, Any], config: SftConfig) -> None:
+def _check_same(progress: dict[str, Any], config: SftConfig, method: Method) -> None:
+    """Raise InputError unless the run that wrote `progress` has this method and equal settings but for the resumable ones."""
+    trained_by = progress.get("provenance", {}).get("made_by", method.name)
+    if trained_by != method.name:
+        raise InputError(f"{config.output} is a run of `{trained_by}`, got `{method.name}`. Choose another output.")
     resumable = resumable_settings(type(config))
     changed = {
         name: values
-        for name, values in differences(to_dict(config), saved).items()
+        for name, values in differences(to_dict(config), progress["config"]).items()
         if not any(name == free or name.startswith(f"{free}.") for free in resumable)
     }
     if changed:

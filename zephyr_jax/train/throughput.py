@@ -17,10 +17,13 @@ PEAK_FLOPS = {
     "TPU v6e": 918e12,
     # GPUs: NVIDIA's data sheets, without sparsity
     "NVIDIA A100": 312e12,
+    "NVIDIA H100 NVL": 835e12,
     "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
     "NVIDIA L4": 121e12,
+    "NVIDIA L40": 181e12,
+    "NVIDIA L40S": 362e12,
 }
 _GIB = 2**30
 

@@ -109,9 +109,9 @@ def _recorded_annotations(config: AlpacaEvalConfig) -> list[Row]:
 
 def _model_name(config: AlpacaEvalConfig, rows: list[Row]) -> str:
     """The model's name in file names: from the settings, else from the rows if they agree, else the file's."""
-    models = {row.get("generator_2") for row in rows}
-    only = models.pop() if len(models) == 1 else None
-    return file_name(config.name or (str(only) if only is not None else PurePath(str(config.annotations)).stem))
+    names = [row.get("generator_2") for row in rows]
+    agree = names and names[0] is not None and all(name == names[0] for name in names)
+    return file_name(config.name or (str(names[0]) if agree else PurePath(str(config.annotations)).stem))
 
 
 def _write(config: AlpacaEvalConfig, name: str, rows: list[Row], folder: Path) -> LeaderboardRow:

@@ -15,8 +15,8 @@ def config_from_hf(hf_config: HfConfig) -> ModelConfig:
     model_type = hf_config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(
-            f"Unsupported model_type {truncate_repr(model_type)} in config.json: expected one of {', '.join(sorted(FAMILIES))} "
-            "(Mistral, Zephyr, Llama, SmolLM2). Choose a checkpoint of these families."
+            f"Unsupported model_type {truncate_repr(model_type)} in config.json: expected one of {', '.join(sorted(FAMILIES))}. "
+            "Choose a checkpoint of these families."
         )
     return FAMILIES[model_type].read(hf_config)
 

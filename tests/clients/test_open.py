@@ -1,0 +1,59 @@
+"""Opening models by their specs: one budget, one client per model, and no key for the wrong host."""
+
+from pathlib import Path
+
+import pytest
+
+from zephyr_jax.clients.open import LocalOptions, ModelOpener
+from zephyr_jax.config.benchmarks import MtBenchConfig
+from zephyr_jax.config.sections import EndpointOptions, ForwardOptions, MeshOptions
+from zephyr_jax.errors import InputError
+
+MODEL = "m@http://127.0.0.1:9/v1"
+
+
+def opener(folder: Path, **endpoint: object) -> ModelOpener:
+    local = LocalOptions(
+        forward=ForwardOptions(),
+        mesh=MeshOptions(),
+        batch_size=1,
+        chat_template=None,
+        context_length=None,
+        keep=False,
+    )
+    return ModelOpener("a test", folder, EndpointOptions(**endpoint), local)
+
+
+def test_a_limit_in_dollars_needs_prices_and_accepts_zero(tmp_path: Path) -> None:
+    """A free model may stand beside a paid one."""
+    models = opener(tmp_path, max_cost_usd=1.0)
+    with pytest.raises(InputError, match="needs the prices of http://127.0.0.1:9/v1"):
+        models.open(MODEL)
+    assert models.open(f"{MODEL},price_per_mtok_in=0,price_per_mtok_out=0").price_per_mtok_in == 0
+    assert models.open("paid@http://127.0.0.1:9/v1,price_per_mtok_out=10").price_per_mtok_out == 10
+
+
+@pytest.mark.parametrize("option", ["price_per_mtok_in=99", "api_key_env=ZEPHYR_TEST_KEY"])
+def test_one_model_has_one_client_and_one_set_of_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    """Two clients would share a journal: a reply could be paid twice, or counted at another price."""
+    monkeypatch.setenv("ZEPHYR_TEST_KEY", "a-key-for-this-test")
+    models = opener(tmp_path)
+    first = models.open(f"{MODEL},price_per_mtok_in=1")
+    assert models.open(f"{MODEL},price_per_mtok_in=1,name=again").client is first.client
+    with pytest.raises(InputError, match="twice with different options"):
+        models.open(f"{MODEL},{option}")
+
+
+def test_one_key_is_not_sent_to_two_hosts() -> None:
+    def check(model: str, judge: str) -> None:
+        config = MtBenchConfig(
+            model=ForwardOptions(path=model), judge=judge, endpoint=EndpointOptions(api_key_env="OPENAI_API_KEY")
+        )
+        config.check()
+
+    check("m@https://api.openai.com/v1", "j@https://api.openai.com/v1")
+    check("m@http://other/v1,api_key_env=OTHER", "j@https://api.openai.com/v1,api_key_env=OPENAI_API_KEY")
+    with pytest.raises(InputError, match="would send one key to"):
+        check("m@http://other/v1", "j@https://api.openai.com/v1")
