@@ -64,7 +64,6 @@ def _train(config: SftConfig, command: str) -> Path:
     objective = method.objective(model.definition, config, examples_per_row=slots, chunk=config.model.logprob_chunk)
     with run_report(run.folder, examples["training"]) as on_start:
         fit(
-            config,
             run,
             model,
             load=load,

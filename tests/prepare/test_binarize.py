@@ -129,7 +129,7 @@ def test_the_published_repair(overall: float, mean: float | None, score: float, 
 
 
 @pytest.mark.parametrize("mean", [2.25, 3, 4])
-def test_what_a_judge_must_see_again_is_rejected_lines(mean: float) -> None:
+def test_what_a_judge_must_see_again_is_skipped(mean: float) -> None:
     with pytest.raises(SkippedRow, match="may have been a 1"):
         score_answer(answer(10, mean), "overall", repair=True)
     assert score_answer(answer(10, mean), "mean", repair=True)[0].score == mean

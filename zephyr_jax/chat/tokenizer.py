@@ -1,6 +1,6 @@
-"""Text and spans -> token ids and a target mask, from one joint tokenisation.
+"""Text and spans -> token ids and a target mask, from one joint tokenization.
 
-The mask is read from character offsets of the very tokens it masks: no piece of text is ever tokenised twice. Text
+The mask is read from character offsets of the very tokens it masks: no piece of text is ever tokenized twice. Text
 from users is never read as a special token, even where it spells one.
 """
 

@@ -20,7 +20,7 @@ from zephyr_jax.chat.template_source import own_template
 from zephyr_jax.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.provenance import Record, chain
-from zephyr_jax.checkpoint.resolve import ModelSource, check_vocabulary
+from zephyr_jax.checkpoint.resolve import ModelSource, OpenedModel, check_vocabulary
 from zephyr_jax.config.models import EvaluateConfig
 from zephyr_jax.config.sections import DataOptions, ForwardOptions, is_unset, settled, unset
 from zephyr_jax.config.training import SftConfig
@@ -106,16 +106,24 @@ def resolve[M: ForwardOptions](
 def resolve_settings[C: SftConfig | EvaluateConfig](
     command: str,
     config: C,
-    source: ModelSource,
+    opened: OpenedModel,
     resumed: Mapping[str, Any] | None = None,
     tables: Sequence[tuple[date, str]] = (),
-) -> tuple[C, ChatTokenizer]:
-    """The settings of a command with every inherited value, checked, and its tokenizer; arguments and errors as `resolve`."""
-    resolved = resolve(command, source, config.model, config.data, resumed, tables)
+) -> tuple[C, OpenedModel, ChatTokenizer]:
+    """The settings with every inherited value, checked; the model under these; and the tokenizer. Errors as `resolve`.
+
+    Args:
+        command: Name of the command.
+        config: Its settings.
+        opened: The model that the settings name.
+        resumed: Settings of the run that is resumed.
+        tables: Dates that reference tables recorded, as in `resolve`.
+    """
+    resolved = resolve(command, opened.source, config.model, config.data, resumed, tables)
     sections: dict[str, Any] = {"model": resolved.model, "data": resolved.data}
     config = replace(config, **sections)
     validate(config)
-    return config, resolved.chat
+    return config, replace(opened, options=resolved.model), resolved.chat
 
 
 def open_tokenizer(source: ModelSource, data: DataOptions) -> ChatTokenizer:

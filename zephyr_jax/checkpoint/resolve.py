@@ -192,7 +192,7 @@ def _kernel(platform: str, dtype: str) -> Literal["splash", "cudnn", "xla"]:
 def check_weights(source: ModelSource) -> None:
     """Raise InputError where the weights are missing or do not fit config.json; only headers of the files are read.
 
-    For commands that work for long before they load weights.
+    For commands that work for a long time before they load weights.
     """
     if source.run is not None:
         check_step(source.run, source.step)

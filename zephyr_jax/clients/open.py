@@ -1,6 +1,8 @@
 """Opens the models that a command names: each with a journal in the output folder, remote ones under one budget."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 
@@ -18,6 +20,8 @@ from zephyr_jax.generate.load import open_text_model
 from zephyr_jax.storage.files import Path
 from zephyr_jax.storage.journal import Journal
 from zephyr_jax.storage.lock import Lock
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,15 @@ class ModelOpener:
             price_per_mtok_in=options.price_per_mtok_in,
             price_per_mtok_out=options.price_per_mtok_out,
         )
+
+    @contextmanager
+    def log_usage(self) -> Iterator[None]:
+        """Log the usage at the end, also when a budget or an error ends the work."""
+        try:
+            yield
+        finally:
+            if usage := self.usage_summary():
+                logger.info("API usage: %s", usage)
 
     def usage_summary(self) -> str:
         """Tokens and cost of all remote models; empty without any."""

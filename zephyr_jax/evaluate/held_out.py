@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 
 import jax
 import numpy as np
@@ -43,8 +42,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     opened = open_model(config.model, rules)
     opened.check_weights()
     source = opened.source
-    config, tokenizer = resolve_settings("evaluate", config, source, tables=recorded_template_dates(config.reference))
-    opened = replace(opened, options=config.model)
+    tables = recorded_template_dates(config.reference)
+    config, opened, tokenizer = resolve_settings("evaluate", config, opened, tables=tables)
     run = run_of(source.record)
     method = method_of_rows(config.data, trained_by=run.get("made_by"))
     if not method.uses_reference and (config.reference or config.reference_model):

@@ -1,7 +1,6 @@
 """The model and the judge of a benchmark, and the files that both benchmarks read and write."""
 
 import json
-import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -10,19 +9,9 @@ from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.clients.open import LocalOptions, ModelOpener
 from zephyr_jax.config.benchmarks import AlpacaEvalConfig, MtBenchConfig
 from zephyr_jax.errors import InputError, truncate_repr
-from zephyr_jax.storage.files import Path, check_folder_creatable, check_regular, open_path, write_atomic
-
-logger = logging.getLogger(__name__)
+from zephyr_jax.storage.files import Path, check_regular, open_path
 
 type Row = dict[str, Any]
-
-
-def create_folder(output: str) -> Path:
-    """Create the output folder. Raises InputError."""
-    folder = open_path(output)
-    check_folder_creatable(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def model_opener(
@@ -66,9 +55,3 @@ def read_json_rows(path: str | os.PathLike[str], content: str) -> list[Row]:
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path}: expected a list of objects with {content}, got {truncate_repr(rows)}.")
     return rows
-
-
-def write_jsonl(path: Path, rows: list[Row]) -> None:
-    """Write JSON Lines; creates the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -1,7 +1,7 @@
 """`zephyr-jax evaluate preferences`: what a model thinks of pairs, over all, by source and by length."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import jax
 import numpy as np
@@ -64,8 +64,7 @@ def preferences(config: PreferencesConfig) -> PreferenceResult:
     opened.check_weights()
     source = opened.source
     tables = recorded_template_dates(config.reference)
-    config, tokenizer = resolve_settings("evaluate preferences", config, source, tables=tables)
-    opened = replace(opened, options=config.model)
+    config, opened, tokenizer = resolve_settings("evaluate preferences", config, opened, tables=tables)
     data = fit_row_length(config.data, PREFERENCE.segments_per_example)
     examples = load_examples(PREFERENCE, data, tokenizer, data.path, data.split)
     log_summary(examples, data.path, data.max_skipped_fraction)

@@ -1,5 +1,6 @@
 """`zephyr-jax feedback answers`: answers of several models to each prompt, in the format of openbmb/UltraFeedback."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,9 +8,11 @@ from zephyr_jax.clients.base import ChatModel, ChatRequest, ChatResponse, Progre
 from zephyr_jax.config.feedback import AnswersConfig
 from zephyr_jax.feedback.principles import check_principles, sample_principle
 from zephyr_jax.feedback.seed_prompts import SeedPrompt, read_seed_prompts
-from zephyr_jax.feedback.session import Estimate, Row, Session, estimate_requests, logger
+from zephyr_jax.feedback.session import Estimate, Row, Session, estimate_requests
 from zephyr_jax.progress import progress_bar
 from zephyr_jax.seeded_random import draw, shuffled
+
+logger = logging.getLogger(__name__)
 
 MAX_ANSWER_CHARS = 400_000
 """Longer answers are rejected."""

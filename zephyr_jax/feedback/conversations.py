@@ -1,5 +1,6 @@
 """`zephyr-jax feedback conversations`: dialogues from seed prompts, between a user model and an assistant model."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -7,9 +8,11 @@ from zephyr_jax.chat.message import Message
 from zephyr_jax.clients.base import ChatModel, ChatRequest, ChatResponse, Progress, no_progress, progress_after
 from zephyr_jax.config.feedback import ConversationsConfig
 from zephyr_jax.feedback.seed_prompts import SeedPrompt, read_seed_prompts
-from zephyr_jax.feedback.session import Estimate, Row, Session, count_reasons, estimate_requests, logger
+from zephyr_jax.feedback.session import Estimate, Row, Session, count_reasons, estimate_requests
 from zephyr_jax.progress import progress_bar
 from zephyr_jax.seeded_random import draw
+
+logger = logging.getLogger(__name__)
 
 END_MARK = "[THAT IS ALL]"
 """The user model writes it to end the dialogue; in the assistant's messages it has no meaning."""

@@ -1,5 +1,6 @@
 """`zephyr-jax feedback rate`: a judge's ratings of answers, in the format of openbmb/UltraFeedback."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import batched
@@ -11,8 +12,10 @@ from zephyr_jax.data.sources import read_rows
 from zephyr_jax.errors import InputError, join_items, truncate_repr
 from zephyr_jax.feedback.judge_prompt import NUM_ASPECTS, RatingPrompt, rated_row, rating_prompts
 from zephyr_jax.feedback.judgment import BadJudgment, Rating
-from zephyr_jax.feedback.session import Estimate, Row, Session, estimate_requests, logger
+from zephyr_jax.feedback.session import Estimate, Row, Session, estimate_requests
 from zephyr_jax.progress import progress_bar
+
+logger = logging.getLogger(__name__)
 
 _CHUNK_ROWS = 256  # rows whose prompts are in memory at a time
 

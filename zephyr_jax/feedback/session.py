@@ -1,7 +1,5 @@
 """What the feedback commands share: the output folder, models, the estimate before a run, output files and the summary."""
 
-import json
-import logging
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -16,9 +14,7 @@ from zephyr_jax.config.sections import ForwardOptions
 from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.feedback.sanitize import sanitize
 from zephyr_jax.prepare.raw import REJECTED_FILE
-from zephyr_jax.storage.files import Path, check_folder_creatable, open_path, write_atomic
-
-logger = logging.getLogger(__name__)
+from zephyr_jax.storage.files import create_folder, write_jsonl
 
 _BYTES_PER_TOKEN = 4  # of English text, about
 _MAX_REASON_CHARS = 160
@@ -77,9 +73,7 @@ class Session:
     """
 
     def __init__(self, command: str, config: FeedbackConfig, temperature: float, *, keep: bool):
-        self.folder = open_path(config.output)
-        check_folder_creatable(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = create_folder(config.output)
         local = LocalOptions(
             forward=ForwardOptions(compute_dtype=config.compute_dtype),
             mesh=config.mesh,
@@ -99,24 +93,16 @@ class Session:
         Raises:
             InputError: All rows were rejected.
         """
-        _write_jsonl(self.folder / REJECTED_FILE, rejected)
+        write_jsonl(self.folder / REJECTED_FILE, rejected)
         reasons = count_reasons([row["reason"] for row in rejected])
         if not rows:
             raise InputError(
                 f"All rows were rejected ({reasons}). {self.folder}/{REJECTED_FILE} has the reason of each; replies are saved."
             )
-        _write_jsonl(self.folder / "train.jsonl", rows)
+        write_jsonl(self.folder / "train.jsonl", rows)
         rejections = f"; rejected (see {REJECTED_FILE}): {reasons}" if rejected else ""
         usage = f"; {usage}" if (usage := self.models.usage_summary()) else ""
         return f"{len(rows):,} rows in {self.folder}/train.jsonl{rejections}{usage}"
-
-
-def _write_jsonl(path: Path, rows: Iterable[Row]) -> None:
-    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if content:
-        write_atomic(path, content)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def count_reasons(reasons: list[str]) -> str:

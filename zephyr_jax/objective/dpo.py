@@ -1,4 +1,4 @@
-"""Direct preference optimisation (arXiv 2305.18290) and its family, on log-prob sums of pairs.
+"""Direct preference optimization (arXiv 2305.18290) and its family, on log-prob sums of pairs.
 
 Losses are per pair; callers sum and divide.
 """

@@ -32,7 +32,7 @@ class SortedRows:
         self._stack.close()
 
     def add(self, key: str, content: dict[str, Any], location: str) -> None:
-        """Store a row; `key` is hexadecimal, `place` the file and line that it came from."""
+        """Store a row; `key` is hexadecimal, `location` the file and line that it came from."""
         bucket = int(key[:2], 16) * _BUCKETS // 256
         self._files[bucket].write(f"{key}\t{json.dumps(content)}\t{json.dumps(location)}\n".encode())
         self.count += 1

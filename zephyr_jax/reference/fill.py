@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 import jax
@@ -64,12 +64,11 @@ class ReferencePass:
         opened = open_model(config.model, self._rules)
         self._source = opened.source
         tables = recorded_template_dates(root)
-        config, self._tokenizer = resolve_settings("reference", config, self._source, tables=tables)
+        config, self._opened, self._tokenizer = resolve_settings("reference", config, opened, tables=tables)
         self._config, self._command = config, command
         opened.check_weights()
         kind, max_positions = self.method.examples, self._source.model_config.max_positions
         self.splits = load_splits(kind, config.data, self._tokenizer, max_positions, self._source.asked)
-        self._opened = replace(opened, options=config.model)
 
     @cached_property
     def _state(self) -> str:

@@ -1,12 +1,13 @@
 """One path type for disk and Cloud Storage, and atomic writes."""
 
 import atexit
+import json
 import os
 import pathlib
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from typing import IO, Any
@@ -165,6 +166,24 @@ def _upload(path: str | os.PathLike[str]) -> Iterator[Any]:
                 file.discard()
             file.closed = True  # otherwise it would be finished when it is collected
             raise
+
+
+def create_folder(path: str | os.PathLike[str]) -> Path:
+    """Create an output folder. Raises InputError."""
+    folder = open_path(path)
+    check_folder_creatable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON Lines atomically; creates the folder. Without rows, no file is left."""
+    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if content:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, content)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:

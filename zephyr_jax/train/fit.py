@@ -41,7 +41,6 @@ from zephyr_jax.train.throughput import flops_per_token
 
 
 def fit(
-    config: SftConfig,
     run: Run,
     model: AbstractModel,
     *,
@@ -56,7 +55,6 @@ def fit(
     """Train to the end of the plan, from the run's latest valid checkpoint or from loaded weights. Returns the final state.
 
     Args:
-        config: Settings of the run.
         run: Of `open_run`.
         model: Shapes and shardings of the weights.
         load: Returns the weights to start from; on resume it is called for frozen weights only.
@@ -69,6 +67,7 @@ def fit(
 
     Raises InputError (other data, damaged checkpoints), TrainingError (an anomaly), Stopped (on request).
     """
+    config = run.config
     startup.add_phase("data", run.compile_stats.take_seconds())
     optimizer = make_optimizer(config.optimizer, len(training.plan.steps))
     shardings = state_shardings(

@@ -101,14 +101,14 @@ def open_run(config: SftConfig) -> Run:
     progress = checkpoint.progress
     method = method_of(config)
     tables = recorded_template_dates(method.reference_folder(config))
-    config, tokenizer = resolve_settings(method.name, config, source, progress.get("config"), tables)
+    config, opened, tokenizer = resolve_settings(method.name, config, opened, progress.get("config"), tables)
     if progress:
         _check_same(progress, config, method)
     run = Run(
         config=config,
         method=method,
         folder=folder,
-        opened=replace(opened, options=config.model),
+        opened=opened,
         tokenizer=tokenizer,
         checkpoint=checkpoint,
         compile_stats=compile_stats,

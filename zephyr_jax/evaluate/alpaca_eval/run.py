@@ -16,9 +16,9 @@ from zephyr_jax.evaluate.alpaca_eval.judge import (
     rejudge,
     replay_annotations,
 )
-from zephyr_jax.evaluate.models import Row, create_folder, file_name, logger, model_opener
+from zephyr_jax.evaluate.models import Row, file_name, model_opener
 from zephyr_jax.seeded_random import draw
-from zephyr_jax.storage.files import Path, write_atomic
+from zephyr_jax.storage.files import Path, create_folder, write_atomic
 
 
 def main(config: AlpacaEvalConfig, command: str = "") -> str:
@@ -29,7 +29,7 @@ def main(config: AlpacaEvalConfig, command: str = "") -> str:
         "evaluate alpaca-eval", config, folder, lambda tokenizer: _context(config, instructions, tokenizer)
     )
     judge = open_judge(config, opener) if config.judge else None  # before any output is paid for
-    try:
+    with opener.log_usage():
         if config.annotations:
             if judge:
                 return rejudge(config, judge, folder).report()
@@ -38,9 +38,6 @@ def main(config: AlpacaEvalConfig, command: str = "") -> str:
         if judge:
             return format_row(judge_outputs(config, judge, path, folder))
         return f"{path}\nSet --judge to compare the outputs with a baseline."
-    finally:
-        if usage := opener.usage_summary():
-            logger.info("API usage: %s", usage)
 
 
 def generate_outputs(config: AlpacaEvalConfig, opener: ModelOpener, instructions: list[Row], folder: Path) -> Path:

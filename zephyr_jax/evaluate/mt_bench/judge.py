@@ -15,7 +15,7 @@ from zephyr_jax.clients.responses import collect_responses
 from zephyr_jax.config.benchmarks import MtBenchConfig
 from zephyr_jax.errors import InputError, join_items, truncate_repr
 from zephyr_jax.evaluate.agreement import Agreement, agreement
-from zephyr_jax.evaluate.models import Row, file_name, model_opener, read_json_rows, write_jsonl
+from zephyr_jax.evaluate.models import Row, file_name, model_opener, read_json_rows
 from zephyr_jax.evaluate.mt_bench.format import (
     MAX_RATING,
     MIN_RATING,
@@ -30,7 +30,7 @@ from zephyr_jax.evaluate.mt_bench.format import (
     parse_ratings,
     read_benchmark,
 )
-from zephyr_jax.storage.files import Path, write_atomic
+from zephyr_jax.storage.files import Path, write_atomic, write_jsonl
 
 logger = logging.getLogger(__name__)
 
@@ -124,9 +124,9 @@ def rejudge(config: MtBenchConfig, folder: Path) -> Agreement:
         )
         for row in rows
     ]
-    responses = collect_responses(judge.client, requests, "judgments", "judge")
+    with opener.log_usage():
+        responses = collect_responses(judge.client, requests, "judgments", "judge")
     ratings = _ratings(responses)
-    logger.info("API usage: %s", opener.usage_summary())
     new_rows = [
         {
             **row,

@@ -10,7 +10,7 @@ from zephyr_jax.clients.base import ChatModel, ChatRequest
 from zephyr_jax.clients.local import LocalClient
 from zephyr_jax.clients.responses import collect_responses
 from zephyr_jax.config.benchmarks import MtBenchConfig
-from zephyr_jax.evaluate.models import create_folder, file_name, logger, model_opener, read_json_rows, write_jsonl
+from zephyr_jax.evaluate.models import file_name, model_opener, read_json_rows
 from zephyr_jax.evaluate.mt_bench.format import (
     Benchmark,
     Question,
@@ -28,7 +28,7 @@ from zephyr_jax.evaluate.mt_bench.judge import (
     rejudge,
     replay_judgments,
 )
-from zephyr_jax.storage.files import Path
+from zephyr_jax.storage.files import Path, create_folder, write_jsonl
 
 
 def main(config: MtBenchConfig, command: str = "") -> str:
@@ -49,17 +49,15 @@ def mt_bench(config: MtBenchConfig, folder: Path) -> Scores | None:
     benchmark = replace(benchmark, questions=benchmark.questions[: config.limit])
     opener = model_opener("evaluate mt-bench", config, folder)
     judge = opener.open(config.judge) if config.judge else None  # before any answer is paid for
-    if config.answers:
-        rows = read_json_rows(config.answers, "answers in FastChat's format")
-        name, turns = read_answers(rows, benchmark.questions, config.answers, config.name)
-        answers = ModelAnswers(name, turns)
-    else:
-        answers = _answer(config, opener.open(config.model.path), benchmark.questions)
-        write_jsonl(folder / "model_answer" / f"{file_name(answers.model)}.jsonl", _answer_rows(benchmark, answers))
-    scores = judge_answers(benchmark, answers, judge, config.judge_max_new_tokens, folder) if judge else None
-    if usage := opener.usage_summary():
-        logger.info("API usage: %s", usage)
-    return scores
+    with opener.log_usage():
+        if config.answers:
+            rows = read_json_rows(config.answers, "answers in FastChat's format")
+            name, turns = read_answers(rows, benchmark.questions, config.answers, config.name)
+            answers = ModelAnswers(name, turns)
+        else:
+            answers = _answer(config, opener.open(config.model.path), benchmark.questions)
+            write_jsonl(folder / "model_answer" / f"{file_name(answers.model)}.jsonl", _answer_rows(benchmark, answers))
+        return judge_answers(benchmark, answers, judge, config.judge_max_new_tokens, folder) if judge else None
 
 
 def _answer(config: MtBenchConfig, model: ChatModel, questions: Sequence[Question]) -> ModelAnswers:
