@@ -663,7 +663,7 @@ def damaged_reference_table(desk: Desk) -> Words:
     return desk.dpo()
 
 
-@mistake("manifest.json", "zephyr-jax reference")
+@mistake("lacks 1 of 1 pairs", "zephyr-jax reference")
 def damaged_manifest_of_another_table(desk: Desk) -> Words:
     table = desk.fill(PAIR, weights="0" * 32)
     (table.folder / "manifest.json").write_text("{")

@@ -31,7 +31,8 @@ LAYERS = [
     {"chat"},
     {"batch", "mean", "config"},
     {"storage"},
-    {"charts", "errors", "log", "startup", "progress", "seeded_random"},
+    {"charts", "log", "startup", "progress", "seeded_random"},
+    {"errors"},
 ]
 """Top first. A package imports from lower layers and from itself; the exceptions stand in BESIDE."""
 BESIDE: set[tuple[str, str]] = set()

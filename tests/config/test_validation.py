@@ -16,6 +16,7 @@ from zephyr_jax.config.training import DpoConfig, SftConfig
 from zephyr_jax.config.training_sections import BatchOptions
 from zephyr_jax.config.validation import convert, resumable_settings, validate
 from zephyr_jax.errors import InputError
+from zephyr_jax.plan.plan import fit_lengths
 
 
 def config_of(words: str) -> Any:
@@ -77,14 +78,19 @@ def test_batch_size_has_a_default_that_examples_replace() -> None:
         ("dpo --output o --reference r --data.max_length 1024", 2048, 512),
         ("dpo --output o --reference r --data.max_length 400", 2048, 200),
         ("reference --reference r --data.max_length 4096", 8192, 512),
-        ("plan --step sft", 2048, 512),
-        ("plan --step dpo", 4096, 512),
     ],
 )
 def test_lengths_that_are_not_set_fit(words: str, row: int, prompt: int) -> None:
     """Law: a row holds the longest example, a prompt leaves room for an answer; a length that is set stays."""
     data = config_of(f"{words} --model m --data d").data
     assert (data.row_length, data.max_prompt_length) == (row, prompt)
+
+
+@pytest.mark.parametrize(("step", "row"), [("sft", 2048), ("dpo", 4096)])
+def test_a_plan_fits_its_row_to_the_method(step: str, row: int) -> None:
+    """Parsing does not know the method of a plan, so `fit_lengths` does."""
+    data = fit_lengths(config_of(f"plan --step {step} --model m --data d")).data
+    assert (data.row_length, data.max_prompt_length) == (row, 512)
 
 
 def test_a_length_that_a_card_implies_does_not_outlive_it(tmp_path: Path) -> None:

@@ -183,6 +183,8 @@ def test_a_named_table_whose_template_prints_a_date_is_read(
     """Its manifest has one field more."""
     root = Path(shutil.copytree(home / "table", tmp_path / "table"))
     manifest = root / table_name(home) / "manifest.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "template_date": "2026-01-01"}))
+    manifest.write_text(
+        json.dumps({**json.loads(manifest.read_text()), "template_date": "2026-01-01"}, indent=2) + "\n"
+    )
     main(words(home, "evaluate", "--reference", str(root), "--reference_table", table_name(home)))
     assert "rewards/accuracies" in numbers(capsys)[0]

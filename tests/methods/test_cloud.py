@@ -120,7 +120,7 @@ def test_a_step_that_was_not_finished_is_none(bucket: Gcs, tiny_model: Path, dat
     train(sft_config(tiny_model, data / "chats.jsonl", CLOUD / "run", epochs=1))
     steps = sorted(int(path.name) for path in (CLOUD / "run/checkpoints").iterdir())
     (CLOUD / f"run/checkpoints/{steps[-1]}/commit_success.txt").unlink()
-    with pytest.raises(InputError, match=f"no step {steps[-1]}; it has steps"):
+    with pytest.raises(InputError, match=f"expected step {steps[-1]}, got"):
         restore_parameters(CLOUD / "run", steps[-1], None)
 
 
@@ -193,7 +193,7 @@ def test_refusals_are_one_paragraph(
 @pytest.mark.parametrize("path", ["gs://nowhere/x", "gs://bucket/nothing", "gs:///x"])
 def test_what_is_not_there_is_named(bucket: Gcs, path: str) -> None:
     for attempt in (lambda: open_rows(path, "train"), lambda: find_model(ModelOptions(path=path))):
-        with pytest.raises(InputError, match="does not exist|No such"):
+        with pytest.raises(InputError, match="does not exist|No such|nothing at"):
             attempt()
 
 

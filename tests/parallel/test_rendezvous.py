@@ -111,7 +111,7 @@ def test_processes_that_contradict_each_other_are_named(
     meeting: Meeting, capfd: pytest.CaptureFixture[str], count: int, process: int, problem: str
 ) -> None:
     """In the process that is refused, and in process 0."""
-    first, good = meeting.join(0, 3, timeout=1.2), meeting.join(1, 3)
+    first, good = meeting.join(0, 3, timeout=4), meeting.join(1, 3)
     time.sleep(0.5)
     assert problem in error(meeting.join(process, count))
     assert "did not reach process 0" in error(first)

@@ -101,7 +101,7 @@ def test_a_spike_is_reproduced_alone(
 def test_a_margin_that_explodes_is_named_by_its_pairs(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
     config = dpo_config(tiny_model, rows / "pairs.jsonl", tmp_path / "run", tmp_path / "reference")
     reference(config)
-    with pytest.raises(TrainingError, match="reward margin out of range") as stopped:
+    with pytest.raises(TrainingError, match="margin out of range") as stopped:
         train(with_health(config, margin_limit=1e-4))
     step = int(str(stopped.value).split()[1].rstrip(":"))
     kept = tmp_path / "run" / "bad_batches" / f"step-{step:06}.safetensors"

@@ -135,7 +135,7 @@ def test_a_resumed_loop_neither_evaluates_nor_saves_its_first_state_again(tmp_pa
     assert recorder.events == ["draw 3", "step 3", "evaluate", "draw 4", "step 4", "evaluate", "save 5 best?"]
 
 
-@pytest.mark.parametrize("sick", [float("nan"), float("inf")])
+@pytest.mark.parametrize("anomalous", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path: Path, anomalous: float) -> None:
     """Its batch is kept, the state from before it is saved, and the save that was due right after it does not happen."""
     recorder = Recorder(tmp_path, [3, 2, anomalous, 1, 1], log_every=100)

@@ -135,7 +135,8 @@ def check_step(run: Path, step: int | None) -> int:
     steps = list_steps(run)
     if not steps or (step is not None and step not in steps):
         expected = "a checkpoint" if step is None else f"step {step}"
-        raise InputError(f"{run}: expected {expected}, got steps {steps}. Train it first or choose another step.")
+        got = f"got steps {steps}. Choose one of them" if steps else "got no finished checkpoint. Train it first"
+        raise InputError(f"{run}: expected {expected}, {got}.")
     return steps[-1] if step is None else step
 
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from zephyr_jax.batch import Array, Batch, TokenBatch, make_batch
 from zephyr_jax.checkpoint.resolve import AbstractModel, abstract_of, find_model
 from zephyr_jax.config.plan import PlanConfig
+from zephyr_jax.config.sections import settled
 from zephyr_jax.errors import InputError
 from zephyr_jax.generate.decode import decode
 from zephyr_jax.generate.engine import DECODE_STEPS, idle_state, num_slots
@@ -237,7 +238,10 @@ def planned_method(config: PlanConfig) -> Method:
 def fit_lengths(config: PlanConfig) -> PlanConfig:
     """The settings with a row length that holds an example of the planned method, where none is set."""
     segments = 1 if config.planned_step == "generate" else planned_method(config).examples.segments_per_example
-    return replace(config, data=config.data.fitted(segments))
+    data = config.data.fitted(segments)
+    # As given values: `replace` would fit unset ones to one sequence again.
+    data = replace(data, row_length=settled(data.row_length), max_prompt_length=settled(data.max_prompt_length))
+    return replace(config, data=data)
 
 
 def total_rows(config: PlanConfig) -> int:
