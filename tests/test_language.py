@@ -14,8 +14,8 @@ PACKAGE = ROOT / "zephyr_jax"
 PAGES = [
     ROOT / "README.md",
     ROOT / "launch" / "README.md",
+    *ROOT.glob("benchmarks/[!A-Z]*.md"),
     ROOT / "benchmarks" / "README.md",
-    ROOT / "benchmarks" / "chaos.md",
 ]
 SCRIPTS = [*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("launch/*.sh"), *ROOT.glob("launch/*.yaml")]
 """Cards and launchers; their comments are checked."""
