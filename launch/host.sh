@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# One host's side of a launch: runs inside the checkout on every TPU VM, pod or node. It works on any Linux machine.
+# Commands of one host. The launchers call it inside the checkout on every TPU VM, pod or node; it works on any Linux machine.
 #
-#   launch/host.sh install            uv, Python 3.12 and this package with libtpu, into .venv
-#   launch/host.sh exec COMMAND...    COMMAND with .venv on the PATH and .env read
-#   launch/host.sh start COMMAND...   the same in the background, in a session of its own: a dropped ssh does not end it
-#   launch/host.sh state [COMMAND...] none | running | ended CODE | lost (the machine restarted, or it was killed); with COMMAND,
-#                                     what was another command, or had another OUT or CARDS, and is over, is none
-#   launch/host.sh stop               ends what was started, its children too
-#   launch/host.sh log [LINES|-f]     the end of its log; -f follows
-# --dry-run before the verb prints commands instead of running them.
+#   launch/host.sh install            install uv, Python 3.12 and this package with libtpu into .venv
+#   launch/host.sh exec COMMAND...    run COMMAND with .venv on the PATH and the variables of .env
+#   launch/host.sh start COMMAND...   the same in the background and in a new session: it survives a closed ssh connection
+#   launch/host.sh state [COMMAND...] print none | running | ended CODE | lost (killed, or the machine rebooted); with
+#                                     COMMAND, none if the last run was another command or had another OUT or CARDS, and is over
+#   launch/host.sh stop               end the started command and its children
+#   launch/host.sh log [LINES|-f]     print the end of its log; -f follows
+# --dry-run before the action prints commands instead of running them.
 #
-# Environment: RUN_FOLDER (runs/host: log, process and exit code); .env in the checkout is read if there, for HF_TOKEN and such.
+# Environment: RUN_FOLDER (runs/host: log, process id and exit code). If the checkout has a .env file (HF_TOKEN, ...), it is read.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/slice.sh # act, refuse, note, quoted
@@ -34,7 +34,7 @@ state() { # COMMAND...
 }
 
 start() {
-  [ "$(state)" != running ] || refuse "Something runs here already (see $folder/log). Wait for it, or: launch/host.sh stop"
+  [ "$(state)" != running ] || refuse "A command is already running (log: $folder/log). To stop it: launch/host.sh stop"
   mkdir -p "$folder" && rm -f "$folder/ended"
   named "$@" > "$folder/command"
   prepare
@@ -47,7 +47,7 @@ stop() {
   [ "$(state)" = running ] || return 0
   read -r process _ < "$folder/process"
   kill -TERM -- "-$process"
-  for _ in $(seq 300); do # as long as schedule.grace_seconds, and some: time to save
+  for _ in $(seq 300); do # 150 s: schedule.grace_seconds (120) and a margin, to save
     kill -0 -- "-$process" 2> /dev/null || return 0
     sleep 0.5
   done
@@ -61,16 +61,16 @@ install() {
 }
 
 if [ "${1:-}" = --dry-run ]; then DRY_RUN=1 && shift; fi
-verb=${1:-} && [ $# -eq 0 ] || shift
-case $verb in
-  exec | start) [ $# -gt 0 ] || refuse "$verb needs a command, such as: launch/host.sh $verb launch/zephyr.sh" ;;
+action=${1:-} && [ $# -eq 0 ] || shift
+case $action in
+  exec | start) [ $# -gt 0 ] || refuse "$action needs a command: launch/host.sh $action launch/zephyr.sh" ;;
 esac
-case $verb in
+case $action in
   install) install ;;
   exec) prepare && if [ -n "$DRY_RUN" ]; then quoted "$@"; else exec "$@"; fi ;;
   start) if [ -n "$DRY_RUN" ]; then quoted setsid "$@"; else start "$@"; fi ;;
   state) state "$@" ;;
   stop) act stop ;;
   log) if [ "${1:-}" = -f ]; then act tail -n 50 -f "$folder/log"; else act tail -n "${1:-50}" "$folder/log"; fi ;;
-  *) refuse "'$verb' is nothing that host.sh does. It is one of install, exec, start, state, stop, log." ;;
+  *) refuse "Unknown action '$action'. Expected one of: install exec start state stop log." ;;
 esac

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Submit launch/skypilot.yaml as a managed job: SkyPilot finds a zone, and starts again elsewhere after a preemption.
+# Submit launch/skypilot.yaml as a managed job: SkyPilot chooses a zone, and after a preemption restarts in another one.
 #
-#   launch/skypilot.sh [--dry-run] [--on-demand] [SETTINGS...]     settings go to every stage, as with launch/zephyr.sh
+#   launch/skypilot.sh [--dry-run] [--on-demand] [SETTINGS...]     SETTINGS are passed to every stage, as with launch/zephyr.sh
 #
 # Environment: OUT (gs://bucket/name, required), ACCELERATOR (v5litepod-8), NAME (zephyr), CARDS, HF_TOKEN (passed as a secret)
 set -euo pipefail
@@ -14,11 +14,11 @@ while :; do
   shift
 done
 check_name NAME "${NAME:=zephyr}"
-check_bucket "${OUT:-}" "the next machine goes on from there"
+check_bucket "${OUT:-}" "the next machine resumes from there"
 slice_of "${ACCELERATOR:=v5litepod-8}"
 for word in "$@"; do
   case $word in *[[:space:]\*\?\[]*)
-    refuse "The setting '$word' has a space, *, ? or [, and the remote shell would split it. Put it in a card: CARDS=FOLDER $0" ;;
+    refuse "The setting '$word' has a space, *, ? or [, which the remote shell expands. Put it in a card: CARDS=FOLDER $0" ;;
   esac
 done
 options=(--name "$NAME" --gpus "tpu-$ACCELERATOR" "$spot" --env "OUT=$OUT")

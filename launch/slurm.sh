@@ -6,15 +6,15 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 #SBATCH --signal=B:USR1@180
-# The recipe on SLURM: one process a node, which find each other by SLURM's own variables. Preempted or out of time, the job is
-# queued again and goes on from its newest checkpoint.
+# The Zephyr pipeline on SLURM: one process per node; JAX finds the other nodes by SLURM's variables. After a preemption or at the
+# time limit SLURM requeues the job, and it resumes from its newest checkpoint.
 #
 #   NODES=4 OUT=/shared/runs/zephyr-7b launch/slurm.sh [--dry-run] [sbatch flags... --] [COMMAND...]
 #
-# From a login node it submits itself; what sbatch then runs is the same file. Default command: launch/zephyr.sh.
+# On a login node it submits itself; sbatch then runs the same file. Default command: launch/zephyr.sh.
 #
-# Environment: NODES (1), OUT (a folder that all nodes see, or gs://), CARDS; what else is set goes along, as sbatch does.
-# Partition, account, time limit and accelerators are your site's: --partition=tpu --time=24:00:00 --gres=gpu:8 -- COMMAND
+# Environment: NODES (1), OUT (a folder that all nodes can write to, or gs://), CARDS; sbatch passes all other variables on.
+# Partition, account, time limit and accelerators depend on your site: --partition=tpu --time=24:00:00 --gres=gpu:8 -- COMMAND
 set -euo pipefail
 
 if [ -z "${SLURM_JOB_ID:-}" ]; then # on the login node: submit
@@ -28,20 +28,20 @@ if [ -z "${SLURM_JOB_ID:-}" ]; then # on the login node: submit
   [ $# -gt 0 ] || set -- launch/zephyr.sh
   check_count NODES "${NODES:=1}"
   case ${OUT:-} in
-    '') refuse "OUT is not set. It must be a folder that all nodes see: OUT=/shared/runs/zephyr-7b $0" ;;
-    /tmp/* | /dev/shm/*) refuse "OUT is '$OUT', and each node has its own. It must be a folder that all nodes see, or gs://." ;;
+    '') refuse "OUT is not set. Set it to a folder that all nodes can write to: OUT=/shared/runs/zephyr-7b $0" ;;
+    /tmp/* | /dev/shm/*) refuse "OUT is '$OUT', which is local to each node. Expected a shared folder, or gs://." ;;
   esac
   export OUT
   act sbatch "--nodes=$NODES" "--chdir=$PWD" --export=ALL ${flags[@]+"${flags[@]}"} launch/slurm.sh "$@"
-  [ -z "$DRY_RUN" ] || { note "and in the job:" && quoted srun --kill-on-bad-exit=1 launch/host.sh exec "$@"; }
+  [ -z "$DRY_RUN" ] || { note "in the job:" && quoted srun --kill-on-bad-exit=1 launch/host.sh exec "$@"; }
   exit
 fi
 
-again() { # SLURM says 3 minutes before the time limit; preemption queues the job again by itself
-  echo "slurm.sh: time is nearly over; queued again" >&2
+requeue() { # on SLURM's signal 3 minutes before the time limit; SLURM itself requeues preempted jobs
+  echo "slurm.sh: time limit in 3 minutes, requeued" >&2
   scontrol requeue "$SLURM_JOB_ID"
   wait
 }
-trap again USR1
+trap requeue USR1
 srun --kill-on-bad-exit=1 launch/host.sh exec "$@" &
 wait $!

@@ -1,48 +1,48 @@
 #!/usr/bin/env bash
-# Cloud TPU VMs from your own machine, by gcloud: one slice or several, on demand or spot. Nothing runs here but this file.
+# Cloud TPU VMs from your machine, with gcloud: one slice or several, on demand or spot.
 #
-#   launch/tpu_vm.sh [--dry-run] create [--spot] [--slices N] [-- gcloud flags]   ask for it and wait until it is there
-#   launch/tpu_vm.sh [--dry-run] install             this commit, uv, Python and the package, on every host
-#   launch/tpu_vm.sh [--dry-run] run [COMMAND...]    start it on every host, in the background (default: launch/zephyr.sh)
+#   launch/tpu_vm.sh [--dry-run] create [--spot] [--slices N] [-- gcloud flags]   request the slice and wait until it exists
+#   launch/tpu_vm.sh [--dry-run] install             copy this commit to every host; install uv, Python and the package
+#   launch/tpu_vm.sh [--dry-run] run [COMMAND...]    start the command on every host in the background (default: launch/zephyr.sh)
 #   launch/tpu_vm.sh [--dry-run] auto [--spot] [--slices N] [COMMAND...]   create, install and run; again after every
-#                                                    preemption, until the command has ended well; then delete
-#   launch/tpu_vm.sh [--dry-run] logs [WORKER|all] [-f]    the end of a worker's log (default: worker 0)
-#   launch/tpu_vm.sh [--dry-run] fetch [PART] [FOLDER]     copy $OUT-PART here (default: hf, the exported model)
+#                                                    preemption, until the command succeeds; then delete
+#   launch/tpu_vm.sh [--dry-run] logs [WORKER|all] [-f]    print the end of a worker's log (default: worker 0)
+#   launch/tpu_vm.sh [--dry-run] fetch [PART] [FOLDER]     copy $OUT-PART to this machine (default: hf, the exported model)
 #   launch/tpu_vm.sh [--dry-run] status | stop | delete
 #
 # Environment
-#   NAME, ZONE           of the slice, such as zephyr and us-west4-a
+#   NAME, ZONE           name and zone of the slice, such as zephyr and us-west4-a
 #   PROJECT              Google Cloud project (default: gcloud's)
-#   ACCELERATOR          v5litepod-8, v6e-16, v5p-8, v4-32, ...: needed by create, run and auto
-#   RUNTIME              software version of the VMs (default: by kind of chip)
-#   OUT                  where runs go: gs://bucket/name; with one host and `run`, a local path will do
-#   CARDS, LIBTPU_INIT_ARGS, XLA_FLAGS   passed on to the command when set
+#   ACCELERATOR          Google Cloud accelerator type: v5litepod-8, v6e-16, v5p-8, v4-32, ...; required by create, run and auto
+#   RUNTIME              software version of the VMs (default: by chip)
+#   OUT                  prefix of the outputs: gs://bucket/name; a local path works with one host and `run`
+#   CARDS, LIBTPU_INIT_ARGS, XLA_FLAGS   passed to the command if set
 #   ENV_FILE             file of NAME=VALUE lines (HF_TOKEN, WANDB_API_KEY) that install copies to every host
-#   GIT                  clone from this address instead of copying this checkout's commit
-#   SPOT, SLICES         as the options
-#   QUEUE=no             ask for the VMs at once, not by a queued resource; an error where there is no room
-#   NODE                 slice whose worker logs are shown (default 0)
-#   POLL, RETRIES        seconds between looks (60); failures without a preemption that auto tries again (3)
+#   GIT                  clone from this address instead of copying the commit of this checkout
+#   SPOT, SLICES         same as the options
+#   QUEUE=no             create the VMs directly instead of with a queued resource; an error if capacity is missing
+#   NODE                 slice whose worker logs are printed (default 0)
+#   POLL, RETRIES        seconds between polls (60); maximum number of retries of auto after failures without a preemption (3)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/slice.sh
 
-VERBS="create install run auto logs fetch status stop delete"
-verb='' SPOT=${SPOT:-} SLICES=${SLICES:-1} QUEUE=${QUEUE:-yes} POLL=${POLL:-60} RETRIES=${RETRIES:-3} OUT=${OUT:-}
+ACTIONS="create install run auto logs fetch status stop delete"
+action='' SPOT=${SPOT:-} SLICES=${SLICES:-1} QUEUE=${QUEUE:-yes} POLL=${POLL:-60} RETRIES=${RETRIES:-3} OUT=${OUT:-}
 while [ $# -gt 0 ]; do
   case $1 in
     --dry-run) DRY_RUN=1 ;;
     --spot) SPOT=1 ;;
     --slices) SLICES=${2:-} && { [ $# -eq 1 ] || shift; } ;;
     --) shift && break ;;
-    -*) [ "$verb" = logs ] && break; refuse "'$1' is no option here. There are --dry-run, --spot and --slices N." ;;
-    *) if [ -z "$verb" ]; then verb=$1; else break; fi ;;
+    -*) [ "$action" = logs ] && break; refuse "Unknown option '$1'. Expected --dry-run, --spot or --slices N." ;;
+    *) if [ -z "$action" ]; then action=$1; else break; fi ;;
   esac
   shift
 done
-case " $VERBS " in *" ${verb:-none} "*) ;; *) refuse "'$verb' is nothing that tpu_vm.sh does. It is one of: $VERBS." ;; esac
+case " $ACTIONS " in *" ${action:-none} "*) ;; *) refuse "Unknown action '$action'. Expected one of: $ACTIONS." ;; esac
 check_name NAME "${NAME:-}"
-[ -n "${ZONE:-}" ] || refuse "ZONE is not set. It must be a zone that has your chips, such as ZONE=us-west4-a $0 $verb"
+[ -n "${ZONE:-}" ] || refuse "ZONE is not set. Set it to a zone that has your chips: ZONE=us-west4-a $0 $action"
 check_count SLICES "$SLICES" && check_count RETRIES "$RETRIES"
 [ "$QUEUE" != no ] || [ "$SLICES" = 1 ] || refuse "SLICES is $SLICES and QUEUE=no. Several slices need a queued resource."
 
@@ -53,22 +53,22 @@ else
   group=(gcloud compute tpus queued-resources) first=(--node=0 --worker=0) every=(--node=all --worker=all)
   force=(--force) format='value(state.state)'
 fi
-on() { # COMMAND WORKERS...: by ssh
+on() { # COMMAND WORKERS...: run it by ssh
   local command=$1 && shift
   act "${group[@]}" ssh "$NAME" "${where[@]}" "$@" "--command=$command"
 }
 
-case $verb in create | run | auto)
-  [ -n "${ACCELERATOR:-}" ] || refuse "ACCELERATOR is not set. It says which slice, such as ACCELERATOR=v5litepod-8 $0 $verb"
+case $action in create | run | auto)
+  [ -n "${ACCELERATOR:-}" ] || refuse "ACCELERATOR is not set. Set the accelerator type: ACCELERATOR=v5litepod-8 $0 $action"
   asked=${RUNTIME:-} && slice_of "$ACCELERATOR" && RUNTIME=${asked:-$RUNTIME} ;;
 esac
-case $verb in run | auto)
+case $action in run | auto)
   [ $# -gt 0 ] || set -- launch/zephyr.sh
   case $1 in *zephyr.sh)
-    [ "$verb" != auto ] || check_bucket "$OUT" "a preempted VM takes its disk with it"
+    [ "$action" != auto ] || check_bucket "$OUT" "a preempted VM loses its disk"
     [ $((HOSTS * SLICES)) = 1 ] || check_bucket "$OUT" "$ACCELERATOR times $SLICES is $((HOSTS * SLICES)) hosts" ;;
   esac
-  settings=("TPU_CHIP=$KIND" "JAX_PLATFORMS=tpu,cpu") # no TPU is an error then, not a slow run on the CPU
+  settings=("TPU_CHIP=$KIND" "JAX_PLATFORMS=tpu,cpu") # without a TPU: an error instead of a slow run on the CPU
   for name in OUT CARDS LIBTPU_INIT_ARGS XLA_FLAGS; do [ -z "${!name:-}" ] || settings+=("$name=${!name}"); done
   command="cd zephyr-jax && $(quoted env "${settings[@]}" launch/host.sh start "$@")"
   ask="cd zephyr-jax/launch 2> /dev/null && cd .. && $(quoted env "${settings[@]}" launch/host.sh state "$@") || echo none" ;;
@@ -85,7 +85,7 @@ create() { # gcloud flags...
   fi
 }
 
-look() { # sets state: gcloud's word, NONE, or UNKNOWN where gcloud could not say
+read_slice_state() { # sets state: gcloud's value, NONE (not found), or UNKNOWN (gcloud failed)
   if [ -n "$DRY_RUN" ]; then act "${group[@]}" describe "$NAME" "${where[@]}" "--format=$format" && state=ACTIVE && return; fi
   if ! state=$("${group[@]}" describe "$NAME" "${where[@]}" "--format=$format" 2>&1); then
     case $state in *NOT_FOUND* | *"not found"*) state=NONE ;; *) note "$state" && state=UNKNOWN ;; esac
@@ -98,7 +98,7 @@ install() {
     unpack="rm -rf zephyr-jax && $(quoted git clone --quiet "$GIT" zephyr-jax)"
     unpack+=" && git -C zephyr-jax checkout --quiet $(git rev-parse HEAD)"
   else
-    [ -z "$(git status --porcelain)" ] || note "what is not committed is not copied; the hosts get $(git rev-parse --short HEAD)"
+    [ -z "$(git status --porcelain)" ] || note "uncommitted changes are not copied; the hosts get $(git rev-parse --short HEAD)"
     act git archive --format=tar.gz "--output=${TMPDIR:-/tmp}/$archive" HEAD || return
     act "${group[@]}" scp "${TMPDIR:-/tmp}/$archive" "$NAME:" "${where[@]}" "${every[@]}" || return
     unpack="mkdir -p zephyr-jax && tar -xzf $archive -C zephyr-jax"
@@ -110,17 +110,17 @@ install() {
 delete() { act "${group[@]}" delete "$NAME" "${where[@]}" ${force[@]+"${force[@]}"} --quiet; }
 stop() { on "zephyr-jax/launch/host.sh stop" "${every[@]}"; }
 
-look_at_command() { # sets progress: as host.sh state, or unreachable
+read_command_state() { # sets progress: output of host.sh state, or unreachable
   if [ -n "$DRY_RUN" ]; then on "$ask" "${first[@]}" && progress="ended 0" && return; fi
   progress=$(on "$ask" "${first[@]}" 2> /dev/null | tail -n 1) || progress=unreachable
 }
 
-auto() { # knows nothing but the count of failures: killed and started again, it goes on
+auto() { # its only state is the number of failures: if it is killed, start it again
   local failures=0 before=''
   if [ -n "$DRY_RUN" ]; then create && install && stop && on "$command" "${every[@]}"; fi
   while true; do
-    look && progress=''
-    case $state in ACTIVE | READY) look_at_command ;; esac
+    read_slice_state && progress=''
+    case $state in ACTIVE | READY) read_command_state ;; esac
     [ "$before" = "$state $progress" ] || note "slice $state${progress:+, command $progress}"
     before="$state $progress"
     case $state,$progress in
@@ -129,20 +129,20 @@ auto() { # knows nothing but the count of failures: killed and started again, it
       *,"ended 0") delete && note "done; the runs are at $OUT-*" && return ;;
       *,none) { install && stop && on "$command" "${every[@]}"; } || failures=$((failures + 1)) ;;
       *,ended* | *,lost) failures=$((failures + 1))
-        [ "$failures" -gt "$RETRIES" ] || { stop && on "$command" "${every[@]}"; } || note "trying again" ;;
+        [ "$failures" -gt "$RETRIES" ] || { stop && on "$command" "${every[@]}"; } || note "retrying" ;;
     esac
     if [ "$failures" -gt "$RETRIES" ]; then
-      note "the command failed $failures times without a preemption. Read why: $0 logs. The slice still costs: $0 delete"
+      note "the command failed $failures times without a preemption. Logs: $0 logs. To stop paying for the slice: $0 delete"
       exit 1
     fi
     sleep "$POLL"
   done
 }
 
-case $verb in
+case $action in
   create)
     create "$@"
-    while look && case $state in ACTIVE | READY) false ;; FAILED | SUSPENDED | PREEMPTED | NONE) refuse \
+    while read_slice_state && case $state in ACTIVE | READY) false ;; FAILED | SUSPENDED | PREEMPTED | NONE) refuse \
       "The slice is $state. Try another zone or --spot, after: $0 delete" ;; esac; do note "$state" && sleep "$POLL"; done ;;
   install) install ;;
   run) on "$command" "${every[@]}" ;;
@@ -155,7 +155,7 @@ case $verb in
     on "zephyr-jax/launch/host.sh log$follow" ${node_flag+"$node_flag"} "--worker=$worker" ;;
   fetch)
     case $OUT in
-      '') refuse "OUT is not set. It must say where the runs are, as it did for run: OUT=gs://my-bucket/zephyr-7b $0 fetch" ;;
+      '') refuse "OUT is not set. Set it to the same value as for run: OUT=gs://my-bucket/zephyr-7b $0 fetch" ;;
       gs://*) act gcloud storage cp --recursive "$OUT-${1:-hf}" "${2:-.}" ;;
       *) act "${group[@]}" scp --recurse "$NAME:zephyr-jax/$OUT-${1:-hf}" "${2:-.}" "${where[@]}" "${first[@]}" ;;
     esac ;;

@@ -1,4 +1,4 @@
-"""The language of the package: no banned words in names, strings, docstrings and comments, and no class name twice."""
+"""The language of the package, READMEs, cards and launchers: no banned words, and no class name twice."""
 
 import ast
 import io
@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "zephyr_jax"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "zephyr_jax"
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "launch" / "README.md",
+    *ROOT.glob("benchmarks/[!A-Z]*.md"),
+    ROOT / "benchmarks" / "README.md",
+]
+SCRIPTS = [*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("launch/*.sh"), *ROOT.glob("launch/*.yaml")]
+"""Cards and launchers; their comments are checked."""
 PHRASES = re.compile(
     r"\b(anew|aside|so many|so much|whoever|nobody|somebody|told|tells?|said|says?|(?:is|are) (?-i:none|no)|in words|for people|"
     r"of (?:ours|its own|their own)|what it (?:is|was)|sick|sickness|spelt|there and back|by hand|verbs?)\b",
@@ -55,6 +64,18 @@ def test_no_banned_words(path: Path) -> None:
     assert not [*text_violations(source), *name_violations(source)]
 
 
+def page_violations(text: str, *, comments_only: bool) -> list[str]:
+    """Banned phrases of a page, also across line breaks; `comments_only`: of its comments with `#`."""
+    if comments_only:
+        text = "\n".join(re.findall(r"(?:^|\s)#+ ?(.*)", text))
+    return [match.group() for match in PHRASES.finditer(" ".join(text.split()))]
+
+
+@pytest.mark.parametrize("path", sorted(PAGES + SCRIPTS), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_banned_words_in_pages_and_scripts(path: Path) -> None:
+    assert not page_violations(path.read_text(), comments_only=path in SCRIPTS)
+
+
 def test_the_rules_find_what_they_ban() -> None:
     """Both checks report a banned phrase and a banned name, and pass plain sentences."""
     assert list(text_violations('"""Computed anew."""\nx = f"row {x} set aside"  # is no file\n')) == [
@@ -63,6 +84,8 @@ def test_the_rules_find_what_they_ban() -> None:
         "2: `is no`",
     ]
     assert list(name_violations("def _told(rows): pass\nfor each in rows: pass\n")) == ["1: `_told`", "2: `each`"]
+    assert page_violations("A row is\nnone, set aside.", comments_only=False) == ["is none", "aside"]
+    assert page_violations("said=1  # set\n# aside\n", comments_only=True) == ["aside"]
     assert not [
         *text_violations('"""Say nothing: `essay`."""'.replace("Say", "Print")),
         *name_violations("essays = 1\n"),

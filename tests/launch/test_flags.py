@@ -68,7 +68,7 @@ def test_an_unknown_kind_sets_nothing_and_says_so() -> None:
     for words in (("v9",), ("",)):
         said = flags(*words)
         assert said.stdout == ""
-        assert "Name it: TPU_CHIP=v5e" in said.stderr
+        assert "Set TPU_CHIP=v5e" in said.stderr
 
 
 def compile_step(topology: str, arguments: str) -> subprocess.CompletedProcess[str]:

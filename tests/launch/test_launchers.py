@@ -146,22 +146,22 @@ SKY, SLURM = {"OUT": "gs://bucket/zephyr"}, {"OUT": "/shared/zephyr"}
 @pytest.mark.parametrize(
     ("script", "words", "settings", "complaint"),
     [
-        ("gke.sh", ["aply"], JOB, "'aply' is nothing that gke.sh does. It is one of: apply status logs delete"),
-        ("gke.sh", ["--spot", "apply"], JOB, "'--spot' is no option here"),
+        ("gke.sh", ["aply"], JOB, "Unknown action 'aply'. Expected one of: apply status logs delete"),
+        ("gke.sh", ["--spot", "apply"], JOB, "Unknown option '--spot'"),
         ("gke.sh", ["apply"], {**JOB, "IMAGE": ""}, "IMAGE is not set"),
         ("gke.sh", ["apply"], {**JOB, "ACCELERATOR": ""}, "ACCELERATOR is not set"),
         ("gke.sh", ["apply"], {**JOB, "ACCELERATOR": "a100"}, "ACCELERATOR is 'a100'"),
-        ("gke.sh", ["apply"], {**JOB, "OUT": "/data"}, "since pods have no disk that outlives them"),
+        ("gke.sh", ["apply"], {**JOB, "OUT": "/data"}, "since pods have no persistent disk"),
         ("gke.sh", ["apply"], {**JOB, "SLICES": "0"}, "SLICES is '0'"),
-        ("gke.sh", ["apply", "a\nb"], JOB, "holds a line break or tab"),
+        ("gke.sh", ["apply", "a\nb"], JOB, "contains a line break or tab"),
         ("gke.sh", ["delete"], {"NAME": "9x"}, "NAME is '9x'"),
         ("skypilot.sh", [], {}, "OUT is ''"),
         ("skypilot.sh", ["--run.name", "two words"], SKY, "The setting 'two words' has a space"),
         ("skypilot.sh", [], {**SKY, "ACCELERATOR": "tpu-v6e-8"}, "ACCELERATOR is 'tpu-v6e-8'"),
-        ("slurm.sh", [], {}, "OUT is not set. It must be a folder that all nodes see"),
-        ("slurm.sh", [], {"OUT": "/tmp/z"}, "each node has its own"),
+        ("slurm.sh", [], {}, "OUT is not set. Set it to a folder that all nodes can write to"),
+        ("slurm.sh", [], {"OUT": "/tmp/z"}, "which is local to each node"),
         ("slurm.sh", [], {**SLURM, "NODES": "x"}, "NODES is 'x'"),
-        ("host.sh", ["strat"], {}, "'strat' is nothing that host.sh does"),
+        ("host.sh", ["strat"], {}, "Unknown action 'strat'"),
         ("host.sh", ["start"], {}, "start needs a command"),
     ],
 )
@@ -252,7 +252,7 @@ def test_a_host_runs_a_command_in_the_background(desk: Desk, tmp_path: Path) -> 
     assert until(desk, "running", **run) == "running"
     again = desk.run("host.sh", "start", "sleep", "60", **run)
     assert again.returncode == 2
-    assert "Something runs here already" in again.stderr
+    assert "A command is already running" in again.stderr
     desk.run("host.sh", "stop", **run)
     assert until(desk, "lost", **run) == "lost"
     assert desk.run("host.sh", "stop", **run).returncode == 0
