@@ -36,7 +36,7 @@ from zephyr_jax.train.state import (
     initial_state,
     state_shardings,
 )
-from zephyr_jax.train.step import Step, make_step
+from zephyr_jax.train.step import TrainStep, make_step
 from zephyr_jax.train.throughput import flops_per_token
 
 
@@ -138,7 +138,7 @@ def _make_hooks(
 def _make_loop(
     config: SftConfig,
     run: Run,
-    step: Step,
+    step: TrainStep,
     evaluate: Evaluate | None,
     hooks: CheckpointHooks,
     should_stop: Callable[[int], bool],

@@ -21,7 +21,7 @@ from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.train.anomalies import StepFlags, StepLimits, detect
 from zephyr_jax.train.state import TrainState, merge
 
-type Step = Any
+type TrainStep = Any
 """A jitted (state, batch, limits) -> (next state, metrics, flags)."""
 
 
@@ -32,7 +32,7 @@ def make_step(
     shardings: TrainState,
     anomaly: AnomalyOptions,
     grad_dtype: str = "float32",
-) -> Step:
+) -> TrainStep:
     """A jitted training step. The state is donated: its buffers become those of the next state.
 
     Args:
