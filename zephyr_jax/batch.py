@@ -12,6 +12,9 @@ import numpy as np
 
 type Array = Any
 
+type Axes = tuple[str | None, ...]
+"""Logical axis of each dimension of an array, such as ("batch", "length", "model"); None: not sharded."""
+
 
 class Batch(Protocol):
     """Packed rows with what a method needs of each example: a NamedTuple of arrays, filled by field name (`make_batch`).

@@ -10,7 +10,7 @@ from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
 from zephyr_jax import log, startup
-from zephyr_jax.commands import COMMANDS
+from zephyr_jax.commands import COMMANDS, plan_type
 from zephyr_jax.config.inherited import unused
 from zephyr_jax.errors import InputError, Stopped, TrainingError, did_you_mean, join_items, terminal_text
 
@@ -74,7 +74,8 @@ def _run(words: list[str]) -> None:
     level, options = _take_option("--log_level", options)
     log.configure(_log_level(level))
     command = COMMANDS[name]
-    config: Any = parse(command.config_type(), name, options)
+    kind = plan_type(_take_option("--step", options)[0]) if name == "plan" else command.config_type()
+    config: Any = parse(kind, name, options)
     if command.cpu_only:
         os.environ["JAX_PLATFORMS"] = "cpu"
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")

@@ -95,3 +95,13 @@ COMMANDS = {
     "lineage": Command("the stages that made a run or an export", "models:LineageConfig", ".export.lineage"),
     "demo": Command("the paper's experiment in small, on this machine's CPU", "inspect:DemoConfig", ".demo.demo"),
 }
+
+
+def plan_type(step: str | None) -> type:
+    """The settings of `plan --step STEP`: those of `plan`, with the sections of the training method of that name."""
+    kind = COMMANDS["plan"].config_type()
+    method = COMMANDS.get(step or "")
+    if method is None or method.module != COMMANDS["sft"].module or issubclass(kind, method.config_type()):
+        return kind
+    combined = type(kind.__name__, (kind, method.config_type()), {"__doc__": kind.__doc__})
+    return dataclass(frozen=True)(combined)

@@ -123,6 +123,22 @@ def test_rows_hold_the_inherited_length(make_run: MakeRun) -> None:
     assert found.data.row_length == found.data.max_length == 5000
 
 
+@pytest.mark.parametrize(
+    ("run", "given", "prompt"),
+    [
+        ({"max_length": 600, "max_prompt_length": 512}, {}, 512),
+        ({"max_length": 600, "max_prompt_length": 400}, {"max_length": 300}, 150),
+        ({"max_length": 600, "max_prompt_length": 400}, {"max_length": 300, "max_prompt_length": 299}, 299),
+    ],
+)
+def test_an_inherited_prompt_length_stays_unless_it_leaves_no_answer(
+    make_run: MakeRun, run: dict[str, int], given: dict[str, int], prompt: int
+) -> None:
+    """Law: pairs are truncated as the run truncated them, so that its reference table fits the evaluation."""
+    found = resolve("evaluate", make_run("dpo", **run), ModelOptions(), DataOptions(**given))
+    assert found.data.max_prompt_length == prompt
+
+
 def test_an_export_hands_on_what_its_run_had(make_run: MakeRun, tmp_path: Path) -> None:
     """Law: the run's settings are found behind an export's record."""
     source = make_run()

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.conftest import write_rows
-from tests.methods.kto import KTO, LABELED, KtoConfig, LabeledBatch
+from tests.methods.kto import KTO, LABELED, KtoConfig, KtoOptions, LabeledBatch
 from tests.methods.small import sft_config
 from tests.train.test_resume import Killed, curve, equal, kill_after
 from zephyr_jax.checkpoint.inheritance import open_tokenizer
@@ -31,7 +31,8 @@ from zephyr_jax.export.model_card import model_card
 from zephyr_jax.methods.registry import METHODS, method_of
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.sharding import ShardingRules
-from zephyr_jax.plan import plan
+from zephyr_jax.plan import search
+from zephyr_jax.plan.plan import lower, planned_method, planned_shape
 from zephyr_jax.train_command import train
 
 
@@ -177,18 +178,25 @@ def test_its_steps_are_debugged(run: Path, rows: Path, tmp_path: Path, capsys: p
     assert ids[0][0] in shown and "desirable reward" in shown
 
 
-def test_its_step_is_planned(registered: None, tiny_model: Path) -> None:
-    """The batch has the method's columns, so the real step is traced and lowered without data."""
-    config = PlanConfig(step="kto")
-    config = replace(
-        config,
-        model=replace(config.model, path=str(tiny_model)),
-        data=replace(config.data, row_length=128, max_length=64),
-        batch=replace(config.batch, rows=8),
-    )
+def test_its_step_is_planned(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`plan --step kto` takes the card with the method's section; the batch has the method's columns, so that the real step is
+    traced and lowered without data."""
+    planned: list[PlanConfig] = []
+    monkeypatch.setattr(search, "plan", planned.append)
+    monkeypatch.setattr(search, "table", lambda result: "a table")
+    main(["plan", "--config", str(run.parent / "card.yaml"), "--step", "kto", "--kto.beta", "0.7"])
+    [config] = planned
+    assert KTO.options_of(config) == KtoOptions(beta=0.7) and planned_method(config) is KTO
     rules = ShardingRules(make_mesh(config.mesh))
-    model = abstract_of(plan.planned_shape(config), config.model, rules)
-    assert plan.lower(config, model, rules, 8) is not None
+    model = abstract_of(planned_shape(config), config.model, rules)
+    assert lower(config, model, rules, 8) is not None
+
+
+def test_a_plan_of_another_step_refuses_its_section(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", "--config", str(run.parent / "card.yaml")])
+    assert stopped.value.code == 2
+    assert "`kto` is not a setting" in capsys.readouterr().err
 
 
 def test_its_missing_table_is_named_with_its_own_command(

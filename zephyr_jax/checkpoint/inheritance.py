@@ -22,7 +22,7 @@ from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.provenance import Record, chain
 from zephyr_jax.checkpoint.resolve import ModelSource, OpenedModel, check_vocabulary
 from zephyr_jax.config.models import EvaluateConfig
-from zephyr_jax.config.sections import DataOptions, ForwardOptions, is_unset, settled, unset
+from zephyr_jax.config.sections import DataOptions, ForwardOptions, is_unset, settled
 from zephyr_jax.config.training import SftConfig
 from zephyr_jax.config.validation import validate
 from zephyr_jax.errors import InputError
@@ -198,9 +198,10 @@ def properties() -> list[Property]:
 
 def _fit_lengths(data: DataOptions, unset_prompt: bool) -> DataOptions:
     """Data settings whose unset row and prompt lengths fit the inherited `max_length`."""
-    prompt = min(data.max_prompt_length, max(1, data.max_length // 2)) if unset_prompt else data.max_prompt_length
-    row = unset(max(int(data.row_length), data.max_length)) if is_unset(data.row_length) else data.row_length
-    return replace(data, max_prompt_length=prompt, row_length=row)
+    prompt = data.max_prompt_length
+    if unset_prompt and prompt >= data.max_length:
+        prompt = max(1, data.max_length // 2)
+    return replace(data, max_prompt_length=prompt).fitted(1)
 
 
 def _day(given: str | None, saved: Mapping[str, Any], inherited: Mapping[str, Any]) -> date | None:

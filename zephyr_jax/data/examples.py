@@ -18,7 +18,7 @@ from datasets import Dataset, Features, List, Value
 
 from zephyr_jax.chat.message import OverLengthRow, SkippedRow
 from zephyr_jax.chat.tokenizer import ChatTokenizer, Segment
-from zephyr_jax.config.sections import DataOptions, is_unset
+from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.data.filter_stats import FilterStats, filter_stats
 from zephyr_jax.data.row_formats import find_format
 from zephyr_jax.data.rows import COLUMNS, unused_columns
@@ -157,13 +157,6 @@ def _described(examples: Examples, rows: Rows, kind: ExampleKind) -> Examples:
     unused = unused_columns(rows.fields, used)
     notes = (*rows.notes, f"unused columns: {join_items(unused)}") if unused else rows.notes
     return replace(examples, formats=tuple(known.name for known in used), notes=notes)
-
-
-def fit_row_length(data: DataOptions, segments_per_example: int) -> DataOptions:
-    """For commands whose numbers do not depend on packing: raise a row length that nothing has set to the longest example."""
-    unset = is_unset(data.row_length) or data.row_length == DataOptions().row_length
-    longest = segments_per_example * data.max_length
-    return replace(data, row_length=max(data.row_length, longest)) if unset else data
 
 
 def examples_of(segments: Sequence[Segment]) -> Examples:

@@ -12,15 +12,16 @@ import numpy as np
 from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.config.training_sections import BatchOptions
 
-type Row = tuple[int, ...]
-type Step = tuple[Row, ...]
+type PackedRow = tuple[int, ...]
+"""Indices of the examples that share a row."""
+type PackedStep = tuple[PackedRow, ...]
 
 
 @dataclass(frozen=True)
 class PackingPlan:
     """Steps of a whole run (or one pass of evaluation). A step is rows; a row is example indices, left to right."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[PackedStep, ...]
     row_length: int
     microbatches: int
     """Microbatches of the largest step; smaller steps are padded with empty rows."""
@@ -63,7 +64,7 @@ def plan_training(
     With `batch.rows` every step has that many rows, with `batch.examples` that many examples; the last step of an epoch may
     have fewer.
     """
-    steps: list[Step] = []
+    steps: list[PackedStep] = []
     for epoch in range(epochs):
         if max_steps is not None and len(steps) >= max_steps:
             break
@@ -77,18 +78,20 @@ def plan_evaluation(lengths: np.ndarray, data: DataOptions, microbatch_rows: int
     return _plan(_chunks(rows, microbatch_rows), data.row_length, microbatch_rows)
 
 
-def _epoch_steps(rng: np.random.Generator, lengths: np.ndarray, data: DataOptions, batch: BatchOptions) -> list[Step]:
+def _epoch_steps(
+    rng: np.random.Generator, lengths: np.ndarray, data: DataOptions, batch: BatchOptions
+) -> list[PackedStep]:
     order = rng.permutation(len(lengths))
     if batch.examples is not None:
         return [tuple(_pack(group, lengths, data)) for group in _cut(order, batch.examples)]
-    rows: list[Row] = []
+    rows: list[PackedRow] = []
     for window in _cut(order, data.packing_window):
         packed = _pack(window, lengths, data)
         rows += [packed[index] for index in rng.permutation(len(packed))]
     return _chunks(rows, batch.rows or len(rows))
 
 
-def _pack(group: np.ndarray, lengths: np.ndarray, data: DataOptions) -> list[Row]:
+def _pack(group: np.ndarray, lengths: np.ndarray, data: DataOptions) -> list[PackedRow]:
     if not data.packing:
         return [(int(index),) for index in group]
     return [tuple(int(group[at]) for at in sorted(row)) for row in best_fit(lengths[group], data.row_length)]
@@ -98,11 +101,11 @@ def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def _chunks(rows: list[Row], size: int) -> list[Step]:
+def _chunks(rows: list[PackedRow], size: int) -> list[PackedStep]:
     return [tuple(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
-def _plan(steps: list[Step], row_length: int, microbatch_rows: int) -> PackingPlan:
+def _plan(steps: list[PackedStep], row_length: int, microbatch_rows: int) -> PackingPlan:
     most_rows = max(len(step) for step in steps)
     most_examples = max(len(row) for step in steps for row in step)
     return PackingPlan(tuple(steps), row_length, -(-most_rows // microbatch_rows), microbatch_rows, most_examples)

@@ -11,6 +11,7 @@ from zephyr_jax.chat.message import Message, SkippedRow, text_message
 from zephyr_jax.chat.message_formats import is_transcript, parse_messages, parse_transcript
 
 type Row = Mapping[str, Any]
+"""Column -> value, as a file of rows has them."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from zephyr_jax.checkpoint.resolve import ModelSource, open_model
 from zephyr_jax.config.models import EvaluateConfig
 from zephyr_jax.config.training import SftConfig
 from zephyr_jax.config.yaml_file import from_dict
-from zephyr_jax.data.examples import Examples, fit_row_length, load_examples
+from zephyr_jax.data.examples import Examples, load_examples
 from zephyr_jax.data.loader import BatchSource, iterate
 from zephyr_jax.data.pack import plan_evaluation
 from zephyr_jax.data.splits import check_positions
@@ -51,7 +51,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
             f"{config.data.path} holds {method.examples.name.lower()}, which are not compared with a reference. Drop `reference` "
             "and `reference_model`, or evaluate on rows of a method that has a reference."
         )
-    data = fit_row_length(config.data, method.examples.segments_per_example)
+    data = config.data.fitted(method.examples.segments_per_example)
     examples = load_examples(method.examples, data, tokenizer, data.path, data.split)
     log_summary(examples, data.path, data.max_skipped_fraction)
     check_positions(examples, data.path, source.model_config.max_positions, source.asked)

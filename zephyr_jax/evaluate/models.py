@@ -3,15 +3,13 @@
 import json
 import os
 from collections.abc import Callable
-from typing import Any
 
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.clients.open import LocalOptions, ModelOpener
 from zephyr_jax.config.benchmarks import AlpacaEvalConfig, MtBenchConfig
+from zephyr_jax.data.row_formats import Row
 from zephyr_jax.errors import InputError, truncate_repr
 from zephyr_jax.storage.files import Path, check_regular, open_path
-
-type Row = dict[str, Any]
 
 
 def model_opener(

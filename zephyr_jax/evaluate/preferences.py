@@ -10,7 +10,7 @@ from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
 from zephyr_jax.checkpoint.inheritance import resolve_settings
 from zephyr_jax.checkpoint.resolve import open_model
 from zephyr_jax.config.models import PreferencesConfig
-from zephyr_jax.data.examples import Examples, fit_row_length, load_examples
+from zephyr_jax.data.examples import Examples, load_examples
 from zephyr_jax.data.segments import PREFERENCE
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.data.splits import check_positions
@@ -65,7 +65,7 @@ def preferences(config: PreferencesConfig) -> PreferenceResult:
     source = opened.source
     tables = recorded_template_dates(config.reference)
     config, opened, tokenizer = resolve_settings("evaluate preferences", config, opened, tables=tables)
-    data = fit_row_length(config.data, PREFERENCE.segments_per_example)
+    data = config.data.fitted(PREFERENCE.segments_per_example)
     examples = load_examples(PREFERENCE, data, tokenizer, data.path, data.split)
     log_summary(examples, data.path, data.max_skipped_fraction)
     check_positions(examples, data.path, source.model_config.max_positions, source.asked)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from zephyr_jax.clients.base import ChatModel, ChatRequest, ChatResponse, Progress, progress_after
 from zephyr_jax.config.feedback import AnswersConfig
+from zephyr_jax.data.row_formats import Row
 from zephyr_jax.feedback.principles import check_principles, sample_principle
 from zephyr_jax.feedback.seed_prompts import SeedPrompt, read_seed_prompts
-from zephyr_jax.feedback.session import Estimate, Row, Session, estimate_requests
+from zephyr_jax.feedback.session import Estimate, Session, estimate_requests
 from zephyr_jax.progress import progress_bar
 from zephyr_jax.seeded_random import draw, shuffled
 

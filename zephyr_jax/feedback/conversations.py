@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from zephyr_jax.chat.message import Message
 from zephyr_jax.clients.base import ChatModel, ChatRequest, ChatResponse, Progress, no_progress, progress_after
 from zephyr_jax.config.feedback import ConversationsConfig
+from zephyr_jax.data.row_formats import Row
 from zephyr_jax.feedback.seed_prompts import SeedPrompt, read_seed_prompts
-from zephyr_jax.feedback.session import Estimate, Row, Session, count_reasons, estimate_requests
+from zephyr_jax.feedback.session import Estimate, Session, count_reasons, estimate_requests
 from zephyr_jax.progress import progress_bar
 from zephyr_jax.seeded_random import draw
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from zephyr_jax.chat.message import Message
 from zephyr_jax.clients.base import ChatRequest
 from zephyr_jax.config.feedback import RateConfig
+from zephyr_jax.data.row_formats import Row
 from zephyr_jax.feedback.aspects import ASPECTS, OVERALL, Aspect
 from zephyr_jax.feedback.judgment import BadJudgment, Rating, parse_ratings
 from zephyr_jax.feedback.sanitize import sanitize
-from zephyr_jax.feedback.session import Row
 from zephyr_jax.seeded_random import draw, shuffled
 
 _SYSTEM = (

@@ -7,12 +7,13 @@ from itertools import batched
 
 from zephyr_jax.clients.base import ChatModel, ChatResponse, Progress, progress_after
 from zephyr_jax.config.feedback import RateConfig
+from zephyr_jax.data.row_formats import Row
 from zephyr_jax.data.row_reader import Columns
 from zephyr_jax.data.sources import read_rows
 from zephyr_jax.errors import InputError, join_items, truncate_repr
 from zephyr_jax.feedback.judge_prompt import NUM_ASPECTS, RatingPrompt, rated_row, rating_prompts
 from zephyr_jax.feedback.judgment import BadJudgment, Rating
-from zephyr_jax.feedback.session import Estimate, Row, Session, estimate_requests
+from zephyr_jax.feedback.session import Estimate, Session, estimate_requests
 from zephyr_jax.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def main(config: RateConfig, command: str = "") -> str:
 def _read_rows(config: RateConfig) -> tuple[list[Row], list[Row]]:
     """Rows with answers, and rejected rows. Raises InputError where columns are missing."""
     columns = Columns()
-    rows = [row.content for row in read_rows(config.data, config.split, limit=config.limit, columns=columns)]
+    rows: list[Row] = [row.content for row in read_rows(config.data, config.split, limit=config.limit, columns=columns)]
     if missing := [name for name in ("instruction", "completions") if name not in columns.fields]:
         raise InputError(
             f"{config.data}: expected the columns instruction and completions, got {join_items(sorted(columns.fields))}; "

@@ -2,15 +2,15 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
-from typing import Any
 
 from zephyr_jax.clients.base import ChatModel, ChatRequest
 from zephyr_jax.clients.open import LocalOptions, ModelOpener
 from zephyr_jax.config.feedback import FeedbackConfig
 from zephyr_jax.config.sections import ForwardOptions
+from zephyr_jax.data.row_formats import Row
 from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.feedback.sanitize import sanitize
 from zephyr_jax.prepare.raw import REJECTED_FILE
@@ -18,8 +18,6 @@ from zephyr_jax.storage.files import create_folder, write_jsonl
 
 _BYTES_PER_TOKEN = 4  # of English text, about
 _MAX_REASON_CHARS = 160
-
-type Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class Session:
         )
         self.models = ModelOpener(command, self.folder, config.endpoint, local, temperature)
 
-    def write_rows(self, rows: list[Row], rejected: list[Row]) -> str:
+    def write_rows(self, rows: Sequence[Row], rejected: Sequence[Row]) -> str:
         """Write train.jsonl and rejected.jsonl.
 
         Returns:

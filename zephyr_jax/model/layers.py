@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from zephyr_jax.batch import Axes
 from zephyr_jax.model.config import Activation, ModelConfig
 from zephyr_jax.model.linear import linear
 
-type Axes = tuple[str | None, ...]
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "gelu": partial(jax.nn.gelu, approximate=False),

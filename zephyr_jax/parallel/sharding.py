@@ -12,6 +12,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from zephyr_jax.batch import Axes
 from zephyr_jax.config.sections import MeshOptions
 from zephyr_jax.errors import InputError
 from zephyr_jax.parallel.compile_cache import enable_compile_cache
@@ -20,8 +21,6 @@ from zephyr_jax.parallel.hosts import join_cluster, require_joined
 from zephyr_jax.parallel.mesh import emulate_devices, make_mesh
 
 logger = logging.getLogger(__name__)
-
-type Axes = tuple[str | None, ...]
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # activations
@@ -79,7 +78,7 @@ class ShardingRules:
             function, mesh=self.mesh, in_specs=specs, out_specs=self.sharding(*output).spec, check_vma=False
         )
 
-    def stored_axes(self, axes: tuple[str | None, ...], sizes: tuple[int, ...]) -> Axes:
+    def stored_axes(self, axes: Axes, sizes: tuple[int, ...]) -> Axes:
         """Logical axes along which a weight of these sizes is stored.
 
         They are its own axes, unless the mesh does not divide its vocabulary. Stored arrays must divide evenly, so such a weight

@@ -14,7 +14,7 @@ from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.inheritance import training_tokenizer
 from zephyr_jax.checkpoint.resolve import check_vocabulary, find_model, tokenizer_only
 from zephyr_jax.config.inspect import PreviewConfig
-from zephyr_jax.data.examples import Examples, fit_row_length, load_examples
+from zephyr_jax.data.examples import Examples, load_examples
 from zephyr_jax.data.splits import check_positions
 from zephyr_jax.errors import terminal_text
 from zephyr_jax.methods.registry import method_of_rows
@@ -35,7 +35,7 @@ def preview(config: PreviewConfig, console: Console | None = None) -> Examples:
     if source:
         check_vocabulary(source.model_config, tokenizer, source.asked, chat_tokenizer.template)
     kind = method_of_rows(config.data).examples
-    data = fit_row_length(config.data, kind.segments_per_example)
+    data = config.data.fitted(kind.segments_per_example)
     examples = load_examples(kind, data, chat_tokenizer, data.path, data.split)
     if source:
         check_positions(examples, f"{data.path}:{data.split}", source.model_config.max_positions, source.asked)

@@ -14,7 +14,7 @@ from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.train.anomalies import Anomaly, AnomalyDetector, StepFlags, StepLimits
 from zephyr_jax.train.metrics import Reporter
 from zephyr_jax.train.state import TrainState
-from zephyr_jax.train.step import Step
+from zephyr_jax.train.step import TrainStep
 
 type Save = Callable[[int, TrainState, dict[str, float] | None], None]
 
@@ -32,7 +32,7 @@ class PendingStep(NamedTuple):
 class Loop:
     """The parts of a run."""
 
-    step: Step
+    step: TrainStep
     batches: Iterator[tuple[int, Any]]
     """Pairs of the index in the plan and the batch."""
     evaluate: Callable[[Parameters], dict[str, float]] | None

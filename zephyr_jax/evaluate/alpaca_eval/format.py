@@ -15,8 +15,9 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 
+from zephyr_jax.data.row_formats import Row
 from zephyr_jax.errors import InputError, truncate_repr
-from zephyr_jax.evaluate.models import Row, read_json_rows
+from zephyr_jax.evaluate.models import read_json_rows
 
 _HUB = "tatsu-lab/alpaca_eval"
 _BASELINES = {1: "alpaca_eval.json", 2: "alpaca_eval_gpt4_baseline.json"}

@@ -11,6 +11,7 @@ from zephyr_jax.clients.base import ChatModel
 from zephyr_jax.clients.open import ModelOpener
 from zephyr_jax.clients.responses import collect_responses
 from zephyr_jax.config.benchmarks import AlpacaEvalConfig
+from zephyr_jax.data.row_formats import Row
 from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.evaluate.agreement import Agreement, agreement
 from zephyr_jax.evaluate.alpaca_eval.format import (
@@ -22,7 +23,7 @@ from zephyr_jax.evaluate.alpaca_eval.format import (
     read_instructions,
 )
 from zephyr_jax.evaluate.alpaca_eval.pairwise import AnswerPair, PairwisePrompt, read_judge_prompt
-from zephyr_jax.evaluate.models import Row, file_name, read_json_rows
+from zephyr_jax.evaluate.models import file_name, read_json_rows
 from zephyr_jax.storage.files import Path, write_atomic
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def rejudge(config: AlpacaEvalConfig, judge: PairwiseJudge, folder: Path) -> Agr
                 f"{config.annotations}: expected strings in instruction, output_1 and output_2 of each annotation; not a string: "
                 f"{join_items(wrong)}."
             )
-    rows = _judge(judge, [{**row} for row in recorded])
+    rows = _judge(judge, recorded)
     _write(config, _model_name(config, recorded), rows, folder)
     before, after = ([parse_preference(row.get("preference")) for row in part] for part in (recorded, rows))
     result = agreement(before, after, [list(map(_winner, before)), list(map(_winner, after))])
@@ -161,13 +162,15 @@ def _judge(judge: PairwiseJudge, rows: list[Row]) -> list[Row]:
     responses = collect_responses(judge.model.client, flat, "verdicts", "judge") if flat else []
     remaining = iter(responses)
     preferences = [judge.prompt.preference(pair, [next(remaining) for _ in pair]) for pair in requests]
-    for row, preference in zip(rows, preferences, strict=True):
-        row |= {"annotator": judge.annotator, "preference": None if math.isnan(preference) else preference}
+    verdicts = [None if math.isnan(preference) else preference for preference in preferences]
     if invalid := sum(map(math.isnan, preferences)):
         logger.warning("%d of %d pairs have no valid verdict and are excluded", invalid, len(preferences))
     if judge.prompt.version == 2 and responses and not any(response.first_token_logprobs for response in responses):
         logger.warning("judge returned no logprobs; using hard win counts")
-    return rows
+    return [
+        {**row, "annotator": judge.annotator, "preference": verdict}
+        for row, verdict in zip(rows, verdicts, strict=True)
+    ]
 
 
 def _winner(preference: float) -> float:

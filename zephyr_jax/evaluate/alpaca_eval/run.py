@@ -8,6 +8,7 @@ from zephyr_jax.clients.local import LocalClient
 from zephyr_jax.clients.open import ModelOpener
 from zephyr_jax.clients.responses import collect_responses
 from zephyr_jax.config.benchmarks import AlpacaEvalConfig
+from zephyr_jax.data.row_formats import Row
 from zephyr_jax.evaluate.alpaca_eval.format import read_instructions
 from zephyr_jax.evaluate.alpaca_eval.judge import (
     format_row,
@@ -16,7 +17,7 @@ from zephyr_jax.evaluate.alpaca_eval.judge import (
     rejudge,
     replay_annotations,
 )
-from zephyr_jax.evaluate.models import Row, file_name, model_opener
+from zephyr_jax.evaluate.models import file_name, model_opener
 from zephyr_jax.seeded_random import draw
 from zephyr_jax.storage.files import Path, create_folder, write_atomic
 

@@ -19,8 +19,8 @@ from huggingface_hub import snapshot_download
 from zephyr_jax.chat.message import Message
 from zephyr_jax.clients.reasoning import strip_reasoning
 from zephyr_jax.config.sampling import SamplingParams
+from zephyr_jax.data.row_formats import Row
 from zephyr_jax.errors import InputError, join_items, truncate_repr
-from zephyr_jax.evaluate.models import Row
 from zephyr_jax.evaluate.prompt_fields import fill_fields
 from zephyr_jax.storage.files import check_regular
 
@@ -61,7 +61,7 @@ class Benchmark:
     """Questions, judge prompts and reference answers."""
 
     questions: tuple[Question, ...]
-    prompts: dict[str, dict[str, str]]
+    prompts: dict[str, Row]
     """Judge prompts by name."""
     references: dict[int, tuple[str, ...]]
     """Question number -> reference answers, turn by turn."""

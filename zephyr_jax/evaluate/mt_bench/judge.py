@@ -13,9 +13,10 @@ from zephyr_jax.charts.radar import radar_chart
 from zephyr_jax.clients.base import ChatModel, ChatRequest, ChatResponse
 from zephyr_jax.clients.responses import collect_responses
 from zephyr_jax.config.benchmarks import MtBenchConfig
+from zephyr_jax.data.row_formats import Row
 from zephyr_jax.errors import InputError, join_items, truncate_repr
 from zephyr_jax.evaluate.agreement import Agreement, agreement
-from zephyr_jax.evaluate.models import Row, file_name, model_opener, read_json_rows
+from zephyr_jax.evaluate.models import file_name, model_opener, read_json_rows
 from zephyr_jax.evaluate.mt_bench.format import (
     MAX_RATING,
     MIN_RATING,

@@ -10,6 +10,7 @@ from zephyr_jax.clients.base import ChatModel, ChatRequest
 from zephyr_jax.clients.local import LocalClient
 from zephyr_jax.clients.responses import collect_responses
 from zephyr_jax.config.benchmarks import MtBenchConfig
+from zephyr_jax.data.row_formats import Row
 from zephyr_jax.evaluate.models import file_name, model_opener, read_json_rows
 from zephyr_jax.evaluate.mt_bench.format import (
     Benchmark,
@@ -81,7 +82,7 @@ def _answer(config: MtBenchConfig, model: ChatModel, questions: Sequence[Questio
     return ModelAnswers(config.name or model.name, answers, local.num_parameters if local else None)
 
 
-def _answer_rows(benchmark: Benchmark, answers: ModelAnswers) -> list[dict[str, object]]:
+def _answer_rows(benchmark: Benchmark, answers: ModelAnswers) -> list[Row]:
     rows = []
     for question in benchmark.questions:
         turns = answers.turns[question.number]
