@@ -160,7 +160,7 @@ def test_training_refuses_another_template_unless_confirmed(make_run: MakeRun, c
     """Law: what trains on a run stops at another template, names both and the setting that confirms it."""
     source = make_run()
     with pytest.raises(
-        InputError, match=r"`zephyr`.*another chat template, `tokenizer`.*data\.allow_template_change True"
+        InputError, match=r"`zephyr`.*another chat template, `tokenizer`.*data\.allow_template_change"
     ):
         resolve(command, source, ModelOptions(), DataOptions(chat_template="zephyr"))
     confirmed = DataOptions(chat_template="zephyr", allow_template_change=True)
@@ -335,7 +335,7 @@ def test_a_reference_table_keeps_the_day_for_dpo(
     record = json.loads((tmp_path / "dpo" / "provenance.json").read_text())
     assert record["template"]["date"] == record["config"]["data"]["template_date"] == "2026-11-28"
     main(["reference", "ls", "--reference", str(tmp_path / "table")])
-    main(["reference", "gc", "--reference", str(tmp_path / "table"), "--apply", "True"])
+    main(["reference", "gc", "--reference", str(tmp_path / "table"), "--apply"])
     assert reference(config).computed == 0
 
 
