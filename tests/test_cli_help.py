@@ -66,7 +66,7 @@ def test_help_lists_every_setting(name: str, capsys: Capture, monkeypatch: pytes
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_setting_has_help(name: str) -> None:
-    """Law: at most three lines of text on a terminal of 80 columns, a full sentence, and each enumerated value with its effect."""
+    """Law: at most three lines of text on a terminal of 80 columns, full sentences, and each enumerated value."""
     for setting in settings(name):
         text, *items = re.split(r"\n\n?(?=- )", setting.doc)
         assert re.match(r"[A-Z0-9`]", text), f"{setting.name} has no help, or it is no sentence"
@@ -88,7 +88,7 @@ def test_help_is_wrapped_to_the_terminal(
     assert max(map(len, lines)) <= width
     for line, following in zip(lines, lines[1:], strict=False):
         paragraph = line.startswith("      ") and following.startswith("      ") and "\\" not in line
-        enumerated = re.match(r" +`", following) and re.search(r"[.:)]$", line)
+        enumerated = re.match(r" +(`|\(default: )", following) and re.search(r"[.:)]$", line)
         if paragraph and not enumerated:
             assert len(line) + 1 + len(following.split()[0]) > width, f"{line!r} is broken before {following!r}"
 
@@ -115,8 +115,8 @@ def test_common_settings_come_before_advanced_ones(capsys: Capture, monkeypatch:
     assert advanced == sorted(advanced)
     assert True in advanced
     for setting in settings("dpo"):
-        place = printed.index(f"  --{setting.name}" if f"  --{setting.name}" in printed else f", --{setting.name}")
-        title = re.findall(r"^(\S.*):$", printed[:place], re.M)[-1]
+        before = re.split(rf"^  (?:--\S+, )?--{re.escape(setting.name)}\b(?!_)", printed, flags=re.M)[0]
+        title = re.findall(r"^(\S.*):$", before, re.M)[-1]
         assert title == "required settings" or title.startswith("advanced ") is setting.advanced
 
 
@@ -148,3 +148,32 @@ def test_the_examples_of_a_command_parse(
         assert (program, command) == ("zephyr-jax", name)
         config: Any = cli.parse(COMMANDS[command].config_type(), command, options)
         validation.validate(config)
+
+
+# ---- commands in texts ----
+
+
+def texts() -> list[Path]:
+    """Files of the repository that users read, and the package, whose messages print commands."""
+    root = Path(__file__).parents[1]
+    folders = [root / name for name in ("zephyr_jax", "docs", "launch", "configs", "benchmarks")]
+    files = [path for folder in folders for path in folder.rglob("*") if path.suffix in SUFFIXES]
+    return [root / "README.md", *files]
+
+
+SUFFIXES = (".py", ".md", ".sh", ".yaml", ".ipynb")
+
+
+def test_options_in_texts_are_those_of_the_parser() -> None:
+    """Law: each `--section.setting` in documents, scripts and messages exists, and flags are written without a value."""
+    known = {option for name in COMMANDS for setting in settings(name) for option in setting.options}
+    flags = [on for name in COMMANDS for setting in settings(name) for on in setting.options if setting.hint is bool]
+    valued = re.compile(rf"(?:{'|'.join(map(re.escape, dict.fromkeys(flags)))})[ =](?:True|False|true|false)\b")
+    checked = 0
+    for path in texts():
+        text = path.read_text()
+        assert not valued.findall(text), path
+        for option in re.findall(r"(?<![\w-])--[a-z]\w*\.[a-z]\w*\b(?!\.)", text):
+            assert option in known, f"{path}: {option}"
+            checked += 1
+    assert checked > 50

@@ -108,8 +108,7 @@ def _command_help(name: str, options: list[str]) -> str:
 
     command = COMMANDS[name]
     card, _ = _take_option("--config", options)
-    examples = [f"zephyr-jax {name} {example}" for example in command.examples]
-    return command_help(name, _defaults(command.config_type(), card), command.positional, examples)
+    return command_help(name, _defaults(command.config_type(), card), command.positional, command.examples)
 
 
 def split_command(words: list[str]) -> tuple[str, list[str]]:

@@ -68,7 +68,7 @@ _DATA = {
         ".report.preview",
         examples=(
             "--model mistralai/Mistral-7B-v0.1 --data chats.jsonl",
-            "--config configs/zephyr-7b-beta/dpo.yaml --model runs/sft --start 10 --num_examples 5",
+            "--model runs/sft --data pairs.jsonl --start 10 --num_examples 5",
         ),
     ),
 }
@@ -260,7 +260,7 @@ _FEEDBACK = {
         ".feedback.conversations",
         examples=(
             "--data prompts.jsonl --assistant my-zephyr --output data/dialogues",
-            "--data prompts.jsonl --assistant gpt-4o-mini@https://api.openai.com/v1,api_key_env=OPENAI_API_KEY "
+            "--data prompts.jsonl --assistant gpt-4o@https://api.openai.com/v1 --endpoint.api_key_env OPENAI_API_KEY "
             "--output data/dialogues --estimate",
         ),
     ),
@@ -270,8 +270,7 @@ _FEEDBACK = {
         ".feedback.answers",
         examples=(
             "--data prompts.jsonl --models runs/sft other-model --output data/answers",
-            "--data prompts.jsonl --models runs/sft,name=sft,temperature=1 llama@http://127.0.0.1:8000/v1 "
-            "--output data/answers --principles",
+            "--data prompts.jsonl --models runs/sft llama@http://127.0.0.1:8000/v1 --output data/answers --principles",
         ),
     ),
     "feedback rate": Command(
@@ -280,7 +279,7 @@ _FEEDBACK = {
         ".feedback.rate",
         examples=(
             "--data data/answers --judge judge-model --output data/rated",
-            "--data data/answers --judge gpt-4@https://api.openai.com/v1,api_key_env=OPENAI_API_KEY "
+            "--data data/answers --judge gpt-4@https://api.openai.com/v1 --endpoint.api_key_env OPENAI_API_KEY "
             "--output data/rated --estimate",
         ),
     ),

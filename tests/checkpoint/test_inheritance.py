@@ -159,9 +159,7 @@ def test_the_template_of_the_run_is_taken(make_run: MakeRun, command: str, capsy
 def test_training_refuses_another_template_unless_confirmed(make_run: MakeRun, command: str) -> None:
     """Law: what trains on a run stops at another template, names both and the setting that confirms it."""
     source = make_run()
-    with pytest.raises(
-        InputError, match=r"`zephyr`.*another chat template, `tokenizer`.*data\.allow_template_change"
-    ):
+    with pytest.raises(InputError, match=r"`zephyr`.*another chat template, `tokenizer`.*data\.allow_template_change"):
         resolve(command, source, ModelOptions(), DataOptions(chat_template="zephyr"))
     confirmed = DataOptions(chat_template="zephyr", allow_template_change=True)
     assert resolve(command, source, ModelOptions(), confirmed).chat.template.name == "zephyr"

@@ -308,9 +308,7 @@ def test_without_the_bug_every_ten_is_a_ten(tmp_path: Path) -> None:
     assert (record["repaired"], record["answers_skipped"]) == ({}, {})
     assert pairs(out)["unsure"]["chosen"][1]["content"] == "odd"
     assert record["statistics"]["the bug that stored 1 as 10"] == "not found"
-    record = prepare(
-        "ultrafeedback", write_rows(tmp_path / "b.jsonl", BUGGED), tmp_path / "raw", "--no_repair_scores"
-    )
+    record = prepare("ultrafeedback", write_rows(tmp_path / "b.jsonl", BUGGED), tmp_path / "raw", "--no_repair_scores")
     assert record["statistics"]["the bug that stored 1 as 10"] == "found, not repaired"
     assert pairs(tmp_path / "raw")["bug"]["chosen"][1]["content"] == "bad"
 

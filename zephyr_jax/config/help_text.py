@@ -12,6 +12,7 @@ from zephyr_jax.log import LEVELS
 
 _INDENT = 6
 _COLUMN = 26
+_NO_BREAK = "\u00a0"
 _MIN_WIDTH, _MAX_WIDTH = 40, 120
 
 _ALL_COMMANDS = (
@@ -33,7 +34,7 @@ def command_help(command: str, config: Any, positional: str, examples: Iterable[
         command: Its name.
         config: Its config, with defaults or with the values of a card.
         positional: Full name of the setting that its argument sets; empty where it takes none.
-        examples: Command lines.
+        examples: Arguments of command lines.
     """
     width = terminal_width()
     argument = f" [{positional_metavar(positional)}]" if positional else ""
@@ -54,7 +55,7 @@ def command_help(command: str, config: Any, positional: str, examples: Iterable[
         lines += [f"  {option}", *_wrapped(text, width, _INDENT, _INDENT)]
     lines += ["", "examples:"]
     for example in examples:
-        lines += _command_line(example, width)
+        lines += _command_line(command, example, width)
     return "\n".join(lines)
 
 
@@ -96,6 +97,7 @@ def _setting_help(setting: Setting, width: int, positional: str) -> list[str]:
     names += [*short_options(setting.name), *setting.options]
     lines = _wrapped(f"{', '.join(names)} {setting.metavar}".rstrip(), width, 2, 4)
     hint = f" (default: {setting.default})" if setting.default else ""
+    hint = hint[:1] + hint[1:].replace(" ", _NO_BREAK) if len(hint) < _MIN_WIDTH else hint
     return lines + paragraphs(setting.doc, width, _INDENT, hint)
 
 
@@ -124,21 +126,17 @@ def paragraphs(text: str, width: int, indent: int, ending: str = "") -> list[str
 
 def _wrapped(text: str, width: int, indent: int, further: int) -> list[str]:
     """Lines of one paragraph, with different indents of the first line and the further ones."""
-    return wrap(
-        " ".join(text.split()),
-        width,
-        initial_indent=" " * indent,
-        subsequent_indent=" " * further,
-        break_on_hyphens=False,
-    )
+    words = re.sub(r"[ \n]+", " ", text)
+    lines = wrap(words, width, initial_indent=" " * indent, subsequent_indent=" " * further, break_on_hyphens=False)
+    return [line.replace(_NO_BREAK, " ") for line in lines]
 
 
-def _command_line(command: str, width: int) -> list[str]:
+def _command_line(command: str, arguments: str, width: int) -> list[str]:
     """A command line that can be pasted into a shell: it is continued with backslashes before options."""
-    lines: list[str] = []
-    for part in re.split(r" (?=--)", f"  {command}"):
-        if lines and len(f"{lines[-1]} {part} \\") <= width:
+    lines = [f"  zephyr-jax {command}"]
+    for part in re.split(r" (?=--)", arguments):
+        if len(f"{lines[-1]} {part} \\") <= width:
             lines[-1] += f" {part}"
         else:
-            lines.append(f"      {part}" if lines else part)
+            lines.append(f"      {part}")
     return [f"{line} \\" for line in lines[:-1]] + lines[-1:]

@@ -52,7 +52,7 @@ def set_positional[C](config: C, command: str, positional: str, rest: list[str],
         config: Config of the options.
         command: Name of the command, for messages.
         positional: Full name of the setting that the argument sets; empty where the command takes none.
-        rest: Words that are no option and no value of one.
+        rest: Words that are neither an option nor a value of one.
         words: All arguments, normalized.
 
     Raises:

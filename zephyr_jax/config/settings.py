@@ -73,7 +73,7 @@ class Setting:
 
     @property
     def default(self) -> str:
-        """The value for help: `` where there is none, or where it depends on other settings, which the text then explains."""
+        """The value for help; empty where it is empty, or depends on other settings as the text of the help explains."""
         if self.value in (None, "", ()) or is_unset(self.value):
             return ""
         if isinstance(self.value, bool):
