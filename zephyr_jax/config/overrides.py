@@ -24,7 +24,7 @@ def normalize(words: Iterable[str], settings: Iterable[Setting]) -> list[str]:
 
 
 def check_flags(words: list[str], settings: Iterable[Setting], positional: str) -> None:
-    """Raise InputError for a flag with a value, as in `--fit True`.
+    """Raise InputError for a flag with a value.
 
     Args:
         words: The arguments, normalized.
