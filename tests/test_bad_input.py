@@ -485,12 +485,12 @@ def emulated_devices_too_late(desk: Desk) -> Words:
 # ---- places for results ----
 
 
-@mistake("taken", "cannot be made", "Choose another")
+@mistake("taken", "Cannot create the folder", "Choose another")
 def output_is_a_file(desk: Desk) -> Words:
     return desk.sft("--output", desk.file("taken", "mine"))
 
 
-@mistake("taken/run", "cannot be made", "Choose another")
+@mistake("taken/run", "Cannot create the folder", "Choose another")
 def output_under_a_file(desk: Desk) -> Words:
     return desk.sft("--output", desk.file("taken", "mine") / "run")
 

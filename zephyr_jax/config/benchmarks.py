@@ -26,7 +26,7 @@ def _check_models(config: "MtBenchConfig | AlpacaEvalConfig", seed: int) -> None
         raise InputError(f"judge: expected MODEL@http://HOST:PORT/v1, got {config.judge!r}.")
     if "model" in specs and specs["model"].url and (config.chat_template or seed):
         name = "chat_template" if config.chat_template else "seed"
-        raise InputError(f"{name} has no effect on a remote model: remove it.")
+        raise InputError(f"{name} has no effect on a remote model. Remove it.")
     hosts = {urlsplit(spec.url).netloc: spec for spec in specs.values() if spec.url}
     if config.endpoint.api_key_env and len(hosts) > 1 and any(spec.api_key_env is None for spec in hosts.values()):
         raise InputError(
@@ -41,7 +41,7 @@ def _refuse_unused(config: Any, names: tuple[str, ...], situation: str) -> None:
     """Raise InputError for settings that are set and have no effect."""
     default = type(config)()
     if unused := [name for name in names if getattr(config, name) != getattr(default, name)]:
-        raise InputError(f"{join_items(unused)} set {situation}: expected settings that have an effect. Remove it.")
+        raise InputError(f"{join_items(unused)} set {situation}: it has no effect there. Remove it.")
 
 
 @dataclass(frozen=True)
@@ -215,4 +215,6 @@ class LmEvalConfig:
         if not self.tasks:
             raise InputError("`tasks` is empty: expected one or more, such as `--tasks hellaswag`.")
         if self.log_samples and not self.output:
-            raise InputError("`log_samples` is set without `output`, the file for them.")
+            raise InputError(
+                "`log_samples` is set without `output`. Pass the file for them, such as `--output results.json`."
+            )

@@ -35,7 +35,9 @@ class PlanConfig(DpoConfig):
         """Raise InputError for settings that contradict each other."""
         SftConfig.check(self)
         if self.fit and not self.plans_training:
-            raise InputError(f"`fit`: expected a training step, got the {self.planned_step} step.")
+            raise InputError(
+                f"`fit`: expected a training step, got the {self.planned_step} step. Remove `--fit`, or set `--step` to a method."
+            )
 
     @property
     def segments_per_example(self) -> int:

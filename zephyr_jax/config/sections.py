@@ -203,10 +203,12 @@ class DataOptions:
 
     def check_one_split(self) -> None:
         """Raise InputError for settings of training that a command which reads one split ignores."""
-        if self.eval_path is not None or self.eval_split is not None:
+        values = {"data.eval_path": self.eval_path, "data.eval_split": self.eval_split}
+        given = [name for name, value in values.items() if value is not None]
+        if given:
             raise InputError(
-                "data.eval_path and data.eval_split are settings of training: this command reads one split. Set data.path and "
-                "data.split to the rows that are meant."
+                f"{' and '.join(given)} set for a command that reads one split: data.split of data.path. Pass "
+                f"`{' '.join(f'--{name} None' for name in given)}`, and the rows to read with --data.path and --data.split."
             )
 
     @property
