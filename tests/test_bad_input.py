@@ -485,12 +485,12 @@ def emulated_devices_too_late(desk: Desk) -> Words:
 # ---- places for results ----
 
 
-@mistake("taken", "cannot be made", "Choose another")
+@mistake("taken", "Cannot create the folder", "Choose another")
 def output_is_a_file(desk: Desk) -> Words:
     return desk.sft("--output", desk.file("taken", "mine"))
 
 
-@mistake("taken/run", "cannot be made", "Choose another")
+@mistake("taken/run", "Cannot create the folder", "Choose another")
 def output_under_a_file(desk: Desk) -> Words:
     return desk.sft("--output", desk.file("taken", "mine") / "run")
 
@@ -782,7 +782,7 @@ def test_resume_off_refuses_a_run_that_is_there(desk: Desk, capsys: pytest.Captu
     """Law: with `resume` off, an output that holds a run is never touched."""
     (desk.output / "checkpoints").mkdir(parents=True)
     with pytest.raises(SystemExit) as stopped:
-        main(desk.sft("--resume", "False"))
+        main(desk.sft("--no_resume"))
     assert stopped.value.code == 2
     assert "holds a run already" in capsys.readouterr().err
 
@@ -793,7 +793,7 @@ def test_a_mistake_does_not_stand_in_the_way_of_the_next_try(desk: Desk, capsys:
     rows.write_text(json.dumps({"text": "Hello."}) + "\n")
     for _ in range(2):
         with pytest.raises(SystemExit):
-            main(desk.sft("--resume", "False", "--data.path", rows))
+            main(desk.sft("--no_resume", "--data.path", rows))
         assert "no column messages" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""The command line: verbs, help, cards and overrides. Recipes are replaced by one that takes notes."""
+"""The command line: commands, cards, overrides and errors. Commands are replaced by one that records its arguments."""
 
 import logging
 import subprocess
@@ -6,17 +6,17 @@ import sys
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.settings import setting_names
 from zephyr_jax import cli
 from zephyr_jax.commands import COMMANDS, Command
 from zephyr_jax.config import validation
-from zephyr_jax.config.models import GenerateConfig
-from zephyr_jax.config.plan import PlanConfig
+from zephyr_jax.config.models import GenerateConfig, ServeConfig
 from zephyr_jax.config.training import DpoConfig, SftConfig
 from zephyr_jax.errors import InputError, TrainingError
 
@@ -43,7 +43,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, name: str, fail: BaseException | None 
     """Replace a command by a Stub; returns its notes."""
     monkeypatch.setattr(validation, "validate", lambda config: None)
     command = COMMANDS[name]
-    replacement = Stub(command.help, command.config, command.module, fail=fail)
+    replacement = Stub(command.help, command.config, command.module, positional=command.positional, fail=fail)
     monkeypatch.setitem(COMMANDS, name, replacement)
     return replacement.called
 
@@ -52,45 +52,6 @@ def exit_code(call: Callable[[], None]) -> int | str | None:
     with pytest.raises(SystemExit) as stopped:
         call()
     return stopped.value.code
-
-
-# ---- help ----
-
-
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
-def test_without_a_verb_all_verbs_are_explained(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Law: plain `zephyr-jax` lists every verb with a few words each."""
-    cli.main(arguments)
-    shown = capsys.readouterr().out
-    for name, command in COMMANDS.items():
-        assert f"  {name} " in shown
-        assert command.help in shown
-
-
-@pytest.mark.parametrize("verb", COMMANDS)
-def test_help_explains_every_setting(
-    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Law: `VERB --help` exits 0, runs nothing, and names each setting as it is typed."""
-    monkeypatch.setenv("COLUMNS", "200")
-    called = stub(monkeypatch, verb)
-    kind = COMMANDS[verb].config_type()
-    assert exit_code(lambda: cli.main([verb, "--help"])) == 0
-    shown = capsys.readouterr().out
-    assert f"zephyr-jax {verb}" in shown
-    assert [name for name in setting_names(kind) if f"--{name}" not in shown] == []
-    assert called == []
-
-
-def test_help_with_a_card_shows_the_values_of_the_card(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Law: the defaults in the help are the card's, with `--config`."""
-    monkeypatch.setenv("COLUMNS", "200")
-    card = tmp_path / "card.yaml"
-    card.write_text("seed: 271828\n")
-    assert exit_code(lambda: cli.main(["sft", "--config", str(card), "--help"])) == 0
-    assert "271828" in capsys.readouterr().out
 
 
 def test_help_starts_no_device() -> None:
@@ -160,43 +121,51 @@ def test_a_misspelt_override_is_answered_with_the_right_name(
 
 
 @pytest.mark.parametrize(
-    ("words", "meant"),
+    ("words", "suggestion"),
     [
-        ("lineage my-zephyr", "Did you mean `--path my-zephyr`?"),
-        ("report runs/tiny", "Did you mean `--run runs/tiny`?"),
-        ("reference ls runs/table", "Did you mean `--reference runs/table`?"),
-        ("chat runs/tiny", "Did you mean `--model runs/tiny`?"),
-        ("preview rows.jsonl --num_examples 1", "Did you mean `--model rows.jsonl` or `--data rows.jsonl`?"),
-        ("demo here", "Every value needs its setting before it."),
+        ("preview rows.jsonl --num_examples 1", "`--model rows.jsonl` or `--data rows.jsonl`"),
+        ("generate --limit 1 runs/tiny", "`--model runs/tiny`"),
+        ("evaluate my-zephyr", "`--model my-zephyr` or `--data my-zephyr`"),
+        ("evaluate table runs/mt-bench", "`--results runs/mt-bench`"),
+        ("feedback rate rows.jsonl", "`--data rows.jsonl` or `--judge rows.jsonl`"),
+        ("sft card.yaml", "`--config card.yaml`"),
+        ("demo a b", "`--output a`"),
     ],
 )
-def test_a_value_without_a_setting_is_answered_with_the_setting(
-    words: str, meant: str, capsys: pytest.CaptureFixture[str]
+def test_an_unexpected_argument_is_answered_with_its_option(
+    words: str, suggestion: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Law: a word where a setting should be exits 2 and shows how to write it."""
+    """Law: a command without positional argument exits 2 for one, wherever it stands, and prints how to write it."""
     assert exit_code(lambda: cli.main(words.split())) == 2
     printed = capsys.readouterr().err
     assert "Unexpected argument" in printed
-    assert printed.endswith(f"{meant}\n")
+    assert printed.endswith(f"Did you mean {suggestion}?\n")
 
 
 @pytest.mark.parametrize(
-    ("words", "named"),
+    ("words", "error"),
     [
-        (["--seed", "many"], "seed"),
-        (["--optimizer.name", "sgd"], "rmsprop"),
-        (["--batch.rows"], "batch.rows"),
-        (["--resume", "perhaps"], "resume"),
+        ("--seed many", "`--seed`: expected a valid integer, got 'many'."),
+        ("--seed=-1", "`--seed`: expected a number greater than or equal to 0, got '-1'."),
+        ("--optimizer.name sgd", "`--optimizer.name`: expected adamw or rmsprop, got 'sgd'."),
+        (
+            "--model.remat some",
+            "`--model.remat`: expected full or full_offload or save_attention or save_dots or none, got 'some'.",
+        ),
+        ("--batch.rows", "`--batch.rows`: expected a value (INT|None), got none."),
+        ("--batch.rows --output o", "`--batch.rows`: expected a value (INT|None), got none."),
+        ("--optimizer.learning_rate None", "`--optimizer.learning_rate`: expected a valid number, got 'None'."),
+        ("--config", "`--config`: expected a value, got none."),
     ],
 )
-def test_a_value_of_another_type_is_refused(
-    words: list[str], named: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_value_that_a_setting_cannot_hold_is_refused(
+    words: str, error: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Law: an override that its setting cannot hold exits 2 and names the setting or its choices."""
+    """Law: such an override exits 2 with one line: the option, what it expects, and what it got."""
     called = stub(monkeypatch, "sft")
-    assert exit_code(lambda: cli.main(["sft", *words])) == 2
-    shown = capsys.readouterr()
-    assert named in shown.out + shown.err
+    assert exit_code(lambda: cli.main(["sft", *words.split()])) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", f"error: {error}\n")
     assert called == []
 
 
@@ -256,13 +225,60 @@ def test_overrides_win_over_the_card(
     assert config.data == DpoConfig().data
 
 
-def test_a_switch_without_a_value_is_on() -> None:
-    """At the end, before another option, and in a section; a value still wins."""
-    assert cli.parse(PlanConfig, "plan", ["--fit"]).fit
-    assert cli.parse(PlanConfig, "plan", ["--fit", "--topology", "v5e:2x2"]).fit
-    assert not cli.parse(PlanConfig, "plan", ["--fit", "False"]).fit
-    assert not cli.parse(SftConfig, "sft", ["--data.packing", "False", "--report.tensorboard"]).data.packing
-    assert cli.parse(SftConfig, "sft", ["--data.packing", "False", "--report.tensorboard"]).report.tensorboard
+@pytest.mark.parametrize("option", ["--report.{}progress_bar", "--report.{}progress-bar"])
+def test_booleans_are_flags(option: str, tmp_path: Path) -> None:
+    """Law: `--x` and `--no_x` win over the card in any place, with underscores or hyphens, and the last one holds."""
+    for value in (True, False):
+        card = tmp_path / "card.yaml"
+        card.write_text(f"report:\n  progress_bar: {str(value).lower()}\n")
+        words = ["--config", str(card), "--seed", "1"]
+        on, off = option.format(""), option.format("no_" if "_" in option else "no-")
+        assert cli.parse(SftConfig, "sft", words).report.progress_bar is value
+        assert cli.parse(SftConfig, "sft", [on, *words]).report.progress_bar is True
+        assert cli.parse(SftConfig, "sft", [*words, off]).report.progress_bar is False
+        assert cli.parse(SftConfig, "sft", [off, *words, on]).report.progress_bar is True
+
+
+@pytest.mark.parametrize(
+    ("words", "got"),
+    [
+        ("sft --resume False", "`--resume`: expected no value, got `False`. Write `--resume`"),
+        ("sft --no_resume=true", "`--no_resume`: expected no value, got `true`. Write `--resume`"),
+        ("sft --data.packing perhaps", "`--data.packing`: expected no value, got `perhaps`. Write `--data.packing`"),
+        ("reference gc --apply True", "`--apply`: expected no value, got `True`. Write `--apply`"),
+    ],
+)
+def test_a_flag_takes_no_value(words: str, got: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Law: `--x True` exits 2 and prints both forms of the flag."""
+    assert exit_code(lambda: cli.main(words.split())) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {got} to turn it on and `--")
+    assert "no_" in printed
+
+
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.positional])
+def test_a_positional_argument_sets_the_setting_of_the_table(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Law: it is equal to the named option; two arguments, or both forms, exit 2."""
+    command = COMMANDS[name]
+    setting = attrgetter(command.positional)
+    named = cli.parse(command.config_type(), name, [f"--{command.positional}", "a path"])
+    assert setting(named) == "a path"
+    assert cli.parse(command.config_type(), name, ["a path"]) == named
+    metavar = command.positional.removesuffix(".path").upper()
+    for words, message in [
+        (["a", "b c"], f"`{name}`: expected one {metavar}, got 2: a 'b c'."),
+        (
+            ["a", f"--{command.positional}=b"],
+            f"`{name}`: expected one {metavar}, got `a` and also `--{command.positional}`.",
+        ),
+    ]:
+        assert exit_code(partial(cli.main, [*name.split(), *words])) == 2
+        assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_a_positional_argument_may_stand_anywhere() -> None:
+    config = cli.parse(ServeConfig, "serve", ["--port", "1", "my-zephyr", "--host", "0.0.0.0"])
+    assert (config.port, config.model.path, config.host) == (1, "my-zephyr", "0.0.0.0")
 
 
 def test_without_a_card_the_defaults_hold(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,8 +291,8 @@ def test_without_a_card_the_defaults_hold(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("words", "read", "value"),
     [
-        (["--resume", "False"], lambda config: config.resume, False),
-        (["--data.packing", "False"], lambda config: config.data.packing, False),
+        (["--no_resume"], lambda config: config.resume, False),
+        (["--data.no_packing"], lambda config: config.data.packing, False),
         (["--optimizer.max_grad_norm", "None"], lambda config: config.optimizer.max_grad_norm, None),
         (["--batch.examples", "32"], lambda config: config.batch.examples, 32),
         (["--data.eval_split", "test"], lambda config: config.data.eval_split, "test"),

@@ -65,12 +65,12 @@ def test_every_setting_has_a_test_that_shows_what_it_changes() -> None:
 
 
 def test_the_tests_are_there_and_set_the_setting() -> None:
-    """Law: each entry names a function of a test file, whose text has the setting's name."""
+    """Law: each entry names a function of a test file, whose text has the setting's name, or `no_` before it for a flag."""
     wrong = []
     for setting, node in EFFECTS.items():
         file, _, name = node.partition("::")
         known = functions(file) if (TESTS / file).is_file() else {}
-        if not re.search(rf"\b{setting.partition('.')[2]}\b", known.get(name, "")):
+        if not re.search(rf"\b(no_)?{setting.partition('.')[2]}\b", known.get(name, "")):
             wrong.append(f"{setting} -> {node} ({'does not mention it' if name in known else 'no such function'})")
     assert not wrong, "Correct these entries of EFFECTS in tests/setting_effects.py:\n" + "\n".join(wrong)
 
@@ -87,9 +87,9 @@ def test_what_is_carried_is_a_setting() -> None:
 
 def test_a_carried_setting_on_the_command_line_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     """Law: a setting that a command accepts and does not use is reported; one that it uses, or that a card holds, is not."""
-    words = ["--optimizer.learning_rate=1", "--data.limit", "5", "--report.tensorboard", "--config", str(CARD)]
+    words = ["--optimizer.learning_rate=1", "--data.limit", "5", "--report.no_progress_bar", "--config", str(CARD)]
     parse(configs()["reference"], "reference", words)
     printed = capsys.readouterr().err
-    assert "`reference` does not use --optimizer.learning_rate, --report.tensorboard;" in printed
+    assert "`reference` does not use --optimizer.learning_rate, --report.no_progress_bar;" in printed
     parse(configs()["dpo"], "dpo", words)
     assert capsys.readouterr().err == ""

@@ -2,15 +2,14 @@
 
 import logging
 import os
-import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import is_dataclass
-from typing import Any, get_type_hints
+from difflib import get_close_matches
+from typing import Any
 
 from zephyr_jax import log, startup
-from zephyr_jax.commands import COMMANDS, plan_type
+from zephyr_jax.commands import COMMANDS, GROUPS, plan_type
 from zephyr_jax.config.inherited import unused
 from zephyr_jax.errors import InputError, Stopped, TrainingError, did_you_mean, join_items, terminal_text
 
@@ -18,17 +17,12 @@ logger = logging.getLogger(__name__)
 
 _EX_TEMPFAIL = 75  # of sysexits.h: everything is saved, the same command resumes
 
-_USAGE = """\
-zephyr-jax: align a chat model with AI feedback (arXiv 2310.16944), in JAX on TPUs
-
-  zephyr-jax COMMAND [--config CARD.yaml] [--section.setting VALUE ...] [--log_level LEVEL]
-
-{commands}
-
-`zephyr-jax COMMAND --help` lists every setting with its default (the card's value, with --config).
-Pipeline: sft, then reference, then dpo with the same card, then export.
---log_level is {levels}; default: info.
-"""
+_USAGE = "usage: zephyr-jax COMMAND [--config CARD.yaml] [--setting VALUE ...]"
+_DESCRIPTION = "Align a chat model with AI feedback (arXiv 2310.16944), in JAX on TPUs."
+_ENDING = (
+    "`zephyr-jax COMMAND --help` lists a command's settings with their defaults (a card's values, with --config) and examples. "
+    "The paper's pipeline: sft, then reference and dpo with one card, then export."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,12 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: 2 for bad input, 3 for a run that had to stop, 75 for one that was preempted and saved, 130 for Ctrl-C.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help"):
-        commands = "\n".join(f"  {name:<23} {command.help}" for name, command in COMMANDS.items())
-        print(_USAGE.format(commands=commands, levels=", ".join(log.LEVELS)))
-        return
     try:
-        _run(words)
+        if not words or words[0] in ("-h", "--help"):
+            print(_overview())
+        else:
+            _run(words)
     except InputError as error:
         _stop(f"error: {error}", 2)
     except BrokenPipeError:  # the reader of our output has closed it, as `head` does
@@ -74,6 +67,9 @@ def _run(words: list[str]) -> None:
     level, options = _take_option("--log_level", options)
     log.configure(_log_level(level))
     command = COMMANDS[name]
+    if {"-h", "--help"}.intersection(options):
+        print(_command_help(name, options))
+        return
     kind = plan_type(_take_option("--step", options)[0]) if name == "plan" else command.config_type()
     config: Any = parse(kind, name, options)
     if command.cpu_only:
@@ -95,77 +91,87 @@ def _log_level(given: str | None) -> log.Level:
     raise InputError(f"`log_level`: expected {', '.join(log.LEVELS)}, got {given!r}.")
 
 
+def _overview() -> str:
+    """The commands, grouped by purpose."""
+    from zephyr_jax.config.help_text import paragraphs, table_row, terminal_width
+
+    width = terminal_width()
+    lines = [*paragraphs(_USAGE, width, 0), "", *paragraphs(_DESCRIPTION, width, 0)]
+    for purpose, commands in GROUPS.items():
+        lines += ["", f"{purpose}:"]
+        for name, command in commands.items():
+            lines += table_row(name, command.help, width)
+    return "\n".join([*lines, "", *paragraphs(_ENDING, width, 0)])
+
+
+def _command_help(name: str, options: list[str]) -> str:
+    from zephyr_jax.config.help_text import command_help
+
+    command = COMMANDS[name]
+    card, _ = _take_option("--config", options)
+    return command_help(name, _defaults(command.config_type(), card), command.positional, command.examples)
+
+
 def split_command(words: list[str]) -> tuple[str, list[str]]:
     """The command, of one word or two (`reference ls`), and its arguments. Raises InputError for an unknown command."""
     two = " ".join(words[:2])
     if two in COMMANDS:
         return two, words[2:]
     first, second = words[0], next(iter(words[1:]), "-")
-    subcommands = [name for name in COMMANDS if name.startswith(f"{first} ")]
-    if subcommands and not second.startswith("-"):
-        raise InputError(f"Unknown command `{two}`.{did_you_mean(two, subcommands)}")
+    subcommands = [name.removeprefix(f"{first} ") for name in COMMANDS if name.startswith(f"{first} ")]
+    if subcommands and not second.startswith("-") and (first not in COMMANDS or get_close_matches(second, subcommands)):
+        raise InputError(f"Unknown command `{two}`.{did_you_mean(second, subcommands, f'{first} ')}")
     if first in COMMANDS:
         return first, words[1:]
     if subcommands:
-        raise InputError(f"`{first}` needs a subcommand: {join_items(subcommands)}.")
+        raise InputError(f"`{first}`: expected a subcommand ({join_items(subcommands)}), got none.")
     raise InputError(f"Unknown command `{first}`.{did_you_mean(first, COMMANDS)}")
 
 
 def parse[C](kind: type[C], command: str, words: list[str]) -> C:
-    """A config from `--config CARD` (defaults) and dotted overrides; tyro prints help and suggestions, and exits."""
+    """The config of a command line.
+
+    Args:
+        kind: The command's config class.
+        command: Name of the command.
+        words: Its arguments: `--config CARD` (defaults), overrides, and for some commands one positional argument.
+
+    Raises:
+        InputError: For an unknown setting, a value that its setting cannot hold, or an unexpected argument.
+    """
     import tyro
 
-    from zephyr_jax.config.yaml_file import expand_home, load_card
+    from zephyr_jax.config.overrides import check_flags, check_values, normalize, set_positional
+    from zephyr_jax.config.settings import settings_of
+    from zephyr_jax.config.yaml_file import expand_home
 
-    card, overrides = _take_option("--config", words)
-    _refuse_positional(command, overrides, kind)
-    config = tyro.cli(
+    card, words = _take_option("--config", words)
+    default = _defaults(kind, card)
+    settings = list(settings_of(default))
+    words = normalize(words, settings)
+    positional = COMMANDS[command].positional
+    check_flags(words, settings, positional)
+    check_values(words, settings)
+    config, rest = tyro.cli(
         kind,
         prog=f"zephyr-jax {command}",
-        default=load_card(kind, card) if card else kind(),
-        args=_expand_switches(_expand_paths(overrides, kind), _switches(kind)),
+        default=default,
+        args=words,
+        return_unknown_args=True,
         use_underscores=True,
-        config=(tyro.conf.FlagConversionOff, tyro.conf.EnumChoicesFromValues),
+        add_help=False,
+        config=(tyro.conf.EnumChoicesFromValues,),
     )
-    if idle := list(unused(command, overrides)):
+    config = set_positional(config, command, positional, rest, words)
+    if idle := list(unused(command, [word.partition("=")[0] for word in words if word.startswith("--")])):
         logger.info("`%s` does not use %s; it accepts the settings of a card for all stages", command, ", ".join(idle))
     return expand_home(config)
 
 
-def _refuse_positional(command: str, words: list[str], kind: Any) -> None:
-    """Raise InputError for a value before any option, as in `lineage my-zephyr`."""
-    if not words or words[0].startswith("-"):
-        return
-    types = get_type_hints(kind)
-    names = [name for name in ("run", "path", "reference", "batch_file") if types.get(name) is str]
-    names += [name for name in ("model", "data") if is_dataclass(types.get(name))]
-    hint = " or ".join(f"`--{name} {shlex.quote(words[0])}`" for name in names)
-    raise InputError(
-        f"Unexpected argument `{words[0]}` of `{command}`. "
-        + (f"Did you mean {hint}?" if hint else "Every value needs its setting before it.")
-    )
+def _defaults[C](kind: type[C], card: str | None) -> C:
+    from zephyr_jax.config.yaml_file import load_card
 
-
-def _switches(kind: Any, prefix: str = "--") -> set[str]:
-    """The boolean settings of a config, as options."""
-    types = get_type_hints(kind)
-    nested = [_switches(inner, f"{prefix}{name}.") for name, inner in types.items() if is_dataclass(inner)]
-    return {prefix + name for name, inner in types.items() if inner is bool}.union(*nested)
-
-
-def _expand_switches(words: list[str], switches: set[str]) -> list[str]:
-    """A switch without a value is on: `--fit` is `--fit True`."""
-    expanded: list[str] = []
-    for word, following in zip(words, [*words[1:], "--"], strict=False):
-        expanded += [word, "True"] if word in switches and following.startswith("--") else [word]
-    return expanded
-
-
-def _expand_paths(words: list[str], kind: Any) -> list[str]:
-    """`--model PATH` is short for `--model.path PATH`, and so is `--data PATH`, where the config has such a section."""
-    sections = [name for name, hint in get_type_hints(kind).items() if name in ("model", "data") and is_dataclass(hint)]
-    short = re.compile(rf"^--({'|'.join(sections)})(?==|$)")
-    return [short.sub(r"--\1.path", word) for word in words] if sections else words
+    return load_card(kind, card) if card else kind()
 
 
 def _take_option(option: str, words: list[str]) -> tuple[str | None, list[str]]:
@@ -175,7 +181,7 @@ def _take_option(option: str, words: list[str]) -> tuple[str | None, list[str]]:
             return word.partition("=")[2], [*words[:index], *words[index + 1 :]]
         if word == option:
             if index + 1 == len(words):
-                raise InputError(f"`{option}` needs a value.")
+                raise InputError(f"`{option}`: expected a value, got none.")
             return words[index + 1], [*words[:index], *words[index + 2 :]]
     return None, words
 

@@ -35,10 +35,10 @@ MESHES = ("1 2 2 2", "1 1 8 1", "1 4 1 2", "2 2 2 2", "2 1 8 1")
 """Processes, data, fsdp and tensor of successive launches, for runs that resume on another mesh after each fault."""
 COMMON = (
     "--data.max_length 256 --model.compute_dtype float32 --model.remat none --model.logprob_chunk 64 "
-    "--report.progress_bar False"
+    "--report.no_progress_bar"
 )
 TRAINING = (
-    "--schedule.save_every 4 --schedule.evaluate_every 0 --schedule.keep_last 3 --report.log_example_ids True "
+    "--schedule.save_every 4 --schedule.evaluate_every 0 --schedule.keep_last 3 --report.log_example_ids "
     "--batch.microbatch_rows 8 --report.num_samples 0"
 )
 

@@ -75,6 +75,6 @@ def test_home_is_expanded_in_a_card(
     (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": chat}) + "\n")
     card = shared / "cases/data/10-tilde/card.yaml"
     words = f"sft --config {card} --model.path {tiny_model} --batch.rows 8 --report.num_samples 0".split()
-    main([*words, "--report.progress_bar", "False", "--data.chat_template", "zephyr"])
+    main([*words, "--report.no_progress_bar", "--data.chat_template", "zephyr"])
     assert (tmp_path / "zephyr-tilde-test/run/metrics.jsonl").exists()
     assert not (tmp_path / "~").exists()

@@ -137,7 +137,7 @@ def test_an_instruction_that_does_not_fit_loses_its_beginning(
         "--name tiny --chat_template zephyr --max_new_tokens 9 --model.compute_dtype float32".split()
     )
     output = capsys.readouterr().err
-    assert "1 prompts were longer than the context and lost their beginnings" in output
+    assert "truncated 1 prompts from the left to the context length" in output
     assert "generated 2 samples" in output
 
 

@@ -90,7 +90,7 @@ def test_swapping_takes_a_judge_s_side_away(
 ) -> None:
     """A judge that always likes what stands first prefers no one when it is asked in both orders."""
     with judge_at(lambda body, _: (200, ranking(True))) as (url, asked):
-        main(words(url, "--swap_order", "True"))
+        main(words(url, "--swap_order"))
         assert len(asked) == 16
     out = capsys.readouterr().out
     assert "| win_rate | 50.0000 |" in out
@@ -170,7 +170,7 @@ def test_equal_answers_are_a_draw_without_a_request(
 @pytest.mark.parametrize(
     ("line", "words_of_it"),
     [
-        ("--model x --swap_order True", "swap_order set without a judge"),
+        ("--model x --swap_order", "swap_order set without a judge"),
         ("--model x --version 2", "version set without a judge"),
         ("--annotations x --judge http://127.0.0.1:9/v1 --baseline y", "baseline set with recorded annotations"),
         ("--outputs x --judge http://127.0.0.1:9/v1 --temperature 1", "temperature set with existing outputs"),

@@ -27,7 +27,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         patch.chdir(FOLDER)
         main(
             f"evaluate lm-eval --model {BASE} --model.compute_dtype float32 --tasks {tasks} --include_path {FOLDER} "
-            f"--batch_size 8 --log_samples True --output {output}".split()
+            f"--batch_size 8 --log_samples --output {output}".split()
         )
     return json.loads(output.read_text())
 
@@ -94,7 +94,7 @@ def questions_asked(output: Path, *words: str) -> list[tuple[Any, Any]]:
         patch.chdir(FOLDER)
         main(
             f"evaluate lm-eval --model {BASE} --model.compute_dtype float32 --tasks zephyr_end --include_path {FOLDER} "
-            f"--log_samples True --output {output} --limit 3".split()
+            f"--log_samples --output {output} --limit 3".split()
             + list(words)
         )
     samples = json.loads(output.read_text())["samples"]["zephyr_end"]

@@ -26,7 +26,7 @@ def exported(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     chats = write_rows(folder / "chats.jsonl", list(conversations(0, 16, "train")))
     pairs = write_rows(folder / "pairs.jsonl", list(preferences(0, 12, "train")))
     common = shlex.split(
-        "--mesh.emulated_devices 8 --report.progress_bar False --report.num_samples 0 --batch.microbatch_rows 8 "
+        "--mesh.emulated_devices 8 --report.no_progress_bar --report.num_samples 0 --batch.microbatch_rows 8 "
         "--schedule.epochs 1 --schedule.max_steps 2 --schedule.evaluate_every 0 --data.max_length 256"
     )
     sft = f"sft --config {CARDS}/sft.yaml --model.path {tiny_model} --data.path {chats} --output {folder}/sft --seed 7".split()

@@ -150,7 +150,7 @@ def test_samples_of_one_model_are_answered_one_by_one(prompts: Path, tmp_path: P
     """Also where no seed is sent, and all requests for a prompt read the same."""
     with judge_at(lambda _, number: (200, f"answer {number}")) as (url, asked):
         words = [
-            "feedback answers --send_seed False --data",
+            "feedback answers --no_send_seed --data",
             prompts,
             "--output",
             tmp_path / "out --principles --models",

@@ -64,5 +64,5 @@ def sft_words(model: Any, rows: Any, output: Any, steps: int = 3) -> list[str]:
     return (
         f"sft --config {CARDS}/sft.yaml --model.path {model} --data.path {rows} --output {output} --data.max_length 256 "
         f"--data.row_length 256 --batch.examples 37 --batch.rows None --batch.microbatch_rows 8 --schedule.epochs {steps} "
-        f"--schedule.max_steps {steps} --schedule.evaluate_every 0 --report.progress_bar False --report.num_samples 0"
+        f"--schedule.max_steps {steps} --schedule.evaluate_every 0 --report.no_progress_bar --report.num_samples 0"
     ).split()

@@ -193,7 +193,7 @@ def test_refusals_are_one_paragraph(
 @pytest.mark.parametrize("path", ["gs://nowhere/x", "gs://bucket/nothing", "gs:///x"])
 def test_what_is_not_there_is_named(bucket: Gcs, path: str) -> None:
     for attempt in (lambda: open_rows(path, "train"), lambda: find_model(ModelOptions(path=path))):
-        with pytest.raises(InputError, match="does not exist|No such|nothing at"):
+        with pytest.raises(InputError, match="does not exist|No such"):
             attempt()
 
 
@@ -228,7 +228,7 @@ def test_a_save_that_is_refused_is_one_paragraph(bucket: Gcs, tiny_model: Path, 
     bucket.state.fault = lambda method, path: 403 if method == "POST" and "ocdbt" in path else None
     words = (
         f"sft --model.path {tiny_model} --data.path {data}/chats.jsonl --output gs://bucket/run --data.max_length 256 "
-        "--data.row_length 256 --batch.rows 8 --schedule.max_steps 1 --report.progress_bar False"
+        "--data.row_length 256 --batch.rows 8 --schedule.max_steps 1 --report.no_progress_bar"
     ).split()
     said = subprocess.run([sys.executable, "-m", "zephyr_jax", *words], capture_output=True, text=True, check=False)
     assert said.returncode == 2

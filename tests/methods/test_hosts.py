@@ -41,7 +41,7 @@ def test_four_processes_fill_the_table_and_two_align_with_it(tiny_model: Path, t
     words = (
         f"--config {CARDS}/dpo.yaml --model.path {tiny_model} --data.path {pairs} --output {tmp_path}/dpo "
         f"--reference {tmp_path}/reference --batch.examples 21 --batch.microbatch_rows 8 --schedule.epochs 2 "
-        "--schedule.evaluate_every 0 --report.progress_bar False"
+        "--schedule.evaluate_every 0 --report.no_progress_bar"
     ).split()
     run_all(4, ["reference", *words], tmp_path)
     alone = [*words, "--reference", f"{tmp_path}/alone", "--mesh.emulated_devices", "8"]
@@ -78,7 +78,7 @@ def test_two_processes_share_nothing_but_a_bucket(bucket: Gcs, tiny_model: Path,
     pairs = (
         f"--config {CARDS}/dpo.yaml --model.path {cloud}/two --data.path {cloud}/pairs.jsonl --output {cloud}/dpo "
         f"--reference {cloud}/reference --batch.examples 21 --batch.microbatch_rows 8 --schedule.epochs 1 "
-        "--schedule.evaluate_every 0 --report.progress_bar False --report.num_samples 0"
+        "--schedule.evaluate_every 0 --report.no_progress_bar --report.num_samples 0"
     ).split()
     for name in ("two", "one"):
         train = sft_words(cloud / "base", cloud / "chats.jsonl", cloud / name, steps=2)

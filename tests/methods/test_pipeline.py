@@ -34,11 +34,11 @@ def aligned(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs = write_rows(out / "pairs.jsonl", list(preferences(0, 32, "train")))
     main(
         f"sft --config {CARDS}/sft.yaml --model.path {tiny_model} --data.path {chats} --output {out}/sft "
-        "--schedule.max_steps 2 --report.progress_bar False --report.num_samples 0".split()
+        "--schedule.max_steps 2 --report.no_progress_bar --report.num_samples 0".split()
     )
     same = (
         f"--config {CARDS}/dpo.yaml --model.path {out}/sft --data.path {pairs} --data.eval_path {pairs} --output {out}/dpo "
-        f"--reference {out}/reference --schedule.max_steps 2 --report.progress_bar False "
+        f"--reference {out}/reference --schedule.max_steps 2 --report.no_progress_bar "
         "--report.num_samples 0"
     ).split()
     main(["reference", *same])

@@ -16,7 +16,7 @@ def first_step(model: Path, rows: Path, output: Path, **environment: str) -> str
     """Train one step in a process of its own; the line."""
     words = (
         f"sft --config {CARD} --model.path {model} --data.path {rows} --output {output} --data.max_length 256 "
-        "--data.row_length 256 --schedule.max_steps 1 --schedule.evaluate_every 0 --report.progress_bar False "
+        "--data.row_length 256 --schedule.max_steps 1 --schedule.evaluate_every 0 --report.no_progress_bar "
         "--report.num_samples 0"
     ).split()
     ours = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")

@@ -95,9 +95,7 @@ def test_fit_prints_what_to_paste_and_the_pasted_fits(shape_only: Path) -> None:
 
 def test_what_cannot_fit_says_by_how_much() -> None:
     """7B in float32 throughout on four small chips: refused by arithmetic or compiler, with what would help."""
-    said = plan(
-        "--config", f"{CARDS}/dpo.yaml", "--model.path", "nobody/nothing", "--topology", "v5e:2x2", "--fit", "True"
-    )
+    said = plan("--config", f"{CARDS}/dpo.yaml", "--model.path", "nobody/nothing", "--topology", "v5e:2x2", "--fit")
     assert said.returncode == 2
     assert "no settings fit v5e:2x2 (4 chips)" in said.stderr
     assert re.search(r"at least 2\d\.\d GiB \(estimated\) of a chip's 15.75", said.stderr)
@@ -105,9 +103,7 @@ def test_what_cannot_fit_says_by_how_much() -> None:
 
 
 def test_fit_is_for_training(shape_only: Path) -> None:
-    said = plan(
-        "--config", f"{CARDS}/dpo.yaml", "--step", "reference", "--model.path", str(shape_only), "--fit", "True"
-    )
+    said = plan("--config", f"{CARDS}/dpo.yaml", "--step", "reference", "--model.path", str(shape_only), "--fit")
     assert said.returncode == 2
     assert "`fit`: expected a training step" in said.stderr
 

@@ -187,7 +187,7 @@ def output_over_input(folder: Path) -> Words:
     return ["ultrafeedback", "--data", str(folder), "--output", f"{folder}/."]
 
 
-@mistake("cannot be made", "is a file")
+@mistake("Cannot create the folder", "is a file")
 def output_in_a_file(folder: Path) -> Words:
     (folder / "file").write_text("x")
     return [*feedback(folder)[:-1], str(folder / "file" / "out")]
@@ -232,7 +232,7 @@ def a_damaged_record(folder: Path) -> Words:
     return feedback(folder)
 
 
-@mistake("gs://", "names no bucket")
+@mistake("gs://", "has no bucket")
 def a_bucket_without_a_name(folder: Path) -> Words:
     return ["ultrachat", "--data", str(write_rows(folder / "a.jsonl", [{}])), "--output", "gs://"]
 

@@ -119,7 +119,7 @@ def test_case_is_repaired_and_shown(tmp_path: Path) -> None:
 
 
 def test_case_stays_on_demand(tmp_path: Path) -> None:
-    record, said = made(tmp_path, [raw("Hello. how are you?", "fine.")], "--truecase", "False")
+    record, said = made(tmp_path, [raw("Hello. how are you?", "fine.")], "--no_truecase")
     assert (record["repaired"], said) == ({}, [["Hello. how are you?", "fine."]])
 
 

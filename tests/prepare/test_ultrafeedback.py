@@ -308,9 +308,7 @@ def test_without_the_bug_every_ten_is_a_ten(tmp_path: Path) -> None:
     assert (record["repaired"], record["answers_skipped"]) == ({}, {})
     assert pairs(out)["unsure"]["chosen"][1]["content"] == "odd"
     assert record["statistics"]["the bug that stored 1 as 10"] == "not found"
-    record = prepare(
-        "ultrafeedback", write_rows(tmp_path / "b.jsonl", BUGGED), tmp_path / "raw", "--repair_scores", "False"
-    )
+    record = prepare("ultrafeedback", write_rows(tmp_path / "b.jsonl", BUGGED), tmp_path / "raw", "--no_repair_scores")
     assert record["statistics"]["the bug that stored 1 as 10"] == "found, not repaired"
     assert pairs(tmp_path / "raw")["bug"]["chosen"][1]["content"] == "bad"
 
@@ -330,7 +328,7 @@ def test_the_revision_of_2023(tmp_path: Path) -> None:
         ultrafeedback("b", *(judged(f"{n}", score, 4) for n, score in enumerate((2, 3, 9, 9))), source="truthful_qa"),
     ]
     out = tmp_path / "out"
-    words = ("--rejected", "revision-2023", "--repair_scores", "False", "--duplicates", "keep", "--exclude_sources")
+    words = ("--rejected", "revision-2023", "--no_repair_scores", "--duplicates", "keep", "--exclude_sources")
     record = prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", rows), out, *words)
     assert record["rows_skipped"] == {}
     made = [(row["prompt"], row["chosen"][1]["content"], row["rejected"][1]["content"]) for row in pairs(out).values()]
@@ -349,7 +347,7 @@ def test_the_draw_of_2023_counts_answers_that_cannot_be_used(tmp_path: Path) -> 
         ),
     ]
     out = tmp_path / "out"
-    words = ("--rejected", "revision-2023", "--repair_scores", "False")
+    words = ("--rejected", "revision-2023", "--no_repair_scores")
     record = prepare("ultrafeedback", write_rows(tmp_path / "rows.jsonl", rows), out, *words)
     assert record["rows_skipped"] == {"the drawn answer cannot be used": 1}
     assert pairs(out)["other"]["rejected"][1]["content"] == "c"

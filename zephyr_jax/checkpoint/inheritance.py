@@ -232,7 +232,7 @@ def _chat(
     if differs and command not in EVALUATION and run_of(source.record) and not data.allow_template_change:
         raise InputError(
             f"{differs}, with which it was trained; `{command}` would continue with prompts that the model has not learned. "
-            "Leave data.chat_template unset to use the run's own, or confirm the change: --data.allow_template_change True"
+            "Leave data.chat_template unset to use the run's own, or confirm the change: --data.allow_template_change"
         )
     return chat
 

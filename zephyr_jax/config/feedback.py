@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from zephyr_jax.config.constraints import PositiveInt
+from zephyr_jax.config.constraints import ADVANCED, PositiveInt
 from zephyr_jax.config.sampling import MaxNewTokens, SamplingOptions, Temperature
 from zephyr_jax.config.sections import DATA, EndpointOptions, MeshOptions, unset
 from zephyr_jax.errors import InputError
@@ -20,28 +20,33 @@ class FeedbackConfig(SamplingOptions):
 
     max_new_tokens: MaxNewTokens = 1024
     data: str = ""
-    """Input rows: JSONL or Parquet, a folder of them, or a hub id; gs:// works too."""
-    split: str = "train"
+    """Input rows: a JSONL or Parquet file, a folder of files, or a hub id; gs:// works too."""
+    split: str = field(default="train", metadata=ADVANCED)
     """Split of `data`."""
     limit: PositiveInt | None = None
-    """Number of rows to use, from the start; default: all."""
+    """Maximum number of rows, from the start; default: all. Set it for trial runs."""
     output: str = ""
-    """Folder for train.jsonl, rejected.jsonl (rows that could not be used, with reasons) and the journals of all replies; the
-    same command resumes in it, and sends no request twice."""
+    """Output folder: train.jsonl, rejected.jsonl (unusable rows, with reasons) and the journals of all replies. The same
+    command resumes in it and sends no request twice."""
     estimate: bool = False
-    """Only estimate the number of requests, tokens and dollars."""
+    """Dry run: estimate the number of requests, tokens and dollars, and send none."""
     endpoint: EndpointOptions = field(default_factory=EndpointOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
-    compute_dtype: Literal["bfloat16", "float32"] = unset("bfloat16")
-    """Local models: dtype of matmuls and activations; default: a run's own, else bfloat16."""
-    chat_template: str | None = None
+    compute_dtype: Literal["bfloat16", "float32"] = field(default=unset("bfloat16"), metadata=ADVANCED)
+    """Local models: dtype of matmuls and activations. Default: a run's own, else bfloat16.
+
+    - `bfloat16`: the TPU's native dtype; half the activation memory.
+    - `float32`: for CPUs, and for comparisons of numbers.
+    """
+    chat_template: str | None = field(default=None, metadata=ADVANCED)
     """Local models: chat template, as in `data.chat_template` of training; default: the checkpoint's own."""
     batch_size: PositiveInt = 16
-    """Local models: requests that are decoded together."""
-    context_length: PositiveInt | None = None
-    """Local models: maximum tokens of prompt and answer together; default: 4,096, or the model's positions if that is less."""
-    send_seed: bool = True
-    """Off for APIs that refuse a seed."""
+    """Local models: batch size, the requests that are decoded together. Lower it if memory is short."""
+    context_length: PositiveInt | None = field(default=None, metadata=ADVANCED)
+    """Local models: context length, the maximum tokens of prompt and answer together. Default: 4,096, or the model's
+    positions if that is less."""
+    send_seed: bool = field(default=True, metadata=ADVANCED)
+    """Send a seed with each request; off for APIs that refuse one."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +59,16 @@ class ConversationsConfig(FeedbackConfig):
     user: str = ""
     """Model of the user, in the form of `assistant`; default: the same model."""
     assistant: str = ""
-    """Model of the assistant: PATH, or MODEL@http://HOST:PORT/v1. Options follow as `,key=value`: temperature, name, and for URLs
-    api_key_env, price_per_mtok_in, price_per_mtok_out."""
+    """Model of the assistant: PATH, or MODEL@http://HOST:PORT/v1. Options follow as `,key=value`: temperature, name, and
+    for URLs api_key_env, price_per_mtok_in, price_per_mtok_out."""
     turns: PositiveInt = 3
-    """Maximum number of questions per dialogue; the first is the seed prompt, and the user may leave before the last."""
+    """Maximum number of turns (questions) per dialogue. The first is the seed prompt; the user model may end the dialogue
+    before the last."""
     system: str | None = None
-    """System message of the assistant; it stays in the rows."""
-    user_max_new_tokens: MaxNewTokens = 256
-    """Maximum length of a question in tokens; `max_new_tokens` is that of an answer. A dialogue ends before an answer that was
-    truncated."""
+    """System message of the assistant; it stays in the rows. Default: none."""
+    user_max_new_tokens: MaxNewTokens = field(default=256, metadata=ADVANCED)
+    """Maximum length of a question in tokens; `max_new_tokens` is that of an answer. A dialogue ends before an answer that
+    was truncated."""
 
     def check(self) -> None:
         """Raise InputError for settings that contradict each other."""
@@ -78,13 +84,14 @@ class AnswersConfig(FeedbackConfig):
 
     temperature: Temperature = 1.0
     models: tuple[str, ...] = ()
-    """Models, each PATH or MODEL@http://HOST:PORT/v1. Options follow as `,key=value`: temperature, name (in the rows), and for
-    URLs api_key_env, price_per_mtok_in, price_per_mtok_out."""
+    """Models, each PATH or MODEL@http://HOST:PORT/v1. Options follow as `,key=value`: temperature, name (in the rows), and
+    for URLs api_key_env, price_per_mtok_in, price_per_mtok_out."""
     num_answers: PositiveInt | None = None
-    """Number of models that answer a prompt, drawn for each; default: all. UltraFeedback: 4 of 17."""
+    """Number of answers per prompt, by as many models, which are drawn for each prompt; default: all models. UltraFeedback:
+    4 of 17."""
     principles: tuple[str, ...] = ("helpfulness", "truthfulness", "honesty", "harmlessness")
-    """Principles of which one is drawn for each answer and given to the model as a system message: these, and `calibration`.
-    `--principles` without a value: no system messages."""
+    """Principles; one is drawn for each answer and is its system message. These four and `calibration` exist. Without a
+    value: no system messages."""
 
     def check(self) -> None:
         """Raise InputError for settings that are missing or contradict each other."""
@@ -106,6 +113,6 @@ class RateConfig(FeedbackConfig):
     judge: str = ""
     """Judge: PATH, or MODEL@http://HOST:PORT/v1. Options follow as `,key=value`: temperature, and for URLs api_key_env,
     price_per_mtok_in, price_per_mtok_out."""
-    max_answer_chars: PositiveInt = 20_000
-    """Maximum characters of an answer in the judge's prompt. `max_new_tokens` is for a judgment, of all answers of a row by one
-    aspect."""
+    max_answer_chars: PositiveInt = field(default=20_000, metadata=ADVANCED)
+    """Maximum length of an answer in the judge's prompt, in characters. `max_new_tokens` is for a judgment, of all answers
+    of a row by one aspect."""

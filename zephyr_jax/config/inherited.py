@@ -1,5 +1,6 @@
 """Settings of shared cards that a command accepts and does not use; the command line prints a note when they are given."""
 
+import re
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 
@@ -59,9 +60,14 @@ CARRIED: dict[str, tuple[str, ...]] = {
 """By command. One card serves all stages, and `dpo` names the `reference` command by its own words, so they are accepted."""
 
 
-def unused(command: str, words: Iterable[str]) -> Iterator[str]:
-    """The options among the words of a command line that this command accepts and does not use."""
-    for word in words:
-        name = word.removeprefix("--").partition("=")[0]
-        if word.startswith("--") and any(fnmatch(name, pattern) for pattern in CARRIED.get(command, ())):
-            yield f"--{name}"
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether the full name of a setting is one of these names or patterns."""
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def unused(command: str, options: Iterable[str]) -> Iterator[str]:
+    """The options of a command line that this command accepts and does not use."""
+    for option in options:
+        name = re.sub(r"(^|\.)no_(?=\w+$)", r"\1", option.removeprefix("--"))  # `--report.no_progress_bar`
+        if matches(name, CARRIED.get(command, ())):
+            yield option

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from zephyr_jax.config.constraints import NonNegativeInt, PositiveInt
+from zephyr_jax.config.constraints import ADVANCED, NonNegativeInt, PositiveInt
 from zephyr_jax.config.sampling import Seed
 from zephyr_jax.config.sections import DATA, DataOptions, MeshOptions, WeightsOptions
 from zephyr_jax.errors import InputError
@@ -41,7 +41,7 @@ class CheckConfig:
     run: str = ""
     """Folder of the run."""
     card: str | None = None
-    """Card whose `expected` to use; default: the run's own."""
+    """Card with the `expected` ranges; default: the run's own settings."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class ReportConfig:
     run: str = ""
     """Folder of the run."""
     sample_files: tuple[str, ...] = ()
-    """Files that `generate --output` wrote for the same prompts, one per stage, as FILE or NAME=FILE; they are shown side by
-    side and kept for later reports of the run."""
+    """Sample files, as FILE or NAME=FILE: what `generate --output` wrote for the same prompts, one per stage. Reports have
+    them side by side, also later ones of the run."""
     num_prompts: PositiveInt = 10
-    """Number of prompts to show from `sample_files`."""
+    """Number of prompts from `sample_files` in the report."""
     num_samples: NonNegativeInt = 0
-    """Number of held-out prompts for the run and the stages before it to answer now, unless they have already. A run of one
+    """Number of held-out prompts that the run and the stages before it answer now, unless they have already. A run of one
     process does so at its end."""
     mesh: MeshOptions = field(default_factory=MeshOptions)
     """Mesh for `num_samples`."""
@@ -76,18 +76,18 @@ class DemoConfig:
     REQUIRED: ClassVar[dict[str, str]] = {"output": "a folder"}
 
     output: str = "runs/demo"
-    """Folder for all results."""
+    """Output folder for all results."""
     base_model: str | None = None
-    """Another base model (folder or hub id); default: the one in the package."""
-    emulated_devices: PositiveInt = 8
+    """Base model (folder or hub id); default: the one in the package."""
+    emulated_devices: PositiveInt = field(default=8, metadata=ADVANCED)
     """Number of devices to emulate on the CPU."""
-    num_conversations: PositiveInt = 2400
+    num_conversations: PositiveInt = field(default=2400, metadata=ADVANCED)
     """Number of the teacher's conversations for dSFT."""
-    num_prompts: PositiveInt = 1000
+    num_prompts: PositiveInt = field(default=1000, metadata=ADVANCED)
     """Number of prompts that the dSFT model answers four times, for the preference pairs."""
-    num_held_out: PositiveInt = 128
-    """Number of prompts and pairs, each about a word that no training prompt has, on which all stages are evaluated."""
+    num_held_out: PositiveInt = field(default=128, metadata=ADVANCED)
+    """Number of prompts and pairs on which all stages are evaluated, each about a word that no training prompt has."""
     seed: Seed = 0
-    """Seed of the data, its order and the samples."""
+    """Random seed of the data, its order and the samples."""
     num_seeds: PositiveInt = 1
     """Number of repetitions, with `seed` and the seeds after it; the table then has means over them."""

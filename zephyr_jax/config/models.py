@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from zephyr_jax.config.constraints import PositiveFloat, PositiveInt
+from zephyr_jax.config.constraints import ADVANCED, PositiveFloat, PositiveInt
 from zephyr_jax.config.sampling import MaxNewTokens, Temperature, TopK, TopKSamplingOptions, TopP
 from zephyr_jax.config.sections import (
     DATA,
@@ -34,19 +34,19 @@ class EvaluateConfig:
     mesh: MeshOptions = field(default_factory=MeshOptions)
     dpo: DpoOptions = field(default_factory=DpoOptions)
     reference: str | None = None
-    """Preferences: folder of the reference table that the run was trained with; without a reference, answers are compared by
-    the model's own log-probs."""
-    reference_table: str | None = None
-    """Preferences: name of the table in `reference`, as `reference ls` shows it, also where other weights made it."""
+    """Preferences: folder of the reference table that the run was trained with. Without a reference, answers are compared
+    by the model's own log-probs."""
+    reference_table: str | None = field(default=None, metadata=ADVANCED)
+    """Preferences: name of the table in `reference`, as `reference ls` prints it, also where other weights made it."""
     reference_model: str | None = None
-    """Preferences: checkpoint whose log-probs are the reference: a run, a step of a run, a Hugging Face folder or a hub id.
-    They are computed first, in a separate pass, so that one model is in memory at a time. Excludes `reference`."""
-    reference_revision: str | None = None
-    """Hub revision of `reference_model`."""
+    """Preferences: reference model (a run, a step of a run, a Hugging Face folder or a hub id), instead of `reference`. Its
+    log-probs are computed first, so that one model is in memory at a time."""
+    reference_revision: str | None = field(default=None, metadata=ADVANCED)
+    """Hub revision (branch, tag or commit) of `reference_model`."""
     batch_size: PositiveInt = 8
-    """Rows of one forward pass."""
+    """Batch size of the forward pass, in rows. Lower it if memory is short."""
     output: str | None = None
-    """JSON file to write the metrics to as well."""
+    """JSON file for the metrics; default: they are only printed."""
 
     def check(self) -> None:
         """Raise InputError for settings that contradict each other."""
@@ -73,7 +73,7 @@ class PreferencesConfig(EvaluateConfig):
     """Preference accuracy, margins and calibration: of all pairs, by a column and by length."""
 
     group_by: str | None = None
-    """Column to group by, such as `source`."""
+    """Column to group the metrics by, such as `source`; default: no groups."""
 
 
 @dataclass(frozen=True)
@@ -85,22 +85,24 @@ class GenerateConfig(TopKSamplingOptions):
     model: ForwardOptions = field(default_factory=ForwardOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     prompts: tuple[str, ...] = ()
-    """User messages; or give a file in `data`."""
+    """Prompts: user messages on the command line, instead of `data`."""
     data: str | None = None
-    """Rows with `prompt` (text) or `messages` (an assistant answer at the end is removed)."""
-    split: str = "train"
+    """File of prompts: rows with `prompt` (text) or `messages` (an assistant answer at the end is removed), instead of
+    `prompts`."""
+    split: str = field(default="train", metadata=ADVANCED)
     """Split of `data`."""
     limit: PositiveInt | None = None
-    """Number of prompts to answer, from the start; default: all."""
+    """Maximum number of prompts, from the start; default: all."""
     chat_template: str | None = None
-    """Chat template, as in `data.chat_template`; default: the checkpoint's own, and `zephyr` where it has none. `none` continues
-    the plain text of the prompts."""
+    """Chat template, as in `data.chat_template`; default: the checkpoint's own, else `zephyr`. `none` continues the plain
+    text of the prompts, as for base models."""
     system: str | None = None
-    """System message of every prompt that has none."""
+    """System message, of every prompt that has none."""
     batch_size: PositiveInt = 8
-    """Prompts that are decoded together (continuous batching)."""
+    """Batch size: prompts that are decoded together (continuous batching). Lower it if memory is short."""
     output: str | None = None
-    """JSONL file for prompts and answers; the same command resumes an interrupted one (`<output>.part`)."""
+    """JSONL file for prompts and answers; default: they are printed. The same command resumes an interrupted one
+    (`<output>.part`)."""
 
     def check(self) -> None:
         """Raise InputError for settings that contradict each other."""
@@ -128,19 +130,21 @@ class ServeConfig:
     name: str | None = None
     """Model name for clients; default: the last part of `model.path`."""
     chat_template: str | None = None
-    """Chat template, as in `data.chat_template`; default: the checkpoint's own, and `zephyr` where it has none."""
+    """Chat template, as in `data.chat_template`; default: the checkpoint's own, else `zephyr`."""
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 serves other machines."""
+    """Network address to listen on; 0.0.0.0 serves other machines."""
     port: Annotated[int, Field(ge=0, lt=2**16)] = 8000
-    """Port to listen on; 0: any free port."""
+    """Network port to listen on; 0: any free port."""
     api_key_env: str | None = None
-    """Environment variable with the API key that clients must send; the key itself is never written or logged."""
+    """Environment variable with the API key that clients must send; default: no key. The key itself is never written or
+    logged."""
     max_concurrency: PositiveInt = 8
-    """Requests that are decoded together; the others wait."""
-    max_open_requests: PositiveInt = 256
-    """Requests that are decoded or wait; further ones are refused with status 429."""
+    """Batch size: requests that are decoded together (continuous batching); the others wait."""
+    max_open_requests: PositiveInt = field(default=256, metadata=ADVANCED)
+    """Maximum number of requests that are decoded or wait; further ones are refused with status 429."""
     context_length: PositiveInt | None = None
-    """Maximum tokens of prompt and answer together; default: 4,096, or the model's positions if that is less."""
+    """Context length: maximum tokens of prompt and answer together. Default: 4,096, or the model's positions if that is
+    less."""
 
 
 @dataclass(frozen=True)
@@ -156,9 +160,9 @@ class ChatConfig(TopKSamplingOptions):
     model: ForwardOptions = field(default_factory=ForwardOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     chat_template: str | None = None
-    """Chat template, as in `data.chat_template`; default: the checkpoint's own, and `zephyr` where it has none."""
+    """Chat template, as in `data.chat_template`; default: the checkpoint's own, else `zephyr`."""
     system: str | None = None
-    """System message; `/system TEXT` changes it."""
+    """System message; `/system TEXT` changes it during the chat."""
 
 
 @dataclass(frozen=True)
@@ -170,10 +174,16 @@ class ExportConfig:
     model: WeightsOptions = field(default_factory=WeightsOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     output: str = ""
-    """Folder to write."""
+    """Output folder."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    """Dtype of the written weights; training keeps float32. A weight beyond the dtype's range (65,504 in float16) is an error."""
-    max_shard_gib: PositiveFloat = 4.0
+    """Dtype of the written weights; training keeps float32. A weight beyond the dtype's range (65,504 in float16) is an
+    error.
+
+    - `bfloat16`: half the size; what most inference engines compute in.
+    - `float16`: for hardware without bfloat16.
+    - `float32`: the weights as trained.
+    """
+    max_shard_gib: PositiveFloat = field(default=4.0, metadata=ADVANCED)
     """Maximum size of a safetensors file in GiB."""
 
 

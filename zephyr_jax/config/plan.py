@@ -15,23 +15,29 @@ class PlanConfig(DpoConfig):
     REQUIRED: ClassVar[dict[str, str]] = {}
 
     topology: str = "v5e:2x4"
-    """Chips of a slice to plan for: kind and grid, such as v5e:2x4, v5e:4x4, v6e:2x4, v5p:2x2x1."""
+    """TPU topology of a slice: kind and grid, such as v5e:2x4, v5e:4x4, v6e:2x4, v5p:2x2x1."""
     num_slices: PositiveInt = 1
     """Number of slices of that topology, connected by the data center network; each holds copies of the weights."""
     step: str | None = None
-    """Step to compile: a training method (`sft`, `dpo`), `reference` or `generate`; default: `dpo` if the card names a
+    """Step to compile: a training method (`sft`, `dpo`), `reference` or `generate`. Default: `dpo` if the card has a
     reference table, else `sft`."""
     fit: bool = False
-    """Search the fastest settings that fit: rows of a microbatch, `model.remat`, mesh, and dtypes of gradients and moments."""
+    """Search for the fastest settings that fit into memory: `batch.microbatch_rows`, `model.remat`, mesh, and dtypes of
+    gradients and moments."""
     model_preset: Literal["mistral-7b"] | None = None
-    """Plan for this model's sizes; default: those of the local folder model.path, or Mistral-7B's (with a note) without one.
-    Nothing is downloaded."""
+    """Model sizes; default: those of the local folder `model.path`, or Mistral-7B's (with a note) without one. Nothing is
+    downloaded.
+
+    - `mistral-7b`: the sizes of Mistral-7B.
+    """
 
     def check(self) -> None:
         """Raise InputError for settings that contradict each other."""
         SftConfig.check(self)
         if self.fit and not self.plans_training:
-            raise InputError(f"`fit`: expected a training step, got the {self.planned_step} step.")
+            raise InputError(
+                f"`fit`: expected a training step, got the {self.planned_step} step. Remove `--fit`, or set `--step` to a method."
+            )
 
     @property
     def segments_per_example(self) -> int:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from zephyr_jax.config.constraints import Fraction, NonNegativeInt, PositiveFloat, PositiveInt
+from zephyr_jax.config.constraints import ADVANCED, Fraction, NonNegativeInt, PositiveFloat, PositiveInt
 from zephyr_jax.config.sampling import Seed
 from zephyr_jax.config.sections import DATA, DecontaminationOptions
 from zephyr_jax.errors import InputError
@@ -16,35 +16,44 @@ class UltrachatConfig:
     REQUIRED: ClassVar[dict[str, str]] = {"data": f"the raw dialogues, {DATA}", "output": "a folder"}
 
     data: str = ""
-    """Raw rows with `data: [user, assistant, ...]` or `messages`: a JSONL, JSON or Parquet file, a folder of them (all are
-    read), a `save_to_disk` folder, or a hub id; gs:// works too."""
-    split: str | None = None
+    """Raw dialogues, with `data: [user, assistant, ...]` or `messages`: a JSONL, JSON or Parquet file, a folder of files
+    (all are read), a `save_to_disk` folder or a hub id; gs:// works too."""
+    split: str | None = field(default=None, metadata=ADVANCED)
     """Split of a hub id or `save_to_disk` folder; default: train."""
-    revision: str | None = None
-    """Hub revision when `data` is a hub id."""
+    revision: str | None = field(default=None, metadata=ADVANCED)
+    """Hub revision (branch, tag or commit) of `data`."""
     output: str = ""
-    """Folder for the splits, the dataset card and the statistics; files are written atomically."""
+    """Output folder for the splits, the dataset card and the statistics. Each file is written whole or not at all."""
     num_examples: PositiveInt | None = None
     """Number of dialogues to keep, drawn by `seed`; default: all that pass the filters."""
     truecase: bool = True
-    """Repair the case of sentence starts and of the pronoun I; code, lists and abbreviations stay as they are."""
+    """Truecasing: repair the case of sentence starts and of the pronoun I. Code, lists and abbreviations stay as they are."""
     refusals: Literal["drop", "cut", "keep"] = "drop"
-    """Dialogues with a refusal of the assistant ("as an AI, I have no opinions"): `drop` them, as published; `cut` them before
-    the question that is refused; or `keep` them."""
-    refusal_phrases: tuple[str, ...] = ()
-    """Further phrases that mark a refusal, in any case: `"as an AI language model"`."""
+    """Filter for refusals of the assistant, such as "as an AI, I have no opinions".
+
+    - `drop`: drop the dialogue, as published.
+    - `cut`: cut the dialogue before the question that is refused.
+    - `keep`: keep the dialogue.
+    """
+    refusal_phrases: tuple[str, ...] = field(default=(), metadata=ADVANCED)
+    """Further phrases that mark a refusal, in any case, such as `as an AI language model`."""
     duplicates: Literal["prompt", "dialogue", "keep"] = "prompt"
-    """Deduplicate by the first question (`prompt`) or by the whole `dialogue`, ignoring case and spacing, or `keep` all."""
+    """Deduplication, ignoring case and spacing.
+
+    - `prompt`: one dialogue per first question.
+    - `dialogue`: one of dialogues that are equal.
+    - `keep`: keep all.
+    """
     test_fraction: Fraction = 0.1
-    """Fraction of prompts that are held out, by their hash; 0.1 as published."""
-    gen_fraction: Fraction = 0.55
-    """Fraction of prompts in the `gen` splits, which end with a question for a model; 0.55 as published. 0: all prompts are in
-    the `sft` splits."""
+    """Test set fraction: the share of prompts that are held out, by their hash; 0.1 as published."""
+    gen_fraction: Fraction = field(default=0.55, metadata=ADVANCED)
+    """Fraction of prompts in the `gen` splits, which end with a question for a model; 0.55 as published. 0: all prompts are
+    in the `sft` splits."""
     decontaminate: DecontaminationOptions = field(default_factory=DecontaminationOptions)
-    num_samples: NonNegativeInt = 5
+    num_samples: NonNegativeInt = field(default=5, metadata=ADVANCED)
     """Number of sample texts of each kind of removal and repair in samples.md."""
     seed: Seed = 0
-    """Seed of the order of the rows and of `num_examples`; the splits depend on the prompts alone."""
+    """Random seed of the order of the rows and of `num_examples`; the splits depend on the prompts alone."""
 
     def check(self) -> None:
         """Raise InputError for phrases without effect, or with too much of it."""
@@ -63,40 +72,57 @@ class UltrafeedbackConfig:
     REQUIRED: ClassVar[dict[str, str]] = {"data": f"the rated answers, {DATA}", "output": "a folder"}
 
     data: str = ""
-    """Raw rows with `instruction` (or `prompt`) and `completions`: a JSONL, JSON or Parquet file, a folder of them (all are
-    read), a `save_to_disk` folder, or a hub id; gs:// works too."""
-    split: str | None = None
+    """Rated answers, with `instruction` (or `prompt`) and `completions`: a JSONL, JSON or Parquet file, a folder of files
+    (all are read), a `save_to_disk` folder or a hub id; gs:// works too."""
+    split: str | None = field(default=None, metadata=ADVANCED)
     """Split of a hub id or `save_to_disk` folder; default: train."""
-    revision: str | None = None
-    """Hub revision when `data` is a hub id."""
+    revision: str | None = field(default=None, metadata=ADVANCED)
+    """Hub revision (branch, tag or commit) of `data`."""
     output: str = ""
-    """Folder for the splits, the dataset card and the statistics; files are written atomically."""
+    """Output folder for the splits, the dataset card and the statistics. Each file is written whole or not at all."""
     score: Literal["overall", "mean"] = "overall"
-    """Score of an answer: the judge's `overall_score` (or `score`, in plain rows), as published, or the `mean` of its ratings
-    by aspect."""
-    repair_scores: bool = True
-    """If the overall scores show the bug that stored 1 as 10, apply the published rule: with a mean rating of at most 2 the
-    score is 1, above 4 it is 10, and between them the answer is rejected as ambiguous."""
+    """Score of an answer.
+
+    - `overall`: the judge's `overall_score` (`score` in plain rows), as published.
+    - `mean`: the mean of its ratings by aspect.
+    """
+    repair_scores: bool = field(default=True, metadata=ADVANCED)
+    """Repair the scores if they have the bug that stored 1 as 10, by the published rule: at a mean rating of at most 2 the
+    score is 1, above 4 it is 10; between them the answer is rejected."""
     rejected: Literal["random", "lowest", "second", "revision-2023"] = "random"
-    """The other answer of a pair: `random`, as in the paper; the `lowest`; the `second` best; or the one in the data set's
-    `revision-2023`, which the first Zephyr was trained on (from the raw rows of that time, with `repair_scores False`,
-    `duplicates keep` and no `exclude_sources`)."""
+    """Rejected answer of a pair; the chosen one has the highest score.
+
+    - `random`: any other answer, as in the paper.
+    - `lowest`: the one with the lowest score.
+    - `second`: the one with the second highest score.
+    - `revision-2023`: the one of that revision of the published data set, for raw rows of that time, with
+      `--no_repair_scores --duplicates keep --exclude_sources`.
+    """
     ties: Literal["keep", "drop", "margin"] = "keep"
-    """Scores of the other answer: `keep` ties with the chosen one, as published, `drop` ties, or require a difference of
-    `min_margin`; rows without such an answer are rejected."""
+    """Rejected answers by score; rows without such an answer are rejected.
+
+    - `keep`: allow the chosen answer's score, as published.
+    - `drop`: only lower scores.
+    - `margin`: only scores lower by `min_margin`.
+    """
     min_margin: PositiveFloat | None = None
-    """Minimum difference of the two scores under `ties: margin`."""
+    """Minimum difference of the two scores, under `ties margin`."""
     duplicates: Literal["drop", "keep"] = "drop"
-    """Rows with the same prompt (ignoring case and spacing): one pair per prompt, or one per row."""
+    """Deduplication of prompts, ignoring case and spacing.
+
+    - `drop`: one pair per prompt.
+    - `keep`: one pair per row.
+    """
     exclude_sources: tuple[str, ...] = ("truthful_qa",)
-    """Rows to exclude by their `source` (or `dataset`): questions of a benchmark, as published since 2024."""
+    """Rows to exclude by their `source` (or `dataset`): questions of a benchmark, as published since 2024. Without a value:
+    none."""
     test_fraction: Fraction = 0.03
-    """Fraction of prompts that are held out, by their hash."""
+    """Test set fraction: the share of prompts that are held out, by their hash."""
     decontaminate: DecontaminationOptions = field(default_factory=DecontaminationOptions)
-    num_samples: NonNegativeInt = 5
+    num_samples: NonNegativeInt = field(default=5, metadata=ADVANCED)
     """Number of sample texts of each kind of removal and repair in samples.md."""
     seed: Seed = 0
-    """Seed of the other answer and of the order of the rows; the splits depend on the prompts alone."""
+    """Random seed of the rejected answer and of the order of the rows; the splits depend on the prompts alone."""
 
     def check(self) -> None:
         """Raise InputError for settings that contradict each other."""

@@ -35,9 +35,9 @@ class SamplingOptions:
     max_new_tokens: MaxNewTokens = 256
     """Maximum length of an answer in tokens."""
     temperature: Temperature = 0.0
-    """Sampling temperature; 0: greedy decoding."""
+    """Sampling temperature. 0: greedy decoding; 1: the model's own distribution."""
     top_p: TopP = 1.0
-    """Nucleus sampling: sample from the smallest set of tokens with this probability mass; 1: from all."""
+    """Nucleus (top-p) sampling: sample from the smallest set of tokens with this probability mass. 1: from all."""
     seed: Seed = 0
     """Sampling seed."""
 
@@ -47,7 +47,7 @@ class TopKSamplingOptions(SamplingOptions):
     """The sampling settings of commands that always decode in this process."""
 
     top_k: TopK = 0
-    """Sample from this many most likely tokens; 0: from all."""
+    """Top-k sampling: sample from this many most likely tokens. 0: from all."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from enum import Enum, StrEnum
 from typing import Any, Literal, cast
 
 from zephyr_jax.config.constraints import (
+    ADVANCED,
     RESUMABLE,
     Fraction,
     NonNegativeFloat,
@@ -66,9 +67,10 @@ class WeightsOptions:
     """The model's files."""
 
     path: str = ""
-    """Hugging Face folder or hub id (config.json and safetensors), or the output folder of a run of `sft` or `dpo`."""
-    revision: str | None = None
-    """Hub revision (branch, tag or commit) when `path` is a hub id."""
+    """Model: a Hugging Face folder or hub id (config.json and safetensors), or the output folder of a run of `sft` or
+    `dpo`."""
+    revision: str | None = field(default=None, metadata=ADVANCED)
+    """Hub revision (branch, tag or commit) of `path`. Set a commit for reproducible runs; default: the main branch."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +78,21 @@ class ForwardOptions(WeightsOptions):
     """The model's files, and how the forward pass computes."""
 
     compute_dtype: Literal["bfloat16", "float32"] = unset("bfloat16")
-    """Dtype of matmuls and activations. Weights stay float32; norms, softmax and log-probs are float32 always. Default: the
-    dtype of the run in `path`, else bfloat16."""
+    """Dtype of matmuls and activations; weights, norms, softmax and log-probs stay float32. Default: the dtype of the run
+    in `path`, else bfloat16.
+
+    - `bfloat16`: the TPU's native dtype; half the activation memory.
+    - `float32`: for CPUs, and for comparisons of numbers.
+    """
 
 
 @dataclass(frozen=True)
 class ScoringOptions(ForwardOptions):
-    """The same, for commands that compute log-probs."""
+    """The model's files, and how the forward pass computes logits and log-probs."""
 
-    logprob_chunk: PositiveInt = 256
-    """Chunk size of the unembedding in target tokens per device; bounds the logits' memory to `logprob_chunk * vocab_size`."""
+    logprob_chunk: PositiveInt = field(default=256, metadata=ADVANCED)
+    """Chunk size of the unembedding, in target tokens per device. Bounds the logits' memory to `logprob_chunk *
+    vocab_size`; lower it if the logits do not fit."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +100,18 @@ class ModelOptions(ScoringOptions):
     """The weights to start from, and how forward and backward pass compute."""
 
     remat: Remat = field(default=Remat.FULL, metadata=RESUMABLE)
-    """Rematerialization (activation checkpointing) policy: what a layer saves for the backward pass, which recomputes the rest.
-    `full`: its input. `full_offload`: the same, offloaded to pinned host memory. `save_attention`: also attention's output and
-    softmax statistics; the attention kernel then runs forward once instead of twice. `save_dots`: also the products with
-    weights; only elementwise operations are recomputed. `none`: everything; nothing is recomputed."""
-    save_logits: bool = field(default=False, metadata=RESUMABLE)
-    """Save the targets' logits, float32 [rows, row length, vocab], for the backward pass instead of recomputing them in chunks:
-    a quarter fewer operations in the unembedding, for small models with memory to spare."""
+    """Rematerialization (activation checkpointing) policy: what each block saves for the backward pass, which recomputes
+    the rest. `plan --fit` finds the fastest one that fits.
+
+    - `full`: its input; least memory, most recomputation.
+    - `full_offload`: its input, offloaded to pinned host memory.
+    - `save_attention`: also attention's output and softmax statistics, so that the attention kernel runs forward once.
+    - `save_dots`: also the products with weights; only elementwise operations are recomputed.
+    - `none`: everything; nothing is recomputed.
+    """
+    save_logits: bool = field(default=False, metadata=RESUMABLE | ADVANCED)
+    """Save the targets' logits, float32 [rows, row length, vocab], instead of recomputing them: a quarter fewer operations
+    in the unembedding. For small models with memory to spare."""
 
 
 @dataclass(frozen=True)
@@ -107,54 +119,68 @@ class DataOptions:
     """Where rows come from and how they become tokens."""
 
     path: str = ""
-    """File of rows (JSONL, JSON, Parquet, CSV, TSV or Arrow, compressed or not), a folder of them, a `save_to_disk` folder, or a
-    hub id; gs:// works too."""
+    """Data set: a file (JSONL, JSON, Parquet, CSV, TSV or Arrow, compressed or not), a folder of files, a `save_to_disk`
+    folder, or a hub id; gs:// works too."""
     split: str = "train"
-    """Split to read (hub ids and folders with splits; a single file has only `train`)."""
+    """Split to read, of hub ids and of folders with splits; a single file has only `train`."""
     eval_path: str | None = None
-    """Rows for evaluation; default: `path`."""
+    """Data set for evaluation; default: `path`, if `eval_split` is set."""
     eval_split: str | None = None
-    """Split to evaluate on; with neither `eval_path` nor `eval_split`, nothing is evaluated."""
-    revision: str | None = None
-    """Hub revision when `path` is a hub id."""
+    """Split for evaluation; default: `train` of `eval_path`. With neither of the two set, nothing is evaluated."""
+    revision: str | None = field(default=None, metadata=ADVANCED)
+    """Hub revision (branch, tag or commit) of `path`; default: the main branch."""
     limit: PositiveInt | None = None
-    """Number of rows to use of each split, from its start; default: all."""
+    """Maximum number of rows of each split, from its start; default: all. Set it for trial runs."""
     chat_template: str | None = None
-    """Chat template: `zephyr` (an empty system message comes first where a conversation has none, as Zephyr was trained),
-    `zephyr-no-system` (inserts nothing), `tokenizer` (the checkpoint's own, of several the `default` one; another one is
-    `tokenizer:NAME`), or a path to a Jinja file. Default: that of the run or checkpoint in `model.path`, else `zephyr`."""
-    template_date: str | None = None
-    """Date, YYYY-MM-DD, for chat templates that print the current date. Default: the date of the run that is resumed or
-    continued, or of the reference table, else today; a run keeps its date."""
-    allow_template_change: bool = field(default=False, metadata=RESUMABLE)
-    """Let `sft`, `reference` and `dpo` continue a run with another chat template than it was trained with."""
+    """Chat template: one of these names, or a path to a Jinja file. Default: that of the run or checkpoint in `model.path`,
+    else `zephyr`.
+
+    - `zephyr`: Zephyr's; inserts an empty system message where a conversation has none, as in its training.
+    - `zephyr-no-system`: the same, and inserts nothing.
+    - `tokenizer`: the checkpoint's own (of several, the `default` one).
+    - `tokenizer:NAME`: the checkpoint's template of this name.
+    """
+    template_date: str | None = field(default=None, metadata=ADVANCED)
+    """Date, YYYY-MM-DD, for chat templates that print the current date. Default: that of the run that is resumed or
+    continued, or of the reference table, else today."""
+    allow_template_change: bool = field(default=False, metadata=RESUMABLE | ADVANCED)
+    """Continue a run with another chat template than it was trained with; `sft`, `reference` and `dpo` refuse that
+    otherwise."""
     targets: Literal["assistant", "all"] = unset("assistant")
-    """Tokens in the loss: `assistant`, the assistant's answers with their end token, or `all` tokens but the first (SFT only).
-    Default: `assistant`; `evaluate` uses the run's."""
+    """Loss mask: the tokens that the loss counts. Default: `assistant`; `evaluate` uses the run's.
+
+    - `assistant`: the assistant's answers with their end token.
+    - `all`: all tokens but the first, as for pretraining (SFT only).
+    """
     max_length: PositiveInt = unset(2048)
-    """Maximum sequence length in tokens; longer ones are handled by `on_bad_row`. It may exceed the model's positions as long
-    as no sequence does. Default: 2048; `evaluate` uses the run's."""
+    """Maximum sequence length in tokens; longer sequences are handled by `on_bad_row`. It may exceed the model's positions
+    if no sequence does. Default: 2048; `evaluate` uses the run's."""
     max_prompt_length: PositiveInt = unset(DEFAULT_PROMPT_LENGTH)
-    """Preferences: the prompt of an over-long pair is first truncated to this many tokens (BOS and the prompt's end stay).
-    Default: 512, or half of `max_length` if that is not more; `evaluate` uses the run's."""
-    row_length: PositiveInt = unset(DEFAULT_ROW_LENGTH)
-    """Length of a packed row in tokens; a row holds whole conversations or whole pairs. Default: 2048, or the longest example
+    """Preferences: maximum prompt length in tokens; the prompt of an over-long pair is truncated to it first (BOS and the
+    end stay). Default: 512, or half of `max_length` if that is not more."""
+    row_length: PositiveInt = field(default=unset(DEFAULT_ROW_LENGTH), metadata=ADVANCED)
+    """Length of a packed row in tokens; a row holds whole conversations or pairs. Default: 2048, or the longest example
     (`max_length`, for pairs twice that) if that is more."""
     packing: bool = True
-    """Pack several conversations (pairs) into a row; off: one per row."""
-    packing_window: PositiveInt = 8192
-    """With `batch.rows`: number of shuffled examples that are packed together; a larger window pads less and shuffles less."""
+    """Sequence packing: several conversations (pairs) share a row, and each attends only to itself. Off: one per row."""
+    packing_window: PositiveInt = field(default=8192, metadata=ADVANCED)
+    """Number of shuffled examples that are packed together, with `batch.rows`. A larger window pads less and shuffles less."""
     on_bad_row: Literal["truncate", "drop", "error"] = unset("truncate")
-    """Over-length rows are truncated, dropped or an error. Malformed and zero-target rows are dropped under `truncate`.
-    Default: `truncate`; `evaluate` uses the run's."""
-    allow_contradictions: bool = False
+    """Action for rows that are over-long, malformed or without targets. Default: `truncate`; `evaluate` uses the run's.
+
+    - `truncate`: truncate over-long rows, skip the others.
+    - `drop`: skip all of them.
+    - `error`: stop at the first.
+    """
+    allow_contradictions: bool = field(default=False, metadata=ADVANCED)
     """Use rows whose columns contradict each other: a `prompt` that the dialogue does not contain, a `score_chosen` below
     `score_rejected`. Off: these are bad rows."""
-    max_skipped_fraction: Fraction = field(default=0.1, metadata=RESUMABLE)
-    """Largest fraction of the rows that may be skipped, and of the tokens that may be skipped or truncated. Above it `sft`,
-    `dpo` and `reference` stop, and `evaluate` and `preview` print a warning. 1: never stop."""
-    num_workers: PositiveInt = field(default=1, metadata=RESUMABLE)
-    """Processes that tokenize; results are cached by content, so that a second run reads them back."""
+    max_skipped_fraction: Fraction = field(default=0.1, metadata=RESUMABLE | ADVANCED)
+    """Maximum fraction of rows skipped, and of tokens skipped or truncated. Above it `sft`, `dpo` and `reference` stop;
+    `evaluate` and `preview` print a warning. 1: never stop."""
+    num_workers: PositiveInt = field(default=1, metadata=RESUMABLE | ADVANCED)
+    """Number of processes that tokenize. Raise it for large data sets; results are cached by content, so that a second run
+    reads them back."""
 
     def fitted(self, segments: int) -> "DataOptions":
         """Lengths that nothing has set, made to fit: a row holds `segments` sequences, and a prompt leaves room for an answer."""
@@ -177,10 +203,12 @@ class DataOptions:
 
     def check_one_split(self) -> None:
         """Raise InputError for settings of training that a command which reads one split ignores."""
-        if self.eval_path is not None or self.eval_split is not None:
+        values = {"data.eval_path": self.eval_path, "data.eval_split": self.eval_split}
+        given = [name for name, value in values.items() if value is not None]
+        if given:
             raise InputError(
-                "data.eval_path and data.eval_split are settings of training: this command reads one split. Set data.path and "
-                "data.split to the rows that are meant."
+                f"{' and '.join(given)} set for a command that reads one split: data.split of data.path. Pass "
+                f"`{' '.join(f'--{name} None' for name in given)}`, and the rows to read with --data.path and --data.split."
             )
 
     @property
@@ -195,15 +223,16 @@ class DataOptions:
 class MeshOptions:
     """The device mesh of one TPU slice. One size may be -1: the remaining devices. Several slices multiply `data`."""
 
-    data: int = 1
-    """Data parallelism: copies of the weights in a slice, each with its part of the batch."""
+    data: int = field(default=1, metadata=ADVANCED)
+    """Data parallelism: number of weight copies in a slice, each with its part of the batch. Several slices multiply it."""
     fsdp: int = -1
-    """Fully sharded data parallelism: shards of weights and optimizer state, each with its part of the batch."""
+    """Fully sharded data parallelism (ZeRO-3): number of shards of weights and optimizer state, each with its part of the
+    batch. -1: the remaining devices."""
     tensor: int = 1
-    """Tensor parallelism: shards of heads, feed-forward and vocabulary. A vocabulary that does not divide is padded inside of
-    compiled programs only."""
+    """Tensor parallelism: number of shards of heads, feed-forward and vocabulary. Raise it if one row per device does not
+    fit. A vocabulary that it does not divide is padded in compiled programs only."""
     emulated_devices: PositiveInt | None = None
-    """Number of devices to emulate on the CPU (tests, laptops); default: the devices of this machine."""
+    """Number of devices to emulate on the CPU, for tests and laptops; default: the devices of this machine."""
 
 
 @dataclass(frozen=True)
@@ -211,25 +240,29 @@ class EndpointOptions:
     """Requests to models behind OpenAI-compatible URLs; all models of a command share the budgets."""
 
     api_key_env: str | None = None
-    """Environment variable with the API key of models without `,api_key_env=`; the key itself is never written or logged."""
-    max_tokens_param: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """Request parameter for the longest reply; OpenAI's reasoning models refuse `max_tokens`."""
+    """Environment variable with the API key, of models without `,api_key_env=`. The key itself is never written or logged."""
+    max_tokens_param: Literal["max_tokens", "max_completion_tokens"] = field(default="max_tokens", metadata=ADVANCED)
+    """Request parameter for the maximum length of a reply.
+
+    - `max_tokens`: for most servers.
+    - `max_completion_tokens`: for OpenAI's reasoning models, which refuse the other.
+    """
     max_concurrency: PositiveInt = 8
-    """Requests in flight at one time."""
-    timeout: PositiveFloat = 300.0
-    """Seconds until a request is abandoned and sent again."""
-    max_retries: NonNegativeInt = 6
-    """Retries of a request after a transient error."""
-    backoff: NonNegativeFloat = 1.0
-    """Seconds before the first retry; doubles with each further retry, up to a minute."""
+    """Maximum number of requests in flight. Lower it if the endpoint answers with rate limits."""
+    timeout: PositiveFloat = field(default=300.0, metadata=ADVANCED)
+    """Request timeout in seconds; the request is then sent again."""
+    max_retries: NonNegativeInt = field(default=6, metadata=ADVANCED)
+    """Maximum number of retries of a request after a transient error."""
+    backoff: NonNegativeFloat = field(default=1.0, metadata=ADVANCED)
+    """Delay before the first retry in seconds; it doubles with each further retry, up to a minute."""
     max_total_tokens: PositiveInt | None = None
-    """Budget of tokens, of prompts and completions together; default: no limit."""
+    """Token budget, of prompts and completions together; default: no limit."""
     price_per_mtok_in: NonNegativeFloat = 0.0
-    """US dollars per million prompt tokens of models without `,price_per_mtok_in=`."""
+    """Price of a million prompt tokens in US dollars, of models without `,price_per_mtok_in=`."""
     price_per_mtok_out: NonNegativeFloat = 0.0
-    """US dollars per million completion tokens of models without `,price_per_mtok_out=`."""
+    """Price of a million completion tokens in US dollars, of models without `,price_per_mtok_out=`."""
     max_cost_usd: PositiveFloat | None = None
-    """Budget in US dollars; each model needs a price. Default: no limit."""
+    """Cost budget in US dollars; each model needs a price. Default: no limit."""
 
 
 @dataclass(frozen=True)
@@ -237,12 +270,17 @@ class DecontaminationOptions:
     """Test sets whose questions must not occur in prepared rows."""
 
     against: tuple[str, ...] = ()
-    """Files, folders or hub ids of test sets (JSONL, JSON, Parquet, CSV, text)."""
-    ngram: NonNegativeInt = 13
-    """Consecutive words (without case and punctuation) shared with a test question that make a row contaminated; shorter
-    questions of six words or more must occur entirely. 0: only rows that equal a test question."""
-    scope: Literal["prompts", "all"] = "prompts"
-    """Text that is searched: `prompts`, the user messages, or `all`, the answers too."""
+    """Test sets for decontamination: files, folders or hub ids (JSONL, JSON, Parquet, CSV, text). Default: no
+    decontamination."""
+    ngram: NonNegativeInt = field(default=13, metadata=ADVANCED)
+    """N-gram size (words), without case and punctuation. A row that shares one with a test question is removed; questions
+    of 6 to `ngram` words must occur whole. 0: only equal texts."""
+    scope: Literal["prompts", "all"] = field(default="prompts", metadata=ADVANCED)
+    """Text that is searched for the questions.
+
+    - `prompts`: the user messages.
+    - `all`: the answers too.
+    """
 
     def check(self) -> None:
         """Raise InputError for n-grams without meaning, or settings without a test set."""

@@ -17,7 +17,7 @@ class ReferenceConfig(DpoConfig):
     REQUIRED: ClassVar[dict[str, str]] = {"model.path": MODEL, "data.path": DATA, **_TABLE}
 
     verify_pairs: NonNegativeInt = 0
-    """Number of pairs to recompute once the table is full, as `reference verify` does; 0: none."""
+    """Number of pairs to recompute and compare once the table is full, as `reference verify` does. 0: none."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ReferenceVerifyConfig(DpoConfig):
     REQUIRED: ClassVar[dict[str, str]] = ReferenceConfig.REQUIRED
 
     num_pairs: PositiveInt = 100
-    """Number of pairs, drawn by `seed`. The digests of all shards are checked in any case."""
+    """Number of pairs to recompute, drawn by `seed`. The digests of all shards are checked in any case."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ReferenceLsConfig:
     REQUIRED: ClassVar[dict[str, str]] = _TABLE
 
     reference: str = ""
-    """Folder that `zephyr-jax reference` writes to."""
+    """Folder of reference tables, which `zephyr-jax reference` wrote."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,10 @@ class ReferenceGcConfig(ReferenceLsConfig):
     """Clean up a folder of reference tables while no pass runs: remove unfinished files, merge small shards."""
 
     keep: tuple[str, ...] = ()
-    """Delete all tables but these; names as in `reference ls`."""
+    """Names of the tables to keep, as in `reference ls`; all others are deleted. Default: all tables, unless
+    `older_than_days` is set."""
     older_than_days: NonNegativeFloat | None = None
-    """Delete tables whose last write was at least this many days ago (with `keep`: of the others)."""
+    """Minimum age in days, since the last write, of tables to delete (with `keep`: of the others). Default: the age does
+    not count."""
     apply: bool = False
-    """Apply the changes; off: only list them."""
+    """Delete and merge files; off: only list the changes."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from zephyr_jax.config.constraints import RESUMABLE, NonNegativeInt
+from zephyr_jax.config.constraints import ADVANCED, RESUMABLE, NonNegativeInt
 from zephyr_jax.config.sampling import Seed
 from zephyr_jax.config.sections import DATA, MODEL, DataOptions, MeshOptions, ModelOptions
 from zephyr_jax.config.training_sections import (
@@ -27,9 +27,9 @@ class SftConfig:
     REQUIRED: ClassVar[dict[str, str]] = _RUN
 
     output: str = field(default="", metadata=RESUMABLE)
-    """Folder of the run: config, metrics, checkpoints, tokenizer. The same command resumes it."""
+    """Output folder of the run: config, metrics, checkpoints, tokenizer. The same command resumes the run in it."""
     seed: Seed = 42
-    """Seed of the order of the data; nothing else is random."""
+    """Data seed: orders the examples. Nothing else in training is random."""
     resume: bool = field(default=True, metadata=RESUMABLE)
     """Resume from the newest checkpoint in `output`; off: an error if `output` holds a run."""
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -40,10 +40,10 @@ class SftConfig:
     mesh: MeshOptions = field(default_factory=MeshOptions, metadata=RESUMABLE)
     anomaly: AnomalyOptions = field(default_factory=AnomalyOptions, metadata=RESUMABLE)
     report: ReportOptions = field(default_factory=ReportOptions, metadata=RESUMABLE)
-    expected: dict[str, tuple[float, float]] = field(default_factory=dict, metadata=RESUMABLE)
-    """Expected ranges of the last evaluation's metrics, by name, for `zephyr-jax check`."""
-    expected_settings: dict[str, str] = field(default_factory=dict, metadata=RESUMABLE)
-    """Settings, by full name, that `expected` presumes; `zephyr-jax check` compares no run with other values."""
+    expected: dict[str, tuple[float, float]] = field(default_factory=dict, metadata=RESUMABLE | ADVANCED)
+    """Expected ranges of the last evaluation's metrics, as name, low and high, for `zephyr-jax check`."""
+    expected_settings: dict[str, str] = field(default_factory=dict, metadata=RESUMABLE | ADVANCED)
+    """Settings, as full name and value, under which `expected` holds; `zephyr-jax check` compares no run with other values."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", self.data.fitted(self.segments_per_example))
@@ -108,9 +108,14 @@ class DebugStepConfig:
     REQUIRED: ClassVar[dict[str, str]] = {"batch_file": "a batch that a run has saved at an anomalous step"}
 
     batch_file: str = ""
-    """File that the run wrote at the step; the run's message names it."""
+    """Saved batch: the file that the run wrote at the anomalous step; the run's message names it."""
     step: NonNegativeInt | None = None
-    """Saved step whose weights to use, 0 for those that the run started from; default: the last one before that step."""
+    """Checkpoint step whose weights to use; 0: those that the run started from. Default: the last checkpoint before the
+    anomalous step."""
     compute_dtype: Literal["bfloat16", "float32"] | None = None
-    """Compute in another dtype than the run did."""
+    """Dtype of matmuls and activations; default: the run's. Set it to find out whether rounding causes the anomaly.
+
+    - `bfloat16`: the TPU's native dtype.
+    - `float32`: full precision.
+    """
     mesh: MeshOptions = field(default_factory=MeshOptions)

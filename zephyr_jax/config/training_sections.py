@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from zephyr_jax.config.constraints import (
+    ADVANCED,
     RESUMABLE,
     Decay,
     NonNegativeFloat,
@@ -22,12 +23,14 @@ class BatchOptions:
     """What one optimizer step sees: packed rows, or examples."""
 
     rows: PositiveInt | None = unset(16)
-    """Packed rows per step: little padding; the number of examples varies a little. Default: 16, unless `examples` is set."""
+    """Batch size in packed rows per optimizer step: little padding, and the number of examples varies a little. Default:
+    16, unless `examples` is set."""
     examples: PositiveInt | None = None
-    """Conversations (pairs) per step exactly; the number of rows varies, and the last microbatch is padded."""
+    """Batch size in examples (conversations or pairs) per optimizer step, exactly. The number of rows varies, and the last
+    microbatch is padded; set `microbatch_rows` with it."""
     microbatch_rows: PositiveInt | None = None
-    """Rows per forward and backward pass (gradient accumulation): sums are accumulated and divided once. Default: all rows of a
-    step."""
+    """Microbatch size in rows, for gradient accumulation: the rows of one forward and backward pass. Lower it if a step
+    does not fit into memory. Default: all rows of a step."""
 
     def __post_init__(self) -> None:
         rows: int | None = self.rows
@@ -66,32 +69,52 @@ class OptimizerOptions:
     """Update rule and learning rate schedule, equal to PyTorch's and Hugging Face's step by step."""
 
     name: Literal["adamw", "rmsprop"] = "adamw"
-    """`adamw`, or `rmsprop` as torch.optim.RMSprop with alpha 0.99."""
+    """Optimizer.
+
+    - `adamw`: AdamW with decoupled weight decay.
+    - `rmsprop`: RMSprop as torch.optim.RMSprop with alpha 0.99.
+    """
     learning_rate: PositiveFloat = 2e-5
-    """Peak learning rate, reached at the end of the warm-up; step 0 has learning rate 0 if there is a warm-up."""
+    """Peak learning rate, at the end of the warm-up; with a warm-up, step 0 has learning rate 0."""
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape after the warm-up; cosine and linear end at 0."""
+    """Learning rate schedule after the warm-up.
+
+    - `cosine`: half a cosine, to 0 at the end.
+    - `linear`: a line, to 0 at the end.
+    - `constant`: the peak.
+    """
     warmup_ratio: Decay = 0.1
-    """Fraction of all steps that warm up, rounded up."""
-    b1: Decay = 0.9
-    """AdamW: decay of the first moment."""
-    b2: Decay = 0.999
-    """AdamW: decay of the second moment."""
-    eps: PositiveFloat = 1e-8
-    """Added to the root of the second moment."""
+    """Warm-up length as a fraction of all steps, rounded up."""
+    b1: Decay = field(default=0.9, metadata=ADVANCED)
+    """AdamW beta1: decay rate of the first moment."""
+    b2: Decay = field(default=0.999, metadata=ADVANCED)
+    """AdamW beta2: decay rate of the second moment."""
+    eps: PositiveFloat = field(default=1e-8, metadata=ADVANCED)
+    """Epsilon, added to the root of the second moment."""
     weight_decay: NonNegativeFloat = 0.0
     """AdamW: decoupled weight decay, of all weights."""
     max_grad_norm: PositiveFloat | None = 1.0
-    """Gradients are clipped to this global norm; None: no clipping."""
-    grad_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of the gradients of one microbatch. `bfloat16` halves their memory and needs `model.compute_dtype: bfloat16`, the
-    dtype of the products behind them. Sums over microbatches are float32 always."""
-    first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
-    """AdamW: storage dtype of the first moment."""
-    second_moment_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Storage dtype of the second moment; computed in float32."""
-    offload_moments: bool = field(default=False, metadata=RESUMABLE)
-    """Keep the moments in host memory between updates: less HBM, and host transfers of their size in every step."""
+    """Gradient clipping: maximum global norm. None: no clipping."""
+    grad_dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata=ADVANCED)
+    """Dtype of the gradients of one microbatch; sums over microbatches are float32 always.
+
+    - `float32`: full precision.
+    - `bfloat16`: half the memory; needs `model.compute_dtype bfloat16`.
+    """
+    first_moment_dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata=ADVANCED)
+    """AdamW: storage dtype of the first moment; the update is computed in float32.
+
+    - `float32`: full precision.
+    - `bfloat16`: half the memory.
+    """
+    second_moment_dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata=ADVANCED)
+    """Storage dtype of the second moment; the update is computed in float32.
+
+    - `float32`: full precision.
+    - `bfloat16`: half the memory.
+    """
+    offload_moments: bool = field(default=False, metadata=RESUMABLE | ADVANCED)
+    """Offload the moments to host memory between updates: less HBM, and host transfers of their size in every step."""
 
     def check(self) -> None:
         """Raise InputError for settings of AdamW with another optimizer."""
@@ -110,26 +133,30 @@ class ScheduleOptions:
     """Length of the training; intervals of evaluation, checkpoints and metrics; which checkpoints to keep."""
 
     epochs: PositiveInt = 1
-    """Passes over the data, each in another order."""
+    """Number of epochs (passes over the data), each in another order."""
     max_steps: PositiveInt | None = None
-    """Number of steps, at which the learning rate schedule ends too; default: all steps of `epochs`. If `epochs` of the data
-    give fewer steps, the run and its schedule end there, and a message reports it."""
+    """Maximum number of optimizer steps, at which the learning rate schedule ends too. Default: all steps of `epochs`. With
+    fewer of those, run and schedule end there, and a message reports it."""
     evaluate_every: NonNegativeInt = 100
-    """Steps between evaluations, besides the one at the end; 0: only at the end."""
+    """Evaluation interval in steps; the end is always evaluated. 0: only the end."""
     save_every: NonNegativeInt = 100
-    """Steps between checkpoints, besides the one at the end; 0: only at the end."""
-    save: Literal["state", "weights"] = "state"
-    """`state`: checkpoints hold weights and optimizer state in float32, and a run can be resumed from each.
-    `weights`: only the final weights are saved, in bfloat16 (7B: 13.5 GiB instead of 67 GiB a checkpoint); an interrupted run
-    starts over. `save_every`, `keep_last` and `keep_best` do not apply."""
-    keep_last: PositiveInt = field(default=2, metadata=RESUMABLE)
+    """Checkpoint interval in steps; the end is always saved. 0: only the end."""
+    save: Literal["state", "weights"] = field(default="state", metadata=ADVANCED)
+    """Contents of checkpoints. With `weights` an interrupted run starts over, and `save_every`, `keep_last` and `keep_best`
+    do not apply.
+
+    - `state`: weights and optimizer state in float32; a run can be resumed from each checkpoint.
+    - `weights`: only the final weights, in bfloat16 (7B: 13.5 GiB instead of 67 GiB).
+    """
+    keep_last: PositiveInt = field(default=2, metadata=RESUMABLE | ADVANCED)
     """Number of newest checkpoints to keep."""
-    grace_seconds: PositiveFloat = field(default=120.0, metadata=RESUMABLE)
-    """Seconds to finish a step and save after SIGTERM, Ctrl-C or a preemption notice, before the process ends."""
-    keep_best: NonNegativeInt = field(default=1, metadata=RESUMABLE)
-    """Number of checkpoints with the lowest evaluation loss to keep besides those."""
+    grace_seconds: PositiveFloat = field(default=120.0, metadata=RESUMABLE | ADVANCED)
+    """Grace period in seconds to finish a step and save after SIGTERM, Ctrl-C or a preemption notice, before the process
+    ends."""
+    keep_best: NonNegativeInt = field(default=1, metadata=RESUMABLE | ADVANCED)
+    """Number of checkpoints with the lowest evaluation loss to keep besides the newest."""
     log_every: PositiveInt = field(default=1, metadata=RESUMABLE)
-    """Steps between lines of metrics; each line has means over the steps since the last one."""
+    """Logging interval in steps; each line of metrics has means over the steps since the last one."""
 
 
 @dataclass(frozen=True)
@@ -143,18 +170,33 @@ class AnomalyOptions:
     """Kind of a further anomaly -> metric whose absolute value is compared with the setting KIND_limit. The setting KIND is its
     policy."""
 
-    non_finite: Literal["stop", "skip", "continue"] = "stop"
-    """A loss or a gradient that is NaN or infinite, or a step without targets."""
-    spike: Literal["stop", "skip", "continue"] = "continue"
-    """A loss larger than `spike_factor` times the median of the `spike_window` steps before the last one."""
-    spike_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 4.0
-    """Ratio of loss and median above which a step is a spike."""
-    spike_window: PositiveInt = 50
-    """Number of steps of the median; the first ten steps are never spikes."""
-    stalled: Literal["stop", "continue"] = "stop"
-    """Fewer than 1 % of the weights changed in each of `stalled_steps` consecutive steps: updates are lost in rounding. Steps
-    with a learning rate below 1 % of its peak do not count."""
-    stalled_steps: PositiveInt = 20
+    non_finite: Literal["stop", "skip", "continue"] = field(default="stop", metadata=ADVANCED)
+    """Policy for a non-finite step: loss or gradient NaN or infinite, or no targets.
+
+    - `stop`: end the run before the update.
+    - `skip`: skip the update.
+    - `continue`: apply the update.
+    """
+    spike: Literal["stop", "skip", "continue"] = field(default="continue", metadata=ADVANCED)
+    """Policy for a loss spike: a loss above `spike_factor` times the median of the `spike_window` steps before the last
+    one.
+
+    - `stop`: end the run before the update.
+    - `skip`: skip the update.
+    - `continue`: apply the update.
+    """
+    spike_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] = field(default=4.0, metadata=ADVANCED)
+    """Ratio of loss and median above which a step is a loss spike."""
+    spike_window: PositiveInt = field(default=50, metadata=ADVANCED)
+    """Number of steps of the median for `spike`; the first ten steps are never spikes."""
+    stalled: Literal["stop", "continue"] = field(default="stop", metadata=ADVANCED)
+    """Policy for stalled weights: fewer than 1 % of them change in each of `stalled_steps` steps, lost in rounding. Steps
+    with a learning rate below 1 % of its peak do not count.
+
+    - `stop`: end the run.
+    - `continue`: go on.
+    """
+    stalled_steps: PositiveInt = field(default=20, metadata=ADVANCED)
     """Number of consecutive steps for `stalled`."""
 
 
@@ -164,27 +206,32 @@ class PairAnomalyOptions(AnomalyOptions):
 
     LIMITS: ClassVar[dict[str, str]] = {"margin": "rewards/margins"}
 
-    margin: Literal["stop", "skip", "continue"] = "stop"
-    """A mean reward margin beyond +/- `margin_limit`."""
-    margin_limit: PositiveFloat = 100.0
-    """Largest mean reward margin, in beta times nats."""
+    margin: Literal["stop", "skip", "continue"] = field(default="stop", metadata=ADVANCED)
+    """Policy for a mean reward margin beyond +/- `margin_limit`.
+
+    - `stop`: end the run before the update.
+    - `skip`: skip the update.
+    - `continue`: apply the update.
+    """
+    margin_limit: PositiveFloat = field(default=100.0, metadata=ADVANCED)
+    """Maximum absolute mean reward margin, in beta times nats, for `margin`."""
 
 
 @dataclass(frozen=True)
 class ReportOptions:
     """Where metrics go besides `metrics.jsonl`, which is always written."""
 
-    log_example_ids: bool = False
+    log_example_ids: bool = field(default=False, metadata=ADVANCED)
     """Write the ids of each step's examples to `<output>/examples.jsonl`."""
     tensorboard: bool = False
-    """Write TensorBoard event files under `<output>/tensorboard`."""
+    """Write TensorBoard event files to `<output>/tensorboard`."""
     wandb_project: str | None = None
-    """Log to this Weights & Biases project (needs the `wandb` extra)."""
+    """Weights & Biases project to log to; needs the `wandb` extra. Default: no logging there."""
     progress_bar: bool = True
-    """Draw a progress bar; off: a plain line per report."""
+    """Progress bar; off: one plain line per report."""
     num_samples: NonNegativeInt = 10
-    """Number of held-out prompts (of training prompts without held-out rows) that the finished run and the stages before it
-    answer for `report.html`; 0: none. Runs of several processes generate none."""
+    """Number of prompts (held-out ones, else training prompts) that the finished run and the stages before it answer for
+    `report.html`. 0: none. Runs of several processes generate none."""
 
 
 @dataclass(frozen=True)
@@ -192,14 +239,21 @@ class DpoOptions:
     """The preference loss."""
 
     loss: Literal["sigmoid", "ipo", "ipo_sum", "hinge", "robust"] = "sigmoid"
-    """`sigmoid`: DPO; `ipo`: IPO with per-token means as in TRL; `ipo_sum`: with the paper's sums; `hinge`: SLiC;
-    `robust`: unbiased under label noise."""
+    """Preference loss.
+
+    - `sigmoid`: DPO.
+    - `ipo`: IPO with per-token means, as in TRL.
+    - `ipo_sum`: IPO with sums over tokens, as in its paper.
+    - `hinge`: SLiC's hinge loss.
+    - `robust`: DPO, unbiased under label noise (`label_smoothing`).
+    """
     beta: PositiveFloat = 0.1
-    """Strength of the regularization towards the reference model."""
+    """KL regularization strength: higher values keep the model closer to the reference model."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Assumed fraction of wrong labels: conservative DPO under `sigmoid`, unbiased under `robust`."""
+    """Label smoothing: the assumed fraction of wrong labels, from 0 to below 0.5. Conservative DPO under `sigmoid`,
+    unbiased under `robust`."""
     sft_weight: NonNegativeFloat = 0.0
-    """Weight of an added SFT loss: the mean negative log-likelihood per token of the chosen answer."""
+    """SFT (NLL) loss weight: adds the mean negative log-likelihood per token of the chosen answer. 0: none."""
 
     def check(self) -> None:
         """Raise InputError for label smoothing with a loss that has none."""

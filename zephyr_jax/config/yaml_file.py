@@ -73,9 +73,9 @@ def load_card[C](kind: type[C], path: str | Path) -> C:
         ) from error
     except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"The card {path} is not valid YAML: {reason}. Fix it at the place named.") from error
+        raise InputError(f"The card {path} is not valid YAML: {reason}. Fix it.") from error
     except RecursionError as error:
-        raise InputError(f"The card {path} is nested too deep. A card has sections of settings, no more.") from error
+        raise InputError(f"The card {path} is nested too deep: expected settings, and sections of settings.") from error
     return expand_home(from_dict(kind, {} if content is None else content, where=str(path)))
 
 

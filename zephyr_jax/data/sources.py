@@ -181,7 +181,7 @@ def _found(path: str, split: str, revision: str | None) -> _Source:
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error}. Check the path and its permissions.") from error
     if is_remote(path):
-        raise InputError(f"There is nothing at {path}. Check the spelling.")
+        raise InputError(f"No such file or folder: {path}. Check the spelling.")
     return _of_dataset(_hub(path, split, revision), f"{path} {split}")
 
 

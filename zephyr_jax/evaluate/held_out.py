@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 from collections.abc import Callable
 
 import jax
@@ -105,9 +106,8 @@ def table_identity(
 
 def reference_sums(root: Path, identity: Identity, examples: Examples) -> np.ndarray:
     """float32 [N, 2] of a table that must hold them all. Raises InputError."""
-    command = (
-        f"zephyr-jax reference --reference {root}, with this data, this dtype and the weights that the run started from"
-    )
+    fill = f"zephyr-jax reference --reference {shlex.quote(str(root))}"
+    command = f"{fill}, with this data, this dtype and the weights that the run started from"
     check_readable(root)
     if not root.is_dir():
         raise InputError(f"Expected a reference table in {root}, got no such folder. To compute it: {command}")

@@ -62,7 +62,7 @@ def _truncation_warnings(results: dict[str, Any], context: int) -> str:
     """A line for each task with truncated requests."""
     return "".join(
         f"\nwarning: {name}: {stats['cut']:,} of {stats['asked']:,} requests were longer than the context of {context:,} tokens "
-        f"and lost their beginnings ({stats['tokens']:,} tokens)"
+        f"and truncated from the left ({stats['tokens']:,} tokens removed)"
         for name, stats in results["truncated"].items()
         if stats["cut"]
     )

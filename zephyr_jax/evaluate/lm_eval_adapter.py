@@ -29,7 +29,7 @@ _DEFAULT_NEW_TOKENS = 256  # for tasks without max_gen_toks
 
 @dataclass
 class TruncationStats:
-    """Requests that did not fit into the context and lost their beginnings, as in lm-eval's own backend."""
+    """Requests that did not fit into the context and were truncated from the left, as in lm-eval's own backend."""
 
     asked: int = 0
     cut: int = 0

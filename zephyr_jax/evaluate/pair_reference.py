@@ -1,6 +1,7 @@
 """The reference that pairs are evaluated against where the user names it: another checkpoint, or a table by its name."""
 
 import logging
+import shlex
 from dataclasses import replace
 from typing import cast
 
@@ -134,7 +135,7 @@ def _table_sums(
             "others: evaluate with the settings of the table, or name a table that fits (`zephyr-jax reference ls`)."
         )
     _report(source, f"table {name} in {root}", identity.weights)
-    command = f"zephyr-jax reference --reference {root}, with this data and the weights of the table"
+    command = f"zephyr-jax reference --reference {shlex.quote(str(root))}, with this data and the weights of the table"
     return require_complete(root, ReferenceTable(root, identity), examples.keys(), examples.ids(), command)
 
 
@@ -143,7 +144,7 @@ def _named_identity(root: Path, name: str) -> Identity:
     if name not in tables:
         raise InputError(
             f"Expected the name of a reference table in {root} ({join_items(sorted(tables)) or 'empty'}), got {name!r}. To see "
-            f"their identities: zephyr-jax reference ls --reference {root}"
+            f"their identities: zephyr-jax reference ls --reference {shlex.quote(str(root))}"
         )
     if not tables[name].fields:
         raise InputError(tables[name].damage[0])

@@ -111,7 +111,7 @@ def fit_to_context(prompt: np.ndarray, max_new_tokens: int, context: int) -> tup
 def log_truncated(num_prompts: int) -> None:
     """Warn about truncated prompts, if any."""
     if num_prompts:
-        _logger.warning("%s prompts were longer than the context and lost their beginnings", f"{num_prompts:,}")
+        _logger.warning("truncated %s prompts from the left to the context length", f"{num_prompts:,}")
 
 
 def generate_tokens(engine: Engine, requests: Mapping[int, GenerationRequest]) -> Iterator[tuple[int, list[int]]]:

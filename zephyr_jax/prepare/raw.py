@@ -28,7 +28,7 @@ def raw_rows(path: str, split: str | None = None, revision: str | None = None) -
         files = [f"{path.rstrip('/')}/{name}" for name in names if _is_read(root, name)] if is_folder else [path]
     if not is_file and not (is_folder and names):
         if is_remote(path) and not names:
-            raise InputError(f"There is nothing at {path}. Check the spelling.")
+            raise InputError(f"No such file or folder: {path}. Check the spelling.")
         yield from read_rows(path, split or "train", revision)
         return
     if not files:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -62,7 +63,9 @@ def try_write_report(folder: Path) -> None:
     try:
         _write_run_report(folder)
     except Exception as error:
-        log_failure(error, f"could not write {folder / REPORT}", f"To retry: zephyr-jax report --run {folder}")
+        log_failure(
+            error, f"could not write {folder / REPORT}", f"To retry: zephyr-jax report --run {shlex.quote(str(folder))}"
+        )
 
 
 def try_write_histograms(folder: Path, examples: Examples) -> None:

@@ -34,7 +34,7 @@ def open_path(path: str | os.PathLike[str]) -> epath.Path:
     if is_remote(path):
         configure_clients()
         if not split_bucket(path)[0]:
-            raise InputError(f"{os.fspath(path)!r} names no bucket. Write gs://bucket/folder.")
+            raise InputError(f"{os.fspath(path)!r} has no bucket. Expected gs://BUCKET/FOLDER.")
     return epath.Path(path)
 
 
@@ -85,7 +85,7 @@ def check_folder_creatable(folder: str | os.PathLike[str], checkpoints: bool = F
     for ancestor in (local, *local.parents):
         if ancestor.exists():
             if not ancestor.is_dir():
-                raise InputError(f"The folder {local} cannot be made: {ancestor} is a file. Choose another.")
+                raise InputError(f"Cannot create the folder {local}: {ancestor} is a file. Choose another.")
             return
 
 
@@ -94,7 +94,7 @@ def check_file_creatable(file: str | None) -> None:
     if file and is_remote(file):
         check_folder_creatable(open_path(file).parent)
     elif file and not pathlib.Path(file).parent.is_dir():
-        raise InputError(f"{file} cannot be written: its folder does not exist. Create it or choose another.")
+        raise InputError(f"Cannot write {file}: its folder does not exist. Create it or choose another.")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What the training loop draws and saves: placed batches, checkpoints, and the batches of anomalous steps."""
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -103,7 +104,7 @@ class CheckpointHooks:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_batch(file, source[step - 1], facts)
         examples = join_items([example for row in ids for example in row], 3)
-        saved = f"batch saved to {file}; rerun: `zephyr-jax debug-step --batch_file {file}`"
+        saved = f"batch saved to {file}; rerun: `zephyr-jax debug-step --batch_file {shlex.quote(str(file))}`"
         full = f"batch not saved: {file.parent} has {_MAX_BAD_BATCHES} already"
         return f"step {step}: {text}; examples {examples}; {saved if has_room else full}"
 

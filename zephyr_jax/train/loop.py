@@ -160,4 +160,4 @@ class Loop:
         if before > start and not self._is_multiple(self.schedule.save_every, before):
             self.save(before, state, None)
         saved = f"Step {before} is saved" if before else "No step is saved"
-        raise TrainingError(f"{description}. {saved}; the same command meets this batch again. {hint}")
+        raise TrainingError(f"{description}. {saved}; the same command computes this batch again. {hint}")

@@ -1,0 +1,126 @@
+"""Settings on the command line: short and positional forms, flags, and messages for words that cannot be used."""
+
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any, cast
+
+from zephyr_jax.config.help_text import positional_metavar, short_options
+from zephyr_jax.config.settings import Setting, required_settings, settings_of
+from zephyr_jax.config.validation import convert
+from zephyr_jax.errors import InputError, did_you_mean, truncate_repr
+
+
+def normalize(words: Iterable[str], settings: Iterable[Setting]) -> list[str]:
+    """Options with full names and underscores: `--model` as `--model.path`, `--data.no-packing` as `--data.no_packing`."""
+    full = {short: f"--{setting.name}" for setting in settings for short in short_options(setting.name)}
+    normalized = []
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option.startswith("--"):
+            option = "--" + option[2:].replace("-", "_")
+        normalized.append(full.get(option, option) + equals + value)
+    return normalized
+
+
+def check_flags(words: list[str], settings: Iterable[Setting], positional: str) -> None:
+    """Raise InputError for a flag with a value.
+
+    Args:
+        words: The arguments, normalized.
+        settings: Those of the command.
+        positional: The setting that a word without an option sets; such a word may follow a flag.
+    """
+    flags = {option: setting for setting in settings for option in setting.options if setting.hint is bool}
+    for word, following in zip(words, [*words[1:], "--"], strict=False):
+        option, equals, value = word.partition("=")
+        if option not in flags:
+            continue
+        given = value if equals else following
+        truth = given.lower() in ("true", "false", "on", "off", "none")
+        if equals or truth or not (positional or following.startswith("--")):
+            on, off = flags[option].options
+            raise InputError(
+                f"`{option}`: expected no value, got `{given}`. Write `{on}` to turn it on and `{off}` to turn it off."
+            )
+
+
+def set_positional[C](config: C, command: str, positional: str, rest: list[str], words: list[str]) -> C:
+    """The config with the setting of the positional argument.
+
+    Args:
+        config: Config of the options.
+        command: Name of the command, for messages.
+        positional: Full name of the setting that the argument sets; empty where the command takes none.
+        rest: Words that are neither an option nor a value of one.
+        words: All arguments, normalized.
+
+    Raises:
+        InputError: For an unknown option, or a number of arguments that the command does not take.
+    """
+    names = {option[2:] for setting in settings_of(config) for option in setting.options}
+    for word in rest:
+        if word.startswith("-"):
+            option = word.partition("=")[0]
+            raise InputError(f"Unknown setting `{option}`.{did_you_mean(option.lstrip('-'), names, '--')}")
+    if not rest:
+        return config
+    if not positional:
+        raise InputError(f"Unexpected argument `{rest[0]}` of `{command}`.{_suggestion(config, rest[0])}")
+    metavar, option = positional_metavar(positional), f"--{positional}"
+    if len(rest) > 1:
+        raise InputError(
+            f"`{command}`: expected one {metavar}, got {len(rest)}: {shlex.join(rest)}. Keep one; other values need their "
+            "option before them."
+        )
+    if any(word.partition("=")[0] == option for word in words):
+        raise InputError(
+            f"`{command}`: expected one {metavar}, got `{rest[0]}` and also `{option}`. Remove one of them."
+        )
+    return _replaced(config, positional, rest[0])
+
+
+def check_values(words: list[str], settings: Iterable[Setting]) -> None:
+    """Raise InputError for the first option with a value that its setting cannot hold; `words` are normalized."""
+    by_option = {option: setting for setting in settings for option in setting.options if setting.hint is not bool}
+    for option, values in _pairs(words):
+        setting = by_option.get(option)
+        if setting is None or setting.metavar.startswith("["):
+            continue
+        if not values:
+            raise InputError(f"`{option}`: expected a value ({setting.metavar}), got none.")
+        if setting.optional and values[0] == "None":
+            continue
+        if not setting.choices:
+            convert(setting.owner, setting.field, values[0], option.removesuffix(setting.field))
+        elif values[0] not in setting.choices:
+            raise InputError(f"`{option}`: expected {' or '.join(setting.choices)}, got {truncate_repr(values[0])}.")
+
+
+def _pairs(words: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each option with the words that follow it."""
+    option, values = "", list[str]()
+    for word in [*words, "--"]:
+        if not word.startswith("--"):
+            values.append(word)
+            continue
+        if option:
+            yield option, values
+        option, equals, value = word.partition("=")
+        values = [value] if equals else []
+
+
+def _suggestion(config: Any, word: str) -> str:
+    if word.endswith((".yaml", ".yml")):
+        return f" Did you mean `--config {shlex.quote(word)}`?"
+    inputs = [item for item in required_settings(config) if item.name != "output" and item.hint is str]
+    texts = [item for item in settings_of(config) if "STR" in item.metavar]
+    options = [[*short_options(item.name), *item.options][0] for item in inputs or texts[:1]]
+    return f" Did you mean {' or '.join(f'`{option} {shlex.quote(word)}`' for option in options)}?"
+
+
+def _replaced[C](config: C, name: str, value: str) -> C:
+    section, _, field = name.rpartition(".")
+    if not section:
+        return cast(C, replace(cast(Any, config), **{field: value}))
+    return cast(C, replace(cast(Any, config), **{section: replace(getattr(config, section), **{field: value})}))
