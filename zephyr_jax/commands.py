@@ -306,7 +306,6 @@ GROUPS = {
 COMMANDS = {name: command for commands in GROUPS.values() for name, command in commands.items()}
 
 
-
 def plan_type(step: str | None) -> type:
     """The settings of `plan --step STEP`: those of `plan`, with the sections of the training method of that name."""
     kind = COMMANDS["plan"].config_type()
