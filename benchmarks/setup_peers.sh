@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # Makes the two environments of benchmarks/peers.py: FOLDER/trl and FOLDER/tunix.
-# TRL_PYTHON (3.11+) and TUNIX_PYTHON (3.12+) may name the interpreters; both default to python3.
+# Environment:
+#   TRL_PYTHON, TUNIX_PYTHON  interpreters (3.11 and 3.12 or newer); default: python3
+#   TORCH_INDEX               URL of a further wheel index with CPU builds of torch, which spares some gigabytes of CUDA libraries;
+#                             default: the index that pip is configured with
 set -euo pipefail
 
 if [ $# -ne 1 ]; then
@@ -20,7 +23,7 @@ make_environment() { # NAME INTERPRETER MINOR VARIABLE: an empty environment wit
 mkdir -p "$folder"
 make_environment trl "${TRL_PYTHON:-python3}" 11 TRL_PYTHON
 pip=("$folder/trl/bin/pip" install --quiet)
-"${pip[@]}" torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu
+"${pip[@]}" torch==2.13.0 ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"}
 "${pip[@]}" trl==1.16.0 transformers==5.24.0 datasets==5.2.0 accelerate==1.15.0
 
 make_environment tunix "${TUNIX_PYTHON:-python3}" 12 TUNIX_PYTHON

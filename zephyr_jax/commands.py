@@ -246,10 +246,10 @@ _USE = {
         positional="model.path",
     ),
     "export": Command(
-        "write a Hugging Face model folder",
+        "write a Hugging Face model folder, upload it to the hub",
         "models:ExportConfig",
         ".export.export",
-        examples=("runs/dpo --output my-zephyr", "runs/dpo --output my-zephyr-fp32 --dtype float32"),
+        examples=("runs/dpo --output my-zephyr", "runs/dpo --output my-zephyr --push_to OWNER/NAME"),
         positional="model.path",
     ),
 }

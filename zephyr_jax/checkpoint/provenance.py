@@ -13,8 +13,6 @@ from importlib import metadata
 from pathlib import Path as LocalPath
 from typing import Any
 
-import jax
-
 from zephyr_jax.storage.files import Path, write_atomic
 from zephyr_jax.storage.strict_json import read_json
 
@@ -43,6 +41,8 @@ def make_record(command: str, parent: Record, **facts: Any) -> Record:
         parent: Record of the model it starts from.
         facts: Further fields, such as config, data and seed.
     """
+    import jax  # here alone: records are read without it, in less time
+
     devices = jax.devices()
     return {
         "made_by": command,

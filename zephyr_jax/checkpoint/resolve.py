@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from zephyr_jax.chat.template import ChatTemplate
 from zephyr_jax.chat.tokenizer_files import TRAINING_TEMPLATE
 from zephyr_jax.checkpoint.frozen import FROZEN, check_frozen, merge, split
+from zephyr_jax.checkpoint.hf.card import CARD, card_metadata
 from zephyr_jax.checkpoint.hf.folder import CHAT_TEMPLATES, TOKENIZER_FILES, open_folder
 from zephyr_jax.checkpoint.hf.load import load_parameters
 from zephyr_jax.checkpoint.hf.weight_files import INDEX, SINGLE, TensorFiles, check_no_adapter
@@ -31,7 +32,7 @@ from zephyr_jax.storage.strict_json import read_json
 MODEL_FOLDER = "model"
 """Inside a run: config.json, generation_config.json and the files of the tokenizer that it trains with."""
 _BESIDE_WEIGHTS = ("config.json", "generation_config.json", *TOKENIZER_FILES)
-_COPIED = (*_BESIDE_WEIGHTS, CHAT_TEMPLATES, TRAINING_TEMPLATE, "tekken.json")
+_COPIED = (*_BESIDE_WEIGHTS, CHAT_TEMPLATES, TRAINING_TEMPLATE, "tekken.json", CARD)
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,13 @@ class ModelSource:
 
     @property
     def record(self) -> Record:
-        """Provenance of these weights; for weights from elsewhere: path, revision and architecture."""
+        """Provenance of these weights; for weights from elsewhere: path, revision, architecture, license and language."""
         record = read_record(self.weights)
         if record is not None:
             return record if self.step is None else {**record, "step": self.step}
         snapshot = self.folder.name if self.folder.parent.name == "snapshots" else None  # the hub's cache: a commit
-        return {"path": self.asked, "revision": snapshot, "architecture": self.hf_config.get("model_type")}
+        architecture = self.hf_config.get("model_type")
+        return {"path": self.asked, "revision": snapshot, "architecture": architecture, **card_metadata(self.folder)}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The settings of commands that use a model: `evaluate`, `generate`, `serve`, `chat`, `export`, `lineage`."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
@@ -17,9 +18,12 @@ from zephyr_jax.config.sections import (
     WeightsOptions,
 )
 from zephyr_jax.config.training_sections import DpoOptions
-from zephyr_jax.errors import InputError
+from zephyr_jax.config.validation import require
+from zephyr_jax.errors import InputError, truncate_repr
 
 _MODEL = {"model.path": MODEL}
+_REPOSITORY = re.compile(r"(?!.*(?:--|\.\.))\b[\w.-]+\b/\b[\w.-]{1,96}\b", re.ASCII)
+"""A repository of the Hugging Face hub, with its owner."""
 _CONTEXT = "Maximum tokens of prompt and answer together"
 
 
@@ -167,9 +171,10 @@ class ChatConfig(TopKSamplingOptions):
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write a Hugging Face folder from a run or another folder: safetensors, config, tokenizer with its chat template."""
+    """Write a Hugging Face folder from a run or another folder (safetensors, config, tokenizer with its chat template, model
+    card), and upload it to the Hugging Face hub on request."""
 
-    REQUIRED: ClassVar[dict[str, str]] = {**_MODEL, "output": "a folder to write"}
+    REQUIRED: ClassVar[dict[str, str]] = {"output": "a folder to write"}
 
     model: WeightsOptions = field(default_factory=WeightsOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
@@ -185,6 +190,41 @@ class ExportConfig:
     """
     max_shard_gib: PositiveFloat = field(default=4.0, metadata=ADVANCED)
     """Maximum size of a safetensors file in GiB."""
+    license: str | None = None
+    """License id of the model card, such as apache-2.0; default: the license in the base model's card, if it has one."""
+    push_to: str | None = None
+    """Hub repository (OWNER/NAME) to upload the export to; a missing one is created. The token comes from HF_TOKEN or
+    `hf auth login`. Without `model.path`, the complete export in `output` is uploaded."""
+    public: bool = False
+    """Create the hub repository as public, and allow an upload to a public one; default: private."""
+
+    def check(self) -> None:
+        """Raise InputError for settings that contradict each other."""
+        if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
+            raise InputError(
+                "license: expected a license id of the Hugging Face hub, such as apache-2.0, mit or other, got "
+                f"{truncate_repr(self.license)}."
+            )
+        if self.push_to is None:
+            require(self.model.path, "model.path", MODEL)
+            if self.public:
+                raise InputError("public is set without `push_to`. Pass the hub repository: `--push_to OWNER/NAME`.")
+            return
+        if not _REPOSITORY.fullmatch(self.push_to) or self.push_to.endswith(".git"):
+            raise InputError(
+                "push_to: expected OWNER/NAME of a hub repository (letters, digits, `-`, `_` and `.`; NAME at most 96), got "
+                f"{truncate_repr(self.push_to)}."
+            )
+        if not self.model.path and self.license:
+            raise InputError(
+                "license is set without `model.path`: a complete export is uploaded as it is. Set the license in its README.md."
+            )
+        if self.output.startswith("gs://"):
+            raise InputError(
+                f"push_to needs an export on this machine's disk, got output {self.output}. Export without push_to, copy the "
+                f"folder (`gcloud storage cp -r {self.output} FOLDER`) and run `zephyr-jax export --output FOLDER --push_to "
+                f"{self.push_to}`."
+            )
 
 
 @dataclass(frozen=True)

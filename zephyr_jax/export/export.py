@@ -6,6 +6,8 @@ from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
 
+import jax
+
 from zephyr_jax.chat.exported_template import exported_template
 from zephyr_jax.chat.saved_tokenizer import save_tokenizer
 from zephyr_jax.chat.template_loader import load_template
@@ -13,14 +15,18 @@ from zephyr_jax.chat.template_source import own_template, without_markers
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
+from zephyr_jax.checkpoint.hf.card import card_metadata
 from zephyr_jax.checkpoint.hf.export import check_new_folder, export_folder
 from zephyr_jax.checkpoint.hf.model_files import model_files
 from zephyr_jax.checkpoint.provenance import FILE, Record, make_record, read_record
 from zephyr_jax.checkpoint.resolve import ModelSource, check_vocabulary, open_model
+from zephyr_jax.checkpoint.steps import check_step
 from zephyr_jax.config.models import ExportConfig
 from zephyr_jax.config.sections import ForwardOptions
 from zephyr_jax.errors import InputError
 from zephyr_jax.export.model_card import model_card
+from zephyr_jax.export.push import check_push, push
+from zephyr_jax.parallel.gather import write_barrier
 from zephyr_jax.parallel.hosts import broadcast_from_host0
 from zephyr_jax.parallel.sharding import init_devices
 from zephyr_jax.storage.cloud import is_remote
@@ -31,11 +37,30 @@ _logger = logging.getLogger(__name__)
 
 
 def export(config: ExportConfig) -> Path:
-    """Write a Hugging Face folder; returns it. All hosts gather the weights, the first one writes.
+    """Write a Hugging Face folder, and upload it where the settings ask for that; returns the folder.
 
-    Repeating an export has no effect. Raises InputError for an output folder with other content and for an unreadable model.
+    All hosts gather the weights, the first one writes and uploads. Repeating an export has no effect on the folder. Without
+    `model.path` the folder must be a complete export, which is uploaded.
+
+    Raises:
+        InputError: The output folder has other content, the model cannot be read, or the hub refuses the upload.
     """
+    if not config.model.path:
+        push(config.output, str(config.push_to), public=config.public)
+        return open_path(config.output)
+    out = _export(config)
+    if config.push_to:
+        if jax.process_index() == 0:
+            push(config.output, config.push_to, public=config.public)
+        write_barrier()
+    return out
+
+
+def _export(config: ExportConfig) -> Path:
+    """Write the folder, unless it is there already; returns it."""
     rules = init_devices(config.mesh)
+    if config.push_to and jax.process_index() == 0:
+        check_push()  # fail before the weights are read
     out = open_path(config.output)
     check_folder_creatable(out if is_remote(out) else out.parent)
     check_new_folder(out, FILE)  # fail before the weights are read
@@ -43,17 +68,25 @@ def export(config: ExportConfig) -> Path:
     source = opened.source
     files = _files(source)  # these checks, too, come before the weights are read
     parameters = opened.load_weights()
+    step = check_step(source.run, source.step) if source.run else None
     record = make_record(
         "export",
-        source.record,
+        source.record if step is None else {**source.record, "step": step},
         output=config.output,
         dtype=config.dtype,
+        license=config.license,
         weights=weights_fingerprint(parameters),
         files=_files_digest(files),
     )
     if broadcast_from_host0(_is_exported(out, record)):
         return out
-    card = model_card(out.name, record, last_evaluation(source.run), "chat_template.jinja" in files)
+    card = model_card(
+        config.push_to or out.name,
+        record,
+        last_evaluation(source.run, step),
+        has_template="chat_template.jinja" in files,
+        rights={"license": config.license} if config.license else card_metadata(source.folder),
+    )
     limit = int(config.max_shard_gib * 2**30)
     settings = files.pop("config.json")
     extras = {**files, "README.md": card, FILE: record}
@@ -87,9 +120,10 @@ def _files(source: ModelSource) -> dict[str, Any]:
 
 
 def _is_exported(out: Path, record: Record) -> bool:
-    """Whether `out` is an export of the same weights and files in the same dtype, as when a job is repeated."""
+    """Whether `out` is an export of the same weights and files with the same settings, as when a job is repeated."""
     existing = read_record(out) if out.exists() else None
-    return existing is not None and all(existing.get(n) == record[n] for n in ("made_by", "dtype", "weights", "files"))
+    names = ("made_by", "dtype", "license", "weights", "files")
+    return existing is not None and all(existing.get(name) == record[name] for name in names)
 
 
 def main(config: ExportConfig, command: str) -> str:

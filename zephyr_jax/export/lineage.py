@@ -35,7 +35,11 @@ def _format_stage(record: Record, depth: int) -> list[str]:
 def _facts(record: Record) -> dict[str, Any]:
     config = record.get("config", {})
     if not record.get("made_by"):
-        return {"revision": record.get("revision"), "architecture": record.get("architecture")}
+        return {
+            "revision": record.get("revision"),
+            "architecture": record.get("architecture"),
+            "license": record.get("license"),
+        }
     data = config.get("data", {})
     return {
         "step": record.get("step"),

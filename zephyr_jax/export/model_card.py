@@ -1,19 +1,25 @@
-"""The model card of an export (README.md as on the Hugging Face hub): base, data, settings and evaluation."""
+"""The model card of an export: README.md with metadata of the Hugging Face hub, training, metrics, use and limits."""
 
+from collections.abc import Iterator
 from pathlib import Path as LocalPath
+from pathlib import PurePosixPath
 from typing import Any
 
-import yaml
+from huggingface_hub import ModelCardData
 
 from zephyr_jax.checkpoint.provenance import Record, chain
+from zephyr_jax.export.names import loading_code, stage_name
 from zephyr_jax.methods.registry import METHODS
+from zephyr_jax.report.check import differing_settings
 from zephyr_jax.report.run_record import row_losses
+from zephyr_jax.storage.suggest import is_hub_id
 
+_LICENSE = ("license", "license_name", "license_link")
 _LOAD = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-model = AutoModelForCausalLM.from_pretrained("{name}")
+tokenizer = AutoTokenizer.{0}
+model = AutoModelForCausalLM.{0}
 """
 _CHAT = """\
 chat = [{"role": "user", "content": "Hello!"}]
@@ -25,57 +31,86 @@ inputs = tokenizer("Hello!", return_tensors="pt")
 _ANSWER = """\
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=256)[0]))
 """
+_LIMITS = """\
+## Limits
+
+Training optimizes the log-probs of the answers in the data above and nothing else: it adds no safety training, and no filter
+checks the output. The model can state falsehoods and can write harmful text. Held-out metrics compare log-probs of answers in
+the data; they do not measure the quality of generated text. Evaluate the model for your use before you deploy it."""
 
 
-def model_card(name: str, record: Record, evaluation: dict[str, float], has_template: bool = True) -> str:
+def model_card(
+    name: str,
+    record: Record,
+    evaluation: dict[str, float],
+    has_template: bool = True,
+    rights: dict[str, Any] | None = None,
+) -> str:
     """Markdown with YAML front matter.
 
     Args:
-        name: Folder of the export.
+        name: Folder of the export, or its hub repository.
         record: Its provenance record.
         evaluation: Metrics of the run's last evaluation.
         has_template: Whether the tokenizer has a chat template.
+        rights: The license fields of the hub's metadata (`license`, `license_name`, `license_link`); default: those of the base
+            model, and no license if it has none.
     """
     links = chain(record)
     stages = [stage for stage in links if stage.get("made_by") in METHODS]
+    rights = {name: text for name in _LICENSE if isinstance(text := (rights or links[0]).get(name), str)}
     parts = [
-        f"---\n{yaml.safe_dump(_front_matter(links, stages), sort_keys=False)}---",
-        f"# {name}",
-        _about(links[0], stages),
+        f"---\n{_front_matter(links, stages, rights)}\n---",
+        f"# {PurePosixPath(name).name}",
+        _about(links[0], stages, rights),
+        *([_lineage(links)] if stages else []),
         *[_stage_section(stage) for stage in stages],
-        *([_evaluation_section(evaluation)] if evaluation else []),
-        f"## Use\n\n```python\n{_LOAD.format(name=name)}{_CHAT if has_template else _PLAIN}{_ANSWER}```",
+        *([_evaluation_section(evaluation, stages)] if evaluation else []),
+        _use_section(name, has_template),
+        *([_LIMITS] if stages else []),
         f"## Made with\n\n{_made_with(record)}",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(links: list[Record], stages: list[Record]) -> dict[str, Any]:
-    base, data = links[0].get("path"), [_config(stage, "data").get("path") for stage in stages]
-    front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    if _on_hub(base):
-        front["base_model"] = base
-    datasets = sorted({str(path) for path in data if _on_hub(path)})
-    if datasets:
-        front["datasets"] = datasets
-    return front | {"tags": ["zephyr-jax", "alignment", *(stage["made_by"] for stage in stages)]}
+def _front_matter(links: list[Record], stages: list[Record], rights: dict[str, str]) -> str:
+    """Metadata of the hub as YAML: only what is known."""
+    datasets = {str(data) for stage in stages if _is_hub_data(data := _config(stage, "data").get("path"))}
+    base = links[0].get("path")
+    return ModelCardData(
+        base_model=base if links[0].get("revision") and isinstance(base, str) and is_hub_id(base) else None,
+        datasets=sorted(datasets) or None,
+        language=links[0].get("language"),
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["zephyr-jax", "alignment", *(stage["made_by"] for stage in stages)],
+        license=rights.get("license"),
+        license_name=rights.get("license_name"),
+        license_link=rights.get("license_link"),
+    ).to_yaml()
 
 
-def _on_hub(path: Any) -> bool:
-    """Whether a path looks like a hub id: owner/name, and not an existing local path."""
-    return (
-        isinstance(path, str)
-        and path.count("/") == 1
-        and not path.startswith((".", "/"))
-        and not LocalPath(path).exists()
-    )
+def _is_hub_data(path: Any) -> bool:
+    """Whether a data path is a hub id: it has the form of owner/name, and is not an existing local path."""
+    return isinstance(path, str) and "/" in path and is_hub_id(path) and not LocalPath(path).exists()
 
 
-def _about(base: Record, stages: list[Record]) -> str:
+def _about(base: Record, stages: list[Record], rights: dict[str, str]) -> str:
     path = base.get("path") or "unknown weights"
     revision = f" (revision {base['revision']})" if base.get("revision") else ""
     training = ", then ".join(METHODS[stage["made_by"]].description for stage in stages) or "none"
-    return f"Base model: `{path}`{revision}. Training: {training}. License: see those of the base model and the data."
+    terms = rights.get("license_name") or rights.get("license") or "not set, see that of the base model"
+    return (
+        f"A causal language model in the format of transformers, written by zephyr-jax.\n\n"
+        f"- Base model: `{path}`{revision}\n- Training: {training}\n"
+        f"- License: {terms}; check those of the data sets, too"
+    )
+
+
+def _lineage(links: list[Record]) -> str:
+    """The stages in order, as one line."""
+    names = [f"`{link.get('made_by', 'base')}` ({stage_name(link)})" for link in links]
+    return f"Lineage: {' -> '.join(names)}."
 
 
 def _stage_section(record: Record) -> str:
@@ -85,6 +120,7 @@ def _stage_section(record: Record) -> str:
     rows = {
         "data": f"`{data.get('path')}`, split `{data.get('split')}`",
         "steps": record.get("steps"),
+        "checkpoint": f"step {record['step']}" if record.get("step") is not None else None,
         "batch size": size,
         "epochs": schedule.get("epochs"),
         "learning rate": f"{optimizer.get('learning_rate'):g}, {optimizer.get('lr_schedule')}, {optimizer.get('name')}",
@@ -114,9 +150,29 @@ def _config(record: Record, section: str) -> dict[str, Any]:
     return record.get("config", {}).get(section) or {}
 
 
-def _evaluation_section(evaluation: dict[str, float]) -> str:
-    lines = [f"| {name} | {value:.4g} |" for name, value in evaluation.items()]
-    return "\n".join(["## Held-out metrics of the last evaluation", "", "| metric | value |", "|---|---|", *lines])
+def _evaluation_section(evaluation: dict[str, float], stages: list[Record]) -> str:
+    """Measured metrics, with the ranges that the card of the last stage expects of a finished run."""
+    config = stages[-1].get("config", {}) if stages else {}
+    expected = {} if any(differing_settings(config.get("expected_settings") or {}, config)) else config.get("expected")
+    return "\n".join(["## Held-out metrics of the last evaluation", "", *_metric_rows(evaluation, expected or {})])
+
+
+def _metric_rows(evaluation: dict[str, float], expected: dict[str, Any]) -> Iterator[str]:
+    if not expected:
+        yield from ("| metric | value |", "|---|---|")
+        yield from (f"| {name} | {value:.4g} |" for name, value in evaluation.items())
+        return
+    yield from ("| metric | value | expected at the end of the run |", "|---|---|---|")
+    for name, value in evaluation.items():
+        low, high = expected.get(name, (None, None))
+        yield f"| {name} | {value:.4g} | {'' if low is None else f'{low:g} to {high:g}'} |"
+
+
+def _use_section(name: str, has_template: bool) -> str:
+    load, path = loading_code(name)
+    python = f"```python\n{_LOAD.format(load)}{_CHAT if has_template else _PLAIN}{_ANSWER}```"
+    shell = "".join(f"zephyr-jax {command} {path}" for command in ("chat ", "serve"))
+    return f"## Use\n\nWith transformers:\n\n{python}\n\nWith zephyr-jax:\n\n```bash\n{shell}```"
 
 
 def _made_with(record: Record) -> str:

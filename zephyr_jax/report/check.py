@@ -1,5 +1,6 @@
 """`zephyr-jax check`: a finished run's last evaluation against the ranges that its card expects."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +65,10 @@ def check(config: CheckConfig) -> CheckResult:
             f"expected ranges in {config.card or config.run}, got none. Pass `--card` with a card that contains, for example, "
             "`expected: {loss: [LOW, HIGH]}`."
         )
-    _check_settings(card.expected_settings, to_dict(settings), config.run)
+    for name, expected, actual in differing_settings(card.expected_settings, to_dict(settings)):
+        raise InputError(
+            f"cannot compare {config.run} with its card: the card's ranges hold for {name} {expected!r}, the run has {actual!r}."
+        )
     newest = list_steps(run)[-1:] or [0]
     if newest[0] < record["steps"]:
         raise InputError(
@@ -82,16 +86,19 @@ def check(config: CheckConfig) -> CheckResult:
     )
 
 
-def _check_settings(expected: dict[str, str], settings: dict[str, Any], run: str) -> None:
-    """Raise InputError if the run's settings differ from those that the expected ranges hold for."""
+def differing_settings(expected: dict[str, str], settings: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Name, expected and actual value of each setting whose value is not the one that the expected ranges hold for.
+
+    Args:
+        expected: Expected values as text, by full name (`expected_settings` of a card).
+        settings: All settings of the run, nested by section.
+    """
     for name, value in expected.items():
         actual: Any = settings
         for part in name.split("."):
             actual = actual.get(part) if isinstance(actual, dict) else None
         if str(actual) != value:
-            raise InputError(
-                f"cannot compare {run} with its card: the card's ranges hold for {name} {value!r}, the run has {actual!r}."
-            )
+            yield name, value, actual
 
 
 def main(config: CheckConfig, command: str) -> None:

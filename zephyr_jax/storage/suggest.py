@@ -11,6 +11,11 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".txt", ".arrow", ".safetensors", ".yaml", ".gz")
 
 
+def is_hub_id(path: str) -> bool:
+    """Whether a text has the form of a hub id: `name` or `owner/name`, without the ending of a data file."""
+    return bool(_HUB_ID.fullmatch(path)) and not path.lower().endswith(_ENDINGS)
+
+
 def check_hub_id(path: str, kind: str) -> None:
     """Raise InputError for a missing path that cannot be a hub id either, before the hub is asked.
 
@@ -18,7 +23,7 @@ def check_hub_id(path: str, kind: str) -> None:
         path: A path that does not exist locally.
         kind: The expected kind of thing, for the message.
     """
-    if not _HUB_ID.fullmatch(path) or path.lower().endswith(_ENDINGS):
+    if not is_hub_id(path):
         raise InputError(
             f"{path!r} is not a local {kind}.{suggest_path(path)} Check the spelling and the working directory."
         )

@@ -6,6 +6,7 @@ TensorBoard's files are copied from the local disk at the same times.
 
 import json
 import pathlib
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -158,11 +159,16 @@ def _wandb_id(run: Path, resumes: bool) -> str:
     return str(file.read_text()).strip()
 
 
-def last_evaluation(run: Path | None) -> dict[str, float]:
-    """Metrics of a run's last evaluation, without the prefix `eval/`; empty when there was none."""
-    path = run / FILE if run else None
+def last_evaluation(run: Path | None, step: int | None = None) -> dict[str, float]:
+    """Metrics of a run's last evaluation, without the prefix `eval/`; empty when there was none.
+
+    Args:
+        run: Folder of the run.
+        step: Ignore evaluations after this step.
+    """
+    path, last = run / FILE if run else None, sys.maxsize if step is None else step
     for line in reversed(path.read_text().splitlines() if path and path.exists() else []):
-        values = json.loads(line) if _step_of(line) < float("inf") else {}
+        values = json.loads(line) if _step_of(line) <= last else {}
         metrics = {name.removeprefix("eval/"): value for name, value in values.items() if name.startswith("eval/")}
         if metrics:
             return metrics

@@ -2,6 +2,7 @@
 
 from huggingface_hub import snapshot_download
 
+from zephyr_jax.checkpoint.hf.card import CARD
 from zephyr_jax.errors import InputError, at_revision
 from zephyr_jax.storage.cloud import is_remote
 from zephyr_jax.storage.files import Path, check_readable, open_path
@@ -24,6 +25,7 @@ _DOWNLOAD = [
     "generation_config.json",
     "adapter_config.json",
     "tekken.json",
+    CARD,
     f"{CHAT_TEMPLATES}/*.jinja",
     *TOKENIZER_FILES,
 ]
