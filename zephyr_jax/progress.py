@@ -1,5 +1,6 @@
 """A progress bar on the terminal."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,7 @@ from rich.progress import Progress
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """A transient progress bar on stderr; yields a function that sets the number of completed items."""
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    # Without a terminal, the bar would print an empty line.
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(description, total=total)
         yield lambda completed: progress.update(task, completed=completed)

@@ -184,6 +184,7 @@ def test_max_steps_beyond_the_data_are_reported(
     train(config)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     err = capsys.readouterr().err
+    assert ("the only step of the run has learning rate 0" in err) == (len(lines) == 1)
     if said:
         assert said in err and f"give {len(lines)} steps: the run and its learning rate schedule end" in err
         assert lines[-1]["step"] == len(lines) < most

@@ -25,6 +25,8 @@ def test_the_step_line_has_rates_per_device_and_units() -> None:
         "eta 4m13s"
     )
 
+    assert step_line(1, 416, VALUES, num_devices=8, estimate=False).endswith("pad 1.8%")
+
 
 def test_the_step_line_has_the_headline_metrics_of_the_method() -> None:
     values = {**VALUES, "rewards/margins": 0.25, "kl": 1.5}

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -138,7 +139,9 @@ def _fill(run: ReferencePass, scorer: Scorer, table: ReferenceTable) -> tuple[in
     computed = reused = 0
     for name, examples in run.splits.items():
         _log(examples.summary(name))
-        with Progress(console=Console(stderr=True, quiet=jax.process_index() != 0), transient=True) as bar:
+        # Without a terminal, the bar would print an empty line.
+        shown = sys.stderr.isatty() and jax.process_index() == 0
+        with Progress(console=Console(stderr=True), transient=True, disable=not shown) as bar:
             update = partial(_update, bar, bar.add_task(f"reference log-probs, {name}", total=None))
             new, old = fill(table, examples, scorer, missing[name], update)
         computed, reused = computed + new, reused + old

@@ -93,6 +93,7 @@ def run_report(folder: Path, examples: Examples) -> Iterator[Callable[[], None]]
     finally:
         if started and is_host0():
             try_write_report(folder)
+            _LOG.info("report: %s", folder / REPORT)
 
 
 def add_samples(config: SftConfig, folder: Path) -> None:

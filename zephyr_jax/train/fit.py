@@ -125,6 +125,11 @@ def _make_hooks(
     )
     reporter.info(_describe_run(run, model, training))
     reporter.info(_describe_shorter_run(config, total))
+    if total == 1 and float(learning_rate(config.optimizer, total)(0)) == 0:
+        reporter.warning(
+            "the only step of the run has learning rate 0, the start of the warmup: the weights will not change. Raise "
+            "schedule.epochs, use more rows, or pass --optimizer.warmup_ratio 0."
+        )
     return CheckpointHooks(
         folder=run.folder,
         split=training,

@@ -87,6 +87,7 @@ class Reporter:
         self._sums = {name: WeightedMean(*pair) for name, pair in resumed["sums"].items()}
         self._total, self._steps, self._seconds = total, int(resumed["steps"]), float(resumed["seconds"])
         self._clock: float | None = time.perf_counter()
+        self._compiles = True  # during the first interval, whose step time says nothing about the rest
 
     def add(self, metrics: Mapping[str, WeightedMean]) -> None:
         """Add the metrics of one finished step to the interval; its mean is divided once, when reported."""
@@ -120,11 +121,11 @@ class Reporter:
         values["step_time"] = seconds / self._steps
         values |= self._device_metrics(values["tokens_per_second"])
         self._write(step, values)
-        line = step_line(step, self._total, values, jax.device_count(), self._headline)
+        line = step_line(step, self._total, values, jax.device_count(), self._headline, estimate=not self._compiles)
         self._progress.update(self._task, completed=step, metrics=line)
         if self._progress.disable:
             self.info(line)
-        self._steps, self._seconds, self._clock = 0, 0.0, time.perf_counter()
+        self._steps, self._seconds, self._clock, self._compiles = 0, 0.0, time.perf_counter(), False
         return values
 
     def _device_metrics(self, tokens_per_second: float) -> dict[str, float]:
@@ -185,7 +186,12 @@ class Reporter:
 
 
 def step_line(
-    step: int, total: int, values: Mapping[str, float], num_devices: int, headline: Sequence[str] = ()
+    step: int,
+    total: int,
+    values: Mapping[str, float],
+    num_devices: int,
+    headline: Sequence[str] = (),
+    estimate: bool = True,
 ) -> str:
     """The log line of a step; metrics that are missing in `values` are left out.
 
@@ -195,6 +201,7 @@ def step_line(
         values: Metrics; rates are those of all devices.
         num_devices: To show rates per device.
         headline: Metrics of the training method that follow the loss.
+        estimate: Whether the step time tells how long the rest takes.
     """
     texts = {
         "loss": "loss {:.4g}",
@@ -213,5 +220,7 @@ def step_line(
         for name, text in texts.items()
         if name in values
     ]
-    eta = [f"eta {format_duration((total - step) * values['step_time'])}"] if "step_time" in values else []
+    eta = []
+    if estimate and "step_time" in values:
+        eta.append(f"eta {format_duration((total - step) * values['step_time'])}")
     return " ".join([f"step {step}/{total}", *parts, *eta])
