@@ -60,8 +60,9 @@ Every setting can be given on the command line (`--data.max_length 1024`) or in 
 the command line wins. An unknown name is an error that suggests the nearest one, and every value is checked against its type and
 bounds before anything is read. Counts are at most 2,147,483,647. [Command line](cli.md) has the settings without a section.
 
-*Resumable* settings may change when a run is resumed; a change of any other setting needs another `output`. Those marked *default by
-context* take the value of the run that a command continues or reads, or one that follows from other settings, unless they are given.
+*Resumable* settings may change when a run is resumed; a change of any other setting needs another `output`. *Default by context*
+marks settings that take the value of the run that a command continues or reads, or one that follows from other settings, unless
+they are given.
 
 This page is generated from the code.
 

@@ -98,7 +98,9 @@ def test_every_command_parses(page: Path, folder: Path, monkeypatch: pytest.Monk
 def test_a_wrong_command_is_found(tmp_path: Path) -> None:
     """The check refuses a setting that does not exist, also in a block that does not run."""
     page = tmp_path / "page.md"
-    page.write_text("<!-- not run: why -->\n```bash\nuv run zephyr-jax sft \\\n    --data.max_lenght 3  # comment\n```\n")
+    page.write_text(
+        "<!-- not run: why -->\n```bash\nuv run zephyr-jax sft \\\n    --data.max_lenght 3  # comment\n```\n"
+    )
     (fence,) = fences(page)
     assert fence.skipped
     (words,) = fence.commands()
