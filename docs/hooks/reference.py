@@ -5,11 +5,13 @@ fails the build where a page would load a script, a style, a font or an image fr
 """
 
 import inspect
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -22,6 +24,8 @@ from zephyr_jax.config.validation import resumable_settings
 
 _NAMES = {int: "integer", float: "number", str: "text", bool: "flag"}
 _FOREIGN = re.compile(r"""<(?:script|img|iframe|link)\b[^>]*?\b(?:src|href)=["']?(?:https?:)?//[^>]*>""", re.IGNORECASE)
+_OUTSIDE = re.compile(r"(?<!!)\[(?P<text>[^\]\n]+)\]\((?P<target>(?:\.\./)+[^)\s]+)\)")
+"""A link that leaves the folder of its page."""
 
 _CLI_INTRO = """\
 # Command line
@@ -56,9 +60,9 @@ Every setting can be given on the command line (`--data.max_length 1024`) or in 
 the command line wins. An unknown name is an error that suggests the nearest one, and every value is checked against its type and
 bounds before anything is read. Counts are at most 2,147,483,647. [Command line](cli.md) has the settings without a section.
 
-*Resumable* settings may change when a run is resumed; a change of any other setting needs another `output`. Those marked
-*default by context* take the value of the run that a command continues or reads, or one that follows from other settings,
-unless they are given.
+*Resumable* settings may change when a run is resumed; a change of any other setting needs another `output`. *Default by context*
+marks settings that take the value of the run that a command continues or reads, or one that follows from other settings, unless
+they are given.
 
 This page is generated from the code.
 
@@ -72,6 +76,20 @@ def on_files(files: Any, config: Any) -> Any:
     for name, content in (("cli", cli_page()), ("configuration", configuration_page())):
         files.append(File.generated(config, f"reference/{name}.md", content=content))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Replace links to files of the repository outside of docs/ by their paths: the site does not hold these files."""
+    root, folder = Path(config.config_file_path).parent, Path(page.file.src_uri).parent
+
+    def path_of(match: re.Match[str]) -> str:
+        target = os.path.normpath(Path("docs", folder, match["target"].partition("#")[0]))
+        if not (root / target).exists() or target.startswith("docs/"):
+            return match[0]
+        text = match["text"].strip("`")
+        return f"`{target}`" if text.rstrip("/") in (target, Path(target).name) else f"{match['text']} (`{target}`)"
+
+    return _OUTSIDE.sub(path_of, markdown)
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:
@@ -123,7 +141,8 @@ def _config_section(name: str, kinds: dict[type, list[str]]) -> str:
     largest = list(kinds)[-1]
     commands = [command for users in kinds.values() for command in users]
     lines = [f"## {name} {{ #{name} }}", "", _class_doc(largest), "", f"Commands: {_command_links(commands)}.", ""]
-    for setting in settings_of(largest(), f"{name}."):
+    order = [f"{name}.{item.name}" for item in fields(largest)]
+    for setting in sorted(settings_of(largest(), f"{name}."), key=lambda setting: order.index(setting.name)):
         users = [command for kind, used in kinds.items() if setting.field in _names(kind) for command in used]
         resumable = ["resumable"] if {setting.name, name} & _resumable() else []
         facts = ", ".join([_facts(setting), *resumable])
