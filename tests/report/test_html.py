@@ -13,7 +13,7 @@ from zephyr_jax.charts.histogram import count_values, histogram_chart
 from zephyr_jax.charts.line_chart import Series, line_chart
 from zephyr_jax.methods.dpo import DPO
 from zephyr_jax.methods.sft import SFT
-from zephyr_jax.report.curves import curve_charts, curves_of, parse_metrics
+from zephyr_jax.report.curves import curve_charts, curves_of
 from zephyr_jax.report.html import (
     Charts,
     Commands,
@@ -29,6 +29,7 @@ from zephyr_jax.report.html import (
     render_report,
 )
 from zephyr_jax.report.sections import flatten_settings
+from zephyr_jax.train.metrics_file import parse_metrics
 
 EVIL = [
     "<script>alert(1)</script>",

@@ -1,7 +1,5 @@
-"""Training curves: metrics.jsonl read line by line, and one chart for each group of metrics that belong together."""
+"""Training curves: one chart for each group of metrics that belong together."""
 
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,9 +8,7 @@ import numpy as np
 from zephyr_jax.charts.chart import Chart
 from zephyr_jax.charts.line_chart import Level, Series, line_chart
 from zephyr_jax.methods.base import Curve, Method
-
-type MetricLine = dict[str, float]
-"""`step` and the metrics logged at it."""
+from zephyr_jax.train.metrics_file import MetricLine
 
 RUN_CURVES = (
     Curve(title="Learning rate", unit="", metrics=(("learning_rate", ""),)),
@@ -36,29 +32,6 @@ def curves_of(method: Method, options: Mapping[str, Any]) -> tuple[Curve, ...]:
 def curve_charts(lines: Sequence[MetricLine], curves: Iterable[Curve]) -> list[Chart]:
     """Charts of the curves that have at least one point."""
     return [chart for curve in curves if (chart := _curve_chart(curve, lines)) is not None]
-
-
-def parse_metrics(text: str) -> list[MetricLine]:
-    """The numbers in the lines of a metrics file, by step; damaged lines and other values are skipped."""
-    return sorted((line for row in text.splitlines() if (line := _parse_line(row))), key=lambda line: line["step"])
-
-
-def _parse_line(text: str) -> MetricLine:
-    try:
-        content: Any = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}  # cut off when the process was killed
-    if not isinstance(content, dict):
-        return {}
-    line = {name: _to_float(value) for name, value in content.items() if type(value) in (int, float)}
-    return line if math.isfinite(line.get("step", math.nan)) else {}
-
-
-def _to_float(value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
 
 
 def _curve_chart(curve: Curve, lines: Sequence[MetricLine]) -> Chart | None:

@@ -16,11 +16,11 @@ from zephyr_jax.data.examples import Examples
 from zephyr_jax.errors import InputError, truncate_repr
 from zephyr_jax.methods.base import Method
 from zephyr_jax.methods.registry import METHODS, method_names
-from zephyr_jax.report.curves import MetricLine, parse_metrics
 from zephyr_jax.storage.cloud import is_remote, split_bucket
 from zephyr_jax.storage.files import Path, list_names, open_path, write_atomic
 from zephyr_jax.storage.strict_json import parse_json
-from zephyr_jax.train.metric_writers import FILE as METRICS
+from zephyr_jax.train.metrics_file import FILE as METRICS
+from zephyr_jax.train.metrics_file import MetricLine, parse_metrics
 
 HISTOGRAMS = "histograms.json"
 _COUNTS = ("rows", "row_share", "token_share")

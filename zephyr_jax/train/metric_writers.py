@@ -17,8 +17,8 @@ from tensorboardX import SummaryWriter
 from zephyr_jax.errors import InputError
 from zephyr_jax.storage.cloud import is_remote
 from zephyr_jax.storage.files import Path, write_atomic
+from zephyr_jax.train.metrics_file import FILE
 
-FILE = "metrics.jsonl"
 WANDB_ID = "wandb-id.txt"
 """File of a run with the id of its Weights & Biases run."""
 _FLUSH_SECONDS = 60

@@ -16,13 +16,13 @@ from zephyr_jax.mean import WeightedMean
 from zephyr_jax.storage.cloud import is_remote
 from zephyr_jax.storage.files import Path, open_path
 from zephyr_jax.train.metric_writers import (
-    FILE,
     CloudJsonLines,
     JsonLines,
     MetricWriter,
     TensorBoard,
     WeightsAndBiases,
 )
+from zephyr_jax.train.metrics_file import FILE
 from zephyr_jax.train.throughput import format_duration, mfu, peak_memory_gib
 
 logger = logging.getLogger(__name__)
