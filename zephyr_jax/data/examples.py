@@ -166,19 +166,19 @@ def fit_row_length(data: DataOptions, segments_per_example: int) -> DataOptions:
     return replace(data, row_length=max(data.row_length, longest)) if unset else data
 
 
-def examples_of(segments: Sequence[Segment]) -> Examples:
-    """Examples of one segment each, from tokens that are in memory."""
+def examples_of(examples: Sequence[list[Segment]], segments: tuple[str, ...] = ("text",)) -> Examples:
+    """Examples from tokens that are in memory; `segments` names the segments of each."""
     rows = [
-        _record(str(index), [segment], problem="", truncated=False, overlong="", size=0, characters=0)
-        for index, segment in enumerate(segments)
+        _record(str(index), example, problem="", truncated=False, overlong="", size=0, characters=0)
+        for index, example in enumerate(examples)
     ]
     return Examples(
         rows=Dataset.from_list(rows, features=_FEATURES).with_format("arrow"),
-        lengths=np.array([len(segment) for segment in segments], np.int64),
-        segments=("text",),
+        lengths=np.array([sum(map(len, example)) for example in examples], np.int64),
+        segments=segments,
         skipped={},
         truncated=[],
-        row_indices=np.arange(len(segments)),
+        row_indices=np.arange(len(examples)),
     )
 
 

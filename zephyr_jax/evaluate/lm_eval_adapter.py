@@ -127,7 +127,7 @@ class ZephyrLM(TemplateLM):
     ) -> list[tuple[float, bool]]:
         """Log-prob of each continuation, and whether it is greedy. Contexts that do not fit lose their beginnings."""
         segments = [self._segment(context, continuation) for _, context, continuation in requests]
-        examples = examples_of(segments)
+        examples = examples_of([[segment] for segment in segments])
         row_length = -(-int(examples.lengths.max()) // 128) * 128  # few different shapes, so few compiles
         sums, greedy = np.zeros(len(segments)), np.zeros(len(segments), np.bool_)
         for batch in self._make_scorer(row_length).score(examples, self._progress):

@@ -1,6 +1,7 @@
 """`zephyr-jax generate`: batched generation for a file or list of prompts."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -13,13 +14,14 @@ from zephyr_jax.chat.message import Message, SkippedRow, check_messages
 from zephyr_jax.chat.tokenizer import ChatTokenizer, bos_token_id
 from zephyr_jax.checkpoint.resolve import ModelSource
 from zephyr_jax.config.models import GenerateConfig
-from zephyr_jax.config.sampling import SamplingParams
-from zephyr_jax.data.row_reader import Columns, SourceRow
+from zephyr_jax.config.sampling import SamplingParams, TopKSamplingOptions
+from zephyr_jax.data.row_reader import Columns
 from zephyr_jax.data.rows import COLUMNS, to_prompt
 from zephyr_jax.data.sources import read_rows
 from zephyr_jax.errors import InputError, truncate_repr
 from zephyr_jax.generate.engine import GenerationRequest
 from zephyr_jax.generate.load import TextModel, generate_tokens, open_text_model
+from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.storage.files import check_file_creatable, write_atomic
 from zephyr_jax.storage.journal import Journal
 
@@ -45,12 +47,7 @@ def generate(config: GenerateConfig) -> list[GeneratedAnswer]:
     check_file_creatable(config.output)
     model = open_text_model("generate", config.model, config.mesh, config.batch_size)
     conversations = _conversations(config)
-    if config.chat_template == "none":
-        prompts = _plain_prompts(model.tokenizer, conversations)
-    else:
-        tokenizer = model.chat_tokenizer(config.chat_template)
-        model, prompts = model.with_chat_stops(tokenizer), _chat_prompts(tokenizer, conversations)
-    _check_lengths(prompts, config.max_new_tokens, model.source)
+    model, prompts = _encode(model, conversations, config.chat_template, config.max_new_tokens)
     journal = None
     if config.output:
         journal = Journal(f"{config.output}.part", _header(config, model, prompts), partial(_line_error, len(prompts)))
@@ -71,9 +68,48 @@ def generate(config: GenerateConfig) -> list[GeneratedAnswer]:
     return answers
 
 
-def _request(config: GenerateConfig, model: TextModel, prompt: np.ndarray, index: int) -> GenerationRequest:
-    sampling = SamplingParams(config.temperature, config.top_p, config.top_k, seed=(config.seed, index))
-    return GenerationRequest(prompt, config.max_new_tokens, model.stop_ids, sampling)
+def answer_conversations(
+    model: TextModel,
+    parameters: Parameters,
+    conversations: list[list[Message]],
+    options: TopKSamplingOptions,
+    chat_template: str | None = None,
+) -> list[GeneratedAnswer]:
+    """Generate an answer to every conversation with weights that are in memory; the same text as `generate` gives.
+
+    Args:
+        model: The model of these weights.
+        parameters: Its weights on its mesh.
+        conversations: At least one, each of messages that end before an answer.
+        options: Sampling settings and the longest answer.
+        chat_template: As `GenerateConfig.chat_template`.
+
+    Raises:
+        InputError: The template cannot be used, or a prompt does not fit into the model's positions.
+    """
+    model, prompts = _encode(model, conversations, chat_template, options.max_new_tokens)
+    engine = model.engine(max(map(len, prompts)) + options.max_new_tokens, parameters)
+    requests = {index: _request(options, model, prompt, index) for index, prompt in enumerate(prompts)}
+    tokens = dict(generate_tokens(engine, requests))
+    return [_answer(chat, tokens[index], model) for index, chat in enumerate(conversations)]
+
+
+def _encode(
+    model: TextModel, conversations: list[list[Message]], chat_template: str | None, max_new_tokens: int
+) -> tuple[TextModel, list[np.ndarray]]:
+    """The model with the template's end tokens, and int32 prompts that leave room for the answers."""
+    if chat_template == "none":
+        prompts = _plain_prompts(model.tokenizer, conversations)
+    else:
+        tokenizer = model.chat_tokenizer(chat_template)
+        model, prompts = model.with_chat_stops(tokenizer), _chat_prompts(tokenizer, conversations)
+    _check_lengths(prompts, max_new_tokens, model.source)
+    return model, prompts
+
+
+def _request(options: TopKSamplingOptions, model: TextModel, prompt: np.ndarray, index: int) -> GenerationRequest:
+    sampling = SamplingParams(options.temperature, options.top_p, options.top_k, seed=(options.seed, index))
+    return GenerationRequest(prompt, options.max_new_tokens, model.stop_ids, sampling)
 
 
 def _line_error(num_prompts: int, line: dict[str, Any]) -> str:
@@ -99,7 +135,7 @@ def _conversations(config: GenerateConfig) -> list[list[Message]]:
         conversations = [[{"role": "user", "content": prompt}] for prompt in config.prompts]
     else:
         rows = read_rows(str(config.data), config.split, limit=config.limit, columns=Columns(COLUMNS))
-        conversations = [_row_prompt(row) for row in rows]
+        conversations = [row_prompt(row.content, row.location) for row in rows]
     system = [{"role": "system", "content": config.system}] if config.system is not None else []
     chats = [chat if chat[0]["role"] == "system" else [*system, *chat] for chat in conversations[: config.limit]]
     if not chats:
@@ -107,16 +143,15 @@ def _conversations(config: GenerateConfig) -> list[list[Message]]:
     return chats
 
 
-def _row_prompt(row: SourceRow) -> list[Message]:
+def row_prompt(content: Mapping[str, Any], location: str) -> list[Message]:
+    """The messages of a row before its last answer. Raises InputError, which names the row by `location`."""
     try:
-        prompt = to_prompt(row.content)
+        prompt = to_prompt(content)
         if prompt.tools:
             raise SkippedRow("it has `tools`, which are not given to the model")
         check_messages(prompt.messages, learnt=False)
     except SkippedRow as error:
-        raise InputError(
-            f"{row.location} cannot be used: {error}; it has {sorted(row.content)}. Fix the row."
-        ) from error
+        raise InputError(f"{location} cannot be used: {error}; it has {sorted(content)}. Fix the row.") from error
     return prompt.messages
 
 

@@ -22,6 +22,7 @@ from zephyr_jax.config.sampling import MAX_STOP_IDS
 from zephyr_jax.config.sections import ForwardOptions, MeshOptions
 from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.generate.engine import Engine, GenerationRequest, cache_bytes
+from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.parallel.hosts import require_single_process
 from zephyr_jax.parallel.sharding import ShardingRules, init_devices
 
@@ -40,11 +41,15 @@ class TextModel:
     """Ids that end an answer: the tokenizer's end token, those in generation_config.json and, after `with_chat_stops`, those of
     the chat template."""
 
-    def engine(self, context: int) -> Engine:
-        """Read the weights and allocate the cache. Raises InputError, also for a cache beyond the memory of this machine."""
+    def engine(self, context: int, parameters: Parameters | None = None) -> Engine:
+        """Read the weights, unless they are given, and allocate the cache.
+
+        Raises InputError, also for a cache beyond the memory of this machine.
+        """
         model = self.opened.abstract
         _check_cache(cache_bytes(model, self.batch_size, context), self.batch_size, context)
-        return Engine(model, self.opened.load_weights(), self.rules, batch_size=self.batch_size, context=context)
+        weights = self.opened.load_weights() if parameters is None else parameters
+        return Engine(model, weights, self.rules, batch_size=self.batch_size, context=context)
 
     @property
     def source(self) -> ModelSource:
@@ -150,11 +155,19 @@ def open_text_model(command: str, options: ForwardOptions, mesh: MeshOptions, ba
         tensor = math.gcd(jax.device_count(), config.num_heads, config.num_kv_heads, config.d_ff)
         rules = init_devices(replace(mesh, data=-1, fsdp=1, tensor=tensor))
     require_single_process(command)
-    shards = rules.num_shards("batch")
+    return text_model(OpenedModel(source, options, rules), batch_size)
+
+
+def text_model(opened: OpenedModel, batch_size: int) -> TextModel:
+    """A model on a mesh with its tokenizer and end tokens; `batch_size` is rounded up to a multiple of the batch shards.
+
+    Raises InputError for a tokenizer that does not fit the model, and for end tokens that the model does not have.
+    """
+    source, shards = opened.source, opened.rules.num_shards("batch")
     tokenizer = load_tokenizer(str(source.folder))
     check_vocabulary(source.model_config, tokenizer, source.asked)
     return TextModel(
-        opened=OpenedModel(source, options, rules),
+        opened=opened,
         batch_size=-(-batch_size // shards) * shards,
         tokenizer=tokenizer,
         stop_ids=_stop_ids(source, tokenizer),

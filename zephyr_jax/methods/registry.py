@@ -1,5 +1,7 @@
 """The registry of training methods. A method's name, its type of settings or the columns of its rows find it."""
 
+from collections.abc import Collection
+
 from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.config.training import SftConfig
 from zephyr_jax.data.sources import open_rows
@@ -28,7 +30,11 @@ def method_of_rows(data: DataOptions, trained_by: str | None = None) -> Method:
     Raises:
         InputError: The rows cannot be opened.
     """
-    columns = open_rows(data.path, data.split, data.revision, data.limit).fields
+    return method_of_columns(open_rows(data.path, data.split, data.revision, data.limit).fields, trained_by)
+
+
+def method_of_columns(columns: Collection[str], trained_by: str | None = None) -> Method:
+    """The method that trains on rows with these columns; `trained_by` as in `method_of_rows`."""
     candidates = [method for method in METHODS.values() if method.row_column in columns]
     named = [method for method in candidates if method.name == trained_by]
     return next(iter([*named, *candidates]), SFT)
