@@ -16,6 +16,7 @@ LAYERS = [
     {"cli"},
     {"commands"},
     {"demo"},
+    {"api"},
     {"train_command"},
     {"feedback", "serve", "export", "plan"},
     {"report"},
