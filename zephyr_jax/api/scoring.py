@@ -41,7 +41,7 @@ class RowScores:
 def score(model: LoadedModel, rows: Sequence[Mapping[str, Any]], *, batch_size: int = 8) -> RowScores:
     """Compute the log-probs of rows with the jitted `sequence_logprob` that training, `evaluate` and `reference` use.
 
-    The numbers of a row do not depend on the other rows.
+    The numbers of a row do not depend on the other rows, beyond the rounding of the compute dtype.
 
     Args:
         model: Of `load_model`; its `tokenizer.data` decides which tokens are targets and what happens to over-long rows.
@@ -92,7 +92,7 @@ def _tokenize(model: LoadedModel, rows: Sequence[Mapping[str, Any]]) -> tuple[Ex
 
 
 def _row_length(data: DataOptions, examples: Examples) -> int:
-    """Tokens of a packed row: as set, else the longest example, rounded up; log-probs do not depend on it."""
+    """Tokens of a packed row: as set if the longest example fits, else that example rounded up to a multiple of 128."""
     longest = int(examples.lengths.max())
     if not is_unset(data.row_length) and data.row_length >= longest:
         return data.row_length
