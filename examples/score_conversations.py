@@ -26,7 +26,7 @@ PAIRS = [
 ]
 
 
-def main(path: str = str(BASE)) -> tuple[zj.Scores, zj.Scores]:
+def main(path: str = str(BASE)) -> tuple[zj.RowScores, zj.RowScores]:
     model = zj.load_model(zj.ScoringOptions(path=path, compute_dtype="float32"))
     chats = zj.score(model, CONVERSATIONS)
     for row, total, count in zip(CONVERSATIONS, chats.sums[:, 0], chats.counts[:, 0], strict=True):

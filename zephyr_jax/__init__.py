@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from zephyr_jax.api.runs import export_model as export_model
     from zephyr_jax.api.runs import fill_reference as fill_reference
     from zephyr_jax.api.runs import train_model as train_model
-    from zephyr_jax.api.scoring import Scores as Scores
+    from zephyr_jax.api.scoring import RowScores as RowScores
     from zephyr_jax.api.scoring import score as score
     from zephyr_jax.api.text import generate_text as generate_text
     from zephyr_jax.api.tokens import TokenizedSegment as TokenizedSegment
@@ -54,7 +54,7 @@ else:
         "api.metrics": ("RunMetrics", "read_metrics"),
         "api.rows": ("read_rows",),
         "api.runs": ("export_model", "fill_reference", "train_model"),
-        "api.scoring": ("Scores", "score"),
+        "api.scoring": ("RowScores", "score"),
         "api.text": ("generate_text",),
         "api.tokens": ("TokenizedSegment", "render", "tokenize"),
         "config.models": ("ExportConfig",),
@@ -96,4 +96,4 @@ else:
         return value
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+        return list(__all__)

@@ -5,6 +5,7 @@ import json
 import pkgutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,22 @@ def test_rows_that_cannot_be_scored_are_named(model: zj.LoadedModel, chats: list
         zj.score(model, [chats[0], {"text": "a"}])
     with pytest.raises(zj.InputError, match="at least one row"):
         zj.score(model, [])
+    with pytest.raises(zj.InputError, match="batch_size: expected a multiple of 4, got 6"):
+        zj.score(model, chats, batch_size=6)
+
+
+def test_over_long_rows_are_cut_as_the_settings_say(model: zj.LoadedModel, chats: list[Row]) -> None:
+    """The first targets stay, so that a cut row has a part of the whole row's targets; `error` refuses it."""
+    lengths = [len(zj.tokenize(model.tokenizer, row)[0].tokens) for row in chats]
+    limit = sorted(lengths)[-2]
+    cut = replace(model, data=zj.DataOptions(max_length=limit))
+    whole, scores = zj.score(model, chats), zj.score(cut, chats)
+    longest = int(np.argmax(lengths))
+    assert scores.truncated == (longest,)
+    assert scores.counts[longest] < whole.counts[longest]
+    np.testing.assert_allclose(np.delete(scores.sums, longest), np.delete(whole.sums, longest), rtol=1e-6)
+    with pytest.raises(zj.InputError, match=f"Row {longest} cannot be used: over-length"):
+        zj.score(replace(model, data=zj.DataOptions(max_length=limit, on_bad_row="drop")), chats)
 
 
 # ---- text ----

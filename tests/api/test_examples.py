@@ -75,6 +75,8 @@ def test_greedy_and_sampled_text_differ() -> None:
 
 
 def test_sft_learns_and_its_metrics_are_printed(sft: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = zj.load_model(sft)
+    assert (model.options.compute_dtype, model.tokenizer.data.max_length) == ("float32", 128)  # the run's
     metrics = run("read_metrics", str(sft))
     _, losses = metrics.series("loss")
     assert losses[-1] < 0.8 * losses[0]
@@ -104,7 +106,7 @@ def test_dpo_starts_at_ln_2_learns_and_is_exported(dpo: Path, output: Path) -> N
 
 
 def test_scores_equal_the_reference_table(dpo: Path, output: Path) -> None:
-    """Packed in rows of another length; a second pass computes nothing."""
+    """A second pass computes nothing."""
     config = zj.load_card(zj.DpoConfig, dpo / "config.yaml")
     filled = zj.fill_reference(config)
     assert (filled.computed, filled.reused) == (0, 8)
@@ -113,7 +115,8 @@ def test_scores_equal_the_reference_table(dpo: Path, output: Path) -> None:
     table = ReferenceTable(output / "reference", Identity(**read_manifest(filled.folder / MANIFEST)))
     stored = require_complete(output / "reference", table, examples.keys(), examples.ids(), "")
     pairs = zj.read_rows(output / "pairs.jsonl")
-    scores = zj.score(zj.load_model(zj.ScoringOptions(path=str(BASE), compute_dtype="float32")), pairs)
+    options = zj.ScoringOptions(path=str(BASE), compute_dtype="float32")
+    scores = zj.score(zj.load_model(options, data=config.data), pairs)
     assert scores.segments == ("chosen", "rejected")
     np.testing.assert_allclose(scores.sums, stored, rtol=1e-6)
     targets = [[int(segment.targets.sum()) for segment in zj.tokenize(tokenizer, pair)] for pair in pairs]

@@ -81,9 +81,9 @@ def load_model(
         model: A Hugging Face folder or hub id, a run of `sft` or `dpo`, or a step of a run (`RUN/checkpoints/STEP`): a path, or
             options with a revision or a compute dtype. An unset compute dtype is the run's, else bfloat16.
         data: Chat template, targets, lengths and truncation of the rows that `score` takes; what is unset is the run's, else the
-            default. Paths, splits and the settings of bad rows of a file are not used.
-        mesh: Sizes of the mesh; default: `fsdp` over all devices. On several devices `generate_text` is faster where no weight is
-            sharded by `fsdp`, for example `MeshOptions(fsdp=1, tensor=-1)`, as far as the heads divide.
+            default. Paths, splits and the other settings of files are not used.
+        mesh: Sizes of the mesh; default: `fsdp` over all devices. With `fsdp` every generated token gathers the weights; with
+            `MeshOptions(fsdp=1, tensor=-1)` none is gathered, where the number of devices divides heads, KV heads and `d_ff`.
 
     Returns:
         The model with float32 weights.
@@ -91,8 +91,8 @@ def load_model(
     Raises:
         InputError: The model cannot be used, does not divide into the mesh, or this process is one of several.
     """
-    options = as_options(ScoringOptions, model)
-    data = checked_data(data)
+    options = _as_options(ScoringOptions, model)
+    data = _checked_data(data)
     mesh = mesh or MeshOptions()
     validate(mesh, "mesh.")
     rules = init_devices(mesh)
@@ -119,9 +119,9 @@ def load_tokenizer(model: str | os.PathLike[str] | WeightsOptions, *, data: Data
         The tokenizer as `load_model(...).tokenizer` has it.
 
     Raises:
-        InputError: There is no tokenizer, or its chat template cannot be used for training.
+        InputError: No tokenizer can be loaded, or its chat template cannot be used for training.
     """
-    options, data = as_options(WeightsOptions, model), checked_data(data)
+    options, data = _as_options(WeightsOptions, model), _checked_data(data)
     check_readable(options.path)
     folder = tokenizer_only(options)
     if folder:
@@ -130,7 +130,7 @@ def load_tokenizer(model: str | os.PathLike[str] | WeightsOptions, *, data: Data
     return _row_tokenizer(source, ForwardOptions(path=options.path, revision=options.revision), data)
 
 
-def as_options[O: WeightsOptions](kind: type[O], model: str | os.PathLike[str] | WeightsOptions) -> O:
+def _as_options[O: WeightsOptions](kind: type[O], model: str | os.PathLike[str] | WeightsOptions) -> O:
     """Options of a kind from a path or from options, checked. Raises InputError."""
     if not isinstance(model, kind):
         if isinstance(model, WeightsOptions):
@@ -143,7 +143,7 @@ def as_options[O: WeightsOptions](kind: type[O], model: str | os.PathLike[str] |
     return options
 
 
-def checked_data(data: DataOptions | None) -> DataOptions:
+def _checked_data(data: DataOptions | None) -> DataOptions:
     """The data settings, or the defaults, checked. Raises InputError."""
     data = expand_home(data or DataOptions())
     validate(data.fitted(2), "data.")  # lengths that nothing has set are fitted later, when the run's are known

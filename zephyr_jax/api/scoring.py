@@ -19,7 +19,7 @@ _ROW_MULTIPLE = 128  # few different row lengths, so few compiled programs
 
 
 @dataclass(frozen=True)
-class Scores:
+class RowScores:
     """Log-probs of N rows with S segments each: one of a conversation, two of a pair (chosen, rejected)."""
 
     segments: tuple[str, ...]
@@ -38,13 +38,13 @@ class Scores:
 
 
 @translate_cloud_errors()
-def score(model: LoadedModel, rows: Sequence[Mapping[str, Any]], *, batch_size: int = 8) -> Scores:
+def score(model: LoadedModel, rows: Sequence[Mapping[str, Any]], *, batch_size: int = 8) -> RowScores:
     """Compute the log-probs of rows with the jitted `sequence_logprob` that training, `evaluate` and `reference` use.
 
-    The numbers of a row do not depend on the other rows.
+    The numbers of a row do not depend on the other rows, beyond the rounding of the compute dtype.
 
     Args:
-        model: Of `load_model`; its `tokenizer.data` says which tokens are targets and what happens to over-long rows.
+        model: Of `load_model`; its `tokenizer.data` decides which tokens are targets and what happens to over-long rows.
         rows: N conversations, or N preference pairs, in any row format.
         batch_size: Packed rows of one forward pass, a multiple of the mesh's `data` times `fsdp`.
 
@@ -71,7 +71,7 @@ def score(model: LoadedModel, rows: Sequence[Mapping[str, Any]], *, batch_size: 
     counts = np.zeros(sums.shape, np.int32)
     for batch in scorer.score(examples, lambda completed, total: None):
         sums[batch.examples], counts[batch.examples] = batch.sums, batch.counts
-    return Scores(examples.segments, sums, counts, truncated)
+    return RowScores(examples.segments, sums, counts, truncated)
 
 
 def _tokenize(model: LoadedModel, rows: Sequence[Mapping[str, Any]]) -> tuple[Examples, tuple[int, ...]]:
@@ -92,7 +92,7 @@ def _tokenize(model: LoadedModel, rows: Sequence[Mapping[str, Any]]) -> tuple[Ex
 
 
 def _row_length(data: DataOptions, examples: Examples) -> int:
-    """Tokens of a packed row: as set, else the longest example, rounded up; log-probs do not depend on it."""
+    """Tokens of a packed row: as set if the longest example fits, else that example rounded up to a multiple of 128."""
     longest = int(examples.lengths.max())
     if not is_unset(data.row_length) and data.row_length >= longest:
         return data.row_length
