@@ -1,14 +1,17 @@
 """The train state: frozen weights stay bit-equal and out of gradients, optimizer state and checkpoints."""
 
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from shutil import copytree, rmtree
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from safetensors.numpy import load_file, save_file
 
 from tests.conftest import write_rows
 from tests.methods.small import sft_config
@@ -16,18 +19,25 @@ from tests.models import Loaded, load
 from tests.train.test_resume import Killed, curve, kill_after
 from tests.train.test_step import NO_LIMITS, split, uneven_rows
 from zephyr_jax import train_command
-from zephyr_jax.checkpoint.steps import find_checkpoint
+from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
+from zephyr_jax.checkpoint.frozen import FROZEN, merge
+from zephyr_jax.checkpoint.frozen import split as split_weights
+from zephyr_jax.checkpoint.steps import find_checkpoint, saved_fingerprint
+from zephyr_jax.cli import main
 from zephyr_jax.config.sections import Remat
+from zephyr_jax.config.training import SftConfig
 from zephyr_jax.config.training_sections import AnomalyOptions, OptimizerOptions
 from zephyr_jax.demo.corpus import conversations
+from zephyr_jax.errors import InputError
 from zephyr_jax.objective.example_loss import make_objective
 from zephyr_jax.objective.sft import sft_loss
-from zephyr_jax.train import state as states
 from zephyr_jax.train.fit import fit
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
-from zephyr_jax.train.state import TrainState, initial_state, merge, state_shardings
+from zephyr_jax.train.state import TrainState, initial_state, state_shardings
 from zephyr_jax.train.step import make_step
 from zephyr_jax.train_command import train
+
+EMBEDDING = "model.embed_tokens.weight"
 
 
 def not_embedding(name: str) -> bool:
@@ -45,10 +55,10 @@ def arrays(tree: Any) -> list[np.ndarray]:
 
 def test_merge_undoes_split() -> None:
     weights = {"a": 1, "b": {"c": 2, "d": {"e": 3}}, "f": {"g": 4}}
-    trainable, frozen = states.split(weights, lambda name: name in ("b.c", "f.g"))
+    trainable, frozen = split_weights(weights, lambda name: name in ("b.c", "f.g"))
     assert (trainable, frozen) == ({"b": {"c": 2}, "f": {"g": 4}}, {"a": 1, "b": {"d": {"e": 3}}})
     assert merge(trainable, frozen) == weights
-    everything, nothing = states.split(weights, lambda _: True)
+    everything, nothing = split_weights(weights, lambda _: True)
     assert nothing == {} and merge(everything, nothing) is everything
 
 
@@ -96,31 +106,78 @@ def test_a_step_updates_only_trainable_weights(gqa: Loaded, offload: bool) -> No
     np.testing.assert_allclose(metrics["grad_norm"].value, norm, rtol=1e-5)
 
 
-def test_a_run_with_frozen_weights_resumes_bit_for_bit(
-    monkeypatch: pytest.MonkeyPatch, tiny_model: Path, tmp_path: Path
-) -> None:
-    """Checkpoints hold the trainable weights only; the frozen ones come from the base model again."""
-    rows = write_rows(tmp_path / "chats.jsonl", list(conversations(0, 40, "train")))
+class FrozenRuns(NamedTuple):
+    """Two runs of the same settings with a frozen embedding, and their last states."""
+
+    base: Path
+    whole: Path
+    resumed: Path
+    """Killed after step 3, and resumed."""
+    states: list[TrainState]
+    settings: Callable[[Path], SftConfig]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrozenRuns]:
+    """Trained from a copy of the tiny model; the command does not train with frozen weights, so `fit` is given them here."""
+    folder = tmp_path_factory.mktemp("frozen")
+    base = Path(copytree(tiny_model, folder / "base"))
+    rows = write_rows(folder / "chats.jsonl", list(conversations(0, 40, "train")))
     finished: list[TrainState] = []
 
     def partial_fit(*args: Any, **kwargs: Any) -> TrainState:
         finished.append(fit(*args, **kwargs, is_trainable=not_embedding))
         return finished[-1]
 
-    monkeypatch.setattr(train_command, "fit", partial_fit)
-    monkeypatch.setattr(train_command, "add_samples", lambda config, folder: None)
-    config = partial(sft_config, tiny_model, rows, epochs=2)
-    train(config(tmp_path / "whole"))
-    with monkeypatch.context() as patch:
-        kill_after(patch, 3)
-        with pytest.raises(Killed):
-            train(config(tmp_path / "killed"))
-    train(config(tmp_path / "killed"))
-    whole, resumed = finished
+    settings = partial(sft_config, base, rows, epochs=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_command, "fit", partial_fit)
+        train(settings(folder / "whole"))
+        with pytest.MonkeyPatch.context() as killing, pytest.raises(Killed):
+            kill_after(killing, 3)
+            train(settings(folder / "resumed"))
+        train(settings(folder / "resumed"))
+        yield FrozenRuns(base, folder / "whole", folder / "resumed", finished, settings)
+
+
+def test_a_run_with_frozen_weights_resumes_bit_for_bit(runs: FrozenRuns) -> None:
+    """Checkpoints hold the trainable weights only; the frozen ones come from the base model again."""
+    whole, resumed = runs.states
     for left, right in zip(arrays(whole), arrays(resumed), strict=True):
         np.testing.assert_array_equal(left, right)
-    assert curve(tmp_path / "whole") == curve(tmp_path / "killed")
-    base = load(tiny_model).parameters
+    assert curve(runs.whole) == curve(runs.resumed)
+    base = load(runs.base).parameters
     np.testing.assert_array_equal(resumed.frozen["embedding"], base["embedding"])
-    newest = find_checkpoint(epath.Path(tmp_path / "killed"))
+    newest = find_checkpoint(epath.Path(runs.resumed))
     assert set(newest.restore_item("parameters", None)) == set(resumed.trainable)
+    assert newest.progress[FROZEN]["names"] == ["embedding"]
+
+
+def test_every_command_loads_a_run_with_its_frozen_weights(runs: FrozenRuns, tmp_path: Path) -> None:
+    """Trained and frozen weights together: from the run, from its export, and in the fingerprint that names them."""
+    main(["export", "--model", str(runs.whole), "--output", str(tmp_path / "hf"), "--dtype", "float32"])
+    expected = runs.states[0].weights
+    for folder in (runs.whole, tmp_path / "hf"):
+        loaded = load(folder).parameters
+        assert jax.tree.structure(loaded) == jax.tree.structure(expected)
+        for left, right in zip(arrays(loaded), arrays(expected), strict=True):
+            np.testing.assert_array_equal(left, right)
+    assert saved_fingerprint(epath.Path(runs.whole), None) == weights_fingerprint(expected)
+
+
+def test_frozen_weights_that_changed_are_refused(runs: FrozenRuns) -> None:
+    """Neither a loader nor a resumed run takes other weights than those that the run was trained with."""
+    file = runs.base / "model.safetensors"
+    tensors, before = load_file(file), file.read_bytes()
+    save_file(tensors | {EMBEDDING: -tensors[EMBEDDING]}, file)
+    try:
+        with pytest.raises(
+            InputError, match=r"frozen weights of .*whole.*base.*expected weights .*, got .*Put the model"
+        ):
+            load(runs.whole)
+        newest = max((runs.resumed / "checkpoints").iterdir(), key=lambda step: int(step.name))
+        rmtree(newest)  # so that there is a step to train
+        with pytest.raises(InputError, match=r"frozen weights of .*resumed.*base"):
+            train(runs.settings(runs.resumed))
+    finally:
+        file.write_bytes(before)

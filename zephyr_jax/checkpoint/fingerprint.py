@@ -5,6 +5,7 @@ four lanes. Integer addition is exact in any order, so the sum is computed where
 detects mix-ups and damage; it is not a cryptographic hash.
 """
 
+from collections.abc import Iterable
 from typing import Any
 from zlib import crc32
 
@@ -24,6 +25,14 @@ def weights_fingerprint(parameters: Any) -> str:
         words = jax.device_get(_fingerprint(_on_device(leaf), jnp.uint32(crc32(f"{name}{leaf.shape}".encode()))))
         total = [(old + int(new)) % 2**32 for old, new in zip(total, words, strict=True)]
     return "".join(f"{word:08x}" for word in total)
+
+
+def joint_fingerprint(fingerprints: Iterable[str]) -> str:
+    """Fingerprint of all weights from those of disjoint parts, whose weights keep their names."""
+    parts = [
+        [int(fingerprint[lane * 8 : lane * 8 + 8], 16) for lane in range(len(_LANES))] for fingerprint in fingerprints
+    ]
+    return "".join(f"{sum(words) % 2**32:08x}" for words in zip(*parts, strict=True))
 
 
 def _key_name(key: Any) -> str:

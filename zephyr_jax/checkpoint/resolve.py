@@ -12,11 +12,12 @@ from transformers import PreTrainedTokenizerBase
 
 from zephyr_jax.chat.template import ChatTemplate
 from zephyr_jax.chat.tokenizer_files import TRAINING_TEMPLATE
+from zephyr_jax.checkpoint.frozen import FROZEN, check_frozen, merge, split
 from zephyr_jax.checkpoint.hf.folder import CHAT_TEMPLATES, TOKENIZER_FILES, open_folder
 from zephyr_jax.checkpoint.hf.load import load_parameters
 from zephyr_jax.checkpoint.hf.weight_files import INDEX, SINGLE, TensorFiles, check_no_adapter
 from zephyr_jax.checkpoint.provenance import Record, read_record
-from zephyr_jax.checkpoint.steps import FOLDER, check_step, restore_parameters
+from zephyr_jax.checkpoint.steps import FOLDER, Checkpoint, check_step, open_step
 from zephyr_jax.config.sections import ForwardOptions, ModelOptions, WeightsOptions
 from zephyr_jax.errors import InputError, join_items, truncate_repr
 from zephyr_jax.model.config import ModelConfig
@@ -208,10 +209,26 @@ def load_weights(source: ModelSource, model: AbstractModel) -> Parameters:
     """Stream the weights onto the mesh as float32. Raises InputError on missing, unknown or misshapen tensors."""
     parameters: Parameters
     if source.run:
-        parameters = restore_parameters(source.run, source.step, model.parameters)
+        checkpoint = open_step(source.run, source.step)
+        frozen = _load_frozen(checkpoint, model)
+        names = checkpoint.progress.get(FROZEN, {}).get("names", ())
+        saved, _ = split(model.parameters, lambda name: name not in names)
+        parameters = merge(checkpoint.restore_parameters(saved), frozen)
     else:
         parameters = load_parameters(source.weights, source.model_config, model.parameters, model.shardings)
     return parameters
+
+
+def _load_frozen(checkpoint: Checkpoint, model: AbstractModel) -> Parameters:
+    """The weights that a step leaves out, from the model that its run started from; {} for a step with all weights."""
+    if FROZEN not in checkpoint.progress:
+        return {}
+    names = set(checkpoint.progress[FROZEN]["names"])
+    options = checkpoint.progress["config"]["model"]
+    base = load_weights(find_model(WeightsOptions(options["path"], options["revision"])), model)
+    frozen = split(base, lambda name: name not in names)[1]
+    check_frozen(checkpoint.progress, frozen, checkpoint.run)
+    return frozen
 
 
 def check_vocabulary(

@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
+from zephyr_jax.checkpoint.fingerprint import joint_fingerprint, weights_fingerprint
+from zephyr_jax.checkpoint.frozen import FROZEN
 from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.log import silence_library_logs
 from zephyr_jax.parallel.hosts import all_hosts_agree
@@ -55,6 +56,11 @@ class Checkpoint:
             DamagedStepError: An array cannot be read, or its fingerprint differs from the saved one.
         """
         return self.restore_item("parameters", parameters), self.restore_item("optimizer", optimizer)
+
+    def restore_parameters(self, abstract: Any) -> Any:
+        """Weights alone; as `restore`, and the error names the run's other steps."""
+        with _other_steps(self.run):
+            return self.restore_item("parameters", abstract)
 
     def restore_item(self, item: str, abstract: Any) -> Any:
         """One item, placed as `abstract` (shapes with shardings) describes. Raises DamagedStepError."""
@@ -140,8 +146,15 @@ def check_step(run: Path, step: int | None) -> int:
     return steps[-1] if step is None else step
 
 
+def open_step(run: Path, step: int | None) -> Checkpoint:
+    """A saved step of a run, or the newest one for None; arrays are not read yet. Errors as `restore_parameters`."""
+    chosen = check_step(run, step)
+    with _other_steps(run):
+        return Checkpoint(run=run, step=chosen, progress=read_progress(run, chosen))
+
+
 def restore_parameters(run: Path, step: int | None, abstract: Any) -> Any:
-    """Weights of one step of a run.
+    """Weights that one step of a run has saved.
 
     Args:
         run: Folder of the run.
@@ -152,19 +165,18 @@ def restore_parameters(run: Path, step: int | None, abstract: Any) -> Any:
         InputError: The run has no such step.
         DamagedStepError: It is damaged.
     """
-    chosen = check_step(run, step)
-    try:
-        checkpoint = Checkpoint(run=run, step=chosen, progress=read_progress(run, chosen))
-        return checkpoint.restore_item("parameters", abstract)
-    except DamagedStepError as error:
-        raise DamagedStepError(f"{error} To use another step: model.path {run}/{FOLDER}/STEP.") from error
+    return open_step(run, step).restore_parameters(abstract)
 
 
 def saved_fingerprint(run: Path, step: int | None) -> str | None:
-    """The weights fingerprint that was saved with a step (None: the newest); None when the run has no such step."""
+    """The fingerprint of the weights of a step (None: the newest), as saved; None when the run has no such step."""
     steps = list_steps(run)
     chosen = steps[-1] if steps and step is None else step
-    return read_progress(run, chosen).get("fingerprints", {}).get("parameters") if chosen in steps else None
+    if chosen not in steps:
+        return None
+    progress = read_progress(run, chosen)
+    saved, frozen = progress.get("fingerprints", {}).get("parameters"), progress.get(FROZEN)
+    return joint_fingerprint([saved, frozen["weights"]]) if saved and frozen else saved
 
 
 def quarantine(run: Path, step: int) -> Path:
@@ -180,6 +192,15 @@ def _quarantine_all(run: Path, damaged: list[int], consequence: str) -> None:
             quarantine(run, step)
         steps = f"step{'s' if len(damaged) > 1 else ''} {join_items(damaged)}"
         logger.warning("moved damaged %s to %s; %s", steps, run / DAMAGED, consequence)
+
+
+@contextmanager
+def _other_steps(run: Path) -> Iterator[None]:
+    """Add to an error about a damaged step how to choose another one."""
+    try:
+        yield
+    except DamagedStepError as error:
+        raise DamagedStepError(f"{error} To use another step: model.path {run}/{FOLDER}/STEP.") from error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from zephyr_jax import startup
+from zephyr_jax.checkpoint.frozen import FROZEN, IsTrainable, check_frozen, frozen_record
 from zephyr_jax.checkpoint.hf.model_files import write_model_files
 from zephyr_jax.checkpoint.manager import CheckpointManager
 from zephyr_jax.checkpoint.provenance import Record, make_record, read_record, write_record
@@ -29,7 +30,6 @@ from zephyr_jax.train.metrics import Reporter
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
 from zephyr_jax.train.setup import Run, Split
 from zephyr_jax.train.state import (
-    IsTrainable,
     TrainState,
     abstract_state,
     frozen_weights,
@@ -85,7 +85,7 @@ def fit(
     checkpoints = prepare_run_dir(config, run, record)
     on_start()
     startup.add_phase("weights", run.compile_stats.take_seconds())
-    facts = {"config": to_dict(config), "identity": identity, "provenance": record}
+    facts = {"config": to_dict(config), "identity": identity, "provenance": record, **_frozen_facts(config, state)}
     hooks = _make_hooks(config, run, model, training, checkpoints, facts)
     rate = learning_rate(config.optimizer, len(training.plan.steps))
     step = make_step(objective, optimizer, rate, shardings, config.anomaly, config.optimizer.grad_dtype)
@@ -135,6 +135,11 @@ def _make_hooks(
     )
 
 
+def _frozen_facts(config: SftConfig, state: TrainState) -> dict[str, Any]:
+    """The record of the weights that checkpoints leave out; with schedule.save `weights` they hold all."""
+    return {FROZEN: frozen_record(state.frozen)} if state.frozen and config.schedule.save == "state" else {}
+
+
 def _make_loop(
     config: SftConfig,
     run: Run,
@@ -179,6 +184,8 @@ def _restore(
     checkpoint, trainable, (step, optimizer_state) = restored
     _check_identity(checkpoint.progress["identity"], identity, run.config.output)
     frozen = frozen_weights(load(), shardings) if shardings.frozen else {}
+    if frozen:
+        check_frozen(checkpoint.progress, frozen, run.folder)
     state = TrainState(step=step, trainable=trainable, frozen=frozen, optimizer_state=optimizer_state)
     return Restored(replace(run, checkpoint=checkpoint), state)
 

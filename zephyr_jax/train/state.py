@@ -1,6 +1,5 @@
 """The train state: trainable and frozen weights, optimizer state and step number."""
 
-from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -8,11 +7,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from zephyr_jax.checkpoint.frozen import IsTrainable, merge, select, split
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.parallel.sharding import ShardingRules
-
-type IsTrainable = Callable[[str], bool]
-"""Name of a weight, such as `decoder.attention.query` -> whether it trains."""
 
 
 class TrainState(NamedTuple):
@@ -35,30 +32,6 @@ class TrainState(NamedTuple):
     def weights(self) -> Parameters:
         """All weights of the model; no copies."""
         return merge(self.trainable, self.frozen)
-
-
-def merge(trainable: Parameters, frozen: Parameters) -> Parameters:
-    """The model's weights from both parts, which share no weight; no copies."""
-    if _is_empty(frozen):
-        return trainable
-    if _is_empty(trainable):
-        return frozen
-    return {name: merge(trainable.get(name, {}), frozen.get(name, {})) for name in sorted({*trainable, *frozen})}
-
-
-def split(weights: Parameters, is_trainable: IsTrainable, prefix: str = "") -> tuple[Parameters, Parameters]:
-    """Trainable and frozen parts of nested dicts: the inverse of `merge`. Empty dicts are left out."""
-    trainable: Parameters = {}
-    frozen: Parameters = {}
-    for name, node in weights.items():
-        if isinstance(node, Mapping):
-            parts = split(dict(node), is_trainable, f"{prefix}{name}.")
-        else:
-            parts = (node, {}) if is_trainable(prefix + name) else ({}, node)
-        for target, part in zip((trainable, frozen), parts, strict=True):
-            if not _is_empty(part):
-                target[name] = part
-    return trainable, frozen
 
 
 def state_shardings(
@@ -95,11 +68,11 @@ def abstract_state(
     parameters: Parameters, optimizer: optax.GradientTransformation, shardings: TrainState
 ) -> TrainState:
     """Shapes, dtypes and shardings of a TrainState; nothing is computed."""
-    trainable = _select(parameters, shardings.trainable)
+    trainable = select(parameters, shardings.trainable)
     shapes = TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32),
         trainable=trainable,
-        frozen=_select(parameters, shardings.frozen),
+        frozen=select(parameters, shardings.frozen),
         optimizer_state=jax.eval_shape(optimizer.init, trainable),
     )
     result: TrainState = jax.tree.map(
@@ -110,7 +83,7 @@ def abstract_state(
 
 def initial_state(parameters: Parameters, optimizer: optax.GradientTransformation, shardings: TrainState) -> TrainState:
     """Step 0 with loaded weights, which are not copied; the optimizer state is created with its shardings."""
-    trainable = _select(parameters, shardings.trainable)
+    trainable = select(parameters, shardings.trainable)
     init = jax.jit(optimizer.init, out_shardings=shardings.optimizer_state)
     return TrainState(
         step=jax.device_put(jnp.int32(0), shardings.step),
@@ -122,15 +95,5 @@ def initial_state(parameters: Parameters, optimizer: optax.GradientTransformatio
 
 def frozen_weights(parameters: Parameters, shardings: TrainState) -> Parameters:
     """The frozen part of loaded weights."""
-    frozen: Parameters = _select(parameters, shardings.frozen)
+    frozen: Parameters = select(parameters, shardings.frozen)
     return frozen
-
-
-def _is_empty(node: Any) -> bool:
-    """Whether a node is a dict without weights; arrays have no truth value."""
-    return isinstance(node, Mapping) and not node
-
-
-def _select(tree: Any, like: Any) -> Any:
-    """The part of `tree` with the structure of the nested dicts `like`."""
-    return {name: _select(tree[name], node) for name, node in like.items()} if isinstance(like, Mapping) else tree

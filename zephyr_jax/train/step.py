@@ -13,13 +13,14 @@ import optax
 from jax import Array
 
 from zephyr_jax.batch import Batch
+from zephyr_jax.checkpoint.frozen import merge
 from zephyr_jax.config.training_sections import AnomalyOptions
 from zephyr_jax.mean import Metrics, WeightedMean
 from zephyr_jax.model.grad_dtype import SlottedWeight, gradient_slots
 from zephyr_jax.objective.example_loss import Objective
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.train.anomalies import StepFlags, StepLimits, detect
-from zephyr_jax.train.state import TrainState, merge
+from zephyr_jax.train.state import TrainState
 
 type TrainStep = Any
 """A jitted (state, batch, limits) -> (next state, metrics, flags)."""
