@@ -70,7 +70,9 @@ def decode(model: Path, tokens: np.ndarray) -> str:
 
 def trained(rows: Path, model: Path, tokenizer: ChatTokenizer) -> list[str]:
     """`sft`, `dpo` and `reference`: by the command's own method."""
-    config = (DpoConfig if rows.parent.name.startswith("pairs") else SftConfig)(data=DataOptions(path=str(rows), max_length=256))
+    config = (DpoConfig if rows.parent.name.startswith("pairs") else SftConfig)(
+        data=DataOptions(path=str(rows), max_length=256)
+    )
     splits = load_splits(method_of(config).examples, config.data, tokenizer, None, "tiny")
     return [decode(model, segment.tokens) for segment in splits["training"][0]]
 
