@@ -1,25 +1,22 @@
-"""The reference that pairs are evaluated against where the user names it: another checkpoint, or a table by its name."""
+"""The reference that pairs are evaluated against: the table of the run, one that the user names, or another checkpoint."""
 
 import logging
 import shlex
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import jax
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
 from zephyr_jax.checkpoint.resolve import ModelSource, check_vocabulary, open_model
 from zephyr_jax.checkpoint.steps import list_steps, read_progress
-from zephyr_jax.config.models import EvaluateConfig
-from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.data.examples import Examples
 from zephyr_jax.errors import InputError, join_items
-from zephyr_jax.objective.logprob import VERSION
-from zephyr_jax.parallel.sharding import ShardingRules
+from zephyr_jax.evaluate.opened import OpenedEvaluation
+from zephyr_jax.objective.logprob import VERSION, Parameters
 from zephyr_jax.reference.fill import length_rule
 from zephyr_jax.reference.maintenance import inspect_tables
 from zephyr_jax.reference.score import Scorer
@@ -34,35 +31,49 @@ from zephyr_jax.storage.files import Path, check_readable, open_path
 logger = logging.getLogger(__name__)
 
 
-def named_reference(
-    config: EvaluateConfig,
-    source: ModelSource,
-    tokenizer: ChatTokenizer,
-    data: DataOptions,
-    examples: Examples,
-    rules: ShardingRules,
-) -> np.ndarray | None:
-    """Log-prob sums of `reference_model` or `reference_table`; call it before the model's own weights are loaded.
+def load_with_reference(opened: OpenedEvaluation[Any], examples: Examples) -> tuple[Parameters, np.ndarray | None]:
+    """The weights, and the log-prob sums of the reference that the settings name.
+
+    Another model's sums are computed, and a named table is read, before the weights are loaded.
 
     Args:
-        config: Names at most one of the two.
-        source: The model that is evaluated.
-        tokenizer: Its tokenizer and template, which made the examples.
-        data: The data settings that made the examples.
+        opened: The checkpoint; its settings name at most one of `reference_model` and `reference`.
         examples: Pairs.
-        rules: The mesh.
 
     Returns:
-        float32 [N, 2] (of this process's rows), or None where neither is named.
+        Weights, and float32 [N, 2] sums (of this process's rows), or None without a reference.
 
     Raises:
         InputError: The model or table cannot be used with these examples.
     """
+    config = opened.config
+    sums = None
     if config.reference_model:
-        return _model_sums(config, source, data, examples, rules)
-    if config.reference_table:
-        return _table_sums(config, source, tokenizer, data, examples)
-    return None
+        sums = _model_sums(opened, examples)
+    elif config.reference_table:
+        sums = _named_sums(opened, examples)
+    parameters = opened.model.load_weights()
+    if sums is None and config.reference:
+        weights = started_from(opened.source) or weights_fingerprint(parameters)
+        sums = _table_sums(open_path(config.reference), _identity(opened, weights), examples)
+    return parameters, sums
+
+
+def _identity(opened: OpenedEvaluation[Any], weights: str) -> Identity:
+    """The identity of a table that fits the evaluation, of weights with this fingerprint."""
+    config = opened.config
+    return Identity(
+        weights, opened.tokenizer.fingerprint, length_rule(config.data), config.model.compute_dtype, VERSION
+    )
+
+
+def _table_sums(root: Path, identity: Identity, examples: Examples) -> np.ndarray:
+    """float32 [N, 2] of a table that must hold them all. Raises InputError."""
+    command = f"zephyr-jax reference --reference {shlex.quote(str(root))}, with this data, this dtype and the weights that the run started from"
+    check_readable(root)
+    if not root.is_dir():
+        raise InputError(f"Expected a reference table in {root}, got no such folder. To compute it: {command}")
+    return require_complete(root, ReferenceTable(root, identity), examples.keys(), examples.ids(), command)
 
 
 def started_from(source: ModelSource) -> str | None:
@@ -74,20 +85,19 @@ def started_from(source: ModelSource) -> str | None:
     return saved["weights"] if saved else None
 
 
-def _model_sums(
-    config: EvaluateConfig, source: ModelSource, data: DataOptions, examples: Examples, rules: ShardingRules
-) -> np.ndarray:
+def _model_sums(opened: OpenedEvaluation[Any], examples: Examples) -> np.ndarray:
     """A pass of the other model over all pairs; its weights are out of memory when this returns."""
+    config = opened.config
     options = replace(config.model, path=str(config.reference_model), revision=config.reference_revision)
-    opened = open_model(options, rules)
-    _check_same_tokens(source, opened.source, examples)
-    parameters = opened.load_weights()
-    _report(source, f"log-probs of {opened.source.asked}", weights_fingerprint(parameters))
+    other = open_model(options, opened.rules)
+    _check_same_tokens(opened.source, other.source, examples)
+    parameters = other.load_weights()
+    _report(opened.source, f"log-probs of {other.source.asked}", weights_fingerprint(parameters))
     scorer = Scorer(
-        model=opened.abstract,
+        model=other.abstract,
         parameters=parameters,
-        data=data,
-        rules=rules,
+        data=config.data,
+        rules=opened.rules,
         num_rows=config.batch_size,
         logprob_chunk=config.model.logprob_chunk,
     )
@@ -121,20 +131,20 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str | No
     return [names.get(number) for number in ids]
 
 
-def _table_sums(
-    config: EvaluateConfig, source: ModelSource, tokenizer: ChatTokenizer, data: DataOptions, examples: Examples
-) -> np.ndarray:
+def _named_sums(opened: OpenedEvaluation[Any], examples: Examples) -> np.ndarray:
+    """Sums of the table that the settings name; its weights may be others."""
+    config = opened.config
     root, name = open_path(str(config.reference)), str(config.reference_table)
     check_readable(root)
     identity = _named_identity(root, name)
-    expected = Identity(identity.weights, tokenizer.fingerprint, length_rule(data), config.model.compute_dtype, VERSION)
+    expected = _identity(opened, identity.weights)
     if wrong := differing_fields(vars(identity), vars(expected)):
         pairs = [f"expected {field} {vars(expected)[field]!r}, got {vars(identity)[field]!r}" for field in wrong]
         raise InputError(
             f"The reference table {name} in {root} does not fit this evaluation: {join_items(pairs)}. Only the weights may be "
             "others: evaluate with the settings of the table, or name a table that fits (`zephyr-jax reference ls`)."
         )
-    _report(source, f"table {name} in {root}", identity.weights)
+    _report(opened.source, f"table {name} in {root}", identity.weights)
     command = f"zephyr-jax reference --reference {shlex.quote(str(root))}, with this data and the weights of the table"
     return require_complete(root, ReferenceTable(root, identity), examples.keys(), examples.ids(), command)
 

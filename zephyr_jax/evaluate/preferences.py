@@ -6,23 +6,18 @@ from dataclasses import asdict, dataclass
 import jax
 import numpy as np
 
-from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
-from zephyr_jax.checkpoint.inheritance import resolve_settings
-from zephyr_jax.checkpoint.resolve import open_model
 from zephyr_jax.config.models import PreferencesConfig
-from zephyr_jax.data.examples import Examples, load_examples
+from zephyr_jax.data.examples import Examples
 from zephyr_jax.data.segments import PREFERENCE
 from zephyr_jax.data.sources import open_rows
-from zephyr_jax.data.splits import check_positions
 from zephyr_jax.errors import InputError, join_items
-from zephyr_jax.evaluate.held_out import log_summary, reference_sums, table_identity
-from zephyr_jax.evaluate.pair_reference import named_reference
+from zephyr_jax.evaluate.opened import open_evaluation
+from zephyr_jax.evaluate.pair_reference import load_with_reference
 from zephyr_jax.evaluate.preference_stats import Group, by_length, group_of, groups_by, longer_wins
 from zephyr_jax.parallel.hosts import require_single_process
 from zephyr_jax.parallel.sharding import init_devices
 from zephyr_jax.reference.score import Scorer
-from zephyr_jax.reference.table import recorded_template_dates
-from zephyr_jax.storage.files import check_file_creatable, open_path, write_atomic
+from zephyr_jax.storage.files import check_file_creatable, write_atomic
 
 
 @dataclass(frozen=True)
@@ -59,26 +54,15 @@ def preferences(config: PreferencesConfig) -> PreferenceResult:
     check_file_creatable(config.output)
     rules = init_devices(config.mesh)
     require_single_process("evaluate preferences")
-    rules.check_divides("batch", config.batch_size, "batch_size")
-    opened = open_model(config.model, rules)
-    opened.check_weights()
-    source = opened.source
-    tables = recorded_template_dates(config.reference)
-    config, opened, tokenizer = resolve_settings("evaluate preferences", config, opened, tables=tables)
-    data = config.data.fitted(PREFERENCE.segments_per_example)
-    examples = load_examples(PREFERENCE, data, tokenizer, data.path, data.split)
-    log_summary(examples, data.path, data.max_skipped_fraction)
-    check_positions(examples, data.path, source.model_config.max_positions, source.asked)
+    opened = open_evaluation("evaluate preferences", config, rules).fitted(PREFERENCE)
+    config = opened.config
+    examples = opened.load_examples(PREFERENCE)
     names = _names(config, examples) if config.group_by else None
-    reference = named_reference(config, source, tokenizer, data, examples, rules)
-    parameters = opened.load_weights()
-    if reference is None and config.reference:
-        identity = table_identity(config, source, tokenizer, lambda: weights_fingerprint(parameters))
-        reference = reference_sums(open_path(config.reference), identity, examples)
+    parameters, reference = load_with_reference(opened, examples)
     scorer = Scorer(
-        model=opened.abstract,
+        model=opened.model.abstract,
         parameters=parameters,
-        data=data,
+        data=config.data,
         rules=rules,
         num_rows=config.batch_size,
         logprob_chunk=config.model.logprob_chunk,

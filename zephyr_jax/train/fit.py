@@ -85,9 +85,7 @@ def fit(
     checkpoints = prepare_run_dir(config, run, record)
     on_start()
     startup.add_phase("weights", run.compile_stats.take_seconds())
-    facts = {"config": to_dict(config), "identity": identity, "provenance": record}
-    if state.frozen and config.schedule.save != "weights":  # which saves all weights
-        facts[FROZEN] = frozen_record(state.frozen)
+    facts = {"config": to_dict(config), "identity": identity, "provenance": record, **_frozen_facts(config, state)}
     hooks = _make_hooks(config, run, model, training, checkpoints, facts)
     rate = learning_rate(config.optimizer, len(training.plan.steps))
     step = make_step(objective, optimizer, rate, shardings, config.anomaly, config.optimizer.grad_dtype)
@@ -140,6 +138,11 @@ def _make_hooks(
         facts=facts,
         weights_only=config.schedule.save == "weights",
     )
+
+
+def _frozen_facts(config: SftConfig, state: TrainState) -> dict[str, Any]:
+    """The record of the weights that checkpoints leave out; with schedule.save `weights` they hold all."""
+    return {FROZEN: frozen_record(state.frozen)} if state.frozen and config.schedule.save == "state" else {}
 
 
 def _make_loop(
