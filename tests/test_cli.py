@@ -315,6 +315,8 @@ def test_several_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     config = called[0][0]
     assert isinstance(config, GenerateConfig)
     assert config.prompts == ("Hello!", "How are you?")
+    cli.main(["generate", "--prompts", "--- a-b=c", "-1"])
+    assert called[1][0].prompts == ("--- a-b=c", "-1")
 
 
 def test_the_recipe_gets_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:

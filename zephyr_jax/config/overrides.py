@@ -1,5 +1,6 @@
 """Settings on the command line: short and positional forms, flags, and messages for words that cannot be used."""
 
+import re
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -10,6 +11,9 @@ from zephyr_jax.config.settings import Setting, required_settings, settings_of
 from zephyr_jax.config.validation import convert
 from zephyr_jax.errors import InputError, did_you_mean, truncate_repr
 
+_OPTION = re.compile(r"--[a-zA-Z][\w.-]*(=|$)")
+"""A word that begins with dashes and is something else may be a value: a prompt such as `-- Hello!`."""
+
 
 def normalize(words: Iterable[str], settings: Iterable[Setting]) -> list[str]:
     """Options with full names and underscores: `--model` as `--model.path`, `--data.no-packing` as `--data.no_packing`."""
@@ -17,9 +21,10 @@ def normalize(words: Iterable[str], settings: Iterable[Setting]) -> list[str]:
     normalized = []
     for word in words:
         option, equals, value = word.partition("=")
-        if option.startswith("--"):
+        if _OPTION.match(word):
             option = "--" + option[2:].replace("-", "_")
-        normalized.append(full.get(option, option) + equals + value)
+            option = full.get(option, option)
+        normalized.append(option + equals + value)
     return normalized
 
 
@@ -101,7 +106,7 @@ def _pairs(words: list[str]) -> Iterator[tuple[str, list[str]]]:
     """Each option with the words that follow it."""
     option, values = "", list[str]()
     for word in [*words, "--"]:
-        if not word.startswith("--"):
+        if not (_OPTION.match(word) or word == "--"):
             values.append(word)
             continue
         if option:
