@@ -186,5 +186,5 @@ def test_a_resumed_run_may_change_the_fields_that_say_so() -> None:
 
 
 def test_a_command_that_reads_one_split_refuses_another() -> None:
-    with pytest.raises(InputError, match="data.eval_path"):
+    with pytest.raises(InputError, match="data.eval_split set .* Pass `--data.eval_split None`"):
         EvaluateConfig(data=DataOptions(path="d", eval_split="test")).check()

@@ -212,9 +212,9 @@ def test_preview_needs_a_tokenizer_and_nothing_else(shared: Path, capsys: pytest
     ("words", "said"),
     [
         ("sft --optimizer.name rmsprop --optimizer.b1 0.5", "`rmsprop` with b1 0.5"),
-        ("evaluate --data.eval_split test", "data.eval_path and data.eval_split"),
+        ("evaluate --data.eval_split test", "data.eval_split set for a command that reads one split"),
         ("evaluate --dpo.beta 0.5", "`dpo` settings have no effect without a reference"),
-        ("preview --data.eval_path x.jsonl", "data.eval_path and data.eval_split"),
+        ("preview --data.eval_path x.jsonl", "data.eval_path set for a command that reads one split"),
     ],
 )
 def test_a_setting_without_effect_is_refused(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:

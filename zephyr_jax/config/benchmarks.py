@@ -110,8 +110,6 @@ class AlpacaEvalConfig(SamplingOptions):
 
     REQUIRED: ClassVar[dict[str, str]] = {"output": "a folder"}
 
-    max_new_tokens: MaxNewTokens = 2048
-    temperature: Temperature = 0.7
     model: ForwardOptions = field(default_factory=ForwardOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     output: str = "runs/alpaca-eval"
@@ -137,6 +135,8 @@ class AlpacaEvalConfig(SamplingOptions):
     baseline: str | None = None
     """Baseline outputs to compare with. Default: with version 1 those in `instructions` (text_davinci_003's), with version
     2 those of gpt4_1106_preview, from the hub."""
+    max_new_tokens: MaxNewTokens = 2048
+    temperature: Temperature = 0.7
     swap_order: bool = False
     """Judge both orders of a pair and average (position bias); off: one order, drawn by `seed`, as published."""
     instructions: str | None = field(default=None, metadata=ADVANCED)

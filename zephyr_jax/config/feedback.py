@@ -55,7 +55,6 @@ class ConversationsConfig(FeedbackConfig):
 
     REQUIRED: ClassVar[dict[str, str]] = {**_REQUIRED, "assistant": MODEL_SPEC}
 
-    temperature: Temperature = 0.7
     user: str = ""
     """Model of the user, in the form of `assistant`; default: the same model."""
     assistant: str = ""
@@ -66,6 +65,7 @@ class ConversationsConfig(FeedbackConfig):
     before the last."""
     system: str | None = None
     """System message of the assistant; it stays in the rows. Default: none."""
+    temperature: Temperature = 0.7
     user_max_new_tokens: MaxNewTokens = field(default=256, metadata=ADVANCED)
     """Maximum length of a question in tokens; `max_new_tokens` is that of an answer. A dialogue ends before an answer that
     was truncated."""
@@ -82,7 +82,6 @@ class ConversationsConfig(FeedbackConfig):
 class AnswersConfig(FeedbackConfig):
     """Answers of several models to each prompt, in the form of openbmb/UltraFeedback, for `feedback rate`."""
 
-    temperature: Temperature = 1.0
     models: tuple[str, ...] = ()
     """Models, each PATH or MODEL@http://HOST:PORT/v1. Options follow as `,key=value`: temperature, name (in the rows), and
     for URLs api_key_env, price_per_mtok_in, price_per_mtok_out."""
@@ -92,6 +91,7 @@ class AnswersConfig(FeedbackConfig):
     principles: tuple[str, ...] = ("helpfulness", "truthfulness", "honesty", "harmlessness")
     """Principles; one is drawn for each answer and is its system message. These four and `calibration` exist. Without a
     value: no system messages."""
+    temperature: Temperature = 1.0
 
     def check(self) -> None:
         """Raise InputError for settings that are missing or contradict each other."""

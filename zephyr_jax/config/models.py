@@ -157,16 +157,16 @@ class ChatConfig(TopKSamplingOptions):
 
     REQUIRED: ClassVar[dict[str, str]] = _MODEL
 
-    max_new_tokens: MaxNewTokens = 512
-    temperature: Temperature = 0.7
-    top_p: TopP = 0.95
-    top_k: TopK = 50
     model: ForwardOptions = field(default_factory=ForwardOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     chat_template: str | None = None
     """Chat template, as in `data.chat_template`; default: the checkpoint's own, else `zephyr`."""
     system: str | None = None
     """System message; `/system TEXT` changes it during the chat."""
+    max_new_tokens: MaxNewTokens = 512
+    temperature: Temperature = 0.7
+    top_p: TopP = 0.95
+    top_k: TopK = 50
 
 
 @dataclass(frozen=True)
@@ -184,9 +184,9 @@ class ExportConfig:
     """Dtype of the written weights; training keeps float32. A weight beyond the dtype's range (65,504 in float16) is an
     error.
 
-    - `bfloat16`: half the size; what most inference engines compute in.
-    - `float16`: for hardware without bfloat16.
-    - `float32`: the weights as trained.
+    - `bfloat16`: two bytes a weight, with the range of float32.
+    - `float16`: two bytes a weight, for hardware without bfloat16.
+    - `float32`: four bytes a weight, as trained.
     """
     max_shard_gib: PositiveFloat = field(default=4.0, metadata=ADVANCED)
     """Maximum size of a safetensors file in GiB."""

@@ -1,14 +1,19 @@
 """Settings on the command line: short and positional forms, flags, and messages for words that cannot be used."""
 
+import re
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any, cast
 
 from zephyr_jax.config.help_text import positional_metavar, short_options
 from zephyr_jax.config.settings import Setting, required_settings, settings_of
 from zephyr_jax.config.validation import convert
-from zephyr_jax.errors import InputError, did_you_mean, truncate_repr
+from zephyr_jax.errors import InputError, truncate_repr
+
+_OPTION = re.compile(r"--[a-zA-Z][\w.-]*(=|$)")
+"""A word that begins with dashes and is something else may be a value: a prompt such as `-- Hello!`."""
 
 
 def normalize(words: Iterable[str], settings: Iterable[Setting]) -> list[str]:
@@ -17,9 +22,10 @@ def normalize(words: Iterable[str], settings: Iterable[Setting]) -> list[str]:
     normalized = []
     for word in words:
         option, equals, value = word.partition("=")
-        if option.startswith("--"):
+        if _OPTION.match(word):
             option = "--" + option[2:].replace("-", "_")
-        normalized.append(full.get(option, option) + equals + value)
+            option = full.get(option, option)
+        normalized.append(option + equals + value)
     return normalized
 
 
@@ -58,11 +64,9 @@ def set_positional[C](config: C, command: str, positional: str, rest: list[str],
     Raises:
         InputError: For an unknown option, or a number of arguments that the command does not take.
     """
-    names = {option[2:] for setting in settings_of(config) for option in setting.options}
     for word in rest:
         if word.startswith("-"):
-            option = word.partition("=")[0]
-            raise InputError(f"Unknown setting `{option}`.{did_you_mean(option.lstrip('-'), names, '--')}")
+            raise InputError(_unknown_setting(config, command, word.partition("=")[0]))
     if not rest:
         return config
     if not positional:
@@ -101,13 +105,23 @@ def _pairs(words: list[str]) -> Iterator[tuple[str, list[str]]]:
     """Each option with the words that follow it."""
     option, values = "", list[str]()
     for word in [*words, "--"]:
-        if not word.startswith("--"):
+        if not (_OPTION.match(word) or word == "--"):
             values.append(word)
             continue
         if option:
             yield option, values
         option, equals, value = word.partition("=")
         values = [value] if equals else []
+
+
+def _unknown_setting(config: Any, command: str, option: str) -> str:
+    """The message for an option that a command does not have, with settings of this name or of one like it."""
+    word = option.lstrip("-")
+    names = [name[2:] for setting in settings_of(config) for name in setting.options]
+    near = [name for name in names if name.rpartition(".")[2] == word] or get_close_matches(word, names, n=1)
+    near = near or [name for name in names if len(word) > 2 and word in name]
+    hint = f"Did you mean {' or '.join(f'`--{name}`' for name in near[:3])}?" if near else ""
+    return f"Unknown setting `{option}`. {hint or f'To list the settings: zephyr-jax {command} --help'}"
 
 
 def _suggestion(config: Any, word: str) -> str:

@@ -92,7 +92,7 @@ class UltrafeedbackConfig:
     rejected: Literal["random", "lowest", "second", "revision-2023"] = "random"
     """Rejected answer of a pair; the chosen one has the highest score.
 
-    - `random`: any other answer, as in the paper.
+    - `random`: a random one of the others, as in the paper.
     - `lowest`: the one with the lowest score.
     - `second`: the one with the second highest score.
     - `revision-2023`: the one of that revision of the published data set, for raw rows of that time, with

@@ -170,7 +170,7 @@ class DataOptions:
 
     - `truncate`: truncate over-long rows, skip the others.
     - `drop`: skip all of them.
-    - `error`: stop at the first.
+    - `error`: stop with an error that counts them.
     """
     allow_contradictions: bool = field(default=False, metadata=ADVANCED)
     """Use rows whose columns contradict each other: a `prompt` that the dialogue does not contain, a `score_chosen` below

@@ -27,9 +27,12 @@ class Setting:
     """Type of the field, without its bounds."""
     value: Any
     """Its value: the default, or a card's."""
-    doc: str
-    """The docstring below the field: paragraphs, and lists whose items start with `- `."""
     advanced: bool
+
+    @property
+    def doc(self) -> str:
+        """The docstring below the field: paragraphs, and lists whose items start with `- `."""
+        return field_docs(self.owner).get(self.field, "")
 
     @property
     def section(self) -> str:
@@ -91,15 +94,14 @@ def settings_of(config: Any, prefix: str = "") -> Iterator[Setting]:
         prefix: Full name of the section with a dot at the end.
     """
     kind: type = type(config)
-    hints, docs = get_type_hints(kind), field_docs(kind)
-    items = {item.name: item for item in fields(kind)}
+    hints, items = get_type_hints(kind), {item.name: item for item in fields(kind)}
     names = [name for base in kind.__mro__ for name in vars(base).get("__annotations__", ()) if name in items]
     for name in dict.fromkeys(names):
         value, advanced = getattr(config, name), items[name].metadata.items() >= ADVANCED.items()
         if is_dataclass(hints[name]):
             yield from settings_of(value, f"{prefix}{name}.")
         else:
-            yield Setting(prefix + name, kind, hints[name], value, docs.get(name, ""), advanced)
+            yield Setting(prefix + name, kind, hints[name], value, advanced)
 
 
 def required_settings(config: Any) -> list[Setting]:
@@ -119,7 +121,7 @@ def section_docs(kind: type) -> dict[str, str]:
 
 @cache
 def field_docs(kind: type) -> dict[str, str]:
-    """Field -> the docstring below it, from the source of a dataclass and of those that it inherits from."""
+    """Field -> the docstring below it, from the source of a dataclass and of its bases; empty where that cannot be read."""
     docs: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if is_dataclass(base):
@@ -143,7 +145,10 @@ def _class_docs(module: Any, name: str) -> dict[str, str]:
 
 @cache
 def _parsed(module: Any) -> ast.Module:
-    return ast.parse(inspect.getsource(module))
+    try:
+        return ast.parse(inspect.getsource(module))
+    except (OSError, TypeError):  # a class of a notebook or a Python prompt
+        return ast.Module([], [])
 
 
 def _metavar(hint: Any) -> str:
