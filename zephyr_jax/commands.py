@@ -87,9 +87,7 @@ COMMANDS = {
     "plan": Command(
         "memory and time of a step on a TPU topology, without TPUs", "plan:PlanConfig", ".plan.search", cpu_only=True
     ),
-    "export": Command(
-        "write a Hugging Face model folder, upload it to the hub", "models:ExportConfig", ".export.export"
-    ),
+    "export": Command("write a Hugging Face model folder", "models:ExportConfig", ".export.export"),
     "check": Command(
         "compare a finished run with the results its card expects", "inspect:CheckConfig", ".report.check"
     ),
