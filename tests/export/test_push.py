@@ -113,9 +113,11 @@ def test_a_killed_upload_continues_with_the_missing_files(
     """Law: the same command sends only what the hub lacks. The token is in no output, file or request body."""
     first, release = threading.Lock(), threading.Event()
 
-    def hang_after_one(method: str, path: str) -> None:
-        if method == "PUT" and not first.acquire(blocking=False):
-            release.wait(60)
+    def hang_after_one(method: str, path: str) -> int | None:
+        if method != "PUT" or first.acquire(blocking=False):
+            return None
+        release.wait(60)
+        return 503
 
     hub.state.fault = hang_after_one
     environment = {
@@ -179,8 +181,8 @@ def test_public_does_not_change_a_private_repository(
     ("token", "repository", "expected"),
     [
         ("hf_unknown", REPOSITORY, "expected a valid token, got one that the hub rejects"),
-        (READER, REPOSITORY, "the token has no write access to it"),
-        (WRITER, "others/my-zephyr", "the token has no write access to it"),
+        (READER, REPOSITORY, "the hub denies write access"),
+        (WRITER, "others/my-zephyr", "the hub denies write access"),
     ],
     ids=["unknown token", "read token", "foreign owner"],
 )

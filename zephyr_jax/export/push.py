@@ -34,8 +34,8 @@ _LOGIN = "Create a token with write access at https://huggingface.co/settings/to
 _PROBLEMS = {
     401: ("expected a valid token, got one that the hub rejects", _LOGIN),
     403: (
-        "the token has no write access to it",
-        "Use a token with write access to that owner's repositories, or choose another `push_to`.",
+        "the hub denies write access",
+        "The token needs write access to that owner's repositories, and the owner free storage; or choose another `push_to`.",
     ),
     404: (
         "the repository is missing, or hidden from this token",
@@ -50,8 +50,18 @@ def check_push() -> None:
     """Raise InputError where the hub client has no token or is offline; sends no request."""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         raise InputError("push_to needs the network, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set. Unset it.")
-    if not huggingface_hub.get_token():
+    if not _read_token():
         raise InputError(f"push_to: expected a token of the Hugging Face hub, got none. {_LOGIN}")
+
+
+def _read_token() -> str | None:
+    """The token that the hub client uses. Raises InputError where it fails to read one."""
+    try:
+        return huggingface_hub.get_token()
+    except Exception as error:  # an exchange of tokens over the network, or an unreadable file
+        raise InputError(
+            f"push_to: the hub client cannot read its token: {_describe_error(error)}. {_LOGIN}"
+        ) from error
 
 
 def push(folder: str, repository: str, *, public: bool = False) -> str:
@@ -72,7 +82,7 @@ def push(folder: str, repository: str, *, public: bool = False) -> str:
     record = _read_export(folder, repository)
     if not sys.stderr.isatty():
         disable_progress_bars()
-    token = huggingface_hub.get_token()
+    token = _read_token()
     api = HfApi(token=token, library_name="zephyr-jax")
     with _translate_hub_errors(folder, repository, token):
         api.create_repo(repository, private=not public, exist_ok=True)
