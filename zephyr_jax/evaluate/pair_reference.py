@@ -69,7 +69,8 @@ def _identity(opened: OpenedEvaluation[Any], weights: str) -> Identity:
 
 def _table_sums(root: Path, identity: Identity, examples: Examples) -> np.ndarray:
     """float32 [N, 2] of a table that must hold them all. Raises InputError."""
-    command = f"zephyr-jax reference --reference {shlex.quote(str(root))}, with this data, this dtype and the weights that the run started from"
+    fill = f"zephyr-jax reference --reference {shlex.quote(str(root))}"
+    command = f"{fill}, with this data, this dtype and the weights that the run started from"
     check_readable(root)
     if not root.is_dir():
         raise InputError(f"Expected a reference table in {root}, got no such folder. To compute it: {command}")
