@@ -140,8 +140,8 @@ def _fill(run: ReferencePass, scorer: Scorer, table: ReferenceTable) -> tuple[in
     for name, examples in run.splits.items():
         _log(examples.summary(name))
         # Without a terminal, the bar would print an empty line.
-        shown = sys.stderr.isatty() and jax.process_index() == 0
-        with Progress(console=Console(stderr=True), transient=True, disable=not shown) as bar:
+        enabled = sys.stderr.isatty() and jax.process_index() == 0
+        with Progress(console=Console(stderr=True), transient=True, disable=not enabled) as bar:
             update = partial(_update, bar, bar.add_task(f"reference log-probs, {name}", total=None))
             new, old = fill(table, examples, scorer, missing[name], update)
         computed, reused = computed + new, reused + old

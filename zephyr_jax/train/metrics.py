@@ -87,7 +87,7 @@ class Reporter:
         self._sums = {name: WeightedMean(*pair) for name, pair in resumed["sums"].items()}
         self._total, self._steps, self._seconds = total, int(resumed["steps"]), float(resumed["seconds"])
         self._clock: float | None = time.perf_counter()
-        self._compiles = True  # during the first interval, whose step time says nothing about the rest
+        self._compiles = True  # during the first interval: its step time is no estimate
 
     def add(self, metrics: Mapping[str, WeightedMean]) -> None:
         """Add the metrics of one finished step to the interval; its mean is divided once, when reported."""
@@ -201,7 +201,7 @@ def step_line(
         values: Metrics; rates are those of all devices.
         num_devices: To show rates per device.
         headline: Metrics of the training method that follow the loss.
-        estimate: Whether the step time tells how long the rest takes.
+        estimate: Whether to estimate the remaining time from the step time.
     """
     texts = {
         "loss": "loss {:.4g}",
