@@ -87,7 +87,7 @@ class Reporter:
         self._sums = {name: WeightedMean(*pair) for name, pair in resumed["sums"].items()}
         self._total, self._steps, self._seconds = total, int(resumed["steps"]), float(resumed["seconds"])
         self._clock: float | None = time.perf_counter()
-        self._compiles = True  # during the first interval: its step time is no estimate
+        self._compiles = True  # during the first interval: its step time includes that
 
     def add(self, metrics: Mapping[str, WeightedMean]) -> None:
         """Add the metrics of one finished step to the interval; its mean is divided once, when reported."""
