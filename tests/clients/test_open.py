@@ -57,3 +57,32 @@ def test_one_key_is_not_sent_to_two_hosts() -> None:
     check("m@http://other/v1,api_key_env=OTHER", "j@https://api.openai.com/v1,api_key_env=OPENAI_API_KEY")
     with pytest.raises(InputError, match="would send one key to"):
         check("m@http://other/v1", "j@https://api.openai.com/v1")
+
+
+def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
+    """Their answers could not be told apart; a name of its own makes one of them distinct."""
+    models = opener(tmp_path)
+    with pytest.raises(InputError, match=r"distinct model names, got 'm' twice.*name=OTHER"):
+        models.open_all([MODEL, "m@http://127.0.0.1:10/v1"])
+    assert [one.name for one in models.open_all([MODEL, "m@http://127.0.0.1:10/v1,name=other"])] == ["m", "other"]
+
+
+def test_usage_is_logged_also_when_the_work_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a remote model there is nothing to log."""
+    models = opener(tmp_path)
+    with models.log_usage():
+        pass
+    assert not capsys.readouterr().err and models.usage_summary() == ""
+    models.open(MODEL)
+    with pytest.raises(InputError, match="stopped"), models.log_usage():
+        raise InputError("stopped")
+    assert "API usage: 0 tokens" in capsys.readouterr().err
+
+
+def test_a_local_model_is_opened_once(tiny_model: Path, tmp_path: Path) -> None:
+    """Under any name and temperature: its weights are in memory once, and its replies in one journal."""
+    models = opener(tmp_path)
+    one, other = models.open(str(tiny_model)), models.open(f"{tiny_model},name=other,temperature=0.5")
+    assert one.client is other.client and (one.temperature, other.temperature) == (0.0, 0.5)
+    assert (one.name, other.name) == (tiny_model.name, "other")
+    assert models.usage_summary() == "", "only remote models cost"

@@ -13,6 +13,7 @@ from aiohttp import web
 from tests.clients.endpoints import Answer, judge_at
 from tests.clients.test_remote import endpoint, lines, requests
 from zephyr_jax.clients import decompress
+from zephyr_jax.clients.reply import entry_problem, journal_usage
 from zephyr_jax.config.sections import EndpointOptions
 from zephyr_jax.errors import InputError
 from zephyr_jax.serve.loopback import on_loopback
@@ -166,3 +167,47 @@ def test_decompression_is_bounded(tmp_path: Path, status: int) -> None:
 def test_unsupported_compression_is_refused(tmp_path: Path, body: bytes, encoding: str, problem: str) -> None:
     with on_loopback(raw_server(body, encoding)) as url:
         assert problem in endpoint(url, tmp_path, ONE).complete(requests(1))[0].refusal
+
+
+# ---- journals that were written before ----
+
+COUNTS = {"request": "x", "prompt_tokens": 9, "completion_tokens": 3}
+
+
+@pytest.mark.parametrize("state", [{"text": ""}, {"sent": True}, {"lost": True}, {"free": True}])
+def test_every_state_of_a_request_is_a_valid_entry(state: dict[str, Any]) -> None:
+    assert entry_problem({**COUNTS, **state}) == ""
+    assert entry_problem({**COUNTS, "text": "a", "refused": "b", "first_token": {"a": -1.5, "b": -2}}) == ""
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({**COUNTS, "request": 3, "text": ""}, "a string in `request`, got 3"),
+        ({**COUNTS, "prompt_tokens": -1, "text": ""}, "a count in `prompt_tokens`, got -1"),
+        ({**COUNTS, "completion_tokens": True, "text": ""}, "a count in `completion_tokens`, got True"),
+        ({**COUNTS, "completion_tokens": 2**31, "text": ""}, "a count in `completion_tokens`"),
+        (COUNTS, "one of `text`, `sent`, `lost` and `free`"),
+        ({**COUNTS, "text": None}, "strings in `text` and `refused`"),
+        ({**COUNTS, "text": "", "refused": 1}, "strings in `text` and `refused`"),
+        ({**COUNTS, "text": "", "first_token": {"a": "b"}}, "numbers in `first_token`"),
+        ({**COUNTS, "text": "", "first_token": [1]}, "numbers in `first_token`"),
+    ],
+)
+def test_a_damaged_entry_is_named(entry: dict[str, Any], words: str) -> None:
+    assert words in entry_problem(entry)
+
+
+def test_usage_of_a_journal_counts_what_may_have_been_billed() -> None:
+    """Law: a reply counts once, a request that was sent twice also for its first time, one in flight in full."""
+    entries = [
+        {**COUNTS, "request": "a", "sent": True, "prompt_tokens": 100},
+        {**COUNTS, "request": "a", "text": "answer"},
+        {**COUNTS, "request": "b", "sent": True},
+        {**COUNTS, "request": "b", "sent": True},
+        {**COUNTS, "request": "b", "free": True, "prompt_tokens": 0, "completion_tokens": 0},
+        {**COUNTS, "request": "c", "sent": True, "prompt_tokens": 50},
+        {**COUNTS, "request": "d", "lost": True},
+    ]
+    usage = [(one.prompt_tokens, lost) for one, lost in journal_usage(entries)]
+    assert usage == [(9, False), (9, True), (0, False), (9, True), (50, True)]
