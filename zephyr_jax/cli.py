@@ -11,7 +11,7 @@ from typing import Any
 from zephyr_jax import log, startup
 from zephyr_jax.commands import COMMANDS, GROUPS, plan_type
 from zephyr_jax.config.inherited import unused
-from zephyr_jax.errors import InputError, Stopped, TrainingError, did_you_mean, join_items, terminal_text
+from zephyr_jax.errors import InputError, Stopped, TrainingError, did_you_mean, terminal_text
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,9 @@ def split_command(words: list[str]) -> tuple[str, list[str]]:
     if first in COMMANDS:
         return first, words[1:]
     if subcommands:
-        raise InputError(f"`{first}`: expected a subcommand ({join_items(subcommands)}), got none.")
+        raise InputError(
+            f"`{first}`: expected {' or '.join(f'`{first} {name}`' for name in subcommands)}, got no subcommand."
+        )
     raise InputError(f"Unknown command `{first}`.{did_you_mean(first, COMMANDS)}")
 
 

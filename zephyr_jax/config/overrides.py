@@ -9,9 +9,9 @@ from typing import Any, cast
 
 from zephyr_jax.config.help_text import positional_metavar, short_options
 from zephyr_jax.config.settings import Setting, required_settings, settings_of
-from zephyr_jax.config.validation import convert
 from zephyr_jax.errors import InputError, truncate_repr
 
+_NUMBERS: dict[str, tuple[type, str]] = {"INT": (int, "an integer"), "FLOAT": (float, "a number")}
 _OPTION = re.compile(r"--[a-zA-Z][\w.-]*(=|$)")
 """A word that begins with dashes and is something else may be a value: a prompt such as `-- Hello!`."""
 
@@ -85,7 +85,14 @@ def set_positional[C](config: C, command: str, positional: str, rest: list[str],
 
 
 def check_values(words: list[str], settings: Iterable[Setting]) -> None:
-    """Raise InputError for the first option with a value that its setting cannot hold; `words` are normalized."""
+    """Raise InputError for the first option without a value, or with one of another type.
+
+    Bounds are checked later, by `validate`.
+
+    Args:
+        words: The arguments, normalized.
+        settings: Those of the command.
+    """
     by_option = {option: setting for setting in settings for option in setting.options if setting.hint is not bool}
     for option, values in _pairs(words):
         setting = by_option.get(option)
@@ -95,10 +102,13 @@ def check_values(words: list[str], settings: Iterable[Setting]) -> None:
             raise InputError(f"`{option}`: expected a value ({setting.metavar}), got none.")
         if setting.optional and values[0] == "None":
             continue
-        if not setting.choices:
-            convert(setting.owner, setting.field, values[0], option.removesuffix(setting.field))
-        elif values[0] not in setting.choices:
+        if setting.choices and values[0] not in setting.choices:
             raise InputError(f"`{option}`: expected {' or '.join(setting.choices)}, got {truncate_repr(values[0])}.")
+        kind, name = _NUMBERS.get(setting.metavar.partition("|")[0], (str, "text"))
+        try:
+            kind(values[0])
+        except ValueError:
+            raise InputError(f"`{option}`: expected {name}, got {truncate_repr(values[0])}.") from None
 
 
 def _pairs(words: list[str]) -> Iterator[tuple[str, list[str]]]:
