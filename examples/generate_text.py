@@ -1,6 +1,6 @@
 """Generate answers: greedy, and sampled with a seed.
 
-Run:    python examples/generate_text.py [MODEL]
+Run:    uv run python examples/generate_text.py [MODEL]
 MODEL:  a Hugging Face folder or hub id, or a run; default: the small base model in the package, which is not trained to chat.
 """
 

@@ -1,6 +1,6 @@
 """Show what a model learns from a conversation and from a preference pair: target tokens stand in [ ].
 
-Run:    python examples/preview_targets.py [MODEL]
+Run:    uv run python examples/preview_targets.py [MODEL]
 MODEL:  a Hugging Face folder or hub id, or a run; default: the small base model in the package. Only its tokenizer is read.
 """
 

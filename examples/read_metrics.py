@@ -1,6 +1,6 @@
 """Print the metrics of a run as a table. Imports no JAX, so it works beside a run that holds the accelerator.
 
-Run:    python examples/read_metrics.py [RUN]
+Run:    uv run python examples/read_metrics.py [RUN]
 RUN:    the output folder of `sft` or `dpo`; default: runs/examples/sft, which examples/train_sft.py writes.
 """
 

@@ -1,15 +1,15 @@
 """Fill a reference table, align the small base model in the package on a few preference pairs (dDPO), and export the run.
 
-Run:    python examples/reference_and_dpo.py [OUTPUT]
+Run:    uv run python examples/reference_and_dpo.py [OUTPUT]
 OUTPUT: folder for rows, table, run and export; default: runs/examples. The same command resumes an interrupted run.
 """
 
 import json
-import logging
 import sys
 from pathlib import Path
 
 import zephyr_jax as zj
+from zephyr_jax import log
 
 BASE = Path(zj.__file__).parent / "demo" / "assets" / "base"
 ANIMALS, THINGS = ["cat", "fox", "hen", "owl"], ["kite", "drum"]
@@ -51,5 +51,5 @@ def main(output: str = "runs/examples") -> Path:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log.configure("info")
     main(*sys.argv[1:])

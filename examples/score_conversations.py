@@ -1,6 +1,6 @@
 """Score conversations and preference pairs: log-prob sums over the target tokens, and which answer of a pair is likelier.
 
-Run:    python examples/score_conversations.py [MODEL]
+Run:    uv run python examples/score_conversations.py [MODEL]
 MODEL:  a Hugging Face folder or hub id, or a run; default: the small base model in the package.
 """
 

@@ -1,15 +1,15 @@
 """Fine-tune the small base model in the package on a few conversations (dSFT), and let the run answer.
 
-Run:    python examples/train_sft.py [OUTPUT]
+Run:    uv run python examples/train_sft.py [OUTPUT]
 OUTPUT: folder for the rows and the run; default: runs/examples. The same command resumes an interrupted run.
 """
 
 import json
-import logging
 import sys
 from pathlib import Path
 
 import zephyr_jax as zj
+from zephyr_jax import log
 
 BASE = Path(zj.__file__).parent / "demo" / "assets" / "base"
 ANIMALS, THINGS = ["cat", "fox", "hen", "owl"], ["kite", "drum", "ball", "lamp"]
@@ -48,5 +48,5 @@ def main(output: str = "runs/examples") -> Path:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log.configure("info")
     main(*sys.argv[1:])
