@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,6 +14,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 import fsspec  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from tyro import _unsafe_cache  # noqa: E402
 
 from tests.gcs import Gcs  # noqa: E402
 from zephyr_jax import log  # noqa: E402
@@ -28,6 +30,14 @@ HERE = Path(__file__).parent
 def logging_to_stderr() -> None:
     """As the command line configures it; after pytest has installed its own hooks."""
     log.configure()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_random_checks_of_tyro() -> Iterator[None]:
+    """Under pytest tyro compares a random tenth of its cached types, and 256 as unset and as given number share a key."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_unsafe_cache, "sys", SimpleNamespace(modules={}))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ A page is read as a user reads it: a fence with `title="NAME"` is a file to save
 
 import json
 import os
-import random
 import re
 import shlex
 from collections.abc import Iterator
@@ -76,12 +75,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if fence.title:
                 (folder / fence.title).write_text(fence.text)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def no_random_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under pytest tyro checks a tenth of its cached types, and fails where 256 as an unset and as a plain number share a key."""
-    monkeypatch.setattr(random, "random", lambda: 1.0)
 
 
 def parsed(words: list[str]) -> Any:
