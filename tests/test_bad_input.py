@@ -161,6 +161,11 @@ def missing_preference_column(desk: Desk) -> Words:
     return desk.dpo("--data.path", desk.rows({"chosen": CHAT}), verb="reference")
 
 
+@mistake("no column rejected", "Did you mean `rejected` for `rejekted`?")
+def misspelled_column(desk: Desk) -> Words:
+    return desk.dpo("--data.path", desk.rows({"chosen": CHAT, "rejekted": CHAT}), verb="reference")
+
+
 @mistake("of 1 rows none can be used", "roles go user user", "must go [system] user assistant", "row 0", "Fix the rows")
 def wrong_role_order(desk: Desk) -> Words:
     return desk.sft("--data.path", desk.rows({"messages": [CHAT[0], *CHAT]}))

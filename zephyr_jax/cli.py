@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 _EX_TEMPFAIL = 75  # of sysexits.h: everything is saved, the same command resumes
 
 _USAGE = "usage: zephyr-jax COMMAND [--config CARD.yaml] [--setting VALUE ...]"
-_DESCRIPTION = "Align a chat model with AI feedback (arXiv 2310.16944), in JAX on TPUs."
+_DESCRIPTION = "Align a chat model with AI feedback (arXiv 2310.16944), in JAX on TPUs, GPUs and CPUs."
 _ENDING = (
     "`zephyr-jax COMMAND --help` lists a command's settings with their defaults (a card's values, with --config) and examples. "
     "The paper's pipeline: sft, then reference and dpo with one card, then export."

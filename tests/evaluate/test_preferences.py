@@ -10,18 +10,22 @@ import pytest
 from tests.conftest import write_rows
 from zephyr_jax.cli import main
 from zephyr_jax.demo.corpus import preferences
-from zephyr_jax.evaluate.preference_stats import by_length, calibration_error, group_of, groups_by, longer_wins
+from zephyr_jax.evaluate.preference_stats import calibration_error, group_of, groups_by, groups_by_length, longer_wins
 
 
 def test_known_numbers() -> None:
     group = group_of("x", np.array([1.0, -2.0, 0.0, 3.0]))
     assert (group.pairs, group.accuracy, group.margin) == (4, 0.625, 0.5)
     assert group.error == pytest.approx(np.std([1, 0, 0.5, 1]) / 2)
-    assert by_length(np.array([1, 2, 3, 64, 65])) == [
-        "chosen of 1 to 1 tokens", "chosen of 2 to 2 tokens", "chosen of 3 to 4 tokens", "chosen of 33 to 64 tokens",
-        "chosen of 65 to 128 tokens",
-    ]  # fmt: skip
-    assert [(each.name, each.pairs) for each in groups_by(["a", "b", "b"], np.ones(3))] == [("b", 2), ("a", 1)]
+    by_length = groups_by_length(np.array([64, 1, 65, 2, 3, 60]), np.ones(6))
+    assert [(group.name, group.pairs) for group in by_length] == [
+        ("chosen of 1 to 1 tokens", 1),
+        ("chosen of 2 to 2 tokens", 1),
+        ("chosen of 3 to 4 tokens", 1),
+        ("chosen of 33 to 64 tokens", 2),
+        ("chosen of 65 to 128 tokens", 1),
+    ]
+    assert [(group.name, group.pairs) for group in groups_by(["a", "b", "b"], np.ones(3))] == [("b", 2), ("a", 1)]
     counts = np.array([[5, 3], [3, 5], [4, 4]])
     assert longer_wins(counts, np.array([1.0, 1.0, 1.0])) == 0.5
     assert longer_wins(counts, np.array([1.0, -1.0, 1.0])) == pytest.approx(5 / 6)

@@ -7,6 +7,7 @@ An example is one segment (a conversation) or two (chosen and rejected of a pair
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import partial
 from hashlib import blake2b
 from itertools import islice
@@ -197,10 +198,16 @@ def _need_columns(rows: Rows, path: str, kind: ExampleKind) -> None:
     missing = [name for name in kind.required if name not in rows.fields]
     others = [known.name for known in kind.formats if known.columns != kind.required]
     raise InputError(
-        f"{path} has no column {join_items(missing)}; it has {join_items(rows.fields)}. {kind.name} need "
-        f"{join_items(kind.required)} with [{{role, content}}, ...] in each row, or the columns {join_items(others, 20)}."
-        f"{_suggestion(rows.fields)}"
+        f"{path} has no column {join_items(missing)}; it has {join_items(rows.fields)}.{_near_columns(missing, rows)} "
+        f"{kind.name} need {join_items(kind.required)} with [{{role, content}}, ...] in each row, or another format: "
+        f"{join_items(others, 20)}.{_suggestion(rows.fields)}"
     )
+
+
+def _near_columns(missing: Sequence[str], rows: Rows) -> str:
+    """A suggestion for a misspelled column; empty without one."""
+    near = {name: get_close_matches(name, rows.fields, n=1) for name in missing}
+    return "".join(f" Did you mean `{name}` for `{match}`?" for name, matches in near.items() for match in matches)
 
 
 def _tokenize(rows: Dataset, kind: ExampleKind, data: DataOptions, tokenizer: ChatTokenizer, name: str) -> Examples:

@@ -27,11 +27,11 @@ from zephyr_jax.storage.files import open_path
 
 _NUM_PROMPTS = 10  # in the report
 _ANSWERS_CAPTION = "Greedy answers to prompts that each request a held-out noun."
-_HEADER = ("", "judge*", "beats dSFT*", "pairs right", "words*", "ends*")
+_HEADER = ("", "judge*", "win rate*", "accuracy", "words*", "ends*")
 _NOTES = (
     "* rule-based, over greedy answers to prompts that each request a held-out noun: judge score from 1 to 10, win rate against "
     "dSFT's answers, the share of requested nouns that are used, and the share of answers that end properly. "
-    "`pairs right` is the model's own preference accuracy: how often the better of two held-out answers is the likelier.",
+    "`accuracy` is the model's own preference accuracy: how often the better of two held-out answers is the likelier.",
     "Rules of this package also wrote the conversations (the teacher) and rated the samples that became pairs (the rater, which "
     f"`feedback rate` asked through its OpenAI-compatible address). The rater's overall score: {RULE}.",
     f"The judge is another rule: {judge.RULE}.",

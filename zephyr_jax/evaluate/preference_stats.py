@@ -48,10 +48,11 @@ def calibration_error(margins: np.ndarray) -> float:
     return float(total)
 
 
-def by_length(lengths: np.ndarray) -> list[str]:
-    """A name for each answer's bucket of length in tokens: powers of two, so that few names come out."""
+def groups_by_length(lengths: np.ndarray, margins: np.ndarray) -> list[Group]:
+    """A group for each bucket of the answers' lengths in tokens, the shortest first; bounds are powers of two."""
     top = 2 ** np.ceil(np.log2(np.maximum(lengths, 1))).astype(int)
-    return [f"chosen of {size // 2 + 1 if size > 1 else 1} to {size} tokens" for size in top.tolist()]
+    names = {size: f"chosen of {size // 2 + 1 if size > 1 else 1} to {size} tokens" for size in np.unique(top).tolist()}
+    return [group_of(name, margins[top == size]) for size, name in names.items()]
 
 
 def groups_by(names: Sequence[str], margins: np.ndarray) -> list[Group]:

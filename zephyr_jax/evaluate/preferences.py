@@ -13,7 +13,7 @@ from zephyr_jax.data.sources import open_rows
 from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.evaluate.opened import open_evaluation
 from zephyr_jax.evaluate.pair_reference import load_with_reference
-from zephyr_jax.evaluate.preference_stats import Group, by_length, group_of, groups_by, longer_wins
+from zephyr_jax.evaluate.preference_stats import Group, group_of, groups_by, groups_by_length, longer_wins
 from zephyr_jax.parallel.hosts import require_single_process
 from zephyr_jax.parallel.sharding import init_devices
 from zephyr_jax.reference.score import Scorer
@@ -33,7 +33,7 @@ class PreferenceResult:
 
     def report(self) -> str:
         """A Markdown table and one line on length."""
-        lines = ["| pairs | n | accuracy | margin | calibration error |", "|---|---|---|---|---|"]
+        lines = ["| pairs | n | accuracy | reward margin | calibration error |", "|---|---|---|---|---|"]
         lines += [
             f"| {group.name} | {group.pairs:,} | {group.accuracy:.1%} ± {group.error:.1%} | {group.margin:+.3f} | "
             f"{group.calibration:.1%} |"
@@ -70,7 +70,7 @@ def preferences(config: PreferencesConfig) -> PreferenceResult:
     sums, counts = _score(scorer, examples)
     rewards = config.dpo.beta * (sums - (0.0 if reference is None else reference))
     margins = rewards[:, 0] - rewards[:, 1]
-    groups = [*(groups_by(names, margins) if names else []), *groups_by(by_length(counts[:, 0]), margins)]
+    groups = [*(groups_by(names, margins) if names else []), *groups_by_length(counts[:, 0], margins)]
     always = np.ones(len(margins))
     result = PreferenceResult(
         overall=group_of("all", margins),

@@ -120,6 +120,7 @@ def _generate(samples: SampleSet, config: SftConfig, name: str, model: ModelOpti
         batch_size=len(samples.prompts),
         max_new_tokens=_max_new_tokens(config),
     )
+    _LOG.info("samples of %s", name)
     pairs = zip(samples.prompts, generate(settings), strict=True)
     prompts = (PromptSamples(p.prompt, (*p.samples, Sample(name, new.text, new.ended))) for p, new in pairs)
     return replace(samples, prompts=tuple(prompts))
