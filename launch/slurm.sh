@@ -11,6 +11,9 @@
 #
 #   NODES=4 OUT=/shared/runs/zephyr-7b launch/slurm.sh [--dry-run] [sbatch flags... --] [COMMAND...]
 #
+# --dry-run must come first: after a flag of sbatch it is passed to sbatch. COMMAND for more than 8 devices:
+#   launch/zephyr.sh --batch.microbatch_rows N, a multiple of all devices (the cards set 8)
+#
 # On a login node it submits itself; sbatch then runs the same file. Default command: launch/zephyr.sh.
 #
 # Environment: NODES (1), OUT (a folder that all nodes can write to, or gs://), CARDS; sbatch passes all other variables on.
