@@ -6,10 +6,13 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 #SBATCH --signal=B:USR1@180
-# The Zephyr pipeline on SLURM: one process per node; JAX finds the other nodes by SLURM's variables. After a preemption or at the
-# time limit SLURM requeues the job, and it resumes from its newest checkpoint.
+# The Zephyr pipeline on Slurm: one process per node; JAX finds the other nodes by Slurm's variables. After a preemption or at the
+# time limit Slurm requeues the job, and it resumes from its newest checkpoint.
 #
 #   NODES=4 OUT=/shared/runs/zephyr-7b launch/slurm.sh [--dry-run] [sbatch flags... --] [COMMAND...]
+#
+# --dry-run must come first: after a flag of sbatch it is passed to sbatch. COMMAND for more than 8 devices:
+#   launch/zephyr.sh --batch.microbatch_rows N, a multiple of all devices (the cards set 8)
 #
 # On a login node it submits itself; sbatch then runs the same file. Default command: launch/zephyr.sh.
 #

@@ -4,6 +4,10 @@
 #   uv run launch/zephyr.sh                   configs/zephyr-7b-beta; arguments are passed to sft, reference and dpo
 #   CARDS=configs/zephyr-7b-beta-paper uv run launch/zephyr.sh
 #
+# Environment: CARDS, a folder with sft.yaml and dpo.yaml (configs/zephyr-7b-beta); OUT, prefix of the outputs (runs/zephyr-7b;
+# several hosts need gs://bucket/name or shared storage). It writes OUT-sft, OUT-reference, OUT-dpo and OUT-hf, the export. Run
+# other cards with another OUT. On a TPU, LIBTPU_INIT_ARGS and TPU_FLAGS: see launch/flags.sh.
+#
 # If it is interrupted, run it again: training resumes from its newest checkpoint, and the reference pass computes only
 # the missing entries of its table.
 set -euo pipefail
