@@ -95,10 +95,18 @@ def test_dpo_starts_at_ln_2_and_learns(folder: Path) -> None:
 
 
 def test_more_held_out_pairs_are_right_afterwards(folder: Path) -> None:
-    base, sft, dpo = (json.loads((folder / f"evaluation-{number}.json").read_text()) for number in range(3))
+    base, sft, dpo = json.loads((folder / "results.json").read_text()).values()
     assert dpo["accuracy"] > base["accuracy"] + 0.05
     assert dpo["margin"] > sft["margin"] + 1
-    assert base["examples"] == sft["examples"] == dpo["examples"] == 128
+    assert base["pairs"] == sft["pairs"] == dpo["pairs"] == 128
+
+
+def test_all_models_answer_the_same_requests(folder: Path) -> None:
+    base, sft, dpo = (result["answers"] for result in json.loads((folder / "results.json").read_text()).values())
+    prompts = [answer["prompt"] for answer in base]
+    assert len(prompts) == 64
+    assert prompts == [answer["prompt"] for answer in sft] == [answer["prompt"] for answer in dpo]
+    assert sum(answer["ended"] for answer in sft) > 32
 
 
 def test_the_export_is_a_model_of_its_own(folder: Path) -> None:
