@@ -32,8 +32,8 @@ def single_file(path: str, split: str) -> SplitFiles:
     check_suffix(path, ROW_SUFFIXES)
     if split not in ("train", _stem(path)):
         raise InputError(
-            f"{path} is a single file, so its only split is `train`; got `{split}`. To evaluate on another file set "
-            "data.eval_path."
+            f"{path} is a single file, so its only split is `train`; got `{split}` (data.split or data.eval_split). To "
+            "evaluate on another file set data.eval_path."
         )
     return SplitFiles((path,))
 

@@ -27,7 +27,10 @@ def lm_eval(config: LmEvalConfig) -> str:
     """
     check_file_creatable(config.output)
     if find_spec("lm_eval") is None:
-        raise InputError("lm-eval is not installed. Install it: pip install 'zephyr-jax[lm-eval]'.")
+        raise InputError(
+            "lm-eval is not installed. In a clone: `uv run --extra lm-eval zephyr-jax ...`; else pip install "
+            "'zephyr-jax[lm-eval]'."
+        )
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import handle_non_serializable, make_table
 

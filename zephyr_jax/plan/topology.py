@@ -59,6 +59,11 @@ def topology_devices(name: str, slices: int = 1) -> list[jax.Device]:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
     except Exception as error:  # libtpu and jax raise several kinds here
         reason = " ".join(str(error).split())[:200]
+        if "lockfile" in reason:
+            raise InputError(
+                "another process on this machine uses libtpu, such as another `plan`. Wait until it ends, or set "
+                "ALLOW_MULTIPLE_LIBTPU_LOAD=1."
+            ) from error
         raise InputError(
             f"the TPU compiler does not accept the topology {name!r}: {reason} Check the grid (v5e:2x4, v5e:4x4, v6e:2x4, "
             "v5p:2x2x1)."

@@ -132,8 +132,8 @@ class WeightsAndBiases:
             import wandb
         except ImportError as error:
             raise InputError(
-                "report.wandb_project is set, but the package `wandb` is not installed. Install the extra: "
-                "pip install 'zephyr-jax[wandb]', or unset it."
+                "report.wandb_project is set, but the package `wandb` is not installed. Install the extra (in a clone "
+                "`uv sync --extra wandb`, else pip install 'zephyr-jax[wandb]'), or unset it."
             ) from error
         self._run = wandb.init(
             project=project, name=run.name, id=_wandb_id(run, resumes), resume="allow", config=config
