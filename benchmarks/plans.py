@@ -1,4 +1,4 @@
-"""Compiles full-size steps for paper chips and writes `benchmarks/plan_<topology>.md`, a table a topology.
+"""Compiles full-size steps for TPU topologies and writes `benchmarks/plan_<topology>.md`, a table a topology.
 
     uv run --extra tpu python -m benchmarks.plans                 # the bars and the pods; about half an hour on 2 cores
     uv run --extra tpu python -m benchmarks.plans --topology v5e:2x4
