@@ -27,6 +27,7 @@ from zephyr_jax.plan.topology import GIB, chip_of, topology_devices
 
 _MAX_COMPILES = 6  # per choice of moment dtypes
 _ESTIMATE_MARGIN = 1.2  # candidates estimated above this multiple of the chip's memory are not compiled
+_VMEM_BUFFERS = 2**26  # bytes of small buffers outside HBM: half of a chip's VMEM, fitted
 
 type Dtype = Literal["float32", "bfloat16"]
 type Moments = tuple[Dtype, Dtype]
@@ -163,21 +164,26 @@ def estimate_memory(config: PlanConfig, num_chips: int) -> float:
     """Estimated peak memory of one chip in a training step, in GiB.
 
     The peak is in the backward pass of a layer: the sharded state and gradients, the activations that all layers saved, the
-    intermediates of one layer, and the gathered weights of one layer. The factors of the intermediates are fitted to the
-    compiler's figures in benchmarks/plan_*.md.
+    intermediates of one layer, and the gathered weights of one layer. Small buffers of these lie in VMEM instead of HBM.
+    Moments in host memory pass through HBM one weight at a time. The factors of the intermediates and the share of VMEM are
+    fitted to the compiler's figures in benchmarks/plan_*.md and of a small model.
     """
     model, optimizer, tensor = planned_shape(config), config.optimizer, config.mesh.tensor
     tokens = _tokens_per_chip(config, num_chips)
     itemsize = _bytes(config.model.compute_dtype)
-    moments = 0 if optimizer.offload_moments else _bytes(optimizer.first_moment_dtype, optimizer.second_moment_dtype)
+    moments = _bytes(optimizer.first_moment_dtype, optimizer.second_moment_dtype)
     gradients = 4 if _num_microbatches(config) > 1 else _bytes(optimizer.grad_dtype)  # accumulated in float32
-    sharded = (4 + moments + gradients) * model.num_parameters * config.num_slices / num_chips
+    largest = max(model.num_layers * model.d_ff, model.vocab_size) * model.d_model
+    state = (4 + gradients) * model.num_parameters + moments * (
+        largest if optimizer.offload_moments else model.num_parameters
+    )
+    sharded = state * config.num_slices / num_chips
     saved = saved_bytes(model, config.model.remat, itemsize, tensor) * model.num_layers * tokens * tensor
     # hidden states are not split by `tensor`, feed-forward activations are
     intermediates = itemsize * tokens * (10 * model.d_model * tensor + 6 * model.d_ff)
     tables = model.vocab_size * model.d_model * (1 if model.tie_embeddings else 2)
     gathered = itemsize * (model.num_parameters - tables) / model.num_layers / tensor
-    return (sharded + saved + intermediates + gathered) / GIB
+    return (sharded + saved + max(intermediates + gathered - _VMEM_BUFFERS, 0)) / GIB
 
 
 def _tokens_per_chip(config: PlanConfig, num_chips: int) -> float:
