@@ -15,7 +15,7 @@ from zephyr_jax.methods.registry import method_of
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.reference.fill import identity_of
 from zephyr_jax.reference.table import Identity, ReferenceTable, require_complete
-from zephyr_jax.report.report import add_samples, run_report
+from zephyr_jax.report.report import add_samples, log_report, run_report
 from zephyr_jax.storage.files import Path, check_readable, open_path
 from zephyr_jax.train.fit import fit
 from zephyr_jax.train.setup import Run, data_identity, open_run, plan_splits
@@ -37,6 +37,7 @@ def train(config: SftConfig, command: str = "zephyr-jax reference, with the same
     """
     folder = _train(config, command)
     add_samples(config, folder)  # when nothing of the training is in memory any more
+    log_report(folder)
     return folder
 
 

@@ -182,6 +182,12 @@ def test_the_command_generates_samples_once(copied: Path, monkeypatch: pytest.Mo
     assert kept(copied / "dpo") == written
 
 
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The warnings of the report module."""
+    records = [record for record in caplog.records if record.name == report_module.__name__]
+    return [record.getMessage() for record in records if record.levelno == logging.WARNING]
+
+
 @pytest.mark.usefixtures("for_users")
 def test_a_sampling_failure_is_one_warning(
     tiny_model: Path, runs: Path, copied: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -194,7 +200,7 @@ def test_a_sampling_failure_is_one_warning(
     monkeypatch.setattr(samples_module, "generate", fail)
     train(asking(first_config(tiny_model, runs, copied), 3))
     command = f"zephyr-jax report --run {copied}/sft --num_samples 10"
-    (warning,) = [log.getMessage() for log in caplog.records if log.name == report_module.__name__]
+    (warning,) = warnings_of(caplog)
     assert "(no room)" in warning and warning.endswith(command)
     assert command in page_of(copied / "sft").words()
 
@@ -374,7 +380,7 @@ def test_a_report_failure_is_one_warning(
     """The run succeeds, and the warning has the command to retry."""
     (tmp_path / "run" / "report.html").mkdir(parents=True)  # nothing can be written there
     train(sft_config(tiny_model, runs / "chats.jsonl", tmp_path / "run", epochs=1))
-    warnings = [log.getMessage() for log in caplog.records if log.name == report_module.__name__]
+    warnings = warnings_of(caplog)
     assert f"{tmp_path}/run/report.html" in warnings[-1]
     assert warnings[-1].endswith(f"zephyr-jax report --run {tmp_path}/run")
     assert len(metrics(tmp_path / "run")) > 1

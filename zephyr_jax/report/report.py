@@ -93,7 +93,6 @@ def run_report(folder: Path, examples: Examples) -> Iterator[Callable[[], None]]
     finally:
         if started and is_host0():
             try_write_report(folder)
-            _LOG.info("report: %s", folder / REPORT)
 
 
 def add_samples(config: SftConfig, folder: Path) -> None:
@@ -109,6 +108,12 @@ def add_samples(config: SftConfig, folder: Path) -> None:
             try_write_report(folder)
     except Exception as error:
         log_failure(error, f"could not generate samples for {folder / REPORT}", f"To retry: {samples_command(folder)}")
+
+
+def log_report(folder: Path) -> None:
+    """Log where the report of a run is, on host 0, if it was written."""
+    if is_host0() and (folder / REPORT).is_file():
+        _LOG.info("report: %s", folder / REPORT)
 
 
 def log_failure(error: Exception, problem: str, remedy: str) -> None:
