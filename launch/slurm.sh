@@ -11,7 +11,7 @@
 #
 #   NODES=4 OUT=/shared/runs/zephyr-7b launch/slurm.sh [--dry-run] [sbatch flags... --] [COMMAND...]
 #
-# --dry-run must come first: after a flag of sbatch it is passed to sbatch. COMMAND for more than 8 devices:
+# --dry-run may stand anywhere before COMMAND. COMMAND for more than 8 devices:
 #   launch/zephyr.sh --batch.microbatch_rows N, a multiple of all devices (the cards set 8)
 #
 # On a login node it submits itself; sbatch then runs the same file. Default command: launch/zephyr.sh.
@@ -24,9 +24,8 @@ if [ -z "${SLURM_JOB_ID:-}" ]; then # on the login node: submit
   cd "$(dirname "$0")/.."
   . launch/slice.sh
   flags=()
-  if [ "${1:-}" = --dry-run ]; then DRY_RUN=1 && shift; fi
   while [ $# -gt 0 ]; do
-    case $1 in --) shift && break ;; -*) flags+=("$1") && shift ;; *) break ;; esac
+    case $1 in --) shift && break ;; --dry-run) DRY_RUN=1 && shift ;; -*) flags+=("$1") && shift ;; *) break ;; esac
   done
   [ $# -gt 0 ] || set -- launch/zephyr.sh
   check_count NODES "${NODES:=1}"

@@ -52,7 +52,7 @@ class State:
 
 
 class Refused(Exception):
-    """An answer that is no success."""
+    """A response with an error status."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)

@@ -46,7 +46,7 @@ class HubState:
 
 
 class Refused(Exception):
-    """An answer that is no success."""
+    """A response with an error status."""
 
     def __init__(self, status: int, message: str, **fields: str):
         super().__init__(message)
@@ -87,7 +87,7 @@ class Handler(BaseHTTPRequestHandler):
         """No access log."""
 
     def handle(self) -> None:
-        """A client that was killed is no error."""
+        """A killed client closes its connection without an error here."""
         with suppress(ConnectionError):
             super().handle()
 

@@ -141,7 +141,7 @@ def test_an_unknown_setting_is_answered_with_the_nearest(
 def test_an_unexpected_argument_is_answered_with_its_option(
     words: str, suggestion: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Law: a command without positional argument exits 2 for one, wherever it stands, and prints how to write it."""
+    """Law: a command without positional argument exits 2 for one in any position, and prints how to write it."""
     assert exit_code(lambda: cli.main(words.split())) == 2
     printed = capsys.readouterr().err
     assert "Unexpected argument" in printed

@@ -69,7 +69,7 @@ def test_every_setting_has_help(name: str) -> None:
     """Law: at most three lines of text on a terminal of 80 columns, full sentences, and each enumerated value."""
     for setting in settings(name):
         text, *items = re.split(r"\n\n?(?=- )", setting.doc)
-        assert re.match(r"[A-Z0-9`]", text), f"{setting.name} has no help, or it is no sentence"
+        assert re.match(r"[A-Z0-9`]", text), f"{setting.name} has no help, or does not begin like a sentence"
         assert text.endswith((".", ":")), setting.name
         assert len(paragraphs(text, 80, 6)) <= 3, setting.name
         if not setting.choices:

@@ -202,7 +202,7 @@ def _type(hint: Any) -> str:
 
 
 def _bounds(setting: Setting) -> str:
-    """Bounds of a number in words, without the limit of all counts."""
+    """Text of the bounds of a number, without the limit of all counts."""
     words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
     limits: list[str] = []
     for constraint in _constraints(get_type_hints(setting.owner, include_extras=True)[setting.field]):

@@ -60,7 +60,7 @@ def test_one_key_is_not_sent_to_two_hosts() -> None:
 
 
 def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
-    """Their answers could not be told apart; a name of its own makes one of them distinct."""
+    """Equal names would mix their answers; another name makes one of them distinct."""
     models = opener(tmp_path)
     with pytest.raises(InputError, match=r"distinct model names, got 'm' twice.*name=OTHER"):
         models.open_all([MODEL, "m@http://127.0.0.1:10/v1"])

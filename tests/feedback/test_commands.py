@@ -431,7 +431,7 @@ def mistakes(tmp: Path) -> dict[str, tuple[str, str]]:
         "a misspelt setting": (f"{answers} {rows} --models {tmp},tmeperature=1", "Did you mean `temperature`"),
         "a misspelt principle": (f"{answers} {rows} --models {unreachable} --principles honestly", "Did you mean `honesty`"),
         "too many answers": (f"{answers} {rows} --models {unreachable} --num_answers 2", "num_answers"),
-        "nobody there": (f"{answers} {rows} --models {unreachable}", "http://127.0.0.1:9/v1 failed"),
+        "nothing listens": (f"{answers} {rows} --models {unreachable}", "http://127.0.0.1:9/v1 failed"),
         "nobody to name a model": (f"{rate} {silent} --judge http://127.0.0.1:9/v1", "Cannot reach http://127.0.0.1:9/v1"),
         "no address": (f"{answers} {rows} --models x@http://:9/v1", "OpenAI-compatible"),
         "a secret in an address": (f"{answers} {rows} --models http://me:word@host/v1", "api_key_env"),

@@ -212,6 +212,8 @@ def test_slurm_submits_itself(desk: Desk) -> None:
     words = ["--partition=tpu", "--", "launch/zephyr.sh", "--x", "two words"]
     said = desk.run("slurm.sh", "--dry-run", *words, NODES="4", **SLURM)
     submit, inside = commands(said.stdout)
+    later = desk.run("slurm.sh", words[0], "--dry-run", *words[1:], NODES="4", **SLURM)
+    assert later.stdout == said.stdout
     assert not desk.calls()
     assert options(submit)["--nodes"] == "4"
     assert submit[-4:] == ["launch/slurm.sh", *words[2:]]

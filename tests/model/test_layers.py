@@ -22,10 +22,6 @@ CONFIG = ModelConfig(
     num_heads=4,
     num_kv_heads=2,
     head_dim=8,
-    norm_eps=1e-5,
-    rope_theta=1e4,
-    sliding_window=None,
-    tie_embeddings=False,
     max_positions=64,
 )
 

@@ -223,7 +223,7 @@ def play(losses: list[float], options: AnomalyOptions, cuts: set[int]) -> list[n
     window=st.integers(1, 15),
 )
 def test_limits_do_not_depend_on_kills(losses: list[float], cuts: set[int], window: int) -> None:
-    """Law: what a step is reported is a function of the losses before it, wherever a run was cut."""
+    """Law: what a step is reported is a function of the losses before it, at whichever step a run was cut."""
     options = AnomalyOptions(spike_window=window)
     assert play(losses, options, cuts) == play(losses, options, set())
 

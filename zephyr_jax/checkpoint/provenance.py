@@ -43,13 +43,13 @@ def make_record(command: str, parent: Record, **facts: Any) -> Record:
     """
     import jax  # here alone: records are read without it, in less time
 
-    devices = jax.devices()
+    devices, processes = jax.devices(), jax.process_count()
     return {
         "made_by": command,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         **facts,
-        "devices": f"{len(devices)} x {devices[0].device_kind} in {jax.process_count()} process(es)",
-        "processes": jax.process_count(),
+        "devices": f"{len(devices)} x {devices[0].device_kind} in {processes} process{'' if processes == 1 else 'es'}",
+        "processes": processes,
         "versions": {"python": platform.python_version(), **_versions()},
         "commit": _commit(),
         "parent": parent,

@@ -73,6 +73,7 @@ def chat(config: ChatConfig) -> None:
             session.reset()
         elif word == "/system":
             session.set_system(rest.strip())
+            print("system message set; conversation cleared", file=sys.stderr)
         elif word.startswith("/"):
             print(_HELP, file=sys.stderr)
         elif line.strip():

@@ -121,6 +121,7 @@ def _make_hooks(
         flops_per_token=flops_per_token(model.config, min(config.data.max_length, row_length)),
         headline=run.method.headline_metrics,
     )
+    reporter.info(training.examples.summary("training"))
     reporter.info(_describe_run(run, model, training))
     reporter.info(_describe_shorter_run(config, total))
     if total == 1 and float(learning_rate(config.optimizer, total)(0)) == 0:
@@ -260,7 +261,6 @@ def _describe_run(run: Run, model: AbstractModel, training: Split) -> str:
     devices = describe_devices(list(run.opened.rules.mesh.devices.flat))
     start = f"resuming at step {run.start}" if run.start else "starting"
     return (
-        f"{training.examples.summary('training')}\n"
         f"{model.config.num_parameters:,} parameters on {devices}, mesh {mesh}; {len(plan.steps):,} steps of up to "
         f"{plan.microbatches} x {plan.microbatch_rows} rows of {plan.row_length} tokens; {start} in {run.folder}"
     )
