@@ -14,8 +14,9 @@ from jax import Array
 
 from zephyr_jax.model.attention.dense import SegmentInfo, dense_attention
 from zephyr_jax.model.config import ModelConfig
-from zephyr_jax.model.decoder import Compute, DecoderBlock, abstract_model
+from zephyr_jax.model.decoder import Compute, DecoderBlock, abstract_model, build
 from zephyr_jax.model.layers import rms_norm, rotary
+from zephyr_jax.model.weight_format import PLAIN, WeightFormat, stored_weights
 
 
 class FlatWeights(NamedTuple):
@@ -50,26 +51,24 @@ class _Names(tuple[str | None, ...]):
     """Logical axes of one array; a leaf to JAX, unlike a plain tuple."""
 
 
-def _is_axes(value: Any) -> bool:
-    return isinstance(value, tuple)
-
-
 @dataclass(frozen=True)
 class CachedModel:
     """A model without its weights. Hashable: a static argument of jitted functions."""
 
     config: ModelConfig
     compute: Compute
+    weight_format: WeightFormat = PLAIN
 
     def flatten(self, parameters: Any) -> FlatWeights:
         """Weights for generation from training's, with the same shardings. Call it under `jax.jit`."""
         dtype, constrain = self.compute.dtype, self.compute.placement.constrain
+        stored = self._stored_weights()["decoder"]
 
         def layer(index: int) -> Any:
             return jax.tree.map(
-                lambda leaf, in_float32: leaf[index] if in_float32 else leaf[index].astype(dtype),
+                lambda leaf, weight: leaf[index].astype(dtype) if weight.is_cast else leaf[index],
                 parameters["decoder"],
-                self._metadata("in_float32")["decoder"],
+                stored,
             )
 
         embedding = parameters["embedding"].astype(dtype)
@@ -81,21 +80,14 @@ class CachedModel:
 
     def stored_axes(self) -> FlatWeights:
         """Logical axes of every weight; each is one leaf."""
-        layer = jax.tree.map(lambda names: _Names(names[1:]), self._metadata("axes")["decoder"], is_leaf=_is_axes)
+        layer = jax.tree.map(lambda weight: _Names(weight.axes[1:]), self._stored_weights()["decoder"])
         layers = tuple(layer for _ in range(self.config.num_layers))
         stored, V, D = self.compute.placement.stored_axes, self.config.vocab_size, self.config.d_model
         embedding, unembedding = stored(("vocab", "embed"), (V, D)), stored(("embed", "vocab"), (D, V))
         return FlatWeights(_Names(embedding), layers, _Names(("norm",)), _Names(unembedding))
 
-    def _metadata(self, name: str) -> Any:
-        """What the decoder declares of each parameter under `name`, as a pure dict."""
-        _, state = abstract_model(self.config, self.compute)
-        values = jax.tree.map(
-            lambda variable: variable.replace(variable.get_metadata(name)),
-            state,
-            is_leaf=lambda leaf: isinstance(leaf, nnx.Variable),
-        )
-        return nnx.to_pure_dict(values)
+    def _stored_weights(self) -> Any:
+        return stored_weights(self.config, abstract_model(self.config, self.compute)[1], self.weight_format)
 
     def empty_cache(self, rows: int, slots: int) -> KVCache:
         """An empty cache. Call it under `jax.jit`."""
@@ -142,7 +134,7 @@ class CachedModel:
                 key_BJKH, value_BJKH = (past[index].transpose(0, 2, 1, 3) for past in (keys, values))
                 return dense_attention(q_BLNH, key_BJKH, value_BJKH, info, slots_info, config.sliding_window)
 
-            block: DecoderBlock = nnx.merge(definition, layer)
+            block: DecoderBlock = build(definition, layer)
             x_BLD = block(x_BLD, rope, attend, placement)
         return rms_norm(x_BLD, weights.norm, config.norm_eps), KVCache(tuple(keys), tuple(values), slots_info)
 

@@ -30,6 +30,7 @@ from zephyr_jax.model.layers import (
     rotary,
     weight,
 )
+from zephyr_jax.model.lora import BASE, adapted
 from zephyr_jax.model.remat import INPUT, checkpointed
 
 
@@ -137,7 +138,15 @@ class Decoder(nnx.Module):
         # product has to be computed inside the loop, so the cast stays there; it is fused with the cast and costs nothing.
         if self.compute.dtype == jnp.float32:
             return weights
-        result: nnx.State[Any, Any] = jax.tree.map(lambda leaf: leaf * opaque_one.astype(leaf.dtype), weights)
+
+        def multiplied(path: tuple[Any, ...], leaf: Array) -> Array:
+            # Codes stay: the product of their scales keeps the dequantization inside the loop. A base in the compute dtype has no
+            # cast, and its product would be a copy.
+            is_cast = leaf.dtype != self.compute.dtype or getattr(path[-1], "key", "") != BASE
+            is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
+            return leaf * opaque_one.astype(leaf.dtype) if is_float and is_cast else leaf
+
+        result: nnx.State[Any, Any] = jax.tree_util.tree_map_with_path(multiplied, weights)
         return result
 
     def _embed(self, tokens_BL: Array) -> Array:
@@ -148,6 +157,11 @@ class Decoder(nnx.Module):
         table_VD = constrain(self.embedding[...].astype(self.compute.dtype), "vocab", "embed")
         x_BLD = constrain(table_VD[constrain(tokens_BL, "copy", "length")], "copy", "length", "embed")
         return constrain(x_BLD, "batch", "length", "model")
+
+
+def build(definition: nnx.GraphDef[Any], parameters: Any) -> Any:
+    """The module of a graph definition with these parameters, some of which may be nodes of `model.lora`."""
+    return nnx.merge(definition, adapted(parameters))
 
 
 def abstract_model(config: ModelConfig, compute: Compute) -> tuple[nnx.GraphDef[Any], nnx.State[Any, Any]]:

@@ -16,7 +16,7 @@ from jax import Array
 
 from zephyr_jax.batch import Axes
 from zephyr_jax.model.config import Activation, ModelConfig
-from zephyr_jax.model.linear import linear
+from zephyr_jax.model.lora import project
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -114,15 +114,14 @@ class Attention(nnx.Module):
 
     def project(self, x_BLD: Array, cosine: Array, sine: Array) -> tuple[Array, Array, Array]:
         """Rotated queries [B, L, N, H], rotated keys and values [B, L, K, H]."""
-        dtype = x_BLD.dtype
-        q_BLNH = linear(x_BLD, self.query[...].astype(dtype))
-        k_BLKH = linear(x_BLD, self.key[...].astype(dtype))
-        v_BLKH = linear(x_BLD, self.value[...].astype(dtype))
+        q_BLNH = project(x_BLD, self.query[...])
+        k_BLKH = project(x_BLD, self.key[...])
+        v_BLKH = project(x_BLD, self.value[...])
         return rotate(q_BLNH, cosine, sine), rotate(k_BLKH, cosine, sine), v_BLKH
 
     def merge(self, x_BLNH: Array) -> Array:
         """Output projection [B, L, D]."""
-        return linear(x_BLNH, self.output[...].astype(x_BLNH.dtype), 2)
+        return project(x_BLNH, self.output[...], 2)
 
 
 class FeedForward(nnx.Module):
@@ -138,7 +137,6 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x_BLD: Array, placement: Placement) -> Array:
         """down(activation(gate x) * up x), [B, L, D]."""
-        dtype = x_BLD.dtype
-        gate_BLF = ACTIVATIONS[self.activation](linear(x_BLD, self.gate[...].astype(dtype)))
-        hidden_BLF = placement.constrain(gate_BLF * linear(x_BLD, self.up[...].astype(dtype)), "batch", "length", "mlp")
-        return linear(hidden_BLF, self.down[...].astype(dtype))
+        gate_BLF = ACTIVATIONS[self.activation](project(x_BLD, self.gate[...]))
+        hidden_BLF = placement.constrain(gate_BLF * project(x_BLD, self.up[...]), "batch", "length", "mlp")
+        return project(hidden_BLF, self.down[...])

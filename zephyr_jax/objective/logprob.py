@@ -13,7 +13,7 @@ from jax import Array
 
 from zephyr_jax.batch import TokenBatch
 from zephyr_jax.model.attention.dense import SegmentInfo
-from zephyr_jax.model.decoder import Decoder
+from zephyr_jax.model.decoder import Decoder, build
 from zephyr_jax.objective.token_logprob import Chunking, token_logprob
 
 type Parameters = dict[str, Any]
@@ -47,7 +47,7 @@ def sequence_logprob(
         segments: S, segment slots of a row; static.
         chunk: Target tokens of a device whose logits exist at one time; static.
     """
-    model = nnx.merge(definition, parameters)
+    model: Decoder = build(definition, parameters)
     return _segment_logprob(
         model, model(batch.tokens, SegmentInfo(batch.segments, batch.positions)), batch, segments, chunk
     )
@@ -61,7 +61,7 @@ def sequence_logprob_and_greedy(
 
     All columns meet the unembedding here, `chunk` of each row at a time.
     """
-    model = nnx.merge(definition, parameters)
+    model: Decoder = build(definition, parameters)
     hidden_BLD = model(batch.tokens, SegmentInfo(batch.segments, batch.positions))
     next_BL, _, member_BLS = _next_tokens(batch, segments)
     unembedding_DV = model.unembedding_DV.astype(hidden_BLD.dtype)

@@ -5,10 +5,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import jax
-from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -35,6 +34,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "layers": None,
     "norm": None,
     "head_dim": None,
+    "rank": None,
     "embed": "fsdp",
     "embed_of_undivided_vocab": ("fsdp", "tensor"),
     "vocab": "tensor",
@@ -135,22 +135,36 @@ def _log_devices(devices: str) -> None:
     logger.info("devices: %s", devices)
 
 
-def parameter_shardings(parameters: nnx.State[Any, Any], rules: ShardingRules) -> Any:
-    """Pure dict of shardings for the abstract parameters of a model (leaves carry their `axes`).
+class StoredArray(Protocol):
+    """What a sharding is made from; `model.weight_format.StoredWeight` is one."""
 
-    Raises InputError when a dimension other than the vocabulary does not divide by its mesh axis.
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the dimensions."""
+
+    @property
+    def axes(self) -> Axes:
+        """Their logical axes."""
+
+
+def parameter_shardings(weights: Any, rules: ShardingRules) -> Any:
+    """Shardings of parameters, in the same nested dicts.
+
+    Args:
+        weights: Nested dicts of `StoredArray`s.
+        rules: Of the mesh.
+
+    Raises:
+        InputError: A dimension other than the vocabulary does not divide by its mesh axis.
     """
 
-    def weight_sharding(path: tuple[Any, ...], variable: nnx.Variable[Any]) -> NamedSharding:
-        axes = rules.stored_axes(variable.get_metadata("axes"), variable.shape)
+    def weight_sharding(path: tuple[Any, ...], weight: StoredArray) -> NamedSharding:
+        axes = rules.stored_axes(weight.axes, weight.shape)
         name = ".".join(str(getattr(key, "key", key)) for key in path)
-        for axis, size in zip(axes, variable.shape, strict=True):
+        for axis, size in zip(axes, weight.shape, strict=True):
             if axis is not None:
                 rules.check_divides(axis, size, f"axis `{axis}` of weight {name}")
         return rules.sharding(*axes)
 
-    return nnx.to_pure_dict(
-        jax.tree_util.tree_map_with_path(
-            weight_sharding, parameters, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
-        )
-    )
+    shardings: Any = jax.tree_util.tree_map_with_path(weight_sharding, weights)
+    return shardings

@@ -49,8 +49,13 @@ class HfFields(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
 
 
-def parse_fields[F: HfFields](fields: type[F], hf_config: HfConfig) -> F:
-    """Check the types of the fields that a family reads.
+def parse_fields[F: HfFields](fields: type[F], hf_config: HfConfig, file: str = "config.json") -> F:
+    """Check the types of the fields that are read.
+
+    Args:
+        fields: Their names and types.
+        hf_config: The parsed file.
+        file: Its name, for messages.
 
     Raises:
         InputError: A required field is absent or null, or a field has a value of another type; names the field.
@@ -63,12 +68,12 @@ def parse_fields[F: HfFields](fields: type[F], hf_config: HfConfig) -> F:
         wrong = [problem for problem in error.errors() if problem["loc"][0] not in missing]
         if not wrong:
             raise InputError(
-                f"config.json lacks {', '.join(missing)}. Take the config.json that belongs to the weights."
+                f"{file} lacks {', '.join(missing)}. Take the {file.rpartition('/')[2]} that belongs to the weights."
             ) from error
         name, message, value = wrong[0]["loc"][0], wrong[0]["msg"], wrong[0]["input"]
         raise InputError(
-            f"Invalid {name} in config.json: expected {message.removeprefix('Input should be ')}, got {truncate_repr(value)}. "
-            "Take the config.json that belongs to the weights."
+            f"Invalid {name} in {file}: expected {message.removeprefix('Input should be ')}, got {truncate_repr(value)}. "
+            f"Take the {file.rpartition('/')[2]} that belongs to the weights."
         ) from error
 
 
