@@ -249,7 +249,10 @@ _USE = {
         "write a Hugging Face model folder, upload it to the hub",
         "models:ExportConfig",
         ".export.export",
-        examples=("runs/dpo --output my-zephyr", "runs/dpo --output my-zephyr --push_to OWNER/NAME"),
+        examples=(
+            "runs/dpo --output my-zephyr --push_to OWNER/NAME",
+            "runs/dpo --output my-adapter --format adapter",
+        ),
         positional="model.path",
     ),
 }

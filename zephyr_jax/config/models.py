@@ -6,16 +6,16 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from zephyr_jax.config.adapter import EvaluationOptions, InferenceOptions
 from zephyr_jax.config.constraints import ADVANCED, PositiveFloat, PositiveInt
 from zephyr_jax.config.sampling import MaxNewTokens, Temperature, TopK, TopKSamplingOptions, TopP
 from zephyr_jax.config.sections import (
     DATA,
     MODEL,
     DataOptions,
-    ForwardOptions,
     MeshOptions,
-    ScoringOptions,
     WeightsOptions,
+    unset,
 )
 from zephyr_jax.config.training_sections import DpoOptions
 from zephyr_jax.config.validation import require
@@ -25,6 +25,7 @@ _MODEL = {"model.path": MODEL}
 _REPOSITORY = re.compile(r"(?!.*(?:--|\.\.))\b[\w.-]+\b/\b[\w.-]{1,96}\b", re.ASCII)
 """A repository of the Hugging Face hub, with its owner."""
 _CONTEXT = "Maximum tokens of prompt and answer together"
+_SHARD_GIB = 4.0
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class EvaluateConfig:
 
     REQUIRED: ClassVar[dict[str, str]] = {**_MODEL, "data.path": DATA}
 
-    model: ScoringOptions = field(default_factory=ScoringOptions)
+    model: EvaluationOptions = field(default_factory=EvaluationOptions)
     data: DataOptions = field(default_factory=DataOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     dpo: DpoOptions = field(default_factory=DpoOptions)
@@ -86,7 +87,7 @@ class GenerateConfig(TopKSamplingOptions):
 
     REQUIRED: ClassVar[dict[str, str]] = _MODEL
 
-    model: ForwardOptions = field(default_factory=ForwardOptions)
+    model: InferenceOptions = field(default_factory=InferenceOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     prompts: tuple[str, ...] = ()
     """Prompts: user messages on the command line, instead of `data`."""
@@ -129,7 +130,7 @@ class ServeConfig:
 
     REQUIRED: ClassVar[dict[str, str]] = _MODEL
 
-    model: ForwardOptions = field(default_factory=ForwardOptions)
+    model: InferenceOptions = field(default_factory=InferenceOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     name: str | None = None
     """Model name for clients; default: the last part of `model.path`."""
@@ -157,7 +158,7 @@ class ChatConfig(TopKSamplingOptions):
 
     REQUIRED: ClassVar[dict[str, str]] = _MODEL
 
-    model: ForwardOptions = field(default_factory=ForwardOptions)
+    model: InferenceOptions = field(default_factory=InferenceOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     chat_template: str | None = None
     """Chat template, as in `data.chat_template`; default: the checkpoint's own, else `zephyr`."""
@@ -180,15 +181,30 @@ class ExportConfig:
     mesh: MeshOptions = field(default_factory=MeshOptions)
     output: str = ""
     """Output folder."""
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    format: Literal["merged", "adapter"] = "merged"
+    """What to write of a model with a LoRA adapter.
+
+    - `merged`: all weights, with the adapter merged into its base; also for models without an adapter.
+    - `adapter`: the adapter alone, in the format of peft and vLLM.
+    """
+    merge_into: Literal["original", "stored"] = "original"
+    """Base weights that the adapter is merged into.
+
+    - `original`: those of the base model's files.
+    - `stored`: those that training computed with, rounded by the base format; outputs equal those of the trained model.
+    """
+    base: str | None = field(default=None, metadata=ADVANCED)
+    """Format `adapter`: hub id or folder of the base model that adapter_config.json names; default: the model that the
+    run started from."""
+    dtype: Literal["bfloat16", "float16", "float32"] = unset("bfloat16")
     """Dtype of the written weights; training keeps float32. A weight beyond the dtype's range (65,504 in float16) is an
-    error.
+    error. Default: bfloat16, or float32 for format `adapter`.
 
     - `bfloat16`: two bytes a weight, with the range of float32.
     - `float16`: two bytes a weight, for hardware without bfloat16.
     - `float32`: four bytes a weight, as trained.
     """
-    max_shard_gib: PositiveFloat = field(default=4.0, metadata=ADVANCED)
+    max_shard_gib: PositiveFloat = field(default=_SHARD_GIB, metadata=ADVANCED)
     """Maximum size of a safetensors file in GiB."""
     license: str | None = None
     """License id of the model card, such as apache-2.0; default: the license in the base model's card, if it has one."""
@@ -200,6 +216,7 @@ class ExportConfig:
 
     def check(self) -> None:
         """Raise InputError for settings that contradict each other."""
+        self._check_format()
         if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
             raise InputError(
                 "license: expected a license id of the Hugging Face hub, such as apache-2.0, mit or other, got "
@@ -219,11 +236,37 @@ class ExportConfig:
             raise InputError(
                 "license is set without `model.path`: a complete export is uploaded as it is. Set the license in its README.md."
             )
+        if not self.model.path and self.format == "adapter":
+            raise InputError(
+                "format is `adapter` without `model.path`: a complete export is uploaded as it is. Pass the run: `--model.path "
+                "RUN`."
+            )
         if self.output.startswith("gs://"):
             raise InputError(
                 f"push_to needs an export on this machine's disk, got output {self.output}. Export without push_to, copy the "
                 f"folder (`gcloud storage cp -r {self.output} FOLDER`) and run `zephyr-jax export --output FOLDER --push_to "
                 f"{self.push_to}`."
+            )
+
+    def _check_format(self) -> None:
+        """Raise InputError for settings that have no effect on the format."""
+        if self.format == "merged" and self.base:
+            raise InputError(
+                f"base is {self.base} with format `merged`, which names no other model. Pass `--format adapter`, or leave base "
+                "unset."
+            )
+        if self.format == "adapter" and self.merge_into != "original":
+            raise InputError(
+                f"merge_into is `{self.merge_into}` with format `adapter`, which merges nothing. Pass one of them."
+            )
+        if self.format == "adapter" and self.max_shard_gib != _SHARD_GIB:
+            raise InputError(
+                f"max_shard_gib is {self.max_shard_gib:g} with format `adapter`, which is one file. Leave max_shard_gib unset."
+            )
+        if not self.model.path and self.merge_into != "original":
+            raise InputError(
+                f"merge_into is `{self.merge_into}` without `model.path`: a complete export is uploaded as it is. Pass the run: "
+                "`--model.path RUN`."
             )
 
 

@@ -15,7 +15,8 @@ class PlanConfig(DpoConfig):
     REQUIRED: ClassVar[dict[str, str]] = {}
 
     topology: str = "v5e:2x4"
-    """TPU topology of a slice: kind and grid, such as v5e:2x4, v5e:4x4, v6e:2x4, v5p:2x2x1."""
+    """TPU topology of a slice: kind and grid, such as v5e:1x1 (Colab), v5e:2x4, v6e:2x4, v5p:2x2x1; v2-8 and v3-8 are v2:2x2
+    and v3:2x2."""
     num_slices: PositiveInt = 1
     """Number of slices of that topology, connected by the data center network; each holds copies of the weights."""
     step: str | None = None
@@ -23,7 +24,7 @@ class PlanConfig(DpoConfig):
     reference table, else `sft`."""
     fit: bool = False
     """Search for the fastest settings that fit into memory: `batch.microbatch_rows`, `model.remat`, mesh, and dtypes of
-    gradients and moments."""
+    gradients and moments; of an adapter its base format (bfloat16, int8, nf4), and half its rank only if nothing fits."""
     model_preset: Literal["mistral-7b"] | None = None
     """Model sizes; default: those of the local folder `model.path`, or Mistral-7B's (with a note) without one. Nothing is
     downloaded.

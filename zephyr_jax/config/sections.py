@@ -35,6 +35,10 @@ class Remat(StrEnum):
     NONE = "none"
 
 
+BaseFormat = Literal["float32", "bfloat16", "int8", "int4", "nf4"]
+"""How the frozen weights below an adapter are stored."""
+
+
 class DefaultInt(int):
     """An int that nothing has set: a run that a command continues or looks at may replace it."""
 
@@ -71,6 +75,11 @@ class WeightsOptions:
     `dpo`."""
     revision: str | None = field(default=None, metadata=ADVANCED)
     """Hub revision (branch, tag or commit) of `path`. Set a commit for reproducible runs; default: the main branch."""
+    adapter: str | None = None
+    """LoRA adapter on top of `path`: a folder or hub id in PEFT's format. A `path` that holds only an adapter, or a run with
+    one, needs no setting."""
+    adapter_revision: str | None = field(default=None, metadata=ADVANCED)
+    """Hub revision (branch, tag or commit) of `adapter`; default: the main branch."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from zephyr_jax.config.adapter import AdapterOptions
 from zephyr_jax.config.constraints import ADVANCED, RESUMABLE, NonNegativeInt
 from zephyr_jax.config.sampling import Seed
 from zephyr_jax.config.sections import DATA, MODEL, DataOptions, MeshOptions, ModelOptions
@@ -33,6 +34,7 @@ class SftConfig:
     resume: bool = field(default=True, metadata=RESUMABLE)
     """Resume from the newest checkpoint in `output`; off: an error if `output` holds a run."""
     model: ModelOptions = field(default_factory=ModelOptions)
+    adapter: AdapterOptions = field(default_factory=AdapterOptions)
     data: DataOptions = field(default_factory=DataOptions)
     batch: BatchOptions = field(default_factory=BatchOptions)
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)

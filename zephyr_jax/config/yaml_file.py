@@ -137,7 +137,24 @@ def from_dict[C](kind: type[C], content: Any, where: str, prefix: str = "") -> C
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain nested dict of every setting, ready for YAML or JSON."""
-    return asdict(config, dict_factory=lambda items: {name: settled(value) for name, value in items})
+    return asdict(config, dict_factory=lambda items: {name: _plain(value) for name, value in items})
+
+
+def _plain(value: Any) -> Any:
+    """A setting as YAML and JSON give it back: tuples are lists there."""
+    return list(value) if isinstance(value, tuple) else settled(value)
+
+
+def fill_missing(saved: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """A saved nested dict of settings with the defaults of those that it lacks: settings that a later version added."""
+    filled = dict(saved)
+    for name, default in defaults.items():
+        value = saved.get(name)
+        if name not in saved:
+            filled[name] = default
+        elif isinstance(value, dict) and isinstance(default, dict):
+            filled[name] = fill_missing(value, default)
+    return filled
 
 
 def save_card(config: Any, path: Path) -> None:
