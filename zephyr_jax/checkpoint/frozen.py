@@ -64,7 +64,8 @@ def check_frozen(saved: Mapping[str, Any], frozen: Parameters, run: Path) -> Non
     if current != expected:
         raise InputError(
             f"The frozen weights of {run} are those of {saved['config']['model']['path']}: expected weights "
-            f"{expected['weights']}, got {current['weights']}. Put the model back that the run started from."
+            f"{expected['weights']}, got {current['weights']}. Put the model back that the run started from, or name a copy of "
+            f"it (`--model.path COPY --model.adapter {run}`)."
         )
 
 

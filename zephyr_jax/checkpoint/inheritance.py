@@ -19,8 +19,9 @@ from zephyr_jax.chat.template_probe import probe_conversations, prompts_of
 from zephyr_jax.chat.template_source import own_template
 from zephyr_jax.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
+from zephyr_jax.checkpoint.opened import OpenedModel
 from zephyr_jax.checkpoint.provenance import Record, chain
-from zephyr_jax.checkpoint.resolve import ModelSource, OpenedModel, check_vocabulary
+from zephyr_jax.checkpoint.resolve import ModelSource, check_vocabulary
 from zephyr_jax.config.models import EvaluateConfig
 from zephyr_jax.config.sections import DataOptions, ForwardOptions, is_unset, settled
 from zephyr_jax.config.training import SftConfig

@@ -243,6 +243,14 @@ def cache_folder(name: str) -> pathlib.Path:
     return pathlib.Path(home) / "zephyr-jax" / name
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder of files, local or gs://; nothing happens where it does not exist."""
+    for name in list_names(folder) if folder.exists() else ():
+        (folder / name).unlink()
+    if not is_remote(folder) and folder.exists():
+        folder.rmdir()
+
+
 def move_folder(source: Path, target: Path) -> None:
     """Move a folder to a path that does not exist."""
     if is_remote(source):

@@ -1,5 +1,6 @@
 """Range check before weights are written in a narrower dtype: a value beyond its range would become infinity."""
 
+from collections.abc import Iterable
 from functools import lru_cache, partial, reduce
 from operator import getitem
 from typing import Any
@@ -11,16 +12,16 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
 from zephyr_jax.errors import InputError
-from zephyr_jax.model.config import ModelConfig
-from zephyr_jax.model.families.registry import tensors_of
+from zephyr_jax.model.families.tensors import HfTensor
 
 
-def check_range(parameters: Any, config: ModelConfig, kind: np.dtype) -> None:
+def check_range(parameters: Any, tensors: Iterable[HfTensor], num_layers: int, kind: np.dtype) -> None:
     """Check that `kind` can hold every value.
 
     Args:
         parameters: Pure dict of float32 global arrays.
-        config: Names the tensors.
+        tensors: Those to check.
+        num_layers: Layers of the model.
         kind: Dtype to write; float32 holds every value.
 
     Raises:
@@ -29,10 +30,10 @@ def check_range(parameters: Any, config: ModelConfig, kind: np.dtype) -> None:
     if kind == np.float32:
         return
     limit = float(jnp.finfo(kind).max)
-    for tensor in tensors_of(config):
+    for tensor in tensors:
         value = reduce(getitem, tensor.path, parameters)
         largest = np.atleast_1d(jax.device_get(_largest(value.sharding, tensor.stacked)(value)))
-        for name, magnitude in zip(tensor.names(config.num_layers), largest.tolist(), strict=True):
+        for name, magnitude in zip(tensor.names(num_layers), largest.tolist(), strict=True):
             if magnitude > limit:
                 raise InputError(
                     f"Tensor {name} does not fit into {kind.name}: expected magnitudes of at most {limit:g}, got "

@@ -19,6 +19,9 @@ import numpy as np
 from jax import Array
 
 from zephyr_jax.checkpoint.hf.dtype_range import check_range
+from zephyr_jax.checkpoint.hf.peft_config import PeftAdapter, adapter_config
+from zephyr_jax.checkpoint.hf.peft_files import adapter_tensors
+from zephyr_jax.checkpoint.hf.weight_files import ADAPTER
 from zephyr_jax.checkpoint.hf.writer import TensorSource, write_safetensors
 from zephyr_jax.errors import InputError
 from zephyr_jax.model.config import ModelConfig
@@ -56,13 +59,51 @@ def export_folder(
     Raises:
         InputError: `out` exists, or (on every process) a tensor has a value that `dtype` cannot hold.
     """
+    config_json = {**hf_config, "dtype": dtype, "torch_dtype": dtype}
+    tensors = tensors_of(model_config)
+    _export(
+        out, parameters, tensors, model_config.num_layers, dtype, {**files, "config.json": config_json}, max_file_bytes
+    )
+
+
+def export_adapter_folder(
+    out: Path, parameters: Any, model_config: ModelConfig, adapter: PeftAdapter, files: dict[str, Any], *, dtype: str
+) -> None:
+    """Write an adapter as peft and vLLM read it. All processes call this and return when it is done; process 0 writes.
+
+    Args:
+        out: The folder to make.
+        parameters: Nested dicts of float32 global arrays; only `lora_a` and `lora_b` of the adapted projections are read.
+        model_config: Configuration of the base model.
+        adapter: What adapter_config.json holds.
+        files: Further files by name: JSON objects, text, or local paths to copy.
+        dtype: Of the weights: float32, which keeps every bit, or bfloat16.
+
+    Raises:
+        InputError: `out` exists, or (on every process) a tensor has a value that `dtype` cannot hold.
+    """
+    tensors = adapter_tensors(model_config, adapter.spec.targets)
+    files = {**files, ADAPTER: adapter_config(model_config, adapter)}
+    _export(out, parameters, tensors, model_config.num_layers, dtype, files, None, "adapter_model")
+
+
+def _export(
+    out: Path,
+    parameters: Any,
+    tensors: tuple[HfTensor, ...],
+    num_layers: int,
+    dtype: str,
+    files: dict[str, Any],
+    max_file_bytes: int | None,
+    stem: str = "model",
+) -> None:
     kind = np.dtype(jnp.dtype(dtype))
-    check_range(parameters, model_config, kind)
-    sources = _sources(parameters, model_config, kind)
+    check_range(parameters, tensors, num_layers, kind)
+    sources = _sources(parameters, tensors, num_layers, kind)
     if jax.process_index() == 0:
         with _new_folder(out) as folder:
-            write_safetensors(folder, sources, kind, max_file_bytes)
-            for name, content in {**files, "config.json": {**hf_config, "dtype": dtype, "torch_dtype": dtype}}.items():
+            write_safetensors(folder, sources, kind, max_file_bytes, stem)
+            for name, content in files.items():
                 _write_file(folder / name, content)
     else:
         for _, _, read in sources:
@@ -121,12 +162,12 @@ def _write_file(path: Path, content: Any) -> None:
         )
 
 
-def _sources(parameters: Any, model_config: ModelConfig, kind: np.dtype) -> list[TensorSource]:
+def _sources(parameters: Any, tensors: tuple[HfTensor, ...], num_layers: int, kind: np.dtype) -> list[TensorSource]:
     sources: list[TensorSource] = []
-    for tensor in tensors_of(model_config):
+    for tensor in tensors:
         value = reduce(getitem, tensor.path, parameters)
         sizes = value.shape[1:] if tensor.stacked else value.shape
-        for layer, name in enumerate(tensor.names(model_config.num_layers)):
+        for layer, name in enumerate(tensor.names(num_layers)):
             read = partial(_read_tensor, tensor, value, layer if tensor.stacked else None, kind)
             sources.append((name, tensor.hf_sizes(sizes), read))
     return sources

@@ -19,7 +19,7 @@ TOKENIZER_FILES = (
 )
 CHAT_TEMPLATES = "additional_chat_templates"
 """A folder beside the tokenizer with one Jinja file per further template."""
-_WEIGHTS = ["model*.safetensors", "model.safetensors.index.json"]
+_WEIGHTS = ["model*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"]
 _DOWNLOAD = [
     "config.json",
     "generation_config.json",

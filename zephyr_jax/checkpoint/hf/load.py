@@ -1,18 +1,17 @@
 """Loading a Hugging Face folder into sharded arrays: each process reads only the rows that its devices hold, tensor by tensor."""
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import lru_cache, partial, reduce
-from operator import getitem
+from functools import reduce
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
+from zephyr_jax.checkpoint.convert import LayerChange, StackedTarget
 from zephyr_jax.checkpoint.hf.weight_files import TensorFiles
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.families.registry import tensors_of
@@ -20,17 +19,23 @@ from zephyr_jax.model.families.tensors import HfTensor
 from zephyr_jax.storage.files import Path
 
 
-def load_parameters(folder: Path, config: ModelConfig, abstract: Any, shardings: Any) -> Any:
-    """Read all parameters. Besides what the devices hold, host memory needs this process's shard of one tensor and a few MiB.
+def load_parameters(
+    folder: Path, config: ModelConfig, abstract: Any, shardings: Any, changes: Sequence[LayerChange] = ()
+) -> Any:
+    """Read all weights in the format of `abstract`; parts of adapters in it are left out.
+
+    Besides what the devices hold, host memory needs this process's shard of one tensor and a few MiB, and devices one tensor in
+    float32 where it is quantized or merged.
 
     Args:
         folder: Hugging Face folder.
         config: Configuration of the model.
-        abstract: Pure dict of shapes.
+        abstract: Pure dict of shapes and dtypes.
         shardings: Pure dict of shardings, of the same structure.
+        changes: What is done to each layer as it is read, in this order.
 
     Returns:
-        Pure dict of float32 global arrays.
+        Pure dict of global arrays.
 
     Raises:
         InputError: Tensors are missing, unknown or of another size; names them.
@@ -40,13 +45,13 @@ def load_parameters(folder: Path, config: ModelConfig, abstract: Any, shardings:
     try:
         files.check(config)
         for tensor in tensors_of(config):
-            sizes: tuple[int, ...] = reduce(getitem, tensor.path, abstract).shape
-            sharding: NamedSharding = reduce(getitem, tensor.path, shardings)
+            target = StackedTarget.of(tensor, abstract, shardings, changes)
             names = tensor.names(config.num_layers)
             if tensor.stacked:
-                value = _load_stacked(files, tensor, names, sizes, sharding)
+                value = target.stack(_load_layers(files, target, names))
             else:
-                value = _load_tensor(files, tensor, names[0], sizes, sharding)
+                sizes, dtype = target.abstract.shape, target.abstract.dtype
+                value = _load_tensor(files, tensor, names[0], sizes, target.shardings, dtype)
             *parents, name = tensor.path
             reduce(lambda tree, key: tree.setdefault(key, {}), parents, parameters)[name] = value
     finally:
@@ -54,38 +59,21 @@ def load_parameters(folder: Path, config: ModelConfig, abstract: Any, shardings:
     return parameters
 
 
-def _load_stacked(
-    files: TensorFiles, tensor: HfTensor, names: list[str], sizes: tuple[int, ...], sharding: NamedSharding
-) -> Array:
-    """A parameter of all layers [Y, ...], filled layer by layer: stacking loaded layers would hold two copies."""
-    layer_sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-    stacked = _zeros(sizes, sharding)()
-    for index, name in enumerate(names):
-        layer = _load_tensor(files, tensor, name, sizes[1:], layer_sharding)
-        stacked = jax.block_until_ready(_set_layer(stacked, layer, index))
-    return stacked
-
-
-@lru_cache
-def _zeros(sizes: tuple[int, ...], sharding: NamedSharding) -> Callable[[], Array]:
-    return jax.jit(partial(jnp.zeros, sizes, jnp.float32), out_shardings=sharding)
-
-
-@partial(jax.jit, donate_argnums=0)
-def _set_layer(stacked: Array, layer: Array, index: int) -> Array:
-    result: Array = jax.lax.dynamic_update_index_in_dim(stacked, layer, index, 0)
-    return result
+def _load_layers(files: TensorFiles, target: StackedTarget, names: list[str]) -> Iterator[Array]:
+    sizes, sharding, dtype = target.layer_sizes, target.layer_sharding, target.layer_dtype
+    for name in names:
+        yield _load_tensor(files, target.tensor, name, sizes, sharding, dtype)
 
 
 def _load_tensor(
-    files: TensorFiles, tensor: HfTensor, name: str, sizes: tuple[int, ...], sharding: NamedSharding
+    files: TensorFiles, tensor: HfTensor, name: str, sizes: tuple[int, ...], sharding: NamedSharding, dtype: Any
 ) -> Array:
-    """One Hugging Face tensor as a float32 global array, without a layer axis."""
+    """One Hugging Face tensor as a global array of `dtype`, without a layer axis."""
     indices = {
         device: tuple(slice(*part.indices(size)[:2]) for part, size in zip(index or (), sizes, strict=True))
         for device, index in sharding.addressable_devices_indices_map(sizes).items()
     }
-    blocks = {index: np.empty([part.stop - part.start for part in index], np.float32) for index in indices.values()}
+    blocks = {index: np.empty([part.stop - part.start for part in index], dtype) for index in indices.values()}
     files.fill(name, [(tensor.hf_index(sizes, index), tensor.hf_view(block)) for index, block in blocks.items()])
     shards: dict[jax.Device, Array] = {}
     for index in list(blocks):

@@ -24,7 +24,8 @@ from zephyr_jax.storage.strict_json import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
-_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+ADAPTER_WEIGHTS, ADAPTER_PICKLE = "adapter_model.safetensors", "adapter_model.bin"
+_ADAPTER_WEIGHTS = (ADAPTER_WEIGHTS, ADAPTER_PICKLE)
 _SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
 _COMPUTED = "rotary_emb.inv_freq"  # older exports store this; it is a function of the config
 
@@ -75,7 +76,7 @@ class TensorFiles:
         """
         if config.tie_embeddings:
             self._check_tied(config)
-        expected = _expected_sizes(config)
+        expected = expected_sizes(config)
         unknown = [name for name in self.names - expected.keys() if not name.endswith(_COMPUTED)]
         missing = expected.keys() - self.names
         if missing or unknown:
@@ -114,6 +115,12 @@ class TensorFiles:
 
 type _Stored = tuple[TensorFile, str]
 """A file and a tensor's name in it."""
+
+
+def holds_adapter_only(names: list[str]) -> bool:
+    """Whether a folder with these files holds a PEFT adapter and no model below it."""
+    weights = [name for name in names if name.endswith(".safetensors") and name not in _ADAPTER_WEIGHTS]
+    return ADAPTER in names and not weights
 
 
 def check_no_adapter(folder: Path, names: list[str]) -> None:
@@ -239,7 +246,7 @@ def _equal(one: _Stored, other: _Stored) -> bool:
     return all(np.array_equal(mine, theirs, equal_nan=True) for mine, theirs in pieces)
 
 
-def _expected_sizes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def expected_sizes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Hugging Face's tensor names and their sizes."""
     abstract: Any = nnx.to_pure_dict(abstract_model(config, Compute())[1])
     expected: dict[str, tuple[int, ...]] = {}

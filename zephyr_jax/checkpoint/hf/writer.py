@@ -18,32 +18,35 @@ type TensorSource = tuple[str, tuple[int, ...], Callable[[], np.ndarray]]
 _NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
-def write_safetensors(folder: Path, sources: list[TensorSource], kind: np.dtype, limit: int) -> None:
+def write_safetensors(
+    folder: Path, sources: list[TensorSource], kind: np.dtype, limit: int | None, stem: str = "model"
+) -> None:
     """Write safetensors files, and an index where there are several.
 
     Args:
         folder: Where to write.
         sources: The tensors, in order.
         kind: Dtype of all of them.
-        limit: Bytes per file, except for a single tensor that is larger.
+        limit: Bytes per file, except for a single tensor that is larger; None for one file.
+        stem: Of the files' names.
     """
     files = _divide(sources, kind.itemsize, limit)
-    names = [_file_name(number, len(files)) for number in range(1, len(files) + 1)]
+    names = [_file_name(stem, number, len(files)) for number in range(1, len(files) + 1)]
     for name, part in zip(names, files, strict=True):
         _write_file(folder / name, part, kind)
     if len(files) > 1:
         total = sum(math.prod(sizes) for _, sizes, _ in sources) * kind.itemsize
         weight_map = {source[0]: name for name, part in zip(names, files, strict=True) for source in part}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        write_atomic(folder / "model.safetensors.index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
+        write_atomic(folder / f"{stem}.safetensors.index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _divide(sources: list[TensorSource], itemsize: int, limit: int) -> list[list[TensorSource]]:
+def _divide(sources: list[TensorSource], itemsize: int, limit: int | None) -> list[list[TensorSource]]:
     files: list[list[TensorSource]] = [[]]
     used = 0
     for source in sources:
         size = math.prod(source[1]) * itemsize
-        if files[-1] and used + size > limit:
+        if files[-1] and limit is not None and used + size > limit:
             files.append([])
             used = 0
         files[-1].append(source)
@@ -51,8 +54,8 @@ def _divide(sources: list[TensorSource], itemsize: int, limit: int) -> list[list
     return files
 
 
-def _file_name(number: int, count: int) -> str:
-    return "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+def _file_name(stem: str, number: int, count: int) -> str:
+    return f"{stem}.safetensors" if count == 1 else f"{stem}-{number:05d}-of-{count:05d}.safetensors"
 
 
 def _write_file(path: Path, part: list[TensorSource], kind: np.dtype) -> None:

@@ -1,0 +1,197 @@
+"""adapter_model.safetensors of a PEFT adapter: its tensors checked, loaded into sharded arrays, and written.
+
+A is stored as [rank, inputs] and B as [outputs, rank], one of each per layer and projection. That is the layout of Hugging Face's
+projections, so that each is an `HfTensor` of the parameters `lora_a` and `lora_b`.
+"""
+
+from collections.abc import Iterable
+from functools import reduce
+from operator import getitem
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from zephyr_jax.checkpoint.hf.reader import KINDS, TensorFile, new_pool
+from zephyr_jax.checkpoint.hf.weight_files import ADAPTER, ADAPTER_PICKLE, ADAPTER_WEIGHTS, expected_sizes
+from zephyr_jax.errors import InputError, join_items
+from zephyr_jax.model.config import ModelConfig
+from zephyr_jax.model.families.targets import projections_of
+from zephyr_jax.model.families.tensors import HfTensor
+from zephyr_jax.model.lora import LORA_A, LORA_B, LoraSpec
+from zephyr_jax.storage.files import Path, list_names
+
+_PREFIX = "base_model.model."
+_ADAPTER_NAME = ".default.weight"
+_OTHER_FEATURES = {
+    "lora_magnitude_vector": "DoRA",
+    "lora_embedding_": "adapters of embeddings",
+    "embed_tokens": "trained embeddings",
+    "lm_head": "a trained unembedding",
+    "modules_to_save": "modules_to_save",
+    "lora_diag": "KaSA",
+    ".bias": "biases",
+}
+"""Part of a tensor's name -> the feature of peft that has such tensors."""
+
+
+def adapter_tensors(config: ModelConfig, targets: Iterable[str]) -> tuple[HfTensor, ...]:
+    """A and B of the adapted projections with peft's tensor names.
+
+    Args:
+        config: Of the base model.
+        targets: Dotted names of the projections below `decoder`.
+    """
+    projections = projections_of(config)
+    return tuple(
+        HfTensor((*tensor.path, part), f"{_PREFIX}{tensor.name.removesuffix('.weight')}.{name}.weight", inputs)
+        for tensor in (projections[target] for target in targets)
+        for part, name, inputs in ((LORA_A, "lora_A", tensor.inputs), (LORA_B, "lora_B", 1))
+    )
+
+
+class AdapterFile:
+    """The tensors of an adapter folder by peft's name, also where the file has the name of peft's default adapter in it.
+
+    Raises InputError where the file is missing, damaged, of another format, or has tensors of other features of peft.
+    """
+
+    def __init__(self, folder: Path, config: ModelConfig):
+        self.path, self._config = folder / ADAPTER_WEIGHTS, config
+        names = list_names(folder)
+        if ADAPTER_WEIGHTS not in names:
+            pickle = f" {ADAPTER_PICKLE} is a pickle, which is not read: save it again as safetensors with peft."
+            raise InputError(
+                f"Expected {ADAPTER_WEIGHTS} beside {ADAPTER} in {folder}, got {join_items(names) or 'an empty folder'}."
+                f"{pickle if ADAPTER_PICKLE in names else ' Copy it from the source of the adapter.'}"
+            )
+        self._file = TensorFile(self.path)
+        self._stored: dict[str, str] = {}
+        for stored in self._file.entries:
+            name = stored.replace(_ADAPTER_NAME, ".weight") if stored.endswith(_ADAPTER_NAME) else stored
+            if name in self._stored:
+                raise InputError(
+                    f"{self.path} holds a tensor twice: {self._stored[name][:120]} and {stored[:120]}. Copy it again from its "
+                    "source."
+                )
+            self._stored[name] = stored
+        self.targets = self._targets()
+        """Dotted names of the projections that have tensors, in the model's order."""
+
+    def _targets(self) -> tuple[str, ...]:
+        projections = {target: adapter_tensors(self._config, [target]) for target in projections_of(self._config)}
+        names = {
+            target: {name for tensor in tensors for name in tensor.names(self._config.num_layers)}
+            for target, tensors in projections.items()
+        }
+        targets = tuple(target for target, expected in names.items() if expected & self._stored.keys())
+        expected = {name for target in targets for name in names[target]}
+        missing, unknown = sorted(expected - self._stored.keys()), sorted(self._stored.keys() - expected)
+        if missing or unknown or not targets:
+            parts = [_counted(missing, "missing"), _counted(unknown, "unknown")]
+            raise InputError(
+                f"The tensors in {self.path} are not a LoRA adapter of all {self._config.num_layers} layers of this base model: "
+                f"{' and '.join(part for part in parts if part) or 'it holds none'}. {_advice(unknown)}"
+            )
+        return targets
+
+    def check(self, spec: LoraSpec) -> None:
+        """Raise InputError where a tensor is not of a float dtype, or not of the sizes that `spec` and the base model need."""
+        if self.targets != spec.targets:
+            raise InputError(
+                f"The adapter in {self.path} has other targets: expected {join_items(spec.targets)}, got "
+                f"{join_items(self.targets)}. Set the targets of the adapter."
+            )
+        base, projections = expected_sizes(self._config), projections_of(self._config)
+        for target in self.targets:
+            outputs, inputs = base[projections[target].name.format(0)]
+            a, b = adapter_tensors(self._config, [target])
+            for tensor, sizes in ((a, (spec.rank, inputs)), (b, (outputs, spec.rank))):
+                for name in tensor.names(self._config.num_layers):
+                    self._check_tensor(name, sizes, spec.rank)
+
+    def _check_tensor(self, name: str, sizes: tuple[int, ...], rank: int) -> None:
+        entry = self._file.entries[self._stored[name]]
+        if entry.sizes != sizes:
+            raise InputError(
+                f"Tensor {name} in {self.path} does not fit: expected sizes {sizes}, of r {rank} in {ADAPTER} and of this base "
+                f"model, got {entry.sizes}. Give the base model that the adapter was trained on."
+            )
+        if entry.kind not in KINDS:
+            raise InputError(
+                f"Unsupported dtype of tensor {name} in {self.path}: expected one of {join_items(KINDS)}, got {entry.kind}. "
+                "Save the adapter in one of them."
+            )
+
+    def read(self, tensor: HfTensor, sizes: tuple[int, ...]) -> np.ndarray:
+        """All layers of A or B.
+
+        Args:
+            tensor: Of `adapter_tensors`.
+            sizes: Of the parameter, with the layers.
+
+        Returns:
+            float32 of `sizes`.
+
+        Raises:
+            InputError: A value is NaN or infinite; names the tensor.
+        """
+        stacked = np.empty(sizes, np.float32)
+        with new_pool() as pool:
+            for layer, name in zip(stacked, tensor.names(len(stacked)), strict=True):
+                view = tensor.hf_view(layer)
+                self._file.fill(self._stored[name], [(tuple(slice(0, size) for size in view.shape), view)], pool)
+                if not np.isfinite(layer).all():
+                    count = np.count_nonzero(~np.isfinite(layer))
+                    raise InputError(
+                        f"Tensor {name} in {self.path} is not finite: expected numbers of float32, got {count} of "
+                        f"{layer.size} values that are NaN or infinite. Take an earlier checkpoint of the adapter."
+                    )
+        return stacked
+
+
+def _counted(names: list[str], kind: str) -> str:
+    return f"{len(names)} {kind} ({join_items((name[:120] for name in names), 3)})" if names else ""
+
+
+def _advice(unknown: list[str]) -> str:
+    features = {feature for part, feature in _OTHER_FEATURES.items() if any(part in name for name in unknown)}
+    if features:
+        return (
+            f"Tensors of {join_items(sorted(features))} are not supported. Choose an adapter without them, or merge it into its "
+            "base with peft (`merge_and_unload`) and use the merged folder."
+        )
+    return "Give the base model that the adapter was trained on; copy the adapter again if it lacks tensors of some layers."
+
+
+def load_adapter(folder: Path, config: ModelConfig, spec: LoraSpec, shapes: Any, shardings: Any) -> Any:
+    """Read A and B of every adapted projection. Each process reads all of the file, one stacked parameter at a time.
+
+    Args:
+        folder: The adapter's folder.
+        config: Of the base model.
+        spec: The adapter, of `read_adapter_config`.
+        shapes: Nested dicts of shapes, with `decoder.*.lora_a` [Y, *inputs, rank] and `lora_b` [Y, rank, *outputs] in them.
+        shardings: Nested dicts of shardings, of the same structure.
+
+    Returns:
+        Nested dicts of float32 global arrays: A and B only.
+
+    Raises:
+        InputError: On every process: tensors are missing, unknown, of other sizes or not finite; names them.
+    """
+    file = AdapterFile(folder, config)
+    file.check(spec)
+    parameters: dict[str, Any] = {}
+    for tensor in adapter_tensors(config, spec.targets):
+        sizes: tuple[int, ...] = reduce(getitem, tensor.path, shapes).shape
+        value = file.read(tensor, sizes)
+        *parents, name = tensor.path
+        node = reduce(lambda tree, key: tree.setdefault(key, {}), parents, parameters)
+        node[name] = _sharded(value, reduce(getitem, tensor.path, shardings))
+    return parameters
+
+
+def _sharded(value: np.ndarray, sharding: Any) -> Array:
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
