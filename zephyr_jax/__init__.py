@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from zephyr_jax.api.tokens import TokenizedSegment as TokenizedSegment
     from zephyr_jax.api.tokens import render as render
     from zephyr_jax.api.tokens import tokenize as tokenize
+    from zephyr_jax.config.adapter import AdapterOptions as AdapterOptions
+    from zephyr_jax.config.adapter import EvaluationOptions as EvaluationOptions
     from zephyr_jax.config.models import ExportConfig as ExportConfig
     from zephyr_jax.config.sampling import TopKSamplingOptions as TopKSamplingOptions
     from zephyr_jax.config.sections import DataOptions as DataOptions
@@ -57,6 +59,7 @@ else:
         "api.scoring": ("RowScores", "score"),
         "api.text": ("generate_text",),
         "api.tokens": ("TokenizedSegment", "render", "tokenize"),
+        "config.adapter": ("AdapterOptions", "EvaluationOptions"),
         "config.models": ("ExportConfig",),
         "config.sampling": ("TopKSamplingOptions",),
         "config.sections": (

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
 from zephyr_jax.config.training import SftConfig
 from zephyr_jax.data.examples import Examples
 from zephyr_jax.data.splits import load_splits
@@ -73,6 +72,7 @@ def _train(config: SftConfig, command: str) -> Path:
             evaluation=splits.get("evaluation"),
             identity=identity,
             on_start=on_start,
+            is_trainable=run.is_trainable,
         )
     return run.folder
 
@@ -83,7 +83,7 @@ def _reference_table(run: Run, folder: str, load: Callable[[], Parameters], comm
     if run.start:
         table_identity = Identity(**run.progress["identity"]["reference"])
     else:
-        table_identity = identity_of(config, run.tokenizer, weights_fingerprint(load()))
+        table_identity = identity_of(config, run.tokenizer, run.opened.reference_fingerprint(load()))
     return ReferenceTable(open_path(folder), table_identity, command, config.data.template_date)
 
 

@@ -9,7 +9,8 @@ import jax
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer as load_hf_tokenizer
 from zephyr_jax.checkpoint.inheritance import inherit_model, resolve, training_tokenizer
-from zephyr_jax.checkpoint.resolve import ModelSource, OpenedModel, find_model, tokenizer_only
+from zephyr_jax.checkpoint.opened import OpenedModel
+from zephyr_jax.checkpoint.resolve import ModelSource, find_model, tokenizer_only
 from zephyr_jax.config.sections import MODEL, DataOptions, ForwardOptions, MeshOptions, ScoringOptions, WeightsOptions
 from zephyr_jax.config.validation import validate
 from zephyr_jax.config.yaml_file import expand_home
@@ -41,7 +42,7 @@ class LoadedModel:
     opened: OpenedModel
     options: ScoringOptions
     parameters: Parameters
-    """Pure dict of float32 arrays."""
+    """Pure dict of arrays; projections with an adapter or in a quantized format are dicts of arrays, too."""
     data: DataOptions
     """As given to `load_model`; `tokenizer.data` has the inherited values."""
 
@@ -78,15 +79,17 @@ def load_model(
     """Load a model's weights onto a mesh.
 
     Args:
-        model: A Hugging Face folder or hub id, a run of `sft` or `dpo`, or a step of a run (`RUN/checkpoints/STEP`): a path, or
-            options with a revision or a compute dtype. An unset compute dtype is the run's, else bfloat16.
+        model: A Hugging Face folder or hub id, a run of `sft` or `dpo`, a step of a run (`RUN/checkpoints/STEP`), or a folder or
+            hub id of a LoRA adapter in PEFT's format: a path, or options with a revision, an adapter or a compute dtype. An unset
+            compute dtype is the run's, else bfloat16. `EvaluationOptions` also have the format that weights are stored in
+            (`base_format`, `block_size`), by default the one that an adapter was trained with, else float32.
         data: Chat template, targets, lengths and truncation of the rows that `score` takes; what is unset is the run's, else the
             default. Paths, splits and the other settings of files are not used.
         mesh: Sizes of the mesh; default: `fsdp` over all devices. With `fsdp` every generated token gathers the weights; with
             `MeshOptions(fsdp=1, tensor=-1)` none is gathered, where the number of devices divides heads, KV heads and `d_ff`.
 
     Returns:
-        The model with float32 weights.
+        The model with float32 weights, or with an adapter beside weights in their base format.
 
     Raises:
         InputError: The model cannot be used, does not divide into the mesh, or this process is one of several.

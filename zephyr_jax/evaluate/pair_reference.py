@@ -10,8 +10,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
-from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
-from zephyr_jax.checkpoint.resolve import ModelSource, check_vocabulary, open_model
+from zephyr_jax.checkpoint.opened import open_model
+from zephyr_jax.checkpoint.resolve import ModelSource, check_vocabulary
 from zephyr_jax.checkpoint.steps import list_steps, read_progress
 from zephyr_jax.data.examples import Examples
 from zephyr_jax.errors import InputError, join_items
@@ -54,7 +54,7 @@ def load_with_reference(opened: OpenedEvaluation[Any], examples: Examples) -> tu
         sums = _named_sums(opened, examples)
     parameters = opened.model.load_weights()
     if sums is None and config.reference:
-        weights = started_from(opened.source) or weights_fingerprint(parameters)
+        weights = started_from(opened.source) or opened.model.reference_fingerprint(parameters)
         sums = _table_sums(open_path(config.reference), _identity(opened, weights), examples)
     return parameters, sums
 
@@ -89,11 +89,17 @@ def started_from(source: ModelSource) -> str | None:
 def _model_sums(opened: OpenedEvaluation[Any], examples: Examples) -> np.ndarray:
     """A pass of the other model over all pairs; its weights are out of memory when this returns."""
     config = opened.config
-    options = replace(config.model, path=str(config.reference_model), revision=config.reference_revision)
+    options = replace(
+        config.model,
+        path=str(config.reference_model),
+        revision=config.reference_revision,
+        adapter=None,
+        adapter_revision=None,
+    )
     other = open_model(options, opened.rules)
     _check_same_tokens(opened.source, other.source, examples)
     parameters = other.load_weights()
-    _report(opened.source, f"log-probs of {other.source.asked}", weights_fingerprint(parameters))
+    _report(opened.source, f"log-probs of {other.source.asked}", other.reference_fingerprint(parameters))
     scorer = Scorer(
         model=other.abstract,
         parameters=parameters,

@@ -1,4 +1,4 @@
-"""`zephyr-jax export`: a run's weights as a Hugging Face folder that transformers and vLLM load."""
+"""`zephyr-jax export`: a run's weights as a Hugging Face folder that transformers and vLLM load, or its adapter for peft."""
 
 import json
 import logging
@@ -16,14 +16,16 @@ from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
 from zephyr_jax.checkpoint.hf.card import card_metadata
-from zephyr_jax.checkpoint.hf.export import check_new_folder, export_folder
+from zephyr_jax.checkpoint.hf.export import check_new_folder
 from zephyr_jax.checkpoint.hf.model_files import model_files
+from zephyr_jax.checkpoint.opened import open_model
 from zephyr_jax.checkpoint.provenance import FILE, Record, make_record, read_record
-from zephyr_jax.checkpoint.resolve import ModelSource, check_vocabulary, open_model
+from zephyr_jax.checkpoint.resolve import ModelSource, check_vocabulary
 from zephyr_jax.checkpoint.steps import check_step
 from zephyr_jax.config.models import ExportConfig
 from zephyr_jax.config.sections import ForwardOptions
 from zephyr_jax.errors import InputError
+from zephyr_jax.export.contents import load_contents
 from zephyr_jax.export.model_card import model_card
 from zephyr_jax.export.push import check_push, push
 from zephyr_jax.parallel.gather import write_barrier
@@ -64,19 +66,21 @@ def _export(config: ExportConfig) -> Path:
     out = open_path(config.output)
     check_folder_creatable(out if is_remote(out) else out.parent)
     check_new_folder(out, FILE)  # fail before the weights are read
-    opened = open_model(ForwardOptions(path=config.model.path, revision=config.model.revision), rules)
+    model = config.model
+    opened = open_model(ForwardOptions(model.path, model.revision, model.adapter, model.adapter_revision), rules)
     source = opened.source
     files = _files(source)  # these checks, too, come before the weights are read
-    parameters = opened.load_weights()
+    contents = load_contents(opened, config)
     step = check_step(source.run, source.step) if source.run else None
     record = make_record(
         "export",
         source.record if step is None else {**source.record, "step": step},
         output=config.output,
-        dtype=config.dtype,
+        dtype=contents.dtype,
         license=config.license,
-        weights=weights_fingerprint(parameters),
+        weights=weights_fingerprint(contents.parameters),
         files=_files_digest(files),
+        **contents.facts,
     )
     if broadcast_from_host0(_is_exported(out, record)):
         return out
@@ -87,10 +91,7 @@ def _export(config: ExportConfig) -> Path:
         has_template="chat_template.jinja" in files,
         rights={"license": config.license} if config.license else card_metadata(source.folder),
     )
-    limit = int(config.max_shard_gib * 2**30)
-    settings = files.pop("config.json")
-    extras = {**files, "README.md": card, FILE: record}
-    export_folder(out, parameters, source.model_config, settings, extras, dtype=config.dtype, max_file_bytes=limit)
+    contents.write(out, {**files, "README.md": card, FILE: record})
     return out
 
 
@@ -122,8 +123,8 @@ def _files(source: ModelSource) -> dict[str, Any]:
 def _is_exported(out: Path, record: Record) -> bool:
     """Whether `out` is an export of the same weights and files with the same settings, as when a job is repeated."""
     existing = read_record(out) if out.exists() else None
-    names = ("made_by", "dtype", "license", "weights", "files")
-    return existing is not None and all(existing.get(name) == record[name] for name in names)
+    names = ("made_by", "dtype", "license", "weights", "files", "format", "merge_into", "base_model", "base_revision")
+    return existing is not None and all(existing.get(name) == record.get(name) for name in names)
 
 
 def main(config: ExportConfig, command: str) -> str:

@@ -6,6 +6,7 @@ from zephyr_jax.checkpoint.inheritance import properties
 from zephyr_jax.checkpoint.provenance import Record, chain, read_record
 from zephyr_jax.config.models import LineageConfig
 from zephyr_jax.errors import InputError
+from zephyr_jax.export.names import describe_adapter
 from zephyr_jax.storage.files import open_path
 
 
@@ -48,8 +49,12 @@ def _facts(record: Record) -> dict[str, Any]:
         "rows": record.get("data"),
         "template": record.get("template") or data.get("chat_template"),
         **{f"{item.section}.{item.name}": (config.get(item.section) or {}).get(item.name) for item in properties()},
+        "adapter": describe_adapter(record),
         "weights": record.get("weights"),
         "dtype": record.get("dtype"),
+        "format": record.get("format"),
+        "merged into": record.get("merge_into") and f"{record['merge_into']} weights",
+        "base model": record.get("base_model"),
         "seed": config.get("seed"),
         "devices": record.get("devices"),
         "commit": record.get("commit"),

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from zephyr_jax.checkpoint.provenance import Record, chain
-from zephyr_jax.export.names import loading_code, stage_name
+from zephyr_jax.export.names import describe_adapter, loading_code, stage_name
 from zephyr_jax.methods.registry import METHODS
 from zephyr_jax.report.check import differing_settings
 from zephyr_jax.report.run_record import row_losses
@@ -20,6 +20,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.{0}
 model = AutoModelForCausalLM.{0}
+"""
+_LOAD_ADAPTER = """\
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.{0}
+model = AutoPeftModelForCausalLM.{0}
 """
 _CHAT = """\
 chat = [{"role": "user", "content": "Hello!"}]
@@ -58,32 +65,36 @@ def model_card(
     """
     links = chain(record)
     stages = [stage for stage in links if stage.get("made_by") in METHODS]
+    is_adapter = record.get("format") == "adapter"
     rights = {name: text for name in _LICENSE if isinstance(text := (rights or links[0]).get(name), str)}
     parts = [
-        f"---\n{_front_matter(links, stages, rights)}\n---",
+        f"---\n{_front_matter(links, stages, rights, is_adapter)}\n---",
         f"# {PurePosixPath(name).name}",
-        _about(links[0], stages, rights),
+        _about(links, stages, rights, is_adapter),
         *([_lineage(links)] if stages else []),
         *[_stage_section(stage) for stage in stages],
         *([_evaluation_section(evaluation, stages)] if evaluation else []),
-        _use_section(name, has_template),
+        _use_section(name, has_template, is_adapter),
         *([_LIMITS] if stages else []),
         f"## Made with\n\n{_made_with(record)}",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(links: list[Record], stages: list[Record], rights: dict[str, str]) -> str:
+def _front_matter(links: list[Record], stages: list[Record], rights: dict[str, str], is_adapter: bool) -> str:
     """Metadata of the hub as YAML: only what is known."""
     datasets = {str(data) for stage in stages if _is_hub_data(data := _config(stage, "data").get("path"))}
-    base = links[0].get("path")
+    base = links[0].get("path") if links[0].get("revision") else None
+    if is_adapter:
+        base = links[-1].get("base_model")
+    lora = ["lora"] if is_adapter else []
     return ModelCardData(
-        base_model=base if links[0].get("revision") and isinstance(base, str) and is_hub_id(base) else None,
+        base_model=base if isinstance(base, str) and is_hub_id(base) else None,
         datasets=sorted(datasets) or None,
         language=links[0].get("language"),
-        library_name="transformers",
+        library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-generation",
-        tags=["zephyr-jax", "alignment", *(stage["made_by"] for stage in stages)],
+        tags=["zephyr-jax", "alignment", *lora, *(stage["made_by"] for stage in stages)],
         license=rights.get("license"),
         license_name=rights.get("license_name"),
         license_link=rights.get("license_link"),
@@ -95,13 +106,16 @@ def _is_hub_data(path: Any) -> bool:
     return isinstance(path, str) and "/" in path and is_hub_id(path) and not LocalPath(path).exists()
 
 
-def _about(base: Record, stages: list[Record], rights: dict[str, str]) -> str:
+def _about(links: list[Record], stages: list[Record], rights: dict[str, str], is_adapter: bool) -> str:
+    base, kind = links[0], "A causal language model in the format of transformers"
+    if is_adapter:
+        kind = f"A LoRA adapter in the format of peft, of the model `{links[-1].get('base_model')}`"
     path = base.get("path") or "unknown weights"
     revision = f" (revision {base['revision']})" if base.get("revision") else ""
     training = ", then ".join(METHODS[stage["made_by"]].description for stage in stages) or "none"
     terms = rights.get("license_name") or rights.get("license") or "not set, see that of the base model"
     return (
-        f"A causal language model in the format of transformers, written by zephyr-jax.\n\n"
+        f"{kind}, written by zephyr-jax.\n\n"
         f"- Base model: `{path}`{revision}\n- Training: {training}\n"
         f"- License: {terms}; check those of the data sets, too"
     )
@@ -128,6 +142,8 @@ def _stage_section(record: Record) -> str:
         "chat template": data.get("chat_template"),
         "seed": record.get("config", {}).get("seed"),
         "devices": record.get("devices"),
+        "adapter": describe_adapter(record),
+        "adapted weights": ", ".join((record.get("adapter") or {}).get("targets", ())) or None,
     }
     method = METHODS[record["made_by"]]
     options = _config(record, method.options or "")
@@ -168,11 +184,12 @@ def _metric_rows(evaluation: dict[str, float], expected: dict[str, Any]) -> Iter
         yield f"| {name} | {value:.4g} | {'' if low is None else f'{low:g} to {high:g}'} |"
 
 
-def _use_section(name: str, has_template: bool) -> str:
+def _use_section(name: str, has_template: bool, is_adapter: bool) -> str:
     load, path = loading_code(name)
-    python = f"```python\n{_LOAD.format(load)}{_CHAT if has_template else _PLAIN}{_ANSWER}```"
+    python = f"```python\n{(_LOAD_ADAPTER if is_adapter else _LOAD).format(load)}{_CHAT if has_template else _PLAIN}{_ANSWER}```"
     shell = "".join(f"zephyr-jax {command} {path}" for command in ("chat ", "serve"))
-    return f"## Use\n\nWith transformers:\n\n{python}\n\nWith zephyr-jax:\n\n```bash\n{shell}```"
+    libraries = "transformers and peft" if is_adapter else "transformers"
+    return f"## Use\n\nWith {libraries}:\n\n{python}\n\nWith zephyr-jax:\n\n```bash\n{shell}```"
 
 
 def _made_with(record: Record) -> str:

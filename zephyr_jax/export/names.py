@@ -6,6 +6,7 @@ import shlex
 from pathlib import PurePosixPath
 
 from zephyr_jax.checkpoint.provenance import Record
+from zephyr_jax.model.quantize import CODE_DTYPES
 from zephyr_jax.storage.suggest import is_hub_id
 
 _LOADED = re.compile(r'AutoTokenizer\.from_pretrained\(("(?:[^"\\\n]|\\.)*")\)')
@@ -24,6 +25,18 @@ def rename_model(card: str, name: str) -> str:
     for old, new in zip(loading_code(json.loads(loaded[1])), loading_code(name), strict=True):
         card = card.replace(old, new)
     return card
+
+
+def describe_adapter(record: Record) -> str | None:
+    """Size, base format and start of the adapter that a run trained; None for other records."""
+    facts = record.get("adapter")
+    if not isinstance(facts, dict):
+        return None
+    scaling = ", rank-stabilized" if facts.get("use_rslora") else ""
+    block = f" (block size {facts.get('block_size')})" if facts.get("base_format") in CODE_DTYPES else ""
+    start = f", start {facts['start']}" if "start" in facts else ""
+    size = f"LoRA rank {facts.get('rank')}, alpha {facts.get('alpha'):g}{scaling}"
+    return f"{size} on a base in {facts.get('base_format')}{block}{start}"
 
 
 def stage_name(record: Record) -> str:

@@ -28,7 +28,14 @@ logger = logging.getLogger(__name__)
 
 _HIDDEN = (".*", "*/.*")
 """Files that are not uploaded, such as `.env`."""
-_REPLACED = ("model*.safetensors", "model.safetensors.index.json", *TOKENIZER_FILES)
+_REPLACED = (
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "config.json",
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    *TOKENIZER_FILES,
+)
 """Files of an earlier upload that are deleted where the export has no file of that name: loaders would read both."""
 _LOGIN = "Create a token with write access at https://huggingface.co/settings/tokens, then run `hf auth login` or set HF_TOKEN."
 _PROBLEMS = {

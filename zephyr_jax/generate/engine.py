@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zephyr_jax.checkpoint.resolve import AbstractModel
+from zephyr_jax.checkpoint.opened import AbstractModel
 from zephyr_jax.config.sampling import MAX_STOP_IDS, SamplingParams
 from zephyr_jax.errors import InputError
 from zephyr_jax.generate.decode import NON_FINITE, DecodeState, decode, prefill
@@ -99,7 +99,7 @@ class Engine:
         decode_steps: int = DECODE_STEPS,
     ):
         self._rules, self._decode_steps, self.context = rules, decode_steps, context
-        self._model = CachedModel(model.config, model.compute)
+        self._model = CachedModel(model.config, model.compute, model.weight_format)
         self._weights = jax.jit(self._model.flatten)(parameters)
         self._cache = jax.jit(partial(self._model.empty_cache, batch_size, num_slots(model.config, context)))()
         self._active: list[_ActiveRequest | None] = [None] * batch_size

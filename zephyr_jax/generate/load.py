@@ -17,11 +17,15 @@ from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.fingerprint_cache import weights_key
 from zephyr_jax.checkpoint.hf.model_files import check_declared_stops, declared_stops
 from zephyr_jax.checkpoint.inheritance import inherit_model, prompt_tokenizer
-from zephyr_jax.checkpoint.resolve import ModelSource, OpenedModel, check_vocabulary, find_model
+from zephyr_jax.checkpoint.opened import OpenedModel, inference_format
+from zephyr_jax.checkpoint.resolve import ModelSource, check_vocabulary, find_model
 from zephyr_jax.config.sampling import MAX_STOP_IDS
 from zephyr_jax.config.sections import ForwardOptions, MeshOptions
 from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.generate.engine import Engine, GenerationRequest, cache_bytes
+from zephyr_jax.model.config import ModelConfig
+from zephyr_jax.model.quantize import CODE_DTYPES
+from zephyr_jax.model.weight_format import WeightFormat
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.parallel.hosts import require_single_process
 from zephyr_jax.parallel.sharding import ShardingRules, init_devices
@@ -69,6 +73,7 @@ class TextModel:
             "weights": weights_key(self.source),
             "tokenizer": blake2b(self.tokenizer.backend_tokenizer.to_str().encode(), digest_size=16).hexdigest(),
             "compute_dtype": self.opened.options.compute_dtype,
+            "base_format": self.opened.weight_format.name,
         }
 
     def chat_tokenizer(self, template: str | None) -> ChatTokenizer:
@@ -151,11 +156,18 @@ def open_text_model(command: str, options: ForwardOptions, mesh: MeshOptions, ba
     options = inherit_model(command, options, source)
     rules = init_devices(mesh)
     if replace(mesh, emulated_devices=None) == MeshOptions():
-        config = source.model_config
-        tensor = math.gcd(jax.device_count(), config.num_heads, config.num_kv_heads, config.d_ff)
+        tensor = _tensor_parallelism(source.model_config, inference_format(source, options))
         rules = init_devices(replace(mesh, data=-1, fsdp=1, tensor=tensor))
     require_single_process(command)
     return text_model(OpenedModel(source, options, rules), batch_size)
+
+
+def _tensor_parallelism(config: ModelConfig, weight_format: WeightFormat) -> int:
+    """The largest number of shards of this machine's devices that divides heads, feed-forward and blocks of codes."""
+    sizes = [config.num_heads, config.num_kv_heads, config.d_ff]
+    if weight_format.base_format in CODE_DTYPES:
+        sizes += [count // weight_format.block_size for count in (config.num_heads * config.head_dim, config.d_ff)]
+    return math.gcd(jax.device_count(), *sizes)
 
 
 def text_model(opened: OpenedModel, batch_size: int) -> TextModel:

@@ -13,16 +13,16 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from zephyr_jax.chat.tokenizer import ChatTokenizer
-from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
 from zephyr_jax.checkpoint.fingerprint_cache import cache_fingerprint, find_fingerprint, weights_key
 from zephyr_jax.checkpoint.inheritance import resolve_settings
-from zephyr_jax.checkpoint.resolve import open_model
+from zephyr_jax.checkpoint.training_format import open_for_training
 from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.config.tables import ReferenceConfig, ReferenceVerifyConfig
 from zephyr_jax.config.training import SftConfig
 from zephyr_jax.data.splits import load_splits
 from zephyr_jax.errors import InputError
 from zephyr_jax.methods.registry import method_of
+from zephyr_jax.model.weight_format import WeightFormat
 from zephyr_jax.objective.logprob import VERSION
 from zephyr_jax.parallel.hosts import all_hosts_agree, barrier
 from zephyr_jax.parallel.sharding import init_devices
@@ -62,7 +62,7 @@ class ReferencePass:
         check_folder_creatable(root)
         self.root = open_path(root)
         self._rules.check_divides("batch", config.batch.rows_per_forward, "batch.microbatch_rows (or batch.rows)")
-        opened = open_model(config.model, self._rules)
+        opened = open_for_training(config.model, config.adapter, self._rules, config.seed).as_reference()
         self._source = opened.source
         tables = recorded_template_dates(root)
         config, self._opened, self._tokenizer = resolve_settings("reference", config, opened, tables=tables)
@@ -75,9 +75,13 @@ class ReferencePass:
     def _state(self) -> str:
         return weights_key(self._source)
 
+    @property
+    def _format(self) -> WeightFormat:
+        return self._opened.weight_format
+
     def full_table(self) -> ReferenceTable | None:
         """The table, if the fingerprint of the weights is cached and no pair is missing; else None."""
-        fingerprint = find_fingerprint(self._source, self._state)
+        fingerprint = find_fingerprint(self._source, self._state, self._format)
         if not all_hosts_agree(fingerprint is not None) or fingerprint is None:
             return None
         table = self._table(fingerprint)
@@ -88,8 +92,8 @@ class ReferencePass:
         """Load the weights; returns a scorer with them and their table."""
         state = self._state  # taken before the load, so that a change during it is noticed
         parameters = self._opened.load_weights()
-        fingerprint = weights_fingerprint(parameters)
-        cache_fingerprint(self._source, state, fingerprint)
+        fingerprint = self._opened.reference_fingerprint(parameters)
+        cache_fingerprint(self._source, state, self._format, fingerprint)
         config = self._config
         scorer = Scorer(
             model=self._opened.abstract,

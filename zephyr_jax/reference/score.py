@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from zephyr_jax.batch import TokenBatch
-from zephyr_jax.checkpoint.resolve import AbstractModel
+from zephyr_jax.checkpoint.opened import AbstractModel
 from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.data.examples import Examples
 from zephyr_jax.data.loader import BatchSource, iterate

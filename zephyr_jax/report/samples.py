@@ -13,9 +13,10 @@ from zephyr_jax.checkpoint.fingerprint_cache import weights_key
 from zephyr_jax.checkpoint.inheritance import open_tokenizer
 from zephyr_jax.checkpoint.provenance import chain
 from zephyr_jax.checkpoint.resolve import find_model
+from zephyr_jax.config.adapter import InferenceOptions
 from zephyr_jax.config.inspect import ReportConfig
 from zephyr_jax.config.models import GenerateConfig
-from zephyr_jax.config.sections import ModelOptions
+from zephyr_jax.config.sections import ModelOptions, WeightsOptions
 from zephyr_jax.config.training import SftConfig
 from zephyr_jax.config.yaml_file import from_dict
 from zephyr_jax.data.row_reader import Columns
@@ -50,7 +51,7 @@ def update_samples(config: SftConfig, folder: Path, num_prompts: int) -> bool:
     run, start = read_run(folder), time.perf_counter()
     name = run_name({**run.provenance, "output": str(folder)})
     label = name if run.last_saved == run.total_steps else f"{name}, step {run.last_saved:,}"
-    model = replace(config.model, path=str(folder), revision=None)
+    model = replace(config.model, path=str(folder), revision=None, adapter=None, adapter_revision=None)
     samples = read_samples(folder)
     if label in samples.models:
         if is_current(samples, model):
@@ -95,7 +96,8 @@ def _earlier_models(config: SftConfig, run: RunRecord, folder: Path) -> dict[str
     paths = {run_name(base): path if local else ""}
     for earlier in earlier_runs(run, folder):
         paths[run_name(earlier.provenance)] = str(earlier.provenance["output"]) if earlier.available else ""
-    models = {name: replace(config.model, path=path, revision=None) for name, path in paths.items()}
+    alone = replace(config.model, revision=None, adapter=None, adapter_revision=None)
+    models = {name: replace(alone, path=path) for name, path in paths.items()}
     return models | {list(models)[-1]: config.model}
 
 
@@ -113,7 +115,7 @@ def _try_generate(samples: SampleSet, config: SftConfig, name: str, model: Model
 def _generate(samples: SampleSet, config: SftConfig, name: str, model: ModelOptions) -> SampleSet:
     """The prompts with greedy samples of one more model."""
     settings = GenerateConfig(
-        model=model,
+        model=_inference_options(config, model),
         mesh=config.mesh,
         prompts=tuple(prompt.prompt for prompt in samples.prompts),
         chat_template=_fallback_template(config, model),
@@ -124,6 +126,20 @@ def _generate(samples: SampleSet, config: SftConfig, name: str, model: ModelOpti
     pairs = zip(samples.prompts, generate(settings), strict=True)
     prompts = (PromptSamples(p.prompt, (*p.samples, Sample(name, new.text, new.ended))) for p, new in pairs)
     return replace(samples, prompts=tuple(prompts))
+
+
+def _inference_options(config: SftConfig, model: ModelOptions) -> InferenceOptions:
+    """The model in the base format of the run's adapter, if it has one: what the run could hold in memory fits again."""
+    adapter = find_model(WeightsOptions(config.output)).adapter
+    return InferenceOptions(
+        path=model.path,
+        revision=model.revision,
+        adapter=model.adapter,
+        adapter_revision=model.adapter_revision,
+        compute_dtype=model.compute_dtype,
+        base_format=adapter.base_format if adapter else None,
+        block_size=adapter.block_size if adapter else None,
+    )
 
 
 def _fallback_template(config: SftConfig, model: ModelOptions) -> str | None:

@@ -9,15 +9,18 @@ import numpy as np
 import optax
 
 from zephyr_jax.batch import Batch, make_batch
-from zephyr_jax.checkpoint.resolve import AbstractModel, open_model
+from zephyr_jax.checkpoint.frozen import merge, split
+from zephyr_jax.checkpoint.opened import AbstractModel, open_model
 from zephyr_jax.checkpoint.steps import FOLDER, list_steps
+from zephyr_jax.checkpoint.training_format import open_for_training
 from zephyr_jax.config.training import DebugStepConfig, SftConfig
 from zephyr_jax.config.yaml_file import from_dict
 from zephyr_jax.data.batch_file import read_batch
 from zephyr_jax.errors import InputError, join_items
-from zephyr_jax.mean import WeightedMean
+from zephyr_jax.mean import Metrics, WeightedMean
 from zephyr_jax.methods.base import Method
 from zephyr_jax.methods.registry import METHODS, method_names
+from zephyr_jax.objective.example_loss import Objective
 from zephyr_jax.objective.logprob import Parameters, sequence_logprob
 from zephyr_jax.parallel.hosts import require_single_process
 from zephyr_jax.parallel.place import place_batch
@@ -70,16 +73,22 @@ def debug_step(config: DebugStepConfig) -> StepDiagnosis:
     settings, batch = _settings(method, facts["config"], config), make_batch(method.batch, arrays)
     step = _step(run, facts["step"], config.step)
     path = str(run / FOLDER / str(step)) if step else settings.model.path
-    opened = open_model(replace(settings.model, path=path), rules)
+    if step:
+        opened = open_model(
+            replace(settings.model, path=path, revision=None, adapter=None, adapter_revision=None), rules
+        )
+    else:
+        opened = open_for_training(settings.model, settings.adapter, rules, settings.seed)
     model, parameters = opened.abstract, opened.load_weights()
     rows = batch.rows.tokens.shape[1]
     rules.check_divides("batch", rows, "rows of the batch")
     placed = place_batch(rules, batch, rows)
     chunk = settings.model.logprob_chunk
     objective = method.objective(model.definition, settings, examples_per_row=facts["examples_per_row"], chunk=chunk)
-    totals, metrics = jax.jit(lambda weights, batch: accumulate(objective, weights, batch, model.shardings))(
-        parameters, placed
-    )
+    is_trainable = opened.weight_format.is_trainable
+    trainable, frozen = split(parameters, is_trainable)
+    shardings = split(model.shardings, is_trainable)[0]
+    totals, metrics = _gradients(objective, trainable, frozen, placed, shardings)
     weight = max(float(metrics["loss"].weight), 1.0)
     non_finite = [
         ".".join(str(key.key) for key in path)
@@ -94,6 +103,18 @@ def debug_step(config: DebugStepConfig) -> StepDiagnosis:
         non_finite=non_finite,
         logged=f"step {facts['step']}: {facts['what']}",
     )
+
+
+def _gradients(
+    objective: Objective, trainable: Parameters, frozen: Parameters, batch: Batch, shardings: Any
+) -> tuple[Parameters, Metrics]:
+    """Undivided gradients of the trainable weights, and metrics."""
+
+    def gradients(trainable: Parameters, frozen: Parameters, batch: Batch) -> tuple[Parameters, Metrics]:
+        return accumulate(lambda weights, rows: objective(merge(weights, frozen), rows), trainable, batch, shardings)
+
+    result: tuple[Parameters, Metrics] = jax.jit(gradients)(trainable, frozen, batch)
+    return result
 
 
 def _sort_key(example: tuple[str, float, str]) -> float:

@@ -9,19 +9,25 @@ import jax
 
 from zephyr_jax import startup
 from zephyr_jax.checkpoint.frozen import FROZEN, IsTrainable, check_frozen, frozen_record
+from zephyr_jax.checkpoint.hf.export import export_adapter_folder
 from zephyr_jax.checkpoint.hf.model_files import write_model_files
+from zephyr_jax.checkpoint.hf.peft_config import PeftAdapter
 from zephyr_jax.checkpoint.manager import CheckpointManager
+from zephyr_jax.checkpoint.opened import AbstractModel
 from zephyr_jax.checkpoint.provenance import Record, make_record, read_record, write_record
-from zephyr_jax.checkpoint.resolve import AbstractModel
+from zephyr_jax.checkpoint.resolve import INITIAL_ADAPTER
 from zephyr_jax.checkpoint.steps import Checkpoint, restore_latest_valid
+from zephyr_jax.checkpoint.training_format import training_record
 from zephyr_jax.config.training import SftConfig
 from zephyr_jax.config.yaml_file import save_card, to_dict
 from zephyr_jax.errors import InputError
+from zephyr_jax.model.lora import num_adapter_weights
 from zephyr_jax.objective.example_loss import Objective
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.parallel.devices import describe_devices
 from zephyr_jax.parallel.hosts import barrier
 from zephyr_jax.parallel.preemption import StopRequest
+from zephyr_jax.storage.files import remove_folder
 from zephyr_jax.train.anomalies import AnomalyDetector, not_halted
 from zephyr_jax.train.evaluate import Evaluate, make_evaluation
 from zephyr_jax.train.hooks import CheckpointHooks, PlacedBatches, evaluation_batches
@@ -82,10 +88,10 @@ def fit(
     run = restored.run
     state = restored.state or initial_state(load(), optimizer, shardings)
     record = _make_record(config, run, training, evaluation, identity)
-    checkpoints = prepare_run_dir(config, run, record)
+    checkpoints = prepare_run_dir(config, run, record, state)
     on_start()
     startup.add_phase("weights", run.compile_stats.take_seconds())
-    facts = {"config": to_dict(config), "identity": identity, "provenance": record, **_frozen_facts(config, state)}
+    facts = {"config": to_dict(config), "identity": identity, "provenance": record, **_frozen_facts(state)}
     hooks = _make_hooks(config, run, model, training, checkpoints, facts)
     rate = learning_rate(config.optimizer, len(training.plan.steps))
     step = make_step(objective, optimizer, rate, shardings, config.anomaly, config.optimizer.grad_dtype)
@@ -118,7 +124,9 @@ def _make_hooks(
         start=run.start,
         enabled=jax.process_index() == 0,
         interval=run.progress.get("interval"),
-        flops_per_token=flops_per_token(model.config, min(config.data.max_length, row_length)),
+        flops_per_token=flops_per_token(
+            model.config, min(config.data.max_length, row_length), num_adapter_weights(model.parameters)
+        ),
         headline=run.method.headline_metrics,
     )
     reporter.info(training.examples.summary("training"))
@@ -141,9 +149,9 @@ def _make_hooks(
     )
 
 
-def _frozen_facts(config: SftConfig, state: TrainState) -> dict[str, Any]:
-    """The record of the weights that checkpoints leave out; with schedule.save `weights` they hold all."""
-    return {FROZEN: frozen_record(state.frozen)} if state.frozen and config.schedule.save == "state" else {}
+def _frozen_facts(state: TrainState) -> dict[str, Any]:
+    """The record of the weights that checkpoints leave out."""
+    return {FROZEN: frozen_record(state.frozen)} if state.frozen else {}
 
 
 def _make_loop(
@@ -196,7 +204,7 @@ def _restore(
     return Restored(replace(run, checkpoint=checkpoint), state)
 
 
-def prepare_run_dir(config: SftConfig, run: Run, record: Record) -> CheckpointManager:
+def prepare_run_dir(config: SftConfig, run: Run, record: Record, state: TrainState) -> CheckpointManager:
     """Create the run's folder with everything except checkpoints, once every process has its data and weights."""
     barrier("data and weights are ready")
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -204,7 +212,23 @@ def prepare_run_dir(config: SftConfig, run: Run, record: Record) -> CheckpointMa
         save_card(config, run.folder / "config.yaml")
         write_record(run.folder, record)
         write_model_files(run.folder, run.model_files)
+    if not run.start:
+        _save_initial_adapter(run, state)
     return CheckpointManager(run.folder, config.schedule)
+
+
+def _save_initial_adapter(run: Run, state: TrainState) -> None:
+    """Save the adapter that was subtracted from the base (PiSSA): all later loads of the run need it."""
+    opened = run.opened
+    lora = opened.weight_format.lora
+    if lora is None or opened.new_adapter is None or opened.new_adapter.init != "pissa":
+        return
+    folder = run.folder / INITIAL_ADAPTER
+    if jax.process_index() == 0:
+        remove_folder(folder)
+    barrier("an earlier initial adapter is removed")
+    adapter = PeftAdapter(spec=lora, base=None, revision=None)
+    export_adapter_folder(folder, state.trainable, opened.source.model_config, adapter, {}, dtype="float32")
 
 
 def _make_record(
@@ -222,6 +246,8 @@ def _make_record(
     }
     for name, split in {"data": training, "eval": evaluation}.items():
         facts |= {f"{name}_{kind}": value for kind, value in split.examples.stats.record().items()} if split else {}
+    if adapter := training_record(run.opened):
+        facts["adapter"] = adapter
     if "reference" in identity:
         facts["reference"] = f"weights {identity['reference']['weights']}"
     record = make_record(run.method.name, run.opened.source.record, **facts)

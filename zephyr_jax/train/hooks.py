@@ -78,7 +78,7 @@ class CheckpointHooks:
             **self.facts,
         }
         if self.weights_only:
-            self.checkpoints.save_weights(step, state.weights, progress, metrics)
+            self.checkpoints.save_weights(step, state.trainable, progress, metrics)
         else:
             self.checkpoints.save(step, state.trainable, (state.step, state.optimizer_state), progress, metrics)
 

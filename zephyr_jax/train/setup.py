@@ -15,13 +15,16 @@ from zephyr_jax.chat.template_source import without_markers
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import TRAINING_TEMPLATE
 from zephyr_jax.checkpoint.disk_space import check_disk_space
+from zephyr_jax.checkpoint.frozen import IsTrainable, split
 from zephyr_jax.checkpoint.hf.model_files import model_files
 from zephyr_jax.checkpoint.inheritance import resolve_settings
-from zephyr_jax.checkpoint.resolve import ModelSource, OpenedModel, open_model
+from zephyr_jax.checkpoint.opened import OpenedModel
+from zephyr_jax.checkpoint.resolve import INITIAL_ADAPTER, ModelSource
 from zephyr_jax.checkpoint.steps import FOLDER, SAVED, Checkpoint, find_checkpoint
+from zephyr_jax.checkpoint.training_format import open_for_training, resolved_settings
 from zephyr_jax.config.training import SftConfig
 from zephyr_jax.config.validation import resumable_settings
-from zephyr_jax.config.yaml_file import differences, to_dict
+from zephyr_jax.config.yaml_file import differences, fill_missing, to_dict
 from zephyr_jax.data.examples import Examples
 from zephyr_jax.data.loader import BatchSource
 from zephyr_jax.data.pack import PackingPlan, plan_evaluation, plan_training
@@ -80,6 +83,11 @@ class Run:
         return self.checkpoint.progress
 
     @property
+    def is_trainable(self) -> IsTrainable:
+        """Which weights train: those of the adapter, or all."""
+        return self.opened.weight_format.is_trainable
+
+    @property
     def finished(self) -> bool:
         """Whether it has ended with `schedule.save: weights`, so that there is nothing to resume."""
         return self.progress.get(SAVED) == "weights"
@@ -94,14 +102,17 @@ def open_run(config: SftConfig) -> Run:
     compile_stats = CompileStats()
     rules = init_devices(config.mesh)
     rules.check_divides("batch", config.batch.rows_per_forward, "batch.microbatch_rows (or batch.rows)")
-    opened = open_model(config.model, rules)
+    opened = open_for_training(config.model, config.adapter, rules, config.seed)
     source = opened.source
     folder = _check_folder(config)
     checkpoint = find_checkpoint(folder) if (folder / FOLDER).is_dir() else Checkpoint(folder)
     progress = checkpoint.progress
+    if progress and opened.new_adapter:
+        opened = replace(opened, new_adapter=opened.new_adapter.saved_in(folder / INITIAL_ADAPTER))
     method = method_of(config)
     tables = recorded_template_dates(method.reference_folder(config))
     config, opened, tokenizer = resolve_settings(method.name, config, opened, progress.get("config"), tables)
+    config = replace(config, adapter=resolved_settings(config.adapter, opened))
     if progress:
         _check_same(progress, config, method)
     run = Run(
@@ -131,7 +142,7 @@ def open_run(config: SftConfig) -> Run:
 
 
 def _check_room(config: SftConfig, run: Run) -> None:
-    parameters = run.opened.abstract.parameters
+    parameters = split(run.opened.abstract.parameters, run.is_trainable)[0]
     moments = jax.eval_shape(make_optimizer(config.optimizer, 1).init, parameters)
     evaluates = config.data.evaluation_source is not None
     check_disk_space(
@@ -165,9 +176,10 @@ def _check_same(progress: dict[str, Any], config: SftConfig, method: Method) -> 
     if trained_by != method.name:
         raise InputError(f"{config.output} is a run of `{trained_by}`, got `{method.name}`. Choose another output.")
     resumable = resumable_settings(type(config))
+    saved = fill_missing(progress["config"], to_dict(type(config)()))
     changed = {
         name: values
-        for name, values in differences(to_dict(config), progress["config"]).items()
+        for name, values in differences(to_dict(config), saved).items()
         if not any(name == free or name.startswith(f"{free}.") for free in resumable)
     }
     if changed:

@@ -9,6 +9,8 @@ from zephyr_jax.model.config import ModelConfig
 PEAK_FLOPS = {
     # Dense bfloat16 FLOP/s of one JAX device, by prefix of its `device_kind`.
     # TPUs: https://cloud.google.com/tpu/docs/system-architecture-tpu-vm (one page per version)
+    "TPU v2": 23e12,  # a device is one of two cores
+    "TPU v3": 61.5e12,  # a core
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,  # v5e
     "TPU v5e": 197e12,
@@ -34,20 +36,30 @@ def peak_flops(device_kind: str) -> float | None:
     return PEAK_FLOPS[max(known, key=len)] if known else None
 
 
-def flops_per_token(config: ModelConfig, length: int) -> float:
+def flops_per_token(config: ModelConfig, length: int, adapter_weights: int = 0, *, has_backward: bool = True) -> float:
     """Matmul FLOPs of the forward and backward pass per token, without recomputation (as MFU is defined).
 
-    6 per weight that is multiplied (the input embedding is a lookup), and 12 * layers * heads * head_dim per attended key.
+    6 per trainable weight that is multiplied (the input embedding is a lookup): 2 forward, 2 for the gradient of its input and 2
+    for its own. A frozen weight has no gradient, so 4. And 12 * layers * heads * head_dim per attended key.
 
     Args:
         config: The model.
-        length: Tokens of a segment; causal attention sees half of them on average, or less with a sliding window.
+        length: Tokens of a segment.
+        adapter_weights: Trainable weights of a model that is frozen otherwise; 0: all weights train.
+        has_backward: False for a forward pass alone: 2 per weight, and a third of attention's.
     """
     lookup = 0 if config.tie_embeddings else config.vocab_size * config.d_model
+    weights = config.num_parameters - lookup
+    attention = 2 * config.num_layers * config.num_heads * config.head_dim * keys_seen(config, length)
+    if not has_backward:
+        return 2 * (weights + adapter_weights + attention)
+    return (4 if adapter_weights else 6) * weights + 6 * adapter_weights + 6 * attention
+
+
+def keys_seen(config: ModelConfig, length: int) -> float:
+    """Keys that a query of a segment of `length` tokens attends to, on average: half of them, or less with a sliding window."""
     window = min(config.sliding_window or length, length)
-    keys = window - window**2 / (2 * length)
-    attention = 12 * config.num_layers * config.num_heads * config.head_dim * keys
-    return 6 * (config.num_parameters - lookup) + attention
+    return window - window**2 / (2 * length)
 
 
 def mfu(tokens_per_second: float, flops: float, device_kind: str) -> float | None:
