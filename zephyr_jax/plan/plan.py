@@ -8,14 +8,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from zephyr_jax.batch import Array, Batch, TokenBatch, make_batch
-from zephyr_jax.checkpoint.resolve import AbstractModel, abstract_of, find_model
+from zephyr_jax.checkpoint.opened import AbstractModel, abstract_of
 from zephyr_jax.config.plan import PlanConfig
 from zephyr_jax.config.sections import settled
 from zephyr_jax.errors import InputError
@@ -25,32 +24,21 @@ from zephyr_jax.methods.base import Method
 from zephyr_jax.methods.registry import METHODS, method_names, method_of
 from zephyr_jax.model.cached import CACHE_AXES, CachedModel
 from zephyr_jax.model.config import ModelConfig
+from zephyr_jax.model.lora import num_adapter_weights
 from zephyr_jax.model.remat import recomputed_flops
+from zephyr_jax.model.weight_format import PLAIN, WeightFormat
 from zephyr_jax.objective.logprob import sequence_logprob
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.sharding import ShardingRules
 from zephyr_jax.plan.collectives import Collective, collectives
+from zephyr_jax.plan.shape import planned_format, planned_shape
 from zephyr_jax.plan.topology import GIB, Chip, chip_of, topology_devices
 from zephyr_jax.train.anomalies import StepLimits
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
 from zephyr_jax.train.state import abstract_state, state_shardings
 from zephyr_jax.train.step import make_step
+from zephyr_jax.train.throughput import flops_per_token, keys_seen
 
-MISTRAL_7B = ModelConfig(
-    model_type="mistral",
-    vocab_size=32000,
-    d_model=4096,
-    d_ff=14336,
-    num_layers=32,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
-    norm_eps=1e-5,
-    rope_theta=1e4,
-    sliding_window=4096,
-    tie_embeddings=False,
-    max_positions=32768,
-)
 PER_ROW = 2  # UltraFeedback pairs have about 1,000 tokens, rows 2,048; decides only the accumulation
 _EXAMPLES_PER_ROW = 16
 EXAMPLES = {"HuggingFaceH4/ultrachat_200k": 207_865, "HuggingFaceH4/ultrafeedback_binarized": 61_135}
@@ -82,6 +70,9 @@ class StepPlan:
     compile_seconds: float
     collectives: tuple[Collective, ...]
     """Of one step."""
+    weight_format: WeightFormat = PLAIN
+    adapter_weights: int = 0
+    """Trainable weights of the adapter; 0 without one."""
 
     @property
     def fits(self) -> bool:
@@ -97,21 +88,16 @@ class StepPlan:
 
     @property
     def flops_per_token(self) -> float:
-        """Matmul operations a token: 6 (forward and backward; 2 for the reference pass) a weight, and attention's."""
-        shape = self.model
-        passes = 6 if self.config.plans_training else 2
-        lookup = (
-            0 if shape.tie_embeddings else shape.vocab_size * shape.d_model
-        )  # the embedding is looked up, not multiplied
-        attention = 2 * shape.num_layers * shape.num_heads * shape.head_dim * keys_seen(self.config, shape)
-        return passes * (shape.num_parameters - lookup + attention)
+        """Useful matmul operations a token: those of MFU."""
+        length, trains = segment_length(self.config), self.config.plans_training
+        return flops_per_token(self.model, length, self.adapter_weights, has_backward=trains)
 
     @property
     def recomputed_per_token(self) -> float:
         """Matmul operations a token that the backward pass repeats, under `model.remat` and `model.save_logits`."""
         if not self.config.plans_training:
             return 0.0
-        return recomputed_per_token(self.config, self.model)
+        return recomputed_per_token(self.config, self.model, self.adapter_weights)
 
     @property
     def seconds(self) -> float:
@@ -150,31 +136,37 @@ class StepPlan:
         return self.tokens * self.flops_per_token / (self.num_chips * self.chip.flops * self.seconds)
 
     @property
+    def num_examples(self) -> int | None:
+        """Training examples: those of a known data set, up to `data.limit`; None for another data set."""
+        examples = EXAMPLES.get(self.config.data.path)
+        return min(examples, self.config.data.limit or examples) if examples else None
+
+    @property
     def steps(self) -> int | None:
         """Steps of the whole run; None unless the schedule or a known dataset determines them."""
         config = self.config
         if config.schedule.max_steps:
             return config.schedule.max_steps
-        examples, tokens = EXAMPLES.get(config.data.path), TOKENS.get(config.data.path, 0)
+        examples, tokens = self.num_examples, TOKENS.get(config.data.path, 0)
         if examples is None:
             return None
+        examples = min(examples, config.data.limit or examples)
         if config.planned_step == "reference":
             return -(-examples * tokens // (self.microbatch_rows * config.data.row_length))
         batch_size = config.batch.examples or (config.batch.rows or 1) * config.data.row_length / tokens
         return round(config.schedule.epochs * examples / batch_size)
 
 
-def keys_seen(config: PlanConfig, shape: ModelConfig) -> float:
-    """Keys that a query of a whole segment attends to, on average."""
-    length = min(config.data.row_length, config.data.max_length)
-    window = min(shape.sliding_window or length, length)
-    return window - window**2 / (2 * length)
+def segment_length(config: PlanConfig) -> int:
+    """Tokens of the longest segment."""
+    return min(config.data.row_length, config.data.max_length)
 
 
-def recomputed_per_token(config: PlanConfig, shape: ModelConfig) -> float:
-    """Matmul operations a token that the backward pass of a training step repeats: of the layers, and of the logits."""
+def recomputed_per_token(config: PlanConfig, shape: ModelConfig, adapter_weights: int = 0) -> float:
+    """Matmul operations a token that the backward pass of a training step repeats: of the layers, adapters and logits."""
     logits = 0 if config.model.save_logits else 2 * shape.vocab_size * shape.d_model
-    return recomputed_flops(shape, config.model.remat, keys_seen(config, shape)) + logits
+    keys = keys_seen(shape, segment_length(config))
+    return recomputed_flops(shape, config.model.remat, keys) + 2 * adapter_weights + logits
 
 
 class DoesNotFitError(InputError):
@@ -188,7 +180,7 @@ def plan(config: PlanConfig) -> StepPlan:
     rows = config.batch.rows_per_forward
     rules.check_divides("batch", rows, "batch.microbatch_rows (or batch.rows)")
     shape = planned_shape(config)
-    model = abstract_of(shape, config.model, rules)
+    model = abstract_of(shape, config.model, rules, planned_format(config))
     start = time.perf_counter()
     try:
         compiled = lower(config, model, rules, rows).compile()
@@ -210,14 +202,9 @@ def plan(config: PlanConfig) -> StepPlan:
         host_traffic=2 * (moments + microbatches * activations),
         compile_seconds=time.perf_counter() - start,
         collectives=tuple(collectives(compiled.as_text())),
+        weight_format=model.weight_format,
+        adapter_weights=num_adapter_weights(model.parameters),
     )
-
-
-def planned_shape(config: PlanConfig) -> ModelConfig:
-    """The model's sizes: those of the folder that model.path names, or Mistral-7B's."""
-    if config.model_preset is None and Path(config.model.path).is_dir():
-        return find_model(config.model).model_config
-    return MISTRAL_7B
 
 
 def _microbatches(config: PlanConfig, rows: int) -> int:
@@ -266,7 +253,9 @@ def lower(config: PlanConfig, model: AbstractModel, rules: ShardingRules, rows: 
         return traced.lower(lowering_platforms=("tpu",))
     objective = method.objective(model.definition, config, examples_per_row=_EXAMPLES_PER_ROW, chunk=chunk)
     optimizer = make_optimizer(config.optimizer, 1000)
-    shardings = state_shardings(model.parameters, model.shardings, optimizer, rules, config.optimizer.offload_moments)
+    offload = config.optimizer.offload_moments
+    trains = model.weight_format.is_trainable
+    shardings = state_shardings(model.parameters, model.shardings, optimizer, rules, offload, trains)
     rate = learning_rate(config.optimizer, 1000)
     step = make_step(objective, optimizer, rate, shardings, config.anomaly, config.optimizer.grad_dtype)
     state = abstract_state(model.parameters, optimizer, shardings)
@@ -277,7 +266,7 @@ def lower(config: PlanConfig, model: AbstractModel, rules: ShardingRules, rows: 
 
 def _lower_generate(config: PlanConfig, model: AbstractModel, rules: ShardingRules, rows: int) -> Any:
     """One call of `decode` for every row, with a cache of `data.row_length` positions."""
-    cached = CachedModel(model.config, model.compute)
+    cached = CachedModel(model.config, model.compute, model.weight_format)
 
     def placed(leaf: Any, names: Sequence[str | None]) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rules.sharding(*names))
@@ -312,5 +301,6 @@ def _refusal(message: str, config: PlanConfig) -> InputError:
     reason = " ".join(message.split())[:400]
     return kind(
         f"The TPU compiler refuses the {config.planned_step} step on {config.topology}: {reason} "
-        "What helps: a larger topology, bfloat16 moments, a smaller batch.microbatch_rows; `--fit` searches."
+        "What helps: a larger topology, bfloat16 moments, a smaller batch.microbatch_rows, with an adapter "
+        "`--adapter.base_format nf4`; `--fit` searches."
     )

@@ -1,12 +1,14 @@
 """A plan as Markdown: compiled memory and traffic, estimated times, assumptions, and advice if it does not fit."""
 
 from collections import defaultdict
-from pathlib import Path
 
-from zephyr_jax.plan.plan import EXAMPLES, MISTRAL_7B, PER_ROW, StepPlan
-from zephyr_jax.plan.topology import GIB
+from zephyr_jax.model.weight_format import PLAIN
+from zephyr_jax.plan.plan import PER_ROW, StepPlan
+from zephyr_jax.plan.shape import MISTRAL_7B, reads_folder
+from zephyr_jax.plan.topology import CORES, GIB
 
-_MFU = 0.4
+_MFU, _ADAPTER_MFU = 0.4, 0.3
+"""Of a good run. With frozen weights recomputation and dequantization are a larger share of the operations, and not useful."""
 
 
 def table(plan: StepPlan) -> str:
@@ -18,6 +20,7 @@ def row(plan: StepPlan) -> str:
     """One line of a Markdown table; `HEADER` stands above."""
     config, optimizer = plan.config, plan.config.optimizer
     moments = f"{_short(optimizer.first_moment_dtype)}, {_short(optimizer.second_moment_dtype)}"
+    hours = run_hours(plan)
     cells = [
         config.planned_step,
         _where(plan),
@@ -31,7 +34,7 @@ def row(plan: StepPlan) -> str:
         f"{_sent(plan) / GIB:.1f}",
         f"{plan.seconds:.2f}",
         f"{plan.mfu:.0%}",
-        f"{plan.steps * _seconds(plan) / 3600:.2f}" if plan.steps else "",
+        f"{hours:.2f}" if hours else "",
         f"{plan.compile_seconds:.0f}",
     ]
     return f"| {' | '.join(cells)} |"
@@ -50,6 +53,11 @@ def _title(plan: StepPlan) -> str:
         f"({plan.num_chips} chips of {plan.chip.hbm:g} GiB), "
         f"{plan.num_microbatches} x {plan.microbatch_rows} rows of {config.data.row_length}"
     )
+    lora = plan.weight_format.lora
+    if plan.weight_format != PLAIN:
+        text = f"{text}, base {plan.weight_format.name}"
+    if lora:
+        text = f"{text}, adapter of rank {lora.rank} ({plan.adapter_weights / 1e6:.1f}M weights)"
     if not config.plans_training:
         return text
     optimizer = config.optimizer
@@ -66,8 +74,12 @@ def _assumed(plan: StepPlan) -> list[str]:
     config, assumed = plan.config, []
     if not config.batch.rows and config.plans_training:
         assumed.append(f"{PER_ROW} examples a row (a guess; the data decide)")
-    if plan.model == MISTRAL_7B and not Path(config.model.path).is_dir():
+    if plan.model == MISTRAL_7B and not reads_folder(config):
         assumed.append("Mistral-7B's sizes, since model.path is not a local folder")
+    if plan.weight_format != PLAIN and not reads_folder(config):
+        assumed.append("a new adapter with the card's settings, since model.path is not a local folder")
+    if config.topology.partition(":")[0] in CORES:
+        assumed.append("a chip stands for one of the two cores of a v2 or v3 chip: they are JAX's devices")
     if config.planned_step == "generate":
         assumed.append(f"a cache of {config.data.row_length} tokens a row; a step is one new token of every row")
     limit, length = plan.model.max_positions, config.data.max_length
@@ -100,7 +112,7 @@ def _compiled(plan: StepPlan) -> list[str]:
 
 
 def _estimated(plan: StepPlan) -> list[str]:
-    useful = _seconds(plan)
+    useful, mfu = _seconds(plan), _assumed_mfu(plan)
     lines = [
         "| estimated | |",
         "|---|---|",
@@ -123,15 +135,15 @@ def _estimated(plan: StepPlan) -> list[str]:
         ]
     if plan.config.planned_step != "generate":
         lines += [
-            f"| step at {_MFU:.0%} MFU | {useful:.2f} s |",
-            f"| tokens/s/chip at {_MFU:.0%} MFU | {plan.tokens / useful / plan.num_chips:,.0f} |",
+            f"| step at {mfu:.0%} MFU | {useful:.2f} s |",
+            f"| tokens/s/chip at {mfu:.0%} MFU | {plan.tokens / useful / plan.num_chips:,.0f} |",
         ]
     if plan.steps and plan.config.planned_step != "generate":
-        hours = plan.steps * useful / 3600
-        examples = EXAMPLES.get(plan.config.data.path)
+        hours = run_hours(plan)
+        examples = plan.num_examples
         known = f" ({examples:,} examples)" if examples else ""
         lines.append(
-            f"| whole run{known}: {plan.steps:,} steps at {_MFU:.0%} MFU "
+            f"| whole run{known}: {plan.steps:,} steps at {mfu:.0%} MFU "
             f"| {hours:.1f} h, {hours * plan.num_chips:,.0f} chip-hours |"
         )
     return [*lines, "", f"compiled in {plan.compile_seconds:.0f} s"]
@@ -148,6 +160,12 @@ def _advice(plan: StepPlan) -> list[str]:
         ]
     if plan.fits:
         return []
+    if plan.weight_format.lora:
+        return [
+            "To reduce memory, most effective first: a larger topology; --adapter.base_format nf4; a smaller "
+            "--batch.microbatch_rows; --model.remat full; a smaller --adapter.rank. `--fit` searches base format, rows, mesh, "
+            "remat and rank."
+        ]
     return [
         "To reduce memory, most effective first: a larger topology; --optimizer.grad_dtype and first_moment_dtype bfloat16; a "
         "smaller --batch.microbatch_rows; --model.remat full; a smaller --model.logprob_chunk; --optimizer.offload_moments. "
@@ -157,7 +175,16 @@ def _advice(plan: StepPlan) -> list[str]:
 
 def _seconds(plan: StepPlan) -> float:
     """Step time at the MFU that a good run has."""
-    return plan.tokens * plan.flops_per_token / (plan.num_chips * plan.chip.flops * _MFU)
+    return plan.tokens * plan.flops_per_token / (plan.num_chips * plan.chip.flops * _assumed_mfu(plan))
+
+
+def run_hours(plan: StepPlan) -> float:
+    """Hours of the whole run at the MFU that a good run has; 0 if the number of steps is unknown."""
+    return (plan.steps or 0) * _seconds(plan) / 3600
+
+
+def _assumed_mfu(plan: StepPlan) -> float:
+    return _ADAPTER_MFU if plan.config.plans_training and plan.weight_format.lora else _MFU
 
 
 def _sent(plan: StepPlan) -> float:

@@ -13,7 +13,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """Published limits of one chip."""
+    """Published limits of one chip; of v2 and v3, of one of its two cores, which are JAX's devices there."""
 
     hbm: float
     """GiB that a program may use."""
@@ -30,12 +30,16 @@ class Chip:
 
 
 CHIPS = {
+    "v2": Chip(7.48, 23e12, 124e9, 1.5e9, 2e9, 0.35e12),
+    "v3": Chip(15.48, 61.5e12, 164e9, 1.5e9, 2e9, 0.45e12),
     "v4": Chip(32.0, 275e12, 300e9, 6.25e9, 16e9, 1.228e12),
     "v5e": Chip(15.75, 197e12, 200e9, 3.125e9, 16e9, 0.819e12),
     "v5p": Chip(95.0, 459e12, 600e9, 6.25e9, 16e9, 2.765e12),
     "v6e": Chip(31.25, 918e12, 448e9, 12.5e9, 32e9, 1.64e12),
 }
-"""By the part of a topology's name before the colon. HBM: the compiler's limit (v5e, v6e) or the data sheet's."""
+"""By the part of a topology's name before the colon. HBM: the compiler's limit (v2, v3, v5e, v6e) or the data sheet's."""
+CORES = ("v2", "v3")
+"""Kinds whose devices are cores."""
 
 
 def topology_devices(name: str, slices: int = 1) -> list[jax.Device]:
@@ -65,7 +69,7 @@ def topology_devices(name: str, slices: int = 1) -> list[jax.Device]:
                 "ALLOW_MULTIPLE_LIBTPU_LOAD=1."
             ) from error
         raise InputError(
-            f"the TPU compiler does not accept the topology {name!r}: {reason} Check the grid (v5e:2x4, v5e:4x4, v6e:2x4, "
+            f"the TPU compiler does not accept the topology {name!r}: {reason} Check the grid (v5e:1x1, v5e:2x4, v6e:2x4, "
             "v5p:2x2x1)."
         ) from error
 
