@@ -16,6 +16,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from tyro import _unsafe_cache  # noqa: E402
 
+from tests.adapter_runs import Runs  # noqa: E402
 from tests.gcs import Gcs  # noqa: E402
 from zephyr_jax import log  # noqa: E402
 from zephyr_jax.demo.remake import write_untrained  # noqa: E402
@@ -105,3 +106,13 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
     """A JSONL file of rows."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@pytest.fixture(scope="session")
+def adapter_runs(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Runs with LoRA adapters on a float32 base: SFT, and DPO that continues its adapter or merges it."""
+    runs = Runs(tmp_path_factory.mktemp("adapters"), shared / "models" / "stories260k", "float32")
+    runs.sft()
+    runs.dpo()
+    runs.dpo("merged-dpo", f"--adapter.start merge --adapter.rank 2 {runs.storage}")
+    return runs

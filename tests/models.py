@@ -4,17 +4,20 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from zephyr_jax.batch import TokenBatch
-from zephyr_jax.checkpoint.resolve import AbstractModel, open_model
+from zephyr_jax.checkpoint.opened import AbstractModel, open_model
+from zephyr_jax.checkpoint.training_format import open_for_training
+from zephyr_jax.config.adapter import AdapterOptions
 from zephyr_jax.config.sections import MeshOptions, ModelOptions, Remat
 from zephyr_jax.model.attention.dense import SegmentInfo
+from zephyr_jax.model.decoder import build
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.sharding import ShardingRules
@@ -31,8 +34,7 @@ class Loaded:
 
 def load(folder: Path, devices: int = 1, dtype: str = "float32", remat: Remat = Remat.FULL, **mesh: int) -> Loaded:
     """A checkpoint on a mesh of the first `devices` devices."""
-    rules = ShardingRules(make_mesh(MeshOptions(**mesh), jax.devices()[:devices]))
-    return load_on(folder, rules, dtype, remat)
+    return load_on(folder, make_rules(devices, **mesh), dtype, remat)
 
 
 def load_on(folder: Path, rules: ShardingRules, dtype: str = "float32", remat: Remat = Remat.FULL) -> Loaded:
@@ -42,12 +44,26 @@ def load_on(folder: Path, rules: ShardingRules, dtype: str = "float32", remat: R
     return Loaded(opened.abstract, opened.load_weights(), rules)
 
 
+def load_adapted(
+    folder: Path, adapter_options: AdapterOptions, rules: ShardingRules, dtype: str = "float32", **model: Any
+) -> Loaded:
+    """A checkpoint as training stores it; `model` are further settings of the model, such as `adapter`, a PEFT folder."""
+    options = ModelOptions(path=str(folder), compute_dtype=dtype, **model)
+    opened = open_for_training(options, adapter_options, rules, seed=0)
+    return Loaded(opened.abstract, opened.load_weights(), rules)
+
+
+def make_rules(devices: int = 1, **mesh: int) -> ShardingRules:
+    """Of a mesh of the first `devices` devices."""
+    return ShardingRules(make_mesh(MeshOptions(**mesh), jax.devices()[:devices]))
+
+
 def logits(loaded: Loaded, batch: TokenBatch) -> jax.Array:
     """float32 [B, L, V]."""
 
     @jax.jit
     def forward(parameters: Parameters) -> jax.Array:
-        model = nnx.merge(loaded.model.definition, parameters)
+        model = build(loaded.model.definition, parameters)
         return model.logits(model(batch.tokens, SegmentInfo(batch.segments, batch.positions)))
 
     return forward(loaded.parameters)

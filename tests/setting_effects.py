@@ -15,7 +15,9 @@ _SICK, _PAGE = "train/test_debug_step.py::", "report/test_report.py::"
 _HEALTH, _ENDPOINT, _FEEDBACK = "train/test_anomalies.py::", "clients/test_remote.py::", "feedback/test_commands.py::"
 _BENCH, _JUDGE, _ALPACA = (f"evaluate/test_{name}.py::" for name in ("mt_bench", "alpaca_judge", "alpaca_eval"))
 _LM, _SERVER, _PLAN = "evaluate/test_lm_eval.py::", "serve/test_server.py::", "plan/test_plan.py::"
-_INHERITANCE = "checkpoint/test_inheritance.py::"
+_INHERITANCE, _SOURCES = "checkpoint/test_inheritance.py::", "checkpoint/test_adapter_sources.py::"
+_ADAPTERS = "export/test_adapter_export.py::"
+_ADAPTER = "train/test_adapters.py::"
 _TABLES, _PASSES = "reference/test_maintenance.py::", "reference/test_passes.py::"
 _CLOUD, _DEMO = "methods/test_cloud.py::", "demo/test_demo.py::test_from_a_base_to_the_table_and_the_page"
 _NEWEST = f"{_RESUME}test_the_newest_and_the_best_checkpoints_are_kept"
@@ -41,8 +43,16 @@ EFFECTS: dict[str, str] = {
     # the model
     "WeightsOptions.path": f"{_PIPELINE}test_evaluate_reports_loss_or_preferences",
     "WeightsOptions.revision": f"{_HERE}test_a_revision_of_weights_is_the_one_that_is_named",
+    "WeightsOptions.adapter": f"{_SOURCES}test_all_names_of_one_adapter_are_one_model",
+    "WeightsOptions.adapter_revision": f"{_SOURCES}test_an_adapter_of_the_hub_and_its_revisions",
+    "StorageOptions.base_format": f"{_ADAPTERS}test_an_exported_adapter_has_the_base_format_of_its_run",
+    "StorageOptions.block_size": f"{_SOURCES}test_a_base_format_is_part_of_the_identity_of_answers",
     "ForwardOptions.compute_dtype": f"{_HERE}test_rows_and_compute_dtype_change_the_engine",
     "ScoringOptions.logprob_chunk": "model/test_remat.py::test_logprob_chunk_bounds_the_logits",
+    **{f"AdapterOptions.{name}": f"{_ADAPTER}test_settings_of_adapters_change_the_parameters" for name in (
+        "rank", "alpha", "targets", "use_rslora", "base_format", "block_size", "init",
+    )},
+    "AdapterOptions.start": f"{_ADAPTER}test_an_earlier_adapter_is_part_of_the_reference",
     "ModelOptions.remat": "model/test_remat.py::test_recomputed_operations_are_what_the_compiler_counts",
     "ModelOptions.save_logits": "model/test_remat.py::test_save_logits_spares_one_product_with_the_unembedding",
     # the data
@@ -239,6 +249,9 @@ EFFECTS: dict[str, str] = {
     "ExportConfig.output": f"{_CLOUD}test_two_sizes_of_export_hold_the_same_bytes",
     "ExportConfig.dtype": f"{_CLOUD}test_an_export_that_was_cut_short_is_made_again",
     "ExportConfig.max_shard_gib": f"{_CLOUD}test_an_export_that_was_cut_short_is_made_again",
+    "ExportConfig.format": f"{_ADAPTERS}test_an_adapter_folder_holds_what_peft_needs",
+    "ExportConfig.merge_into": f"{_ADAPTERS}test_stored_weights_are_those_of_training",
+    "ExportConfig.base": f"{_ADAPTERS}test_base_names_another_model",
     "ExportConfig.license": "export/test_model_card.py::test_license_and_language_come_from_the_base",
     "ExportConfig.push_to": "export/test_push.py::test_export_with_push_to_uploads_the_folder",
     "ExportConfig.public": "export/test_push.py::test_public_is_asked_for",

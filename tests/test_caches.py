@@ -16,6 +16,7 @@ from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 from safetensors.numpy import load_file, save_file
 
+from tests.checkpoint.adapters import build, write
 from tests.conftest import write_rows
 from zephyr_jax.chat.template_loader import load_template
 from zephyr_jax.chat.tokenizer import ChatTokenizer
@@ -30,6 +31,8 @@ from zephyr_jax.data.segments import CONVERSATION
 from zephyr_jax.data.sources import open_rows
 from zephyr_jax.errors import InputError
 from zephyr_jax.generate.load import open_text_model
+from zephyr_jax.model.families.registry import config_from_hf
+from zephyr_jax.model.weight_format import PLAIN, WeightFormat
 from zephyr_jax.prepare.raw import raw_rows
 from zephyr_jax.report.sample_files import SAMPLES, SampleSet, read_samples, write_samples
 from zephyr_jax.report.samples import is_current
@@ -129,12 +132,12 @@ def test_raw_rows_of_prepare(tmp_path: Path) -> None:
             assert [row.content["messages"][-1]["content"] for row in rows] == [word] * 3
 
 
-def replace_weights(folder: Path) -> None:
+def replace_weights(folder: Path, name: str = "model.safetensors") -> None:
     """Negate one tensor, under the same size and date."""
-    file = folder / "model.safetensors"
+    file = folder / name
     tensors = load_file(file)
-    name = sorted(tensors)[0]
-    save_file({**tensors, name: -tensors[name]}, file)
+    first = sorted(tensors)[0]
+    save_file({**tensors, first: -tensors[first]}, file)
 
 
 @pytest.fixture
@@ -148,15 +151,42 @@ def model(tiny_model: Path, tmp_path: Path) -> Path:
 def test_fingerprints_of_weights(model: Path) -> None:
     source = find_model(ModelOptions(path=str(model)))
     state = weights_key(source)
-    cache_fingerprint(source, state, "first")
-    assert find_fingerprint(source, weights_key(source)) == "first"
+    cache_fingerprint(source, state, PLAIN, "first")
+    assert find_fingerprint(source, weights_key(source), PLAIN) == "first"
     before = date_all(model)
     replace_weights(model)
     assert date_all(model) == before
-    assert find_fingerprint(source, weights_key(source)) is None
-    cache_fingerprint(source, state, "second")  # as if they had been replaced while they were loaded
-    assert find_fingerprint(source, state) == "first"
-    assert find_fingerprint(source, weights_key(source)) is None
+    assert find_fingerprint(source, weights_key(source), PLAIN) is None
+    cache_fingerprint(source, state, PLAIN, "second")  # as if they had been replaced while they were loaded
+    assert find_fingerprint(source, state, PLAIN) == "first"
+    assert find_fingerprint(source, weights_key(source), PLAIN) is None
+
+
+def test_fingerprints_depend_on_the_format_of_storage(model: Path) -> None:
+    """Rounded weights are other weights; so are those of another block size."""
+    source = find_model(ModelOptions(path=str(model)))
+    formats = [PLAIN, WeightFormat(base_format="nf4"), WeightFormat(base_format="nf4", block_size=32)]
+    for weight_format in formats:
+        cache_fingerprint(source, weights_key(source), weight_format, weight_format.name)
+    assert [find_fingerprint(source, weights_key(source), each) for each in formats] == ["float32", "nf4-64", "nf4-32"]
+
+
+def test_the_key_of_an_adapter_has_that_of_its_base(model: Path, tmp_path: Path) -> None:
+    config = config_from_hf(json.loads((model / "config.json").read_text()))
+    adapter = write(build(config, base=str(model)), tmp_path / "adapter")
+    replace_weights(adapter, "adapter_model.safetensors")  # written as the replacement will be
+    alone, beside = (
+        find_model(ModelOptions(**options))
+        for options in ({"path": str(adapter)}, {"path": str(model), "adapter": str(adapter)})
+    )
+    states = [weights_key(alone)]
+    assert weights_key(beside) == states[0] != weights_key(alone.adapter.base)
+    for folder, name in ((model, "model.safetensors"), (adapter, "adapter_model.safetensors")):
+        before = date_all(folder)
+        replace_weights(folder, name)
+        assert date_all(folder) == before
+        states.append(weights_key(alone))
+    assert len(set(states)) == 3
 
 
 @pytest.mark.usefixtures("bucket")

@@ -21,6 +21,7 @@ from tests.settings import setting_names
 from zephyr_jax.chat.template_loader import load_template
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
+from zephyr_jax.checkpoint.hf.peft_config import read_adapter_base, read_adapter_config
 from zephyr_jax.checkpoint.hf.weight_files import TensorFiles
 from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.config.sections import DataOptions, ModelOptions
@@ -31,9 +32,11 @@ from zephyr_jax.data.examples import load_examples
 from zephyr_jax.data.segments import CONVERSATION, PREFERENCE
 from zephyr_jax.demo.remake import CONFIG
 from zephyr_jax.errors import InputError
+from zephyr_jax.model.families.registry import config_from_hf
 from zephyr_jax.reference.table import ReferenceTable, require_complete
 
 CONFIGS = tensors.configs(CONFIG)
+ADAPTERS = tensors.adapter_configs()
 ROWS = {
     **{("rows.jsonl", name): raw for name, raw in (rows.LINES | rows.MESSAGES | rows.PAIRS).items()},
     **{("rows.parquet", name): raw for name, raw in rows.PARQUET.items()},
@@ -168,6 +171,24 @@ def test_the_manifest_of_another_reference_table(name: str, tmp_path: Path) -> N
 def test_a_safetensors_file(name: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(tensors.FILES[name])
     refusal(tmp_path, lambda: TensorFiles(epath.Path(tmp_path)).close(), str(tmp_path / "model.safetensors"))
+
+
+@pytest.mark.parametrize("name", tensors.FILES)
+def test_the_weights_of_an_adapter(name: str, tmp_path: Path) -> None:
+    """Also those that are sound safetensors of other names: they are no adapter."""
+    (tmp_path / "adapter_model.safetensors").write_bytes(tensors.FILES[name])
+    (tmp_path / "adapter_config.json").write_text(json.dumps(tensors.ADAPTER))
+    path = epath.Path(tmp_path)
+    refusal(
+        tmp_path, lambda: read_adapter_config(path, config_from_hf(CONFIG)), str(tmp_path / "adapter_model.safetensors")
+    )
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_an_adapter_config(name: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_model.safetensors").write_bytes(tensors.file())
+    (tmp_path / "adapter_config.json").write_bytes(ADAPTERS[name])
+    refusal(tmp_path, lambda: read_adapter_base(epath.Path(tmp_path)), str(tmp_path / "adapter_config.json"))
 
 
 @pytest.mark.parametrize("name", tensors.INDEX)

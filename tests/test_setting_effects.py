@@ -55,7 +55,7 @@ from zephyr_jax.objective.dpo import dpo_loss
 from zephyr_jax.objective.example_loss import make_objective
 from zephyr_jax.objective.sft import sft_loss
 from zephyr_jax.parallel.mesh import make_mesh
-from zephyr_jax.plan.plan import MISTRAL_7B, planned_shape
+from zephyr_jax.plan.shape import MISTRAL_7B, planned_shape
 from zephyr_jax.prepare.raw import raw_rows
 from zephyr_jax.serve.chat import ChatSession
 from zephyr_jax.serve.serve import open_server, serve

@@ -20,6 +20,7 @@ from zephyr_jax.checkpoint.frozen import FROZEN, check_frozen, frozen_record, me
 from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.config.sections import MeshOptions, ModelOptions
 from zephyr_jax.errors import InputError
+from zephyr_jax.model.weight_format import PLAIN
 from zephyr_jax.parallel.mesh import make_mesh
 
 Tree = dict[str, Any]
@@ -111,13 +112,13 @@ def test_a_fingerprint_is_cached_for_the_content_of_the_folder(folder: Path, tmp
     """Law: a copy elsewhere has the same key; one changed byte of weights or config another, whatever the dates."""
     source = find_model(ModelOptions(str(folder)))
     key, fingerprint = weights_key(source), weights_fingerprint(load(folder).parameters)
-    assert find_fingerprint(source, key) is None
-    cache_fingerprint(source, key, fingerprint)
-    assert find_fingerprint(source, key) == fingerprint
+    assert find_fingerprint(source, key, PLAIN) is None
+    cache_fingerprint(source, key, PLAIN, fingerprint)
+    assert find_fingerprint(source, key, PLAIN) == fingerprint
     copied = find_model(ModelOptions(str(copytree(folder, tmp_path / "copy"))))
-    assert find_fingerprint(copied, weights_key(copied)) == fingerprint
+    assert find_fingerprint(copied, weights_key(copied), PLAIN) == fingerprint
     flip_last_byte(folder / "model.safetensors")
-    assert weights_key(source) != key and find_fingerprint(source, weights_key(source)) is None
+    assert weights_key(source) != key and find_fingerprint(source, weights_key(source), PLAIN) is None
     (tmp_path / "copy" / "config.json").write_text((folder / "config.json").read_text() + "\n")
     assert weights_key(copied) != key
 
@@ -127,5 +128,5 @@ def test_nothing_is_cached_for_files_that_changed_while_they_were_read(folder: P
     source = find_model(ModelOptions(str(folder)))
     key = weights_key(source)
     flip_last_byte(folder / "model.safetensors")
-    cache_fingerprint(source, key, "0" * 32)
-    assert find_fingerprint(source, key) is None and find_fingerprint(source, weights_key(source)) is None
+    cache_fingerprint(source, key, PLAIN, "0" * 32)
+    assert find_fingerprint(source, key, PLAIN) is None and find_fingerprint(source, weights_key(source), PLAIN) is None

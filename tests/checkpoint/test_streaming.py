@@ -82,7 +82,7 @@ def write_large(folder: Path) -> None:
 
 def sizes_of(shape: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Hugging Face's sizes by path of the parameter."""
-    from zephyr_jax.checkpoint.resolve import abstract_of
+    from zephyr_jax.checkpoint.opened import abstract_of
     from zephyr_jax.config.sections import MeshOptions, ModelOptions
     from zephyr_jax.parallel.mesh import make_mesh
     from zephyr_jax.parallel.sharding import ShardingRules

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 from tests.models import load
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
 from zephyr_jax.checkpoint.hf.weight_files import TensorFiles
-from zephyr_jax.checkpoint.resolve import check_weights, find_model
+from zephyr_jax.checkpoint.resolve import find_model
+from zephyr_jax.checkpoint.weights import check_weights
 from zephyr_jax.config.sections import ModelOptions
 from zephyr_jax.errors import InputError
 
@@ -185,8 +186,8 @@ REFUSED: dict[Callable[[Path, Tensors], None], str] = {
     missing_shards: "names 4 files, and 2 of them are missing: model-00002-of-00004.safetensors, model-00003-of-00004",
     missing_shard_without_an_index: "2 of 3 shards; missing: model-00003-of-00003",
     adapter_applied: "two ways: model.safetensors alone, or with the adapter of adapter_config.json",
-    adapter_alone: "LoRA/PEFT adapter .*not a model: merge it",
-    adapter_without_a_config: "LoRA/PEFT adapter .*not a model: merge it",
+    adapter_alone: "adapter_config.json lacks peft_type, r, lora_alpha, target_modules",
+    adapter_without_a_config: "adapter_config.json lacks peft_type, r, lora_alpha, target_modules",
     adapter_in_the_model_s_file: "1 unknown.*lora_A.*merge it into its base",
     consolidated_alone: "Mistral's own format .consolidated.safetensors",
     pickles: "holds .*pytorch_model-00001-of-00001.bin.*no pickle.*convert",

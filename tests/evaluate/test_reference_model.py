@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.conftest import write_rows
 from tests.methods.small import dpo_config
-from zephyr_jax.checkpoint.resolve import load_weights
+from zephyr_jax.checkpoint.weights import load_weights
 from zephyr_jax.cli import main
 from zephyr_jax.demo.corpus import conversations, preferences
 from zephyr_jax.reference.fill import reference
@@ -100,7 +100,7 @@ def test_one_model_is_in_memory_at_a_time(verb: str, home: Path, monkeypatch: py
     order: list[str] = []
     live: list[int] = []
 
-    def loading(source, model):
+    def loading(source, layout, new_adapter):
         import gc
 
         import jax
@@ -108,9 +108,9 @@ def test_one_model_is_in_memory_at_a_time(verb: str, home: Path, monkeypatch: py
         gc.collect()
         live.append(sum(array.size for array in jax.live_arrays()))
         order.append(Path(source.asked).name)
-        return load_weights(source, model)
+        return load_weights(source, layout, new_adapter)
 
-    monkeypatch.setattr("zephyr_jax.checkpoint.resolve.load_weights", loading)
+    monkeypatch.setattr("zephyr_jax.checkpoint.opened.load_weights", loading)
     main(words(home, verb, "--reference_model", f"{home}/first"))
     assert order == ["first", "second"]
     assert live[1] - live[0] < 50_000  # of 400,000 weights and more

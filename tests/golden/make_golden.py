@@ -52,6 +52,7 @@ VARIANTS = {
     "theta": {"rope_theta": 1e6, "num_hidden_layers": 3},
     "head_dim": {"head_dim": 16, "rope_theta": 1e5},
     "llama": {"tie_word_embeddings": True},
+    "llama_untied": {},
 }
 
 
@@ -67,11 +68,11 @@ def tiny_config(name):
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": False,
     }
-    if name != "llama":
+    if not name.startswith("llama"):
         settings["sliding_window"] = None
     settings.update(VARIANTS[name])
     settings["rope_parameters"] = {"rope_type": "default", "rope_theta": settings.pop("rope_theta", 1e4)}
-    config = LlamaConfig if name == "llama" else MistralConfig
+    config = LlamaConfig if name.startswith("llama") else MistralConfig
     return config(**settings)
 
 

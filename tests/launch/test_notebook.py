@@ -16,8 +16,15 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 from safetensors.numpy import load_file
 
+from zephyr_jax.cli import parse
+from zephyr_jax.config.tables import ReferenceConfig
+from zephyr_jax.config.training import DpoConfig, SftConfig
+from zephyr_jax.config.yaml_file import load_card
+from zephyr_jax.plan.topology import CHIPS
+
 NOTEBOOK = Path(__file__).parents[2] / "launch" / "colab.ipynb"
-SMALL = "CHATS, PREFERENCES, PLAN = 240, 320, 'none'"
+CONFIGS = NOTEBOOK.parents[1] / "configs"
+SMALL = "CHATS, PREFERENCES, PLAN = 240, 320, False"
 PATIENCE = 600
 
 
@@ -51,8 +58,20 @@ def read(path: Path = NOTEBOOK) -> NotebookNode:
 
 def parameters(notebook: NotebookNode) -> NotebookNode:
     """The cell with the settings."""
-    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    return tagged(notebook, "parameters")
+
+
+def tagged(notebook: NotebookNode, tag: str) -> NotebookNode:
+    """The only cell with a tag."""
+    (cell,) = [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
     return cell
+
+
+def choice() -> dict[str, Any]:
+    """The names that the cell with the table of chips defines."""
+    names: dict[str, Any] = {}
+    exec(tagged(read(), "choice").source, names)
+    return names
 
 
 def codes(notebook: NotebookNode) -> list[NotebookNode]:
@@ -80,13 +99,13 @@ def held_out(run: Path) -> list[dict[str, Any]]:
 
 
 def test_sft_learns(folder: Path) -> None:
-    before, *_, after = held_out(folder / "runs" / "first-sft")
+    before, *_, after = held_out(folder / "runs" / "first" / "sft")
     assert before["step"] == 0
     assert after["eval/loss"] < 0.5 * before["eval/loss"]
 
 
 def test_dpo_starts_at_ln_2_and_learns(folder: Path) -> None:
-    before, *_, after = held_out(folder / "runs" / "first-dpo")
+    before, *_, after = held_out(folder / "runs" / "first" / "dpo")
     assert before["step"] == 0
     assert before["eval/loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert after["eval/loss"] < before["eval/loss"] - 0.02
@@ -109,14 +128,20 @@ def test_all_models_answer_the_same_requests(folder: Path) -> None:
     assert sum(answer["ended"] for answer in sft) > 32
 
 
-def test_the_export_is_a_model_of_its_own(folder: Path) -> None:
-    """Weights and tokenizer are there, and the weights are not the base's."""
-    exported = folder / "first"
-    assert {"config.json", "tokenizer.json", "chat_template.jinja"} <= {path.name for path in exported.iterdir()}
-    weights, base = (load_file(each / "model.safetensors") for each in (exported, folder / "tiny"))
-    name = "model.layers.0.mlp.up_proj.weight"
-    assert weights[name].shape == base[name].shape
-    assert abs(weights[name] - base[name].astype("float32")).max() > 1e-3
+def test_the_export_is_an_adapter_with_its_base(folder: Path) -> None:
+    """Two trained matrices of rank 8 for each of seven projections of four layers; the config names the base."""
+    exported = folder / "runs" / "first" / "export"
+    assert {"adapter_config.json", "tokenizer.json", "chat_template.jinja"} <= {
+        path.name for path in exported.iterdir()
+    }
+    weights = load_file(exported / "adapter_model.safetensors")
+    assert len(weights) == 2 * 7 * 4
+    prefix = "base_model.model.model.layers.0.mlp.up_proj"
+    first, second = weights[f"{prefix}.lora_A.weight"], weights[f"{prefix}.lora_B.weight"]
+    assert (first.shape, second.shape) == ((8, 128), (352, 8))
+    assert abs(second).max() > 1e-3
+    config = json.loads((exported / "adapter_config.json").read_text())
+    assert (config["r"], config["base_model_name_or_path"]) == (8, str(folder / "tiny"))
 
 
 def test_a_run_shows_tables_pictures_and_no_progress_bars(folder: Path) -> None:
@@ -128,6 +153,90 @@ def test_a_run_shows_tables_pictures_and_no_progress_bars(folder: Path) -> None:
     assert len(tables) == 2
     assert all(f"| {name} |" in table for name in ("base", "dSFT", "dSFT + dDPO") for table in tables)
     assert not re.search(r"\x1b\[(\?25|2K|1A)", printed(notebook))
+
+
+RUNTIMES = {
+    ("cpu", "cpu", 1): ("tiny/qlora", None, ["--mesh.emulated_devices", "2"]),
+    ("tpu", "TPU v5 lite", 1): ("colab/v5e-1", "v5e:1x1", []),
+    ("tpu", "TPU v5e", 1): ("colab/v5e-1", "v5e:1x1", []),
+    ("tpu", "TPU v6 lite", 1): ("colab/v6e-1", "v6e:1x1", []),
+    ("tpu", "TPU v5 lite", 8): ("colab/v5e-8", "v5e:2x4", []),
+    ("tpu", "TPU v2", 8): ("colab/v2-8", "v2:2x2", []),
+    ("tpu", "TPU v3", 8): ("colab/v2-8", "v3:2x2", []),
+    ("tpu", "TPU v4", 4): ("colab/v5e-8", None, []),
+    ("tpu", "TPU v5", 1): ("colab/v5e-1", None, ["--batch.microbatch_rows", "1"]),
+    ("gpu", "NVIDIA L4", 1): ("colab/v5e-1", None, ["--batch.microbatch_rows", "1"]),
+    ("gpu", "Tesla T4", 2): (
+        "colab/v5e-1",
+        None,
+        ["--model.compute_dtype", "float32", "--batch.microbatch_rows", "2"],
+    ),
+    ("tpu", "TPU v5 lite", 1, "SmolLM2-135M"): ("colab/smollm2-135m", None, []),
+    ("tpu", "TPU v3", 8, "SmolLM2-135M"): ("colab/smollm2-135m", None, ["--model.compute_dtype", "float32"]),
+    ("tpu", "TPU v6 lite", 1, "tiny"): ("tiny/qlora", None, []),
+}
+"""Platform, kind and number of devices, chosen model -> card, topology of `plan`, options."""
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES, ids=lambda runtime: "-".join(map(str, runtime)))
+def test_a_runtime_gets_the_card_of_its_chip(runtime: tuple[Any, ...]) -> None:
+    """Law: the default is Mistral-7B on a TPU or GPU and `tiny` on a CPU; every stage reads card and options."""
+    card, topology, options = chosen = choice()["choose"](*runtime)
+    assert chosen == RUNTIMES[runtime]
+    assert topology is None or topology.partition(":")[0] in CHIPS
+    sft, dpo = (["--config", str(CONFIGS / f"{card}-{stage}.yaml"), *options] for stage in ("sft", "dpo"))
+    parsed = parse(SftConfig, "sft", sft), parse(ReferenceConfig, "reference", dpo), parse(DpoConfig, "dpo", dpo)
+    assert not [config for config in parsed if config.batch.rows_per_forward % runtime[2]]
+
+
+@pytest.mark.parametrize(
+    ("runtime", "message"),
+    [
+        (("cpu", "cpu", 1, "Mistral-7B QLoRA"), "a TPU or GPU"),
+        (("tpu", "TPU v4", 16), "got 16"),
+        (("gpu", "NVIDIA L4", 3), "got 3"),
+    ],
+)
+def test_a_runtime_that_cannot_train_the_model_is_refused(runtime: tuple[Any, ...], message: str) -> None:
+    """Law: before anything is downloaded."""
+    with pytest.raises(ValueError, match=message):
+        choice()["choose"](*runtime)
+
+
+def test_the_choice_offers_the_models_that_it_knows() -> None:
+    """Law: the form's models are those of the table; `by runtime` is the default."""
+    offered = re.search(r'MODEL = "(.*)"  # @param \[(.*)\]', parameters(read()).source)
+    assert offered is not None and offered[1] == "by runtime"
+    models = json.loads(f"[{offered[2]}]")
+    cards = {model: choice()["choose"]("tpu", "TPU v5 lite", 1, model)[0] for model in models}
+    assert cards == {
+        "by runtime": "colab/v5e-1",
+        "tiny": "tiny/qlora",
+        "SmolLM2-135M": "colab/smollm2-135m",
+        "Mistral-7B QLoRA": "colab/v5e-1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("runtime", "card"),
+    [
+        ("Colab v5e-1", "v5e-1"),
+        ("Colab v6e-1", "v6e-1"),
+        ("Colab v2-8", "v2-8"),
+        ("Kaggle v3-8", "v2-8"),
+        ("Kaggle v5e-8", "v5e-8"),
+    ],
+)
+def test_the_estimates_are_those_of_the_cards(runtime: str, card: str) -> None:
+    """Law: data, base format and hours in the notebook's table are the card's."""
+    text = "\n".join(cell.source for cell in read().cells)
+    row = rf"^\| {runtime} \| (\w+) \| ([\d,]+) .* \| ([\d.]+ h) \| ([\d.]+ h) \|$"
+    ((base_format, limit, *times),) = re.findall(row, text, re.MULTILINE)
+    for stage, hours in zip(("sft", "dpo"), times, strict=True):
+        settings = CONFIGS / "colab" / f"{card}-{stage}.yaml"
+        assert f" {hours}" in settings.read_text()
+        config = load_card(DpoConfig if stage == "dpo" else SftConfig, settings)
+        assert (config.adapter.base_format, f"{config.data.limit:,}") == (base_format, limit)
 
 
 def test_a_command_that_fails_stops_the_notebook(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoint folders that must be refused, by name: safetensors files, their index, and config.json."""
+"""Checkpoint folders that must be refused, by name: safetensors files, their index, config.json and adapter_config.json."""
 
 import json
 from typing import Any
@@ -120,3 +120,32 @@ def configs(sound: dict[str, Any]) -> dict[str, bytes]:
         for name in ("hidden_size", "num_hidden_layers", "vocab_size", "rms_norm_eps", "model_type")
     }
     return wrong | lacking | broken_json({"hidden_size": 128, **sound})
+
+
+ADAPTER: dict[str, Any] = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+_WRONG_ADAPTER: dict[str, tuple[Any, ...]] = {
+    "peft_type": (None, 3, [], "lora", "LORA\0", {"LORA": 1}, "x" * 100_000),
+    "r": (*_ODD, 0, 2**24 + 1, 10**400),
+    "lora_alpha": ("16", 0, -1, True, [16], float("nan"), float("inf"), 10**400),
+    "use_rslora": (0, 1, "true", [], {}),
+    "target_modules": (3, {"q_proj": 1}, [None], [["q_proj"]], True),
+    "exclude_modules": (3, {"q_proj": 1}, [None], True),
+    "init_lora_weights": (3, [], {"pissa": 1}, "x" * 100_000, "pissa\n"),
+    "base_model_name_or_path": (3, ["a"], True),
+    "x" * 1_000_000: (True, [1] * 1000),
+    "a\n\x1b[31mred": (1,),
+}
+
+
+def adapter_configs() -> dict[str, bytes]:
+    """What is wrong -> adapter_config.json."""
+    wrong = {
+        f"{name[:20]} is {str(value)[:30]}": json.dumps(ADAPTER | {name: value}).encode()
+        for name, values in _WRONG_ADAPTER.items()
+        for value in values
+    }
+    lacking = {
+        f"no {name}": json.dumps({key: value for key, value in ADAPTER.items() if key != name}).encode()
+        for name in ADAPTER
+    }
+    return wrong | lacking | broken_json(ADAPTER)

@@ -16,7 +16,8 @@ from tests.methods.kto import KTO, LABELED, KtoConfig, KtoOptions, LabeledBatch
 from tests.methods.small import sft_config
 from tests.train.test_resume import Killed, curve, equal, kill_after
 from zephyr_jax.checkpoint.inheritance import open_tokenizer
-from zephyr_jax.checkpoint.resolve import abstract_of, find_model
+from zephyr_jax.checkpoint.opened import abstract_of
+from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.cli import main
 from zephyr_jax.commands import COMMANDS, Command
 from zephyr_jax.config.plan import PlanConfig
@@ -32,7 +33,8 @@ from zephyr_jax.methods.registry import METHODS, method_of
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.sharding import ShardingRules
 from zephyr_jax.plan import search
-from zephyr_jax.plan.plan import lower, planned_method, planned_shape
+from zephyr_jax.plan.plan import lower, planned_method
+from zephyr_jax.plan.shape import planned_shape
 from zephyr_jax.train_command import train
 
 

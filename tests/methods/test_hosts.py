@@ -36,12 +36,13 @@ def entries(root: Path) -> LogprobIndex:
 
 
 def test_four_processes_fill_the_table_and_two_align_with_it(tiny_model: Path, tmp_path: Path) -> None:
-    """Each process writes its own rows of the reference table; DPO on another number of processes starts at ln 2."""
+    """Each process writes its own rows of the reference table; DPO on another number of processes starts at ln 2. With adapters
+    on a quantized base."""
     pairs = write_rows(tmp_path / "pairs.jsonl", list(preferences(0, 21, "train")))
     words = (
         f"--config {CARDS}/dpo.yaml --model.path {tiny_model} --data.path {pairs} --output {tmp_path}/dpo "
         f"--reference {tmp_path}/reference --batch.examples 21 --batch.microbatch_rows 8 --schedule.epochs 2 "
-        "--schedule.evaluate_every 0 --report.no_progress_bar"
+        "--schedule.evaluate_every 0 --report.no_progress_bar --adapter.rank 4 --adapter.base_format nf4 --adapter.block_size 16"
     ).split()
     run_all(4, ["reference", *words], tmp_path)
     alone = [*words, "--reference", f"{tmp_path}/alone", "--mesh.emulated_devices", "8"]

@@ -21,6 +21,7 @@ from zephyr_jax.cli import main
 from zephyr_jax.config.sections import ModelOptions
 from zephyr_jax.demo.corpus import conversations, preferences
 from zephyr_jax.generate.engine import Engine, RequestOutput
+from zephyr_jax.model.weight_format import PLAIN
 
 CARDS = Path(__file__).parents[2] / "configs" / "tiny"
 CHECK = Path(__file__).parents[1] / "golden" / "check_export.py"
@@ -156,12 +157,12 @@ def test_weights_are_the_same_by_name_in_every_form(aligned: Path) -> None:
         find_model(ModelOptions(path=str(aligned / "dpo"))),
         find_model(ModelOptions(path=str(aligned / "hf"))),
     )
-    said = find_fingerprint(run, weights_key(run))
+    said = find_fingerprint(run, weights_key(run), PLAIN)
     assert said == weights_fingerprint(load(aligned / "hf").parameters)
     state = weights_key(folder)
-    assert find_fingerprint(folder, state) in (None, said)
-    cache_fingerprint(folder, state, said)
-    assert find_fingerprint(folder, state) == said
+    assert find_fingerprint(folder, state, PLAIN) in (None, said)
+    cache_fingerprint(folder, state, PLAIN, said)
+    assert find_fingerprint(folder, state, PLAIN) == said
 
 
 def test_the_export_is_the_run(aligned: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests.models import load, logits, whole_rows
 from zephyr_jax.objective.logprob import sequence_logprob
 
-VARIANTS = ("mha", "gqa", "mqa", "window", "tied", "theta", "head_dim", "llama")
+VARIANTS = ("mha", "gqa", "mqa", "window", "tied", "theta", "head_dim", "llama", "llama_untied")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -14,7 +14,7 @@ from flax import nnx
 
 from tests.models import random_segments, whole_rows
 from zephyr_jax.batch import TokenBatch
-from zephyr_jax.checkpoint.resolve import abstract_of
+from zephyr_jax.checkpoint.opened import abstract_of
 from zephyr_jax.config.sections import MeshOptions, ModelOptions, Remat
 from zephyr_jax.model.attention.dense import SegmentInfo
 from zephyr_jax.model.config import ModelConfig

@@ -10,7 +10,8 @@ import pytest
 
 from tests.models import Loaded, load, load_on, logits, packed_rows, random_segments
 from zephyr_jax.batch import TokenBatch
-from zephyr_jax.checkpoint.resolve import abstract_of, find_model
+from zephyr_jax.checkpoint.opened import abstract_of
+from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.config.sections import MeshOptions, ModelOptions
 from zephyr_jax.objective.logprob import SegmentLogProb, sequence_logprob
 from zephyr_jax.objective.token_logprob import Chunking

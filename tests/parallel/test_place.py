@@ -8,6 +8,7 @@ from zephyr_jax.config.sections import MeshOptions
 from zephyr_jax.errors import InputError
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.decoder import Compute, abstract_model
+from zephyr_jax.model.weight_format import PLAIN, stored_weights
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.place import local_rows, local_shard, place_batch
 from zephyr_jax.parallel.sharding import ShardingRules, parameter_shardings
@@ -45,7 +46,8 @@ def test_every_weight_axis_is_in_the_table_and_none_takes_a_mesh_axis_twice(tied
         tie_embeddings=tied,
         max_positions=64,
     )
-    shardings = jax.tree.leaves(parameter_shardings(abstract_model(shape, Compute())[1], rules))
+    weights = stored_weights(shape, abstract_model(shape, Compute())[1], PLAIN)
+    shardings = jax.tree.leaves(parameter_shardings(weights, rules))
     used = [[axis for axis in sharding.spec if axis is not None] for sharding in shardings]
     assert sorted(map(len, used)) == [0] * 3 + [2] * (8 if tied else 9)
     assert all(set(axes) == {"fsdp", "tensor"} for axes in used if axes)

@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from zephyr_jax.batch import PairBatch, TokenBatch
-from zephyr_jax.checkpoint.resolve import abstract_of, find_model
+from zephyr_jax.checkpoint.opened import abstract_of
+from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.config.sections import MeshOptions, ModelOptions
 from zephyr_jax.config.training_sections import DpoOptions, OptimizerOptions, PairAnomalyOptions
 from zephyr_jax.objective.dpo import dpo_loss

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import flip_last_byte, write_rows
 from tests.gcs import Gcs
 from tests.methods.small import dpo_config
-from zephyr_jax.checkpoint.resolve import load_weights
+from zephyr_jax.checkpoint.weights import load_weights
 from zephyr_jax.cli import main
 from zephyr_jax.config.training import DpoConfig
 from zephyr_jax.config.training_sections import BatchOptions, DpoOptions, OptimizerOptions
@@ -71,13 +71,13 @@ def test_a_full_table_needs_no_weights(filled: tuple[DpoConfig, PassResult], mon
     config, first = filled
     again = reference(config)
     with monkeypatch.context() as patch:
-        patch.setattr("zephyr_jax.checkpoint.resolve.load_weights", lambda *_: pytest.fail("weights were read"))
+        patch.setattr("zephyr_jax.checkpoint.opened.load_weights", lambda *_: pytest.fail("weights were read"))
         assert (reference(config).computed, reference(config).reused) == (0, again.reused)
     [weights] = Path(config.model.path).glob("*.safetensors")
     os.utime(weights)
     read = []
     monkeypatch.setattr(
-        "zephyr_jax.checkpoint.resolve.load_weights", lambda *words: read.append(1) or load_weights(*words)
+        "zephyr_jax.checkpoint.opened.load_weights", lambda *words: read.append(1) or load_weights(*words)
     )
     assert reference(config).folder == first.folder
     assert not read

@@ -9,7 +9,7 @@ import pytest
 
 from tests.models import Loaded, load, packed_rows, random_segments
 from zephyr_jax.batch import PairBatch, empty_rows
-from zephyr_jax.checkpoint.resolve import abstract_of
+from zephyr_jax.checkpoint.opened import abstract_of
 from zephyr_jax.config.sections import MeshOptions, ModelOptions, Remat
 from zephyr_jax.config.training import DpoConfig, SftConfig
 from zephyr_jax.config.training_sections import AnomalyOptions, DpoOptions, OptimizerOptions, PairAnomalyOptions
@@ -20,7 +20,7 @@ from zephyr_jax.objective.example_loss import make_objective
 from zephyr_jax.objective.sft import sft_loss
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.sharding import ShardingRules
-from zephyr_jax.plan.plan import MISTRAL_7B
+from zephyr_jax.plan.shape import MISTRAL_7B
 from zephyr_jax.train.anomalies import StepLimits
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
 from zephyr_jax.train.state import abstract_state, initial_state, state_shardings

@@ -2,7 +2,7 @@
 
 import pytest
 
-from zephyr_jax.plan.plan import MISTRAL_7B
+from zephyr_jax.plan.shape import MISTRAL_7B
 from zephyr_jax.train.metrics import step_line
 from zephyr_jax.train.throughput import flops_per_token, format_duration, mfu, peak_flops
 
@@ -49,6 +49,13 @@ def test_flops_are_six_per_multiplied_weight_plus_attention() -> None:
     weights = 6 * (MISTRAL_7B.num_parameters - 32_000 * 4096)
     assert flops_per_token(MISTRAL_7B, 2048) == weights + 12 * 32 * 4096 * 1024
     assert flops_per_token(MISTRAL_7B, 2048) / weights == pytest.approx(1.038, abs=1e-3)
+
+
+def test_frozen_weights_cost_four_operations() -> None:
+    """No gradient of their own, 2 operations less each; an adapter's weights cost 6, and attention what it did."""
+    multiplied, full = MISTRAL_7B.num_parameters - 32_000 * 4096, flops_per_token(MISTRAL_7B, 2048)
+    assert flops_per_token(MISTRAL_7B, 2048, 1_000_000) == full - 2 * multiplied + 6_000_000
+    assert flops_per_token(MISTRAL_7B, 2048, has_backward=False) == full / 3
 
 
 def test_mfu_is_the_share_of_the_peak() -> None:
