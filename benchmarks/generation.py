@@ -36,11 +36,12 @@ def ours(shape: dict[str, int], rows: int, length: int, context: int) -> tuple[f
     import numpy as np
     from flax import nnx
 
-    from zephyr_jax.checkpoint.resolve import AbstractModel
+    from zephyr_jax.checkpoint.opened import AbstractModel
     from zephyr_jax.config.sections import MeshOptions
     from zephyr_jax.generate.engine import Engine, GenerationRequest
     from zephyr_jax.model.config import ModelConfig
     from zephyr_jax.model.decoder import Compute, Decoder, abstract_model
+    from zephyr_jax.model.weight_format import PLAIN, stored_weights
     from zephyr_jax.parallel.mesh import make_mesh
     from zephyr_jax.parallel.sharding import ShardingRules, parameter_shardings
 
@@ -66,7 +67,7 @@ def ours(shape: dict[str, int], rows: int, length: int, context: int) -> tuple[f
     model = AbstractModel(
         definition=definition,
         parameters=nnx.to_pure_dict(abstract),
-        shardings=parameter_shardings(abstract, rules),
+        shardings=parameter_shardings(stored_weights(sizes, abstract, PLAIN), rules),
         config=sizes,
         compute=compute,
     )

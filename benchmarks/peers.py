@@ -13,6 +13,9 @@ object::
 
     {"name", "mode", "target_tokens", "cpu_seconds", "wall_seconds", "slots", "nonpad", "note"}
 
+With ``--rank N`` the command ends with ``--rank N``, and the worker trains LoRA adapters of all seven projections over a float32
+base instead of all weights.
+
 ``target_tokens`` are the tokens whose log-probability entered the loss in the timed steps, ``cpu_seconds``
 the user and system time of the process over those steps (no imports, no compilation, no first step),
 ``slots`` the token positions computed and ``nonpad`` those that held a real token. A worker that batches as
@@ -112,10 +115,11 @@ def wait_until_idle(timeout: float) -> None:
             return
 
 
-def run_worker(worker: Worker, mode: str, steps: int, seed: int) -> Run:
+def run_worker(worker: Worker, mode: str, steps: int, seed: int, rank: int) -> Run:
     """Run one worker to its end and parse its last line."""
     command = [worker.python, "-m", f"benchmarks.worker_{worker.name}"]
     command += ["--mode", mode, "--steps", str(steps), "--seed", str(seed)]
+    command += ["--rank", str(rank)] if rank else []
     busy, own, start = busy_seconds(), child_seconds(), time.monotonic()
     environment = {**os.environ, **THREADS, **OFFLINE, **ON_CPU, **worker.extra}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -136,7 +140,7 @@ def run_undisturbed(worker: Worker, seed: int, title: str, args: argparse.Namesp
     runs: list[Run] = []
     for _ in range(args.retries + 1):
         wait_until_idle(args.timeout)
-        runs.append(run_worker(worker, args.mode, args.steps, seed))
+        runs.append(run_worker(worker, args.mode, args.steps, seed, args.rank))
         report(title, runs[-1])
         if runs[-1].foreign_load <= args.max_load:
             break
@@ -201,6 +205,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--mode", choices=MODES, required=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="timed steps of a worker")
+    parser.add_argument("--rank", type=int, default=0, help="of LoRA adapters; 0: all weights train")
     parser.add_argument("--ours-python", default=sys.executable)
     parser.add_argument("--trl-python", help="interpreter with TRL; without it TRL is left out")
     parser.add_argument("--tunix-python", help="interpreter with Tunix; without it Tunix is left out")
@@ -210,6 +215,8 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.rounds < 1 or args.steps < 1:
         parser.error("--rounds and --steps must be at least 1")
+    if args.rank and args.tunix_python:
+        parser.error("--rank is for zephyr-jax and TRL: leave --tunix-python out")
     for option in ("ours_python", "trl_python", "tunix_python"):
         path = getattr(args, option)
         if path and not Path(path).is_file():

@@ -1,14 +1,15 @@
 """Times this project's own SFT and DPO step, packed; speaks the protocol of ``benchmarks.peers``.
 
 Batches come from the project's planner and loader, as in training: whole pairs (conversations) packed into rows. A step
-takes about as many sequences as a peer's. The reference's log-probs stand in for a filled table, as in the peers.
+takes about as many sequences as a peer's. The reference's log-probs stand in for a filled table, as in the peers. With
+``--rank`` all seven projections get LoRA adapters, and ``--base-format`` is how the frozen weights are stored.
 """
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +19,25 @@ from flax import nnx
 from benchmarks import workload as w
 from zephyr_jax import __version__
 from zephyr_jax.chat.tokenizer import Segment
-from zephyr_jax.config.sections import DataOptions, MeshOptions, Remat
+from zephyr_jax.checkpoint.convert import convert_parameters
+from zephyr_jax.checkpoint.new_adapter import initial_adapter
+from zephyr_jax.checkpoint.weights import Layout
+from zephyr_jax.config.sections import BaseFormat, DataOptions, MeshOptions, Remat
 from zephyr_jax.config.training_sections import AnomalyOptions, BatchOptions, DpoOptions, OptimizerOptions
 from zephyr_jax.data.loader import BatchSource
 from zephyr_jax.data.pack import PackingPlan, plan_training
 from zephyr_jax.methods.registry import METHODS
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.decoder import Compute, Decoder, abstract_model
+from zephyr_jax.model.families.targets import projections_of
+from zephyr_jax.model.lora import LoraSpec, attach_adapter, is_adapter, only_adapter
+from zephyr_jax.model.weight_format import PLAIN, WeightFormat
 from zephyr_jax.objective.dpo import dpo_loss
 from zephyr_jax.objective.example_loss import make_objective
 from zephyr_jax.objective.sft import sft_loss
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.place import place_batch
-from zephyr_jax.parallel.sharding import ShardingRules, parameter_shardings
+from zephyr_jax.parallel.sharding import ShardingRules
 from zephyr_jax.train.anomalies import StepLimits
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
 from zephyr_jax.train.state import initial_state, state_shardings
@@ -103,21 +110,47 @@ def make_batches(
     return BatchSource(examples, plan, slice(0, plan.microbatch_rows), method.batch, columns), plan, held
 
 
-def make_trainer(
-    mode: str, plan: PackingPlan, rules: ShardingRules, shape: ModelConfig, compute: Compute, chunk: int
-) -> tuple[Any, Any]:
-    """The project's step and its first state."""
-    compute = replace(compute, placement=rules)
-    definition, abstract = abstract_model(shape, compute)
-    shardings = parameter_shardings(abstract, rules)
+def lora_format(shape: ModelConfig, rank: int, base_format: BaseFormat) -> WeightFormat:
+    """Adapters of all seven projections, scaled by 1, over a frozen base; `PLAIN` for rank 0."""
+    if not rank:
+        return PLAIN
+    return WeightFormat(
+        base_format=base_format, lora=LoraSpec(rank=rank, alpha=rank, targets=tuple(projections_of(shape)))
+    )
+
+
+def random_weights(shape: ModelConfig, layout: Layout) -> Any:
+    """Random weights in the format of the layout; an adapter's B is zero."""
+    plain = Layout.of(shape, PLAIN, layout.rules)
 
     def init() -> Any:
-        return nnx.to_pure_dict(nnx.split(Decoder(shape, compute, nnx.Rngs(0)), nnx.Param)[1])
+        return nnx.to_pure_dict(nnx.split(Decoder(shape, Compute(), nnx.Rngs(0)), nnx.Param)[1])
 
+    weights = jax.jit(init, out_shardings=plain.shardings)()
+    lora = layout.weight_format.lora
+    if lora is None:
+        return weights
+    base = convert_parameters(weights, shape, layout.shapes, layout.shardings, ())
+    return attach_adapter(base, initial_adapter(0, only_adapter(layout.shapes)), lora.scale)
+
+
+def make_trainer(
+    mode: str,
+    plan: PackingPlan,
+    rules: ShardingRules,
+    shape: ModelConfig,
+    compute: Compute,
+    chunk: int,
+    weight_format: WeightFormat = PLAIN,
+) -> tuple[Any, Any]:
+    """The project's step and its first state."""
+    definition, _ = abstract_model(shape, replace(compute, placement=rules))
+    layout = Layout.of(shape, weight_format, rules)
     options = OptimizerOptions(learning_rate=w.LEARNING_RATE, lr_schedule="constant", warmup_ratio=0)
     optimizer = make_optimizer(options, 100)
-    state_at = state_shardings(nnx.to_pure_dict(abstract), shardings, optimizer, rules)
-    state = initial_state(jax.jit(init, out_shardings=shardings)(), optimizer, state_at)
+    is_trainable = is_adapter if weight_format.lora else lambda _: True
+    state_at = state_shardings(layout.shapes, layout.shardings, optimizer, rules, is_trainable=is_trainable)
+    state = initial_state(random_weights(shape, layout), optimizer, state_at)
     if mode == "dpo":
         objective: Any = make_objective(
             dpo_loss, definition, DpoOptions(beta=0.1), segments=2 * plan.examples_per_row, chunk=chunk
@@ -133,11 +166,15 @@ def main() -> None:
     parser.add_argument("--mode", choices=w.MODES, required=True)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rank", type=int, default=0, help="of LoRA adapters; 0: all weights train")
+    parser.add_argument("--base-format", choices=get_args(BaseFormat.__value__), default="float32")
     options = parser.parse_args()
     rules = ShardingRules(make_mesh(MeshOptions(), jax.devices()[:1]))
     mode = options.mode
     source, plan, held = make_batches(mode, options.steps + 1, options.seed, ROW_LENGTH[mode], BatchOptions(rows=ROWS))
-    step, state = make_trainer(mode, plan, rules, shape_of(w.DIMS["58m"]), COMPUTE, CHUNK)
+    shape = shape_of(w.DIMS["58m"])
+    weight_format = lora_format(shape, options.rank, options.base_format)
+    step, state = make_trainer(mode, plan, rules, shape, COMPUTE, CHUNK, weight_format)
     seen = []
     limits = StepLimits(np.float32(np.inf), np.bool_(False))
     for index in range(len(source)):
@@ -154,6 +191,8 @@ def main() -> None:
     w.check_targets("ours", targets, timed, mode)
     slots = options.steps * plan.microbatches * plan.microbatch_rows * plan.row_length
     note = f"zephyr-jax {__version__}, rows of {plan.row_length}"
+    if weight_format.lora:
+        note += f", rank {options.rank}, {options.base_format}"
     nonpad = w.count_tokens(timed, mode)
     w.Result("ours", mode, targets, end_cpu - cpu, end_wall - wall, slots, nonpad, note).emit()
 

@@ -7,6 +7,8 @@ The variant ``best`` stands for the fastest of TRL's public settings found on CP
 the trials); the others exist to repeat those trials. Timing runs from the end of the last warm-up step to the
 end of the last step, so collation, forward, backward, clipping, the optimizer and TRL's metrics count. DPO's
 reference log-probabilities do not: the trainer's constructor precomputes them.
+
+With ``--rank`` peft's LoRA adapters stand at all seven projections of each layer, scaled by 1, without dropout.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 import torch
 import trl.trainer.utils as trl_utils
 from datasets import Dataset
+from peft import LoraConfig
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast, TrainerCallback
@@ -46,6 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "micro2_padding_free": {**FLAT, "per_device_train_batch_size": 2},
     "compact_head": {"compact_head": True},
 }
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 BEST = {"dpo": "micro1", "sft": "micro1"}
 
 
@@ -64,6 +68,8 @@ class Job:
     """Sequences or pairs of a step."""
     micro: int
     """Sequences or pairs of one forward pass, unless the variant sets it."""
+    rank: int
+    """Of LoRA adapters; 0: all weights train."""
 
 
 class TokenisedDPOTrainer(DPOTrainer):
@@ -167,7 +173,11 @@ def make_trainer(job: Job, pairs: list[w.Pair], folder: str) -> Any:
     settings.pop("grouped", None)
     if compact:  # the path TRL takes on GPUs: only scored positions reach the output layer
         trl_utils._use_triton = lambda device: True
-    parts = {"model": make_model(attention, w.DIMS[job.shape]), "processing_class": make_tokenizer()}
+    parts: dict[str, Any] = {"model": make_model(attention, w.DIMS[job.shape]), "processing_class": make_tokenizer()}
+    if job.rank:
+        parts["peft_config"] = LoraConfig(
+            r=job.rank, lora_alpha=job.rank, target_modules=PROJECTIONS, task_type="CAUSAL_LM"
+        )
     dataset = make_dataset(pairs, job.mode)
     if job.mode == "dpo":
         config = DPOConfig(**settings, precompute_ref_log_probs=True)
@@ -207,8 +217,11 @@ def measure(job: Job) -> w.Result:
     if job.variant != "packing":
         w.check_targets("TRL", targets, sum(batches[warmup:], []), job.mode)
     (cpu, wall), (cpu_end, wall_end) = clock.marks[warmup - 1], clock.marks[-1]
-    versions = [f"{name} {version(name)}" for name in ("trl", "transformers", "torch")]
+    names = ["trl", "transformers", "torch", *(["peft"] if job.rank else [])]
+    versions = [f"{name} {version(name)}" for name in names]
     note = ", ".join([*versions, job.variant, f"{job.micro} of {job.batch} at a time"])
+    if job.rank:
+        note += f", rank {job.rank}"
     if torch.cuda.is_available():
         note += f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
     return w.Result("trl", job.mode, targets, cpu_end - cpu, wall_end - wall, slots, nonpad, note)
@@ -225,13 +238,24 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--batch", type=int, help="sequences (SFT) or pairs (DPO) of a step")
     parser.add_argument("--micro", type=int, help="how many of them in a forward")
+    parser.add_argument("--rank", type=int, default=0, help="of LoRA adapters; 0: all weights train")
     args = parser.parse_args()
     torch.set_num_threads(2)
     batch = args.batch or w.BATCH[args.mode]
     variant = BEST[args.mode] if args.variant == "best" else args.variant
-    measure(
-        Job(args.mode, args.steps, args.seed, variant, args.warmup, args.shape, args.device, batch, args.micro or batch)
-    ).emit()
+    job = Job(
+        mode=args.mode,
+        steps=args.steps,
+        seed=args.seed,
+        variant=variant,
+        warmup=args.warmup,
+        shape=args.shape,
+        device=args.device,
+        batch=batch,
+        micro=args.micro or batch,
+        rank=args.rank,
+    )
+    measure(job).emit()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,145 @@
+"""The memory table of `docs/single-chip.md`: which training fits which chip, by arithmetic; prints it as Markdown.
+
+    uv run python -m benchmarks.single_chip
+
+The page has the formulas. `tests/benchmarks/test_single_chip.py` compares them with compiled programs.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from zephyr_jax.model.config import ModelConfig
+
+GIB = 2**30
+LENGTH = 2048
+"""Tokens of a row; every device holds one row at a time."""
+RANK = 16
+LOGPROB_CHUNK = 256
+TIGHT = 0.75
+"""GiB to spare below which a fit is called tight: compiled programs differ from the formulas by about that much."""
+
+type Training = Literal["full", "LoRA, bfloat16 base", "QLoRA, nf4 base"]
+TRAININGS: tuple[Training, ...] = ("full", "LoRA, bfloat16 base", "QLoRA, nf4 base")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """Devices that share a model."""
+
+    hbm: float
+    """GiB of one device that a program may use."""
+    devices: int = 1
+    packs_4_bits: bool = True
+    """Whether two 4-bit codes share a byte; TPU v2 and v3 give each a byte."""
+    compute_bytes: int = 2
+    """Bytes of the compute dtype: float32 on TPU v2 and v3, as in their cards."""
+
+
+HARDWARE = {
+    "v5e-1": Hardware(hbm=15.75),
+    "v6e-1": Hardware(hbm=31.25),
+    "v2-8": Hardware(hbm=7.48, devices=8, packs_4_bits=False, compute_bytes=4),
+    "v3-8": Hardware(hbm=15.48, devices=8, packs_4_bits=False, compute_bytes=4),
+    "v5e-4": Hardware(hbm=15.75, devices=4),
+    "v5e-8": Hardware(hbm=15.75, devices=8),
+    "GPU 16 GB": Hardware(hbm=0.92 * 16),
+    "GPU 24 GB": Hardware(hbm=0.92 * 24),
+    "GPU 80 GB": Hardware(hbm=0.92 * 80),
+}
+"""TPUs: the compiler's limit. GPUs: an assumption, 92 % of nominal."""
+
+
+def model(num_layers: int, d_model: int, d_ff: int, vocab_size: int) -> ModelConfig:
+    """Sizes of a decoder with eight key-value heads of 128 and a separate unembedding."""
+    return ModelConfig(
+        model_type="llama",
+        vocab_size=vocab_size,
+        d_model=d_model,
+        d_ff=d_ff,
+        num_layers=num_layers,
+        num_heads=d_model // 128,
+        num_kv_heads=8,
+        head_dim=128,
+        max_positions=32_768,
+    )
+
+
+MODELS = {
+    "Mistral-7B": model(32, 4096, 14_336, 32_000),
+    "Llama-3.1-8B": model(32, 4096, 14_336, 128_256),
+    "Qwen3-8B": model(36, 4096, 12_288, 151_936),
+    "Qwen3-14B": model(40, 5120, 17_408, 151_936),
+}
+
+
+def num_projection_weights(sizes: ModelConfig) -> int:
+    """Weights of the seven projections of all layers: all but embeddings and norms."""
+    return sizes.num_parameters - 2 * sizes.vocab_size * sizes.d_model - (2 * sizes.num_layers + 1) * sizes.d_model
+
+
+def num_adapter_weights(sizes: ModelConfig, rank: int = RANK) -> int:
+    """Weights of A and B of the seven projections: rank x (inputs + outputs) of each."""
+    heads, kv_heads = sizes.num_heads * sizes.head_dim, sizes.num_kv_heads * sizes.head_dim
+    attention = 2 * (sizes.d_model + heads) + 2 * (sizes.d_model + kv_heads)
+    return sizes.num_layers * rank * (attention + 3 * (sizes.d_model + sizes.d_ff))
+
+
+def state_bytes(sizes: ModelConfig, training: Training, hardware: Hardware, rank: int = RANK) -> float:
+    """Bytes of weights, gradients and moments of all devices together."""
+    if training == "full":  # float32 weights and second moment, bfloat16 gradients and first moment
+        return (4 + 4 + 2 + 2) * sizes.num_parameters
+    projections = num_projection_weights(sizes)
+    code = 2.0 if training == "LoRA, bfloat16 base" else (0.5 if hardware.packs_4_bits else 1.0) + 2 / 64
+    base = code * projections + 2 * (sizes.num_parameters - projections)
+    return base + (4 + 4 + 4 + 4) * num_adapter_weights(sizes, rank)  # float32 weights, gradients and moments
+
+
+def row_bytes(sizes: ModelConfig, hardware: Hardware) -> float:
+    """Bytes that one row needs: the input of every layer, and the activations of the layer that is recomputed."""
+    return LENGTH * hardware.compute_bytes * (sizes.num_layers * sizes.d_model + 9 * sizes.d_ff)
+
+
+def temporary_bytes(sizes: ModelConfig, hardware: Hardware) -> float:
+    """Bytes of dense weights in use (one layer where weights are sharded, else one projection) and of a chunk of logits."""
+    dense = num_projection_weights(sizes) / sizes.num_layers if hardware.devices > 1 else sizes.d_model * sizes.d_ff
+    return hardware.compute_bytes * dense + 4 * LOGPROB_CHUNK * sizes.vocab_size
+
+
+def peak_gib(sizes: ModelConfig, training: Training, hardware: Hardware, rows: int = 1, rank: int = RANK) -> float:
+    """GiB of one device.
+
+    Args:
+        sizes: Model.
+        training: What is trained, and how the frozen weights are stored.
+        hardware: Devices; weights, gradients and moments are sharded over them (fsdp).
+        rows: Rows per device of one forward and backward pass.
+        rank: Rank of the adapters.
+    """
+    state = state_bytes(sizes, training, hardware, rank) / hardware.devices
+    return (state + rows * row_bytes(sizes, hardware) + temporary_bytes(sizes, hardware)) / GIB
+
+
+def cell(sizes: ModelConfig, training: Training, hardware: Hardware) -> str:
+    """Peak of one device, marked where it does not fit."""
+    peak = peak_gib(sizes, training, hardware)
+    verdict = "no, " if peak > hardware.hbm else "tight, " if peak > hardware.hbm - TIGHT else ""
+    return f"{verdict}{peak:.1f}"
+
+
+def table() -> str:
+    """The table of the page."""
+    lines = [
+        f"| GiB per device | {' | '.join(HARDWARE)} | a further row |",
+        f"|---|{'---|' * len(HARDWARE)}---|",
+        f"| *may use* | {' | '.join(f'*{hardware.hbm:.4g}*' for hardware in HARDWARE.values())} | |",
+    ]
+    for name, sizes in MODELS.items():
+        for training in TRAININGS:
+            cells = [cell(sizes, training, hardware) for hardware in HARDWARE.values()]
+            more = f"{row_bytes(sizes, HARDWARE['v5e-1']) / GIB:.1f}"
+            lines.append(f"| {name}, {training} | {' | '.join(cells)} | {more} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())
