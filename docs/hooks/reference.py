@@ -139,10 +139,11 @@ def _command_section(name: str) -> str:
 def _config_section(name: str, kinds: dict[type, list[str]]) -> str:
     """One section of settings; `kinds` maps its dataclasses, smallest first, to the commands that use them."""
     largest = list(kinds)[-1]
+    settings = {setting.name: setting for kind in kinds for setting in settings_of(kind(), f"{name}.")}
     commands = [command for users in kinds.values() for command in users]
     lines = [f"## {name} {{ #{name} }}", "", _class_doc(largest), "", f"Commands: {_command_links(commands)}.", ""]
-    order = [f"{name}.{item.name}" for item in fields(largest)]
-    for setting in sorted(settings_of(largest(), f"{name}."), key=lambda setting: order.index(setting.name)):
+    names = [item.name for kind in (largest, *kinds) for item in fields(kind)]
+    for setting in (settings[full] for item in dict.fromkeys(names) if (full := f"{name}.{item}") in settings):
         users = [command for kind, used in kinds.items() if setting.field in _names(kind) for command in used]
         resumable = ["resumable"] if {setting.name, name} & _resumable() else []
         facts = ", ".join([_facts(setting), *resumable])
