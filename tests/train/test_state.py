@@ -126,7 +126,7 @@ def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     finished: list[TrainState] = []
 
     def partial_fit(*args: Any, **kwargs: Any) -> TrainState:
-        finished.append(fit(*args, **kwargs, is_trainable=not_embedding))
+        finished.append(fit(*args, **{**kwargs, "is_trainable": not_embedding}))
         return finished[-1]
 
     settings = partial(sft_config, base, rows, epochs=2)

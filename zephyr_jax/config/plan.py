@@ -24,7 +24,7 @@ class PlanConfig(DpoConfig):
     reference table, else `sft`."""
     fit: bool = False
     """Search for the fastest settings that fit into memory: `batch.microbatch_rows`, `model.remat`, mesh, and dtypes of
-    gradients and moments; of an adapter its base format (bfloat16, int8, nf4), and half its rank only if nothing fits."""
+    gradients and moments; of adapters the base format, then the rank."""
     model_preset: Literal["mistral-7b"] | None = None
     """Model sizes; default: those of the local folder `model.path`, or Mistral-7B's (with a note) without one. Nothing is
     downloaded.
