@@ -1,4 +1,4 @@
-"""Short runs with LoRA adapters, in words of the command line, and logits of what they made."""
+"""Short runs with LoRA adapters, as command lines, and logits of what they made."""
 
 import json
 import shlex

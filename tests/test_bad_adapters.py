@@ -85,6 +85,10 @@ SETTINGS: dict[str, Mistake] = {
         ("'embed_tokens'", "Adapters of embed_tokens are not supported", "Remove it"),
     ),
     "no targets": (lambda desk: desk.sft(*ON, "--adapter.targets"), ("targets", "q_proj", "empty list")),
+    "blocks of a float format without training": (
+        lambda desk: desk.generate("--prompts", "Hi", "--model.block_size", 32),
+        ("model.block_size is 32", "float32", "int8, int4 and nf4", "leave model.block_size unset"),
+    ),
     "blocks of a float format": (
         lambda desk: desk.sft(*ON, "--adapter.block_size", 32),
         ("adapter.block_size is 32", "bfloat16", "int8, int4 and nf4", "leave adapter.block_size unset"),

@@ -244,7 +244,7 @@ def test_the_record_of_a_foreign_adapter_names_both(adapter: Path, tmp_path: Pat
     assert [record["revision"], record["parent"]["revision"]] == commits
 
 
-# ---- what is no adapter ----
+# ---- other folders ----
 
 
 def test_what_is_no_adapter_is_refused(adapter_runs: Runs, adapter: Path, tmp_path: Path) -> None:

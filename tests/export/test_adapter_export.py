@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +9,10 @@ import jax
 import numpy as np
 import pytest
 import yaml
-from huggingface_hub import constants
 from safetensors.numpy import load_file
 
 from tests.adapter_runs import Runs, check_logits, export, logits_of
-from tests.hub import WRITER, Hub
+from tests.hub import Hub
 from zephyr_jax.checkpoint.opened import open_model
 from zephyr_jax.cli import main
 from zephyr_jax.config.adapter import InferenceOptions
@@ -300,18 +298,6 @@ def test_the_card_of_merged_weights_has_the_facts_of_the_adapter(
     assert "adapter: LoRA rank 4, alpha 8 on a base in float32, start new" in lines
     assert "adapter: LoRA rank 4, alpha 8 on a base in float32, start continue" in lines
     assert "merged into: original weights" in lines
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """An empty hub; the client of this process uses it with the token WRITER."""
-    with Hub() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "home" / "token"))
-        monkeypatch.setenv("HF_TOKEN", WRITER)
-        yield server
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")

@@ -13,6 +13,7 @@ from tests.gcs import Gcs
 from tests.methods.small import dpo_config
 from zephyr_jax.checkpoint.weights import load_weights
 from zephyr_jax.cli import main
+from zephyr_jax.config.adapter import AdapterOptions
 from zephyr_jax.config.training import DpoConfig
 from zephyr_jax.config.training_sections import BatchOptions, DpoOptions, OptimizerOptions
 from zephyr_jax.demo.corpus import preferences
@@ -48,6 +49,18 @@ def test_settings_of_training_never_invalidate(filled: tuple[DpoConfig, PassResu
     for change in changes:
         again = reference(replace(config, **change))
         assert (again.computed, again.folder) == (0, first.folder), change
+
+
+def test_a_new_adapter_of_singular_vectors_has_a_table_for_each_seed(
+    filled: tuple[DpoConfig, PassResult], tmp_path: Path
+) -> None:
+    """PiSSA draws a random subspace, so the weights that are scored depend on the seed; a repeated pass computes nothing."""
+    config, _ = filled
+    config = replace(config, reference=str(tmp_path), data=replace(config.data, limit=4))
+    config = replace(config, adapter=AdapterOptions(rank=4, init="pissa"))
+    first, other, again = (reference(replace(config, seed=seed)) for seed in (0, 1, 1))
+    assert first.folder != other.folder and first.computed == other.computed > 0
+    assert again.folder == other.folder and again.computed == 0
 
 
 def test_another_template_says_why_all_is_computed(

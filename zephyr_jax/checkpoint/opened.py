@@ -14,9 +14,11 @@ from zephyr_jax.checkpoint.resolve import ModelSource, find_model
 from zephyr_jax.checkpoint.weights import Layout, check_weights, load_weights
 from zephyr_jax.config.adapter import StorageOptions
 from zephyr_jax.config.sections import ForwardOptions, ModelOptions
+from zephyr_jax.errors import InputError
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.decoder import Compute, abstract_model
 from zephyr_jax.model.lora import without_adapter
+from zephyr_jax.model.quantize import CODE_DTYPES
 from zephyr_jax.model.weight_format import PLAIN, WeightFormat
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.parallel.sharding import ShardingRules
@@ -96,7 +98,10 @@ def open_model(options: ForwardOptions, rules: ShardingRules) -> OpenedModel:
 
 
 def inference_format(source: ModelSource, options: ForwardOptions) -> WeightFormat:
-    """How a command that does not train stores the weights: as it asks for, else as the adapter was trained, else float32."""
+    """How a command that does not train stores the weights: as it asks for, else as the adapter was trained, else float32.
+
+    Raises InputError for a block size with a format that has no blocks.
+    """
     adapter = source.adapter
     trained = PLAIN
     if adapter:
@@ -105,11 +110,17 @@ def inference_format(source: ModelSource, options: ForwardOptions) -> WeightForm
         trained = WeightFormat(base_format=base_format, block_size=adapter.block_size, lora=adapter.spec)
     if not isinstance(options, StorageOptions):
         return trained
-    return replace(
+    chosen = replace(
         trained,
         base_format=options.base_format or trained.base_format,
         block_size=options.block_size or trained.block_size,
     )
+    if options.block_size and chosen.base_format not in CODE_DTYPES:
+        raise InputError(
+            f"model.block_size is {options.block_size} and the weights are stored as {chosen.base_format}: only int8, int4 and "
+            "nf4 have blocks. Set model.base_format to one of these, or leave model.block_size unset."
+        )
+    return chosen
 
 
 def abstract_of(

@@ -81,7 +81,9 @@ class ReferencePass:
 
     def full_table(self) -> ReferenceTable | None:
         """The table, if the fingerprint of the weights is cached and no pair is missing; else None."""
-        fingerprint = find_fingerprint(self._source, self._state, self._format)
+        # The weights of a new adapter (PiSSA) depend on its seed, too, which the key lacks: nothing is cached for them.
+        is_cached = self._opened.new_adapter is None
+        fingerprint = find_fingerprint(self._source, self._state, self._format) if is_cached else None
         if not all_hosts_agree(fingerprint is not None) or fingerprint is None:
             return None
         table = self._table(fingerprint)
@@ -93,7 +95,8 @@ class ReferencePass:
         state = self._state  # taken before the load, so that a change during it is noticed
         parameters = self._opened.load_weights()
         fingerprint = self._opened.reference_fingerprint(parameters)
-        cache_fingerprint(self._source, state, self._format, fingerprint)
+        if self._opened.new_adapter is None:
+            cache_fingerprint(self._source, state, self._format, fingerprint)
         config = self._config
         scorer = Scorer(
             model=self._opened.abstract,
