@@ -13,7 +13,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """Published limits of one chip; of v2 and v3, of one of its two cores, which are JAX's devices there."""
+    """Limits of one chip; of v2 and v3, of one of its two cores, which are JAX's devices there."""
 
     hbm: float
     """GiB that a program may use."""
@@ -37,7 +37,9 @@ CHIPS = {
     "v5p": Chip(95.0, 459e12, 600e9, 6.25e9, 16e9, 2.765e12),
     "v6e": Chip(31.25, 918e12, 448e9, 12.5e9, 32e9, 1.64e12),
 }
-"""By the part of a topology's name before the colon. HBM: the compiler's limit (v2, v3, v5e, v6e) or the data sheet's."""
+"""By the part of a topology's name before the colon. HBM: the compiler's limit (v2, v3, v5e, v6e) or the data sheet's.
+
+`dcn` and `pcie` of v2 and v3 are estimates without a source."""
 CORES = ("v2", "v3")
 """Kinds whose devices are cores."""
 
