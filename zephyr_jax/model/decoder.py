@@ -20,6 +20,7 @@ from zephyr_jax.model.attention.blockwise import blockwise_attention
 from zephyr_jax.model.attention.dense import SegmentInfo, cudnn_attention
 from zephyr_jax.model.attention.splash import splash_attention
 from zephyr_jax.model.config import ModelConfig
+from zephyr_jax.model.layer_stack import LayerStack
 from zephyr_jax.model.layers import (
     Attention,
     FeedForward,
@@ -30,7 +31,7 @@ from zephyr_jax.model.layers import (
     rotary,
     weight,
 )
-from zephyr_jax.model.lora import BASE, adapted
+from zephyr_jax.model.lora import adapted
 from zephyr_jax.model.remat import INPUT, checkpointed
 
 
@@ -108,13 +109,14 @@ class Decoder(nnx.Module):
         rope = rotary(info.positions, config)
         definition, stacked = nnx.split(self.decoder)
         attend = partial(self._attend, info=info)
-        opaque_one = jax.lax.optimization_barrier(jnp.float32(1))
+        stack = LayerStack.of(stacked, compute.dtype)
 
-        def layer(x_BLD: Array, weights: nnx.State[Any, Any]) -> tuple[Array, None]:
-            block: DecoderBlock = nnx.merge(definition, self._block_cast_hoisting(weights, opaque_one))
+        def layer(x_BLD: Array, inputs: tuple[Array, list[Array]]) -> tuple[Array, None]:
+            block: DecoderBlock = nnx.merge(definition, stack.layer(*inputs))
             return block(checkpoint_name(x_BLD, INPUT), rope, attend, compute.placement), None
 
-        x_BLD, _ = jax.lax.scan(checkpointed(layer, compute.remat), self._embed(tokens_BL), stacked)
+        layers = jnp.arange(config.num_layers, dtype=jnp.int32), stack.scanned
+        x_BLD, _ = jax.lax.scan(checkpointed(layer, compute.remat), self._embed(tokens_BL), layers)
         return rms_norm(x_BLD, self.norm[...], config.norm_eps)
 
     def _attend(self, q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, info: SegmentInfo) -> Array:
@@ -130,24 +132,6 @@ class Decoder(nnx.Module):
         # Attention is independent per row and head, so each device runs the kernel on its own shard.
         sharded = compute.placement.shard_map(kernel, (queries, keys, keys, ("batch", "length")), queries)
         return sharded(q_BLNH, k_BLKH, v_BLKH, info)
-
-    def _block_cast_hoisting(self, weights: nnx.State[Any, Any], opaque_one: Array) -> nnx.State[Any, Any]:
-        """One layer's weights, multiplied by a one that the compiler cannot see through."""
-        # Each layer casts its own weights to the compute dtype. The TPU compiler moves these casts out of the loop, casts all
-        # layers at once and keeps that copy through forward and backward pass: 1.7 GiB per chip for 7B on eight chips. The
-        # product has to be computed inside the loop, so the cast stays there; it is fused with the cast and costs nothing.
-        if self.compute.dtype == jnp.float32:
-            return weights
-
-        def multiplied(path: tuple[Any, ...], leaf: Array) -> Array:
-            # Codes stay: the product of their scales keeps the dequantization inside the loop. A base in the compute dtype has no
-            # cast, and its product would be a copy.
-            is_cast = leaf.dtype != self.compute.dtype or getattr(path[-1], "key", "") != BASE
-            is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
-            return leaf * opaque_one.astype(leaf.dtype) if is_float and is_cast else leaf
-
-        result: nnx.State[Any, Any] = jax.tree_util.tree_map_with_path(multiplied, weights)
-        return result
 
     def _embed(self, tokens_BL: Array) -> Array:
         """Embeddings of the tokens, [B, L, D]."""

@@ -64,6 +64,27 @@ class AdaptedWeight:
         return replace(self, node={name: value[...] for name, value in self.node.items()})
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class FrozenSlice:
+    """One layer of a stacked frozen array in a node, sliced where it is read."""
+
+    stack: Array
+    """[Y, ...]."""
+    index: Array
+    """int32 []: the layer."""
+    factor: Array | None
+    """float32 []: multiplies the layer; see `layer_stack`."""
+
+    def __getitem__(self, index: Any) -> "FrozenSlice":
+        return self
+
+    def read(self) -> Array:
+        """The layer's array [...], in the stack's dtype."""
+        layer: Array = jax.lax.dynamic_index_in_dim(self.stack, self.index, keepdims=False)
+        return layer if self.factor is None else layer * self.factor.astype(layer.dtype)
+
+
 def adapted(parameters: Any) -> Any:
     """The parameters with an `AdaptedWeight` in the place of every node; the same dict without nodes."""
     if is_node(parameters):
@@ -139,8 +160,11 @@ def project(x: Array, weight: Array | AdaptedWeight, axes: int = 1) -> Array:
     return _adapted_linear(x, frozen, node[LORA_A].astype(x.dtype), scaled_b, axes)
 
 
+type _Frozen = dict[str, Array | FrozenSlice]
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _adapted_linear(x: Array, frozen: dict[str, Array], lora_a: Array, lora_b: Array, axes: int) -> Array:
+def _adapted_linear(x: Array, frozen: _Frozen, lora_a: Array, lora_b: Array, axes: int) -> Array:
     """x W + (x A) B without a gradient of W.
 
     Args:
@@ -153,10 +177,10 @@ def _adapted_linear(x: Array, frozen: dict[str, Array], lora_a: Array, lora_b: A
     return _forward(x, frozen, lora_a, lora_b, axes)[0]
 
 
-type _Residuals = tuple[Array, dict[str, Array], Array, Array, Array]
+type _Residuals = tuple[Array, _Frozen, Array, Array, Array]
 
 
-def _forward(x: Array, frozen: dict[str, Array], lora_a: Array, lora_b: Array, axes: int) -> tuple[Array, _Residuals]:
+def _forward(x: Array, frozen: _Frozen, lora_a: Array, lora_b: Array, axes: int) -> tuple[Array, _Residuals]:
     narrow = jnp.tensordot(x, lora_a, axes)
     product = jnp.tensordot(x, dense_base(frozen, x.dtype), axes) + jnp.tensordot(narrow, lora_b, 1)
     # One name for the sum: a policy that saves projections would else save both of its terms.
@@ -175,10 +199,15 @@ def _backward(axes: int, residuals: _Residuals, grad_out: Array) -> tuple[Array,
     grad_b = jnp.tensordot(narrow, grad_out, ((0, 1), (0, 1)))
     # The gradient of x waits for those of A and B, the last readers of x: otherwise both are in memory at the peak of a layer.
     # W is dequantized a second time, behind the barrier: otherwise the dense weights of a layer stay in memory from its
-    # recomputation on.
-    grad_out, grad_narrow, grad_a_transposed, grad_b, frozen = jax.lax.optimization_barrier(
-        (grad_out, grad_narrow, grad_a_transposed, grad_b, frozen)
+    # recomputation on. Of a slice only the index passes the barrier: the stack itself would be copied.
+    late = {name: part.index if isinstance(part, FrozenSlice) else part for name, part in frozen.items()}
+    grad_out, grad_narrow, grad_a_transposed, grad_b, late = jax.lax.optimization_barrier(
+        (grad_out, grad_narrow, grad_a_transposed, grad_b, late)
     )
+    frozen = {
+        name: replace(part, index=late[name]) if isinstance(part, FrozenSlice) else late[name]
+        for name, part in frozen.items()
+    }
     base = dense_base(frozen, x.dtype)
     grad_x = jnp.tensordot(grad_out, base, (over_outputs, tuple(range(axes, axes + outputs))))
     grad_x = grad_x + jnp.tensordot(grad_narrow, lora_a, ((2,), (axes,)))
@@ -188,11 +217,10 @@ def _backward(axes: int, residuals: _Residuals, grad_out: Array) -> tuple[Array,
 _adapted_linear.defvjp(_forward, _backward)
 
 
-def dense_base(node: Mapping[str, Array], dtype: Any) -> Array:
+def dense_base(node: Mapping[str, Array | FrozenSlice], dtype: Any) -> Array:
     """The frozen weight of one layer's node, without the adapter, [*inputs, *outputs]."""
-    if BASE in node:
-        return node[BASE].astype(dtype)
-    return dequantize(node[CODES], node[SCALES], dtype)
+    arrays = {name: part.read() if isinstance(part, FrozenSlice) else part for name, part in node.items()}
+    return arrays[BASE].astype(dtype) if BASE in arrays else dequantize(arrays[CODES], arrays[SCALES], dtype)
 
 
 def delta(lora_a: Array, lora_b: Array, scale: Array | float) -> Array:
