@@ -130,7 +130,7 @@ def test_the_fused_form_follows_the_same_rule(window: int | None) -> None:
         return jnp.sum(out**2), out
 
     def fused(q, k, v):
-        return cudnn_attention(q, k, v, where, window, "xla")
+        return cudnn_attention(q, k, v, where, window, implementation="xla")
 
     def whole(q, k, v):
         return dense_attention(q, k, v, where, where, window)

@@ -11,7 +11,8 @@ from flax import nnx
 from zephyr_jax.model.attention.dense import MASKED, SegmentInfo, dense_attention, visible
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.grad_dtype import SlottedWeight, gradient_slots
-from zephyr_jax.model.layers import FeedForward, SingleDevice, rms_norm, rotary, rotate
+from zephyr_jax.model.layers import FeedForward, SingleDevice, rms_norm
+from zephyr_jax.model.rope import Rope, rotary, rotate
 
 CONFIG = ModelConfig(
     model_type="llama",
@@ -50,7 +51,7 @@ def test_rms_norm_squares_in_float32() -> None:
 
 def test_rotation_keeps_lengths_and_position_0() -> None:
     x = normal(1, 6, 4, 8)
-    turned = rotate(x, *rotary(jnp.arange(6)[None], CONFIG))
+    turned = rotate(x, *rotary(jnp.arange(6)[None], Rope(theta=CONFIG.rope_theta), CONFIG.head_dim))
     np.testing.assert_allclose(jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
     np.testing.assert_array_equal(turned[:, 0], x[:, 0])
 
@@ -61,7 +62,7 @@ def test_scores_depend_on_the_distance_of_positions_alone(shift: int) -> None:
     q, k = normal(1, 5, 1, 8), normal(1, 5, 1, 8, seed=1)
 
     def scores(positions: jax.Array) -> jax.Array:
-        cosine, sine = rotary(positions[None], CONFIG)
+        cosine, sine = rotary(positions[None], Rope(theta=CONFIG.rope_theta), CONFIG.head_dim)
         return jnp.einsum("blnh,bjnh->blj", rotate(q, cosine, sine), rotate(k, cosine, sine))
 
     positions = jnp.array([0, 1, 5, 9, 20])
@@ -71,7 +72,7 @@ def test_scores_depend_on_the_distance_of_positions_alone(shift: int) -> None:
 
 def test_the_slowest_frequency_is_near_the_base() -> None:
     """Pair h turns by theta^(-2h/H) per position: the first by 1, the last by theta^(-(H-2)/H)."""
-    cosine, sine = rotary(jnp.array([[1]]), CONFIG)
+    cosine, sine = rotary(jnp.array([[1]]), Rope(theta=CONFIG.rope_theta), CONFIG.head_dim)
     angles = np.arctan2(sine[0, 0, 0], cosine[0, 0, 0])
     np.testing.assert_allclose(angles, 1e4 ** -(np.arange(0, 8, 2) / 8), rtol=1e-5)
 

@@ -138,7 +138,7 @@ def abstract_of(
     compute = Compute(
         dtype=jnp.dtype(options.compute_dtype),
         placement=rules,
-        kernel=_kernel(device, options.compute_dtype),
+        kernel=_kernel(device, options.compute_dtype, config),
         chip=device.device_kind,
     )
     if isinstance(options, ModelOptions):
@@ -154,8 +154,11 @@ def abstract_of(
     )
 
 
-def _kernel(device: jax.Device, dtype: str) -> Literal["splash", "cudnn", "xla"]:
+def _kernel(device: jax.Device, dtype: str, config: ModelConfig) -> Literal["splash", "cudnn", "xla"]:
     if device.platform == "tpu":
         # Pallas kernels have no bfloat16 matmul on v2 and v3, the chips of Colab's v2-8 and Kaggle's v3-8.
         return "xla" if device.device_kind in ("TPU v2", "TPU v3") and dtype == "bfloat16" else "splash"
-    return "cudnn" if device.platform == "gpu" and dtype == "bfloat16" else "xla"
+    is_cudnn = (
+        device.platform == "gpu" and dtype == "bfloat16" and config.attention_softcap is None
+    )  # it has no soft cap
+    return "cudnn" if is_cudnn else "xla"

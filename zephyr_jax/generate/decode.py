@@ -64,7 +64,7 @@ def decode(
         keys_B = jax.vmap(lambda data, t: jax.random.fold_in(jax.random.wrap_key_data(data), t))(
             state.key_data, state.num_generated
         )
-        logits_BV = unembed(weights, hidden_B1D[:, 0])
+        logits_BV = unembed(weights, hidden_B1D[:, 0], model.config)
         finite_B = jnp.all(jnp.isfinite(logits_BV), axis=-1)
         sampled_B = jnp.where(finite_B, sample_tokens(logits_BV, keys_B, state.sampling), NON_FINITE)
         out_BT = jax.lax.dynamic_update_slice(out_BT, jnp.where(active_B, sampled_B, -1)[:, None], (0, index))

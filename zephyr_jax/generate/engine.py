@@ -248,8 +248,8 @@ class Engine:
 
 def num_slots(config: ModelConfig, context: int) -> int:
     """Cache slots per row: all positions, or the window plus the longest chunk, which must not overwrite the window."""
-    window = config.sliding_window
-    needed = context if window is None else min(context, window + PREFILL_CHUNKS[-1])
+    windows = [kind.window or context for kind in config.layer_kinds]
+    needed = min(context, max(windows) + PREFILL_CHUNKS[-1])
     return -(-needed // _SLOT_MULTIPLE) * _SLOT_MULTIPLE
 
 

@@ -15,7 +15,8 @@ from jax import Array
 from zephyr_jax.model.attention.dense import SegmentInfo, dense_attention
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.decoder import Compute, DecoderBlock, abstract_model, build
-from zephyr_jax.model.layers import rms_norm, rotary
+from zephyr_jax.model.layers import finish_logits, model_norm, scale_embeddings
+from zephyr_jax.model.rope import rotary
 from zephyr_jax.model.weight_format import PLAIN, WeightFormat, stored_weights
 
 
@@ -114,7 +115,7 @@ class CachedModel:
             Final hidden states [B, L, D], and the cache with the new tokens.
         """
         config, placement = self.config, self.compute.placement
-        rope = rotary(info.positions, config)
+        ropes = {kind.rope: rotary(info.positions, kind.rope, config.rotary_dim) for kind in config.layer_kinds}
         # Slot J does not exist: padding is written there and dropped.
         slot_BL = jnp.where(info.segments > 0, info.positions % cache.slots, cache.slots)
         row_B1 = jnp.arange(tokens_BL.shape[0])[:, None]
@@ -126,19 +127,26 @@ class CachedModel:
             return placement.constrain(filled, *CACHE_AXES[4])
 
         x_BLD = placement.constrain(weights.embedding[tokens_BL], "batch", "length", "model")
+        x_BLD = scale_embeddings(x_BLD, config)
         keys, values = list(cache.keys), list(cache.values)
-        for index, layer in enumerate(weights.layers):
+        for index, (layer, kind) in enumerate(zip(weights.layers, config.layer_kinds, strict=True)):
 
-            def attend(q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, index: int = index) -> Array:
+            def attend(
+                q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, index: int = index, window: int | None = kind.window
+            ) -> Array:
                 keys[index], values[index] = store(keys[index], k_BLKH), store(values[index], v_BLKH)
                 key_BJKH, value_BJKH = (past[index].transpose(0, 2, 1, 3) for past in (keys, values))
-                return dense_attention(q_BLNH, key_BJKH, value_BJKH, info, slots_info, config.sliding_window)
+                return dense_attention(
+                    q_BLNH, key_BJKH, value_BJKH, info, slots_info, window,
+                    scale=config.attention_scale, softcap=config.attention_softcap,
+                )  # fmt: skip
 
             block: DecoderBlock = build(definition, layer)
-            x_BLD = block(x_BLD, rope, attend, placement)
-        return rms_norm(x_BLD, weights.norm, config.norm_eps), KVCache(tuple(keys), tuple(values), slots_info)
+            x_BLD = block(x_BLD, ropes[kind.rope], attend, placement)
+        return model_norm(x_BLD, weights.norm, config), KVCache(tuple(keys), tuple(values), slots_info)
 
 
-def unembed(weights: FlatWeights, x_BD: Array) -> Array:
+def unembed(weights: FlatWeights, x_BD: Array, config: ModelConfig) -> Array:
     """Logits, float32 [B, V], of final hidden states."""
-    return jnp.einsum("bd,dv->bv", x_BD, weights.unembedding, preferred_element_type=jnp.float32)
+    logits_BV = jnp.einsum("bd,dv->bv", x_BD, weights.unembedding, preferred_element_type=jnp.float32)
+    return finish_logits(logits_BV, config)

@@ -26,13 +26,15 @@ from zephyr_jax.model.layers import (
     FeedForward,
     Placement,
     SingleDevice,
+    finish_logits,
+    model_norm,
     norm_scale,
-    rms_norm,
-    rotary,
+    scale_embeddings,
     weight,
 )
 from zephyr_jax.model.lora import adapted
 from zephyr_jax.model.remat import INPUT, checkpointed
+from zephyr_jax.model.rope import rotary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +54,9 @@ class Compute:
 
 
 class DecoderBlock(nnx.Module):
-    """Pre-norm attention and feed-forward with residuals: weights of all layers stacked, or of one layer when it is called."""
+    """Attention and feed-forward with norms and residuals: weights of all layers stacked, or of one layer when it is called."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.norm_eps = config.norm_eps
         self.attention = Attention(config, rngs)
         self.feed_forward = FeedForward(config, rngs)
 
@@ -74,11 +75,12 @@ class DecoderBlock(nnx.Module):
             attend: Rotated queries [B, L, N, H], rotated keys and values [B, L, K, H] -> mixed values [B, L, N, H].
             placement: Constrains the hidden states.
         """
-        h_BLD = rms_norm(x_BLD, self.attention.norm[...], self.norm_eps)
-        mixed_BLNH = attend(*self.attention.project(h_BLD, *rope))
-        x_BLD = placement.constrain(x_BLD + self.attention.merge(mixed_BLNH), "batch", "length", "model")
-        h_BLD = rms_norm(x_BLD, self.feed_forward.norm[...], self.norm_eps)
-        return placement.constrain(x_BLD + self.feed_forward(h_BLD, placement), "batch", "length", "model")
+        attention, feed_forward = self.attention, self.feed_forward
+        mixed_BLNH = attend(*attention.project(attention.norm_input(x_BLD), *rope))
+        x_BLD = x_BLD + attention.norm_output(attention.merge(mixed_BLNH))
+        x_BLD = placement.constrain(x_BLD, "batch", "length", "model")
+        hidden_BLD = feed_forward(feed_forward.norm_input(x_BLD), placement)
+        return placement.constrain(x_BLD + feed_forward.norm_output(hidden_BLD), "batch", "length", "model")
 
 
 class Decoder(nnx.Module):
@@ -101,37 +103,52 @@ class Decoder(nnx.Module):
     def logits(self, x_BLD: Array) -> Array:
         """Logits, float32 [B, L, V], of final hidden states; only for short L."""
         weights_DV = self.unembedding_DV.astype(x_BLD.dtype)
-        return jnp.einsum("bld,dv->blv", x_BLD, weights_DV, preferred_element_type=jnp.float32)
+        logits_BLV = jnp.einsum("bld,dv->blv", x_BLD, weights_DV, preferred_element_type=jnp.float32)
+        return finish_logits(logits_BLV, self.config)
 
     def __call__(self, tokens_BL: Array, info: SegmentInfo) -> Array:
         """Final hidden states [B, L, D], in the compute dtype, of packed rows."""
         config, compute = self.config, self.compute
-        rope = rotary(info.positions, config)
         definition, stacked = nnx.split(self.decoder)
-        attend = partial(self._attend, info=info)
+        windows, window_of_layer = _numbered([kind.window for kind in config.layer_kinds])
+        ropes, rope_of_layer = _numbered([kind.rope for kind in config.layer_kinds])
+        tables = [rotary(info.positions, rope, config.rotary_dim) for rope in ropes]
+        kernels = [self._attention(window) for window in windows]
         stack = LayerStack.of(stacked, compute.dtype)
 
         def layer(x_BLD: Array, inputs: tuple[Array, list[Array]]) -> tuple[Array, None]:
+            index, _ = inputs
             block: DecoderBlock = nnx.merge(definition, stack.layer(*inputs))
+            rope = _chosen(tables, rope_of_layer, index)
+
+            def attend(q_BLNH: Array, k_BLKH: Array, v_BLKH: Array) -> Array:
+                if len(kernels) == 1:
+                    return kernels[0](q_BLNH, k_BLKH, v_BLKH, info)
+                # Windows are static in the kernels: a layer runs the branch of its own.
+                result: Array = jax.lax.switch(window_of_layer[index], kernels, q_BLNH, k_BLKH, v_BLKH, info)
+                return result
+
             return block(checkpoint_name(x_BLD, INPUT), rope, attend, compute.placement), None
 
         layers = jnp.arange(config.num_layers, dtype=jnp.int32), stack.scanned
         x_BLD, _ = jax.lax.scan(checkpointed(layer, compute.remat), self._embed(tokens_BL), layers)
-        return rms_norm(x_BLD, self.norm[...], config.norm_eps)
+        return model_norm(x_BLD, self.norm[...], config)
 
-    def _attend(self, q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, info: SegmentInfo) -> Array:
-        compute = self.compute
+    def _attention(self, window: int | None) -> Callable[..., Array]:
+        """Attention of packed rows: queries, keys, values and `SegmentInfo` -> mixed values."""
+        config, compute = self.config, self.compute
         kernels: dict[str, Callable[..., Array]] = {
             "xla": blockwise_attention,
             "cudnn": partial(cudnn_attention, implementation="cudnn"),
             "splash": partial(splash_attention, chip=compute.chip),
             "splash-interpreted": partial(splash_attention, interpret=True),
         }
-        kernel = partial(kernels[compute.kernel], window=self.config.sliding_window)
+        kernel = partial(
+            kernels[compute.kernel], window=window, scale=config.attention_scale, softcap=config.attention_softcap
+        )
         queries, keys = (("batch", "length", heads, "head_dim") for heads in ("heads", "kv_heads"))
         # Attention is independent per row and head, so each device runs the kernel on its own shard.
-        sharded = compute.placement.shard_map(kernel, (queries, keys, keys, ("batch", "length")), queries)
-        return sharded(q_BLNH, k_BLKH, v_BLKH, info)
+        return compute.placement.shard_map(kernel, (queries, keys, keys, ("batch", "length")), queries)
 
     def _embed(self, tokens_BL: Array) -> Array:
         """Embeddings of the tokens, [B, L, D]."""
@@ -140,7 +157,21 @@ class Decoder(nnx.Module):
         constrain = self.compute.placement.constrain
         table_VD = constrain(self.embedding[...].astype(self.compute.dtype), "vocab", "embed")
         x_BLD = constrain(table_VD[constrain(tokens_BL, "copy", "length")], "copy", "length", "embed")
-        return constrain(x_BLD, "batch", "length", "model")
+        return scale_embeddings(constrain(x_BLD, "batch", "length", "model"), self.config)
+
+
+def _numbered[T](values: list[T]) -> tuple[list[T], Array]:
+    """The distinct values, and the number of each layer's among them, int32 [Y]."""
+    distinct = list(dict.fromkeys(values))
+    return distinct, jnp.array([distinct.index(value) for value in values], jnp.int32)
+
+
+def _chosen(tables: list[tuple[Array, Array]], of_layer: Array, index: Array) -> tuple[Array, Array]:
+    """The rotary table of a layer."""
+    if len(tables) == 1:
+        return tables[0]
+    cosines, sines = (jnp.stack(parts) for parts in zip(*tables, strict=True))
+    return cosines[of_layer[index]], sines[of_layer[index]]
 
 
 def build(definition: nnx.GraphDef[Any], parameters: Any) -> Any:

@@ -67,6 +67,7 @@ def sequence_logprob_and_greedy(
     unembedding_DV = model.unembedding_DV.astype(hidden_BLD.dtype)
 
     def likeliest(hidden_BCD: Array) -> Array:
+        # Without scale and soft cap, which keep the order of logits.
         logits_BCV = jnp.einsum("bcd,dv->bcv", hidden_BCD, unembedding_DV, preferred_element_type=jnp.float32)
         return jnp.argmax(logits_BCV, axis=-1).astype(jnp.int32)
 
@@ -116,7 +117,7 @@ def _column_logprob(model: Decoder, hidden_BLD: Array, next_BL: Array, mask_BL: 
     columns = min(chunk, front_RM.shape[1])
     chunking = Chunking.choose(columns, model.compute.save_logits, placement, front_RM.size, model.config.vocab_size)
     unembedding_DV = model.unembedding_DV.astype(hidden_BLD.dtype)
-    logprob_RM = token_logprob(hidden_RMD, unembedding_DV, next_RM, mask_RM, chunking)
+    logprob_RM = token_logprob(hidden_RMD, unembedding_DV, next_RM, mask_RM, chunking, model.config)
     # The inverse of a permutation is its argsort: log-probs return to the columns that they came from.
     back_RM = jnp.argsort(front_RM, axis=1)
     return jnp.take_along_axis(logprob_RM, back_RM, axis=1).reshape(next_BL.shape)

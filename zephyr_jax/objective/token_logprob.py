@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from zephyr_jax.model.layers import Placement
+from zephyr_jax.model.config import ModelConfig
+from zephyr_jax.model.layers import Placement, finish_logits
+from zephyr_jax.model.softcap import softcap_grad
 
 
 class Chunking(NamedTuple):
@@ -87,11 +89,16 @@ type _Residuals = tuple[_Chunk, Array]
 """What the forward pass saves: all chunks, and the unembedding."""
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def token_logprob(
-    hidden_RMD: Array, unembedding_DV: Array, tokens_RM: Array, mask_RM: Array, chunking: Chunking
+    hidden_RMD: Array,
+    unembedding_DV: Array,
+    tokens_RM: Array,
+    mask_RM: Array,
+    chunking: Chunking,
+    config: ModelConfig,
 ) -> Array:
-    """log softmax(hidden unembedding)[token] of the columns in the mask.
+    """log softmax(logits)[token] of the columns in the mask, logits = hidden unembedding with the model's scale and soft cap.
 
     Operands of matmuls have hidden's dtype, logits are float32, and the unembedding's gradient is summed over chunks in
     float32, and over groups at the end. A chunk outside the mask is skipped, so masked columns should come first.
@@ -102,20 +109,26 @@ def token_logprob(
         tokens_RM: int32 ids to score.
         mask_RM: bool; which columns to score.
         chunking: How the columns are cut up; static.
+        config: Scale and soft cap of logits; static.
 
     Returns:
         float32 [R, M]; 0 outside the mask.
     """
-    return _forward(hidden_RMD, unembedding_DV, tokens_RM, mask_RM, chunking)[0]
+    return _forward(hidden_RMD, unembedding_DV, tokens_RM, mask_RM, chunking, config)[0]
 
 
 def _forward(
-    hidden_RMD: Array, unembedding_DV: Array, tokens_RM: Array, mask_RM: Array, chunking: Chunking
+    hidden_RMD: Array,
+    unembedding_DV: Array,
+    tokens_RM: Array,
+    mask_RM: Array,
+    chunking: Chunking,
+    config: ModelConfig,
 ) -> tuple[Array, _Residuals]:
     unembedding_DV = chunking.placement.constrain(unembedding_DV, "model", chunking.vocab)
 
     def score(hidden_WXD: Array, tokens_WX: Array) -> tuple[Array, Array, Array | None]:
-        logits_WXV = _logits(hidden_WXD, unembedding_DV, chunking)
+        logits_WXV = _logits(hidden_WXD, unembedding_DV, chunking, config)
         chosen_WX = jnp.sum(jnp.where(_one_hot(tokens_WX, logits_WXV), logits_WXV, 0.0), axis=-1)
         return chosen_WX, jax.nn.logsumexp(logits_WXV, axis=-1), logits_WXV if chunking.save_logits else None
 
@@ -133,17 +146,24 @@ def _forward(
     return chunking.merge(logprob_ZWX, tokens_RM), residuals
 
 
-def _backward(chunking: Chunking, residuals: _Residuals, grad_RM: Array) -> tuple[Array, Array, None, None]:
+def _backward(
+    chunking: Chunking, config: ModelConfig, residuals: _Residuals, grad_RM: Array
+) -> tuple[Array, Array, None, None]:
     (chunks, unembedding_DV), constrain = residuals, chunking.placement.constrain
 
     def add(total_WDV: Array, chunk: _Chunk, grad_WX: Array) -> tuple[Array, Array]:
         logits_WXV = chunk.logits_WXV
         if logits_WXV is None:
-            logits_WXV = _logits(chunk.hidden_WXD, unembedding_DV, chunking)
+            logits_WXV = _logits(chunk.hidden_WXD, unembedding_DV, chunking, config)
         # d log p[token] / d logits = one_hot - probs, rounded to the compute dtype once, as autodiff would at the matmul.
         probs_WXV = jnp.exp(logits_WXV - chunk.normalizer_WX[..., None])
         one_hot_WXV = _one_hot(chunk.tokens_WX, probs_WXV)
-        grad_WXV = (grad_WX[..., None] * (one_hot_WXV - probs_WXV)).astype(chunk.hidden_WXD.dtype)
+        grad_WXV = grad_WX[..., None] * (one_hot_WXV - probs_WXV)
+        if config.logit_softcap is not None:
+            grad_WXV *= softcap_grad(logits_WXV, config.logit_softcap)
+        if config.logit_scale != 1:
+            grad_WXV *= config.logit_scale
+        grad_WXV = grad_WXV.astype(chunk.hidden_WXD.dtype)
         # Without the barrier XLA fuses exp and subtraction into both products and computes them twice: see `model.linear`.
         grad_WXV = jax.lax.optimization_barrier(grad_WXV)
         hidden_WXD = constrain(chunk.hidden_WXD, chunking.group, None, "model")
@@ -170,11 +190,11 @@ def _backward(chunking: Chunking, residuals: _Residuals, grad_RM: Array) -> tupl
 token_logprob.defvjp(_forward, _backward)
 
 
-def _logits(hidden_WXD: Array, unembedding_DV: Array, chunking: Chunking) -> Array:
+def _logits(hidden_WXD: Array, unembedding_DV: Array, chunking: Chunking, config: ModelConfig) -> Array:
     constrain = chunking.placement.constrain
     hidden_WXD = constrain(hidden_WXD, chunking.group, None, "model")
     logits_WXV = jnp.einsum("wxd,dv->wxv", hidden_WXD, unembedding_DV, preferred_element_type=jnp.float32)
-    return constrain(logits_WXV, chunking.group, None, chunking.vocab)
+    return finish_logits(constrain(logits_WXV, chunking.group, None, chunking.vocab), config)
 
 
 def _one_hot(tokens_WX: Array, values_WXV: Array) -> Array:

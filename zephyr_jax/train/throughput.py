@@ -57,9 +57,12 @@ def flops_per_token(config: ModelConfig, length: int, adapter_weights: int = 0, 
 
 
 def keys_seen(config: ModelConfig, length: int) -> float:
-    """Keys that a query of a segment of `length` tokens attends to, on average: half of them, or less with a sliding window."""
-    window = min(config.sliding_window or length, length)
-    return window - window**2 / (2 * length)
+    """Keys that a query of a segment of `length` tokens attends to, on average over queries and layers.
+
+    Half of them, or less with a sliding window.
+    """
+    windows = [min(kind.window or length, length) for kind in config.layer_kinds]
+    return sum(window - window**2 / (2 * length) for window in windows) / len(windows)
 
 
 def mfu(tokens_per_second: float, flops: float, device_kind: str) -> float | None:

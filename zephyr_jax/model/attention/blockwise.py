@@ -14,6 +14,8 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from zephyr_jax.model.attention.dense import ATTENTION, MASKED, SegmentInfo, visible
+from zephyr_jax.model.softcap import softcap as capped
+from zephyr_jax.model.softcap import softcap_grad
 
 _BLOCK = 128  # columns; larger blocks compute more masked scores, smaller ones have slower matmuls
 
@@ -29,7 +31,22 @@ class _Row(NamedTuple):
     """int32: the first key block that a query of this block can see."""
 
 
-def blockwise_attention(q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, info: SegmentInfo, window: int | None) -> Array:
+class _ScoreRule(NamedTuple):
+    """Static options of the scores."""
+
+    window: int | None
+    softcap: float | None
+
+
+def blockwise_attention(
+    q_BLNH: Array,
+    k_BLKH: Array,
+    v_BLKH: Array,
+    info: SegmentInfo,
+    window: int | None,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Array:
     """Self-attention of packed rows; forward and backward pass hold N x 128 x 128 scores, in float32.
 
     Args:
@@ -38,6 +55,8 @@ def blockwise_attention(q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, info: Segme
         v_BLKH: Values.
         info: Segments and positions of the rows; positions grow with the column inside a segment.
         window: Sliding window in tokens; None for full attention.
+        scale: Factor of the scores; None: 1 / sqrt(H).
+        softcap: Soft cap of the scores.
 
     Returns:
         [B, L, N, H] in q's dtype; finite and meaningless for padding.
@@ -50,38 +69,38 @@ def blockwise_attention(q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, info: Segme
         return jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2)).reshape(B, -1, C, *x.shape[2:])
 
     info_BZC = SegmentInfo(*map(split, info))
-    q_BZCKGH = split(q_BLNH * H**-0.5).reshape(B, -1, C, K, N // K, H)
+    q_BZCKGH = split(q_BLNH * (scale or H**-0.5)).reshape(B, -1, C, K, N // K, H)
     q_BZKQH = q_BZCKGH.transpose(0, 1, 3, 4, 2, 5).reshape(B, -1, K, N // K * C, H)
     k_BZKCH, v_BZKCH = (split(x).transpose(0, 1, 3, 2, 4) for x in (k_BLKH, v_BLKH))
-    out_BZKQH = _attend(q_BZKQH, k_BZKCH, v_BZKCH, info_BZC, window)
+    out_BZKQH = _attend(q_BZKQH, k_BZKCH, v_BZKCH, info_BZC, _ScoreRule(window, softcap))
     out_BZCKGH = out_BZKQH.reshape(B, -1, K, N // K, C, H).transpose(0, 1, 4, 2, 3, 5)
     return out_BZCKGH.reshape(B, L + pad, N, H)[:, :L]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q_BZKQH: Array, k_BZKCH: Array, v_BZKCH: Array, info_BZC: SegmentInfo, window: int | None) -> Array:
-    return _forward(q_BZKQH, k_BZKCH, v_BZKCH, info_BZC, window)[0]
+def _attend(q_BZKQH: Array, k_BZKCH: Array, v_BZKCH: Array, info_BZC: SegmentInfo, rule: _ScoreRule) -> Array:
+    return _forward(q_BZKQH, k_BZKCH, v_BZKCH, info_BZC, rule)[0]
 
 
 def _forward(
-    q_BZKQH: Array, k_BZKCH: Array, v_BZKCH: Array, info_BZC: SegmentInfo, window: int | None
+    q_BZKQH: Array, k_BZKCH: Array, v_BZKCH: Array, info_BZC: SegmentInfo, rule: _ScoreRule
 ) -> tuple[Array, tuple[_Row, Array, Array]]:
-    rows = _Row(q_BZKQH, k_BZKCH, v_BZKCH, info_BZC, _first_block(info_BZC, window))
+    rows = _Row(q_BZKQH, k_BZKCH, v_BZKCH, info_BZC, _first_block(info_BZC, rule.window))
     # One row after another (map, not vmap): rows differ in their segments, and a vectorized loop would run each row as long
     # as the longest.
-    outputs = jax.lax.map(partial(_forward_row, window=window), rows)
+    outputs = jax.lax.map(partial(_forward_row, rule=rule), rows)
     out_BZKQH, logsumexp_BZKQ = (checkpoint_name(output, ATTENTION) for output in outputs)
     return out_BZKQH, (rows, out_BZKQH, logsumexp_BZKQ)
 
 
 def _backward(
-    window: int | None, residuals: tuple[_Row, Array, Array], grad_out_BZKQH: Array
+    rule: _ScoreRule, residuals: tuple[_Row, Array, Array], grad_out_BZKQH: Array
 ) -> tuple[Array, Array, Array, None]:
     rows, out_BZKQH, logsumexp_BZKQ = residuals
     grad32_BZKQH = grad_out_BZKQH.astype(jnp.float32)
     # Sum over keys of probs * grad_probs, which the softmax's gradient subtracts, without the probs (2307.08691, section 3.1.2).
     delta_BZKQ = jnp.sum(grad32_BZKQH * out_BZKQH.astype(jnp.float32), axis=-1)
-    return *jax.lax.map(partial(_backward_row, window=window), (rows, logsumexp_BZKQ, grad_out_BZKQH, delta_BZKQ)), None
+    return *jax.lax.map(partial(_backward_row, rule=rule), (rows, logsumexp_BZKQ, grad_out_BZKQH, delta_BZKQ)), None
 
 
 _attend.defvjp(_forward, _backward)
@@ -97,23 +116,24 @@ def _first_block(info_BZC: SegmentInfo, window: int | None) -> Array:
     return jnp.min(seen_BZC, axis=-1)
 
 
-def _scores(row: _Row, query: Array, key: Array, window: int | None) -> Array:
+def _scores(row: _Row, query: Array, key: Array, rule: _ScoreRule) -> Array:
     """float32 [K, Q, C]; `MASKED` added where the mask rule hides the key from the query."""
     scores_KQC = jnp.einsum("kqh,kch->kqc", row.q_ZKQH[query], row.k_ZKCH[key], preferred_element_type=jnp.float32)
     query_info, key_info = (SegmentInfo(*(x[block][None] for x in row.info_ZC)) for block in (query, key))
-    bias_CC = jnp.where(visible(query_info, key_info, window)[0], 0.0, MASKED)
+    scores_KQC = capped(scores_KQC, rule.softcap)
+    bias_CC = jnp.where(visible(query_info, key_info, rule.window)[0], 0.0, MASKED)
     K, Q, C = scores_KQC.shape
     return (scores_KQC.reshape(K, -1, *bias_CC.shape) + bias_CC).reshape(K, Q, C)
 
 
-def _forward_row(row: _Row, window: int | None) -> tuple[Array, Array]:
+def _forward_row(row: _Row, rule: _ScoreRule) -> tuple[Array, Array]:
     """Output [Z, K, Q, H] in q's dtype and the logarithm of the softmax denominator, float32 [Z, K, Q]."""
     Z, K, Q, H = row.q_ZKQH.shape
 
     def query_block(query: Array) -> tuple[Array, Array]:
         def key_block(key: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             max_KQ1, denominator_KQ1, out_KQH = carry
-            scores_KQC = _scores(row, query, key, window)
+            scores_KQC = _scores(row, query, key, rule)
             # Online softmax: earlier sums are rescaled to the new maximum, so that exp never overflows.
             new_KQ1 = jnp.maximum(max_KQ1, jnp.max(scores_KQC, axis=-1, keepdims=True))
             probs_KQC = jnp.exp(scores_KQC - new_KQ1)
@@ -134,7 +154,7 @@ def _forward_row(row: _Row, window: int | None) -> tuple[Array, Array]:
     return result
 
 
-def _backward_row(inputs: tuple[_Row, Array, Array, Array], window: int | None) -> tuple[Array, Array, Array]:
+def _backward_row(inputs: tuple[_Row, Array, Array, Array], rule: _ScoreRule) -> tuple[Array, Array, Array]:
     """Gradients of q, k and v, each in q's dtype; `delta` is the product of the output and its gradient, summed over H."""
     row, logsumexp_ZKQ, grad_out_ZKQH, delta_ZKQ = inputs
     dtype = row.q_ZKQH.dtype
@@ -149,9 +169,13 @@ def _backward_row(inputs: tuple[_Row, Array, Array, Array], window: int | None) 
         def key_block(key: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             grad_q_KQH, grad_k_ZKCH, grad_v_ZKCH = carry
             # Scores are recomputed: storing them would need N x L x L numbers.
-            probs_KQC = jnp.exp(_scores(row, query, key, window) - logsumexp_ZKQ[query][..., None])
+            scores_KQC = _scores(row, query, key, rule)
+            probs_KQC = jnp.exp(scores_KQC - logsumexp_ZKQ[query][..., None])
             grad_probs_KQC = matmul("kqh,kch->kqc", grad_out_KQH, row.v_ZKCH[key])
             grad_scores_KQC = probs_KQC * (grad_probs_KQC - delta_ZKQ[query][..., None])
+            if rule.softcap is not None:
+                # Masked scores are not between the caps; their gradient is 0, which an infinite factor would make a NaN.
+                grad_scores_KQC *= softcap_grad(jnp.maximum(scores_KQC, -rule.softcap), rule.softcap)
             grad_k_ZKCH = grad_k_ZKCH.at[key].add(matmul("kqc,kqh->kch", grad_scores_KQC, q_KQH))
             grad_v_ZKCH = grad_v_ZKCH.at[key].add(matmul("kqc,kqh->kch", probs_KQC, grad_out_KQH))
             return grad_q_KQH + matmul("kqc,kch->kqh", grad_scores_KQC, row.k_ZKCH[key]), grad_k_ZKCH, grad_v_ZKCH

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
+from zephyr_jax.model.softcap import softcap as capped
+
 MASKED = -1e30
 ATTENTION = "attention"
 """Checkpoint name of the attention output; `remat` saves it by this name."""
@@ -28,9 +30,16 @@ def visible(query: SegmentInfo, key: SegmentInfo, window: int | None) -> Array:
 
 
 def dense_attention(
-    q_BLNH: Array, k_BJKH: Array, v_BJKH: Array, query: SegmentInfo, key: SegmentInfo, window: int | None
+    q_BLNH: Array,
+    k_BJKH: Array,
+    v_BJKH: Array,
+    query: SegmentInfo,
+    key: SegmentInfo,
+    window: int | None,
+    scale: float | None = None,
+    softcap: float | None = None,
 ) -> Array:
-    """softmax(q k / sqrt(H)) v over the visible keys; all scores [B, N, L, J] are in memory, in float32.
+    """softmax(scale q k) v over the visible keys; all scores [B, N, L, J] are in memory, in float32.
 
     Args:
         q_BLNH: Queries.
@@ -39,14 +48,17 @@ def dense_attention(
         query: Segments and positions of the queries.
         key: Segments and positions of the keys.
         window: Sliding window in tokens; None for full attention.
+        scale: Factor of the scores; None: 1 / sqrt(H).
+        softcap: Soft cap of the scores.
 
     Returns:
         [B, L, N, H] in q's dtype. A query that sees no key (padding) gets the mean of the values, which nothing reads.
     """
     B, L, N, H = q_BLNH.shape
     K = k_BJKH.shape[2]
-    q_BKGLH = (q_BLNH * H**-0.5).reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    q_BKGLH = (q_BLNH * (scale or H**-0.5)).reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4)
     scores_BKGLJ = jnp.einsum("bkglh,bjkh->bkglj", q_BKGLH, k_BJKH, preferred_element_type=jnp.float32)
+    scores_BKGLJ = capped(scores_BKGLJ, softcap)
     bias_BLJ = jnp.where(visible(query, key, window), 0.0, MASKED)
     scores_BKGLJ += bias_BLJ[:, None, None]
     # The division by the softmax denominator comes after the product with v: L x H divisions instead of L x J.
@@ -66,6 +78,9 @@ def cudnn_attention(
     v_BLKH: Array,
     info: SegmentInfo,
     window: int | None,
+    scale: float | None = None,
+    softcap: None = None,
+    *,
     implementation: Literal["cudnn", "xla"],
 ) -> Array:
     """Self-attention of packed rows by `jax.nn.dot_product_attention`, [B, L, N, H] in q's dtype.
@@ -76,6 +91,8 @@ def cudnn_attention(
         v_BLKH: Values.
         info: Segments and positions of the rows.
         window: Sliding window in tokens; None for full attention.
+        scale: Factor of the scores; None: 1 / sqrt(H).
+        softcap: The kernel has none.
         implementation: `cudnn` is the fused kernel of NVIDIA GPUs, which never stores all scores.
     """
     # Tokens of a segment are adjacent and in order, so the kernel's own causal rule is right inside segments, too, and skips
@@ -85,7 +102,7 @@ def cudnn_attention(
     if window is not None:
         mask_BLL &= j_1L > i_L1 - window
     mixed_BLNH = jax.nn.dot_product_attention(
-        q_BLNH, k_BLKH, v_BLKH, mask=mask_BLL[:, None], is_causal=True, implementation=implementation
+        q_BLNH, k_BLKH, v_BLKH, mask=mask_BLL[:, None], is_causal=True, scale=scale, implementation=implementation
     )
     result: Array = checkpoint_name(mixed_BLNH, ATTENTION)
     return result

@@ -22,6 +22,8 @@ def splash_attention(
     v_BLKH: Array,
     info: SegmentInfo,
     window: int | None,
+    scale: float | None = None,
+    softcap: float | None = None,
     chip: str = "",
     interpret: bool = False,
 ) -> Array:
@@ -33,6 +35,8 @@ def splash_attention(
         v_BLKH: Values.
         info: Segments and positions of the rows; positions grow with the column.
         window: Sliding window in tokens; None for full attention.
+        scale: Factor of the scores; None: 1 / sqrt(H).
+        softcap: Soft cap of the scores.
         chip: Device kind, which decides the block size.
         interpret: Run the kernel's interpreter on a CPU, for tests.
 
@@ -46,8 +50,8 @@ def splash_attention(
     # decide the same mask as the rule of `visible`.
     B, L, N, H = q_BLNH.shape
     K = k_BLKH.shape[2]
-    kernel = _kernel(L, N // K, window, block_size(L, chip), interpret)
-    q_BKGLH = (q_BLNH * H**-0.5).reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    kernel = _kernel(L, N // K, window, softcap, block_size(L, chip), interpret)
+    q_BKGLH = (q_BLNH * (scale or H**-0.5)).reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4)
     k_BKLH, v_BKLH = k_BLKH.transpose(0, 2, 1, 3), v_BLKH.transpose(0, 2, 1, 3)
     segments = kernels.SegmentIds(info.segments, info.segments)
     per_kv_head = jax.vmap(kernel, in_axes=(0, 0, 0, None))  # MQA kernel: G queries share a key head, never repeated
@@ -68,7 +72,7 @@ def block_size(length: int, chip: str = "") -> int:
 
 
 def _kernel(
-    length: int, queries_per_key: int, window: int | None, block: int, interpret: bool
+    length: int, queries_per_key: int, window: int | None, softcap: float | None, block: int, interpret: bool
 ) -> kernels.SplashAttentionKernel:
     shape = (length, length)
     head_mask = masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)
@@ -88,6 +92,7 @@ def _kernel(
         head_shards=1,
         q_seq_shards=1,
         residual_checkpoint_name=ATTENTION,
+        attn_logits_soft_cap=softcap,
         interpret=interpret,
     )
     return result

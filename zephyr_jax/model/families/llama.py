@@ -18,7 +18,7 @@ from zephyr_jax.model.families.base import (
     check_supported,
     parse_fields,
 )
-from zephyr_jax.model.families.rope import read_rope_theta, write_rope
+from zephyr_jax.model.families.rope import read_rope, write_rope
 from zephyr_jax.model.families.tensors import EMBEDDING, UNEMBEDDING, HfTensor
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -104,6 +104,7 @@ def decoder_config(
             f"{num_kv_heads}. Take the config.json that belongs to the weights."
         )
     _check_layer_types(fields, sliding_window)
+    rope = read_rope(hf_config)
     return ModelConfig(
         model_type=model_type,
         vocab_size=fields.vocab_size,
@@ -114,7 +115,8 @@ def decoder_config(
         num_kv_heads=num_kv_heads,
         head_dim=check_head_dim(fields.head_dim or fields.hidden_size // num_heads),
         norm_eps=fields.rms_norm_eps,
-        rope_theta=read_rope_theta(hf_config),
+        rope_theta=rope.theta,
+        rope_scaling=rope.scaling,
         sliding_window=sliding_window,
         tie_embeddings=bool(fields.tie_word_embeddings),
         max_positions=max_positions,
@@ -149,7 +151,7 @@ def write_fields(config: ModelConfig) -> HfConfig:
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         "tie_word_embeddings": config.tie_embeddings,
-        **write_rope(config.rope_theta),
+        **write_rope(config.rope_theta, config.rope_scaling),
     }
 
 

@@ -4,63 +4,196 @@ transformers 4 writes `rope_theta` and `rope_scaling`, whose kind is under `type
 object `rope_parameters`. Manually edited files have both.
 """
 
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from zephyr_jax.errors import InputError, join_items, truncate_repr
-from zephyr_jax.model.families.base import HfConfig, check_supported, is_number, unsupported
+from zephyr_jax.model.families.base import HfConfig, is_number, unsupported
+from zephyr_jax.model.rope import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 
 _DEFAULT_THETA = 10_000.0
 _KIND = ("rope_type", "type")
-_NEUTRAL: dict[str, tuple[Any, ...]] = {"factor": (1,), "partial_rotary_factor": (1,)}
+_ORIGINAL = "original_max_position_embeddings"
+_SHARE = "partial_rotary_factor"
+_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", _ORIGINAL)
+_FIELDS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": _LLAMA3,
+    "yarn": ("factor", _ORIGINAL, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+}
+"""Kind of scaling -> its fields."""
+_NEUTRAL: dict[str, tuple[Any, ...]] = {"factor": (1,), _SHARE: (1,)}
 """Further fields of a rope object, with the values that change nothing."""
 
 
-def read_rope_theta(hf_config: HfConfig) -> float:
-    """The base of the rotary frequencies, as transformers 5 reads it.
+class RopeFields(NamedTuple):
+    """What a config.json says of rotary embeddings."""
+
+    theta: float
+    scaling: RopeScaling | None
+    share: float = 1.0
+    """Share of a head's dimensions that is rotated."""
+
+
+def read_rope(hf_config: HfConfig, *, default_theta: float = _DEFAULT_THETA, is_partial: bool = False) -> RopeFields:
+    """The rotary embeddings, as transformers 5 reads them.
+
+    Args:
+        hf_config: A parsed config.json.
+        default_theta: The family's base where the file gives none.
+        is_partial: Whether the family rotates a part of a head where the file says so.
 
     Raises:
-        InputError: The fields ask for scaled or partial rotary embeddings, or give two bases.
+        InputError: The fields ask for a scaling or a part of the head that is not implemented, or give two bases.
     """
     objects = {name: _without_null(hf_config.get(name)) for name in ("rope_scaling", "rope_parameters")}
-    for name, fields in objects.items():
-        _check_unscaled(name, fields)
-    check_supported(hf_config, {"partial_rotary_factor": (1,)})
     bases = {"rope_theta": hf_config.get("rope_theta")}
     bases |= {f"{name}.rope_theta": fields.get("rope_theta") for name, fields in objects.items()}
-    used = objects["rope_scaling"] or objects["rope_parameters"]
-    theta = float(used.get("rope_theta") or hf_config.get("rope_theta") or _DEFAULT_THETA)
-    given = {name: float(base) for name, base in bases.items() if base is not None}
-    if any(base != theta for base in given.values()):
-        readings = join_items(f"{name} {base:,.0f}" for name, base in given.items())
-        raise InputError(
-            f"config.json gives several bases of the rotary embeddings: {readings}. transformers 5 uses {theta:,.0f}, other "
-            "readers another. Keep the one that the model was trained with and remove the others."
+    for name, base in bases.items():
+        if base is not None and not is_number(base):
+            raise _invalid(name, base)
+    used = "rope_scaling" if objects["rope_scaling"] else "rope_parameters"
+    theta = float(objects[used].get("rope_theta") or hf_config.get("rope_theta") or default_theta)
+    share = {_SHARE: hf_config.get(_SHARE)} | {f"{name}.{_SHARE}": one.get(_SHARE) for name, one in objects.items()}
+    for name, value in share.items():
+        if value is not None and (not is_number(value) or value > 1 or (value != 1 and not is_partial)):
+            raise unsupported(name.removesuffix(f".{_SHARE}"), objects.get(name.partition(".")[0], value))
+    scalings = {name: read_scaling(name, fields, hf_config) for name, fields in objects.items() if fields}
+    _check_equal("bases of the rotary embeddings", bases, theta)
+    _check_equal("scalings of the rotary embeddings", scalings, scalings.get(used))
+    _check_equal("shares of a head to rotate", share, next((one for one in share.values() if one is not None), 1.0))
+    shares = [float(one) for one in share.values() if one is not None]
+    return RopeFields(theta, scalings.get(used), shares[0] if shares else 1.0)
+
+
+def read_scaling(name: str, fields: Mapping[str, Any], hf_config: HfConfig) -> RopeScaling | None:
+    """The scaling that one rope object describes; None for the kind `default`.
+
+    Args:
+        name: Of the object, for messages.
+        fields: The object.
+        hf_config: The whole file.
+
+    Raises:
+        InputError: The kind is not implemented, or a field has an invalid value.
+    """
+    kinds = {fields[key] for key in _KIND if isinstance(fields.get(key), str)} or {"default"}
+    kind = next(iter(kinds))
+    known = _FIELDS.get(kind, ())
+    further = {key: value for key, value in fields.items() if key not in (*_KIND, "rope_theta", _SHARE, *known)}
+    if (
+        len(kinds) > 1
+        or kind not in _FIELDS
+        or any(value not in _NEUTRAL.get(key, ()) for key, value in further.items())
+    ):
+        raise unsupported(name, dict(fields))
+    numbers = {key: value for key, value in fields.items() if key in known and value is not None and key != "truncate"}
+    if kind in ("llama3", "yarn"):
+        # transformers 5: the top-level field has priority, and the longest sequence is the default.
+        numbers[_ORIGINAL] = (
+            hf_config.get(_ORIGINAL) or numbers.get(_ORIGINAL) or hf_config.get("max_position_embeddings")
         )
-    return theta
+    for key in ("factor", *(_LLAMA3 if kind == "llama3" else ())) if kind != "default" else ():
+        numbers.setdefault(key, None)
+    for key, value in numbers.items():
+        if not is_number(value):
+            raise _invalid(f"{name}.{key}", value)
+    return _scaling(name, kind, numbers, fields.get("truncate"))
 
 
-def write_rope(theta: float) -> HfConfig:
-    """Unscaled rotary fields in the spellings of transformers 4 and 5."""
+def _scaling(name: str, kind: str, numbers: dict[str, float], truncate: Any) -> RopeScaling | None:
+    factor = float(numbers.get("factor", 1))
+    if kind == "linear":
+        return LinearScaling(factor=factor)
+    if kind == "llama3":
+        low, high = float(numbers["low_freq_factor"]), float(numbers["high_freq_factor"])
+        if low >= high:
+            raise _invalid(f"{name}.high_freq_factor", high, f"a number above low_freq_factor ({low:g})")
+        original = int(numbers[_ORIGINAL])
+        return Llama3Scaling(factor=factor, low_freq_factor=low, high_freq_factor=high, original_max_positions=original)
+    if kind == "yarn":
+        if truncate not in (None, True, False):
+            raise _invalid(f"{name}.truncate", truncate, "true or false")
+        return YarnScaling(
+            factor=factor,
+            original_max_positions=int(numbers[_ORIGINAL]),
+            magnitude=_yarn_magnitude(factor, numbers),
+            beta_fast=float(numbers.get("beta_fast", 32)),
+            beta_slow=float(numbers.get("beta_slow", 1)),
+            truncate=truncate is not False,
+        )
+    return None
+
+
+def _yarn_magnitude(factor: float, numbers: dict[str, float]) -> float:
+    """`attention_factor`, or what transformers computes in its place."""
+
+    def magnitude(mscale: float) -> float:
+        return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
+
+    if "attention_factor" in numbers:
+        return float(numbers["attention_factor"])
+    if "mscale" in numbers and "mscale_all_dim" in numbers:
+        return magnitude(numbers["mscale"]) / magnitude(numbers["mscale_all_dim"])
+    return magnitude(1)
+
+
+def write_rope(theta: float, scaling: RopeScaling | None = None, share: float = 1.0) -> HfConfig:
+    """Rotary fields in the spellings of transformers 4 and 5."""
+    fields = scaling_fields(scaling)
+    partial = {} if share == 1 else {_SHARE: share}
     return {
         "rope_theta": theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": theta},
-        "rope_scaling": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": theta, **fields, **partial},
+        "rope_scaling": fields or None,
+        **partial,
     }
+
+
+def scaling_fields(scaling: RopeScaling | None) -> dict[str, Any]:
+    """The rope object of a scaling, without a base; empty for none."""
+    match scaling:
+        case LinearScaling():
+            return {"rope_type": "linear", "factor": scaling.factor}
+        case Llama3Scaling():
+            values = (scaling.factor, scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_positions)
+            return {"rope_type": "llama3", **dict(zip(_LLAMA3, values, strict=True))}
+        case YarnScaling():
+            return {
+                "rope_type": "yarn",
+                "factor": scaling.factor,
+                _ORIGINAL: scaling.original_max_positions,
+                "attention_factor": scaling.magnitude,
+                "beta_fast": scaling.beta_fast,
+                "beta_slow": scaling.beta_slow,
+                **({} if scaling.truncate else {"truncate": False}),
+            }
+    return {}
 
 
 def _without_null(value: dict[str, Any] | None) -> dict[str, Any]:
     return {name: field for name, field in (value or {}).items() if field is not None}
 
 
-def _check_unscaled(name: str, fields: dict[str, Any]) -> None:
-    theta = fields.get("rope_theta", 1)
-    if not is_number(theta):
+def _check_equal(values_name: str, values: Mapping[str, Any], used: Any) -> None:
+    """Raise InputError where values that are given differ from the one that transformers 5 uses."""
+    given = {name: value for name, value in values.items() if value is not None}
+    if any(value != used for value in given.values()):
+        readings = join_items(f"{name} {_format(value)}" for name, value in given.items())
         raise InputError(
-            f"Invalid {name}.rope_theta in config.json: expected a positive number, got {truncate_repr(theta)}. Take the "
-            "config.json that belongs to the weights."
+            f"config.json gives several {values_name}: {readings}. transformers 5 uses {_format(used)}, other readers another. "
+            "Keep the one that the model was trained with and remove the others."
         )
-    kinds = [fields[key] for key in _KIND if key in fields]
-    further = {key: value for key, value in fields.items() if key not in (*_KIND, "rope_theta")}
-    changing = [key for key, value in further.items() if value not in _NEUTRAL.get(key, ())]
-    if any(kind != "default" for kind in kinds) or changing:
-        raise unsupported(name, fields)
+
+
+def _format(value: Any) -> str:
+    return f"{value:,.12g}" if isinstance(value, int | float) else str(value)
+
+
+def _invalid(name: str, value: Any, expected: str = "a positive number") -> InputError:
+    return InputError(
+        f"Invalid {name} in config.json: expected {expected}, got {truncate_repr(value)}. Take the config.json that belongs to "
+        "the weights."
+    )

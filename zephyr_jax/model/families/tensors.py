@@ -27,7 +27,9 @@ class HfTensor:
     name: str
     """Hugging Face's name; `{}` stands for the layer."""
     inputs: int = 0
-    """Number of leading input axes of the parameter; 0 for one that is stored without a transpose (embedding, norm)."""
+    """Number of leading input axes of the parameter; 0 for one that is stored without a transpose (embedding, norm, bias)."""
+    is_flat: bool = False
+    """Whether a parameter [heads, head_dim] without inputs is one axis in Hugging Face's tensor (biases, norms of all heads)."""
 
     @property
     def stacked(self) -> bool:
@@ -40,6 +42,8 @@ class HfTensor:
 
     def hf_sizes(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
         """Sizes of the Hugging Face tensor of a parameter of `sizes`."""
+        if self.is_flat:
+            return (math.prod(sizes),)
         if not self.inputs:
             return sizes
         return math.prod(sizes[self.inputs :]), math.prod(sizes[: self.inputs])
@@ -49,6 +53,8 @@ class HfTensor:
 
         Only the first of several input (or output) axes may be split, so that the part is one rectangle.
         """
+        if self.is_flat:
+            return (_flat_slice(sizes, index),)
         if not self.inputs:
             return index
         outputs = _flat_slice(sizes[self.inputs :], index[self.inputs :])
@@ -56,13 +62,15 @@ class HfTensor:
 
     def hf_view(self, block: np.ndarray) -> np.ndarray:
         """View of a contiguous block of the parameter in Hugging Face's layout; writes to the view change the block."""
+        if self.is_flat:
+            return block.reshape(-1)
         if not self.inputs:
             return block
         return block.reshape(math.prod(block.shape[: self.inputs]), -1).T
 
     def to_hf(self, value: np.ndarray) -> np.ndarray:
         """The whole parameter in Hugging Face's layout, contiguous."""
-        return np.ascontiguousarray(self.hf_view(value)) if self.inputs else value
+        return np.ascontiguousarray(self.hf_view(value)) if self.inputs or self.is_flat else value
 
 
 def _flat_slice(sizes: tuple[int, ...], index: Index) -> slice:
