@@ -37,6 +37,9 @@ SHAPES = {
                      "rms_norm_eps": 1e-5, "rope_theta": 5e5, "max_position_embeddings": 131072},
     "Qwen3-8B": {"model_type": "qwen3", "intermediate_size": 12288, "num_hidden_layers": 36, "vocab_size": 151936,
                  "rms_norm_eps": 1e-6, "rope_theta": 1e6, "max_position_embeddings": 40960},
+    "Qwen3-14B": {"model_type": "qwen3", "intermediate_size": 17408, "num_hidden_layers": 40, "vocab_size": 151936,
+                  "hidden_size": 5120, "num_attention_heads": 40, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+                  "max_position_embeddings": 40960},
 }  # fmt: skip
 """Sizes besides `_COMMON`. Llama's scaling of rotary frequencies changes no shape."""
 HEADER = (
@@ -68,6 +71,9 @@ class Case:
             (folder / "config.json").write_text(json.dumps(_COMMON | SHAPES[self.model]))
             path = str(folder)
         block_size = self.block if self.base in CODE_DTYPES else DEFAULT_BLOCK
+        adapter = AdapterOptions(rank=self.rank, base_format=self.base, block_size=block_size)
+        if not self.rank:
+            adapter = AdapterOptions()
         return replace(
             config,
             topology=self.topology,
@@ -75,7 +81,7 @@ class Case:
             data=replace(config.data, row_length=2048, max_length=2048 if self.step == "sft" else 1024),
             batch=replace(config.batch, examples=None, rows=self.rows, microbatch_rows=self.rows),
             model=replace(config.model, path=path, remat=self.remat),
-            adapter=AdapterOptions(rank=self.rank, base_format=self.base, block_size=block_size),
+            adapter=adapter,
         )
 
     @property
@@ -91,25 +97,26 @@ class Case:
         return FOLDER / (f"plan_{name}.md" if name.endswith("_1x1") else f"plan_{name}_adapters.md")
 
 
+def one_row(model: str) -> list[Case]:
+    """Steps with one row per chip: a line of the table in `docs/single-chip.md`."""
+    formats: tuple[BaseFormat, ...] = ("bfloat16", "nf4")
+    chips = {"v5e:1x1": 1, "v6e:1x1": 1, "v5e:2x2": 4, "v5e:2x4": 8}
+    full = [Case("dpo", "v5e:2x4", "float32", 8, rank=0, model=model)]
+    return full + [
+        Case("dpo", topology, base, rows, model=model) for topology, rows in chips.items() for base in formats
+    ]
+
+
 CASES = [
     Case("dpo", "v5e:1x1", "int4", 1, 5.6),
     Case("dpo", "v5e:1x1", "int4", 4, 8.0),
     Case("sft", "v5e:1x1", "int4", 4, 8.0),
     Case("dpo", "v5e:1x1", "int8", 1, 8.6, block=128),
-    Case("dpo", "v5e:1x1", "nf4", 1, 5.6),
     Case("dpo", "v5e:1x1", "nf4", 4, 8.0),
-    Case("dpo", "v5e:1x1", "bfloat16", 1),
     Case("dpo", "v6e:1x1", "bfloat16", 4, 17.5),
     Case("sft", "v6e:1x1", "bfloat16", 4, 17.5),
-    Case("dpo", "v6e:1x1", "nf4", 4),
-    Case("dpo", "v5e:2x2", "nf4", 4),
-    Case("dpo", "v5e:2x2", "bfloat16", 4),
-    Case("dpo", "v5e:2x4", "nf4", 8),
-    Case("dpo", "v5e:2x4", "bfloat16", 8),
-    *(Case("dpo", "v5e:1x1", "nf4", 1, model=model) for model in SHAPES),
-    *(Case("dpo", "v6e:1x1", "bfloat16", 1, model=model) for model in SHAPES),
-    *(Case("dpo", "v5e:2x2", "bfloat16", 4, model=model) for model in SHAPES),
-]  # fmt: skip
+    *(case for model in (MISTRAL, *SHAPES) for case in one_row(model)),
+]
 
 
 def main() -> None:
@@ -168,10 +175,11 @@ def preamble(topology: str) -> list[str]:
     return [
         f"# LoRA and QLoRA on {topology}, by the TPU compiler",
         "",
-        "Adapters on all seven projections with float32 weights, moments bfloat16 and float32, splash attention, rows of 2,048",
-        "tokens (two pairs of about 1,000, or conversations), compiled at full depth with no hardware. GiB a chip; `roofline` is",
-        "the longest of matmuls (with recomputation) and collectives at the published peaks: a bound, no forecast; `run h` one",
-        "epoch of UltraFeedback (dpo) or UltraChat (sft) at an assumed 30 % MFU, without reference pass and evaluation.",
+        "Adapters on all seven projections with float32 weights (rank 0: all weights train), moments bfloat16 and float32,",
+        "splash attention, rows of 2,048 tokens (two pairs of about 1,000, or conversations), compiled at full depth with no",
+        "hardware. GiB a chip; `roofline` is the longest of matmuls (with recomputation) and collectives at the published peaks:",
+        "a bound, no forecast; `run h` one epoch of UltraFeedback (dpo) or UltraChat (sft) at an assumed 30 % MFU (rank 0: 40",
+        "%), without reference pass and evaluation.",
         "",
         f"`uv run --extra tpu python -m benchmarks.adapter_plans --topology {topology}`",
         "",

@@ -33,7 +33,7 @@ from zephyr_jax.train.anomalies import StepLimits
 
 SHAPE = shape_of(w.DIMS["58m"])
 FULL = "all weights"
-FORMATS = get_args(BaseFormat.__value__)
+FORMATS = get_args(BaseFormat)
 
 
 class TimedStep:

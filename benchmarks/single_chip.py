@@ -1,11 +1,13 @@
-"""The memory table of `docs/single-chip.md`: which training fits which chip, by arithmetic; prints it as Markdown.
+"""The memory table of `docs/single-chip.md`: which training fits which chip; prints it as Markdown.
 
     uv run python -m benchmarks.single_chip
 
-The page has the formulas. `tests/benchmarks/test_single_chip.py` compares them with compiled programs.
+Values of compiled programs are read from the files that `benchmarks.adapter_plans` writes; others are arithmetic. The page has
+the formulas. `tests/benchmarks/test_single_chip.py` compares them with compiled programs.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from zephyr_jax.model.config import ModelConfig
@@ -15,6 +17,8 @@ LENGTH = 2048
 """Tokens of a row; every device holds one row at a time."""
 RANK = 16
 LOGPROB_CHUNK = 256
+PEAK_CELL = 9
+"""Index of the peak in a line of `benchmarks.adapter_plans`."""
 TIGHT = 0.75
 """GiB to spare below which a fit is called tight: compiled programs differ from the formulas by about that much."""
 
@@ -33,15 +37,17 @@ class Hardware:
     """Whether two 4-bit codes share a byte; TPU v2 and v3 give each a byte."""
     compute_bytes: int = 2
     """Bytes of the compute dtype: float32 on TPU v2 and v3, as in their cards."""
+    topology: str = ""
+    """Name of a topology that the TPU compiler knows."""
 
 
 HARDWARE = {
-    "v5e-1": Hardware(hbm=15.75),
-    "v6e-1": Hardware(hbm=31.25),
+    "v5e-1": Hardware(hbm=15.75, topology="v5e:1x1"),
+    "v6e-1": Hardware(hbm=31.25, topology="v6e:1x1"),
     "v2-8": Hardware(hbm=7.48, devices=8, packs_4_bits=False, compute_bytes=4),
     "v3-8": Hardware(hbm=15.48, devices=8, packs_4_bits=False, compute_bytes=4),
-    "v5e-4": Hardware(hbm=15.75, devices=4),
-    "v5e-8": Hardware(hbm=15.75, devices=8),
+    "v5e-4": Hardware(hbm=15.75, devices=4, topology="v5e:2x2"),
+    "v5e-8": Hardware(hbm=15.75, devices=8, topology="v5e:2x4"),
     "GPU 16 GB": Hardware(hbm=0.92 * 16),
     "GPU 24 GB": Hardware(hbm=0.92 * 24),
     "GPU 80 GB": Hardware(hbm=0.92 * 80),
@@ -119,11 +125,31 @@ def peak_gib(sizes: ModelConfig, training: Training, hardware: Hardware, rows: i
     return (state + rows * row_bytes(sizes, hardware) + temporary_bytes(sizes, hardware)) / GIB
 
 
-def cell(sizes: ModelConfig, training: Training, hardware: Hardware) -> str:
-    """Peak of one device, marked where it does not fit."""
-    peak = peak_gib(sizes, training, hardware)
+def compiled_peaks() -> dict[tuple[str, Training, str], float]:
+    """GiB of one chip of DPO steps with one row per chip, by model, training and topology."""
+    trainings: dict[tuple[str, str], Training] = {
+        ("0", "float32"): "full",
+        (str(RANK), "bfloat16"): "LoRA, bfloat16 base",
+        (str(RANK), "nf4, blocks of 64"): "QLoRA, nf4 base",
+    }
+    devices = {hardware.topology: hardware.devices for hardware in HARDWARE.values() if hardware.topology}
+    peaks = {}
+    for file in sorted(Path(__file__).parent.glob("plan_*.md")):
+        for line in file.read_text().splitlines():
+            cells = [cell.strip() for cell in line.strip("| ").split("|")]
+            if len(cells) < PEAK_CELL or cells[0] != "dpo" or cells[1] not in MODELS:
+                continue
+            _, name, topology, rows, base, rank = cells[:6]
+            if (rank, base) in trainings and rows == str(devices.get(topology)):
+                peaks[name, trainings[rank, base], topology] = float(cells[PEAK_CELL])
+    return peaks
+
+
+def cell(peak: float, hardware: Hardware, is_compiled: bool) -> str:
+    """Peak of one device, marked where it does not fit; bold where it is that of a compiled program."""
+    value = f"**{peak:.1f}**" if is_compiled else f"{peak:.1f}"
     verdict = "no, " if peak > hardware.hbm else "tight, " if peak > hardware.hbm - TIGHT else ""
-    return f"{verdict}{peak:.1f}"
+    return f"{verdict}{value}"
 
 
 def table() -> str:
@@ -133,9 +159,14 @@ def table() -> str:
         f"|---|{'---|' * len(HARDWARE)}---|",
         f"| *may use* | {' | '.join(f'*{hardware.hbm:.4g}*' for hardware in HARDWARE.values())} | |",
     ]
+    compiled = compiled_peaks()
     for name, sizes in MODELS.items():
         for training in TRAININGS:
-            cells = [cell(sizes, training, hardware) for hardware in HARDWARE.values()]
+            cells = []
+            for hardware in HARDWARE.values():
+                key = (name, training, hardware.topology)
+                peak = compiled.get(key, peak_gib(sizes, training, hardware))
+                cells.append(cell(peak, hardware, key in compiled))
             more = f"{row_bytes(sizes, HARDWARE['v5e-1']) / GIB:.1f}"
             lines.append(f"| {name}, {training} | {' | '.join(cells)} | {more} |")
     return "\n".join(lines)

@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rank", type=int, default=0, help="of LoRA adapters; 0: all weights train")
-    parser.add_argument("--base-format", choices=get_args(BaseFormat.__value__), default="float32")
+    parser.add_argument("--base-format", choices=get_args(BaseFormat), default="float32")
     options = parser.parse_args()
     rules = ShardingRules(make_mesh(MeshOptions(), jax.devices()[:1]))
     mode = options.mode

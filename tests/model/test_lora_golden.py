@@ -101,9 +101,7 @@ def stacked(kind: str, batch: PairBatch, microbatches: int) -> Any:
     return jax.tree.map(lambda leaf: leaf.reshape(microbatches, -1, *leaf.shape[1:]), arrays)
 
 
-@pytest.mark.parametrize(
-    ("name", "mesh"), [*((name, {}) for name in BASES), ("window", MESH), ("tied", MESH)], ids=mesh_id
-)
+@pytest.mark.parametrize(("name", "mesh"), [*((name, {}) for name in BASES), ("window", MESH)], ids=mesh_id)
 def test_logits_and_log_probs_equal_peft(golden: Path, name: str, mesh: dict[str, int]) -> None:
     """Of packed rows, against torch's rows of one segment; and of the base, against peft's disabled adapter."""
     case = open_case(golden, name, **mesh)
@@ -119,7 +117,11 @@ def test_logits_and_log_probs_equal_peft(golden: Path, name: str, mesh: dict[str
 
 @pytest.mark.parametrize(
     ("name", "kind", "mesh"),
-    [*((name, kind, {}) for name in BASES for kind in ("sft", "dpo")), ("tied", "sft", MESH), ("window", "dpo", MESH)],
+    [
+        *((name, "dpo" if index % 2 else "sft", {}) for index, name in enumerate(BASES)),
+        ("tied", "sft", MESH),
+        ("window", "dpo", MESH),
+    ],
     ids=mesh_id,
 )
 def test_gradients_equal_peft(golden: Path, name: str, kind: str, mesh: dict[str, int]) -> None:
@@ -143,7 +145,7 @@ def test_gradients_equal_peft(golden: Path, name: str, kind: str, mesh: dict[str
 
 @pytest.mark.parametrize(
     ("name", "kind", "microbatches"),
-    [("llama", "sft", 2), ("window", "dpo", 2), ("tied", "sft", 1), ("tied", "dpo", 1), ("rslora", "dpo", 1)],
+    [("llama", "sft", 2), ("window", "dpo", 2), ("tied", "sft", 1), ("rslora", "dpo", 1)],
 )
 def test_trained_adapters_equal_peft(golden: Path, name: str, kind: str, microbatches: int) -> None:
     """A and B after three steps of AdamW with weight decay; all other weights keep their bits."""

@@ -35,10 +35,13 @@ def outputs(opened: OpenedModel, batch: TokenBatch) -> tuple[np.ndarray, np.ndar
     return np.asarray(hidden), np.asarray(loss)
 
 
-@pytest.mark.parametrize("mesh", [{}, {"devices": 8, "data": 2, "fsdp": 2, "tensor": 2}], ids=["1x1x1", "2x2x2"])
+ALL = {"devices": 8, "data": 2, "fsdp": 2, "tensor": 2}
+
+
 @pytest.mark.parametrize(
-    ("dtype", "base_format"),
-    [("float32", "float32"), ("bfloat16", "bfloat16"), ("float32", "nf4"), ("bfloat16", "nf4")],
+    ("dtype", "base_format", "mesh"),
+    [("float32", "float32", {}), ("bfloat16", "bfloat16", ALL), ("float32", "nf4", ALL), ("bfloat16", "nf4", {})],
+    ids=["float32-float32", "bfloat16-bfloat16-2x2x2", "float32-nf4-2x2x2", "bfloat16-nf4"],
 )
 def test_a_new_adapter_changes_no_bit(golden: Path, dtype: str, base_format: Any, mesh: dict[str, int]) -> None:
     """Against the same base without it, on all seven projections."""

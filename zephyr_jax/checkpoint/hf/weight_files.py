@@ -129,8 +129,8 @@ def check_no_adapter(folder: Path, names: list[str]) -> None:
     adapter = [name for name in (ADAPTER, *_ADAPTER_WEIGHTS) if name in names]
     if adapter and (not weights or "config.json" not in names):
         raise InputError(
-            f"{folder} holds a LoRA/PEFT adapter ({join_items(adapter)}), not a model: merge it into its base first "
-            "(peft: `merge_and_unload`, then `save_pretrained`) and give the merged folder."
+            f"{folder} holds a LoRA/PEFT adapter ({join_items(adapter)}), not a model: set model.path to its base and "
+            f"model.adapter to a folder with {ADAPTER} and {ADAPTER_WEIGHTS}, or merge it with peft (`merge_and_unload`)."
         )
     if ADAPTER in names:
         raise InputError(
