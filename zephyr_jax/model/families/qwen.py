@@ -1,4 +1,4 @@
-"""Qwen2 (with Qwen2.5 and R1-Distill-Qwen) and Qwen3 without experts: Llama's tensors, with biases or norms of queries and keys."""
+"""Qwen2 (with Qwen2.5 and R1-Distill-Qwen) and dense Qwen3: Llama's tensors, with biases or norms of queries and keys."""
 
 from dataclasses import replace
 from typing import Annotated
