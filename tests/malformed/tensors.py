@@ -100,7 +100,7 @@ _WRONG: dict[str, tuple[Any, ...]] = {
     "tie_word_embeddings": ("no", 0, 1, [], {}),
     "model_type": (None, 3, ["mistral"], "gpt2", "", "mistral\0"),
     "hidden_act": (3, ["silu"], "gelu", {}),
-    "rope_scaling": ("linear", 3, [1], {"rope_type": "linear", "factor": 2.0}, {"rope_type": ["default"]}, {"factor": 2.0}),
+    "rope_scaling": ("linear", 3, [1], {"rope_type": "linear", "factor": "2"}, {"rope_type": ["default"]}, {"factor": 2.0}),
     "rope_parameters": ("x", 3, [1], {"rope_type": "yarn"}, {"rope_theta": "x"}, {"rope_theta": float("nan")}),
     "quantization_config": ("x", 3, {"quant_method": "gptq"}),
     "attention_bias": ("no", 1, True),

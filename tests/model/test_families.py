@@ -10,13 +10,21 @@ from flax import nnx
 from transformers import AutoConfig
 
 from zephyr_jax.errors import InputError
+from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.decoder import Compute, abstract_model
-from zephyr_jax.model.families.registry import FAMILIES, config_from_hf, tensors_of
+from zephyr_jax.model.families.registry import FAMILIES, config_from_hf, config_to_hf, tensors_of
+from zephyr_jax.model.families.rope import scaling_fields
 
 BASE: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
     "vocab_size": 512, "rms_norm_eps": 1e-5, "hidden_act": "silu", "max_position_embeddings": 2048,
 }  # fmt: skip
+LINEAR = {"type": "linear", "factor": 4.0}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 512,
+}  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
 DEFAULT = {"rope_type": "default", "rope_theta": 1e6}
 READ: dict[str, dict[str, Any]] = {
     "nothing": {},
@@ -62,6 +70,18 @@ READ: dict[str, dict[str, Any]] = {
     "several end tokens": {"eos_token_id": [2, 32000], "pad_token_id": None},
     "no end token": {"eos_token_id": None, "bos_token_id": None},
     "quantization null": {"quantization_config": None},
+    "linear under type": {"rope_scaling": LINEAR},
+    "linear under rope_type": {"rope_scaling": {"rope_type": "linear", "factor": 4}, "rope_theta": 1e6},
+    "linear in rope_parameters": {"rope_parameters": DEFAULT | {"rope_type": "linear", "factor": 4.0}},
+    "linear in rope_parameters under type": {"rope_parameters": LINEAR | {"rope_theta": 1e6}},
+    "llama3": {"rope_scaling": LLAMA3, "rope_theta": 5e5},
+    "llama3 under both names": {"rope_scaling": LLAMA3 | {"type": "llama3"}},
+    "llama3 of all positions": {"rope_parameters": {k: v for k, v in LLAMA3.items() if "original" not in k}},
+    "yarn": {"rope_scaling": YARN},
+    "yarn in both": {"rope_scaling": YARN, "rope_parameters": YARN},
+    "yarn with all its fields": {
+        "rope_parameters": YARN | {"attention_factor": 1.2, "beta_fast": 16, "beta_slow": 2, "truncate": False}
+    },
 }
 """What differs from the base; `...` removes a field."""
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -70,15 +90,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "theta in both objects": (
         {"rope_scaling": {"type": "default", "rope_theta": 1e5}, "rope_parameters": DEFAULT}, "several bases",
     ),
-    "linear under type": ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "`rope_scaling`.*linear"),
-    "linear under rope_type": ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "`rope_scaling`.*linear"),
-    "linear in rope_parameters": ({"rope_parameters": DEFAULT | {"rope_type": "linear"}}, "`rope_parameters`.*linear"),
-    "linear in rope_parameters under type": (
-        {"rope_parameters": {"type": "linear", "factor": 4.0, "rope_theta": 1e6}}, "`rope_parameters`.*linear",
-    ),
+    "linear without a factor": ({"rope_parameters": DEFAULT | {"rope_type": "linear"}}, r"rope_parameters\.factor"),
+    "dynamic": ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "`rope_scaling`.*dynamic"),
+    "longrope": ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}}, "`rope_scaling`.*longrope"),
+    "a kind that is a list": ({"rope_scaling": {"rope_type": ["default"]}}, "`rope_scaling`.*default"),
+    "scalings that differ": ({"rope_scaling": YARN, "rope_parameters": LLAMA3}, "several scalings"),
     "two kinds": ({"rope_scaling": {"rope_type": "default", "type": "dynamic"}}, "`rope_scaling`.*dynamic"),
     "llama3": (
-        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}, "model_type": "llama"}, "llama3",
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}}, "high_freq_factor",
     ),
     "a factor without a kind": ({"rope_scaling": {"factor": 2.0}}, "`rope_scaling`.*factor"),
     "a factor of a default": ({"rope_parameters": DEFAULT | {"factor": 2.0}}, "`rope_parameters`.*factor"),
@@ -109,14 +128,77 @@ def config_of(changes: dict[str, Any], kind: str) -> dict[str, Any]:
     return {name: value for name, value in merged.items() if value is not ...}
 
 
+def check_rope(ours: ModelConfig, theirs: Any) -> None:
+    """transformers' fields are among those of our reading, which names defaults, too."""
+    fields = {"rope_type": "default", "rope_theta": ours.rope_theta, **scaling_fields(ours.rope_scaling)}
+    given = {
+        key: value for key, value in theirs.rope_parameters.items() if key not in ("type", "partial_rotary_factor")
+    }
+    assert fields | given == fields
+
+
+QWEN: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "kv heads absent": {"num_key_value_heads": ..., "num_attention_heads": 32, "hidden_size": 128},
+    "kv heads null": {"num_key_value_heads": None},
+    "a window that is off": {"sliding_window": 64, "use_sliding_window": False, "max_window_layers": 1},
+    "a window in the second layer": {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 1},
+    "a window in every layer": {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 0},
+    "a window in no layer": {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 2},
+    "the default window": {"use_sliding_window": True, "max_window_layers": 1},
+    "layer types": {
+        "sliding_window": 64, "use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "yarn": {"rope_scaling": YARN, "rope_theta": 1e6},
+    "head_dim": {"head_dim": 64},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("name", QWEN)
+def test_a_qwen_is_read_as_transformers_reads_it(name: str, kind: str, tmp_path: Path) -> None:
+    """As read, and as written."""
+    config = config_of(QWEN[name], kind)
+    ours = config_from_hf(config)
+    for written in (config, config_to_hf(config, ours)):
+        (tmp_path / "config.json").write_text(json.dumps(written))
+        theirs = AutoConfig.from_pretrained(tmp_path)
+        check_rope(ours, theirs)
+        assert ours.num_kv_heads == theirs.num_key_value_heads
+        assert ours.head_dim == getattr(theirs, "head_dim", theirs.hidden_size // theirs.num_attention_heads)
+        windows = [theirs.sliding_window if kind == "sliding_attention" else None for kind in theirs.layer_types]
+        assert [kind.window for kind in ours.layer_kinds] == windows
+        assert (ours.qkv_bias, ours.qk_norm) == ((True, "none") if kind == "qwen2" else (False, "head"))
+        assert config_from_hf(written) == ours
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer_types": ["sliding_attention"] * 2}, "layer_types"),
+        ({"layer_types": ["full_attention"]}, "layer_types"),
+        ({"use_sliding_window": "yes"}, "use_sliding_window"),
+        ({"max_window_layers": None}, "max_window_layers"),
+        ({"model_type": "qwen3", "attention_bias": True}, "`attention_bias`"),
+        ({"model_type": "qwen3", "head_dim": None}, "head_dim"),
+        ({"model_type": "qwen3_moe"}, "mixture-of-experts models are not supported.*qwen3"),
+        ({"model_type": "mixtral"}, "mixture-of-experts"),
+        ({"model_type": "new", "num_local_experts": 8}, "mixture-of-experts"),
+        ({"model_type": "gpt2"}, r"config.json\. Expected one of .*llama"),
+    ],
+)
+def test_a_qwen_or_a_mixture_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        config_from_hf(config_of(changes, "qwen2"))
+
+
 @pytest.mark.parametrize("kind", ["mistral", "llama"])
 @pytest.mark.parametrize("name", READ)
 def test_a_config_is_read_as_transformers_reads_it(name: str, kind: str, tmp_path: Path) -> None:
     config = config_of(READ[name], kind)
     (tmp_path / "config.json").write_text(json.dumps(config))
     theirs, ours = AutoConfig.from_pretrained(tmp_path), config_from_hf(config)
-    assert theirs.rope_parameters["rope_type"] == "default"
-    assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+    check_rope(ours, theirs)
     assert ours.num_kv_heads == theirs.num_key_value_heads
     assert ours.head_dim == (theirs.head_dim or 4)  # null with `layer_types`
     assert ours.max_positions == theirs.max_position_embeddings

@@ -81,7 +81,12 @@ class LlamaFields(HfFields):
 
 
 def decoder_config(
-    model_type: str, hf_config: HfConfig, fields: LlamaFields, sliding_window: int | None, max_positions: int
+    model_type: str,
+    hf_config: HfConfig,
+    fields: LlamaFields,
+    sliding_window: int | None,
+    max_positions: int,
+    full_attention_layers: tuple[int, ...] = (),
 ) -> ModelConfig:
     """The configuration that Llama's fields describe, for Llama and families that derive from it.
 
@@ -91,6 +96,7 @@ def decoder_config(
         fields: Its checked fields.
         sliding_window: Attention window of every layer, in tokens; None for full attention.
         max_positions: Longest sequence, in tokens.
+        full_attention_layers: Layers without the window.
 
     Raises:
         InputError: Fields contradict each other or ask for something that the decoder does not compute.
@@ -103,7 +109,8 @@ def decoder_config(
             f"Invalid num_key_value_heads in config.json: expected a divisor of num_attention_heads ({num_heads}), got "
             f"{num_kv_heads}. Take the config.json that belongs to the weights."
         )
-    _check_layer_types(fields, sliding_window)
+    if not full_attention_layers:
+        _check_layer_types(fields, sliding_window)
     rope = read_rope(hf_config)
     return ModelConfig(
         model_type=model_type,
@@ -118,6 +125,7 @@ def decoder_config(
         rope_theta=rope.theta,
         rope_scaling=rope.scaling,
         sliding_window=sliding_window,
+        full_attention_layers=full_attention_layers,
         tie_embeddings=bool(fields.tie_word_embeddings),
         max_positions=max_positions,
     )

@@ -5,18 +5,31 @@ from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.families.base import Family, HfConfig
 from zephyr_jax.model.families.llama import LLAMA
 from zephyr_jax.model.families.mistral import MISTRAL
+from zephyr_jax.model.families.qwen import QWEN2, QWEN3
 from zephyr_jax.model.families.tensors import HfTensor
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, MISTRAL)}
+_ALL = (
+    LLAMA,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+)
+FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
+_MIXTURES = ("mixtral", "deepseek_v2", "deepseek_v3", "gpt_oss", "llama4", "llama4_text", "dbrx", "jamba")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""Fields of config.json that give the number of experts."""
 
 
 def config_from_hf(hf_config: HfConfig) -> ModelConfig:
     """Configuration from a parsed config.json. Raises InputError for a model that would be computed differently."""
     model_type = hf_config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
+        is_mixture = isinstance(model_type, str) and (model_type in _MIXTURES or "moe" in model_type)
+        has_experts = is_mixture or any(hf_config.get(name) for name in _EXPERTS)
+        reason = ": mixture-of-experts models are not supported" if has_experts else ""
         raise InputError(
-            f"Unsupported model_type {truncate_repr(model_type)} in config.json: expected one of {', '.join(sorted(FAMILIES))}. "
-            "Choose a checkpoint of these families."
+            f"Unsupported model_type {truncate_repr(model_type)} in config.json{reason}. Expected one of "
+            f"{', '.join(sorted(FAMILIES))}. Choose a checkpoint of these families."
         )
     return FAMILIES[model_type].read(hf_config)
 

@@ -79,12 +79,14 @@ def read_scaling(name: str, fields: Mapping[str, Any], hf_config: HfConfig) -> R
     Raises:
         InputError: The kind is not implemented, or a field has an invalid value.
     """
-    kinds = {fields[key] for key in _KIND if isinstance(fields.get(key), str)} or {"default"}
+    given = [fields[key] for key in _KIND if key in fields]
+    kinds = {kind for kind in given if isinstance(kind, str)} or {"default"}
     kind = next(iter(kinds))
     known = _FIELDS.get(kind, ())
     further = {key: value for key, value in fields.items() if key not in (*_KIND, "rope_theta", _SHARE, *known)}
     if (
         len(kinds) > 1
+        or not all(isinstance(one, str) for one in given)
         or kind not in _FIELDS
         or any(value not in _NEUTRAL.get(key, ()) for key, value in further.items())
     ):

@@ -1,0 +1,105 @@
+"""Qwen2 (with Qwen2.5 and R1-Distill-Qwen) and dense Qwen3: Llama's tensors, with biases or norms of queries and keys."""
+
+from dataclasses import replace
+from typing import Annotated
+
+from pydantic import Field
+
+from zephyr_jax.errors import InputError, truncate_repr
+from zephyr_jax.model.config import ModelConfig
+from zephyr_jax.model.families import llama
+from zephyr_jax.model.families.base import Count, Family, HfConfig, Size, parse_fields
+from zephyr_jax.model.families.tensors import HfTensor
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+_ATTENTION = ("decoder", "attention")
+_MODULE = "model.layers.{}.self_attn."
+_BIASES = (
+    HfTensor((*_ATTENTION, "query_bias"), f"{_MODULE}q_proj.bias", is_flat=True),
+    HfTensor((*_ATTENTION, "key_bias"), f"{_MODULE}k_proj.bias", is_flat=True),
+    HfTensor((*_ATTENTION, "value_bias"), f"{_MODULE}v_proj.bias", is_flat=True),
+)
+_NORMS = (
+    HfTensor((*_ATTENTION, "query_norm"), f"{_MODULE}q_norm.weight"),
+    HfTensor((*_ATTENTION, "key_norm"), f"{_MODULE}k_norm.weight"),
+)
+
+
+class Qwen2Fields(llama.LlamaFields):
+    """Fields of config.json, with transformers' defaults for an absent field."""
+
+    num_key_value_heads: Size | None = 32
+    use_sliding_window: bool = False
+    sliding_window: Count | None = 4096
+    max_window_layers: Annotated[int, Field(ge=0, le=10_000)] = 28
+    """The first layers, which have full attention where the others have the window."""
+
+
+class Qwen3Fields(Qwen2Fields):
+    """Qwen3's: the head dimension is no quotient."""
+
+    head_dim: Size = 128
+
+
+def _read_qwen2(hf_config: HfConfig) -> ModelConfig:
+    # Biases of queries, keys and values are no option of Qwen2: transformers reads no `attention_bias`.
+    without = {name: value for name, value in hf_config.items() if name != "attention_bias"}
+    return replace(_read("qwen2", without, parse_fields(Qwen2Fields, without)), qkv_bias=True)
+
+
+def _read_qwen3(hf_config: HfConfig) -> ModelConfig:
+    return replace(_read("qwen3", hf_config, parse_fields(Qwen3Fields, hf_config)), qk_norm="head")
+
+
+def _read(model_type: str, hf_config: HfConfig, fields: Qwen2Fields) -> ModelConfig:
+    window, full = _windows(fields)
+    max_positions = fields.max_position_embeddings or 32_768
+    return llama.decoder_config(model_type, hf_config, fields, window, max_positions, full)
+
+
+def _windows(fields: Qwen2Fields) -> tuple[int | None, tuple[int, ...]]:
+    """The sliding window, None where no layer has one, and the layers without it."""
+    num_layers, window = fields.num_hidden_layers, fields.sliding_window if fields.use_sliding_window else None
+    types = fields.layer_types
+    if types is None:
+        first = num_layers if window is None else fields.max_window_layers
+        types = [_FULL if layer < first else _SLIDING for layer in range(num_layers)]
+    known = {_FULL} if window is None else {_FULL, _SLIDING}
+    if len(types) != num_layers or not set(types) <= known:
+        raise InputError(
+            f"Invalid layer_types in config.json: expected {' or '.join(sorted(known))} (sliding_window is {window}) for each of "
+            f"{num_layers} layers, got {truncate_repr(types, 200)}. Take the config.json that belongs to the weights."
+        )
+    if _SLIDING not in types:
+        return None, ()
+    return window, tuple(layer for layer, kind in enumerate(types) if kind == _FULL)
+
+
+def _write(config: ModelConfig) -> HfConfig:
+    full = config.full_attention_layers
+    types = [
+        _FULL if config.sliding_window is None or layer in full else _SLIDING for layer in range(config.num_layers)
+    ]
+    fields = {**llama.write_fields(config), "use_sliding_window": config.sliding_window is not None}
+    if config.sliding_window is not None:
+        fields["sliding_window"] = config.sliding_window
+    if full == tuple(range(len(full))):
+        # For versions of transformers that do not read `layer_types`.
+        fields["max_window_layers"] = len(full) if config.sliding_window is not None else config.num_layers
+    return {**fields, "layer_types": types}
+
+
+def _qwen2_tensors(config: ModelConfig) -> tuple[HfTensor, ...]:
+    return (*llama.tensors(config), *_BIASES)
+
+
+def _qwen3_tensors(config: ModelConfig) -> tuple[HfTensor, ...]:
+    return (*llama.tensors(config), *_NORMS)
+
+
+QWEN2 = Family(
+    model_type="qwen2", architecture="Qwen2ForCausalLM", read=_read_qwen2, write=_write, tensors=_qwen2_tensors
+)
+QWEN3 = Family(
+    model_type="qwen3", architecture="Qwen3ForCausalLM", read=_read_qwen3, write=_write, tensors=_qwen3_tensors
+)
