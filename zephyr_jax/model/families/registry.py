@@ -3,11 +3,14 @@
 from zephyr_jax.errors import InputError, truncate_repr
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.families.base import Family, HfConfig
+from zephyr_jax.model.families.gemma import GEMMA
+from zephyr_jax.model.families.gemma2 import GEMMA2
+from zephyr_jax.model.families.gemma3 import GEMMA3
 from zephyr_jax.model.families.llama import LLAMA
 from zephyr_jax.model.families.mistral import MISTRAL
 from zephyr_jax.model.families.tensors import HfTensor
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, MISTRAL)}
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, MISTRAL, GEMMA, GEMMA2, GEMMA3)}
 
 
 def config_from_hf(hf_config: HfConfig) -> ModelConfig:
