@@ -22,7 +22,15 @@ def inputs() -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
 
 
 def model_config(logit_scale: float = 1.0, logit_softcap: float | None = None) -> ModelConfig:
-    sizes = {"vocab_size": V, "d_model": D, "d_ff": 1, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "head_dim": 2}
+    sizes = {
+        "vocab_size": V,
+        "d_model": D,
+        "d_ff": 1,
+        "num_layers": 1,
+        "num_heads": 1,
+        "num_kv_heads": 1,
+        "head_dim": 2,
+    }
     options = {"logit_scale": logit_scale, "logit_softcap": logit_softcap}
     return ModelConfig(model_type="toy", max_positions=L, **sizes, **options)
 

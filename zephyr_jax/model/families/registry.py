@@ -12,6 +12,13 @@ from zephyr_jax.model.families.tensors import HfTensor
 
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, MISTRAL, GEMMA, GEMMA2, GEMMA3)}
 
+ADVICE = {
+    "gemma3": "Its text model is a gemma3_text; save it alone with transformers: `m = Gemma3ForConditionalGeneration"
+    ".from_pretrained(FOLDER); t = Gemma3ForCausalLM(m.config.text_config); t.model, t.lm_head = m.model.language_model, "
+    "m.lm_head; t.save_pretrained(OUT)`, and copy the tokenizer's files to OUT."
+}
+"""What to do with a model_type that is not supported."""
+
 
 def config_from_hf(hf_config: HfConfig) -> ModelConfig:
     """Configuration from a parsed config.json. Raises InputError for a model that would be computed differently."""
@@ -19,7 +26,7 @@ def config_from_hf(hf_config: HfConfig) -> ModelConfig:
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(
             f"Unsupported model_type {truncate_repr(model_type)} in config.json: expected one of {', '.join(sorted(FAMILIES))}. "
-            "Choose a checkpoint of these families."
+            + ADVICE.get(str(model_type), "Choose a checkpoint of these families.")
         )
     return FAMILIES[model_type].read(hf_config)
 
