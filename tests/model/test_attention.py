@@ -16,7 +16,7 @@ def where_of(segments: list[int], positions: list[int]) -> SegmentInfo:
     return SegmentInfo(jnp.array([segments], jnp.int32), jnp.array([positions], jnp.int32))
 
 
-def naive(q, k, v, where: SegmentInfo, window: int | None) -> np.ndarray:
+def naive(q, k, v, where: SegmentInfo, window: int | None, softcap: float | None) -> np.ndarray:
     """Brute force in float64: for each query, softmax over the keys that the rule's words allow."""
     q, k, v = (np.asarray(each, np.float64) for each in (q, k, v))
     segments, positions = np.asarray(where.segments), np.asarray(where.positions)
@@ -35,6 +35,7 @@ def naive(q, k, v, where: SegmentInfo, window: int | None) -> np.ndarray:
             for n in range(N):
                 if keys:
                     scores = np.array([q[b, i, n] @ k[b, j, n // group] for j in keys]) / np.sqrt(H)
+                    scores = scores if softcap is None else softcap * np.tanh(scores / softcap)
                     weights = np.exp(scores - scores.max())
                     out[b, i, n] = weights / weights.sum() @ np.stack([v[b, j, n // group] for j in keys])
     return out
@@ -54,9 +55,9 @@ def test_the_mask_rule() -> None:
     np.testing.assert_array_equal(visible(where, where, 2)[0].astype(int), expected)
 
 
-@pytest.mark.parametrize("window", [None, 5, 11])
-def test_blocks_equal_brute_force(monkeypatch: pytest.MonkeyPatch, window: int | None) -> None:
-    """Rows longer than a block, with packed segments and windows that end inside and across blocks."""
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (5, None), (11, None), (None, 0.5), (5, 1.5)])
+def test_blocks_equal_brute_force(monkeypatch: pytest.MonkeyPatch, window: int | None, softcap: float | None) -> None:
+    """Rows longer than a block, with packed segments, windows that end inside and across blocks, and capped scores."""
     monkeypatch.setattr(blockwise, "_BLOCK", 8)
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(2, 21, heads, 4)), jnp.float32) for heads in (4, 2, 2))
@@ -65,17 +66,19 @@ def test_blocks_equal_brute_force(monkeypatch: pytest.MonkeyPatch, window: int |
         jnp.asarray([[*range(13), *range(6), 0, 0], [*range(21)]], jnp.int32),
     )
     real = np.asarray(where.segments) > 0
-    expected = naive(q, k, v, where, window)[real]
-    np.testing.assert_allclose(blockwise_attention(q, k, v, where, window)[real], expected, atol=1e-5)
+    options = {"window": window, "softcap": softcap}
+
+    def whole(q, k, v):
+        return dense_attention(q, k, v, where, where, **options)
+
+    def rows(q, k, v):
+        return blockwise_attention(q, k, v, where, **options)
+
+    expected = naive(q, k, v, where, window, softcap)[real]
+    np.testing.assert_allclose(rows(q, k, v)[real], expected, atol=1e-5)
 
     def loss(form, q, k, v):
         return jnp.sum(jnp.where(real[..., None, None], form(q, k, v), 0) ** 2)
-
-    def whole(q, k, v):
-        return dense_attention(q, k, v, where, where, window)
-
-    def rows(q, k, v):
-        return blockwise_attention(q, k, v, where, window)
 
     for one, other in zip(
         jax.grad(loss, argnums=(1, 2, 3))(rows, q, k, v), jax.grad(loss, argnums=(1, 2, 3))(whole, q, k, v), strict=True
@@ -141,9 +144,9 @@ def test_the_fused_form_follows_the_same_rule(window: int | None) -> None:
     )
 
 
-@pytest.mark.parametrize("window", [None, 100])
-def test_the_tpu_kernel_equals_the_xla_form(window: int | None) -> None:
-    """Interpreted on the CPU: grouped queries, packed segments, a window smaller than the row; forward and gradients."""
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (100, None), (100, 3.0)])
+def test_the_tpu_kernel_equals_the_xla_form(window: int | None, softcap: float | None) -> None:
+    """Interpreted on the CPU: grouped queries, packed segments, a small window, a cap; forward and gradients."""
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(2, 256, heads, 128)), jnp.float32) for heads in (4, 2, 2))
     segments = np.array([[1] * 150 + [2] * 90 + [0] * 16, [1] * 256], np.int32)
@@ -156,10 +159,10 @@ def test_the_tpu_kernel_equals_the_xla_form(window: int | None) -> None:
         return jnp.sum(out**2), out
 
     def by_kernel(q, k, v):
-        return splash_attention(q, k, v, where, window, interpret=True)
+        return splash_attention(q, k, v, where, window, scale=0.2, softcap=softcap, interpret=True)
 
     def by_xla(q, k, v):
-        return blockwise_attention(q, k, v, where, window)
+        return blockwise_attention(q, k, v, where, window, scale=0.2, softcap=softcap)
 
     gradient = jax.grad(loss, argnums=(1, 2, 3), has_aux=True)
     slopes, out = gradient(by_kernel, q, k, v)

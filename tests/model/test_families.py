@@ -26,6 +26,8 @@ LLAMA3 = {
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
 DEFAULT = {"rope_type": "default", "rope_theta": 1e6}
+GELU = "gelu_pytorch_tanh"
+SHARED_DEFAULTS = ("num_attention_heads", "vocab_size", "rms_norm_eps", "max_position_embeddings")
 READ: dict[str, dict[str, Any]] = {
     "nothing": {},
     "theta on top": {"rope_theta": 1e6},
@@ -123,8 +125,67 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+FAMILY_BASE: dict[str, dict[str, Any]] = dict.fromkeys(("gemma", "gemma2", "gemma3_text"), {"hidden_act": ...})
+"""What a family's base has in another way than Llama's."""
+LINEAR = {"rope_type": "linear", "factor": 8.0}
+LAYERED = {
+    "full_attention": LINEAR | {"rope_theta": 2e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 3e4},
+}
+GEMMA_READ: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma": ("gemma", {}),
+    "gemma, the first releases": ("gemma", {"hidden_act": "gelu", "hidden_activation": None, "rope_scaling": None}),
+    "gemma, both activations": ("gemma", {"hidden_act": GELU, "hidden_activation": GELU, "rope_theta": 5e4}),
+    "gemma, defaults": ("gemma", dict.fromkeys((*SHARED_DEFAULTS, "num_key_value_heads"), ...)),
+    "gemma2": ("gemma2", {}),
+    "gemma2, a window": ("gemma2", {"sliding_window": 64, "hidden_activation": GELU, "cache_implementation": "hybrid"}),
+    "gemma2, no caps": ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    "gemma2, layers": ("gemma2", {"layer_types": ["full_attention", "sliding_attention"], "query_pre_attn_scalar": 144}),
+    "gemma2, defaults": ("gemma2", dict.fromkeys((*SHARED_DEFAULTS, "num_key_value_heads"), ...)),
+    "gemma2, linear": ("gemma2", {"rope_theta": 1e4, "rope_scaling": LINEAR}),
+    "gemma3": ("gemma3_text", {}),
+    "gemma3, transformers 4": (
+        "gemma3_text",
+        {"rope_theta": 5e5, "rope_local_base_freq": 2e4, "rope_scaling": LINEAR, "sliding_window_pattern": 2},
+    ),
+    "gemma3, transformers 5": ("gemma3_text", {"rope_parameters": LAYERED, "sliding_window": 64}),
+    "gemma3, both": (
+        "gemma3_text",
+        {"rope_parameters": LAYERED, "rope_theta": 2e6, "rope_scaling": LINEAR, "rope_local_base_freq": 3e4},
+    ),
+    "gemma3, a part of rope_parameters": ("gemma3_text", {"rope_parameters": {"full_attention": DEFAULT}}),
+    "gemma3, a cap of logits": ("gemma3_text", {"final_logit_softcapping": 20.0, "num_hidden_layers": 7}),
+    "gemma3, defaults": ("gemma3_text", dict.fromkeys((*SHARED_DEFAULTS, "num_key_value_heads"), ...)),
+}  # fmt: skip
+GEMMA_REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "SiLU": ("gemma", {"hidden_act": "silu"}, "`hidden_act`"),
+    "exact GELU of others": ("gemma", {"hidden_act": GELU, "hidden_activation": "gelu"}, "`hidden_activation`"),
+    "exact GELU": ("gemma2", {"hidden_activation": "gelu"}, "`hidden_activation`"),
+    "bidirectional": ("gemma3_text", {"use_bidirectional_attention": True}, "`use_bidirectional_attention`"),
+    "no window": ("gemma2", {"sliding_window": None}, "sliding_window.*None"),
+    "a cap of zero": ("gemma2", {"attn_logit_softcapping": 0.0}, "attn_logit_softcapping"),
+    "a cap that transformers ignores": ("gemma3_text", {"attn_logit_softcapping": 50.0}, "`attn_logit_softcapping`"),
+    "another kind of layer": ("gemma2", {"layer_types": ["full_attention", "linear_attention"]}, "layer_types"),
+    "too few layers": ("gemma3_text", {"layer_types": ["full_attention"]}, "layer_types"),
+    "two patterns": (
+        "gemma3_text", {"layer_types": ["full_attention"] * 2, "sliding_window_pattern": 2}, "contradict each other",
+    ),
+    "another pattern": ("gemma2", {"sliding_window_pattern": 3}, "`sliding_window_pattern`"),
+    "two local bases": (
+        "gemma3_text", {"rope_parameters": LAYERED, "rope_theta": 2e6, "rope_local_base_freq": 1e4}, "rope_local_base_freq",
+    ),
+    "two bases": ("gemma3_text", {"rope_parameters": LAYERED, "rope_theta": 1e6}, "several bases"),
+    "flat parameters": ("gemma3_text", {"rope_parameters": DEFAULT}, "`rope_parameters`"),
+    "a scaled local base": (
+        "gemma3_text", {"rope_parameters": {"sliding_attention": LINEAR | {"rope_theta": 1e4}}}, "`rope_parameters`",
+    ),
+    "layered parameters, for a gemma2": ("gemma2", {"rope_parameters": LAYERED}, "`rope_parameters`"),
+    "images": ("gemma3", {}, "Gemma3ForCausalLM"),
+}  # fmt: skip
+
+
 def config_of(changes: dict[str, Any], kind: str) -> dict[str, Any]:
-    merged = {"model_type": kind, **BASE, **changes}
+    merged = {"model_type": kind, **BASE, **FAMILY_BASE.get(kind, {}), **changes}
     return {name: value for name, value in merged.items() if value is not ...}
 
 
@@ -210,6 +271,43 @@ def test_a_config_is_read_as_transformers_reads_it(name: str, kind: str, tmp_pat
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_config_that_asks_for_another_model_is_refused_by_name(name: str, kind: str) -> None:
     changes, message = REFUSED[name]
+    with pytest.raises(InputError, match=message):
+        config_from_hf(config_of(changes, kind))
+
+
+@pytest.mark.parametrize("name", GEMMA_READ)
+def test_a_gemma_config_is_read_as_transformers_reads_it(name: str, tmp_path: Path) -> None:
+    """And what export writes is read the same by both."""
+    kind, changes = GEMMA_READ[name]
+    config = config_of(changes, kind)
+    exported = config_to_hf(config, config_from_hf(config))
+    for number, written in enumerate((config, exported)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(written))
+        theirs, ours = AutoConfig.from_pretrained(folder), config_from_hf(written)
+        assert ours == config_from_hf(config)
+        assert ours.activation == "gelu_tanh" and ours.unit_offset_norms
+        assert (theirs.hidden_act if kind == "gemma" else theirs.hidden_activation) == GELU
+        assert (ours.num_heads, ours.num_kv_heads) == (theirs.num_attention_heads, theirs.num_key_value_heads)
+        assert (ours.head_dim, ours.vocab_size) == (theirs.head_dim, theirs.vocab_size)
+        assert (ours.norm_eps, ours.max_positions) == (theirs.rms_norm_eps, theirs.max_position_embeddings)
+        assert (ours.tie_embeddings, ours.embedding_scale) == (theirs.tie_word_embeddings, theirs.hidden_size**0.5)
+        if kind != "gemma":
+            assert ours.attention_scale == theirs.query_pre_attn_scalar**-0.5
+            caps = theirs.attn_logit_softcapping, theirs.final_logit_softcapping
+            assert (ours.attention_softcap, ours.logit_softcap) == caps
+        types = getattr(theirs, "layer_types", ["full_attention"] * ours.num_layers)
+        for layer, layer_type in zip(ours.layer_kinds, types, strict=True):
+            assert layer.window == (theirs.sliding_window if layer_type == "sliding_attention" else None)
+            rope = theirs.rope_parameters.get(layer_type, theirs.rope_parameters)
+            factor = 1.0 if layer.rope.scaling is None else layer.rope.scaling.factor
+            assert (layer.rope.theta, factor) == (rope["rope_theta"], rope.get("factor", 1.0))
+
+
+@pytest.mark.parametrize("name", GEMMA_REFUSED)
+def test_a_gemma_config_that_asks_for_another_model_is_refused(name: str) -> None:
+    kind, changes, message = GEMMA_REFUSED[name]
     with pytest.raises(InputError, match=message):
         config_from_hf(config_of(changes, kind))
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.layers import SingleDevice
 from zephyr_jax.objective.token_logprob import Chunking, token_logprob
 
@@ -20,15 +21,37 @@ def inputs() -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     return hidden, unembedding, jnp.asarray(rng.integers(0, V, (B, L))), wanted
 
 
-def plain(hidden: jax.Array, unembedding: jax.Array, tokens: jax.Array, wanted: jax.Array) -> jax.Array:
-    logprob = jax.nn.log_softmax(hidden @ unembedding)
+def model_config(logit_scale: float = 1.0, logit_softcap: float | None = None) -> ModelConfig:
+    sizes = {
+        "vocab_size": V,
+        "d_model": D,
+        "d_ff": 1,
+        "num_layers": 1,
+        "num_heads": 1,
+        "num_kv_heads": 1,
+        "head_dim": 2,
+    }
+    options = {"logit_scale": logit_scale, "logit_softcap": logit_softcap}
+    return ModelConfig(model_type="toy", max_positions=L, **sizes, **options)
+
+
+def plain(
+    hidden: jax.Array, unembedding: jax.Array, tokens: jax.Array, wanted: jax.Array, config: ModelConfig
+) -> jax.Array:
+    logits = config.logit_scale * (hidden @ unembedding)
+    cap = config.logit_softcap
+    logprob = jax.nn.log_softmax(logits if cap is None else cap * jnp.tanh(logits / cap))
     return jnp.where(wanted, jnp.take_along_axis(logprob, tokens[..., None], axis=-1)[..., 0], 0.0)
 
 
 @pytest.mark.parametrize("keep", [False, True])
-@pytest.mark.parametrize("columns", [1, 4, 11])
-def test_value_and_gradient_equal_the_plain_formula(columns: int, keep: bool) -> None:
-    """Chunks that divide the row or not, logits kept or made again, each column with a slope of its own."""
+@pytest.mark.parametrize(
+    ("columns", "config"),
+    [(1, model_config()), (4, model_config()), (11, model_config())]
+    + [(4, model_config(logit_softcap=2.0)), (4, model_config(logit_scale=0.5, logit_softcap=1.0))],
+)
+def test_value_and_gradient_equal_the_plain_formula(columns: int, config: ModelConfig, keep: bool) -> None:
+    """Chunks that divide the row or not, logits kept or made again, scaled, capped; each column with a slope of its own."""
     hidden, unembedding, tokens, wanted = inputs()
     slope = jnp.asarray(np.random.default_rng(1).normal(size=(B, L)), jnp.float32)
 
@@ -37,10 +60,10 @@ def test_value_and_gradient_equal_the_plain_formula(columns: int, keep: bool) ->
         return jnp.sum(found * slope), found
 
     def by_chunks(hidden, unembedding):
-        return token_logprob(hidden, unembedding, tokens, wanted, Chunking(columns, keep, SingleDevice()))
+        return token_logprob(hidden, unembedding, tokens, wanted, Chunking(columns, keep, SingleDevice()), config)
 
     def by_formula(hidden, unembedding):
-        return plain(hidden, unembedding, tokens, wanted)
+        return plain(hidden, unembedding, tokens, wanted, config)
 
     found = jax.jit(jax.grad(loss, argnums=(1, 2), has_aux=True), static_argnums=0)(by_chunks, hidden, unembedding)
     expected = jax.grad(loss, argnums=(1, 2), has_aux=True)(by_formula, hidden, unembedding)
@@ -53,7 +76,8 @@ def test_chunks_without_a_wanted_column_are_skipped() -> None:
     poisoned = hidden.at[:, 9:].set(jnp.nan)
 
     def loss(hidden, unembedding):
-        return jnp.sum(token_logprob(hidden, unembedding, tokens, wanted, Chunking(3, False, SingleDevice())))
+        chunking = Chunking(3, False, SingleDevice())
+        return jnp.sum(token_logprob(hidden, unembedding, tokens, wanted, chunking, model_config()))
 
     for at in (0, 1):
         found = jax.grad(loss, argnums=at)(poisoned, unembedding)

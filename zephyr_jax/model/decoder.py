@@ -110,7 +110,11 @@ class Decoder(nnx.Module):
         """Final hidden states [B, L, D], in the compute dtype, of packed rows."""
         config, compute = self.config, self.compute
         definition, stacked = nnx.split(self.decoder)
-        windows, window_of_layer = _numbered([kind.window for kind in config.layer_kinds])
+        # A window of the whole row hides nothing: layers that differ in it alone then share one kernel.
+        length = tokens_BL.shape[1]
+        windows, window_of_layer = _numbered(
+            [None if kind.window is not None and kind.window >= length else kind.window for kind in config.layer_kinds]
+        )
         ropes, rope_of_layer = _numbered([kind.rope for kind in config.layer_kinds])
         tables = [rotary(info.positions, rope, config.rotary_dim) for rope in ropes]
         kernels = [self._attention(window) for window in windows]

@@ -102,6 +102,16 @@ def check_head_dim(head_dim: int) -> int:
     return head_dim
 
 
+def check_kv_heads(num_heads: int, num_kv_heads: int) -> int:
+    """The number of key heads itself. Raises InputError where the query heads cannot share them equally."""
+    if num_heads % num_kv_heads:
+        raise InputError(
+            f"Invalid num_key_value_heads in config.json: expected a divisor of num_attention_heads ({num_heads}), got "
+            f"{num_kv_heads}. Take the config.json that belongs to the weights."
+        )
+    return num_kv_heads
+
+
 def is_number(value: Any) -> bool:
     """Whether a JSON value is a finite positive number."""
     return type(value) in (int, float) and 0 < value < 1e30 and math.isfinite(value)

@@ -15,6 +15,7 @@ from zephyr_jax.model.families.base import (
     Size,
     TokenId,
     check_head_dim,
+    check_kv_heads,
     check_supported,
     parse_fields,
 )
@@ -103,12 +104,7 @@ def decoder_config(
     """
     check_supported(hf_config, _NEUTRAL)
     num_heads = fields.num_attention_heads
-    num_kv_heads = fields.num_key_value_heads or num_heads
-    if num_heads % num_kv_heads:
-        raise InputError(
-            f"Invalid num_key_value_heads in config.json: expected a divisor of num_attention_heads ({num_heads}), got "
-            f"{num_kv_heads}. Take the config.json that belongs to the weights."
-        )
+    num_kv_heads = check_kv_heads(num_heads, fields.num_key_value_heads or num_heads)
     if not full_attention_layers:
         _check_layer_types(fields, sliding_window)
     rope = read_rope(hf_config)

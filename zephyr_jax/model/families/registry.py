@@ -3,12 +3,18 @@
 from zephyr_jax.errors import InputError, truncate_repr
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.families.base import Family, HfConfig
+from zephyr_jax.model.families.gemma import GEMMA
+from zephyr_jax.model.families.gemma2 import GEMMA2
+from zephyr_jax.model.families.gemma3 import GEMMA3
 from zephyr_jax.model.families.llama import LLAMA
 from zephyr_jax.model.families.mistral import MISTRAL
 from zephyr_jax.model.families.qwen import QWEN2, QWEN3
 from zephyr_jax.model.families.tensors import HfTensor
 
 _ALL = (
+    GEMMA,
+    GEMMA2,
+    GEMMA3,
     LLAMA,
     MISTRAL,
     QWEN2,
@@ -18,6 +24,12 @@ FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
 _MIXTURES = ("mixtral", "deepseek_v2", "deepseek_v3", "gpt_oss", "llama4", "llama4_text", "dbrx", "jamba")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """Fields of config.json that give the number of experts."""
+ADVICE = {
+    "gemma3": "Its text model is a gemma3_text; save it alone with transformers: `m = Gemma3ForConditionalGeneration"
+    ".from_pretrained(FOLDER); t = Gemma3ForCausalLM(m.config.text_config); t.model, t.lm_head = m.model.language_model, "
+    "m.lm_head; t.save_pretrained(OUT)`, and copy the tokenizer's files to OUT."
+}
+"""What to do with a model_type that is not supported."""
 
 
 def config_from_hf(hf_config: HfConfig) -> ModelConfig:
@@ -29,7 +41,7 @@ def config_from_hf(hf_config: HfConfig) -> ModelConfig:
         reason = ": mixture-of-experts models are not supported" if has_experts else ""
         raise InputError(
             f"Unsupported model_type {truncate_repr(model_type)} in config.json{reason}. Expected one of "
-            f"{', '.join(sorted(FAMILIES))}. Choose a checkpoint of these families."
+            f"{', '.join(sorted(FAMILIES))}. {ADVICE.get(str(model_type), 'Choose a checkpoint of these families.')}"
         )
     return FAMILIES[model_type].read(hf_config)
 
