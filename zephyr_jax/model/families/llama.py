@@ -18,7 +18,7 @@ from zephyr_jax.model.families.base import (
     check_supported,
     parse_fields,
 )
-from zephyr_jax.model.families.rope import read_rope, write_rope
+from zephyr_jax.model.families.rope import RopeFields, read_rope, write_rope
 from zephyr_jax.model.families.tensors import EMBEDDING, UNEMBEDDING, HfTensor
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -81,7 +81,12 @@ class LlamaFields(HfFields):
 
 
 def decoder_config(
-    model_type: str, hf_config: HfConfig, fields: LlamaFields, sliding_window: int | None, max_positions: int
+    model_type: str,
+    hf_config: HfConfig,
+    fields: LlamaFields,
+    sliding_window: int | None,
+    max_positions: int,
+    rope: RopeFields | None = None,
 ) -> ModelConfig:
     """The configuration that Llama's fields describe, for Llama and families that derive from it.
 
@@ -91,6 +96,7 @@ def decoder_config(
         fields: Its checked fields.
         sliding_window: Attention window of every layer, in tokens; None for full attention.
         max_positions: Longest sequence, in tokens.
+        rope: Rotary embeddings; None: as `read_rope` reads them.
 
     Raises:
         InputError: Fields contradict each other or ask for something that the decoder does not compute.
@@ -104,7 +110,7 @@ def decoder_config(
             f"{num_kv_heads}. Take the config.json that belongs to the weights."
         )
     _check_layer_types(fields, sliding_window)
-    rope = read_rope(hf_config)
+    rope = rope or read_rope(hf_config)
     return ModelConfig(
         model_type=model_type,
         vocab_size=fields.vocab_size,
