@@ -30,4 +30,6 @@ def _read(hf_config: HfConfig) -> ModelConfig:
     )
 
 
-GRANITE = Family(model_type="granite", architecture="GraniteForCausalLM", read=_read, write=write_fields, tensors=tensors)
+GRANITE = Family(
+    model_type="granite", architecture="GraniteForCausalLM", read=_read, write=write_fields, tensors=tensors
+)

@@ -33,7 +33,10 @@ class Olmo3Fields(LlamaFields):
 
 
 def _tensors(config: ModelConfig) -> tuple[HfTensor, ...]:
-    return (*(tensor for tensor in llama_tensors(config) if tensor.path[-1] != "norm" or len(tensor.path) == 1), *_NORMS)
+    return (
+        *(tensor for tensor in llama_tensors(config) if tensor.path[-1] != "norm" or len(tensor.path) == 1),
+        *_NORMS,
+    )
 
 
 def _with_norms(config: ModelConfig) -> ModelConfig:

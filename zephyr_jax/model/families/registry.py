@@ -5,12 +5,16 @@ from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.families.base import Family, HfConfig
 from zephyr_jax.model.families.granite import GRANITE
 from zephyr_jax.model.families.llama import LLAMA
+from zephyr_jax.model.families.ministral3 import MINISTRAL3
 from zephyr_jax.model.families.mistral import MISTRAL
 from zephyr_jax.model.families.olmo import OLMO2, OLMO3
+from zephyr_jax.model.families.phi3 import PHI3
 from zephyr_jax.model.families.smollm3 import SMOLLM3
 from zephyr_jax.model.families.tensors import HfTensor
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (LLAMA, MISTRAL, SMOLLM3, OLMO2, OLMO3, GRANITE)}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (LLAMA, MISTRAL, SMOLLM3, OLMO2, OLMO3, GRANITE, PHI3, MINISTRAL3)
+}
 
 
 def config_from_hf(hf_config: HfConfig) -> ModelConfig:
