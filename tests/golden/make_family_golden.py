@@ -91,8 +91,9 @@ CASES: dict[str, tuple[str, dict]] = {
         {"num_key_value_heads": 2, "head_dim": None, "pad_token_id": 0, "sliding_window": None,
          "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}, **TIED},
     ),
+    "ministral3": ("Ministral3Config", {"head_dim": 16, "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.3}}),
 }  # fmt: skip
-LATER = {"qwen2_window": 100}
+LATER = {"ministral3": 17, "qwen2_window": 100}
 """Seeds of cases that were added later, so that those of the others stay."""
 OFFSET_NORMS = ("gemma",)
 """Beginnings of names whose norms multiply by 1 + weight."""

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from zephyr_jax.checkpoint.hf.weight_files import expected_sizes
+from zephyr_jax.checkpoint.hf.weight_files import projection_sizes
 from zephyr_jax.checkpoint.new_adapter import NewAdapter
 from zephyr_jax.checkpoint.opened import OpenedModel, open_model
 from zephyr_jax.checkpoint.resolve import ModelSource, adapter_record
@@ -113,8 +113,8 @@ def _spec(adapter: AdapterOptions, config: ModelConfig) -> LoraSpec:
 
 def _new_spec(adapter: AdapterOptions, config: ModelConfig) -> LoraSpec:
     """The size and place of a new adapter. Raises InputError for a rank that no projection could need."""
-    spec, sizes, projections = _spec(adapter, config), expected_sizes(config), projections_of(config)
-    limits = {target: min(sizes[projections[target].name.format(0)]) for target in spec.targets}
+    spec, sizes = _spec(adapter, config), projection_sizes(config)
+    limits = {target: min(sizes[target]) for target in spec.targets}
     smallest = min(limits, key=limits.__getitem__)
     if spec.rank > limits[smallest]:
         raise InputError(

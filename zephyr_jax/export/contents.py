@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from zephyr_jax.checkpoint.hf.export import export_adapter_folder, export_folder
 from zephyr_jax.checkpoint.hf.peft_config import PeftAdapter
+from zephyr_jax.checkpoint.hf.peft_files import fused_modules
 from zephyr_jax.checkpoint.inheritance import inherit_model
 from zephyr_jax.checkpoint.opened import OpenedModel
 from zephyr_jax.checkpoint.resolve import AdapterSource, ModelSource, find_model
@@ -96,6 +97,12 @@ def _adapter(opened: OpenedModel, config: ExportConfig) -> Contents:
         raise InputError(
             f"format is `adapter`, and {source.asked} has none: all of its weights were trained. Pass a run with an adapter "
             "(`--adapter.rank`), or leave format unset."
+        )
+    fused = fused_modules(source.model_config, source.adapter.spec.targets)
+    if fused:
+        raise InputError(
+            f"format is `adapter`, and a {source.model_config.model_type} has {join_items(fused)} in peft, where the adapter of "
+            f"{source.asked} has separate projections. Leave format unset to export the merged weights."
         )
     base, revision = _base_of(source, source.adapter, config)
     spec, parameters = load_adapter_alone(source, opened.rules)

@@ -15,7 +15,7 @@ from jax import Array
 from zephyr_jax.model.attention.dense import SegmentInfo, dense_attention
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.decoder import Compute, DecoderBlock, abstract_model, build
-from zephyr_jax.model.layers import finish_logits, model_norm, scale_embeddings
+from zephyr_jax.model.layers import finish_logits, model_norm, scale_embeddings, scale_queries
 from zephyr_jax.model.rope import rotary
 from zephyr_jax.model.weight_format import PLAIN, WeightFormat, stored_weights
 
@@ -134,6 +134,7 @@ class CachedModel:
             def attend(
                 q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, index: int = index, window: int | None = kind.window
             ) -> Array:
+                q_BLNH = scale_queries(q_BLNH, info.positions, config.query_scaling)
                 keys[index], values[index] = store(keys[index], k_BLKH), store(values[index], v_BLKH)
                 key_BJKH, value_BJKH = (past[index].transpose(0, 2, 1, 3) for past in (keys, values))
                 return dense_attention(

@@ -18,6 +18,15 @@ class LayerKind(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class QueryScaling:
+    """Factor of queries that grows with their position: 1 + beta log(1 + floor(position / length)) (Llama 4)."""
+
+    beta: float
+    length: int
+    """Positions of which all have the same factor."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Sizes and options of a decoder-only transformer (RMSNorm, RoPE, grouped-query attention, gated feed-forward).
 
@@ -61,6 +70,8 @@ class ModelConfig:
     """Factor of queries times keys; None: 1 / sqrt(head_dim)."""
     attention_softcap: float | None = None
     """Soft cap of attention scores (Gemma 2)."""
+    query_scaling: QueryScaling | None = None
+    """Factor of rotated queries by their position (Ministral 3)."""
     activation: Activation = "silu"
     """Of the gate in the feed-forward."""
     tie_embeddings: bool = False

@@ -30,6 +30,7 @@ from zephyr_jax.model.layers import (
     model_norm,
     norm_scale,
     scale_embeddings,
+    scale_queries,
     weight,
 )
 from zephyr_jax.model.lora import adapted
@@ -126,6 +127,7 @@ class Decoder(nnx.Module):
             rope = _chosen(tables, rope_of_layer, index)
 
             def attend(q_BLNH: Array, k_BLKH: Array, v_BLKH: Array) -> Array:
+                q_BLNH = scale_queries(q_BLNH, info.positions, config.query_scaling)
                 if len(kernels) == 1:
                     return kernels[0](q_BLNH, k_BLKH, v_BLKH, info)
                 # Windows are static in the kernels: a layer runs the branch of its own.

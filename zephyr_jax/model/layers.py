@@ -14,7 +14,7 @@ from flax import nnx
 from jax import Array
 
 from zephyr_jax.batch import Axes
-from zephyr_jax.model.config import Activation, ModelConfig
+from zephyr_jax.model.config import Activation, ModelConfig, QueryScaling
 from zephyr_jax.model.lora import project
 from zephyr_jax.model.rope import rotate
 from zephyr_jax.model.softcap import softcap
@@ -100,6 +100,14 @@ def model_norm(x_BLD: Array, weight_D: Array, config: ModelConfig) -> Array:
 def scale_embeddings(x_BLD: Array, config: ModelConfig) -> Array:
     """Embeddings times `embedding_scale`, which is rounded to x's dtype first, as in transformers."""
     return x_BLD if config.embedding_scale == 1 else x_BLD * jnp.asarray(config.embedding_scale, x_BLD.dtype)
+
+
+def scale_queries(q_BLNH: Array, positions_BL: Array, scaling: QueryScaling | None) -> Array:
+    """Rotated queries times the factor of their position, which is rounded to their dtype first, as in transformers."""
+    if scaling is None:
+        return q_BLNH
+    factor_BL = 1 + scaling.beta * jnp.log1p((positions_BL // scaling.length).astype(jnp.float32))
+    return q_BLNH * factor_BL[..., None, None].astype(q_BLNH.dtype)
 
 
 def finish_logits(logits: Array, config: ModelConfig) -> Array:

@@ -163,17 +163,24 @@ def _write_file(path: Path, content: Any) -> None:
 
 
 def _sources(parameters: Any, tensors: tuple[HfTensor, ...], num_layers: int, kind: np.dtype) -> list[TensorSource]:
-    sources: list[TensorSource] = []
-    for tensor in tensors:
+    """The tensors to write. Parameters that share a tensor are its rows, in the order of `FusedRows.start`."""
+    sizes: dict[str, tuple[int, ...]] = {}
+    parts: dict[str, list[tuple[HfTensor, Array, int | None]]] = {}
+    for tensor in sorted(tensors, key=lambda tensor: tensor.fused.start if tensor.fused else 0):
         value = reduce(getitem, tensor.path, parameters)
-        sizes = value.shape[1:] if tensor.stacked else value.shape
         for layer, name in enumerate(tensor.names(num_layers)):
-            read = partial(_read_tensor, tensor, value, layer if tensor.stacked else None, kind)
-            sources.append((name, tensor.hf_sizes(sizes), read))
-    return sources
+            sizes[name] = tensor.hf_sizes(value.shape[1:] if tensor.stacked else value.shape)
+            parts.setdefault(name, []).append((tensor, value, layer if tensor.stacked else None))
+    names = dict.fromkeys(name for tensor in tensors for name in tensor.names(num_layers))
+    return [(name, sizes[name], partial(_read_tensor, parts[name], kind)) for name in names]
 
 
-def _read_tensor(tensor: HfTensor, value: Array, layer: int | None, kind: np.dtype) -> np.ndarray:
+def _read_tensor(parts: list[tuple[HfTensor, Array, int | None]], kind: np.dtype) -> np.ndarray:
     """One tensor in Hugging Face's layout on process 0; an empty array on the others."""
+    rows = [_read_rows(*part, kind) for part in parts]
+    return rows[0] if len(rows) == 1 else np.concatenate(rows)
+
+
+def _read_rows(tensor: HfTensor, value: Array, layer: int | None, kind: np.dtype) -> np.ndarray:
     gathered = gather(value, layer)
     return np.empty(0, kind) if gathered is None else tensor.to_hf(gathered).astype(kind)

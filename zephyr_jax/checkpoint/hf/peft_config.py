@@ -156,9 +156,9 @@ def _check_initial_values(path: Path, value: bool | str | None) -> None:
 def _check_targets(folder: Path, fields: PeftFields, targets: Iterable[str], config: ModelConfig) -> None:
     """Raise InputError unless `target_modules` selects, in all layers, the projections that have tensors (`targets`)."""
     modules = {
-        name.removesuffix(".weight"): target
+        tensor.module.format(layer): target
         for target, tensor in projections_of(config).items()
-        for name in tensor.names(config.num_layers)
+        for layer in range(config.num_layers)
     }
     stored = {module for module, target in modules.items() if target in targets}
     if isinstance(fields.target_modules, str) and fields.target_modules.lower() == "all-linear":

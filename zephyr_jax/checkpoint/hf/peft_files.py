@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from zephyr_jax.checkpoint.hf.reader import KINDS, TensorFile, new_pool
-from zephyr_jax.checkpoint.hf.weight_files import ADAPTER, ADAPTER_PICKLE, ADAPTER_WEIGHTS, expected_sizes
+from zephyr_jax.checkpoint.hf.weight_files import ADAPTER, ADAPTER_PICKLE, ADAPTER_WEIGHTS, projection_sizes
 from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.families.targets import projections_of
@@ -45,10 +45,22 @@ def adapter_tensors(config: ModelConfig, targets: Iterable[str]) -> tuple[HfTens
     """
     projections = projections_of(config)
     return tuple(
-        HfTensor((*tensor.path, part), f"{_PREFIX}{tensor.name.removesuffix('.weight')}.{name}.weight", inputs)
+        HfTensor((*tensor.path, part), f"{_PREFIX}{tensor.module}.{name}.weight", inputs)
         for tensor in (projections[target] for target in targets)
         for part, name, inputs in ((LORA_A, "lora_A", tensor.inputs), (LORA_B, "lora_B", 1))
     )
+
+
+def fused_modules(config: ModelConfig, targets: Iterable[str] | None = None) -> list[str]:
+    """Names of the modules that hold several projections, such as `qkv_proj`: peft adapts them as one.
+
+    Args:
+        config: Of the base model.
+        targets: Dotted names of the projections to look at; None: all.
+    """
+    projections = projections_of(config)
+    fused = [projections[target] for target in targets or projections if projections[target].fused]
+    return list(dict.fromkeys(tensor.name.removesuffix(".weight").rpartition(".")[2] for tensor in fused))
 
 
 class AdapterFile:
@@ -88,6 +100,13 @@ class AdapterFile:
         targets = tuple(target for target, expected in names.items() if expected & self._stored.keys())
         expected = {name for target in targets for name in names[target]}
         missing, unknown = sorted(expected - self._stored.keys()), sorted(self._stored.keys() - expected)
+        fused = [module for module in fused_modules(self._config) if any(f".{module}." in name for name in unknown)]
+        if fused:
+            raise InputError(
+                f"Unsupported adapter in {self.path}: expected adapters of separate projections, got one of "
+                f"{join_items(fused)}, whose A belongs to several. Merge it into its base with peft (`merge_and_unload`) and "
+                "use the merged folder."
+            )
         if missing or unknown or not targets:
             parts = [_counted(missing, "missing"), _counted(unknown, "unknown")]
             raise InputError(
@@ -103,9 +122,9 @@ class AdapterFile:
                 f"The adapter in {self.path} has other targets: expected {join_items(spec.targets)}, got "
                 f"{join_items(self.targets)}. Set the targets of the adapter."
             )
-        base, projections = expected_sizes(self._config), projections_of(self._config)
+        base = projection_sizes(self._config)
         for target in self.targets:
-            outputs, inputs = base[projections[target].name.format(0)]
+            outputs, inputs = base[target]
             a, b = adapter_tensors(self._config, [target])
             for tensor, sizes in ((a, (spec.rank, inputs)), (b, (outputs, spec.rank))):
                 for name in tensor.names(self._config.num_layers):

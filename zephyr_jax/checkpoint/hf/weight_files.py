@@ -6,7 +6,10 @@ would load as different weights is an error.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import reduce
+from operator import getitem
 from pathlib import PurePath
 from typing import Any
 
@@ -18,7 +21,8 @@ from zephyr_jax.errors import InputError, join_items, truncate_repr
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.decoder import Compute, abstract_model
 from zephyr_jax.model.families.registry import tensors_of
-from zephyr_jax.model.families.tensors import EMBEDDING, UNEMBEDDING
+from zephyr_jax.model.families.targets import projections_of
+from zephyr_jax.model.families.tensors import EMBEDDING, UNEMBEDDING, HfTensor
 from zephyr_jax.storage.files import Path, list_names
 from zephyr_jax.storage.strict_json import read_json
 
@@ -248,12 +252,23 @@ def _equal(one: _Stored, other: _Stored) -> bool:
 
 def expected_sizes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Hugging Face's tensor names and their sizes."""
-    abstract: Any = nnx.to_pure_dict(abstract_model(config, Compute())[1])
     expected: dict[str, tuple[int, ...]] = {}
-    for tensor in tensors_of(config):
-        leaf = abstract
-        for key in tensor.path:
-            leaf = leaf[key]
-        sizes = leaf.shape[1:] if tensor.stacked else leaf.shape
+    for tensor, sizes in _with_sizes(config):
         expected |= dict.fromkeys(tensor.names(config.num_layers), tensor.hf_sizes(sizes))
     return expected
+
+
+def projection_sizes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Outputs and inputs of the projections, by dotted name below `decoder`."""
+    names = {tensor.path: name for name, tensor in projections_of(config).items()}
+    return {
+        names[tensor.path]: tensor.own_sizes(sizes) for tensor, sizes in _with_sizes(config) if tensor.path in names
+    }
+
+
+def _with_sizes(config: ModelConfig) -> Iterator[tuple[HfTensor, tuple[int, ...]]]:
+    """The parameters with their sizes, without the layer axis."""
+    abstract: Any = nnx.to_pure_dict(abstract_model(config, Compute())[1])
+    for tensor in tensors_of(config):
+        shape: tuple[int, ...] = reduce(getitem, tensor.path, abstract).shape
+        yield tensor, shape[1:] if tensor.stacked else shape

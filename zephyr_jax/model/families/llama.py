@@ -19,7 +19,7 @@ from zephyr_jax.model.families.base import (
     check_supported,
     parse_fields,
 )
-from zephyr_jax.model.families.rope import read_rope, write_rope
+from zephyr_jax.model.families.rope import RopeFields, read_rope, write_rope
 from zephyr_jax.model.families.tensors import EMBEDDING, UNEMBEDDING, HfTensor
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -88,6 +88,7 @@ def decoder_config(
     sliding_window: int | None,
     max_positions: int,
     full_attention_layers: tuple[int, ...] = (),
+    rope: RopeFields | None = None,
 ) -> ModelConfig:
     """The configuration that Llama's fields describe, for Llama and families that derive from it.
 
@@ -98,6 +99,7 @@ def decoder_config(
         sliding_window: Attention window of every layer, in tokens; None for full attention.
         max_positions: Longest sequence, in tokens.
         full_attention_layers: Layers without the window.
+        rope: Rotary embeddings; None: as `read_rope` reads them.
 
     Raises:
         InputError: Fields contradict each other or ask for something that the decoder does not compute.
@@ -107,7 +109,7 @@ def decoder_config(
     num_kv_heads = check_kv_heads(num_heads, fields.num_key_value_heads or num_heads)
     if not full_attention_layers:
         _check_layer_types(fields, sliding_window)
-    rope = read_rope(hf_config)
+    rope = rope or read_rope(hf_config)
     return ModelConfig(
         model_type=model_type,
         vocab_size=fields.vocab_size,

@@ -6,19 +6,30 @@ from zephyr_jax.model.families.base import Family, HfConfig
 from zephyr_jax.model.families.gemma import GEMMA
 from zephyr_jax.model.families.gemma2 import GEMMA2
 from zephyr_jax.model.families.gemma3 import GEMMA3
+from zephyr_jax.model.families.granite import GRANITE
 from zephyr_jax.model.families.llama import LLAMA
+from zephyr_jax.model.families.ministral3 import MINISTRAL3
 from zephyr_jax.model.families.mistral import MISTRAL
+from zephyr_jax.model.families.olmo import OLMO2, OLMO3
+from zephyr_jax.model.families.phi3 import PHI3
 from zephyr_jax.model.families.qwen import QWEN2, QWEN3
+from zephyr_jax.model.families.smollm3 import SMOLLM3
 from zephyr_jax.model.families.tensors import HfTensor
 
 _ALL = (
     GEMMA,
     GEMMA2,
     GEMMA3,
+    GRANITE,
     LLAMA,
+    MINISTRAL3,
     MISTRAL,
+    OLMO2,
+    OLMO3,
+    PHI3,
     QWEN2,
     QWEN3,
+    SMOLLM3,
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
 _MIXTURES = ("mixtral", "deepseek_v2", "deepseek_v3", "gpt_oss", "llama4", "llama4_text", "dbrx", "jamba")

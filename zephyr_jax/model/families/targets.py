@@ -21,8 +21,8 @@ def projections_of(config: ModelConfig) -> dict[str, HfTensor]:
 
 
 def module_name(tensor: HfTensor) -> str:
-    """Hugging Face's name of a projection inside a layer, such as `self_attn.q_proj`."""
-    return tensor.name.partition("{}.")[2].removesuffix(".weight")
+    """Name of a projection's module inside a layer, such as `self_attn.q_proj`."""
+    return tensor.module.partition("{}.")[2]
 
 
 def resolve_targets(patterns: tuple[str, ...], config: ModelConfig) -> tuple[str, ...]:
@@ -30,6 +30,7 @@ def resolve_targets(patterns: tuple[str, ...], config: ModelConfig) -> tuple[str
 
     Args:
         patterns: Globs over Hugging Face's module names, each with or without its parent: `q_proj`, `self_attn.q_proj`, `*_proj`.
+            A fused module (`qkv_proj`) stands for all of its projections.
         config: The model's configuration.
 
     Returns:
@@ -38,13 +39,15 @@ def resolve_targets(patterns: tuple[str, ...], config: ModelConfig) -> tuple[str
     Raises:
         InputError: A pattern matches no projection; lists those of the model.
     """
-    modules = {name: module_name(tensor) for name, tensor in projections_of(config).items()}
+    projections = projections_of(config)
+    modules = {name: module_name(tensor) for name, tensor in projections.items()}
+    fused = {name: tensor.name.partition("{}.")[2].removesuffix(".weight") for name, tensor in projections.items()}
     available = join_items(dict.fromkeys(module.rpartition(".")[2] for module in modules.values()))
     if not patterns:
         raise InputError(f"Invalid targets of the adapter: expected globs over {available}, got an empty list.")
     selected: set[str] = set()
     for pattern in patterns:
-        matches = {name for name, module in modules.items() if _matches(pattern, module)}
+        matches = {name for name in modules if _matches(pattern, modules[name]) or _matches(pattern, fused[name])}
         if not matches:
             embeddings = [name for name in _UNSUPPORTED if _matches(pattern, f"model.{name}")]
             reason = f" Adapters of {join_items(embeddings)} are not supported." if embeddings else ""

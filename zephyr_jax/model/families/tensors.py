@@ -16,6 +16,18 @@ EMBEDDING, UNEMBEDDING = ("embedding",), ("unembedding",)
 
 
 @dataclass(frozen=True)
+class FusedRows:
+    """Where a parameter lies in a Hugging Face tensor that holds several projections of one input (Phi-3)."""
+
+    start: int
+    """Its first row."""
+    total: int
+    """Rows of the tensor."""
+    module: str
+    """Module that the projection alone would be, such as `q_proj`; adapters are attached to it."""
+
+
+@dataclass(frozen=True)
 class HfTensor:
     """One parameter and its Hugging Face tensor, or tensors where it is stacked over layers.
 
@@ -30,6 +42,14 @@ class HfTensor:
     """Number of leading input axes of the parameter; 0 for one that is stored without a transpose (embedding, norm, bias)."""
     is_flat: bool = False
     """Whether a parameter [heads, head_dim] without inputs is one axis in Hugging Face's tensor (biases, norms of all heads)."""
+    fused: FusedRows | None = None
+    """Rows of the tensor that are the parameter, of a projection; None: all of them."""
+
+    @property
+    def module(self) -> str:
+        """Name of the module of this parameter; `{}` stands for the layer."""
+        name = self.name.removesuffix(".weight")
+        return f"{name.rpartition('.')[0]}.{self.fused.module}" if self.fused else name
 
     @property
     def stacked(self) -> bool:
@@ -42,6 +62,11 @@ class HfTensor:
 
     def hf_sizes(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
         """Sizes of the Hugging Face tensor of a parameter of `sizes`."""
+        own = self.own_sizes(sizes)
+        return (self.fused.total, *own[1:]) if self.fused else own
+
+    def own_sizes(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """Sizes of a parameter of `sizes` in Hugging Face's layout: of its rows alone where the tensor holds others."""
         if self.is_flat:
             return (math.prod(sizes),)
         if not self.inputs:
@@ -57,7 +82,7 @@ class HfTensor:
             return (_flat_slice(sizes, index),)
         if not self.inputs:
             return index
-        outputs = _flat_slice(sizes[self.inputs :], index[self.inputs :])
+        outputs = _flat_slice(sizes[self.inputs :], index[self.inputs :], self.fused.start if self.fused else 0)
         return outputs, _flat_slice(sizes[: self.inputs], index[: self.inputs])
 
     def hf_view(self, block: np.ndarray) -> np.ndarray:
@@ -69,11 +94,11 @@ class HfTensor:
         return block.reshape(math.prod(block.shape[: self.inputs]), -1).T
 
     def to_hf(self, value: np.ndarray) -> np.ndarray:
-        """The whole parameter in Hugging Face's layout, contiguous."""
+        """The whole parameter in Hugging Face's layout, contiguous; its rows alone where the tensor holds others."""
         return np.ascontiguousarray(self.hf_view(value)) if self.inputs or self.is_flat else value
 
 
-def _flat_slice(sizes: tuple[int, ...], index: Index) -> slice:
+def _flat_slice(sizes: tuple[int, ...], index: Index, first: int = 0) -> slice:
     start, stop, _ = index[0].indices(sizes[0])
     inner = math.prod(sizes[1:])
-    return slice(start * inner, stop * inner)
+    return slice(first + start * inner, first + stop * inner)

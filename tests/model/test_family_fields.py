@@ -1,0 +1,129 @@
+"""Fields of config.json that only some families have: read as transformers 5 reads them, refused by name, and written back."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from tests.model.test_families import config_of
+from zephyr_jax.errors import InputError
+from zephyr_jax.model.config import ModelConfig, QueryScaling
+from zephyr_jax.model.families.registry import config_from_hf, config_to_hf
+from zephyr_jax.model.rope import YarnScaling
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 512, "attention_factor": 1.2}
+THETA = {"rope_type": "default", "rope_theta": 5e5}
+OLMO3_ROPE = {"rope_parameters": {SLIDING: THETA, FULL: THETA | YARN}}
+MINISTRAL_ROPE = YARN | {"rope_theta": 1e6, "llama_4_scaling_beta": 0.1, "max_position_embeddings": 2048}
+READ: list[tuple[str, dict[str, Any]]] = [
+    ("smollm3", {}),
+    ("smollm3", {"num_key_value_heads": ..., "max_position_embeddings": ..., "num_hidden_layers": 9}),
+    ("smollm3", {"no_rope_layer_interval": 2, "num_hidden_layers": 5, "tie_word_embeddings": False}),
+    ("smollm3", {"no_rope_layers": [0, 1, 0], "use_sliding_window": False, "sliding_window": 64, "rope_theta": 1e6}),
+    ("smollm3", {"use_sliding_window": True, "sliding_window": None, "layer_types": [FULL] * 2}),
+    ("smollm3", {"rope_theta": 5e6, "rope_scaling": YARN}),
+    ("olmo2", {}),
+    ("olmo2", {"num_key_value_heads": None, "max_position_embeddings": ..., "rope_theta": 5e5}),
+    ("olmo3", {}),
+    ("olmo3", {"num_hidden_layers": 9, "sliding_window": 128, "rope_theta": 5e5, "rope_scaling": YARN}),
+    ("olmo3", {"num_hidden_layers": 4, **OLMO3_ROPE}),
+    ("olmo3", {"layer_types": [FULL, SLIDING], **OLMO3_ROPE, "rope_theta": 5e5, "rope_scaling": YARN}),
+    ("olmo3", {"layer_types": [FULL, FULL], "sliding_window": None, **OLMO3_ROPE}),
+    ("granite", {}),
+    (
+        "granite",
+        {"attention_multiplier": 0.0078125, "embedding_multiplier": 12.0, "logits_scaling": 16, "rope_theta": 1e7},
+    ),
+    ("granite", {"residual_multiplier": 0.22, "num_key_value_heads": ..., "tie_word_embeddings": True}),
+    ("phi3", {}),
+    ("phi3", {"sliding_window": 2047, "max_position_embeddings": ..., "rope_scaling": None, "attention_bias": False}),
+    ("phi3", {"partial_rotary_factor": 0.5, "original_max_position_embeddings": 4096, "embd_pdrop": 0.0}),
+    ("phi3", {"rope_parameters": {**THETA, "partial_rotary_factor": 0.5}, "tie_word_embeddings": True}),
+    ("ministral3", {}),
+    ("ministral3", {"head_dim": 4, "rope_parameters": MINISTRAL_ROPE, "sliding_window": 64}),
+    ("ministral3", {"num_key_value_heads": ..., "max_position_embeddings": ..., "rope_parameters": MINISTRAL_ROPE}),
+]
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("smollm3", {"use_sliding_window": True, "sliding_window": 64}, "use_sliding_window"),
+    ("smollm3", {"layer_types": [FULL, SLIDING]}, "layer_types"),
+    ("smollm3", {"no_rope_layers": [1]}, "no_rope_layers"),
+    ("smollm3", {"no_rope_layers": [1, 2]}, "no_rope_layers"),
+    ("smollm3", {"mlp_bias": True}, "mlp_bias"),
+    ("olmo2", {"attention_bias": True}, "attention_bias"),
+    ("olmo3", {"rope_theta": 1e6}, "1,000,000 in layers with full attention and 500,000"),
+    ("olmo3", {"rope_parameters": THETA}, "rope_parameters"),
+    ("olmo3", {"rope_parameters": {SLIDING: THETA | YARN, FULL: THETA}}, "rope_parameters.sliding_attention"),
+    ("olmo3", {"rope_parameters": {SLIDING: "default"}}, "rope_parameters"),
+    ("olmo3", {"sliding_window": None}, "sliding_window"),
+    ("olmo3", {"layer_types": [FULL]}, "layer_types"),
+    ("granite", {"attention_bias": True}, "attention_bias"),
+    ("granite", {"residual_multiplier": 0}, "residual_multiplier"),
+    ("phi3", {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}}, "longrope"),
+    ("phi3", {"rope_scaling": {"type": "su", "short_factor": [1.0], "long_factor": [2.0]}}, "longrope"),
+    ("phi3", {"rope_parameters": THETA | YARN}, "longrope"),
+    ("phi3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
+    ("phi3", {"partial_rotary_factor": 0.3}, "head_dim|partial_rotary_factor"),
+    ("phi3", {"resid_pdrop": 0.1}, "resid_pdrop"),
+    ("ministral3", {"rope_parameters": YARN}, "llama_4_scaling_beta"),
+    ("ministral3", {"rope_parameters": {"rope_theta": 1e6, "llama_4_scaling_beta": 0.1}}, "rope_parameters"),
+    ("ministral3", {"rope_scaling": YARN}, "rope_scaling"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"), READ, ids=lambda value: value if isinstance(value, str) else "-".join(value)
+)
+def test_fields_are_read_and_written_as_transformers_reads_them(
+    kind: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    config = config_of(changes, kind)
+    ours = config_from_hf(config)
+    check_equal(ours, config, tmp_path)
+    written = config_to_hf(config, ours)
+    assert config_from_hf(written) == ours
+    check_equal(ours, written, tmp_path)
+
+
+def check_equal(ours: ModelConfig, config: dict[str, Any], folder: Path) -> None:
+    """Whether transformers reads from this file what we have read."""
+    (folder / "config.json").write_text(json.dumps(config))
+    theirs = AutoConfig.from_pretrained(folder)
+    assert ours.num_kv_heads == theirs.num_key_value_heads
+    assert ours.max_positions == theirs.max_position_embeddings
+    assert ours.tie_embeddings == theirs.tie_word_embeddings
+    kinds = getattr(theirs, "layer_types", None) or [SLIDING] * ours.num_layers
+    for layer, (kind, name) in enumerate(zip(ours.layer_kinds, kinds, strict=True)):
+        rope = theirs.rope_parameters
+        rope = rope.get(name, rope)
+        if kind.rope is None:
+            assert not theirs.no_rope_layers[layer]
+            continue
+        assert getattr(theirs, "no_rope_layers", [1] * 99)[layer]
+        assert kind.rope.theta == rope["rope_theta"]
+        assert ours.rotary_share == rope.get("partial_rotary_factor", 1.0)
+        assert (kind.rope.scaling is not None) == (rope["rope_type"] == "yarn")
+        if isinstance(kind.rope.scaling, YarnScaling):
+            original = rope["original_max_position_embeddings"]
+            assert (kind.rope.scaling.factor, kind.rope.scaling.original_max_positions) == (rope["factor"], original)
+            assert kind.rope.scaling.magnitude == rope.get("attention_factor", 1.0)
+        windowed = name == SLIDING and getattr(theirs, "use_sliding_window", True)
+        assert kind.window == (getattr(theirs, "sliding_window", None) if windowed else None)
+    beta = theirs.rope_parameters.get("llama_4_scaling_beta")
+    if beta:
+        length = theirs.rope_parameters["original_max_position_embeddings"]
+        assert ours.query_scaling == QueryScaling(beta=beta, length=length)
+    if ours.model_type == "granite":
+        factors = theirs.embedding_multiplier, theirs.residual_multiplier, theirs.attention_multiplier
+        assert factors == (ours.embedding_scale, ours.residual_scale, ours.attention_scale)
+        assert ours.logit_scale == 1 / theirs.logits_scaling
+
+
+@pytest.mark.parametrize(("kind", "changes", "message"), REFUSED, ids=lambda value: "-".join(value))
+def test_fields_that_ask_for_another_model_are_refused_by_name(
+    kind: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        config_from_hf(config_of(changes, kind))
