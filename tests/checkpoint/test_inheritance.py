@@ -44,10 +44,10 @@ DATED = "{{ strftime_now('%d %b %Y') + eos_token }}" + OTHER
 PROMPT = [{"role": "user", "content": "Name a color."}]
 RUN = {
     "model": {"compute_dtype": "float32"},
-    "data": {"max_length": 300, "max_prompt_length": 77, "on_bad_row": "drop", "targets": "all"},
+    "data": {"max_length": 300, "max_prompt_length": 77, "on_bad_row": "drop", "targets": "all", "multi_turn": "last"},
 }
 VALUES = {"model.compute_dtype": "float32", "data.max_length": 300, "data.max_prompt_length": 77,
-          "data.on_bad_row": "drop", "data.targets": "all"}  # fmt: skip
+          "data.on_bad_row": "drop", "data.targets": "all", "data.multi_turn": "last"}  # fmt: skip
 """What later stages take from `RUN`."""
 
 type MakeRun = Callable[..., ModelSource]
