@@ -95,8 +95,8 @@ def _encode_conversation(
         rendered = template.render(chat.messages, tools=chat.tools)
         return rendered, tokenizer.encode(rendered)
     except SkippedRow as error:
-        if error.reason == REWRITES:
-            raise SkippedRow(f"{REWRITES}: set data.multi_turn to `last`") from error
+        if error.reason == REWRITES or template.last_answer_only:
+            raise SkippedRow(f"{error.reason}: set data.multi_turn to `last`") from error
         raise
 
 
