@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.desk import CHAT, PAIR, Desk, Words, check_refused, contents, open_desk
+from tests.tokenizers import CHATML
 from zephyr_jax.checkpoint.manager import CheckpointManager
 from zephyr_jax.cli import main
 from zephyr_jax.config.training import SftConfig
@@ -183,6 +184,16 @@ def template_without_markers_or_end(desk: Desk) -> Words:
 def template_that_rewrites(desk: Desk) -> Words:
     template = "{{ messages | length }}{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
     return desk.sft("--data.chat_template", desk.file("own.jinja", template))
+
+
+@mistake("data.template_args.enable", "own.jinja", "it reads no variable", "Remove it")
+def argument_that_no_template_reads(desk: Desk) -> Words:
+    return desk.sft("--data.template_args.enable", "true", "--data.chat_template", desk.file("own.jinja", CHATML))
+
+
+@mistake("--data.template_args", "--data.template_args.NAME VALUE", "got no name")
+def argument_without_a_name(desk: Desk) -> Words:
+    return desk.sft("--data.template_args", "enable_thinking", "false")
 
 
 @mistake("own.jinja", "two answers", "first answer", "move the generation markers")

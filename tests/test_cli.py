@@ -314,6 +314,45 @@ def test_overrides_of_every_type(
     assert read(called[0][0]) == value
 
 
+def test_template_args_are_given_one_by_one(tmp_path: Path) -> None:
+    """Law: values are JSON or else text, they add to the card's, and the help names the form."""
+    card = tmp_path / "card.yaml"
+    card.write_text(
+        "data:\n  template_args:\n    enable_thinking: true\n    date_string: 26 Jul 2024\n    sizes: [1, 2]\n"
+    )
+    words = ["--config", str(card), "--data.template_args.enable_thinking", "false", "--data.template-args.effort=0.5"]
+    words += [
+        "--data.template_args.mode",
+        "on",
+        "--data.template_args.level",
+        "-3",
+        "--data.template_args.names",
+        '["a"]',
+    ]
+    config = cli.parse(SftConfig, "sft", words)
+    assert config.data.template_args == {
+        "enable_thinking": False,
+        "date_string": "26 Jul 2024",
+        "sizes": [1, 2],
+        "effort": 0.5,
+        "mode": "on",
+        "level": -3,
+        "names": ["a"],
+    }
+    assert cli.parse(SftConfig, "sft", ["--config", str(card)]).data.template_args["enable_thinking"] is True
+    assert cli.parse(GenerateConfig, "generate", ["--template_args.x", "True"]).template_args == {"x": True}
+    for wrong in (
+        ["--data.template_args", "x", "1"],
+        ["--data.template_args.x"],
+        ["--data.template_args.x", "--seed", "1"],
+    ):
+        with pytest.raises(InputError, match=r"--data.template_args.NAME VALUE"):
+            cli.parse(SftConfig, "sft", wrong)
+    card.write_text("data:\n  template_args:\n    x: {a: 1}\n")
+    with pytest.raises(InputError, match="data.template_args"):
+        cli.parse(SftConfig, "sft", ["--config", str(card)])
+
+
 def test_several_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Law: `--prompts` takes any number of texts."""
     called = stub(monkeypatch, "generate")

@@ -143,7 +143,7 @@ def parse[C](kind: type[C], command: str, words: list[str]) -> C:
     """
     import tyro
 
-    from zephyr_jax.config.overrides import check_flags, check_values, normalize, set_positional
+    from zephyr_jax.config.overrides import check_flags, check_values, normalize, set_positional, take_mappings
     from zephyr_jax.config.settings import settings_of
     from zephyr_jax.config.yaml_file import expand_home
 
@@ -151,6 +151,8 @@ def parse[C](kind: type[C], command: str, words: list[str]) -> C:
     default = _defaults(kind, card)
     settings = list(settings_of(default))
     words = normalize(words, settings)
+    given = [word.partition("=")[0] for word in words if word.startswith("--")]
+    default, words = take_mappings(default, words, settings)
     positional = COMMANDS[command].positional
     check_flags(words, settings, positional)
     check_values(words, settings)
@@ -165,7 +167,7 @@ def parse[C](kind: type[C], command: str, words: list[str]) -> C:
         config=(tyro.conf.EnumChoicesFromValues,),
     )
     config = set_positional(config, command, positional, rest, words)
-    if idle := list(unused(command, [word.partition("=")[0] for word in words if word.startswith("--")])):
+    if idle := list(unused(command, given)):
         logger.info("`%s` does not use %s; it accepts the settings of a card for all stages", command, ", ".join(idle))
     return expand_home(config)
 

@@ -14,11 +14,12 @@ import yaml
 from tests.conftest import write_rows
 from tests.methods.small import dpo_config, sft_config
 from zephyr_jax.chat import template_loader
+from zephyr_jax.chat.template_args import with_args
 from zephyr_jax.chat.template_source import built_in_source, without_markers
 from zephyr_jax.chat.tokenizer import load_chat_tokenizer
 from zephyr_jax.chat.tokenizer_files import TRAINING_TEMPLATE, load_tokenizer
 from zephyr_jax.checkpoint import inheritance
-from zephyr_jax.checkpoint.inheritance import properties, resolve
+from zephyr_jax.checkpoint.inheritance import prompt_tokenizer, properties, resolve
 from zephyr_jax.checkpoint.provenance import write_record
 from zephyr_jax.checkpoint.resolve import MODEL_FOLDER, ModelSource, find_model
 from zephyr_jax.cli import main
@@ -44,10 +45,10 @@ DATED = "{{ strftime_now('%d %b %Y') + eos_token }}" + OTHER
 PROMPT = [{"role": "user", "content": "Name a color."}]
 RUN = {
     "model": {"compute_dtype": "float32"},
-    "data": {"max_length": 300, "max_prompt_length": 77, "on_bad_row": "drop", "targets": "all"},
+    "data": {"max_length": 300, "max_prompt_length": 77, "on_bad_row": "drop", "targets": "all", "multi_turn": "last"},
 }
 VALUES = {"model.compute_dtype": "float32", "data.max_length": 300, "data.max_prompt_length": 77,
-          "data.on_bad_row": "drop", "data.targets": "all"}  # fmt: skip
+          "data.on_bad_row": "drop", "data.targets": "all", "data.multi_turn": "last"}  # fmt: skip
 """What later stages take from `RUN`."""
 
 type MakeRun = Callable[..., ModelSource]
@@ -179,6 +180,55 @@ def test_training_refuses_another_template_unless_confirmed(make_run: MakeRun, c
         resolve(command, source, ModelOptions(), DataOptions(chat_template="zephyr"))
     confirmed = DataOptions(chat_template="zephyr", allow_template_change=True)
     assert resolve(command, source, ModelOptions(), confirmed).chat.template.name == "zephyr"
+
+
+VARIABLE = OTHER.replace("{{ 'A:\n' }}", "{{ name | default('A') + ':\n' }}")
+"""A template that reads a variable."""
+
+
+@pytest.mark.parametrize("command", ["sft", "reference", "dpo", "evaluate", "evaluate preferences"])
+def test_template_args_of_a_run_are_inherited(
+    make_run: MakeRun, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Law: a run's template renders with the run's arguments in every later command, which records and prints them."""
+    source = make_run(template=with_args(VARIABLE, {"name": "B"}))
+    found = resolve(command, source, ModelOptions(), DataOptions())
+    assert text(found).endswith("B:\n")
+    assert found.data.template_args == {"name": "B"}
+    assert "with name 'B'" in capsys.readouterr().err
+    assert prompt_tokenizer(source, load_tokenizer(str(source.folder)), None).fingerprint == found.chat.fingerprint
+    again = resolve(command, source, ModelOptions(), DataOptions(template_args={"name": "B"}))
+    assert again.chat.fingerprint == found.chat.fingerprint
+
+
+@pytest.mark.parametrize("command", ["sft", "reference", "dpo"])
+def test_training_refuses_other_template_args_unless_confirmed(make_run: MakeRun, command: str) -> None:
+    """Law: arguments that differ from the run's are another template, also where it has none."""
+    source = make_run(template=VARIABLE)
+    given = DataOptions(template_args={"name": "B"})
+    with pytest.raises(InputError, match=r"data.template_args are .*'B'.* has none.*data\.allow_template_change"):
+        resolve(command, source, ModelOptions(), given)
+    confirmed = resolve(command, source, ModelOptions(), replace(given, allow_template_change=True))
+    assert text(confirmed).endswith("B:\n")
+
+
+def test_evaluation_with_other_template_args_is_a_warning(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Law: evaluation goes on with the given arguments and one line of warning."""
+    given = DataOptions(template_args={"name": "B"})
+    found = resolve("evaluate", make_run(template=VARIABLE), ModelOptions(), given)
+    assert text(found).endswith("B:\n")
+    assert "WARNING data.template_args are {'name': 'B'}" in capsys.readouterr().err
+
+
+def test_a_resumed_run_keeps_its_template_args(make_run: MakeRun) -> None:
+    """Law: the arguments of the run that is resumed are those of its settings."""
+    source = make_run(template=VARIABLE)
+    resumed = {"data": {"template_args": {"name": "C"}, "allow_template_change": True}}
+    found = resolve("sft", source, ModelOptions(), DataOptions(), resumed)
+    assert found.data.template_args == {"name": "C"}
+    assert text(found).endswith("C:\n")
 
 
 @pytest.mark.parametrize("command", ["evaluate", "evaluate preferences"])

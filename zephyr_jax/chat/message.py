@@ -10,7 +10,9 @@ type Message = dict[str, Any]
 
 ROLES = ("system", "user", "assistant", "tool")
 _PRIVATE_USE = "\ue000"
-EXTRA_FIELDS = ("tool_calls", "reasoning_content", "thinking", "reasoning", "name")
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+"""Names of the field with what an assistant thinks before its answer; templates read one of them."""
+EXTRA_FIELDS = ("tool_calls", *REASONING_FIELDS, "name")
 """Fields of messages that a template must render where a message has them; else the row is refused."""
 _MAY_FOLLOW = {
     "": "system user",

@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any
 
-from zephyr_jax.chat.message import Message, SkippedRow, text_message
+from zephyr_jax.chat.message import REASONING_FIELDS, Message, SkippedRow, text_message
 
 _ROLES = {
     **dict.fromkeys(("human", "prompter"), "user"),
@@ -15,9 +15,7 @@ _ROLES = {
 """Role in a data set -> role in a template. Other roles are kept."""
 WEIGHT_FIELDS = ("weight", "train", "trainable", "loss")
 """Fields that state whether an answer is a target."""
-_REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Synonyms; transformers passes a template the name that it reads."""
-_TEMPLATE_FIELDS = ("tool_calls", "tool_call_id", "name", *_REASONING)
+_TEMPLATE_FIELDS = ("tool_calls", "tool_call_id", "name", *REASONING_FIELDS)
 """Fields that are passed to the template."""
 MEDIA_FIELDS = ("images", "image", "audios", "audio", "videos", "video")
 _UNSUPPORTED = ("function_call", "prefix", *MEDIA_FIELDS)
@@ -87,7 +85,7 @@ def _message(raw: Any, column: str) -> Message:
         if raw.get(name):
             raise SkippedRow(f"a message has the field `{name}`, which is not supported")
     kept = {name: raw[name] for name in _TEMPLATE_FIELDS if raw.get(name)}
-    first, *others = [name for name in _REASONING if name in kept] or [""]
+    first, *others = [name for name in REASONING_FIELDS if name in kept] or [""]
     for name in others:
         if kept.pop(name) != kept[first]:
             raise SkippedRow(f"a message has contradicting `{first}` and `{name}`")

@@ -21,6 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
+from zephyr_jax.chat.message import REASONING_FIELDS
 from zephyr_jax.chat.template_budget import (
     MAX_BITS,
     RenderBudget,
@@ -32,8 +33,6 @@ from zephyr_jax.chat.template_budget import (
     check_product,
     check_size,
 )
-
-_REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 def render_sandboxed(
@@ -66,7 +65,7 @@ def render_sandboxed(
 
 def _with_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
     """The message with its reasoning under `reasoning_content` and `thinking`, as transformers does."""
-    reasoning = next((message[name] for name in _REASONING if message.get(name) is not None), None)
+    reasoning = next((message[name] for name in REASONING_FIELDS if message.get(name) is not None), None)
     return dict(message) if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 

@@ -13,6 +13,7 @@ from hashlib import blake2b
 from typing import Any
 
 from zephyr_jax.chat.answer_spans import Span, consecutive_end, content_spans, joined_spans, prefix_counts, sentinel
+from zephyr_jax.chat.last_answer import REWRITES, content_end, joined_after, through_reasoning, without_reasoning
 from zephyr_jax.chat.message import (
     Message,
     SkippedRow,
@@ -53,6 +54,8 @@ class ChatTemplate:
     """As `data.chat_template` names it."""
     day: date | None = None
     """The day that the source prints, for a template that printed the date when it was read."""
+    last_answer_only: bool = False
+    """Whether only the last answer of a conversation can be a target: the template rewrites earlier turns."""
 
     @property
     def marks_generation(self) -> bool:
@@ -70,7 +73,10 @@ class ChatTemplate:
         """Render checked messages without looking for the answers' spans. Raises SkippedRow with the reason."""
         check_messages(messages, learnt=not add_generation_prompt)
         text = self._text(messages, add_generation_prompt, tools)
-        self._check_nothing_ignored(text, messages, add_generation_prompt, tools)
+        if add_generation_prompt:
+            self._check_reasoning(text, messages, True, tools)
+        else:
+            self._check_nothing_ignored(text, messages, False, tools)
         return RenderedChat(text, (), self._special_spans_of(messages, text, add_generation_prompt, tools))
 
     def render(
@@ -96,6 +102,60 @@ class ChatTemplate:
         muted = [index for index in spans if index < len(messages) and messages[index].get("weight") == 0]
         counted = tuple(span for index, span in spans.items() if index not in muted)
         return RenderedChat(text, counted, specials, tuple(spans[index] for index in muted))
+
+    def render_last(self, messages: list[Message], tools: list[Any] | None = None) -> RenderedChat:
+        """Render a conversation whose last message, an answer, is the only target; the template may rewrite earlier turns.
+
+        The target is what a model has to write after the generation prompt: the text between that prompt, rendered for the
+        messages before, and the end of the last turn. So reasoning that the template shows there is a part of it.
+
+        Args:
+            messages: A conversation that ends with an answer. With `weight` 0 it has no span.
+            tools: Tools that the conversation may call.
+
+        Raises:
+            SkippedRow: The messages cannot be rendered, the text does not begin with the generation prompt, or the template
+                ignores a part of the last turn.
+        """
+        check_messages(messages)
+        last = messages[-1]
+        if last["role"] != "assistant":
+            raise SkippedRow(f"the last message has the role {last['role']}, expected an assistant answer")
+        text, marked = self._jinja(messages, False, tools)
+        self._check_reasoning(text, messages, False, tools)
+        specials = self._special_spans_of(messages, text, False, tools)
+        if not self.marks_generation and last.get("tool_calls"):
+            return RenderedChat(text, (), specials)  # context, as in `render`
+        prompt = self._text(messages[:-1], True, tools)
+        if not text.startswith(prompt):
+            raise SkippedRow(
+                "the rendered conversation does not begin with the generation prompt of its last answer "
+                "(see data.template_args)"
+            )
+        if self.marks_generation:
+            spans = joined_after(text, len(prompt), marked)
+        else:
+            twin = self._text([*messages[:-1], {**last, "content": sentinel(0)}], False, tools)
+            cursor = content_end(text, len(prompt), twin, last["content"])
+            spans = ((len(prompt), cursor + len(self._answer_end(text, cursor))),)
+        spans = tuple(_through_last_special(text, span, specials) for span in spans)
+        return (
+            RenderedChat(text, (), specials, spans) if last.get("weight") == 0 else RenderedChat(text, spans, specials)
+        )
+
+    def _check_reasoning(
+        self, text: str, messages: list[Message], add_generation_prompt: bool, tools: list[Any] | None
+    ) -> None:
+        """As `_check_nothing_ignored`; reasoning of an earlier answer may be missing if it is shown where that answer is last."""
+        prefix = through_reasoning(messages)
+        if len(prefix) in (0, len(messages)):
+            self._check_nothing_ignored(text, messages, add_generation_prompt, tools)
+            return
+        self._check_nothing_ignored(self._text(prefix, False, tools), prefix, False, tools)
+        others = without_reasoning(messages)
+        self._check_nothing_ignored(
+            self._text(others, add_generation_prompt, tools), others, add_generation_prompt, tools
+        )
 
     def _check_nothing_ignored(
         self, text: str, messages: list[Message], add_generation_prompt: bool, tools: list[Any] | None
@@ -205,7 +265,7 @@ class ChatTemplate:
         last = answers[-1]
         through = text if last == len(messages) - 1 else self._text(messages[: last + 1], False, tools)
         if not all(text.startswith(prefix) for prefix in (through, *prompts.values())):
-            raise SkippedRow("the chat template has no generation markers and rewrites earlier turns")
+            raise SkippedRow(REWRITES)
         contents = [message["content"] for message in messages]
         twin = [{**m, "content": sentinel(i)} if m["content"].strip() else m for i, m in enumerate(messages)]
         spans = content_spans(text, self._text(twin, False, tools), contents) or {}
@@ -214,7 +274,7 @@ class ChatTemplate:
             raise SkippedRow("the chat template has no generation markers and does not show the answer as it is")
         end = self._answer_end(through, spans[last][1])
         if not all(text.startswith(end, spans[index][1]) for index in answers):
-            raise SkippedRow("the chat template has no generation markers and rewrites earlier turns")
+            raise SkippedRow(REWRITES)
         return {index: (spans[index][0], spans[index][1] + len(end)) for index in answers}
 
     def _answer_end(self, through: str, cursor: int) -> str:

@@ -10,10 +10,9 @@ import re
 from collections import Counter
 from datetime import date, datetime
 
-from jinja2 import Environment, TemplateError, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
+from jinja2 import nodes
 
+from zephyr_jax.chat.template_syntax import parse_template
 from zephyr_jax.errors import InputError, join_items, truncate_repr
 
 _CLOCK = "strftime_now"
@@ -23,16 +22,6 @@ _DEFINED = re.compile(rf"\b{_CLOCK}\s+is\s+(not\s+)?defined\b")
 _RANDOM_FILTERS, _RANDOM_FUNCTIONS = {"random"}, {"lipsum"}
 
 
-class _Markers(Extension):
-    """Reads generation markers as transformers does: what is between them belongs to the template."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
 def now() -> datetime:
     """The clock of this machine: the one place that reads it for templates."""
     return datetime.now()
@@ -40,7 +29,7 @@ def now() -> datetime:
 
 def prints_date(source: str) -> bool:
     """Whether a template reads the clock."""
-    return _CLOCK in source and bool(_names(_parsed(source)).get(_CLOCK))
+    return _CLOCK in source and bool(_names(parse_template(source)).get(_CLOCK))
 
 
 def freeze_date(source: str, day: date, choice: str) -> str:
@@ -70,7 +59,7 @@ def freeze_date(source: str, day: date, choice: str) -> str:
 
 def check_nothing_random(source: str, choice: str) -> None:
     """Raise InputError for a template that draws random values: no two runs would see the same tokens."""
-    tree = _parsed(source)
+    tree = parse_template(source)
     if tree is None:
         return
     filters = {node.name for node in tree.find_all(nodes.Filter)} & _RANDOM_FILTERS
@@ -82,14 +71,6 @@ def check_nothing_random(source: str, choice: str) -> None:
             f"The chat template `{choice}` is random: it uses {join_items(matches)}. Expected a template that renders a "
             "conversation the same way each time. Take that out of the template, or choose another with `data.chat_template`."
         )
-
-
-def _parsed(source: str) -> nodes.Template | None:
-    """The syntax tree; None where the source is not valid Jinja, which rendering reports."""
-    try:
-        return Environment(extensions=[loopcontrols, _Markers]).parse(source)
-    except (TemplateError, RecursionError):
-        return None
 
 
 def _names(tree: nodes.Template | None) -> Counter[str]:

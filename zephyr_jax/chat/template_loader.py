@@ -1,23 +1,37 @@
 """The chat template that a setting names, checked before a row is rendered with it."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import date
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from zephyr_jax.chat.message import SkippedRow
+from zephyr_jax.chat.message import Message, SkippedRow
 from zephyr_jax.chat.template import ChatTemplate, RenderedChat
+from zephyr_jax.chat.template_args import check_args, with_args
 from zephyr_jax.chat.template_date import check_nothing_random, freeze_date, now, prints_date
 from zephyr_jax.chat.template_probe import PROBES, probe_conversations, prompts_of
 from zephyr_jax.chat.template_source import BUILT_IN, built_in_source, own_template, reserved_tokens, template_source
+from zephyr_jax.config.sections import TemplateValue
 from zephyr_jax.errors import InputError, truncate_repr
 
 _REPEATS = 4
 _ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
 
 
+type Answers = Literal["all", "last", "any"]
+"""Answers of a conversation that are targets: all, the last one, or all where the template allows that and else the last."""
+
+
 def load_template(
-    choice: str | None, tokenizer: PreTrainedTokenizerBase, day: date | None = None, training: bool = True
+    choice: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+    day: date | None = None,
+    training: bool = True,
+    args: Mapping[str, TemplateValue] | None = None,
+    answers: Answers = "all",
 ) -> ChatTemplate:
     """The template that `data.chat_template` names, with the date frozen where it prints one.
 
@@ -27,10 +41,12 @@ def load_template(
         tokenizer: The tokenizer whose special tokens the template may write.
         day: The day to print; default: today.
         training: Whether the template must show where answers are. A template that only writes prompts need not.
+        args: Values of variables that the template reads; they become a part of its source.
+        answers: Which answers the template must show for training.
 
     Raises:
         InputError: If the tokenizer has no such template, the file cannot be read, the template renders differently each
-            time, or probe conversations show no clear start and end of answers.
+            time, does not read an argument, or probe conversations show no clear start and end of answers.
     """
     specials = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     if "eos_token" not in specials:
@@ -45,11 +61,12 @@ def load_template(
     day = (day or now().date()) if prints_date(source) else None
     frozen = freeze_date(source, day, name) if day else source
     check_nothing_random(frozen, name)
+    if args:
+        check_args(args, frozen, name, specials)
+        frozen = with_args(frozen, args)
     template = ChatTemplate(frozen, tuple(specials.items()), reserved_tokens(tokenizer, frozen), name, day)
     _check_repeatable(template)
-    if training:
-        _probe(template, name)
-    return template
+    return _probed(template, name, answers) if training else template
 
 
 def _check_repeatable(template: ChatTemplate) -> None:
@@ -70,6 +87,27 @@ def _check_repeatable(template: ChatTemplate) -> None:
         )
 
 
+def _probed(template: ChatTemplate, choice: str, answers: Answers) -> ChatTemplate:
+    """The template, with `last_answer_only` set where it must be. Raises InputError where it cannot be used for training."""
+    if answers == "last":
+        _probe_last(template, choice)
+        return replace(template, last_answer_only=True)
+    try:
+        _probe(template, choice)
+    except InputError as error:
+        try:
+            _probe_last(template, choice)
+        except InputError:
+            raise error from error.__cause__
+        if answers == "any":
+            return replace(template, last_answer_only=True)
+        raise InputError(
+            f"{error} Or train on each answer as the last of its conversation, as the model is asked: set data.multi_turn to "
+            "`last`."
+        ) from error
+    return template
+
+
 def _probe(template: ChatTemplate, choice: str) -> None:
     """Raise InputError unless each answer of the probe conversations is found and stands right after its prompt."""
     for probe in probe_conversations():
@@ -78,13 +116,39 @@ def _probe(template: ChatTemplate, choice: str) -> None:
         except SkippedRow as error:
             if probe[0]["role"] == "system":
                 continue  # some templates refuse system messages; their rows are then refused one by one
-            raise InputError(
-                f"The chat template `{choice}` cannot be used for training: {error}. Mark what the assistant writes with "
-                "{% generation %} and {% endgeneration %}, end token included, or use `zephyr`."
-            ) from error
+            raise _unusable(choice, error) from error
         _check_spans(template, choice, rendered, [m["content"] for m in probe if m["role"] == "assistant"])
         for prompt, (start, _) in zip(prompts_of(probe), rendered.spans, strict=True):
             _check_prompt(choice, template.render(prompt, add_generation_prompt=True).text, rendered.text, start)
+
+
+def _probe_last(template: ChatTemplate, choice: str) -> None:
+    """As `_probe`, of the last answer only: with reasoning where the template cannot render it without."""
+    for probe in probe_conversations():
+        try:
+            rendered = _rendered_last(template, probe)
+        except SkippedRow as error:
+            if probe[0]["role"] == "system":
+                continue
+            raise _unusable(choice, error) from error
+        _check_spans(template, choice, rendered, [probe[-1]["content"]])
+
+
+def _rendered_last(template: ChatTemplate, probe: list[Message]) -> RenderedChat:
+    try:
+        return template.render_last(probe)
+    except SkippedRow as error:
+        try:
+            return template.render_last([*probe[:-1], {**probe[-1], "reasoning_content": "reasoning"}])
+        except SkippedRow:
+            raise error from None
+
+
+def _unusable(choice: str, error: SkippedRow) -> InputError:
+    return InputError(
+        f"The chat template `{choice}` cannot be used for training: {error}. Mark what the assistant writes with "
+        "{% generation %} and {% endgeneration %}, end token included, or use `zephyr`."
+    )
 
 
 def _check_spans(template: ChatTemplate, choice: str, rendered: RenderedChat, answers: list[str]) -> None:

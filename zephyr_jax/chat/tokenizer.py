@@ -6,6 +6,7 @@ from users is never read as a special token, even where it spells one.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
@@ -19,8 +20,9 @@ from zephyr_jax.chat.answer_spans import Span
 from zephyr_jax.chat.message import Message, SkippedRow
 from zephyr_jax.chat.saved_tokenizer import save_tokenizer
 from zephyr_jax.chat.template import ChatTemplate, RenderedChat
-from zephyr_jax.chat.template_loader import load_template
+from zephyr_jax.chat.template_loader import Answers, load_template
 from zephyr_jax.chat.template_probe import probe_conversations, prompts_of
+from zephyr_jax.config.sections import TemplateValue
 from zephyr_jax.errors import InputError
 
 
@@ -90,6 +92,20 @@ class ChatTokenizer:
         targets[:1] = False
         return Segment(ids.astype(np.int32), targets)
 
+    def encode_last(self, rendered: RenderedChat) -> Segment:
+        """As `encode`, of what `render_last` rendered.
+
+        Raises SkippedRow where the token ids of the generation prompt do not begin those of the text: the model would be asked
+        after other tokens than those that come before the targets.
+        """
+        segment = self.encode(rendered)
+        for start, _ in rendered.spans:
+            specials = tuple(span for span in rendered.special_spans if span[1] <= start)
+            prompt = self.encode(RenderedChat(rendered.text[:start], (), specials)).tokens
+            if not np.array_equal(segment.tokens[: len(prompt)], prompt):
+                raise SkippedRow("the token ids of the generation prompt do not begin those of the conversation")
+        return segment
+
     def prompt(self, messages: list[Message]) -> np.ndarray:
         """int32 tokens of a conversation with the header that asks for an answer; spans play no part."""
         return self.encode(self.template.render(messages, add_generation_prompt=True)).tokens
@@ -128,15 +144,20 @@ class ChatTokenizer:
 
 
 def load_chat_tokenizer(
-    choice: str | None, tokenizer: PreTrainedTokenizerBase, day: date | None = None, training: bool = True
+    choice: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+    day: date | None = None,
+    training: bool = True,
+    args: Mapping[str, TemplateValue] | None = None,
+    answers: Answers = "all",
 ) -> ChatTokenizer:
     """A tokenizer with the chat template that `choice` names; arguments and errors as `chat.load_template`.
 
     Raises InputError, too, where the token ids of a prompt do not begin those of the training text.
     """
-    template = load_template(choice, tokenizer, day, training)
+    template = load_template(choice, tokenizer, day, training, args, answers)
     chat = ChatTokenizer(tokenizer, template)
-    if training:
+    if training and not template.last_answer_only:  # else `encode_last` checks each row
         for probe in probe_conversations():
             with suppress(SkippedRow):  # a template that refuses system messages
                 _check_prompt_ids(chat, probe)

@@ -5,7 +5,7 @@ files of the model's folder. Settings are in the run's record; `PROPERTIES` list
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
@@ -13,22 +13,22 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from zephyr_jax.chat.message import SkippedRow
+from zephyr_jax.chat.template_args import split_args
 from zephyr_jax.chat.template_date import now
-from zephyr_jax.chat.template_probe import probe_conversations, prompts_of
-from zephyr_jax.chat.template_source import own_template
+from zephyr_jax.chat.template_loader import Answers
 from zephyr_jax.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.opened import OpenedModel
 from zephyr_jax.checkpoint.provenance import Record, chain
 from zephyr_jax.checkpoint.resolve import ModelSource, check_vocabulary
+from zephyr_jax.checkpoint.template_choice import TemplateChoice, explain_template, log_on_host0
 from zephyr_jax.config.models import EvaluateConfig
-from zephyr_jax.config.sections import DataOptions, ForwardOptions, is_unset, settled
+from zephyr_jax.config.sections import DataOptions, ForwardOptions, TemplateValue, is_unset, settled
 from zephyr_jax.config.training import SftConfig
 from zephyr_jax.config.validation import validate
 from zephyr_jax.errors import InputError
 from zephyr_jax.methods.registry import METHODS
-from zephyr_jax.parallel.hosts import broadcast_from_host0, is_host0
+from zephyr_jax.parallel.hosts import broadcast_from_host0
 
 logger = logging.getLogger(__name__)
 
@@ -95,13 +95,20 @@ def resolve[M: ForwardOptions](
     tokenizer = load_tokenizer(str(source.folder))
     saved = _section(resumed, "data")
     template = data.chat_template or saved.get("chat_template")
+    data = replace(data, template_args=data.template_args or dict(saved.get("template_args") or {}))
     data = replace(data, allow_template_change=data.allow_template_change or bool(saved.get("allow_template_change")))
     day = _day(data.template_date, saved, _section(earlier.get("config"), "data"))
     chat = _chat(command, source, tokenizer, replace(data, chat_template=template), day, tables)
     check_vocabulary(source.model_config, tokenizer, source.asked, chat.template)
     _warn(source.asked, [*notes, *more])
     printed = chat.template.day.isoformat() if chat.template.day else None
-    return Resolved(model, replace(data, chat_template=template or chat.template.name, template_date=printed), chat)
+    data = replace(
+        data,
+        chat_template=template or chat.template.name,
+        template_date=printed,
+        template_args=split_args(chat.template.source)[0],
+    )
+    return Resolved(model, data, chat)
 
 
 def resolve_settings[C: SftConfig | EvaluateConfig](
@@ -147,24 +154,40 @@ def run_of(record: Record) -> Record:
     return next((link for link in reversed(chain(record)) if link.get("made_by") in METHODS), {})
 
 
-def prompt_tokenizer(source: ModelSource, tokenizer: PreTrainedTokenizerBase, template: str | None) -> ChatTokenizer:
+def prompt_tokenizer(
+    source: ModelSource,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | None,
+    args: Mapping[str, TemplateValue] | None = None,
+) -> ChatTokenizer:
     """The tokenizer with the chat template for prompts: the one named, else the checkpoint's own, else `zephyr`.
 
-    Raises InputError where the template cannot be used.
+    `args` are values of variables that the template reads. Raises InputError where the template cannot be used.
     """
     day = _day(None, {}, _section(run_of(source.record).get("config"), "data")) or _today()
-    chat = load_chat_tokenizer(template, tokenizer, day, training=False)
+    chat = load_chat_tokenizer(template, tokenizer, day, training=False, args=args)
     check_vocabulary(source.model_config, tokenizer, source.asked, chat.template)
-    _explain(source.asked, tokenizer, chat, template, day, "chat_template")
+    explain_template(source.asked, tokenizer, chat, TemplateChoice(template, bool(args)), day)
     return chat
 
 
 def training_tokenizer(asked: str, tokenizer: PreTrainedTokenizerBase, data: DataOptions) -> ChatTokenizer:
-    """The tokenizer with the chat template that training on the checkpoint `asked` would use. Raises InputError."""
+    """The tokenizer with the chat template that training on the checkpoint `asked` would use. Raises InputError.
+
+    The rows may be of any kind: a template that shows only the last answer of a conversation is refused row by row.
+    """
     day = _day(data.template_date, {}, {}) or _today()
-    chat = load_chat_tokenizer(data.chat_template, tokenizer, day)
-    _explain(asked, tokenizer, chat, data.chat_template, day, "data.chat_template")
+    chat = load_chat_tokenizer(data.chat_template, tokenizer, day, args=data.template_args, answers=_answers("", data))
+    explain_template(asked, tokenizer, chat, TemplateChoice.of(data), day)
     return chat
+
+
+def _answers(command: str, data: DataOptions) -> Answers:
+    """The answers of a conversation that the template must show: those of the rows that a command reads."""
+    if data.multi_turn == "last":
+        return "last"
+    method = METHODS.get(command)
+    return "all" if method and method.examples.split_turns else "any"
 
 
 def _inherit[O: ForwardOptions | DataOptions](
@@ -224,16 +247,21 @@ def _chat(
     day: date | None,
     tables: Sequence[tuple[date, str]],
 ) -> ChatTokenizer:
-    load = partial(load_chat_tokenizer, data.chat_template, tokenizer)
+    load = partial(
+        load_chat_tokenizer,
+        data.chat_template,
+        tokenizer,
+        args=data.template_args,
+        answers=_answers(command, data),
+    )
     today = _today()  # a collective: all hosts must call it, whether they use it or not
     chat = load(day) if day else _with_recorded_date(load, tables) or load(today)
-    differs = _explain(
-        source.asked, tokenizer, chat, data.chat_template, chat.template.day or today, "data.chat_template"
-    )
+    differs = explain_template(source.asked, tokenizer, chat, TemplateChoice.of(data), chat.template.day or today)
     if differs and command not in EVALUATION and run_of(source.record) and not data.allow_template_change:
         raise InputError(
             f"{differs}, with which it was trained; `{command}` would continue with prompts that the model has not learned. "
-            "Leave data.chat_template unset to use the run's own, or confirm the change: --data.allow_template_change"
+            "Leave data.chat_template and data.template_args unset to use the run's own, or confirm the change: "
+            "--data.allow_template_change"
         )
     return chat
 
@@ -251,41 +279,6 @@ def _today() -> date:
     return date.fromordinal(broadcast_from_host0(now().date().toordinal()))
 
 
-def _explain(
-    asked: str, tokenizer: PreTrainedTokenizerBase, chat: ChatTokenizer, choice: str | None, day: date, setting: str
-) -> str:
-    """Print which template is used and why. Returns how a given template differs from the checkpoint's own, or ''."""
-    own = own_template(tokenizer)
-    if choice is None:
-        why = f"of {asked}" if own else f"as {asked} has none"
-        dated = f", dated {chat.template.day}" if chat.template.day else ""
-        _log(logging.INFO, f"chat template: `{chat.template.name}` {why}{dated}")
-        return ""
-    if not own:
-        return ""
-    other = load_chat_tokenizer("tokenizer", tokenizer, day, training=False)
-    if _same_ids(chat, other):
-        return ""
-    name = f"`{other.template.name}` ({other.template.short_hash})"
-    differs = f"{setting} is `{choice}`, and {asked} comes with another chat template, {name}"
-    _log(logging.WARNING, differs)
-    return differs
-
-
-def _same_ids(one: ChatTokenizer, other: ChatTokenizer) -> bool:
-    """Whether two templates give the same token ids for the probe conversations and their prompts."""
-    return list(_probe_ids(one)) == list(_probe_ids(other))
-
-
-def _probe_ids(chat: ChatTokenizer) -> Iterator[list[int] | None]:
-    for probe in probe_conversations():
-        for messages, asks in ((probe, False), *((prompt, True) for prompt in prompts_of(probe))):
-            try:
-                yield chat.encode(chat.template.text(messages, asks)).tokens.tolist()
-            except SkippedRow:
-                yield None
-
-
 def _section(config: Any, name: str) -> Mapping[str, Any]:
     section = config.get(name) if isinstance(config, Mapping) else None
     return section if isinstance(section, Mapping) else {}
@@ -293,9 +286,4 @@ def _section(config: Any, name: str) -> Mapping[str, Any]:
 
 def _warn(asked: str, notes: Sequence[str]) -> None:
     if notes:
-        _log(logging.WARNING, f"{asked}: {'; '.join(notes)}")
-
-
-def _log(level: int, line: str) -> None:
-    if is_host0():
-        logger.log(level, "%s", line)
+        log_on_host0(logging.WARNING, f"{asked}: {'; '.join(notes)}")

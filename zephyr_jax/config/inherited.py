@@ -37,6 +37,8 @@ CARRIED: dict[str, tuple[str, ...]] = {
         "data.revision",
         "data.limit",
         "data.chat_template",
+        "data.template_args*",
+        "data.multi_turn",
         "data.targets",
         "data.max_prompt_length",
         "data.packing",

@@ -14,6 +14,7 @@ from zephyr_jax.config.sections import (
     MODEL,
     DataOptions,
     MeshOptions,
+    TemplateValue,
     WeightsOptions,
     unset,
 )
@@ -101,6 +102,8 @@ class GenerateConfig(TopKSamplingOptions):
     chat_template: str | None = None
     """Chat template, as in `data.chat_template`; default: the checkpoint's own, else `zephyr`. `none` continues the plain
     text of the prompts, as for base models."""
+    template_args: dict[str, TemplateValue] = field(default_factory=dict, metadata=ADVANCED)
+    """Chat template arguments, as in `data.template_args`; default: those of the checkpoint's run."""
     system: str | None = None
     """System message, of every prompt that has none."""
     batch_size: PositiveInt = 8
@@ -116,6 +119,10 @@ class GenerateConfig(TopKSamplingOptions):
         if self.chat_template == "none" and self.system is not None:
             raise InputError(
                 "`system` is set with chat_template `none`: plain text has no system message. Remove it, or use a template."
+            )
+        if self.chat_template == "none" and self.template_args:
+            raise InputError(
+                "`template_args` are set with chat_template `none`: plain text has no template. Remove them."
             )
         if self.temperature == 0 and (self.top_p < 1 or self.top_k):
             raise InputError(
@@ -136,6 +143,8 @@ class ServeConfig:
     """Model name for clients; default: the last part of `model.path`."""
     chat_template: str | None = None
     """Chat template, as in `data.chat_template`; default: the checkpoint's own, else `zephyr`."""
+    template_args: dict[str, TemplateValue] = field(default_factory=dict, metadata=ADVANCED)
+    """Chat template arguments, as in `data.template_args`; default: those of the checkpoint's run."""
     host: str = "127.0.0.1"
     """Network address to listen on; 0.0.0.0 serves other machines."""
     port: Annotated[int, Field(ge=0, lt=2**16)] = 8000
@@ -162,6 +171,8 @@ class ChatConfig(TopKSamplingOptions):
     mesh: MeshOptions = field(default_factory=MeshOptions)
     chat_template: str | None = None
     """Chat template, as in `data.chat_template`; default: the checkpoint's own, else `zephyr`."""
+    template_args: dict[str, TemplateValue] = field(default_factory=dict, metadata=ADVANCED)
+    """Chat template arguments, as in `data.template_args`; default: those of the checkpoint's run."""
     system: str | None = None
     """System message; `/system TEXT` changes it during the chat."""
     max_new_tokens: MaxNewTokens = 512

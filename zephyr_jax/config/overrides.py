@@ -1,5 +1,6 @@
 """Settings on the command line: short and positional forms, flags, and messages for words that cannot be used."""
 
+import json
 import re
 import shlex
 from collections.abc import Iterable, Iterator
@@ -49,6 +50,42 @@ def check_flags(words: list[str], settings: Iterable[Setting], positional: str) 
             raise InputError(
                 f"`{option}`: expected no value, got `{given}`. Write `{on}` to turn it on and `{off}` to turn it off."
             )
+
+
+def take_mappings[C](config: C, words: list[str], settings: Iterable[Setting]) -> tuple[C, list[str]]:
+    """The config with the values of `--data.template_args.NAME VALUE`, and the words without them.
+
+    Raises InputError for a name without a value, or a value without a name.
+    """
+    mappings = {f"--{setting.name}": setting for setting in settings if setting.is_open_mapping}
+    rest: list[str] = []
+    pending = iter(words)
+    for word in pending:
+        option, equals, value = word.partition("=")
+        setting = next((mappings[name] for name in mappings if f"{option}.".startswith(f"{name}.")), None)
+        if setting is None:
+            rest.append(word)
+            continue
+        name = option[len(setting.name) + 3 :]
+        value = value if equals else next(pending, "--")
+        if not name or (not equals and _OPTION.match(value)) or value == "--":
+            example = f"`--{setting.name}.NAME VALUE`, such as `--{setting.name}.enable_thinking false`"
+            raise InputError(f"`{option}`: expected {example}, got no {'value' if name else 'name'}.")
+        section, _, field = setting.name.rpartition(".")
+        present: dict[str, Any] = getattr(getattr(config, section) if section else config, field)
+        config = _replaced(config, setting.name, {**present, name: _mapping_value(value)})
+    return config, rest
+
+
+def _mapping_value(text: str) -> Any:
+    """A value of a mapping: JSON for booleans (also True and False), numbers and lists; anything else is text."""
+    if text in ("True", "False"):
+        return text == "True"
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return text if value is None or isinstance(value, dict) else value
 
 
 def set_positional[C](config: C, command: str, positional: str, rest: list[str], words: list[str]) -> C:
@@ -143,7 +180,7 @@ def _suggestion(config: Any, word: str) -> str:
     return f" Did you mean {' or '.join(f'`{option} {shlex.quote(word)}`' for option in options)}?"
 
 
-def _replaced[C](config: C, name: str, value: str) -> C:
+def _replaced[C](config: C, name: str, value: Any) -> C:
     section, _, field = name.rpartition(".")
     if not section:
         return cast(C, replace(cast(Any, config), **{field: value}))

@@ -35,6 +35,8 @@ class Remat(StrEnum):
     NONE = "none"
 
 
+type TemplateValue = bool | int | float | str | list[bool | int | float | str]
+"""Value of a chat template's argument."""
 BaseFormat = Literal["float32", "bfloat16", "int8", "int4", "nf4"]
 """How the frozen weights below an adapter are stored."""
 
@@ -149,12 +151,21 @@ class DataOptions:
     - `tokenizer`: the checkpoint's own (of several, the `default` one).
     - `tokenizer:NAME`: the checkpoint's template of this name.
     """
+    template_args: dict[str, TemplateValue] = field(default_factory=dict)
+    """Chat template arguments: values of variables that the template reads, such as `enable_thinking: false`; they become a
+    part of the template. Booleans, numbers, texts or lists. Default: those of the run in `model.path`."""
     template_date: str | None = field(default=None, metadata=ADVANCED)
     """Date, YYYY-MM-DD, for chat templates that print the current date. Default: that of the run that is resumed or
     continued, or of the reference table, else today."""
     allow_template_change: bool = field(default=False, metadata=RESUMABLE | ADVANCED)
     """Continue a run with another chat template than it was trained with; `sft`, `reference` and `dpo` refuse that
     otherwise."""
+    multi_turn: Literal["all", "last"] = unset("all")
+    """Conversations of several answers (SFT). Default: `all`; `evaluate` uses the run's.
+
+    - `all`: one example, whose targets are all answers.
+    - `last`: one example per answer, which ends with it; earlier turns are context. For templates that rewrite earlier turns.
+    """
     targets: Literal["assistant", "all"] = unset("assistant")
     """Loss mask: the tokens that the loss counts. Default: `assistant`; `evaluate` uses the run's.
 
@@ -203,7 +214,12 @@ class DataOptions:
         return self if unchanged else replace(self, row_length=row, max_prompt_length=prompt)
 
     def check(self) -> None:
-        """Raise InputError where a sequence is longer than a row."""
+        """Raise InputError where a sequence is longer than a row, or settings contradict each other."""
+        if self.multi_turn == "last" and self.targets == "all":
+            raise InputError(
+                "data.targets: expected `assistant` with data.multi_turn `last`, got `all`: earlier turns would be targets "
+                "once for each later answer. Set one of them to its default."
+            )
         if self.max_length > self.row_length:
             raise InputError(
                 f"data.row_length: expected at least data.max_length ({self.max_length}), got {self.row_length}. A row must "

@@ -9,7 +9,7 @@ from functools import cache
 from itertools import pairwise
 from operator import attrgetter
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAliasType, Union, get_args, get_origin, get_type_hints
 
 from zephyr_jax.config.constraints import ADVANCED
 from zephyr_jax.config.sections import is_unset
@@ -48,8 +48,13 @@ class Setting:
     def options(self) -> tuple[str, ...]:
         """The option as it is typed; for booleans `--data.packing` and `--data.no_packing`."""
         section = f"{self.section}." if self.section else ""
-        on = f"--{self.name}"
+        on = f"--{self.name}.NAME" if self.is_open_mapping else f"--{self.name}"
         return (on, f"--{section}no_{self.field}") if self.hint is bool else (on,)
+
+    @property
+    def is_open_mapping(self) -> bool:
+        """Whether it is a mapping of names to values of several types, given one by one: `--data.template_args.NAME VALUE`."""
+        return get_origin(self.hint) is dict and isinstance(get_args(self.hint)[1], TypeAliasType)
 
     @property
     def optional(self) -> bool:
@@ -71,6 +76,8 @@ class Setting:
         """Placeholder of the value in help; empty for booleans."""
         if self.hint is bool:
             return ""
+        if self.is_open_mapping:
+            return "VALUE"
         choices = "{" + ", ".join(self.choices) + "}" if self.choices else ""
         return (choices or _metavar(self.hint)) + ("|None" if self.optional else "")
 

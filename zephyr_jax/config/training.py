@@ -91,6 +91,11 @@ class DpoConfig(SftConfig):
             raise InputError(
                 "data.targets: expected `assistant`, got `all`. The preference loss is over the answers only."
             )
+        if data.multi_turn != "all":
+            raise InputError(
+                "data.multi_turn: expected `all`, got `last`. The answers after the messages that chosen and rejected share are "
+                "targets, and the prompt is context in any case: remove the setting."
+            )
         if data.row_length < 2 * data.max_length and data.on_bad_row == "truncate":
             raise InputError(
                 f"data.row_length: expected at least twice data.max_length ({data.max_length}), got {data.row_length}. A pair "

@@ -5,43 +5,29 @@ An example is one segment (a conversation) or two (chosen and rejected of a pair
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
 from hashlib import blake2b
 from itertools import islice
-from typing import Any
 
 import multiprocess
 import numpy as np
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset
 
-from zephyr_jax.chat.message import OverLengthRow, SkippedRow
 from zephyr_jax.chat.tokenizer import ChatTokenizer, Segment
 from zephyr_jax.config.sections import DataOptions
+from zephyr_jax.data.example_rows import FEATURES, example_record, examples_of_rows, short_id, whole_row
 from zephyr_jax.data.filter_stats import FilterStats, filter_stats
 from zephyr_jax.data.row_formats import find_format
 from zephyr_jax.data.rows import COLUMNS, unused_columns
 from zephyr_jax.data.segments import CONVERSATION, PREFERENCE, ExampleKind
-from zephyr_jax.data.sources import Rows, decode, open_rows
+from zephyr_jax.data.sources import Rows, open_rows
 from zephyr_jax.errors import InputError, join_items
 
-_FEATURES = Features(
-    {
-        "id": Value("string"),
-        "problem": Value("string"),
-        "truncated": Value("bool"),
-        "tokens": List(Value("int32")),
-        "targets": List(Value("uint8")),
-        "lengths": List(Value("int32")),
-        "keys": List(Value("string")),
-        "overlong": Value("string"),
-        "size": Value("int64"),
-        "characters": Value("int64"),
-    }
-)
-_VERSION = 7
+_VERSION = 8
+_BATCH = 64  # rows that become examples at a time
 _SAMPLE = 1000  # rows whose formats are named
 
 
@@ -59,7 +45,7 @@ class Examples:
     truncated: list[str]
     """Ids of the rows that were over-long and cut to fit."""
     row_indices: np.ndarray
-    """int64 [N]: the row of the source that each comes from."""
+    """int64 [N]: the row of the source that each comes from; several have one row under `data.multi_turn: last`."""
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     """What the kind of example has beside tokens, by name: [N] or [N, values], such as `scores` of pairs."""
     formats: tuple[str, ...] = ()
@@ -127,7 +113,7 @@ class Examples:
 
 
 def _some(ids: list[str], limit: int = 3) -> str:
-    return join_items([identity[:16] for identity in ids], limit)
+    return join_items([short_id(identity) for identity in ids], limit)
 
 
 def load_examples(kind: ExampleKind, data: DataOptions, tokenizer: ChatTokenizer, path: str, split: str) -> Examples:
@@ -157,17 +143,17 @@ def _described(examples: Examples, rows: Rows, kind: ExampleKind) -> Examples:
     used = list(dict.fromkeys(known for known in sample if known))
     unused = unused_columns(rows.fields, used)
     notes = (*rows.notes, f"unused columns: {join_items(unused)}") if unused else rows.notes
-    return replace(examples, formats=tuple(known.name for known in used), notes=notes)
+    return replace(examples, formats=tuple(known.name for known in used), notes=(*examples.notes, *notes))
 
 
 def examples_of(examples: Sequence[list[Segment]], segments: tuple[str, ...] = ("text",)) -> Examples:
     """Examples from tokens that are in memory; `segments` names the segments of each."""
     rows = [
-        _record(str(index), example, problem="", truncated=False, overlong="", size=0, characters=0)
+        example_record(str(index), example, row=index, problem="", truncated=False, overlong="", size=0, characters=0)
         for index, example in enumerate(examples)
     ]
     return Examples(
-        rows=Dataset.from_list(rows, features=_FEATURES).with_format("arrow"),
+        rows=Dataset.from_list(rows, features=FEATURES).with_format("arrow"),
         lengths=np.array([sum(map(len, example)) for example in examples], np.int64),
         segments=segments,
         skipped={},
@@ -210,11 +196,13 @@ def _near_columns(missing: Sequence[str], rows: Rows) -> str:
     return "".join(f" Did you mean `{name}` for `{match}`?" for name, matches in near.items() for match in matches)
 
 
-def _tokenize(rows: Dataset, kind: ExampleKind, data: DataOptions, tokenizer: ChatTokenizer, name: str) -> Examples:
+def _table(rows: Dataset, kind: ExampleKind, data: DataOptions, tokenizer: ChatTokenizer) -> Dataset:
+    """The table of tokenized examples with columns `FEATURES`, from the cache where it has it."""
     rule = (
         _VERSION,
         kind.name,
         data.targets,
+        data.multi_turn,
         data.max_length,
         data.max_prompt_length,
         data.on_bad_row,
@@ -224,15 +212,31 @@ def _tokenize(rows: Dataset, kind: ExampleKind, data: DataOptions, tokenizer: Ch
     )
     if data.num_workers > 1:  # a fork of a process in which JAX runs may deadlock
         multiprocess.set_start_method("forkserver", force=True)
-    table = rows.map(
-        partial(_row, partial(kind.tokenize, tokenizer, data), data.on_bad_row == "truncate"),
+    return rows.map(
+        partial(
+            examples_of_rows,
+            partial(kind.tokenize, tokenizer, data),
+            partial(kind.split_turns, tokenizer, data) if kind.split_turns and _splits(kind, data) else whole_row,
+            data.on_bad_row == "truncate",
+        ),
         with_indices=True,
+        batched=True,
+        batch_size=_BATCH,
         remove_columns=rows.column_names,
-        features=_FEATURES,
+        features=FEATURES,
         num_proc=data.num_workers if data.num_workers > 1 else None,
         new_fingerprint=blake2b(repr(rule).encode(), digest_size=16).hexdigest(),
         desc="tokenizing",
     )
+
+
+def _splits(kind: ExampleKind, data: DataOptions) -> bool:
+    """Whether each answer of a row is an example."""
+    return kind.split_turns is not None and data.multi_turn == "last"
+
+
+def _tokenize(rows: Dataset, kind: ExampleKind, data: DataOptions, tokenizer: ChatTokenizer, name: str) -> Examples:
+    table = _table(rows, kind, data, tokenizer)
     problems = table.data.column("problem").to_pylist()
     good = np.array([index for index, problem in enumerate(problems) if not problem], np.int64)
     skipped = _skipped(table, problems)
@@ -256,6 +260,7 @@ def _tokenize(rows: Dataset, kind: ExampleKind, data: DataOptions, tokenizer: Ch
             f"{name}: the longest example has {lengths.max()} tokens and data.row_length is {data.row_length}. A row holds "
             f"whole examples: set data.row_length to {kind.segments_per_example * data.max_length}, or lower data.max_length."
         )
+    row_indices = np.array(table.data.column("row").to_numpy()[good], np.int64)
     ids, was_truncated = (kept.with_format(None)[name] for name in ("id", "truncated"))
     truncated = [identity for identity, flag in zip(ids, was_truncated, strict=True) if flag]
     return Examples(
@@ -264,8 +269,16 @@ def _tokenize(rows: Dataset, kind: ExampleKind, data: DataOptions, tokenizer: Ch
         segments=kind.segments,
         skipped=skipped,
         truncated=truncated,
-        row_indices=good,
+        row_indices=row_indices,
+        notes=(_turn_counts(row_indices),) if _splits(kind, data) else (),
         stats=_stats(table, problems),
+    )
+
+
+def _turn_counts(row_indices: np.ndarray) -> str:
+    conversations = len(np.unique(row_indices))
+    return (
+        f"{conversations:,} conversations became {len(row_indices):,} examples, one per answer (data.multi_turn: last)"
     )
 
 
@@ -282,52 +295,3 @@ def _skipped(table: Dataset, problems: list[str]) -> dict[str, list[str]]:
         if problem:
             skipped.setdefault(problem, []).append(identity)
     return skipped
-
-
-def _row(
-    tokenize: Callable[[Any, bool], list[Segment]], may_truncate: bool, cells: dict[str, str | None], index: int
-) -> dict[str, Any]:
-    row = decode(cells)
-    names = [str(row[name]) for name in ("prompt_id", "id") if row.get(name) not in (None, "")]
-    identity = names[0] if names else f"row {index}"
-    segments: list[Segment] = []
-    problem, truncated, overlong, size = "", False, "", 0
-    try:
-        try:
-            segments = tokenize(row, False)
-        except OverLengthRow as error:
-            truncated, overlong, size = may_truncate, str(error), error.tokens
-            segments = tokenize(row, may_truncate)
-    except SkippedRow as error:
-        problem = str(error)
-    return _record(
-        identity,
-        segments,
-        problem=problem,
-        truncated=truncated and not problem,
-        overlong=overlong,
-        size=size,
-        characters=_characters(row),
-    )
-
-
-def _record(identity: str, segments: list[Segment], size: int, **facts: Any) -> dict[str, Any]:
-    """A row of `_FEATURES`; `size` is the number of tokens before truncation, 0 where nothing was cut."""
-    return {
-        "id": identity,
-        "tokens": np.concatenate([segment.tokens for segment in segments] or [np.zeros(0, np.int32)]),
-        "targets": np.concatenate([segment.targets for segment in segments] or [np.zeros(0, bool)]).astype(np.uint8),
-        "lengths": [len(segment) for segment in segments],
-        "keys": [segment.key for segment in segments],
-        "size": size or sum(map(len, segments)),
-        **facts,
-    }
-
-
-def _characters(value: Any) -> int:
-    """Characters of all texts in a row, at any depth."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(map(_characters, value.values()))
-    return sum(map(_characters, value)) if isinstance(value, list) else 0

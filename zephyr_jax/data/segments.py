@@ -6,12 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from zephyr_jax.chat.message import Message, OverLengthRow, SkippedRow
+from zephyr_jax.chat.last_answer import REWRITES
+from zephyr_jax.chat.message import Message, OverLengthRow, SkippedRow, check_messages
+from zephyr_jax.chat.template import RenderedChat
 from zephyr_jax.chat.tokenizer import ChatTokenizer, Segment
 from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.data.row_formats import CONVERSATION_FORMATS, PREFERENCE_FORMATS, RowFormat
-from zephyr_jax.data.rows import SCORE_COLUMNS, parse_score, to_conversation, to_preference
+from zephyr_jax.data.rows import SCORE_COLUMNS, Conversation, parse_score, to_conversation, to_preference
 from zephyr_jax.data.sources import Rows
+
+TURN_MARK = "#turn "
+"""In the id of an example: between that of its conversation and the number of the answer."""
 
 
 def no_columns(rows: Rows, row_indices: np.ndarray) -> dict[str, np.ndarray]:
@@ -34,6 +39,11 @@ class ExampleKind:
     tokenize: Callable[[ChatTokenizer, DataOptions, Mapping[str, Any], bool], list[Segment]]
     """(tokenizer, settings, row, whether to truncate it) -> segments. Raises SkippedRow, and OverLengthRow unless it truncates.
     Worker processes import it by name."""
+    split_turns: (
+        Callable[[ChatTokenizer, DataOptions, Mapping[str, Any]], list[tuple[str, Mapping[str, Any]]]] | None
+    ) = None
+    """(tokenizer, settings, row) -> under `data.multi_turn: last` the row of each example, with what is added to the id; None
+    where a row is one example in any case. Worker processes import it by name."""
     columns: Callable[[Rows, np.ndarray], dict[str, np.ndarray]] = no_columns
     """(rows of the source, int64 [N] indices of the rows that became examples) -> columns by name, [N] or [N, values]."""
 
@@ -51,10 +61,12 @@ class ExampleKind:
 def tokenize_conversation(
     tokenizer: ChatTokenizer, data: DataOptions, row: Mapping[str, Any], truncate: bool
 ) -> list[Segment]:
-    """The one segment of a conversation: its assistant answers are targets, or under `data.targets: all` every token but BOS."""
+    """The one segment of a conversation: its assistant answers are targets, or under `data.targets: all` every token but BOS.
+
+    Under `data.multi_turn: last` only the last answer is a target.
+    """
     chat = to_conversation(row, data.allow_contradictions)
-    rendered = tokenizer.template.render(chat.messages, tools=chat.tools)
-    segment = tokenizer.encode(rendered)
+    rendered, segment = _encode_conversation(tokenizer, data, chat)
     if not segment.targets.any():
         raise SkippedRow("no assistant answer to learn from")
     if data.targets == "all":
@@ -68,6 +80,48 @@ def tokenize_conversation(
     if not segment.targets.any():
         raise SkippedRow(f"no target token within the first {data.max_length} tokens")
     return [segment]
+
+
+def _encode_conversation(
+    tokenizer: ChatTokenizer, data: DataOptions, chat: Conversation
+) -> tuple[RenderedChat, Segment]:
+    template = tokenizer.template
+    is_answer = [message["role"] == "assistant" for message in chat.messages]
+    if data.multi_turn == "last" or (template.last_answer_only and sum(is_answer) == 1):
+        through = len(is_answer) - is_answer[::-1].index(True) if any(is_answer) else len(is_answer)
+        rendered = template.render_last(chat.messages[:through], chat.tools)
+        return rendered, tokenizer.encode_last(rendered)
+    try:
+        rendered = template.render(chat.messages, tools=chat.tools)
+        return rendered, tokenizer.encode(rendered)
+    except SkippedRow as error:
+        if error.reason == REWRITES or template.last_answer_only:
+            raise SkippedRow(f"{error.reason}: set data.multi_turn to `last`") from error
+        raise
+
+
+def split_turns(
+    tokenizer: ChatTokenizer, data: DataOptions, row: Mapping[str, Any]
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """The row of each answer of a conversation: the messages through it, and `#turn N` for the id.
+
+    N counts the conversation's answers from 1. Answers with weight 0, and calls of tools where the template has no generation
+    markers, are context only. A row that cannot be split stays whole, so that tokenization reports why.
+    """
+    try:
+        chat = to_conversation(row, data.allow_contradictions)
+        check_messages(chat.messages)
+    except SkippedRow:
+        return [("", row)]
+    answers = [index for index, message in enumerate(chat.messages) if message["role"] == "assistant"]
+    if len(answers) < 2:
+        return [("", row)]
+    calls_count = tokenizer.template.marks_generation
+    return [
+        (f"{TURN_MARK}{number}", {"messages": chat.messages[: index + 1], "tools": chat.tools})
+        for number, index in enumerate(answers, 1)
+        if chat.messages[index].get("weight") != 0 and (calls_count or not chat.messages[index].get("tool_calls"))
+    ] or [("", row)]
 
 
 def tokenize_preference(
@@ -130,7 +184,16 @@ def _shared_messages(chosen: list[Message], rejected: list[Message]) -> int:
 def _answers_after(tokenizer: ChatTokenizer, dialogue: list[Message], shared: int, tools: list[Any] | None) -> Segment:
     """A dialogue whose answers after the first `shared` messages are targets."""
     before = [{**message, "weight": 0} if message["role"] == "assistant" else message for message in dialogue[:shared]]
-    return tokenizer.encode(tokenizer.template.render([*before, *dialogue[shared:]], tools=tools))
+    messages, template = [*before, *dialogue[shared:]], tokenizer.template
+    only_last = shared == len(dialogue) - 1
+    if template.last_answer_only and not only_last:
+        raise SkippedRow(
+            "the chat template rewrites earlier turns, and chosen and rejected have several answers after the messages that "
+            "they share"
+        )
+    if template.last_answer_only:
+        return tokenizer.encode_last(template.render_last(messages, tools))
+    return tokenizer.encode(template.render(messages, tools=tools))
 
 
 def _score_columns(rows: Rows, row_indices: np.ndarray) -> dict[str, np.ndarray]:
@@ -147,6 +210,7 @@ CONVERSATION = ExampleKind(
     formats=CONVERSATION_FORMATS,
     required=("messages",),
     tokenize=tokenize_conversation,
+    split_turns=split_turns,
     used_by="`sft`",
 )
 PREFERENCE = ExampleKind(

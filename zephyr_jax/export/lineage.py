@@ -48,6 +48,7 @@ def _facts(record: Record) -> dict[str, Any]:
         "data": f"{data.get('path')} ({data.get('split')})" if data else None,
         "rows": record.get("data"),
         "template": record.get("template") or data.get("chat_template"),
+        "template arguments": data.get("template_args"),
         **{f"{item.section}.{item.name}": (config.get(item.section) or {}).get(item.name) for item in properties()},
         "adapter": describe_adapter(record),
         "weights": record.get("weights"),

@@ -140,6 +140,8 @@ def _stage_section(record: Record) -> str:
         "learning rate": f"{optimizer.get('learning_rate'):g}, {optimizer.get('lr_schedule')}, {optimizer.get('name')}",
         "max length": data.get("max_length"),
         "chat template": data.get("chat_template"),
+        "chat template arguments": ", ".join(f"{k} {v!r}" for k, v in (data.get("template_args") or {}).items())
+        or None,
         "seed": record.get("config", {}).get("seed"),
         "devices": record.get("devices"),
         "adapter": describe_adapter(record),

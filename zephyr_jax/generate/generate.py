@@ -15,6 +15,7 @@ from zephyr_jax.chat.tokenizer import ChatTokenizer, bos_token_id
 from zephyr_jax.checkpoint.resolve import ModelSource
 from zephyr_jax.config.models import GenerateConfig
 from zephyr_jax.config.sampling import SamplingParams, TopKSamplingOptions
+from zephyr_jax.config.sections import TemplateValue
 from zephyr_jax.data.row_reader import Columns
 from zephyr_jax.data.rows import COLUMNS, to_prompt
 from zephyr_jax.data.sources import read_rows
@@ -47,7 +48,7 @@ def generate(config: GenerateConfig) -> list[GeneratedAnswer]:
     check_file_creatable(config.output)
     model = open_text_model("generate", config.model, config.mesh, config.batch_size)
     conversations = _conversations(config)
-    model, prompts = _encode(model, conversations, config.chat_template, config.max_new_tokens)
+    model, prompts = _encode(model, conversations, config.chat_template, config.max_new_tokens, config.template_args)
     journal = None
     if config.output:
         journal = Journal(f"{config.output}.part", _header(config, model, prompts), partial(_line_error, len(prompts)))
@@ -95,13 +96,17 @@ def answer_conversations(
 
 
 def _encode(
-    model: TextModel, conversations: list[list[Message]], chat_template: str | None, max_new_tokens: int
+    model: TextModel,
+    conversations: list[list[Message]],
+    chat_template: str | None,
+    max_new_tokens: int,
+    template_args: Mapping[str, TemplateValue] | None = None,
 ) -> tuple[TextModel, list[np.ndarray]]:
     """The model with the template's end tokens, and int32 prompts that leave room for the answers."""
     if chat_template == "none":
         prompts = _plain_prompts(model.tokenizer, conversations)
     else:
-        tokenizer = model.chat_tokenizer(chat_template)
+        tokenizer = model.chat_tokenizer(chat_template, template_args)
         model, prompts = model.with_chat_stops(tokenizer), _chat_prompts(tokenizer, conversations)
     _check_lengths(prompts, max_new_tokens, model.source)
     return model, prompts

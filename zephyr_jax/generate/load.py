@@ -20,7 +20,7 @@ from zephyr_jax.checkpoint.inheritance import inherit_model, prompt_tokenizer
 from zephyr_jax.checkpoint.opened import OpenedModel, inference_format
 from zephyr_jax.checkpoint.resolve import ModelSource, check_vocabulary, find_model
 from zephyr_jax.config.sampling import MAX_STOP_IDS
-from zephyr_jax.config.sections import ForwardOptions, MeshOptions
+from zephyr_jax.config.sections import ForwardOptions, MeshOptions, TemplateValue
 from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.generate.engine import Engine, GenerationRequest, cache_bytes
 from zephyr_jax.model.config import ModelConfig
@@ -76,9 +76,9 @@ class TextModel:
             "base_format": self.opened.weight_format.name,
         }
 
-    def chat_tokenizer(self, template: str | None) -> ChatTokenizer:
+    def chat_tokenizer(self, template: str | None, args: Mapping[str, TemplateValue] | None = None) -> ChatTokenizer:
         """The tokenizer with a chat template: the named one, else the checkpoint's own, else Zephyr's. Raises InputError."""
-        return prompt_tokenizer(self.source, self.tokenizer, template)
+        return prompt_tokenizer(self.source, self.tokenizer, template, args)
 
     def with_chat_stops(self, tokenizer: ChatTokenizer) -> "TextModel":
         """The same model with the end tokens of the chat template among its stop ids. Raises InputError."""

@@ -21,5 +21,5 @@ SFT = Method(
     loss=sft_loss,
     curves=_curves,
     metric_titles={"loss": "loss"},
-    inherited_settings=("data.targets",),
+    inherited_settings=("data.targets", "data.multi_turn"),
 )

@@ -14,6 +14,7 @@ from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.inheritance import training_tokenizer
 from zephyr_jax.checkpoint.resolve import check_vocabulary, find_model, tokenizer_only
 from zephyr_jax.config.inspect import PreviewConfig
+from zephyr_jax.data.example_rows import short_id
 from zephyr_jax.data.examples import Examples, load_examples
 from zephyr_jax.data.splits import check_positions
 from zephyr_jax.errors import terminal_text
@@ -47,7 +48,7 @@ def preview(config: PreviewConfig, console: Console | None = None) -> Examples:
         for name, segment in zip(kind.segments, examples[index], strict=True):
             cut = ", truncated" if ids[index] in examples.truncated else ""
             counts = f"{len(segment)} tokens, {int(segment.targets.sum())} targets{cut}"
-            console.rule(Text(f"{index} · {terminal_text(ids[index][:16])} · {name}: {counts}"), align="left")
+            console.rule(Text(f"{index} · {terminal_text(short_id(ids[index]))} · {name}: {counts}"), align="left")
             console.print(_styled(segment, tokenizer, console.color_system is not None), soft_wrap=True)
     console.rule(align="left")
     warning = examples.stats.warning(config.data.max_skipped_fraction)

@@ -5,8 +5,10 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from zephyr_jax.chat.message import SkippedRow
+from zephyr_jax.chat.template_args import template_variables
 from zephyr_jax.chat.template_source import own_template
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.fingerprint_cache import weights_key
@@ -118,7 +120,7 @@ def _generate(samples: SampleSet, config: SftConfig, name: str, model: ModelOpti
         model=_inference_options(config, model),
         mesh=config.mesh,
         prompts=tuple(prompt.prompt for prompt in samples.prompts),
-        chat_template=_fallback_template(config, model),
+        **_template_settings(config, model),
         batch_size=len(samples.prompts),
         max_new_tokens=_max_new_tokens(config),
     )
@@ -142,10 +144,12 @@ def _inference_options(config: SftConfig, model: ModelOptions) -> InferenceOptio
     )
 
 
-def _fallback_template(config: SftConfig, model: ModelOptions) -> str | None:
-    """The run's chat template for a model without its own, as most bases; None if it has one."""
-    own = own_template(load_tokenizer(str(find_model(model).folder)))
-    return None if own else config.data.chat_template
+def _template_settings(config: SftConfig, model: ModelOptions) -> dict[str, Any]:
+    """The run's chat template for a model without its own, as most bases; and the run's arguments where they are read."""
+    own, args = own_template(load_tokenizer(str(find_model(model).folder))), config.data.template_args
+    if own is None:
+        return {"chat_template": config.data.chat_template, "template_args": args}
+    return {"template_args": args if args.keys() <= set(template_variables(own)) else {}}
 
 
 def _max_new_tokens(config: SftConfig) -> int:
@@ -173,7 +177,8 @@ def _choose_prompts(config: SftConfig, model: ModelOptions, name: str, num_promp
 def _short_prompts(config: SftConfig, model: ModelOptions, path: str, split: str) -> Iterator[str]:
     """First user messages that leave room for a sample within the model's positions."""
     source, data = find_model(model), config.data
-    tokenizer = open_tokenizer(source, replace(data, chat_template=None, template_date=None))  # the run's own template
+    own = replace(data, chat_template=None, template_date=None, template_args={})  # the run's own template
+    tokenizer = open_tokenizer(source, own)
     max_positions = min(data.max_length, source.model_config.max_positions or data.max_length)
     for row in read_rows(path, split, data.revision, data.limit, Columns(COLUMNS)):
         with suppress(SkippedRow):

@@ -18,7 +18,7 @@ class ChatSession:
     """The messages of a conversation and the engine that answers them."""
 
     def __init__(self, config: ChatConfig, model: TextModel):
-        self._config, self._tokenizer = config, model.chat_tokenizer(config.chat_template)
+        self._config, self._tokenizer = config, model.chat_tokenizer(config.chat_template, config.template_args)
         self._model = model.with_chat_stops(self._tokenizer)
         self._context = model.context_length()
         self._engine: Engine = model.engine(self._context)

@@ -20,7 +20,7 @@ def open_server(config: ServeConfig) -> ServedModel:
     """Load the model and start its engine. Raises InputError."""
     api_key = read_api_key(config.api_key_env, "api_key_env")
     model = open_text_model("serve", config.model, config.mesh, config.max_concurrency)
-    tokenizer = model.chat_tokenizer(config.chat_template)
+    tokenizer = model.chat_tokenizer(config.chat_template, config.template_args)
     tokenizer.releases_gil = True
     model, context = model.with_chat_stops(tokenizer), model.context_length(config.context_length)
     return ServedModel(
