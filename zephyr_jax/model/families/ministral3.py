@@ -45,7 +45,7 @@ def _read(hf_config: HfConfig) -> ModelConfig:
     if not isinstance(rope.scaling, YarnScaling):
         raise unsupported("rope_parameters", fields.rope_parameters)
     max_positions = fields.max_position_embeddings or 262_144
-    config = decoder_config("ministral3", hf_config, fields, fields.sliding_window, max_positions, rope)
+    config = decoder_config("ministral3", hf_config, fields, fields.sliding_window, max_positions, rope=rope)
     return replace(config, query_scaling=QueryScaling(beta=beta, length=rope.scaling.original_max_positions))
 
 

@@ -54,7 +54,7 @@ def _read_olmo3(hf_config: HfConfig) -> ModelConfig:
     rope, local_theta = _read_rope(hf_config)
     alike = fields.model_copy(update={"layer_types": None})
     max_positions = fields.max_position_embeddings or 2048
-    config = _with_norms(decoder_config("olmo3", hf_config, alike, None, max_positions, rope))
+    config = _with_norms(decoder_config("olmo3", hf_config, alike, None, max_positions, rope=rope))
     if len(full_layers) == config.num_layers:
         return config
     if fields.sliding_window is None:

@@ -37,7 +37,7 @@ def _read(hf_config: HfConfig) -> ModelConfig:
         name = "rope_scaling" if hf_config.get("rope_scaling") else "rope_parameters"
         raise unsupported(name, hf_config[name])
     max_positions = fields.max_position_embeddings or 4096
-    config = decoder_config("phi3", hf_config, fields, fields.sliding_window, max_positions, rope)
+    config = decoder_config("phi3", hf_config, fields, fields.sliding_window, max_positions, rope=rope)
     config = replace(config, rotary_share=rope.share)
     check_head_dim(config.rotary_dim)
     return config

@@ -32,7 +32,7 @@ def _read(hf_config: HfConfig) -> ModelConfig:
         raise unsupported("use_sliding_window", True)
     max_positions = fields.max_position_embeddings or 32_768
     rope = read_rope(hf_config, default_theta=_DEFAULT_THETA)
-    config = decoder_config("smollm3", hf_config, fields, None, max_positions, rope)
+    config = decoder_config("smollm3", hf_config, fields, None, max_positions, rope=rope)
     return replace(config, no_rope_layers=_no_rope_layers(fields))
 
 
