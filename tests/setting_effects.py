@@ -63,6 +63,11 @@ EFFECTS: dict[str, str] = {
     "DataOptions.revision": f"{_HERE}test_a_revision_of_rows_is_asked_for",
     "DataOptions.limit": _DATA,
     "DataOptions.chat_template": f"{_PASSES}test_another_template_says_why_all_is_computed",
+    "DataOptions.template_args": f"{_INHERITANCE}test_training_refuses_other_template_args_unless_confirmed",
+    **{f"{kind}.template_args": f"{_HERE}test_template_args_reach_the_prompts" for kind in (
+        "GenerateConfig", "ChatConfig", "ServeConfig",
+    )},
+    "DataOptions.multi_turn": "data/test_multi_turn.py::test_multi_turn_last_makes_an_example_of_each_answer",
     "DataOptions.template_date": "checkpoint/test_inheritance.py::test_the_day_comes_from_the_first_source_that_has_one",
     "DataOptions.allow_template_change": f"{_INHERITANCE}test_training_refuses_another_template_unless_confirmed",
     "DataOptions.targets": _DATA,

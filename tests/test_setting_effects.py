@@ -393,6 +393,30 @@ def test_settings_of_chat_change_the_answer(found: TextModel, other: dict[str, A
     assert answer(replace(config, **other)) != answer(config)
 
 
+def test_template_args_reach_the_prompts(
+    asked: GenerateConfig, found: TextModel, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Law: `template_args` of generate, chat and serve are what the template reads; plain text has none."""
+    template = tmp_path / "own.jinja"
+    template.write_text("{% for m in messages %}{{ m.content + eos_token }}{% endfor %}{{ word | default('A') }}:\n")
+    path, args = str(template), {"word": "never before"}
+    ours = replace(asked, chat_template=path)
+    assert generate(replace(ours, template_args=args)) != generate(ours)
+    config = ChatConfig(chat_template=path, max_new_tokens=12, temperature=1.0, top_p=1.0, top_k=0)
+    answers = [
+        "".join(ChatSession(replace(config, template_args=given), found).answer("Hello.")) for given in (args, {})
+    ]
+    assert answers[0] != answers[1]
+    served = open_server(
+        ServeConfig(model=ForwardOptions(path=str(tiny_model)), chat_template=path, template_args=args)
+    )
+    served.worker.close()
+    prompt = served.tokenizer.template.render([{"role": "user", "content": "Hi"}], add_generation_prompt=True).text
+    assert prompt.endswith("never before:")
+    with pytest.raises(InputError, match="`template_args` are set with chat_template `none`"):
+        replace(asked, chat_template="none", template_args=args).check()
+
+
 # ---- serving ----
 
 

@@ -17,12 +17,18 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from zephyr_jax.commands import COMMANDS, GROUPS
 from zephyr_jax.config.constraints import MAX_COUNT
-from zephyr_jax.config.sections import is_unset
+from zephyr_jax.config.sections import TemplateValue, is_unset
 from zephyr_jax.config.settings import Setting, section_docs, settings_of
 from zephyr_jax.config.training import DpoConfig
 from zephyr_jax.config.validation import resumable_settings
 
-_NAMES = {int: "integer", float: "number", str: "text", bool: "flag"}
+_NAMES = {
+    int: "integer",
+    float: "number",
+    str: "text",
+    bool: "flag",
+    TemplateValue: "booleans, numbers, texts or lists",
+}
 _FOREIGN = re.compile(r"""<(?:script|img|iframe|link)\b[^>]*?\b(?:src|href)=["']?(?:https?:)?//[^>]*>""", re.IGNORECASE)
 _OUTSIDE = re.compile(r"(?<!!)\[(?P<text>[^\]\n]+)\]\((?P<target>(?:\.\./)+[^)\s]+)\)")
 """A link that leaves the folder of its page."""

@@ -35,7 +35,9 @@ def test_every_setting_of_every_command_is_described(hook: ModuleType) -> None:
                 assert re.search(r"^[A-Z`][^\n]{8,}", text, re.MULTILINE), setting
                 assert f"[`{setting.partition('.')[0]}`](configuration.md#" in section, (name, setting)
             else:
-                assert re.search(rf"^`--{setting}`[^\n]* \*[^\n]+\*\n:   [^\n]{{8,}}", section, re.MULTILINE), (
+                assert re.search(
+                    rf"^`--{setting}(?:\.NAME)?`[^\n]* \*[^\n]+\*\n:   [^\n]{{8,}}", section, re.MULTILINE
+                ), (
                     name,
                     setting,
                 )
