@@ -1,0 +1,62 @@
+"""The cards of Gemma 2 from end to end on a tiny random model: sft, reference, dpo, export."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken, Tokenizer
+
+from tests.adapter_runs import write_rows
+from tests.models import load, logits, random_segments, resized, whole_rows
+from zephyr_jax.cli import main
+from zephyr_jax.demo.corpus import conversations, preferences
+
+ROOT = Path(__file__).parents[2]
+TURNS = ("<start_of_turn>", "<end_of_turn>")
+QUIET = "--schedule.max_steps 2 --schedule.evaluate_every 0 --report.no_progress_bar --report.num_samples 0"
+SMALL = (
+    "--data.max_length 256 --data.row_length 256 --batch.microbatch_rows 8 "
+    "--data.eval_split none --data.split none"
+)
+
+
+def with_turns(tiny_model: Path, folder: Path, out: Path) -> Path:
+    """A model with the tiny model's tokenizer and the special tokens of Gemma's turns."""
+    tokenizer = Tokenizer.from_file(str(tiny_model / "tokenizer.json"))
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in TURNS])
+    resized(folder, out, tokenizer.get_vocab_size())
+    tokenizer.save(str(out / "tokenizer.json"))
+    settings = json.loads((tiny_model / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (out / "tokenizer_config.json").write_text(json.dumps(settings))
+    return out
+
+
+def test_sft_reference_dpo_export(
+    tiny_model: Path, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exported folder has Gemma's config, template and stop token, and the logits of the trained run."""
+    monkeypatch.chdir(ROOT)  # cards name their template from there
+    model = with_turns(tiny_model, golden / "families" / "gemma2", tmp_path / "base")
+    chats = write_rows(tmp_path / "chats.jsonl", list(conversations(0, 24, "train")))
+    pairs = write_rows(tmp_path / "pairs.jsonl", list(preferences(0, 16, "train")))
+    sft, dpo = tmp_path / "sft", tmp_path / "dpo"
+    main(
+        f"sft --config configs/gemma-2-9b/sft.yaml --model.path {model} --data.path {chats} --output {sft} "
+        f"--batch.rows 8 {SMALL} {QUIET}".split()
+    )
+    same = (
+        f"--config configs/gemma-2-9b/dpo.yaml --model.path {sft} --data.path {pairs} --reference {tmp_path}/table "
+        f"--output {dpo} --batch.examples 8 --data.max_prompt_length 128 {SMALL} {QUIET}"
+    ).split()
+    main(["reference", *same])
+    main(["dpo", *same])
+    first = json.loads((dpo / "metrics.jsonl").read_text().splitlines()[0])
+    np.testing.assert_allclose(first["loss"], np.log(2), atol=1e-3)
+    main(f"export --model.path {dpo} --output {tmp_path}/hf --dtype float32".split())
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["architectures"] == ["Gemma2ForCausalLM"] and config["attn_logit_softcapping"] == 2.0
+    assert json.loads((tmp_path / "hf" / "generation_config.json").read_text())["eos_token_id"]
+    batch = whole_rows(np.stack(random_segments([24, 24])))
+    np.testing.assert_array_equal(logits(load(tmp_path / "hf"), batch), logits(load(dpo), batch))
