@@ -130,7 +130,7 @@ class Decoder(nnx.Module):
                 q_BLNH = scale_queries(q_BLNH, info.positions, config.query_scaling)
                 if len(kernels) == 1:
                     return kernels[0](q_BLNH, k_BLKH, v_BLKH, info)
-                # Windows are static in the kernels: a layer runs the branch of its own.
+                # Windows are static in the kernels: a layer runs the branch of its window.
                 result: Array = jax.lax.switch(window_of_layer[index], kernels, q_BLNH, k_BLKH, v_BLKH, info)
                 return result
 
