@@ -16,8 +16,7 @@ ROOT = Path(__file__).parents[2]
 TURNS = ("<start_of_turn>", "<end_of_turn>")
 QUIET = "--schedule.max_steps 2 --schedule.evaluate_every 0 --report.no_progress_bar --report.num_samples 0"
 SMALL = (
-    "--data.max_length 256 --data.row_length 256 --batch.microbatch_rows 8 "
-    "--data.eval_split none --data.split none"
+    "--data.max_length 256 --data.row_length 512 --batch.microbatch_rows 8 --data.split train --data.eval_split None"
 )
 
 

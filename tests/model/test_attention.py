@@ -115,6 +115,7 @@ def test_blocks_grow_with_row_and_chip(length: int, chip: str, expected: int) ->
     """At least four a row where rows allow it, and never more than the chip's working memory holds."""
     assert block_size(length, chip) == expected
     assert length % expected == 0
+    assert block_size(length, chip, is_large=True) == min(expected, 1024)
 
 
 @pytest.mark.parametrize("window", [None, 5])

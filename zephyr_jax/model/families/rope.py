@@ -29,7 +29,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {"factor": (1,), _SHARE: (1,)}
 
 
 class RopeFields(NamedTuple):
-    """Rotary embeddings of a config.json."""
+    """Rotary embeddings as a config.json describes them."""
 
     theta: float
     scaling: RopeScaling | None
@@ -43,7 +43,7 @@ def read_rope(hf_config: HfConfig, *, default_theta: float = _DEFAULT_THETA, is_
     Args:
         hf_config: A parsed config.json.
         default_theta: The family's base where the file gives none.
-        is_partial: Whether the family can rotate a part of a head.
+        is_partial: Whether the family rotates a part of a head where the file asks for it.
 
     Raises:
         InputError: The fields ask for a scaling or a part of the head that is not implemented, or give two bases.
