@@ -21,7 +21,15 @@ def read(card: Path) -> Any:
 def test_the_pairs_are_found() -> None:
     """Law: each folder of a pipeline has at least one pair."""
     folders = {str(sft.parent) for sft, _ in PAIRS}
-    assert folders == {"colab", "tiny", "zephyr-7b-beta", "zephyr-7b-beta-paper", "zephyr-7b-beta-qlora"}
+    assert folders == {
+        "colab",
+        "llama-3.1-8b",
+        "qwen3-8b",
+        "tiny",
+        "zephyr-7b-beta",
+        "zephyr-7b-beta-paper",
+        "zephyr-7b-beta-qlora",
+    }
 
 
 @pytest.mark.parametrize(("sft", "dpo"), PAIRS, ids=lambda card: str(card))
