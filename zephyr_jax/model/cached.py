@@ -136,10 +136,8 @@ class CachedModel:
             ) -> Array:
                 keys[index], values[index] = store(keys[index], k_BLKH), store(values[index], v_BLKH)
                 key_BJKH, value_BJKH = (past[index].transpose(0, 2, 1, 3) for past in (keys, values))
-                return dense_attention(
-                    q_BLNH, key_BJKH, value_BJKH, info, slots_info, window,
-                    scale=config.attention_scale, softcap=config.attention_softcap,
-                )  # fmt: skip
+                options = {"scale": config.attention_scale, "softcap": config.attention_softcap}
+                return dense_attention(q_BLNH, key_BJKH, value_BJKH, info, slots_info, window, **options)
 
             block: DecoderBlock = build(definition, layer)
             x_BLD = block(x_BLD, ropes[kind.rope], attend, placement)

@@ -124,7 +124,7 @@ class Decoder(nnx.Module):
             def attend(q_BLNH: Array, k_BLKH: Array, v_BLKH: Array) -> Array:
                 if len(kernels) == 1:
                     return kernels[0](q_BLNH, k_BLKH, v_BLKH, info)
-                # Windows are static in the kernels: a layer runs the branch of its own.
+                # Windows are static in the kernels: a layer runs its branch.
                 result: Array = jax.lax.switch(window_of_layer[index], kernels, q_BLNH, k_BLKH, v_BLKH, info)
                 return result
 

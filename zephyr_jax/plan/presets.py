@@ -28,19 +28,28 @@ def _sizes(layers: int, hidden: int, inner: int, heads: int, kv_heads: int, head
 
 PRESETS: dict[str, dict[str, Any]] = {
     "Mistral-7B": {
-        **_sizes(32, 4096, 14_336, 32, 8), "model_type": "mistral", "vocab_size": 32_000, "rms_norm_eps": 1e-5,
-        "rope_theta": 1e4, "sliding_window": 4096, "max_position_embeddings": 32_768,
+        **_sizes(32, 4096, 14_336, 32, 8),
+        "model_type": "mistral",
+        "vocab_size": 32_000,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e4,
+        "sliding_window": 4096,
+        "max_position_embeddings": 32_768,
     },
     "Llama-3.1-8B": {**_LLAMA3, **_sizes(32, 4096, 14_336, 32, 8), **_llama_rope(8.0)},
     "Llama-3.2-1B": {**_LLAMA3, **_sizes(16, 2048, 8192, 32, 8, 64), **_llama_rope(32.0), "tie_word_embeddings": True},
     "Llama-3.2-3B": {**_LLAMA3, **_sizes(28, 3072, 8192, 24, 8), **_llama_rope(32.0), "tie_word_embeddings": True},
     "Qwen2.5-7B": {
-        **_sizes(28, 3584, 18_944, 28, 4), "model_type": "qwen2", "vocab_size": 152_064, "rms_norm_eps": 1e-6,
-        "rope_theta": 1e6, "max_position_embeddings": 131_072,
+        **_sizes(28, 3584, 18_944, 28, 4),
+        "model_type": "qwen2",
+        "vocab_size": 152_064,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "max_position_embeddings": 131_072,
     },
     "Qwen3-8B": {**_QWEN3, **_sizes(36, 4096, 12_288, 32, 8), "rope_theta": 1e6},
     "Qwen3-14B": {**_QWEN3, **_sizes(40, 5120, 17_408, 40, 8), "rope_theta": 1e6},
-}  # fmt: skip
+}
 """Name -> config.json, in part. A row is all that a further model needs."""
 DEFAULT_PRESET = "Mistral-7B"
 

@@ -36,13 +36,13 @@ class Qwen2Fields(llama.LlamaFields):
 
 
 class Qwen3Fields(Qwen2Fields):
-    """Qwen3's: the head dimension is no quotient."""
+    """Qwen3's: the default of the head dimension is a constant."""
 
     head_dim: Size = 128
 
 
 def _read_qwen2(hf_config: HfConfig) -> ModelConfig:
-    # Biases of queries, keys and values are no option of Qwen2: transformers reads no `attention_bias`.
+    # Qwen2 always has biases of queries, keys and values: transformers ignores `attention_bias`.
     without = {name: value for name, value in hf_config.items() if name != "attention_bias"}
     return replace(_read("qwen2", without, parse_fields(Qwen2Fields, without)), qkv_bias=True)
 

@@ -29,7 +29,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {"factor": (1,), _SHARE: (1,)}
 
 
 class RopeFields(NamedTuple):
-    """What a config.json says of rotary embeddings."""
+    """Rotary embeddings of a config.json."""
 
     theta: float
     scaling: RopeScaling | None
