@@ -291,6 +291,7 @@ def test_shape_plans_for_other_sizes(tiny_model: Path) -> None:
     config = PlanConfig(model=replace(PlanConfig().model, path=str(tiny_model)))
     assert planned_shape(config) != MISTRAL_7B
     assert planned_shape(replace(config, model_preset="mistral-7b")) == MISTRAL_7B
+    assert planned_shape(replace(config, model_preset="Qwen/Qwen3-8B")).num_layers == 36
 
 
 # ---- a run ----

@@ -1,7 +1,7 @@
 """The settings of `plan`."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from zephyr_jax.config.constraints import PositiveInt
 from zephyr_jax.config.training import DpoConfig, SftConfig
@@ -25,12 +25,10 @@ class PlanConfig(DpoConfig):
     fit: bool = False
     """Search for the fastest settings that fit into memory: `batch.microbatch_rows`, `model.remat`, mesh, and dtypes of
     gradients and moments; of adapters the base format, then the rank."""
-    model_preset: Literal["mistral-7b"] | None = None
-    """Model sizes; default: those of the local folder `model.path`, or Mistral-7B's (with a note) without one. Nothing is
-    downloaded.
-
-    - `mistral-7b`: the sizes of Mistral-7B.
-    """
+    model_preset: str | None = None
+    """Model whose sizes are planned, by name or hub id, such as llama-3.1-8b or Qwen/Qwen3-8B (`zephyr_jax/plan/presets.py`).
+    Default: sizes of the local folder `model.path`; without one, of the preset that its last part names, else Mistral-7B's.
+    Nothing is downloaded."""
 
     def check(self) -> None:
         """Raise InputError for settings that contradict each other."""

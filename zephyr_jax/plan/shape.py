@@ -8,32 +8,29 @@ from zephyr_jax.checkpoint.training_format import new_format, training_format
 from zephyr_jax.config.plan import PlanConfig
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.weight_format import WeightFormat
+from zephyr_jax.plan.presets import DEFAULT_PRESET, match_preset, parse_preset, preset
 
-MISTRAL_7B = ModelConfig(
-    model_type="mistral",
-    vocab_size=32000,
-    d_model=4096,
-    d_ff=14336,
-    num_layers=32,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
-    norm_eps=1e-5,
-    rope_theta=1e4,
-    sliding_window=4096,
-    tie_embeddings=False,
-    max_positions=32768,
-)
+MISTRAL_7B = preset("Mistral-7B")
 
 
 def reads_folder(config: PlanConfig) -> bool:
-    """Whether sizes and adapter are those of the local folder `model.path`, instead of Mistral-7B with the card's adapter."""
+    """Whether sizes and adapter are those of the local folder `model.path`, instead of a preset with the card's adapter."""
     return config.model_preset is None and Path(config.model.path).is_dir()
 
 
+def planned_preset(config: PlanConfig) -> str:
+    """The row of `PRESETS` for a model that is not read from a folder: by `model_preset`, else by the name in `model.path`.
+
+    Raises InputError for an unknown `model_preset`.
+    """
+    if config.model_preset is not None:
+        return parse_preset(config.model_preset)
+    return match_preset(config.model.path) or DEFAULT_PRESET
+
+
 def planned_shape(config: PlanConfig) -> ModelConfig:
-    """The model's sizes: those of the folder that model.path names, or Mistral-7B's."""
-    return find_model(config.model).model_config if reads_folder(config) else MISTRAL_7B
+    """The model's sizes: those of the folder that model.path names, or a preset's."""
+    return find_model(config.model).model_config if reads_folder(config) else preset(planned_preset(config))
 
 
 def planned_format(config: PlanConfig) -> WeightFormat:
@@ -44,7 +41,7 @@ def planned_format(config: PlanConfig) -> WeightFormat:
     if reads_folder(config):
         weight_format, is_new = training_format(find_model(config.model), config.adapter)
     else:
-        weight_format, is_new = new_format(config.adapter, MISTRAL_7B), True
+        weight_format, is_new = new_format(config.adapter, planned_shape(config)), True
     return replace(weight_format, lora=None) if is_new and config.planned_step == "reference" else weight_format
 
 

@@ -4,7 +4,7 @@ from collections import defaultdict
 
 from zephyr_jax.model.weight_format import PLAIN
 from zephyr_jax.plan.plan import PER_ROW, StepPlan
-from zephyr_jax.plan.shape import MISTRAL_7B, reads_folder
+from zephyr_jax.plan.shape import planned_preset, reads_folder
 from zephyr_jax.plan.topology import CORES, GIB
 
 _MFU, _ADAPTER_MFU = 0.4, 0.3
@@ -74,8 +74,8 @@ def _assumed(plan: StepPlan) -> list[str]:
     config, assumed = plan.config, []
     if not config.batch.rows and config.plans_training:
         assumed.append(f"{PER_ROW} examples a row (a guess; the data decide)")
-    if plan.model == MISTRAL_7B and not reads_folder(config):
-        assumed.append("Mistral-7B's sizes, since model.path is not a local folder")
+    if not reads_folder(config):
+        assumed.append(f"{planned_preset(config)}'s sizes, since model.path is not a local folder")
     if plan.weight_format != PLAIN and not reads_folder(config):
         assumed.append("a new adapter with the card's settings, since model.path is not a local folder")
     if config.topology.partition(":")[0] in CORES:

@@ -1,0 +1,79 @@
+"""Sizes of published models, so that `plan` needs no download: the fields of their config.json that decide shapes and memory."""
+
+from typing import Any
+
+from zephyr_jax.errors import InputError, truncate_repr
+from zephyr_jax.model.config import ModelConfig
+from zephyr_jax.model.families.registry import config_from_hf
+
+_LLAMA3 = {"model_type": "llama", "vocab_size": 128_256, "rms_norm_eps": 1e-5, "max_position_embeddings": 131_072}
+_QWEN3 = {"model_type": "qwen3", "vocab_size": 151_936, "rms_norm_eps": 1e-6, "max_position_embeddings": 32_768}
+
+
+def _llama_rope(factor: float) -> dict[str, Any]:
+    scaling = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    return {"rope_theta": 5e5, "rope_scaling": {**scaling, "original_max_position_embeddings": 8192}}
+
+
+def _sizes(layers: int, hidden: int, inner: int, heads: int, kv_heads: int, head_dim: int = 128) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+    }
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "Mistral-7B": {
+        **_sizes(32, 4096, 14_336, 32, 8),
+        "model_type": "mistral",
+        "vocab_size": 32_000,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e4,
+        "sliding_window": 4096,
+        "max_position_embeddings": 32_768,
+    },
+    "Llama-3.1-8B": {**_LLAMA3, **_sizes(32, 4096, 14_336, 32, 8), **_llama_rope(8.0)},
+    "Llama-3.2-1B": {**_LLAMA3, **_sizes(16, 2048, 8192, 32, 8, 64), **_llama_rope(32.0), "tie_word_embeddings": True},
+    "Llama-3.2-3B": {**_LLAMA3, **_sizes(28, 3072, 8192, 24, 8), **_llama_rope(32.0), "tie_word_embeddings": True},
+    "Qwen2.5-7B": {
+        **_sizes(28, 3584, 18_944, 28, 4),
+        "model_type": "qwen2",
+        "vocab_size": 152_064,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "max_position_embeddings": 131_072,
+    },
+    "Qwen3-8B": {**_QWEN3, **_sizes(36, 4096, 12_288, 32, 8), "rope_theta": 1e6},
+    "Qwen3-14B": {**_QWEN3, **_sizes(40, 5120, 17_408, 40, 8), "rope_theta": 1e6},
+}
+"""Name -> config.json, in part. A row is all that a further model needs."""
+DEFAULT_PRESET = "Mistral-7B"
+
+
+def preset(name: str) -> ModelConfig:
+    """The configuration of a row of `PRESETS`."""
+    return config_from_hf(PRESETS[name])
+
+
+def match_preset(path: str) -> str | None:
+    """The row for a hub id or folder whose last part begins with the row's name; None without one.
+
+    `meta-llama/Llama-3.1-8B-Instruct` and `runs/llama-3.1-8b-sft` are both of Llama-3.1-8B.
+    """
+    last = path.rstrip("/").rpartition("/")[2].lower()
+    return next((name for name in PRESETS if f"{last}-".startswith(f"{name.lower()}-")), None)
+
+
+def parse_preset(text: str) -> str:
+    """The row that a setting names, in any case. Raises InputError for an unknown one."""
+    name = match_preset(text)
+    if name is None:
+        raise InputError(
+            f"Unknown `model_preset` {truncate_repr(text)}: expected one of {', '.join(PRESETS)}, or a hub id. Set it to "
+            "one of them, or set `model.path` to a local folder."
+        )
+    return name
