@@ -49,6 +49,24 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "Qwen3-8B": {**_QWEN3, **_sizes(36, 4096, 12_288, 32, 8), "rope_theta": 1e6},
     "Qwen3-14B": {**_QWEN3, **_sizes(40, 5120, 17_408, 40, 8), "rope_theta": 1e6},
+    "Gemma-2-9B": {
+        **_sizes(42, 3584, 14_336, 16, 8, 256),
+        "model_type": "gemma2",
+        "vocab_size": 256_000,
+        "rms_norm_eps": 1e-6,
+        "sliding_window": 4096,
+        "query_pre_attn_scalar": 256,
+        "max_position_embeddings": 8192,
+    },
+    "SmolLM3-3B": {
+        **_sizes(36, 2048, 11_008, 16, 4),
+        "model_type": "smollm3",
+        "vocab_size": 128_256,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 5e6,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 65_536,
+    },
 }
 """Name -> config.json, in part. A row is all that a further model needs."""
 DEFAULT_PRESET = "Mistral-7B"
