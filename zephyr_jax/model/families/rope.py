@@ -43,7 +43,7 @@ def read_rope(hf_config: HfConfig, *, default_theta: float = _DEFAULT_THETA, is_
     Args:
         hf_config: A parsed config.json.
         default_theta: The family's base where the file gives none.
-        is_partial: Whether the family rotates a part of a head where the file says so.
+        is_partial: Whether the family can rotate a part of a head.
 
     Raises:
         InputError: The fields ask for a scaling or a part of the head that is not implemented, or give two bases.
