@@ -35,7 +35,7 @@ class WindowFields(GemmaFields):
 
 
 class Gemma2Fields(WindowFields):
-    """Fields of config.json, with transformers' defaults for an absent field; a soft cap of null leaves scores or logits as they are."""
+    """Fields of config.json, with transformers' defaults for an absent field; null: no soft cap."""
 
     attn_logit_softcapping: Number | None = 50.0
     final_logit_softcapping: Number | None = 30.0
