@@ -1,4 +1,4 @@
-"""The cards of Gemma 2 from end to end on a tiny random model: sft, reference, dpo, export."""
+"""The cards of model families from end to end on tiny random models: sft, reference, dpo, export."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[2]
 TURNS = ("<start_of_turn>", "<end_of_turn>")
 QUIET = "--schedule.max_steps 2 --schedule.evaluate_every 0 --report.no_progress_bar --report.num_samples 0"
 SMALL = (
-    "--data.max_length 256 --data.row_length 512 --batch.microbatch_rows 8 --data.split train --data.eval_split None"
+    "--data.max_length 256 --data.row_length 512 --batch.microbatch_rows 8 --data.split train --data.eval_split None "
+    "--data.revision None"
 )
 
 
@@ -32,21 +33,35 @@ def with_turns(tiny_model: Path, folder: Path, out: Path) -> Path:
     return out
 
 
+@pytest.mark.parametrize(
+    ("card", "family", "architecture"),
+    [
+        ("gemma-2-9b", "gemma2", "Gemma2ForCausalLM"),
+        ("qwen3-8b", "qwen3", "Qwen3ForCausalLM"),
+        ("smollm3-3b", "smollm3", "SmolLM3ForCausalLM"),
+    ],
+)
 def test_sft_reference_dpo_export(
-    tiny_model: Path, golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path,
+    golden: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    card: str,
+    family: str,
+    architecture: str,
 ) -> None:
-    """The exported folder has Gemma's config, template and stop token, and the logits of the trained run."""
+    """The exported folder has the family's config.json, the card's template and stop token, and the logits of the run."""
     monkeypatch.chdir(ROOT)  # cards name their template from there
-    model = with_turns(tiny_model, golden / "families" / "gemma2", tmp_path / "base")
+    model = with_turns(tiny_model, golden / "families" / family, tmp_path / "base")
     chats = write_rows(tmp_path / "chats.jsonl", list(conversations(0, 24, "train")))
     pairs = write_rows(tmp_path / "pairs.jsonl", list(preferences(0, 16, "train")))
     sft, dpo = tmp_path / "sft", tmp_path / "dpo"
     main(
-        f"sft --config configs/gemma-2-9b/sft.yaml --model.path {model} --data.path {chats} --output {sft} "
-        f"--batch.rows 8 {SMALL} {QUIET}".split()
+        f"sft --config configs/{card}/sft.yaml --model.path {model} --data.path {chats} --output {sft} --batch.rows 8 "
+        f"{SMALL} {QUIET}".split()
     )
     same = (
-        f"--config configs/gemma-2-9b/dpo.yaml --model.path {sft} --data.path {pairs} --reference {tmp_path}/table "
+        f"--config configs/{card}/dpo.yaml --model.path {sft} --data.path {pairs} --reference {tmp_path}/table "
         f"--output {dpo} --batch.examples 8 --data.max_prompt_length 128 {SMALL} {QUIET}"
     ).split()
     main(["reference", *same])
@@ -54,8 +69,9 @@ def test_sft_reference_dpo_export(
     first = json.loads((dpo / "metrics.jsonl").read_text().splitlines()[0])
     np.testing.assert_allclose(first["loss"], np.log(2), atol=1e-3)
     main(f"export --model.path {dpo} --output {tmp_path}/hf --dtype float32".split())
-    config = json.loads((tmp_path / "hf" / "config.json").read_text())
-    assert config["architectures"] == ["Gemma2ForCausalLM"] and config["attn_logit_softcapping"] == 2.0
+    config, trained = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "hf", model))
+    assert config["architectures"] == [architecture]
+    assert config.get("attn_logit_softcapping") == trained.get("attn_logit_softcapping")
     assert json.loads((tmp_path / "hf" / "generation_config.json").read_text())["eos_token_id"]
     batch = whole_rows(np.stack(random_segments([24, 24])))
     np.testing.assert_array_equal(logits(load(tmp_path / "hf"), batch), logits(load(dpo), batch))
