@@ -289,14 +289,14 @@ def config_without_heads(desk: Desk) -> Words:
     return desk.sft("--model.path", desk.model(num_attention_heads=0, num_key_value_heads=0, head_dim=None))
 
 
-@mistake("model_type 'gpt2'", "llama, mistral", "Choose")
+@mistake("model_type 'gpt2'", "llama, ministral3, mistral", "Choose")
 def foreign_architecture(desk: Desk) -> Words:
     return desk.sft("--model.path", desk.model(model_type="gpt2"))
 
 
-@mistake("`rope_scaling`", "'linear'", "Choose a checkpoint without it")
+@mistake("`rope_scaling`", "'dynamic'", "Choose a checkpoint without it")
 def rope_scaling(desk: Desk) -> Words:
-    return desk.sft("--model.path", desk.model(rope_scaling={"rope_type": "linear", "factor": 2.0}))
+    return desk.sft("--model.path", desk.model(rope_scaling={"rope_type": "dynamic", "factor": 2.0}))
 
 
 @mistake("`attention_bias`", "True", "Choose a checkpoint without it")

