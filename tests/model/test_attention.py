@@ -171,3 +171,11 @@ def test_the_tpu_kernel_equals_the_xla_form(window: int | None, softcap: float |
     np.testing.assert_allclose(out, expected, atol=2e-5)
     for one, other in zip(slopes, expected_slopes, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-4)
+
+
+def test_cudnn_refuses_a_soft_cap() -> None:
+    """It would compute other scores without an error."""
+    row = jnp.zeros((1, 8, 1, 8))
+    info = SegmentInfo(jnp.ones((1, 8), jnp.int32), jnp.arange(8)[None])
+    with pytest.raises(InputError, match="soft cap"):
+        cudnn_attention(row, row, row, info, None, softcap=2.0, implementation="xla")

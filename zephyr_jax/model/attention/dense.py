@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
+from zephyr_jax.errors import InputError
 from zephyr_jax.model.softcap import softcap as capped
 
 MASKED = -1e30
@@ -79,7 +80,7 @@ def cudnn_attention(
     info: SegmentInfo,
     window: int | None,
     scale: float | None = None,
-    softcap: None = None,
+    softcap: float | None = None,
     *,
     implementation: Literal["cudnn", "xla"],
 ) -> Array:
@@ -92,9 +93,16 @@ def cudnn_attention(
         info: Segments and positions of the rows.
         window: Sliding window in tokens; None for full attention.
         scale: Factor of the scores; None: 1 / sqrt(H).
-        softcap: The kernel has none.
+        softcap: None; the kernel has no soft cap.
         implementation: `cudnn` is the fused kernel of NVIDIA GPUs, which never stores all scores.
+
+    Raises:
+        InputError: A soft cap is asked for.
     """
+    if softcap is not None:
+        raise InputError(
+            f"expected no soft cap of attention scores (the cuDNN kernel has none), got {softcap:g}. Set `kernel` to `xla`."
+        )
     # Tokens of a segment are adjacent and in order, so the kernel's own causal rule is right inside segments, too, and skips
     # half of the work; only the rest of the mask rule is passed as an array.
     i_L1, j_1L = jnp.arange(q_BLNH.shape[1])[:, None], jnp.arange(q_BLNH.shape[1])[None]
