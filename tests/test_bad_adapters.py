@@ -109,6 +109,10 @@ SETTINGS: dict[str, Mistake] = {
         lambda desk: desk.sft(*ON, "--optimizer.grad_dtype", "bfloat16"),
         ("optimizer.grad_dtype is bfloat16", "model.compute_dtype float32"),
     ),
+    "saved logits that no backward pass reads": (
+        lambda desk: desk.sft(*ON, "--model.save_logits"),
+        ("model.save_logits is true", "adapter.rank", "Remove model.save_logits"),
+    ),
     "format of another command": (
         lambda desk: desk.sft("--model.base_format", "nf4"),
         ("model.base_format",),

@@ -70,6 +70,25 @@ def test_value_and_gradient_equal_the_plain_formula(columns: int, config: ModelC
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), found, expected)
 
 
+@pytest.mark.parametrize("config", [model_config(), model_config(logit_scale=0.5, logit_softcap=1.0)])
+def test_a_frozen_unembedding_needs_no_logits_in_the_backward_pass(config: ModelConfig) -> None:
+    """The gradient of hidden states is that of a trained unembedding, from two products with the unembedding, not three."""
+    hidden, unembedding, tokens, wanted = inputs()
+    slope = jnp.asarray(np.random.default_rng(1).normal(size=(B, L)), jnp.float32)
+
+    def loss(hidden, unembedding):
+        chunking = Chunking(4, False, SingleDevice())
+        return jnp.sum(token_logprob(hidden, unembedding, tokens, wanted, chunking, config) * slope)
+
+    frozen = jax.jit(jax.grad(loss))
+    trained = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    np.testing.assert_allclose(frozen(hidden, unembedding), trained(hidden, unembedding)[0], atol=1e-5)
+    products = [
+        str(jax.make_jaxpr(gradient)(hidden, unembedding)).count("dot_general") for gradient in (frozen, trained)
+    ]
+    assert products == [2, 4]
+
+
 def test_chunks_without_a_wanted_column_are_skipped() -> None:
     """What stands in columns that no row wants cannot reach the result, not even as not-a-number."""
     hidden, unembedding, tokens, wanted = inputs()

@@ -62,6 +62,11 @@ class SftConfig:
                 f"optimizer.grad_dtype is bfloat16 and model.compute_dtype {self.model.compute_dtype}: gradients stored in a "
                 "narrower dtype than they are computed in lose precision. Give both the same dtype."
             )
+        if self.model.save_logits and self.adapter.rank:
+            raise InputError(
+                f"model.save_logits is true and adapter.rank {self.adapter.rank}: the backward pass of a frozen unembedding "
+                "needs no logits. Remove model.save_logits."
+            )
         for name, (low, high) in self.expected.items():
             if not low <= high:
                 raise InputError(f"expected.{name}: expected [low, high], got [{low}, {high}].")

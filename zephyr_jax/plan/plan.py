@@ -164,7 +164,8 @@ def segment_length(config: PlanConfig) -> int:
 
 def recomputed_per_token(config: PlanConfig, shape: ModelConfig, adapter_weights: int = 0) -> float:
     """Matmul operations a token that the backward pass of a training step repeats: of the layers, adapters and logits."""
-    logits = 0 if config.model.save_logits else 2 * shape.vocab_size * shape.d_model
+    # With adapters the unembedding is frozen, and its backward pass needs no logits.
+    logits = 0 if config.model.save_logits or adapter_weights else 2 * shape.vocab_size * shape.d_model
     keys = keys_seen(shape, segment_length(config))
     return recomputed_flops(shape, config.model.remat, keys) + 2 * adapter_weights + logits
 
