@@ -9,27 +9,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, processors
 
-from zephyr_jax.chat.message import SkippedRow
+from zephyr_jax.chat.message import OverLengthRow, SkippedRow
 from zephyr_jax.chat.template_loader import load_template
 from zephyr_jax.chat.tokenizer import ChatTokenizer, Segment
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.config.sections import DataOptions
-from zephyr_jax.data.segments import CONVERSATION, PREFERENCE
+from zephyr_jax.data.segments import CONVERSATION, PREFERENCE, ExampleKind
 from zephyr_jax.errors import InputError
+
+
+def tokenized(kind: ExampleKind, tokenizer: ChatTokenizer, data: DataOptions, row: Any, cut: bool) -> list[Segment]:
+    try:
+        return kind.tokenize(tokenizer, data, row)
+    except OverLengthRow as error:
+        if not cut:
+            raise
+        return error.truncate()
 
 
 def conversation(
     tokenizer: ChatTokenizer, row: dict[str, Any], targets: Any, max_length: int, cut: bool
 ) -> list[Segment]:
     data = DataOptions(targets=targets, max_length=max_length)
-    return CONVERSATION.tokenize(tokenizer, data, row, cut)
+    return tokenized(CONVERSATION, tokenizer, data, row, cut)
 
 
 def preference(
     tokenizer: ChatTokenizer, row: dict[str, Any], max_length: int, max_prompt: int, cut: bool
 ) -> list[Segment]:
     data = DataOptions(max_length=max_length, max_prompt_length=max_prompt)
-    return PREFERENCE.tokenize(tokenizer, data, row, cut)
+    return tokenized(PREFERENCE, tokenizer, data, row, cut)
 
 
 QUESTION = {"role": "user", "content": "Name three colours that a clear sky can have, and say when."}

@@ -19,6 +19,7 @@ from zephyr_jax.chat.template_loader import load_template
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.config.sections import DataOptions
+from zephyr_jax.data import examples
 from zephyr_jax.data.examples import Examples, load_examples
 from zephyr_jax.data.segments import CONVERSATION, PREFERENCE
 from zephyr_jax.data.sources import open_rows
@@ -300,8 +301,7 @@ def test_whatever_changes_tokens_tokenises_again(counting: Counting, tmp_path: P
         replace(OPTIONS, limit=2),
     )
     found = [contents(load_examples(CONVERSATION, each, counting, str(path), "train")) for each in options]
-    cut = 3  # under max_length 50 every row is over-long: tokenised once to find out, once to cut
-    assert Counting.calls == 3 * len(ROWS) + 2 + cut
+    assert Counting.calls == 3 * len(ROWS) + 2  # once each, though under max_length 50 every row is over-long
     assert len({json.dumps(each) for each in found}) == 4
     jsonl(path, ROWS[::-1])
     assert contents(load_examples(CONVERSATION, OPTIONS, counting, str(path), "train")) == found[0][::-1]
@@ -311,7 +311,10 @@ class StartedError(Exception):
     """A worker process was about to start."""
 
 
-def test_workers_are_not_forked(tokenizer: ChatTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("num_workers", [2, None], ids=["as set", "by default"])
+def test_workers_are_not_forked(
+    num_workers: int | None, tokenizer: ChatTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Law: workers start afresh. A fork of a process in which JAX runs may never come back."""
 
     def started(*_: object) -> None:
@@ -323,10 +326,20 @@ def test_workers_are_not_forked(tokenizer: ChatTokenizer, tmp_path: Path, monkey
     monkeypatch.setattr(os, "fork", forked)
     monkeypatch.setattr(popen_spawn_posix.Popen, "__init__", started)
     monkeypatch.setattr(popen_forkserver.Popen, "__init__", started)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(examples, "_FEW_ROWS", len(ROWS) - 1)
+    options, path = replace(OPTIONS, num_workers=num_workers), jsonl(tmp_path / "rows.jsonl", ROWS)
     with pytest.raises(StartedError):
-        load_examples(
-            CONVERSATION, replace(OPTIONS, num_workers=2), tokenizer, str(jsonl(tmp_path / "rows.jsonl", ROWS)), "train"
-        )
+        load_examples(CONVERSATION, options, tokenizer, str(path), "train")
+
+
+def test_few_rows_start_no_workers(tokenizer: ChatTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: by default a process of its own for few rows would take longer to start than to tokenize them."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(popen_forkserver.Popen, "__init__", lambda *_: pytest.fail("started a process"))
+    monkeypatch.setattr(examples, "_FEW_ROWS", len(ROWS))
+    found = load_examples(CONVERSATION, OPTIONS, tokenizer, str(jsonl(tmp_path / "rows.jsonl", ROWS)), "train")
+    assert len(found) == len(ROWS)
 
 
 # ---- sources ----

@@ -13,7 +13,7 @@ import pytest
 from tests.chat.test_last_answer import CALLED, TOOLS
 from tests.chat.thinking import CHAT, PLAIN, THINKING, chat_with
 from tests.tokenizers import CHATML
-from zephyr_jax.chat.message import SkippedRow
+from zephyr_jax.chat.message import OverLengthRow, SkippedRow
 from zephyr_jax.chat.tokenizer import ChatTokenizer, Segment
 from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.config.training import DpoConfig
@@ -124,10 +124,10 @@ def test_ids_are_short_with_their_turn() -> None:
 def test_a_rewriting_template_takes_single_answers_only_under_all(tmp_path: Path) -> None:
     """Law: without the setting a row of several answers is refused with the setting's name; one answer is used."""
     chat = chat_with(tmp_path, THINKING, answers="any")
-    (segment,) = tokenize_conversation(chat, ALL, {"messages": PLAIN[:2]}, False)
+    (segment,) = tokenize_conversation(chat, ALL, {"messages": PLAIN[:2]})
     assert targets(chat, segment).split() == ["Blue"]
     with pytest.raises(SkippedRow, match="data.multi_turn"):
-        tokenize_conversation(chat, ALL, {"messages": PLAIN}, False)
+        tokenize_conversation(chat, ALL, {"messages": PLAIN})
 
 
 def test_settings_that_contradict_multi_turn_are_refused() -> None:
@@ -151,7 +151,7 @@ def test_pairs_of_a_thinking_template_need_no_setting(tmp_path: Path) -> None:
     plain = pair(PLAIN[3], {**PLAIN[3], "content": "No."}, CHAT[:3])
     for args, messages in (({}, pair(CHAT[3], other, CHAT[:3])), ({"enable_thinking": False}, plain)):
         chat = chat_with(tmp_path, THINKING, answers="any", args=args)
-        sides = tokenize_preference(chat, DataOptions(), messages, False)
+        sides = tokenize_preference(chat, DataOptions(), messages)
         prompt = chat.prompt(CHAT[:3])
         for side, dialogue in zip(sides, (messages["chosen"], messages["rejected"]), strict=True):
             assert side.tokens[: len(prompt)].tolist() == prompt.tolist()
@@ -165,8 +165,8 @@ def test_pairs_with_several_answers_are_refused_by_a_rewriting_template(tmp_path
     other = [PLAIN[0], {"role": "assistant", "content": "Brown"}, *PLAIN[2:]]
     row = {"chosen": PLAIN, "rejected": other}
     with pytest.raises(SkippedRow, match="several answers after the messages that they share"):
-        tokenize_preference(chat_with(tmp_path, THINKING, answers="any"), DataOptions(), row, False)
-    sides = tokenize_preference(chat_with(tmp_path, CHATML), DataOptions(), row, False)
+        tokenize_preference(chat_with(tmp_path, THINKING, answers="any"), DataOptions(), row)
+    sides = tokenize_preference(chat_with(tmp_path, CHATML), DataOptions(), row)
     assert all(side.targets.any() for side in sides)
 
 
@@ -174,9 +174,11 @@ def test_a_long_prompt_of_a_pair_is_cut_before_its_generation_prompt_ends(tmp_pa
     """Law: the cut prompt keeps its end, so that the answer still follows the generation prompt."""
     chat = chat_with(tmp_path, THINKING, answers="any")
     row = pair(PLAIN[3], {**PLAIN[3], "content": "No."}, PLAIN[:3])
-    whole = tokenize_preference(chat, DataOptions(), row, False)
+    whole = tokenize_preference(chat, DataOptions(), row)
     data = DataOptions(max_length=len(whole[0]) - 1, max_prompt_length=12)
-    cut = tokenize_preference(chat, data, row, True)
+    with pytest.raises(OverLengthRow) as caught:
+        tokenize_preference(chat, data, row)
+    cut = caught.value.truncate()
     for before, after in zip(whole, cut, strict=True):
         assert after.tokens[after.targets].tolist() == before.tokens[before.targets].tolist()
         assert after.tokens[:12].tolist()[1:] == chat.prompt(PLAIN[:3]).tolist()[-11:]

@@ -43,10 +43,8 @@ class LabeledBatch(NamedTuple):
     """bool [B, P]."""
 
 
-def tokenize_labeled(
-    tokenizer: ChatTokenizer, data: DataOptions, row: Mapping[str, Any], truncate: bool
-) -> list[Segment]:
-    return tokenize_conversation(tokenizer, data, {name: row[name] for name in ("prompt", "completion")}, truncate)
+def tokenize_labeled(tokenizer: ChatTokenizer, data: DataOptions, row: Mapping[str, Any]) -> list[Segment]:
+    return tokenize_conversation(tokenizer, data, {name: row[name] for name in ("prompt", "completion")})
 
 
 def labels(rows: Rows, row_indices: np.ndarray) -> dict[str, np.ndarray]:

@@ -87,11 +87,11 @@ def segments_of_row(
     data = tokenizer.data
     try:
         try:
-            return kind.tokenize(tokenizer.chat, data, row, False), False
-        except OverLengthRow:
+            return kind.tokenize(tokenizer.chat, data, row), False
+        except OverLengthRow as error:
             if data.on_bad_row != "truncate":
                 raise
-            return kind.tokenize(tokenizer.chat, data, row, True), True
+            return error.truncate(), True
     except SkippedRow as error:
         raise InputError(f"{location} cannot be used: {error}; it has {sorted(row)}. Fix or remove it.") from error
 

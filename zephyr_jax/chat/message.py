@@ -1,6 +1,7 @@
 """What a conversation must be before a template renders it, and the reason when it is not."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from zephyr_jax.errors import join_items
@@ -38,11 +39,17 @@ class SkippedRow(ValueError):
 
 
 class OverLengthRow(SkippedRow):
-    """A row that truncation can fit; `tokens` is the length of the whole row."""
+    """A row that truncation can fit.
 
-    def __init__(self, reason: str, tokens: int):
+    Args:
+        reason: As in `SkippedRow`.
+        tokens: Length of the whole row.
+        truncate: Gives the truncated row's segments; raises SkippedRow where nothing to learn is left of it.
+    """
+
+    def __init__(self, reason: str, tokens: int, truncate: Callable[[], list[Any]]):
         super().__init__(reason)
-        self.tokens = tokens
+        self.tokens, self.truncate = tokens, truncate
 
 
 def text_message(role: str, text: str) -> Message:

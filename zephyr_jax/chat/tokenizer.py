@@ -1,7 +1,7 @@
-"""Text and spans -> token ids and a target mask, from one joint tokenization.
+"""Text and spans -> token ids and a target mask, from one tokenization.
 
-The mask is read from character offsets of the very tokens it masks: no piece of text is ever tokenized twice. Text
-from users is never read as a special token, even where it spells one.
+The mask is read from character offsets of the very tokens it masks, never from another tokenization of a part. Text from users
+is never read as a special token, even where it spells one.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,15 @@ from zephyr_jax.chat.saved_tokenizer import save_tokenizer
 from zephyr_jax.chat.template import ChatTemplate, RenderedChat
 from zephyr_jax.chat.template_loader import Answers, load_template
 from zephyr_jax.chat.template_probe import probe_conversations, prompts_of
+from zephyr_jax.chat.windows import is_separable, windows
 from zephyr_jax.config.sections import TemplateValue
 from zephyr_jax.errors import InputError
+
+_CACHED_WINDOWS = 256
+"""The prompt of a pair and a system message are met again soon, if at all."""
+
+type _Tokens = tuple[np.ndarray, np.ndarray]
+"""int32 ids [n], and int64 [n]: where the characters of each end."""
 
 
 @dataclass(frozen=True)
@@ -58,20 +66,26 @@ class ChatTokenizer:
         self.saved = save_tokenizer(tokenizer)
         """What this tokenizer's files are made from."""
         self._joint = self.saved.backend
-        self._literal = _literal(self._joint, template.reserved)
+        self._is_separable = is_separable(self._joint, template.reserved)
+        self._start()
         vocabulary = tokenizer.get_vocab()
         self._special_ids = {token: vocabulary[token] for token in template.reserved}
+        self._reserved_ids = np.array(sorted(self._special_ids.values()), np.int32)
         self.bos = bos_token_id(tokenizer)
         self.stop_ids = tuple(sorted(self._special_ids[token] for token in template.end_tokens))
         """Ids of the tokens that can end an assistant answer under the template, found by rendering a probe."""
 
+    def _start(self) -> None:
+        """Make what does not survive pickling: the cache, and `encode_special_tokens`."""
+        self._encode_cached = lru_cache(_CACHED_WINDOWS)(self._encode_window)
+        self._literal = _literal(self._joint, self.template.reserved)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_literal"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_literal", "_encode_cached")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        # `encode_special_tokens` does not survive pickling
-        self._literal = _literal(self._joint, self.template.reserved)
+        self._start()
 
     @property
     def fingerprint(self) -> str:
@@ -110,12 +124,12 @@ class ChatTokenizer:
         """int32 tokens of a conversation with the header that asks for an answer; spans play no part."""
         return self.encode(self.template.render(messages, add_generation_prompt=True)).tokens
 
-    def _encode_text(self, rendered: RenderedChat) -> tuple[np.ndarray, np.ndarray]:
+    def _encode_text(self, rendered: RenderedChat) -> _Tokens:
         """Token ids and the character offset where each ends."""
         text, specials = rendered.text, rendered.special_spans
         impostors = self.template.special_spans(text) != specials
         if not impostors:
-            return self._encode_jointly(text)
+            return self._encode_jointly(text, specials)
         ids, ends = list[int](), list[int]()
         cursor = 0
         for start, end in (*specials, (len(text), len(text))):
@@ -133,11 +147,26 @@ class ChatTokenizer:
             return tokenizer.encode_batch([text], add_special_tokens=False)[0]
         return tokenizer.encode(text, add_special_tokens=False)
 
-    def _encode_jointly(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+    def _encode_jointly(self, text: str, specials: tuple[Span, ...]) -> _Tokens:
+        """Ids and ends of a text in which every spelled special token is one."""
+        if not self._is_separable or not specials:
+            return self._encode_window(text)
+        ids, ends = list[np.ndarray](), list[np.ndarray]()
+        last = np.zeros(0, np.int32)
+        for start, end in windows(specials, len(text)):
+            window_ids, window_ends = self._encode_cached(text[start:end])
+            if not np.array_equal(window_ids[: len(last)], last):  # the special token that ended the window before
+                return self._encode_window(text)
+            ids.append(window_ids[len(last) :])
+            ends.append(start + window_ends[len(last) :])
+            last = window_ids[-1:]
+        return np.concatenate(ids), np.concatenate(ends)
+
+    def _encode_window(self, text: str) -> _Tokens:
         encoding = self._run(self._joint, text)
         ids, offsets = np.array(encoding.ids, np.int32), encoding.offsets
         ends = np.array([end for _, end in offsets], np.int64)
-        for at in np.flatnonzero(np.isin(ids, list(self._special_ids.values()))):
+        for at in np.flatnonzero(np.isin(ids, self._reserved_ids)):
             start, end = offsets[at]
             ends[at] = start + len(text[start:end].rstrip())  # some special tokens swallow the space after them
         return ids, ends

@@ -198,9 +198,9 @@ class DataOptions:
     max_skipped_fraction: Fraction = field(default=0.1, metadata=RESUMABLE | ADVANCED)
     """Maximum fraction of rows skipped, and of tokens skipped or truncated. Above it `sft`, `dpo` and `reference` stop;
     `evaluate` and `preview` print a warning. 1: never stop."""
-    num_workers: PositiveInt = field(default=1, metadata=RESUMABLE | ADVANCED)
-    """Number of processes that tokenize. Raise it for large data sets; results are cached by content, so that a second run
-    reads them back."""
+    num_workers: PositiveInt | None = field(default=None, metadata=RESUMABLE | ADVANCED)
+    """Number of processes that tokenize; results are cached by content, so that a second run reads them back. Default: one for
+    each CPU core, and one in all for 4,000 rows or fewer."""
 
     def fitted(self, segments: int) -> "DataOptions":
         """Lengths that nothing has set, made to fit: a row holds `segments` sequences, and a prompt leaves room for an answer."""

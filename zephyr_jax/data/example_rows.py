@@ -37,7 +37,7 @@ def whole_row(row: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def examples_of_rows(
-    tokenize: Callable[[Any, bool], list[Segment]],
+    tokenize: Callable[[Any], list[Segment]],
     split: Turns,
     may_truncate: bool,
     cells: dict[str, list[str | None]],
@@ -55,7 +55,7 @@ def examples_of_rows(
 
 
 def _example(
-    tokenize: Callable[[Any, bool], list[Segment]],
+    tokenize: Callable[[Any], list[Segment]],
     may_truncate: bool,
     row: Mapping[str, Any],
     identity: str,
@@ -65,10 +65,12 @@ def _example(
     problem, truncated, overlong, size = "", False, "", 0
     try:
         try:
-            segments = tokenize(row, False)
+            segments = tokenize(row)
         except OverLengthRow as error:
-            truncated, overlong, size = may_truncate, str(error), error.tokens
-            segments = tokenize(row, may_truncate)
+            overlong, size = str(error), error.tokens
+            if not may_truncate:
+                raise
+            truncated, segments = True, error.truncate()
     except SkippedRow as error:
         problem = str(error)
     return example_record(

@@ -4,6 +4,7 @@ An example is one segment (a conversation) or two (chosen and rejected of a pair
 `datasets` maps into memory and caches by content; lengths, ids and keys are small and live in memory.
 """
 
+import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ from zephyr_jax.errors import InputError, join_items
 _VERSION = 8
 _BATCH = 64  # rows that become examples at a time
 _SAMPLE = 1000  # rows whose formats are named
+_FEW_ROWS = 4000  # which one process tokenizes in about the time that another one takes to start
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,8 @@ def _table(rows: Dataset, kind: ExampleKind, data: DataOptions, tokenizer: ChatT
         tokenizer.fingerprint,
         rows._fingerprint,
     )
-    if data.num_workers > 1:  # a fork of a process in which JAX runs may deadlock
+    num_workers = data.num_workers or (os.cpu_count() or 1 if len(rows) > _FEW_ROWS else 1)
+    if num_workers > 1:  # a fork of a process in which JAX runs may deadlock
         multiprocess.set_start_method("forkserver", force=True)
     return rows.map(
         partial(
@@ -224,7 +227,7 @@ def _table(rows: Dataset, kind: ExampleKind, data: DataOptions, tokenizer: ChatT
         batch_size=_BATCH,
         remove_columns=rows.column_names,
         features=FEATURES,
-        num_proc=data.num_workers if data.num_workers > 1 else None,
+        num_proc=num_workers if num_workers > 1 else None,
         new_fingerprint=blake2b(repr(rule).encode(), digest_size=16).hexdigest(),
         desc="tokenizing",
     )

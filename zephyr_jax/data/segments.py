@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,9 +37,9 @@ class ExampleKind:
     """A row is read by the first of these that fits it."""
     required: tuple[str, ...]
     """Columns of the usual format, for the error where no format fits."""
-    tokenize: Callable[[ChatTokenizer, DataOptions, Mapping[str, Any], bool], list[Segment]]
-    """(tokenizer, settings, row, whether to truncate it) -> segments. Raises SkippedRow, and OverLengthRow unless it truncates.
-    Worker processes import it by name."""
+    tokenize: Callable[[ChatTokenizer, DataOptions, Mapping[str, Any]], list[Segment]]
+    """(tokenizer, settings, row) -> segments. Raises SkippedRow, and OverLengthRow, which can truncate them. Worker processes
+    import it by name."""
     split_turns: (
         Callable[[ChatTokenizer, DataOptions, Mapping[str, Any]], list[tuple[str, Mapping[str, Any]]]] | None
     ) = None
@@ -58,9 +59,7 @@ class ExampleKind:
         return len(self.segments)
 
 
-def tokenize_conversation(
-    tokenizer: ChatTokenizer, data: DataOptions, row: Mapping[str, Any], truncate: bool
-) -> list[Segment]:
+def tokenize_conversation(tokenizer: ChatTokenizer, data: DataOptions, row: Mapping[str, Any]) -> list[Segment]:
     """The one segment of a conversation: its assistant answers are targets, or under `data.targets: all` every token but BOS.
 
     Under `data.multi_turn: last` only the last answer is a target.
@@ -74,12 +73,16 @@ def tokenize_conversation(
         if rendered.muted:
             segment.targets[tokenizer.encode(replace(rendered, spans=rendered.muted)).targets] = False
     if len(segment) > data.max_length:
-        if not truncate:
-            raise OverLengthRow(f"over-length: more than max_length {data.max_length} tokens", len(segment))
-        segment = segment.head(data.max_length)
-    if not segment.targets.any():
-        raise SkippedRow(f"no target token within the first {data.max_length} tokens")
-    return [segment]
+        reason = f"over-length: more than max_length {data.max_length} tokens"
+        raise OverLengthRow(reason, len(segment), partial(_head_of_conversation, segment, data.max_length))
+    return _head_of_conversation(segment, data.max_length)
+
+
+def _head_of_conversation(segment: Segment, max_length: int) -> list[Segment]:
+    head = segment.head(max_length)
+    if not head.targets.any():
+        raise SkippedRow(f"no target token within the first {max_length} tokens")
+    return [head]
 
 
 def _encode_conversation(
@@ -124,9 +127,7 @@ def split_turns(
     ] or [("", row)]
 
 
-def tokenize_preference(
-    tokenizer: ChatTokenizer, data: DataOptions, row: Mapping[str, Any], truncate: bool
-) -> list[Segment]:
+def tokenize_preference(tokenizer: ChatTokenizer, data: DataOptions, row: Mapping[str, Any]) -> list[Segment]:
     """Chosen and rejected segments of a pair; targets are the answers after the messages that both sides share.
 
     An over-long pair is cut as the reference DPO code does: first the prompt to its last `data.max_prompt_length` tokens (BOS
@@ -144,12 +145,16 @@ def tokenize_preference(
         raise SkippedRow("the prompt becomes different tokens before the chosen and the rejected answer")
     if np.array_equal(sides[0].tokens, sides[1].tokens):
         raise SkippedRow("chosen and rejected are identical")
-    max_length, max_prompt = data.max_length, data.max_prompt_length
-    if max(len(side) for side in sides) <= max_length:
+    if max(len(side) for side in sides) <= data.max_length:
         return sides
-    if not truncate:
-        raise OverLengthRow(f"over-length: more than max_length {max_length} tokens", sum(map(len, sides)))
-    sides = [_truncate(side, len(prompt), max_length, max_prompt, tokenizer.bos is not None) for side in sides]
+    reason = f"over-length: more than max_length {data.max_length} tokens"
+    truncate = partial(_truncate_pair, sides, len(prompt), data, tokenizer.bos is not None)
+    raise OverLengthRow(reason, sum(map(len, sides)), truncate)
+
+
+def _truncate_pair(sides: list[Segment], prompt: int, data: DataOptions, has_bos: bool) -> list[Segment]:
+    max_length, max_prompt = data.max_length, data.max_prompt_length
+    sides = [_truncate(side, prompt, max_length, max_prompt, has_bos) for side in sides]
     if not all(side.targets.any() for side in sides):
         raise SkippedRow(f"max_prompt_length {max_prompt} leaves no room for an answer within max_length {max_length}")
     if np.array_equal(sides[0].tokens, sides[1].tokens):
