@@ -11,11 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from zephyr_jax.batch import TokenBatch
+from zephyr_jax.batch import Rows, TokenBatch, empty_rows, empty_shared_rows
+from zephyr_jax.chat.tokenizer import Segment
 from zephyr_jax.checkpoint.opened import AbstractModel, open_model
 from zephyr_jax.checkpoint.training_format import open_for_training
 from zephyr_jax.config.adapter import AdapterOptions
 from zephyr_jax.config.sections import MeshOptions, ModelOptions, Remat
+from zephyr_jax.data.loader import lay_out_segments
+from zephyr_jax.data.shared_prompt import lay_out_shared
 from zephyr_jax.model.attention.dense import SegmentInfo
 from zephyr_jax.model.decoder import build
 from zephyr_jax.objective.logprob import Parameters
@@ -100,6 +103,26 @@ def random_segments(sizes: list[int], vocab: int = 96, seed: int = 0) -> list[np
     """Token ids of segments of these sizes."""
     rng = np.random.default_rng(seed)
     return [rng.integers(3, vocab, size).astype(np.int32) for size in sizes]
+
+
+def answered(sizes: tuple[int, ...], vocab: int = 96, seed: int = 0) -> list[Segment]:
+    """An example: a prompt of `sizes[0]` tokens with an answer of each further size, whose tokens are the targets."""
+    prompt, *answers = random_segments(list(sizes), vocab, seed)
+    return [Segment(np.r_[prompt, answer], np.arange(len(prompt) + len(answer)) >= len(prompt)) for answer in answers]
+
+
+def laid_out(lines: list[list[list[Segment]]], length: int, unshared: int | None = None) -> Rows:
+    """Rows of examples; with shared prompts where the un-shared row has a length."""
+    if unshared is None:
+        rows = empty_rows(len(lines), length)
+        for line, examples in enumerate(lines):
+            lay_out_segments(rows, line, [segment for example in examples for segment in example])
+        return jax.tree.map(jnp.asarray, rows)
+    each = max(len(example) for examples in lines for example in examples)
+    shared = empty_shared_rows(len(lines), length, unshared, each)
+    for line, examples in enumerate(lines):
+        lay_out_shared(shared, line, examples)
+    return jax.tree.map(jnp.asarray, shared)
 
 
 def resized(folder: Path, out: Path, vocab: int) -> Path:

@@ -76,6 +76,7 @@ EFFECTS: dict[str, str] = {
     "DataOptions.row_length": _LAID_OUT,
     "DataOptions.packing": _LAID_OUT,
     "DataOptions.packing_window": _LAID_OUT,
+    "DataOptions.share_prompts": "data/test_shared_prompt.py::test_sharing_needs_fewer_rows_and_off_is_as_before",
     "DataOptions.on_bad_row": _DATA,
     "DataOptions.allow_contradictions": "data/test_rows.py::test_a_contradiction_is_a_bad_row_unless_it_is_allowed",
     "DataOptions.max_skipped_fraction": "data/test_filter_stats.py::test_record_report_and_card_hold_the_counts",

@@ -481,7 +481,7 @@ def microbatch_does_not_divide_rows(desk: Desk) -> Words:
 
 @mistake("data.row_length", "data.max_length (64)", "got 100", "at least 128")
 def row_too_short_for_a_pair(desk: Desk) -> Words:
-    return desk.dpo("--data.row_length", 100)
+    return desk.dpo("--data.row_length", 100, "--data.no_share_prompts")
 
 
 @mistake("row_length", "100")

@@ -111,7 +111,7 @@ def test_a_class_variable_is_no_setting_of_a_card(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "setting"),
     [
-        ("--data.row_length 3000", "data.row_length"),
+        ("--data.row_length 3000 --data.no_share_prompts", "data.row_length"),
         ("--data.max_prompt_length 2048", "data.max_prompt_length"),
         ("--data.max_length 5000 --data.row_length 4096", "data.row_length"),
     ],

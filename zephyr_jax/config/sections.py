@@ -185,6 +185,9 @@ class DataOptions:
     """Sequence packing: several conversations (pairs) share a row, and each attends only to itself. Off: one per row."""
     packing_window: PositiveInt = field(default=8192, metadata=ADVANCED)
     """Number of shuffled examples that are packed together, with `batch.rows`. A larger window pads less and shuffles less."""
+    share_prompts: bool = True
+    """Preferences: compute the prompt of a pair once for both answers; a row then holds more pairs, and results are equal up
+    to rounding. Off: each answer has its own copy. A run cannot be resumed with another value."""
     on_bad_row: Literal["truncate", "drop", "error"] = unset("truncate")
     """Action for rows that are over-long, malformed or without targets. Default: `truncate`; `evaluate` uses the run's.
 
@@ -212,6 +215,16 @@ class DataOptions:
             prompt = unset(max(1, self.max_length // 2) if short else DEFAULT_PROMPT_LENGTH)
         unchanged = (row, prompt) == (self.row_length, self.max_prompt_length)
         return self if unchanged else replace(self, row_length=row, max_prompt_length=prompt)
+
+    def unshared_row_length(self, segments: int) -> int:
+        """Columns of a row of attention in which each of an example's `segments` has its own copy of the prompt.
+
+        One and a half times `row_length`, which rarely limits packing, or more where the longest example may need it; a multiple
+        of the blocks of attention kernels.
+        """
+        longest = segments * min(self.max_length, self.row_length)
+        multiple = 512 if self.row_length >= 2048 else 128
+        return -(-max(3 * self.row_length // 2, longest) // multiple) * multiple
 
     def check(self) -> None:
         """Raise InputError where a sequence is longer than a row, or settings contradict each other."""

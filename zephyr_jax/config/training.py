@@ -101,7 +101,8 @@ class DpoConfig(SftConfig):
                 "data.multi_turn: expected `all`, got `last`. The answers after the messages that chosen and rejected share are "
                 "targets, and the prompt is context in any case: remove the setting."
             )
-        if data.row_length < 2 * data.max_length and data.on_bad_row == "truncate":
+        # With shared prompts the data decide: two answers of `max_length` tokens share at least a part of them.
+        if data.row_length < 2 * data.max_length and data.on_bad_row == "truncate" and not data.share_prompts:
             raise InputError(
                 f"data.row_length: expected at least twice data.max_length ({data.max_length}), got {data.row_length}. A pair "
                 f"shares a row: set data.row_length to at least {2 * data.max_length}, or lower data.max_length."

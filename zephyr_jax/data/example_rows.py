@@ -9,6 +9,7 @@ from datasets import Features, List, Value
 from zephyr_jax.chat.message import OverLengthRow, SkippedRow
 from zephyr_jax.chat.tokenizer import Segment
 from zephyr_jax.data.segments import TURN_MARK
+from zephyr_jax.data.shared_prompt import shared_prompt_length
 from zephyr_jax.data.sources import decode
 
 FEATURES = Features(
@@ -20,6 +21,7 @@ FEATURES = Features(
         "tokens": List(Value("int32")),
         "targets": List(Value("uint8")),
         "lengths": List(Value("int32")),
+        "prompt": Value("int32"),
         "keys": List(Value("string")),
         "overlong": Value("string"),
         "size": Value("int64"),
@@ -92,6 +94,7 @@ def example_record(identity: str, segments: list[Segment], size: int, **facts: A
         "tokens": np.concatenate([segment.tokens for segment in segments] or [np.zeros(0, np.int32)]),
         "targets": np.concatenate([segment.targets for segment in segments] or [np.zeros(0, bool)]).astype(np.uint8),
         "lengths": [len(segment) for segment in segments],
+        "prompt": shared_prompt_length(segments),
         "keys": [segment.key for segment in segments],
         "size": size or sum(map(len, segments)),
         **facts,

@@ -24,13 +24,15 @@ from zephyr_jax.data.filter_stats import FilterStats, filter_stats
 from zephyr_jax.data.row_formats import find_format
 from zephyr_jax.data.rows import COLUMNS, unused_columns
 from zephyr_jax.data.segments import CONVERSATION, PREFERENCE, ExampleKind
+from zephyr_jax.data.shared_prompt import UnsharedRows, packed_lengths
 from zephyr_jax.data.sources import Rows, open_rows
 from zephyr_jax.errors import InputError, join_items
 
-_VERSION = 8
+_VERSION = 9
 _BATCH = 64  # rows that become examples at a time
 _SAMPLE = 1000  # rows whose formats are named
 _FEW_ROWS = 4000  # which one process tokenizes in about the time that another one takes to start
+_ROW_MULTIPLE = 128  # of row lengths that every attention kernel takes
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,16 @@ class Examples:
         """int64 [N, segments_per_example]: tokens of every segment."""
         lengths = list(self.rows.with_format(None)["lengths"])
         return np.array(lengths, np.int64).reshape(len(self), self.segments_per_example)
+
+    def prompt_lengths(self) -> np.ndarray:
+        """int64 [N]: tokens of the prompt that the segments of each example share; 0 for conversations."""
+        return np.array(list(self.rows.with_format(None)["prompt"]), np.int64)
+
+    def packed_lengths(self, data: DataOptions) -> tuple[np.ndarray, UnsharedRows | None]:
+        """int64 [N]: tokens that each example takes of a row under `data`; and of un-shared rows, where prompts are shared."""
+        if self.segments_per_example == 1:
+            return self.lengths, None
+        return packed_lengths(self.lengths, self.prompt_lengths(), self.segments_per_example, data)
 
     def summary(self, name: str) -> str:
         """Several lines: counts, notes, and the first ids of truncated and skipped rows by reason."""
@@ -258,15 +270,10 @@ def _tokenize(rows: Dataset, kind: ExampleKind, data: DataOptions, tokenizer: Ch
         )
     kept = (table.select(good) if len(good) < len(problems) else table).with_format("arrow")
     lengths = np.array([sum(segments) for segments in kept.with_format(None)["lengths"]], np.int64)
-    if lengths.max() > data.row_length:
-        raise InputError(
-            f"{name}: the longest example has {lengths.max()} tokens and data.row_length is {data.row_length}. A row holds "
-            f"whole examples: set data.row_length to {kind.segments_per_example * data.max_length}, or lower data.max_length."
-        )
     row_indices = np.array(table.data.column("row").to_numpy()[good], np.int64)
     ids, was_truncated = (kept.with_format(None)[name] for name in ("id", "truncated"))
     truncated = [identity for identity, flag in zip(ids, was_truncated, strict=True) if flag]
-    return Examples(
+    examples = Examples(
         rows=kept,
         lengths=lengths,
         segments=kind.segments,
@@ -275,6 +282,24 @@ def _tokenize(rows: Dataset, kind: ExampleKind, data: DataOptions, tokenizer: Ch
         row_indices=row_indices,
         notes=(_turn_counts(row_indices),) if _splits(kind, data) else (),
         stats=_stats(table, problems),
+    )
+    _check_row_length(examples, data, name)
+    return examples
+
+
+def _check_row_length(examples: Examples, data: DataOptions, name: str) -> None:
+    """Raise InputError unless a row holds the longest example."""
+    lengths, unshared = examples.packed_lengths(data)
+    longest = int(lengths.max())
+    if longest <= data.row_length:
+        return
+    if unshared is None:
+        size, enough = f"{longest} tokens", examples.segments_per_example * data.max_length
+    else:
+        size, enough = f"{longest} tokens (its prompt counted once)", -(-longest // _ROW_MULTIPLE) * _ROW_MULTIPLE
+    raise InputError(
+        f"{name}: the longest example has {size} and data.row_length is {data.row_length}. A row holds whole examples: set "
+        f"data.row_length to {enough}, or lower data.max_length."
     )
 
 

@@ -6,9 +6,11 @@ from typing import SupportsIndex
 import grain
 import numpy as np
 
-from zephyr_jax.batch import Array, Batch, empty_rows, field_names, make_batch
+from zephyr_jax.batch import Array, Batch, TokenBatch, empty_rows, empty_shared_rows, field_names, make_batch
+from zephyr_jax.chat.tokenizer import Segment
 from zephyr_jax.data.examples import Examples
 from zephyr_jax.data.pack import PackingPlan
+from zephyr_jax.data.shared_prompt import lay_out_shared
 
 
 class BatchSource[B: Batch]:
@@ -51,7 +53,7 @@ class BatchSource[B: Batch]:
 
     def _lay_out(self, rows: list[tuple[int, ...]]) -> dict[str, Array]:
         """Arrays by field name, each with one line per row."""
-        tokens, slots = empty_rows(len(rows), self._plan.row_length), self._plan.examples_per_row
+        slots = self._plan.examples_per_row
         present = np.zeros((len(rows), slots), np.bool_)
         columns = {
             name: np.zeros((len(rows), slots * values.shape[1]), values.dtype) for name, values in self._columns.items()
@@ -60,16 +62,32 @@ class BatchSource[B: Batch]:
             present[line, : len(row)] = True
             for name, values in self._columns.items():
                 columns[name][line, : len(row) * values.shape[1]] = values[list(row)].reshape(-1)
-            start = 0
-            segments = (segment for example in row for segment in self._examples[example])
-            for number, segment in enumerate(segments, 1):
-                span = slice(start, start + len(segment))
-                tokens.tokens[line, span] = segment.tokens
-                tokens.segments[line, span] = number
-                tokens.positions[line, span] = np.arange(len(segment))
-                tokens.targets[line, span] = segment.targets
-                start = span.stop
-        return {**tokens._asdict(), "present": present, **columns}
+        return {**self._lay_out_tokens(rows), "present": present, **columns}
+
+    def _lay_out_tokens(self, rows: list[tuple[int, ...]]) -> dict[str, Array]:
+        """The arrays of `TokenBatch` or, where the plan shares prompts, of `SharedTokenBatch`."""
+        length, unshared = self._plan.row_length, self._plan.unshared_length
+        if unshared is not None:
+            shared = empty_shared_rows(len(rows), length, unshared, self._examples.segments_per_example)
+            for line, row in enumerate(rows):
+                lay_out_shared(shared, line, [self._examples[example] for example in row])
+            return shared._asdict()
+        tokens = empty_rows(len(rows), length)
+        for line, row in enumerate(rows):
+            lay_out_segments(tokens, line, [segment for example in row for segment in self._examples[example]])
+        return tokens._asdict()
+
+
+def lay_out_segments(rows: TokenBatch, line: int, segments: list[Segment]) -> None:
+    """Write the segments, left to right, into line `line` of rows of padding."""
+    start = 0
+    for number, segment in enumerate(segments, 1):
+        span = slice(start, start + len(segment))
+        rows.tokens[line, span] = segment.tokens
+        rows.segments[line, span] = number
+        rows.positions[line, span] = np.arange(len(segment))
+        rows.targets[line, span] = segment.targets
+        start = span.stop
 
 
 def iterate[B: Batch](source: BatchSource[B], threads: int = 2, ahead: int = 4) -> grain.DatasetIterator[tuple[int, B]]:

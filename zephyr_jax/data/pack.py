@@ -1,16 +1,18 @@
 """The plan: which examples share a row, which rows share a step, for every epoch, from lengths and a seed alone.
 
 Every host computes the same plan, so the global order is a property of the seed and never of the number of hosts.
-Rows hold whole examples (best-fit: the longest left goes into the fullest row that still has room for it).
+Rows hold whole examples (best-fit: the longest left goes into the fullest row that still has room for it). Where prompts are
+shared, a row has a second capacity: that of the un-shared row of attention.
 """
 
 from bisect import bisect_left, insort
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.config.training_sections import BatchOptions
+from zephyr_jax.data.shared_prompt import UnsharedRows
 
 type PackedRow = tuple[int, ...]
 """Indices of the examples that share a row."""
@@ -28,6 +30,8 @@ class PackingPlan:
     microbatch_rows: int
     examples_per_row: int
     """Most examples in one row."""
+    unshared_length: int | None = None
+    """Columns of the un-shared row of attention, where rows share prompts."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -35,66 +39,107 @@ class PackingPlan:
         return self.microbatches, self.microbatch_rows, self.row_length
 
 
-def best_fit(lengths: np.ndarray, capacity: int) -> list[list[int]]:
+def best_fit(lengths: np.ndarray, capacity: int, unshared: UnsharedRows | None = None) -> list[list[int]]:
     """Rows of positions into `lengths` such that each row's lengths sum to at most `capacity`.
 
     Best-fit decreasing: within 11/9 of the fewest rows possible plus one, and close to it at real lengths. Ties are
     broken by position, so the result depends on the lengths only.
+
+    Args:
+        lengths: int64 [N]: what each example takes of a row.
+        capacity: What a row holds.
+        unshared: The same for un-shared rows; every example must fit into an empty one.
     """
     rows: list[list[int]] = []
+    if not len(lengths):
+        return rows
+    others = np.zeros_like(lengths) if unshared is None else unshared.lengths
+    other_capacity = 0 if unshared is None else unshared.capacity
+    smallest, smallest_other = int(lengths.min()), int(others.min())
+    other_room: list[int] = []  # of each row
     open_rows: list[tuple[int, int]] = []  # (room left, row), sorted: the first with enough room fits best
     for position in np.argsort(-lengths, kind="stable"):
-        size = int(lengths[position])
+        size, other = int(lengths[position]), int(others[position])
         slot = bisect_left(open_rows, (size, 0))
+        while slot < len(open_rows) and other_room[open_rows[slot][1]] < other:
+            slot += 1
         if slot == len(open_rows):
             room, row = capacity, len(rows)
             rows.append([])
+            other_room.append(other_capacity)
         else:
             room, row = open_rows.pop(slot)
         rows[row].append(int(position))
-        insort(open_rows, (room - size, row))
+        other_room[row] -= other
+        if (
+            room - size >= smallest and other_room[row] >= smallest_other
+        ):  # else nothing fits: searches need not pass it
+            insort(open_rows, (room - size, row))
     return rows
 
 
 def plan_training(
-    lengths: np.ndarray, data: DataOptions, batch: BatchOptions, epochs: int, max_steps: int | None, seed: int
+    lengths: np.ndarray,
+    data: DataOptions,
+    batch: BatchOptions,
+    epochs: int,
+    max_steps: int | None,
+    seed: int,
+    unshared: UnsharedRows | None = None,
 ) -> PackingPlan:
     """Steps of `epochs` passes, each shuffled by (seed, epoch); every example appears once in each epoch.
 
     With `batch.rows` every step has that many rows, with `batch.examples` that many examples; the last step of an epoch may
     have fewer.
+
+    Args:
+        lengths: int64 [N]: tokens that each example takes of a row.
+        data: Row length and packing.
+        batch: Size of a step and of its microbatches.
+        epochs: Number of passes.
+        max_steps: Maximum number of steps; None: all.
+        seed: Data seed.
+        unshared: What examples take of un-shared rows, where rows share prompts (`packed_lengths`).
     """
     steps: list[PackedStep] = []
     for epoch in range(epochs):
         if max_steps is not None and len(steps) >= max_steps:
             break
-        steps += _epoch_steps(np.random.default_rng([seed, epoch]), lengths, data, batch)
-    return _plan(steps[:max_steps], data.row_length, batch.microbatch_rows or batch.rows or 1)
+        steps += _epoch_steps(np.random.default_rng([seed, epoch]), lengths, unshared, data, batch)
+    return _plan(steps[:max_steps], data.row_length, batch.microbatch_rows or batch.rows or 1, unshared)
 
 
-def plan_evaluation(lengths: np.ndarray, data: DataOptions, microbatch_rows: int) -> PackingPlan:
-    """One pass over everything in source order, one microbatch a step."""
-    rows = _pack(np.arange(len(lengths)), lengths, data)
-    return _plan(_chunks(rows, microbatch_rows), data.row_length, microbatch_rows)
+def plan_evaluation(
+    lengths: np.ndarray, data: DataOptions, microbatch_rows: int, unshared: UnsharedRows | None = None
+) -> PackingPlan:
+    """One pass over everything in source order, one microbatch a step; arguments as those of `plan_training`."""
+    rows = _pack(np.arange(len(lengths)), lengths, unshared, data)
+    return _plan(_chunks(rows, microbatch_rows), data.row_length, microbatch_rows, unshared)
 
 
 def _epoch_steps(
-    rng: np.random.Generator, lengths: np.ndarray, data: DataOptions, batch: BatchOptions
+    rng: np.random.Generator,
+    lengths: np.ndarray,
+    unshared: UnsharedRows | None,
+    data: DataOptions,
+    batch: BatchOptions,
 ) -> list[PackedStep]:
     order = rng.permutation(len(lengths))
     if batch.examples is not None:
-        return [tuple(_pack(group, lengths, data)) for group in _cut(order, batch.examples)]
+        return [tuple(_pack(group, lengths, unshared, data)) for group in _cut(order, batch.examples)]
     rows: list[PackedRow] = []
     for window in _cut(order, data.packing_window):
-        packed = _pack(window, lengths, data)
+        packed = _pack(window, lengths, unshared, data)
         rows += [packed[index] for index in rng.permutation(len(packed))]
     return _chunks(rows, batch.rows or len(rows))
 
 
-def _pack(group: np.ndarray, lengths: np.ndarray, data: DataOptions) -> list[PackedRow]:
+def _pack(group: np.ndarray, lengths: np.ndarray, unshared: UnsharedRows | None, data: DataOptions) -> list[PackedRow]:
     if not data.packing:
         return [(int(index),) for index in group]
-    return [tuple(int(group[at]) for at in sorted(row)) for row in best_fit(lengths[group], data.row_length)]
+    of_group = replace(unshared, lengths=unshared.lengths[group]) if unshared else None
+    rows = best_fit(lengths[group], data.row_length, of_group)
+    return [tuple(int(group[at]) for at in sorted(row)) for row in rows]
 
 
 def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:
@@ -105,7 +150,14 @@ def _chunks(rows: list[PackedRow], size: int) -> list[PackedStep]:
     return [tuple(rows[start : start + size]) for start in range(0, len(rows), size)]
 
 
-def _plan(steps: list[PackedStep], row_length: int, microbatch_rows: int) -> PackingPlan:
+def _plan(steps: list[PackedStep], row_length: int, microbatch_rows: int, unshared: UnsharedRows | None) -> PackingPlan:
     most_rows = max(len(step) for step in steps)
     most_examples = max(len(row) for step in steps for row in step)
-    return PackingPlan(tuple(steps), row_length, -(-most_rows // microbatch_rows), microbatch_rows, most_examples)
+    return PackingPlan(
+        steps=tuple(steps),
+        row_length=row_length,
+        microbatches=-(-most_rows // microbatch_rows),
+        microbatch_rows=microbatch_rows,
+        examples_per_row=most_examples,
+        unshared_length=unshared.capacity if unshared else None,
+    )

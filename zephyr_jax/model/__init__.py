@@ -6,6 +6,7 @@ The suffix of an array's name lists its axes, one letter each, and a letter has 
     B  rows of a batch
     C  columns of a chunk or block of a row
     D  model width (d_model)
+    E  segments of an example, which may share a prompt
     F  feed-forward width (d_ff)
     G  query heads per key-value head
     H  head dimension (h is half of it)
@@ -19,6 +20,7 @@ The suffix of an array's name lists its axes, one letter each, and a letter has 
     R  batch shards
     S  segments of a row
     T  decode steps
+    U  columns of an un-shared row
     V  vocabulary
     W  groups of devices that work on one logits chunk together
     X  columns of a group's logits chunk

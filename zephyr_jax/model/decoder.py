@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from zephyr_jax.config.sections import Remat
 from zephyr_jax.model.attention.blockwise import blockwise_attention
 from zephyr_jax.model.attention.dense import SegmentInfo, cudnn_attention
+from zephyr_jax.model.attention.shared_prompt import SharedInfo, unshared_attention
 from zephyr_jax.model.attention.splash import splash_attention
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.layer_stack import LayerStack
@@ -107,8 +108,8 @@ class Decoder(nnx.Module):
         logits_BLV = jnp.einsum("bld,dv->blv", x_BLD, weights_DV, preferred_element_type=jnp.float32)
         return finish_logits(logits_BLV, self.config)
 
-    def __call__(self, tokens_BL: Array, info: SegmentInfo) -> Array:
-        """Final hidden states [B, L, D], in the compute dtype, of packed rows."""
+    def __call__(self, tokens_BL: Array, info: SegmentInfo, shared: SharedInfo | None = None) -> Array:
+        """Final hidden states [B, L, D], in the compute dtype, of packed rows; `shared` is the layout of shared prompts."""
         config, compute = self.config, self.compute
         definition, stacked = nnx.split(self.decoder)
         # A window of the whole row hides nothing: layers that differ in it alone then share one kernel.
@@ -118,7 +119,8 @@ class Decoder(nnx.Module):
         )
         ropes, rope_of_layer = _numbered([kind.rope for kind in config.layer_kinds])
         tables = [rotary(info.positions, rope, config.rotary_dim) for rope in ropes]
-        kernels = [self._attention(window) for window in windows]
+        kernels = [self._attention(window, shared is not None) for window in windows]
+        layout = info if shared is None else shared
         stack = LayerStack.of(stacked, compute.dtype)
 
         def layer(x_BLD: Array, inputs: tuple[Array, list[Array]]) -> tuple[Array, None]:
@@ -129,9 +131,9 @@ class Decoder(nnx.Module):
             def attend(q_BLNH: Array, k_BLKH: Array, v_BLKH: Array) -> Array:
                 q_BLNH = scale_queries(q_BLNH, info.positions, config.query_scaling)
                 if len(kernels) == 1:
-                    return kernels[0](q_BLNH, k_BLKH, v_BLKH, info)
+                    return kernels[0](q_BLNH, k_BLKH, v_BLKH, layout)
                 # Windows are static in the kernels: a layer runs the branch of its window.
-                result: Array = jax.lax.switch(window_of_layer[index], kernels, q_BLNH, k_BLKH, v_BLKH, info)
+                result: Array = jax.lax.switch(window_of_layer[index], kernels, q_BLNH, k_BLKH, v_BLKH, layout)
                 return result
 
             return block(checkpoint_name(x_BLD, INPUT), rope, attend, compute.placement), None
@@ -140,8 +142,8 @@ class Decoder(nnx.Module):
         x_BLD, _ = jax.lax.scan(checkpointed(layer, compute.remat), self._embed(tokens_BL), layers)
         return model_norm(x_BLD, self.norm[...], config)
 
-    def _attention(self, window: int | None) -> Callable[..., Array]:
-        """Attention of packed rows: queries, keys, values and `SegmentInfo` -> mixed values."""
+    def _attention(self, window: int | None, shares_prompts: bool) -> Callable[..., Array]:
+        """Attention of packed rows: queries, keys, values and `SegmentInfo` (`SharedInfo`) -> mixed values."""
         config, compute = self.config, self.compute
         kernels: dict[str, Callable[..., Array]] = {
             "xla": blockwise_attention,
@@ -149,9 +151,11 @@ class Decoder(nnx.Module):
             "splash": partial(splash_attention, chip=compute.chip),
             "splash-interpreted": partial(splash_attention, interpret=True),
         }
-        kernel = partial(
+        kernel: Callable[..., Array] = partial(
             kernels[compute.kernel], window=window, scale=config.attention_scale, softcap=config.attention_softcap
         )
+        if shares_prompts:
+            kernel = partial(unshared_attention, kernel=kernel)
         queries, keys = (("batch", "length", heads, "head_dim") for heads in ("heads", "kv_heads"))
         # Attention is independent per row and head, so each device runs the kernel on its own shard.
         return compute.placement.shard_map(kernel, (queries, keys, keys, ("batch", "length")), queries)

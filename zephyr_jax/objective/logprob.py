@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from zephyr_jax.batch import TokenBatch
+from zephyr_jax.batch import Rows, SharedTokenBatch
 from zephyr_jax.model.attention.dense import SegmentInfo
+from zephyr_jax.model.attention.shared_prompt import SharedInfo
 from zephyr_jax.model.decoder import Decoder, build
 from zephyr_jax.objective.token_logprob import Chunking, token_logprob
 
@@ -33,7 +34,7 @@ class SegmentLogProb(NamedTuple):
 
 @partial(jax.jit, static_argnames=("definition", "segments", "chunk"))
 def sequence_logprob(
-    definition: nnx.GraphDef[Any], parameters: Parameters, batch: TokenBatch, *, segments: int, chunk: int
+    definition: nnx.GraphDef[Any], parameters: Parameters, batch: Rows, *, segments: int, chunk: int
 ) -> SegmentLogProb:
     """Log-prob sums and target counts of segments 1 ... `segments` of each row, in float32.
 
@@ -43,26 +44,24 @@ def sequence_logprob(
     Args:
         definition: The decoder's graph.
         parameters: Its weights.
-        batch: Packed rows [B, L].
+        batch: Packed rows [B, L], with or without shared prompts.
         segments: S, segment slots of a row; static.
         chunk: Target tokens of a device whose logits exist at one time; static.
     """
     model: Decoder = build(definition, parameters)
-    return _segment_logprob(
-        model, model(batch.tokens, SegmentInfo(batch.segments, batch.positions)), batch, segments, chunk
-    )
+    return _segment_logprob(model, _hidden_states(model, batch), batch, segments, chunk)
 
 
 @partial(jax.jit, static_argnames=("definition", "segments", "chunk"))
 def sequence_logprob_and_greedy(
-    definition: nnx.GraphDef[Any], parameters: Parameters, batch: TokenBatch, *, segments: int, chunk: int
+    definition: nnx.GraphDef[Any], parameters: Parameters, batch: Rows, *, segments: int, chunk: int
 ) -> tuple[SegmentLogProb, Array]:
     """The same, and bool [B, S]: whether all targets of a segment are the likeliest tokens (true where it has none).
 
     All columns meet the unembedding here, `chunk` of each row at a time.
     """
     model: Decoder = build(definition, parameters)
-    hidden_BLD = model(batch.tokens, SegmentInfo(batch.segments, batch.positions))
+    hidden_BLD = _hidden_states(model, batch)
     next_BL, _, member_BLS = _next_tokens(batch, segments)
     unembedding_DV = model.unembedding_DV.astype(hidden_BLD.dtype)
 
@@ -73,33 +72,53 @@ def sequence_logprob_and_greedy(
 
     B, L, D = hidden_BLD.shape
     C = min(chunk, L)
-    hidden_ZBCD = jnp.pad(hidden_BLD, ((0, 0), (0, -L % C), (0, 0))).reshape(B, -1, C, D).swapaxes(0, 1)
+    predicting_BLD = hidden_BLD
+    if isinstance(batch, SharedTokenBatch):
+        predicting_BLD = jnp.take_along_axis(hidden_BLD, batch.source[..., None], axis=1)
+    hidden_ZBCD = jnp.pad(predicting_BLD, ((0, 0), (0, -L % C), (0, 0))).reshape(B, -1, C, D).swapaxes(0, 1)
     best_BL = jax.lax.map(likeliest, hidden_ZBCD).swapaxes(0, 1).reshape(B, -1)[:, :L]
     greedy_BS = jnp.all((best_BL == next_BL)[..., None] | ~member_BLS, axis=1)
     return _segment_logprob(model, hidden_BLD, batch, segments, chunk), greedy_BS
 
 
-def _segment_logprob(model: Decoder, hidden_BLD: Array, batch: TokenBatch, segments: int, chunk: int) -> SegmentLogProb:
+def _hidden_states(model: Decoder, batch: Rows) -> Array:
+    """Final hidden states [B, L, D]."""
+    info = SegmentInfo(batch.segments, batch.positions)
+    if isinstance(batch, SharedTokenBatch):
+        return model(batch.tokens, info, SharedInfo.of(batch))
+    return model(batch.tokens, info)
+
+
+def _segment_logprob(model: Decoder, hidden_BLD: Array, batch: Rows, segments: int, chunk: int) -> SegmentLogProb:
     next_BL, mask_BL, member_BLS = _next_tokens(batch, segments)
-    logprob_BL = _column_logprob(model, hidden_BLD, next_BL, mask_BL, chunk)
+    source_BL = batch.source if isinstance(batch, SharedTokenBatch) else None
+    logprob_BL = _column_logprob(model, hidden_BLD, next_BL, mask_BL, chunk, source_BL)
     sum_BS = jnp.sum(jnp.where(member_BLS, logprob_BL[..., None], 0.0), axis=1)
     return SegmentLogProb(sum_BS, jnp.sum(member_BLS, axis=1, dtype=jnp.float32))
 
 
-def _next_tokens(batch: TokenBatch, segments: int) -> tuple[Array, Array, Array]:
-    """What each column of hidden states predicts: column t - 1 predicts token t, the last column nothing.
+def _next_tokens(batch: Rows, segments: int) -> tuple[Array, Array, Array]:
+    """What each column predicts: column t - 1 of hidden states predicts token t, the last column nothing.
+
+    With shared prompts column t stands for token t itself, which column `source[t]` of hidden states predicts: the last column
+    of a prompt predicts the first token of each of its answers.
 
     Returns:
         The tokens, int32 [B, L]; whether they are targets, bool [B, L]; of which segment they are targets, bool [B, L, S].
     """
-    next_BL = jnp.roll(batch.tokens, -1, axis=1)
-    mask_BL = jnp.roll(batch.targets, -1, axis=1).at[:, -1].set(False)
+    if isinstance(batch, SharedTokenBatch):
+        next_BL, mask_BL = batch.tokens, batch.targets
+    else:
+        next_BL = jnp.roll(batch.tokens, -1, axis=1)
+        mask_BL = jnp.roll(batch.targets, -1, axis=1).at[:, -1].set(False)
     member_BLS = (batch.segments[..., None] == jnp.arange(1, segments + 1)) & mask_BL[..., None]
     return next_BL, mask_BL, member_BLS
 
 
-def _column_logprob(model: Decoder, hidden_BLD: Array, next_BL: Array, mask_BL: Array, chunk: int) -> Array:
-    """float32 [B, L] log-probs of the next tokens inside the mask, 0 outside."""
+def _column_logprob(
+    model: Decoder, hidden_BLD: Array, next_BL: Array, mask_BL: Array, chunk: int, source_BL: Array | None
+) -> Array:
+    """float32 [B, L] log-probs of the next tokens inside the mask, 0 outside; `source_BL` as in `SharedTokenBatch`."""
     placement = model.compute.placement
     R = placement.num_shards("batch")
 
@@ -112,7 +131,12 @@ def _column_logprob(model: Decoder, hidden_BLD: Array, next_BL: Array, mask_BL: 
     # and empty ones are skipped. A stable sort of booleans keeps the order of targets, so sums do not depend on padding.
     hidden_RMD, next_RM, mask_RM = fold(hidden_BLD), fold(next_BL), fold(mask_BL)
     front_RM = jnp.argsort(~mask_RM, axis=1, stable=True)
-    hidden_RMD = jnp.take_along_axis(hidden_RMD, front_RM[..., None], axis=1)
+    hidden_of_RM = front_RM
+    if source_BL is not None:  # one gather for both: to the predicting column of the row, and to the front
+        B, L = source_BL.shape
+        row_start_B1 = L * (jnp.arange(B, dtype=jnp.int32) % (B // R))[:, None]
+        hidden_of_RM = jnp.take_along_axis(fold(row_start_B1 + source_BL), front_RM, axis=1)
+    hidden_RMD = jnp.take_along_axis(hidden_RMD, hidden_of_RM[..., None], axis=1)
     next_RM, mask_RM = (jnp.take_along_axis(x, front_RM, axis=1) for x in (next_RM, mask_RM))
     columns = min(chunk, front_RM.shape[1])
     chunking = Chunking.choose(columns, model.compute.save_logits, placement, front_RM.size, model.config.vocab_size)
