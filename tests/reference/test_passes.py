@@ -19,6 +19,7 @@ from zephyr_jax.config.training_sections import BatchOptions, DpoOptions, Optimi
 from zephyr_jax.demo.corpus import preferences
 from zephyr_jax.errors import InputError
 from zephyr_jax.reference.fill import PassResult, reference, verify
+from zephyr_jax.reference.index import merge
 from zephyr_jax.reference.shards import read_shard, write_shard
 from zephyr_jax.reference.table import Identity, ReferenceTable
 from zephyr_jax.storage.files import open_path
@@ -49,6 +50,21 @@ def test_settings_of_training_never_invalidate(filled: tuple[DpoConfig, PassResu
     for change in changes:
         again = reference(replace(config, **change))
         assert (again.computed, again.folder) == (0, first.folder), change
+
+
+def test_a_table_is_the_same_with_and_without_shared_prompts(
+    filled: tuple[DpoConfig, PassResult], tmp_path: Path
+) -> None:
+    """Law: the layout is no part of a table's identity; both have the same keys and counts, and sums equal to 1e-6."""
+    config, first = filled
+    plain = replace(config, data=replace(config.data, share_prompts=False))
+    assert (reference(plain).computed, reference(plain).folder) == (0, first.folder)
+    other = reference(replace(plain, reference=str(tmp_path)))
+    assert (other.computed, other.folder.name) == (PAIRS, first.folder.name)
+    tables = [merge([read_shard(path) for path in one.folder.glob("shard-*")]) for one in (first, other)]
+    assert tables[0].keys.tolist() == tables[1].keys.tolist()
+    assert tables[0].counts.tolist() == tables[1].counts.tolist()
+    np.testing.assert_allclose(tables[0].sums, tables[1].sums, rtol=1e-6)
 
 
 def test_a_new_adapter_of_singular_vectors_has_a_table_for_each_seed(

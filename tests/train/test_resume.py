@@ -112,6 +112,39 @@ def test_dpo_goes_on_as_if_nothing_had_happened(
     assert abs(first["rewards/margins"]) < 1e-5
 
 
+def test_a_run_is_not_resumed_with_another_layout_of_prompts(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Law: a run goes on with the value of `data.share_prompts` that it started with; one from before the setting, whose rows
+    repeat prompts, counts as off. The curves of both layouts agree to rounding."""
+    shared = dpo_config(tiny_model, data / "pairs.jsonl", tmp_path / "shared", tmp_path / "reference")
+    shared = replace(shared, schedule=replace(shared.schedule, epochs=1))
+    plain = replace(shared, output=str(tmp_path / "plain"), data=replace(shared.data, share_prompts=False))
+    reference(shared)
+    for config, other in ((shared, plain), (plain, shared)):
+        with monkeypatch.context() as patch:
+            kill_after(patch, 2)
+            with pytest.raises(Killed):
+                train(config)
+        was, now = config.data.share_prompts, other.data.share_prompts
+        with pytest.raises(InputError, match=f"data.share_prompts was {was}, now {now}"):
+            train(replace(config, data=other.data))
+    for file in (tmp_path / "plain" / "checkpoints").glob("*/progress/metadata"):
+        content = json.loads(file.read_text())
+        del content["config"]["data"]["share_prompts"]
+        file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="data.share_prompts was False, now True"):
+        train(replace(plain, data=shared.data))
+    for config in (shared, plain):
+        train(config)
+    for one, other in zip(curve(tmp_path / "shared"), curve(tmp_path / "plain"), strict=True):
+        same = {name for name in one if name not in ("padding", "rewards/accuracies")}
+        assert {name: one[name] for name in same} == pytest.approx(
+            {name: other[name] for name in same}, rel=1e-4, abs=1e-4
+        )
+    assert curve(tmp_path / "shared") != curve(tmp_path / "plain")
+
+
 def seen(folder: Path) -> list[tuple[int, list[str]]]:
     lines = [json.loads(line) for line in (folder / "examples.jsonl").read_text().splitlines()]
     return [(line["step"], line["ids"]) for line in lines]

@@ -93,7 +93,7 @@ def _tokenize(model: LoadedModel, rows: Sequence[Mapping[str, Any]]) -> tuple[Ex
 
 def _row_length(data: DataOptions, examples: Examples) -> int:
     """Tokens of a packed row: as set if the longest example fits, else that example rounded up to a multiple of 128."""
-    longest = int(examples.lengths.max())
+    longest = int(examples.packed_lengths(data)[0].max())
     if not is_unset(data.row_length) and data.row_length >= longest:
         return data.row_length
     return -(-longest // _ROW_MULTIPLE) * _ROW_MULTIPLE

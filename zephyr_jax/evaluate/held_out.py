@@ -37,7 +37,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     opened = opened.fitted(method.examples)
     config = opened.config
     examples = opened.load_examples(method.examples)
-    plan = plan_evaluation(examples.lengths, config.data, config.batch_size)
+    lengths, unshared = examples.packed_lengths(config.data)
+    plan = plan_evaluation(lengths, config.data, config.batch_size, unshared)
     parameters, sums = load_with_reference(opened, examples)
     settings = _loss_settings(method, config, run)
     objective = method.objective(

@@ -7,7 +7,7 @@ from uuid import uuid4
 import jax
 import numpy as np
 
-from zephyr_jax.batch import TokenBatch
+from zephyr_jax.batch import SharedTokenBatch, TokenBatch
 from zephyr_jax.checkpoint.opened import AbstractModel
 from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.data.examples import Examples
@@ -60,9 +60,11 @@ class Scorer:
 
     def score(self, examples: Examples, progress: Callable[[int, int], None]) -> Iterator[ScoredBatch]:
         """Score all examples, batch by batch; calls `progress(completed, total)` with numbers of batches."""
-        plan = plan_evaluation(examples.lengths, self.data, self.num_rows)
+        lengths, unshared = examples.packed_lengths(self.data)
+        plan = plan_evaluation(lengths, self.data, self.num_rows, unshared)
+        batch_type = SharedTokenBatch if unshared else TokenBatch
         own_rows, segments = local_rows(self.rules, self.num_rows), examples.segments_per_example
-        for index, batch in iterate(BatchSource(examples, plan, own_rows, TokenBatch)):
+        for index, batch in iterate(BatchSource(examples, plan, own_rows, batch_type)):
             placed = place_batch(self.rules, batch, self.num_rows)
             microbatch = jax.tree.map(lambda leaf: leaf[0], placed)
             function = sequence_logprob_and_greedy if self.greedy else sequence_logprob

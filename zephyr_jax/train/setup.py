@@ -176,7 +176,10 @@ def _check_same(progress: dict[str, Any], config: SftConfig, method: Method) -> 
     if trained_by != method.name:
         raise InputError(f"{config.output} is a run of `{trained_by}`, got `{method.name}`. Choose another output.")
     resumable = resumable_settings(type(config))
-    saved = fill_missing(progress["config"], to_dict(type(config)()))
+    defaults = to_dict(type(config)())
+    # A run from before this setting: its answers have their own copies of the prompt, so its rows are others.
+    defaults["data"]["share_prompts"] = method.examples.segments_per_example == 1
+    saved = fill_missing(progress["config"], defaults)
     changed = {
         name: values
         for name, values in differences(to_dict(config), saved).items()
@@ -203,14 +206,15 @@ def plan_splits(
         examples: By split: `training`, and `evaluation` where there is one.
         sums: By split: float32 [N, segments per example] log-probs of the reference; empty for a method without one.
     """
-    batch, schedule, lengths = config.batch, config.schedule, {name: split.lengths for name, split in examples.items()}
+    data, batch, schedule = config.data, config.batch, config.schedule
+    lengths = {name: split.packed_lengths(data) for name, split in examples.items()}
+    of_training, unshared = lengths["training"]
     plans = {
-        "training": plan_training(
-            lengths["training"], config.data, batch, schedule.epochs, schedule.max_steps, config.seed
-        )
+        "training": plan_training(of_training, data, batch, schedule.epochs, schedule.max_steps, config.seed, unshared)
     }
     if "evaluation" in lengths:
-        plans["evaluation"] = plan_evaluation(lengths["evaluation"], config.data, batch.rows_per_forward)
+        of_evaluation, unshared = lengths["evaluation"]
+        plans["evaluation"] = plan_evaluation(of_evaluation, data, batch.rows_per_forward, unshared)
     slots = max(plan.examples_per_row for plan in plans.values())
     return {
         name: Split(
