@@ -4,6 +4,7 @@ Memory and collectives are the TPU compiler's figures for the whole program at f
 the chip's published peak rates.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -40,11 +41,15 @@ from zephyr_jax.train.step import make_step
 from zephyr_jax.train.throughput import flops_per_token, keys_seen
 
 PER_ROW = 2  # UltraFeedback pairs have about 1,000 tokens, rows 2,048; decides only the accumulation
+SHARED_PER_ROW = 2.5
+"""The same where rows share prompts: benchmarks/workload.py's pairs fill 1,170 rows of 2,048 tokens with 3,000 pairs."""
 _EXAMPLES_PER_ROW = 16
 EXAMPLES = {"HuggingFaceH4/ultrachat_200k": 207_865, "HuggingFaceH4/ultrafeedback_binarized": 61_135}
 """Rows of the training splits that the cards name."""
 TOKENS = {"HuggingFaceH4/ultrachat_200k": 1374, "HuggingFaceH4/ultrafeedback_binarized": 1000}
 """Mean tokens of an example: 285.7M over 207,865 conversations (the handbook's 1,090 steps); a pair is a guess."""
+PROMPT_TOKENS = {"HuggingFaceH4/ultrafeedback_binarized": 210}
+"""Mean tokens of the prompt of a pair, a guess."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +99,9 @@ class StepPlan:
 
     @property
     def recomputed_per_token(self) -> float:
-        """Matmul operations a token that the backward pass repeats, under `model.remat` and `model.save_logits`."""
+        """Matmul operations a token that are done again: by the backward pass, and by attention for copies of a prompt."""
         if not self.config.plans_training:
-            return 0.0
+            return copied_attention(self.config, self.model)
         return recomputed_per_token(self.config, self.model, self.adapter_weights)
 
     @property
@@ -148,6 +153,8 @@ class StepPlan:
         if config.schedule.max_steps:
             return config.schedule.max_steps
         examples, tokens = self.num_examples, TOKENS.get(config.data.path, 0)
+        if shares_prompts(config):
+            tokens -= PROMPT_TOKENS.get(config.data.path, 0)
         if examples is None:
             return None
         examples = min(examples, config.data.limit or examples)
@@ -163,11 +170,30 @@ def segment_length(config: PlanConfig) -> int:
 
 
 def recomputed_per_token(config: PlanConfig, shape: ModelConfig, adapter_weights: int = 0) -> float:
-    """Matmul operations a token that the backward pass of a training step repeats: of the layers, adapters and logits."""
+    """Matmul operations a token that a training step repeats: of the layers, adapters and logits, under `model.remat` and
+    `model.save_logits`; and attention of the copies of a shared prompt."""
     # With adapters the unembedding is frozen, and its backward pass needs no logits.
     logits = 0 if config.model.save_logits or adapter_weights else 2 * shape.vocab_size * shape.d_model
     keys = keys_seen(shape, segment_length(config))
-    return recomputed_flops(shape, config.model.remat, keys) + 2 * adapter_weights + logits
+    repeated = recomputed_flops(shape, config.model.remat, keys) + copied_attention(config, shape)
+    return repeated + 2 * adapter_weights + logits
+
+
+def shares_prompts(config: PlanConfig) -> bool:
+    """Whether the rows of the planned step hold a prompt once for several segments."""
+    if config.planned_step == "generate" or not config.data.share_prompts:
+        return False
+    return planned_method(config).examples.segments_per_example > 1
+
+
+def copied_attention(config: PlanConfig, shape: ModelConfig) -> float:
+    """Matmul operations a token of attention over the columns that un-shared rows have more than rows."""
+    if not shares_prompts(config):
+        return 0.0
+    segments = planned_method(config).examples.segments_per_example
+    more = config.data.unshared_row_length(segments) / config.data.row_length - 1
+    attention = 2 * shape.num_layers * shape.num_heads * shape.head_dim * keys_seen(shape, segment_length(config))
+    return more * attention * (6 if config.plans_training else 2)
 
 
 class DoesNotFitError(InputError):
@@ -234,7 +260,12 @@ def fit_lengths(config: PlanConfig) -> PlanConfig:
 
 def total_rows(config: PlanConfig) -> int:
     """Rows of one optimizer step; a guess where the card counts examples."""
-    return config.batch.rows or -(-(config.batch.examples or 1) // PER_ROW)
+    return config.batch.rows or math.ceil((config.batch.examples or 1) / examples_per_row(config))
+
+
+def examples_per_row(config: PlanConfig) -> float:
+    """A guess of how many examples share a row."""
+    return SHARED_PER_ROW if shares_prompts(config) else PER_ROW
 
 
 def lower(config: PlanConfig, model: AbstractModel, rules: ShardingRules, rows: int) -> Any:
@@ -282,15 +313,19 @@ def _lower_generate(config: PlanConfig, model: AbstractModel, rules: ShardingRul
 
 
 def _abstract_batch(config: PlanConfig, method: Method, rules: ShardingRules, rows: int) -> Batch:
-    """Shapes, dtypes and shardings of a batch with `_EXAMPLES_PER_ROW` example slots in each row."""
+    """Shapes, dtypes and shardings of a batch with `_EXAMPLES_PER_ROW` example slots in each row, in the layout of the loader."""
     sharding = rules.sharding("microbatch", "batch", None)
 
     def array(width: int, dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((_microbatches(config, rows), rows, width), dtype, sharding=sharding)
 
-    slots, length = _EXAMPLES_PER_ROW, config.data.row_length
-    segments = slots * method.examples.segments_per_example
+    slots, length, per_example = _EXAMPLES_PER_ROW, config.data.row_length, method.examples.segments_per_example
+    segments = slots * per_example
     arrays: dict[str, Array] = {name: array(length, jnp.int32) for name in TokenBatch._fields}
+    if shares_prompts(config):
+        unshared = array(config.data.unshared_row_length(per_example), jnp.int32)
+        arrays |= {"source": array(length, jnp.int32), "copies": array(per_example * length, jnp.int32)}
+        arrays |= {"unshared_columns": unshared, "unshared_segments": unshared}
     arrays |= {"targets": array(length, jnp.bool_), "present": array(slots, jnp.bool_)}
     arrays |= {"reference": array(segments, jnp.float32)}
     columns = method.examples.column_types.items()

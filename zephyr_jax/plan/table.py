@@ -3,7 +3,7 @@
 from collections import defaultdict
 
 from zephyr_jax.model.weight_format import PLAIN
-from zephyr_jax.plan.plan import PER_ROW, StepPlan
+from zephyr_jax.plan.plan import StepPlan, examples_per_row, shares_prompts
 from zephyr_jax.plan.shape import planned_preset, reads_folder
 from zephyr_jax.plan.topology import CORES, GIB
 
@@ -73,7 +73,8 @@ def _where(plan: StepPlan) -> str:
 def _assumed(plan: StepPlan) -> list[str]:
     config, assumed = plan.config, []
     if not config.batch.rows and config.plans_training:
-        assumed.append(f"{PER_ROW} examples a row (a guess; the data decide)")
+        shared = ", whose prompts are shared" if shares_prompts(config) else ""
+        assumed.append(f"{examples_per_row(config):g} examples a row{shared} (a guess; the data decide)")
     if not reads_folder(config):
         assumed.append(f"{planned_preset(config)}'s sizes, since model.path is not a local folder")
     if plan.weight_format != PLAIN and not reads_folder(config):
