@@ -67,7 +67,7 @@ def run_dpo(base: str, pairs: dict[str, str], variant: Variant, folder: Path, se
         "reference": str(folder / "reference"),
         "seed": seed,
         "model": {"path": base, "compute_dtype": "float32", "remat": "none"},
-        "data": {**data, **lengths.of_pairs, "row_length": 4 * lengths.pair},
+        "data": {**data, **lengths.of_pairs, "row_length": 3 * lengths.pair},
         "batch": {"rows": 16},
         "schedule": {"epochs": 2, "evaluate_every": 1000, "save_every": 0},
         "optimizer": {"learning_rate": variant.learning_rate, "lr_schedule": "linear"},

@@ -161,7 +161,7 @@ class _Experiment:
                 "eval_path": held_out,
                 "eval_split": "train",
                 **self.lengths.of_pairs,
-                "row_length": 4 * self.lengths.pair,
+                "row_length": 3 * self.lengths.pair,  # 16 rows hold about 48 pairs, whose prompts are shared
             },
             "batch": {"rows": 16},
             "schedule": {"epochs": 2, "evaluate_every": 10, "save_every": 0},
