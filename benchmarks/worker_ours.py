@@ -1,7 +1,8 @@
 """Times this project's own SFT and DPO step, packed; speaks the protocol of ``benchmarks.peers``.
 
 Batches come from the project's planner and loader, as in training: whole pairs (conversations) packed into rows. A step
-takes about as many sequences as a peer's. The reference's log-probs stand in for a filled table, as in the peers. With
+takes about as many sequences as a peer's. The reference's log-probs stand in for a filled table, as in the peers. Pairs share
+their prompts unless ``--copy-prompts`` is given; tokens that are not padding are then counted as they are in rows. With
 ``--rank`` all seven projections get LoRA adapters, and ``--base-format`` is how the frozen weights are stored.
 """
 
@@ -26,6 +27,7 @@ from zephyr_jax.config.sections import BaseFormat, DataOptions, MeshOptions, Rem
 from zephyr_jax.config.training_sections import AnomalyOptions, BatchOptions, DpoOptions, OptimizerOptions
 from zephyr_jax.data.loader import BatchSource
 from zephyr_jax.data.pack import PackingPlan, plan_training
+from zephyr_jax.data.shared_prompt import packed_lengths
 from zephyr_jax.methods.registry import METHODS
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.decoder import Compute, Decoder, abstract_model
@@ -93,15 +95,17 @@ def shape_of(dims: w.Dims) -> ModelConfig:
 
 
 def make_batches(
-    mode: str, steps: int, seed: int, row_length: int, batch: BatchOptions
+    mode: str, steps: int, seed: int, row_length: int, batch: BatchOptions, share_prompts: bool = True
 ) -> tuple[BatchSource[Any], PackingPlan, list[list[w.Pair]]]:
     """`steps` packed batches of the workload's examples, and what each holds."""
     rows = batch.rows or 1
     pairs = w.make_pairs(rows * row_length // 200 * steps, seed)  # more than fit
     examples = InMemory([segments_of(pair, mode) for pair in pairs], 2 if mode == "dpo" else 1)
     lengths = np.array([sum(map(len, segments)) for segments in examples.examples])
-    data = DataOptions(max_length=w.MAX_LENGTH, row_length=row_length)
-    plan = plan_training(lengths, data, batch, 1, steps, seed)
+    data = DataOptions(max_length=w.MAX_LENGTH, row_length=row_length, share_prompts=share_prompts)
+    prompts = np.array([len(pair.prompt) for pair in pairs])
+    packed, unshared = packed_lengths(lengths, prompts, examples.segments_per_example, data)
+    plan = plan_training(packed, data, batch, 1, steps, seed, unshared)
     if any(len(step) < rows for step in plan.steps) or len(plan.steps) < steps:
         raise RuntimeError(f"{len(pairs)} examples do not fill {steps} steps of {rows} rows: draw more")
     held = [[pairs[index] for row in step for index in row] for step in plan.steps]
@@ -168,10 +172,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rank", type=int, default=0, help="of LoRA adapters; 0: all weights train")
     parser.add_argument("--base-format", choices=get_args(BaseFormat), default="float32")
+    parser.add_argument("--copy-prompts", action="store_true", help="a copy of the prompt before each answer of a pair")
     options = parser.parse_args()
     rules = ShardingRules(make_mesh(MeshOptions(), jax.devices()[:1]))
     mode = options.mode
-    source, plan, held = make_batches(mode, options.steps + 1, options.seed, ROW_LENGTH[mode], BatchOptions(rows=ROWS))
+    batch_options, shares = BatchOptions(rows=ROWS), not options.copy_prompts
+    source, plan, held = make_batches(mode, options.steps + 1, options.seed, ROW_LENGTH[mode], batch_options, shares)
     shape = shape_of(w.DIMS["58m"])
     weight_format = lora_format(shape, options.rank, options.base_format)
     step, state = make_trainer(mode, plan, rules, shape, COMPUTE, CHUNK, weight_format)
@@ -191,9 +197,13 @@ def main() -> None:
     w.check_targets("ours", targets, timed, mode)
     slots = options.steps * plan.microbatches * plan.microbatch_rows * plan.row_length
     note = f"zephyr-jax {__version__}, rows of {plan.row_length}"
+    if plan.unshared_length:
+        note += ", shared prompts"
     if weight_format.lora:
         note += f", rank {options.rank}, {options.base_format}"
     nonpad = w.count_tokens(timed, mode)
+    if plan.unshared_length:
+        nonpad -= sum(len(pair.prompt) for pair in timed)
     w.Result("ours", mode, targets, end_cpu - cpu, end_wall - wall, slots, nonpad, note).emit()
 
 
