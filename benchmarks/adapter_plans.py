@@ -10,15 +10,14 @@ and keeps the others.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
+from benchmarks.single_chip import MODELS
 from zephyr_jax.config.adapter import DEFAULT_BLOCK, AdapterOptions
 from zephyr_jax.config.plan import PlanConfig
 from zephyr_jax.config.sections import BaseFormat, Remat
@@ -31,17 +30,6 @@ from zephyr_jax.plan.table import run_hours
 FOLDER = Path(__file__).parent
 CARDS = FOLDER.parent / "configs" / "zephyr-7b-beta"
 MISTRAL = "Mistral-7B"
-_COMMON = {"hidden_size": 4096, "num_key_value_heads": 8, "num_attention_heads": 32, "head_dim": 128}
-SHAPES = {
-    "Llama-3.1-8B": {"model_type": "llama", "intermediate_size": 14336, "num_hidden_layers": 32, "vocab_size": 128256,
-                     "rms_norm_eps": 1e-5, "rope_theta": 5e5, "max_position_embeddings": 131072},
-    "Qwen3-8B": {"model_type": "qwen3", "intermediate_size": 12288, "num_hidden_layers": 36, "vocab_size": 151936,
-                 "rms_norm_eps": 1e-6, "rope_theta": 1e6, "max_position_embeddings": 40960},
-    "Qwen3-14B": {"model_type": "qwen3", "intermediate_size": 17408, "num_hidden_layers": 40, "vocab_size": 151936,
-                  "hidden_size": 5120, "num_attention_heads": 40, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
-                  "max_position_embeddings": 40960},
-}  # fmt: skip
-"""Sizes besides `_COMMON`. Llama's scaling of rotary frequencies changes no shape."""
 HEADER = (
     "| step | model | topology | rows | base | rank | remat | arguments | temporaries | peak | chip | roofline s | MFU | "
     "run h | compile s | bar |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
@@ -63,13 +51,9 @@ class Case:
     model: str = MISTRAL
     remat: Remat = Remat.FULL
 
-    def config(self, folder: Path) -> PlanConfig:
-        """The card with the case's settings; `folder` gets a config.json for a model other than Mistral-7B."""
+    def config(self) -> PlanConfig:
+        """The card with the case's settings."""
         config = load_card(PlanConfig, CARDS / ("sft.yaml" if self.step == "sft" else "dpo.yaml"))
-        path = config.model.path
-        if self.model in SHAPES:
-            (folder / "config.json").write_text(json.dumps(_COMMON | SHAPES[self.model]))
-            path = str(folder)
         block_size = self.block if self.base in CODE_DTYPES else DEFAULT_BLOCK
         adapter = AdapterOptions(rank=self.rank, base_format=self.base, block_size=block_size)
         if not self.rank:
@@ -77,10 +61,11 @@ class Case:
         return replace(
             config,
             topology=self.topology,
+            model_preset=self.model,
             step=self.step,
             data=replace(config.data, row_length=2048, max_length=2048 if self.step == "sft" else 1024),
             batch=replace(config.batch, examples=None, rows=self.rows, microbatch_rows=self.rows),
-            model=replace(config.model, path=path, remat=self.remat),
+            model=replace(config.model, remat=self.remat),
             adapter=adapter,
         )
 
@@ -115,7 +100,7 @@ CASES = [
     Case("dpo", "v5e:1x1", "nf4", 4, 8.0),
     Case("dpo", "v6e:1x1", "bfloat16", 4, 17.5),
     Case("sft", "v6e:1x1", "bfloat16", 4, 17.5),
-    *(case for model in (MISTRAL, *SHAPES) for case in one_row(model)),
+    *(case for model in MODELS for case in one_row(model)),
 ]
 
 
@@ -134,12 +119,11 @@ def main() -> None:
 
 def measure(case: Case) -> str:
     """The case's line of the table."""
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            compiled = plan(case.config(Path(folder)))
-        except InputError as error:
-            return f"| {' | '.join(case.key)} | {error} |"
-        hours = run_hours(compiled)
+    try:
+        compiled = plan(case.config())
+    except InputError as error:
+        return f"| {' | '.join(case.key)} | {error} |"
+    hours = run_hours(compiled)
     verdict = "" if case.bar is None else f"{case.bar:g}, {'met' if compiled.peak <= case.bar else 'MISSED'}"
     cells = [
         *case.key,

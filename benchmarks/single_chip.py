@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from zephyr_jax.model.config import ModelConfig
+from zephyr_jax.plan.presets import preset
 
 GIB = 2**30
 LENGTH = 2048
@@ -55,27 +56,7 @@ HARDWARE = {
 """TPUs: the compiler's limit. GPUs: an assumption, 92 % of nominal."""
 
 
-def model(num_layers: int, d_model: int, d_ff: int, vocab_size: int) -> ModelConfig:
-    """Sizes of a decoder with eight key-value heads of 128 and a separate unembedding."""
-    return ModelConfig(
-        model_type="llama",
-        vocab_size=vocab_size,
-        d_model=d_model,
-        d_ff=d_ff,
-        num_layers=num_layers,
-        num_heads=d_model // 128,
-        num_kv_heads=8,
-        head_dim=128,
-        max_positions=32_768,
-    )
-
-
-MODELS = {
-    "Mistral-7B": model(32, 4096, 14_336, 32_000),
-    "Llama-3.1-8B": model(32, 4096, 14_336, 128_256),
-    "Qwen3-8B": model(36, 4096, 12_288, 151_936),
-    "Qwen3-14B": model(40, 5120, 17_408, 151_936),
-}
+MODELS = {name: preset(name) for name in ("Mistral-7B", "Llama-3.1-8B", "Qwen3-8B", "Qwen3-14B")}
 
 
 def num_projection_weights(sizes: ModelConfig) -> int:

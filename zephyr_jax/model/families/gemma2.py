@@ -6,12 +6,12 @@ from zephyr_jax.errors import InputError, truncate_repr
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.families.base import Count, Family, HfConfig, Number, Size, check_supported, parse_fields
 from zephyr_jax.model.families.gemma import GELU_TANH, GemmaFields, gemma_config
+from zephyr_jax.model.families.layer_types import read_full_layers, write_layer_types
 from zephyr_jax.model.families.llama import tensors as llama_tensors
 from zephyr_jax.model.families.llama import write_fields
 from zephyr_jax.model.families.rope import read_rope
 from zephyr_jax.model.families.tensors import HfTensor
 
-_SLIDING, _FULL = "sliding_attention", "full_attention"
 _PATTERN = 2  # every second layer has full attention
 _NORMS = (
     HfTensor(("decoder", "attention", "norm"), "model.layers.{}.input_layernorm.weight"),
@@ -71,21 +71,16 @@ def window_config(
 
 
 def _full_attention_layers(fields: WindowFields, pattern: int) -> tuple[int, ...]:
-    layers = range(fields.num_hidden_layers)
-    by_pattern = [_SLIDING if (layer + 1) % pattern else _FULL for layer in layers]
-    types = by_pattern if fields.layer_types is None else fields.layer_types
-    if len(types) != len(layers) or not {*types} <= {_SLIDING, _FULL}:
-        raise InputError(
-            f"Invalid layer_types in config.json: expected {_SLIDING} or {_FULL} for each of {len(layers)} layers, got "
-            f"{truncate_repr(types, 200)}. Take the config.json that belongs to the weights."
-        )
-    if fields.sliding_window_pattern is not None and types != by_pattern:
+    num_layers, types = fields.num_hidden_layers, fields.layer_types
+    by_pattern = tuple(range(pattern - 1, num_layers, pattern))
+    full = read_full_layers(types, num_layers, fields.sliding_window, default=by_pattern)
+    if fields.sliding_window_pattern is not None and full != by_pattern:
         raise InputError(
             f"config.json sets sliding_window_pattern to {pattern} and layer_types to {truncate_repr(types, 200)}, which "
             "contradict each other. transformers uses layer_types, other readers the pattern. Remove the one that the model was "
             "not trained with."
         )
-    return tuple(layer for layer in layers if types[layer] == _FULL)
+    return full
 
 
 def _read(hf_config: HfConfig) -> ModelConfig:
@@ -97,12 +92,11 @@ def _read(hf_config: HfConfig) -> ModelConfig:
 
 def write_window_fields(config: ModelConfig) -> HfConfig:
     """Fields of Gemma 2 and 3 whose default differs between versions of transformers, or that other readers require."""
-    full = config.full_attention_layers
     return {
         **write_fields(config),
         "hidden_activation": GELU_TANH,
         "sliding_window": config.sliding_window,
-        "layer_types": [_FULL if layer in full else _SLIDING for layer in range(config.num_layers)],
+        "layer_types": write_layer_types(config),
         "attn_logit_softcapping": config.attention_softcap,
         "final_logit_softcapping": config.logit_softcap,
     }

@@ -17,11 +17,11 @@ from zephyr_jax.model.families.base import (
 )
 from zephyr_jax.model.families.gemma2 import WindowFields, window_config, write_window_fields
 from zephyr_jax.model.families.gemma2 import tensors as gemma2_tensors
+from zephyr_jax.model.families.layer_types import FULL, SLIDING
 from zephyr_jax.model.families.rope import RopeFields, read_rope, scaling_fields
 from zephyr_jax.model.families.tensors import HfTensor
 
 _THETA, _LOCAL_THETA = 1e6, 1e4
-_FULL, _SLIDING = "full_attention", "sliding_attention"
 _PATTERN = 6  # every sixth layer has full attention
 _NORMS = (
     HfTensor(("decoder", "attention", "query_norm"), "model.layers.{}.self_attn.q_norm.weight"),
@@ -61,9 +61,9 @@ def _read_ropes(hf_config: HfConfig, fields: Gemma3Fields) -> tuple[RopeFields, 
     first and `rope_local_base_freq` for the second.
     """
     objects = fields.rope_parameters or {}
-    if any(name not in (_FULL, _SLIDING) or not isinstance(one, dict | None) for name, one in objects.items()):
+    if any(name not in (FULL, SLIDING) or not isinstance(one, dict | None) for name, one in objects.items()):
         raise unsupported("rope_parameters", objects)
-    full, sliding = (objects.get(name) or {} for name in (_FULL, _SLIDING))
+    full, sliding = (objects.get(name) or {} for name in (FULL, SLIDING))
     rope = read_rope({**hf_config, "rope_parameters": full}, default_theta=_THETA)
     given, top = sliding.get("rope_theta"), fields.rope_local_base_freq
     local = read_rope({"rope_parameters": sliding}, default_theta=top or _LOCAL_THETA)
@@ -72,7 +72,7 @@ def _read_ropes(hf_config: HfConfig, fields: Gemma3Fields) -> tuple[RopeFields, 
     if top is not None and is_number(given) and given != top:
         raise InputError(
             f"config.json gives two rotary bases of layers with a window: rope_local_base_freq {top:,.12g} and "
-            f"rope_parameters.{_SLIDING}.rope_theta {given:,.12g}. transformers 5 uses the second, transformers 4 the first. "
+            f"rope_parameters.{SLIDING}.rope_theta {given:,.12g}. transformers 5 uses the second, transformers 4 the first. "
             "Keep the one that the model was trained with and remove the other."
         )
     return rope, local.theta
@@ -81,8 +81,8 @@ def _read_ropes(hf_config: HfConfig, fields: Gemma3Fields) -> tuple[RopeFields, 
 def _write(config: ModelConfig) -> HfConfig:
     local, scaling = config.local_rope_theta, scaling_fields(config.rope_scaling)
     parameters: dict[str, Any] = {
-        _FULL: {"rope_type": "default", "rope_theta": config.rope_theta, **scaling},
-        _SLIDING: {"rope_type": "default", "rope_theta": local},
+        FULL: {"rope_type": "default", "rope_theta": config.rope_theta, **scaling},
+        SLIDING: {"rope_type": "default", "rope_theta": local},
     }
     return {**write_window_fields(config), "rope_parameters": parameters, "rope_local_base_freq": local}
 

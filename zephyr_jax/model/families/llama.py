@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from zephyr_jax.errors import InputError, truncate_repr
+from zephyr_jax.errors import InputError
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.families.base import (
     Count,
@@ -19,6 +19,7 @@ from zephyr_jax.model.families.base import (
     check_supported,
     parse_fields,
 )
+from zephyr_jax.model.families.layer_types import FULL, SLIDING, read_full_layers
 from zephyr_jax.model.families.rope import RopeFields, read_rope, write_rope
 from zephyr_jax.model.families.tensors import EMBEDDING, UNEMBEDDING, HfTensor
 
@@ -107,8 +108,9 @@ def decoder_config(
     check_supported(hf_config, _NEUTRAL)
     num_heads = fields.num_attention_heads
     num_kv_heads = check_kv_heads(num_heads, fields.num_key_value_heads or num_heads)
-    if not full_attention_layers:
-        _check_layer_types(fields, sliding_window)
+    if not full_attention_layers:  # layers are alike
+        supported = (FULL if sliding_window is None else SLIDING,)
+        read_full_layers(fields.layer_types, fields.num_hidden_layers, sliding_window, default=(), supported=supported)
     rope = rope or read_rope(hf_config)
     return ModelConfig(
         model_type=model_type,
@@ -127,16 +129,6 @@ def decoder_config(
         tie_embeddings=bool(fields.tie_word_embeddings),
         max_positions=max_positions,
     )
-
-
-def _check_layer_types(fields: LlamaFields, sliding_window: int | None) -> None:
-    expected = "full_attention" if sliding_window is None else "sliding_attention"
-    if fields.layer_types is not None and fields.layer_types != [expected] * fields.num_hidden_layers:
-        raise InputError(
-            f"Invalid layer_types in config.json: expected {expected} (sliding_window is {sliding_window}) in each of "
-            f"{fields.num_hidden_layers} layers, got {truncate_repr(fields.layer_types, 200)}. Choose a checkpoint whose layers "
-            "are alike."
-        )
 
 
 def _read(hf_config: HfConfig) -> ModelConfig:

@@ -7,9 +7,10 @@ their rotary frequencies (YaRN).
 from dataclasses import replace
 from typing import Any
 
-from zephyr_jax.errors import InputError, truncate_repr
+from zephyr_jax.errors import InputError
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.families.base import Count, Family, HfConfig, parse_fields, unsupported
+from zephyr_jax.model.families.layer_types import FULL, SLIDING, read_full_layers, write_layer_types
 from zephyr_jax.model.families.llama import LlamaFields, decoder_config, write_fields
 from zephyr_jax.model.families.llama import tensors as llama_tensors
 from zephyr_jax.model.families.rope import RopeFields, read_rope, scaling_fields
@@ -22,7 +23,6 @@ _NORMS = (
     HfTensor((*_ATTENTION, "post_norm"), "model.layers.{}.post_attention_layernorm.weight"),
     HfTensor((*_FEED_FORWARD, "post_norm"), "model.layers.{}.post_feedforward_layernorm.weight"),
 )
-_FULL, _SLIDING = "full_attention", "sliding_attention"
 _DEFAULT_THETA_3 = 500_000.0
 
 
@@ -50,36 +50,25 @@ def _read_olmo2(hf_config: HfConfig) -> ModelConfig:
 
 def _read_olmo3(hf_config: HfConfig) -> ModelConfig:
     fields = parse_fields(Olmo3Fields, hf_config)
-    full_layers = _full_attention_layers(fields)
+    layers, window = fields.num_hidden_layers, fields.sliding_window
+    full_layers = read_full_layers(fields.layer_types, layers, window, default=range(3, layers, 4))
     rope, local_theta = _read_rope(hf_config)
     alike = fields.model_copy(update={"layer_types": None})
     max_positions = fields.max_position_embeddings or 2048
     config = _with_norms(decoder_config("olmo3", hf_config, alike, None, max_positions, rope=rope))
     if len(full_layers) == config.num_layers:
         return config
-    if fields.sliding_window is None:
+    if window is None:
         raise InputError(
             "config.json sets sliding_window to null, and layer_types (by default three of four layers) ask for a window. Set "
             "sliding_window, or layer_types to full_attention in every layer."
         )
     return replace(
         config,
-        sliding_window=fields.sliding_window,
+        sliding_window=window,
         full_attention_layers=full_layers,
         local_rope_theta=None if rope.scaling is None else local_theta,
     )
-
-
-def _full_attention_layers(fields: Olmo3Fields) -> tuple[int, ...]:
-    layers, kinds = fields.num_hidden_layers, fields.layer_types
-    if kinds is None:
-        return tuple(range(3, layers, 4))
-    if len(kinds) != layers or not {_FULL, _SLIDING}.issuperset(kinds):
-        raise InputError(
-            f"Invalid layer_types in config.json: expected {_SLIDING} or {_FULL} for each of {layers} layers, got "
-            f"{truncate_repr(kinds, 200)}. Take the config.json that belongs to the weights."
-        )
-    return tuple(layer for layer, kind in enumerate(kinds) if kind == _FULL)
 
 
 def _read_rope(hf_config: HfConfig) -> tuple[RopeFields, float]:
@@ -89,7 +78,7 @@ def _read_rope(hf_config: HfConfig) -> tuple[RopeFields, float]:
     per kind of layer in `rope_parameters`.
     """
     objects: dict[str, Any] = hf_config.get("rope_parameters") or {}
-    if any(name not in (_FULL, _SLIDING) for name in objects) or not all(
+    if any(name not in (FULL, SLIDING) for name in objects) or not all(
         isinstance(one, dict) or one is None for one in objects.values()
     ):
         raise unsupported("rope_parameters", objects)
@@ -97,12 +86,12 @@ def _read_rope(hf_config: HfConfig) -> tuple[RopeFields, float]:
         read_rope(
             {**hf_config, "rope_parameters": objects.get(kind), "rope_scaling": scaling}, default_theta=_DEFAULT_THETA_3
         )
-        for kind, scaling in ((_FULL, hf_config.get("rope_scaling")), (_SLIDING, None))
+        for kind, scaling in ((FULL, hf_config.get("rope_scaling")), (SLIDING, None))
     )
     if sliding.scaling is not None:
-        raise unsupported(f"rope_parameters.{_SLIDING}", objects[_SLIDING])
+        raise unsupported(f"rope_parameters.{SLIDING}", objects[SLIDING])
     # transformers 5 ignores rope_theta in layers with a window; transformers 4 has no other base.
-    used = float((objects.get(_SLIDING) or {}).get("rope_theta") or _DEFAULT_THETA_3)
+    used = float((objects.get(SLIDING) or {}).get("rope_theta") or _DEFAULT_THETA_3)
     if not full.theta == sliding.theta == used:
         raise InputError(
             f"config.json gives several bases of the rotary embeddings: transformers 5 uses {full.theta:,.12g} in layers with "
@@ -114,15 +103,11 @@ def _read_rope(hf_config: HfConfig) -> tuple[RopeFields, float]:
 
 def _write_olmo3(config: ModelConfig) -> HfConfig:
     fields, default = scaling_fields(config.rope_scaling), {"rope_type": "default", "rope_theta": config.rope_theta}
-    windowed = config.sliding_window is not None
     return {
         **write_fields(config),
-        "rope_parameters": {_SLIDING: default, _FULL: {**default, **fields}},
+        "rope_parameters": {SLIDING: default, FULL: {**default, **fields}},
         "sliding_window": config.sliding_window,
-        "layer_types": [
-            _FULL if layer in config.full_attention_layers or not windowed else _SLIDING
-            for layer in range(config.num_layers)
-        ],
+        "layer_types": write_layer_types(config),
     }
 
 

@@ -5,13 +5,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from zephyr_jax.errors import InputError, truncate_repr
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.families import llama
 from zephyr_jax.model.families.base import Count, Family, HfConfig, Size, parse_fields
+from zephyr_jax.model.families.layer_types import FULL, SLIDING, read_full_layers, write_layer_types
 from zephyr_jax.model.families.tensors import HfTensor
 
-_FULL, _SLIDING = "full_attention", "sliding_attention"
 _ATTENTION = ("decoder", "attention")
 _MODULE = "model.layers.{}.self_attn."
 _BIASES = (
@@ -60,33 +59,21 @@ def _read(model_type: str, hf_config: HfConfig, fields: Qwen2Fields) -> ModelCon
 def _windows(fields: Qwen2Fields) -> tuple[int | None, tuple[int, ...]]:
     """The sliding window, None where no layer has one, and the layers without it."""
     num_layers, window = fields.num_hidden_layers, fields.sliding_window if fields.use_sliding_window else None
-    types = fields.layer_types
-    if types is None:
-        first = num_layers if window is None else fields.max_window_layers
-        types = [_FULL if layer < first else _SLIDING for layer in range(num_layers)]
-    known = {_FULL} if window is None else {_FULL, _SLIDING}
-    if len(types) != num_layers or not set(types) <= known:
-        raise InputError(
-            f"Invalid layer_types in config.json: expected {' or '.join(sorted(known))} (sliding_window is {window}) for each of "
-            f"{num_layers} layers, got {truncate_repr(types, 200)}. Take the config.json that belongs to the weights."
-        )
-    if _SLIDING not in types:
-        return None, ()
-    return window, tuple(layer for layer, kind in enumerate(types) if kind == _FULL)
+    first = num_layers if window is None else min(num_layers, fields.max_window_layers)
+    supported = (FULL,) if window is None else (FULL, SLIDING)
+    full = read_full_layers(fields.layer_types, num_layers, window, default=range(first), supported=supported)
+    return (None, ()) if len(full) == num_layers else (window, full)
 
 
 def _write(config: ModelConfig) -> HfConfig:
     full = config.full_attention_layers
-    types = [
-        _FULL if config.sliding_window is None or layer in full else _SLIDING for layer in range(config.num_layers)
-    ]
     fields = {**llama.write_fields(config), "use_sliding_window": config.sliding_window is not None}
     if config.sliding_window is not None:
         fields["sliding_window"] = config.sliding_window
     if full == tuple(range(len(full))):
         # For versions of transformers that do not read `layer_types`.
         fields["max_window_layers"] = len(full) if config.sliding_window is not None else config.num_layers
-    return {**fields, "layer_types": types}
+    return {**fields, "layer_types": write_layer_types(config)}
 
 
 def _qwen2_tensors(config: ModelConfig) -> tuple[HfTensor, ...]:
