@@ -9,10 +9,14 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from zephyr_jax.errors import InputError
 from zephyr_jax.model.attention.dense import ATTENTION, SegmentInfo
 
-_MAX_BLOCK = {"TPU v4": 512, "TPU v5 lite": 1024, "TPU v5": 1024, "TPU v6 lite": 2048}
-"""Largest block by chip: what fits into VMEM. Larger blocks have less overhead around each matmul."""
-_MAX_LARGE_BLOCK = 1024
-"""Largest block with a soft cap or heads of more than 128: the TPU compiler refuses 2,048 on v6e with either."""
+_MAX_BLOCK = {
+    "TPU v4": (512, 512, 512),
+    "TPU v5 lite": (1024, 1024, 512),
+    "TPU v5": (1024, 1024, 512),
+    "TPU v6 lite": (2048, 1024, 1024),
+}
+"""Largest block by chip, of kernels with neither, one or both of a soft cap and heads of more than 128 dimensions: what fits into
+VMEM, where the backward pass holds scores and blocks of a head. Larger blocks have less overhead around each matmul."""
 _MIN_BLOCKS = 4
 """Least number of blocks of a row: a causal row of n blocks computes (n + 1) / 2n of its scores, 5/8 with four."""
 _MIN_BLOCK = 128
@@ -52,7 +56,7 @@ def splash_attention(
     # decide the same mask as the rule of `visible`.
     B, L, N, H = q_BLNH.shape
     K = k_BLKH.shape[2]
-    kernel = _kernel(L, N // K, window, softcap, block_size(L, chip, H > 128 or softcap is not None), interpret)
+    kernel = _kernel(L, N // K, window, softcap, block_size(L, chip, (H > 128) + (softcap is not None)), interpret)
     q_BKGLH = (q_BLNH * (scale or H**-0.5)).reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4)
     k_BKLH, v_BKLH = k_BLKH.transpose(0, 2, 1, 3), v_BLKH.transpose(0, 2, 1, 3)
     segments = kernels.SegmentIds(info.segments, info.segments)
@@ -61,13 +65,13 @@ def splash_attention(
     return out_BKGLH.transpose(0, 3, 1, 2, 4).reshape(B, L, N, H)
 
 
-def block_size(length: int, chip: str = "", is_large: bool = False) -> int:
+def block_size(length: int, chip: str = "", num_large: int = 0) -> int:
     """Number of queries, and of keys, of a block.
 
     Args:
         length: Tokens of a row.
         chip: Device kind.
-        is_large: Whether the kernel needs more VMEM than usual: scores have a soft cap, or heads more than 128 dimensions.
+        num_large: How many of these the kernel has, which need VMEM: a soft cap of scores, heads of more than 128 dimensions.
 
     Raises:
         InputError: No block divides the row.
@@ -76,8 +80,7 @@ def block_size(length: int, chip: str = "", is_large: bool = False) -> int:
         raise InputError(
             f"Expected a row length that is a multiple of {_MIN_BLOCK} (TPU attention kernel), got {length}. Set data.row_length."
         )
-    size = _MAX_BLOCK.get(chip, 512)
-    size = min(size, _MAX_LARGE_BLOCK) if is_large else size
+    size = _MAX_BLOCK.get(chip, (512, 512, 512))[num_large]
     while size > _MIN_BLOCK and (length % size or length < _MIN_BLOCKS * size):
         size //= 2
     return size
