@@ -1,6 +1,7 @@
 """Which of TRL's chat templates can be trained on, and why not: `python -m benchmarks.templates`, where trl is installed.
 
 TRL is not imported and not a dependency: its templates are files of its package (or of a folder named in the command).
+`python -m benchmarks.templates --print FOLDER` prints the rows of other templates, one per *.jinja in FOLDER.
 Each is tried on the demo's tokenizer with the template's own markers added as special tokens. Writes the
 generated part of docs/templates.md.
 """
@@ -96,7 +97,7 @@ def table(folder: Path) -> str:
         names = [path for path in paths if path.stem.endswith("_training") == training]
         verdicts = {path: verdict(path) for path in names}
         counts = [sum(text.startswith(outcome) for text in verdicts.values()) for outcome in _OUTCOMES]
-        rows = [f"| {path.stem} | {text} | {_arguments(path)} |" for path, text in verdicts.items()]
+        rows = [_row(path, text) for path, text in verdicts.items()]
         heading = f"### {title}: {counts[0]} of {len(names)} accepted, {counts[1]} more with `last`"
         parts.append("\n".join([heading, "", "| template | verdict | arguments |", "|---|---|---|", *rows]))
     return "\n\n".join(parts) + "\n"
@@ -105,6 +106,10 @@ def table(folder: Path) -> str:
 def page(folder: Path, trl: str) -> str:
     """The generated part of docs/templates.md."""
     return f"{_ABOUT.format(heading=HEADING, version=trl)}\n{table(folder)}"
+
+
+def _row(template: Path, text: str) -> str:
+    return f"| {template.stem} | {text} | {_arguments(template)} |"
 
 
 def _arguments(template: Path) -> str:
@@ -125,6 +130,9 @@ def _reason(error: str, template: Path) -> str:
 
 def main() -> None:
     """Write the table for the installed TRL, or for the package folder and version that are given."""
+    if sys.argv[1:2] == ["--print"]:
+        print("\n".join(_row(path, verdict(path)) for path in sorted(Path(sys.argv[2]).glob("*.jinja"))))
+        return
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else trl_templates()
     if folder is None:
         raise SystemExit("trl is not installed. Install it, or pass the folder of its chat templates and its version.")
