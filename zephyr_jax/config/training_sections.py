@@ -111,7 +111,7 @@ class OptimizerOptions:
     """Storage dtype of the second moment; the update is computed in float32.
 
     - `float32`: full precision.
-    - `bfloat16`: half the memory.
+    - `bfloat16`: half the memory; needs a smaller `b2`, such as 0.95, since it rounds away most updates with 0.999.
     """
     offload_moments: bool = field(default=False, metadata=RESUMABLE | ADVANCED)
     """Offload the moments to host memory between updates: less HBM, and host transfers of their size in every step."""

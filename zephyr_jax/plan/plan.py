@@ -337,6 +337,6 @@ def _refusal(message: str, config: PlanConfig) -> InputError:
     reason = " ".join(message.split())[:400]
     return kind(
         f"The TPU compiler refuses the {config.planned_step} step on {config.topology}: {reason} "
-        "What helps: a larger topology, bfloat16 moments, a smaller batch.microbatch_rows, with an adapter "
-        "`--adapter.base_format nf4`; `--fit` searches."
+        "What helps: a larger topology, bfloat16 moments, --optimizer.offload_moments, a smaller batch.microbatch_rows, with an "
+        "adapter `--adapter.base_format nf4`; `--fit` searches all but the offload."
     )
