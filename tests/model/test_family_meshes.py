@@ -1,5 +1,6 @@
 """Every family on a mesh, with packed rows: log-probs are torch's, and a segment sees nothing of its neighbor."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -27,7 +28,8 @@ def test_packed_log_probs_on_a_mesh(folder: Path) -> None:
     loaded = load(folder, devices=8, data=2, fsdp=2, tensor=2)
     first, second = numbers["tokens"]
 
-    @jax.jit
+    # Compiled without optimization, which takes most of the time of a program that runs twice.
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
     def score(parameters: Parameters, batch: TokenBatch) -> jax.Array:
         return sequence_logprob(loaded.model.definition, parameters, batch, segments=2, chunk=7).sum
 
