@@ -81,7 +81,7 @@ def test_an_argument_that_has_no_effect_is_an_error(tmp_path: Path, args: dict[s
 
 
 def test_template_args_are_a_part_of_the_fingerprint(tmp_path: Path) -> None:
-    """Law: the cache of tokens tells apart what two values of an argument render."""
+    """Law: the cache of tokens has separate entries for what two values of an argument render."""
     prints = {
         chat_with(tmp_path, THINKING, args=args, answers="last").fingerprint
         for args in ({}, OFF, {"enable_thinking": True})

@@ -116,7 +116,7 @@ def test_turns_beyond_max_length_are_counted(tmp_path: Path, thinking: ChatToken
 
 
 def test_ids_are_short_with_their_turn() -> None:
-    """Law: a shortened id still tells the turns of a conversation apart."""
+    """Law: turns of a conversation have different ids when these are shortened, too."""
     assert short_id("f" * 64 + "#turn 12") == "f" * 16 + "#turn 12"
     assert short_id("g" * 64) == "g" * 16
 
