@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -58,8 +59,10 @@ def test_what_no_topology_can_hold_is_refused(case: str, shape_only: Path, capsy
     assert re.search(expected, refused(words, shape_only, capsys), re.DOTALL)
 
 
-@pytest.mark.skipif(find_spec("libtpu") is not None, reason="libtpu is installed")
-def test_without_the_compiler_it_says_how_to_get_it(shape_only: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_the_compiler_it_says_how_to_get_it(
+    shape_only: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "libtpu", None)  # so Python finds no such package, installed or not
     assert "uv run --extra tpu zephyr-jax plan" in refused(SMALL, shape_only, capsys)
 
 
