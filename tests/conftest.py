@@ -10,6 +10,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tests compile the same small programs often.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+# And each runs for a moment, while LLVM's optimizations are a third of the time of compiling it.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import fsspec  # noqa: E402
 import jax  # noqa: E402
@@ -25,6 +27,43 @@ from zephyr_jax.storage import cloud  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 HERE = Path(__file__).parent
+LONGEST = (
+    "benchmarks/test_chaos.py",
+    "plan/test_search.py",
+    "methods/test_hosts_end.py",
+    "launch/test_notebook.py",
+    "methods/test_hosts.py",
+    "plan/test_adapters.py",
+    "plan/test_estimates.py",
+    "plan/test_plan.py",
+    "model/test_family_golden.py",
+    "model/test_family_folders.py",
+    "export/test_round_trip.py",
+    "export/test_adapter_acceptance.py",
+    "demo/test_demo.py",
+    "methods/test_family_cards.py",
+)
+"""Files of about a minute or more, the longest first."""
+FULLY_OPTIMIZED = ("benchmarks", "demo", "launch", "plan")
+"""Packages whose tests train for minutes, or count what the TPU compiler makes of a step."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that workers end at about the same time; xdist assigns files in this order."""
+    ranks = {HERE / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(LONGEST)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler_effort(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For FULLY_OPTIMIZED the compiler's defaults, here and in processes that the tests start."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent.name in FULLY_OPTIMIZED:
+            patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+            jax.config.update("jax_disable_most_optimizations", False)
+        yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONGEST
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "zephyr_jax"
 LAYERS = [
@@ -184,6 +186,10 @@ def test_every_data_file_is_packaged() -> None:
     data = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
     assert len(data) > 8
     assert not data - packaged
+
+
+def test_files_that_run_first_exist() -> None:
+    assert not [name for name in LONGEST if not (ROOT / "tests" / name).is_file()]
 
 
 def test_pins_stand_in_one_place() -> None:
