@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.models import Loaded, load, logits, packed_rows, whole_rows
+from zephyr_jax.batch import TokenBatch
 from zephyr_jax.model.families.registry import tensors_of
 from zephyr_jax.objective.logprob import Parameters, sequence_logprob
 
@@ -18,13 +19,12 @@ CASES = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.nam
 
 def gradients(loaded: Loaded, tokens: np.ndarray) -> tuple[Parameters, jax.Array]:
     """Gradients of -sum(log-probs), and the log-probs."""
-    batch = whole_rows(tokens, first_target=5)
 
-    def negative(parameters: Parameters) -> tuple[jax.Array, jax.Array]:
+    def negative(parameters: Parameters, batch: TokenBatch) -> tuple[jax.Array, jax.Array]:
         found = sequence_logprob(loaded.model.definition, parameters, batch, segments=1, chunk=7)
         return -jnp.sum(found.sum), found.sum[:, 0]
 
-    return jax.grad(negative, has_aux=True)(loaded.parameters)
+    return jax.jit(jax.grad(negative, has_aux=True))(loaded.parameters, whole_rows(tokens, first_target=5))
 
 
 @CASES

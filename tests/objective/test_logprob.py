@@ -1,6 +1,7 @@
 """The one sequence log-prob: right, and invariant to everything that is not the text."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -90,9 +91,9 @@ def test_pad_and_eos_may_be_one_id(gqa: Loaded) -> None:
     np.testing.assert_array_equal(score(gqa, batch).sum, score(gqa, batch._replace(tokens=padded)).sum)
 
 
-def loss_and_gradient(loaded: Loaded, batch: TokenBatch):
+def loss_and_gradient(loaded: Loaded, batch: TokenBatch, chunk: int = 8):
     def loss(parameters):
-        found = sequence_logprob(loaded.model.definition, parameters, batch, segments=4, chunk=8)
+        found = sequence_logprob(loaded.model.definition, parameters, batch, segments=4, chunk=chunk)
         return -jnp.sum(found.sum) / jnp.sum(found.num_targets)
 
     return jax.jit(jax.value_and_grad(loss))(loaded.parameters)
@@ -108,11 +109,7 @@ def test_packing_padding_and_chunks_change_no_gradient(gqa: Loaded) -> None:
         (packed_rows([[a, b, c, d]], 64), 5),
     ]
 
-    def loss(parameters, batch, chunk):
-        found = sequence_logprob(gqa.model.definition, parameters, batch, segments=4, chunk=chunk)
-        return -jnp.sum(found.sum) / jnp.sum(found.num_targets)
-
-    (expected, slope), *others = [jax.value_and_grad(loss)(gqa.parameters, batch, chunk) for batch, chunk in layouts]
+    (expected, slope), *others = [loss_and_gradient(gqa, batch, chunk) for batch, chunk in layouts]
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(slope)) > 0.1
     for found, other in others:
         np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -126,19 +123,25 @@ MESHES = {
 }
 
 
+@cache
+def on_one_device(folder: Path, columns: int):
+    """Eight rows, and their loss and gradient."""
+    sizes = [9, 14, 6, 11, 7, 20, 8, 5, 13, 10, 4, 12, 16, 9, 7, 6] if columns == 48 else [12] * 8
+    segments = random_segments(sizes)
+    each = len(sizes) // 8
+    batch = packed_rows([segments[each * row : each * row + each] for row in range(8)], columns)
+    return batch, *loss_and_gradient(load(folder), batch)
+
+
 @pytest.mark.parametrize("columns", [12, 48], ids=["split vocabulary", "split rows"])
 @pytest.mark.parametrize("name", [*MESHES, "2x2x2 permuted"])
 def test_meshes_change_nothing(golden: Path, name: str, columns: int) -> None:
     """Loss and every gradient equal those of one device, on each mesh and under a permutation of its devices, whether a
     device scores its own rows or its own part of the vocabulary (which is what sends less for short rows)."""
-    sizes = [9, 14, 6, 11, 7, 20, 8, 5, 13, 10, 4, 12, 16, 9, 7, 6] if columns == 48 else [12] * 8
-    segments = random_segments(sizes)
-    each = len(sizes) // 8
-    batch = packed_rows([segments[each * row : each * row + each] for row in range(8)], columns)
+    batch, expected, expected_gradient = on_one_device(golden / "models" / "gqa", columns)
     mesh = make_mesh(MESHES[name.split()[0]], jax.devices())
     chosen = Chunking.choose(8, False, ShardingRules(mesh), 8 * columns, 96)
     assert chosen.split_vocab == (columns == 12 and mesh.shape["fsdp"] > 1)
-    expected, expected_gradient = loss_and_gradient(load(golden / "models" / "gqa"), batch)
     devices = jax.devices()
     if name.endswith("permuted"):
         devices = [devices[at] for at in (5, 2, 7, 0, 3, 6, 1, 4)]
