@@ -82,7 +82,7 @@ def test_two_processes_share_nothing_but_a_bucket(bucket: Gcs, tiny_model: Path,
         "--schedule.evaluate_every 0 --report.no_progress_bar --report.num_samples 0"
     ).split()
     for name in ("two", "one"):
-        train = sft_words(cloud / "base", cloud / "chats.jsonl", cloud / name, steps=2)
+        train = sft_words(cloud / "base", cloud / "chats.jsonl", cloud / name)  # the program of the first test
         export = f"export --model.path {cloud}/{name} --output {cloud}/{name}-hf --dtype float32".split()
         for words in (train, export, ["reference" if name == "two" else "dpo", *pairs]):
             if name == "two":
