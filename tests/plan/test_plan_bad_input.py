@@ -30,7 +30,7 @@ WITH_COMPILER = {
     "mesh": (f"{SMALL} --mesh.fsdp 3", r"product is 4, .* got .*fsdp 3"),
     "two free": (f"{SMALL} --mesh.data -1", r"at most one -1"),
     "heads": (f"{SMALL} --mesh.tensor 4", r"`kv_heads` of weight .*: expected a multiple of 4, got 1"),
-    "row": (f"{SMALL} --data.row_length 500", r"row length that is a multiple of 128 .*got 500"),
+    "row": (f"{SMALL} --data.row_length 500 --data.no_share_prompts", r"row length that is a multiple of 128 .*got 500"),
     "slices": (f"{SMALL} --num_slices 2", r"microbatch_rows \(or batch\.rows\): expected a multiple of 8, got 4"),
 }  # fmt: skip
 

@@ -25,10 +25,10 @@ def is_separable(tokenizer: Tokenizer, reserved: Collection[str]) -> bool:
     stand across the edge of a window.
     """
     added = tokenizer.get_added_tokens_decoder().values()
-    found = {token.content: token for token in added}
-    if not set(reserved) <= found.keys() or any(found[text].single_word for text in reserved):
+    by_text = {token.content: token for token in added}
+    if not set(reserved) <= by_text.keys() or any(by_text[text].single_word for text in reserved):
         return False
-    others = found.keys() - set(reserved)
+    others = by_text.keys() - set(reserved)
     return not any(_overlap(one, other) for one in reserved for other in others)
 
 
