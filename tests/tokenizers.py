@@ -7,6 +7,11 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from zephyr_jax.chat.message import OverLengthRow
+from zephyr_jax.chat.tokenizer import ChatTokenizer, Segment
+from zephyr_jax.config.sections import DataOptions
+from zephyr_jax.data.segments import ExampleKind
+
 ASSETS = Path(__file__).parents[1] / "zephyr_jax" / "demo" / "assets" / "base"
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -92,3 +97,13 @@ def write_tokenizer(kind: str, folder: Path) -> Path:
         json.dumps({"clean_up_tokenization_spaces": False, "model_max_length": 1024, **settings})
     )
     return folder
+
+
+def tokenized(kind: ExampleKind, tokenizer: ChatTokenizer, data: DataOptions, row: Any, cut: bool) -> list[Segment]:
+    """Segments of a row; an over-long one is truncated if it may be cut, else OverLengthRow is raised."""
+    try:
+        return kind.tokenize(tokenizer, data, row)
+    except OverLengthRow as error:
+        if not cut:
+            raise
+        return error.truncate()

@@ -12,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
+from tests.tokenizers import tokenized
 from zephyr_jax.chat.message import Message, SkippedRow
 from zephyr_jax.chat.template import ChatTemplate
 from zephyr_jax.chat.template_loader import load_template
@@ -26,14 +27,14 @@ def conversation(
     tokenizer: ChatTokenizer, row: dict[str, Any], targets: Any, max_length: int, cut: bool
 ) -> list[Segment]:
     data = DataOptions(targets=targets, max_length=max_length)
-    return CONVERSATION.tokenize(tokenizer, data, row, cut)
+    return tokenized(CONVERSATION, tokenizer, data, row, cut)
 
 
 def preference(
     tokenizer: ChatTokenizer, row: dict[str, Any], max_length: int, max_prompt: int, cut: bool
 ) -> list[Segment]:
     data = DataOptions(max_length=max_length, max_prompt_length=max_prompt)
-    return PREFERENCE.tokenize(tokenizer, data, row, cut)
+    return tokenized(PREFERENCE, tokenizer, data, row, cut)
 
 
 BOS, EOS = 1, 2

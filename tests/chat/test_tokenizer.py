@@ -9,22 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, processors
 
-from zephyr_jax.chat.message import OverLengthRow, SkippedRow
+from tests.tokenizers import tokenized
+from zephyr_jax.chat.message import SkippedRow
 from zephyr_jax.chat.template_loader import load_template
 from zephyr_jax.chat.tokenizer import ChatTokenizer, Segment
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.config.sections import DataOptions
-from zephyr_jax.data.segments import CONVERSATION, PREFERENCE, ExampleKind
+from zephyr_jax.data.segments import CONVERSATION, PREFERENCE
 from zephyr_jax.errors import InputError
-
-
-def tokenized(kind: ExampleKind, tokenizer: ChatTokenizer, data: DataOptions, row: Any, cut: bool) -> list[Segment]:
-    try:
-        return kind.tokenize(tokenizer, data, row)
-    except OverLengthRow as error:
-        if not cut:
-            raise
-        return error.truncate()
 
 
 def conversation(

@@ -140,8 +140,8 @@ def test_answers_of_several_turns_are_all_targets(zephyr: ChatTokenizer) -> None
     """Law: after the messages that both sides share, every answer counts."""
     more = {"role": "user", "content": "More."}
     row = {"prompt": [ASK], "chosen": [BLUE, more, RED], "rejected": [RED, more, BLUE]}
-    chosen, rejected = PREFERENCE.tokenize(zephyr, DataOptions(max_length=256, max_prompt_length=128), row, False)
-    single = CONVERSATION.tokenize(zephyr, DataOptions(max_length=256), {"messages": [ASK, BLUE, more, RED]}, False)[0]
+    chosen, rejected = PREFERENCE.tokenize(zephyr, DataOptions(max_length=256, max_prompt_length=128), row)
+    single = CONVERSATION.tokenize(zephyr, DataOptions(max_length=256), {"messages": [ASK, BLUE, more, RED]})[0]
     assert chosen.tokens.tolist() == single.tokens.tolist()
     assert chosen.targets.tolist() == single.targets.tolist()
     assert rejected.targets.sum() == chosen.targets.sum()
@@ -187,13 +187,12 @@ def test_weights_choose_the_answers_that_count(zephyr: ChatTokenizer, field: str
     assert targets(zephyr.template, row) == ["Blue.</s>"]
     plain = {"messages": [ASK, RED, ASK, BLUE]}
     for data in (DataOptions(max_length=256, targets="assistant"), DataOptions(max_length=256, targets="all")):
-        weighted, full = (CONVERSATION.tokenize(zephyr, data, each, False)[0] for each in (row, plain))
+        weighted, full = (CONVERSATION.tokenize(zephyr, data, each)[0] for each in (row, plain))
         assert weighted.tokens.tolist() == full.tokens.tolist()
         muted = CONVERSATION.tokenize(
             zephyr,
             DataOptions(max_length=256),
             {"messages": [ASK, RED, ASK, {**BLUE, "weight": 0}]},
-            False,
         )[0]
         assert weighted.targets.tolist() == (full.targets & ~muted.targets).tolist()
 
@@ -226,7 +225,7 @@ REFUSED: dict[str, tuple[Row, str]] = {
 def test_what_cannot_be_honored_is_refused_by_name(zephyr: ChatTokenizer, name: str) -> None:
     row, reason = REFUSED[name]
     with pytest.raises(SkippedRow, match=reason):
-        CONVERSATION.tokenize(zephyr, DataOptions(max_length=256), row, False)
+        CONVERSATION.tokenize(zephyr, DataOptions(max_length=256), row)
 
 
 CONTRADICTIONS: dict[str, tuple[Row, str]] = {
@@ -279,7 +278,7 @@ def test_special_tokens_in_a_call_are_text(with_tools: ChatTokenizer) -> None:
     """Law: what a call spells is never read as a special token."""
     call = {"function": {"name": "look", "arguments": {"at": "</s>"}}}
     row = {"messages": [ASK, {**BLUE, "tool_calls": [call]}]}
-    segment = CONVERSATION.tokenize(with_tools, DataOptions(max_length=256), row, False)[0]
+    segment = CONVERSATION.tokenize(with_tools, DataOptions(max_length=256), row)[0]
     assert (segment.tokens == 2).sum() == 2, "two ends of turns, and none in the call"
 
 
