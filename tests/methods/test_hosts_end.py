@@ -33,7 +33,7 @@ def test_an_error_on_one_host_ends_all_with_its_message(tiny_model: Path, tmp_pa
 def test_a_killed_host_ends_the_others_and_a_restart_goes_on(tiny_model: Path, tmp_path: Path) -> None:
     """SIGKILL in the middle of training: the other process is gone within a minute; the same command finishes the run."""
     rows = write_rows(tmp_path / "chats.jsonl", list(conversations(0, 37, "train")))
-    words = [*sft_words(tiny_model, rows, tmp_path / "run", steps=12), "--schedule.save_every", "2"]
+    words = [*sft_words(tiny_model, rows, tmp_path / "run", steps=8), "--schedule.save_every", "2"]
     with processes(2, [words] * 2, tmp_path) as (first, second):
         assert first.stderr is not None
         for line in first.stderr:
@@ -43,9 +43,9 @@ def test_a_killed_host_ends_the_others_and_a_restart_goes_on(tiny_model: Path, t
         first.communicate(timeout=60)
         assert first.returncode not in (0, None)
     seen = len(curve(tmp_path / "run"))
-    assert 4 <= seen < 12
+    assert 4 <= seen < 8
     run_all(2, words, tmp_path)
-    assert [step for step, _, _ in curve(tmp_path / "run")] == list(range(1, 13))
+    assert [step for step, _, _ in curve(tmp_path / "run")] == list(range(1, 9))
 
 
 def test_an_export_that_fails_on_the_writer_ends_all(tiny_model: Path, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_coordinator_that_is_not_there_is_named(tiny_model: Path, tmp_path: Pa
 def test_processes_that_are_asked_to_stop_save_one_step_together_and_go_on(tiny_model: Path, tmp_path: Path) -> None:
     """SIGTERM to one of two: both leave with code 75 after the same step; the same command then ends the run."""
     rows = write_rows(tmp_path / "chats.jsonl", list(conversations(0, 37, "train")))
-    words = sft_words(tiny_model, rows, tmp_path / "run", steps=12)
+    words = sft_words(tiny_model, rows, tmp_path / "run", steps=8)
     with processes(2, [words] * 2, tmp_path) as (first, second):
         assert first.stderr is not None
         for line in first.stderr:
@@ -82,8 +82,8 @@ def test_processes_that_are_asked_to_stop_save_one_step_together_and_go_on(tiny_
         second.send_signal(signal.SIGTERM)
         said = [process.communicate(timeout=60)[1] for process in (first, second)]
         assert [process.returncode for process in (first, second)] == [75, 75]
-    stopped = [re.findall(r"saved step (\d+) of 12", each) for each in said]
+    stopped = [re.findall(r"saved step (\d+) of 8", each) for each in said]
     assert stopped[0] == stopped[1]
-    assert 3 <= int(stopped[0][0]) < 12
+    assert 3 <= int(stopped[0][0]) < 8
     run_all(2, words, tmp_path)
-    assert [step for step, _, _ in curve(tmp_path / "run")] == list(range(1, 13))
+    assert [step for step, _, _ in curve(tmp_path / "run")] == list(range(1, 9))
