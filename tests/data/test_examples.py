@@ -327,17 +327,17 @@ def test_workers_are_not_forked(
     monkeypatch.setattr(popen_spawn_posix.Popen, "__init__", started)
     monkeypatch.setattr(popen_forkserver.Popen, "__init__", started)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(examples, "_FEW_ROWS", len(ROWS) - 1)
+    monkeypatch.setattr(examples, "_ROWS_PER_WORKER", len(ROWS) - 1)
     options, path = replace(OPTIONS, num_workers=num_workers), jsonl(tmp_path / "rows.jsonl", ROWS)
     with pytest.raises(StartedError):
         load_examples(CONVERSATION, options, tokenizer, str(path), "train")
 
 
 def test_few_rows_start_no_workers(tokenizer: ChatTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Law: by default a process of its own for few rows would take longer to start than to tokenize them."""
+    """Law: by default few rows are tokenized in the process that asks."""
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(popen_forkserver.Popen, "__init__", lambda *_: pytest.fail("started a process"))
-    monkeypatch.setattr(examples, "_FEW_ROWS", len(ROWS))
+    monkeypatch.setattr(examples, "_ROWS_PER_WORKER", len(ROWS))
     found = load_examples(CONVERSATION, OPTIONS, tokenizer, str(jsonl(tmp_path / "rows.jsonl", ROWS)), "train")
     assert len(found) == len(ROWS)
 

@@ -55,7 +55,7 @@ def test_settings_of_training_never_invalidate(filled: tuple[DpoConfig, PassResu
 def test_a_table_is_the_same_with_and_without_shared_prompts(
     filled: tuple[DpoConfig, PassResult], tmp_path: Path
 ) -> None:
-    """Law: the layout is no part of a table's identity; both have the same keys and counts, and sums equal to 1e-6."""
+    """Law: a table's identity does not hold the layout; both have the same keys and counts, and sums equal to 1e-6."""
     config, first = filled
     plain = replace(config, data=replace(config.data, share_prompts=False))
     assert (reference(plain).computed, reference(plain).folder) == (0, first.folder)

@@ -8,14 +8,12 @@ import numpy as np
 
 from zephyr_jax.api.loading import LoadedModel
 from zephyr_jax.api.tokens import kind_of_row, segments_of_row
-from zephyr_jax.config.sections import DataOptions, is_unset
+from zephyr_jax.config.sections import ROW_MULTIPLE, DataOptions, is_unset
 from zephyr_jax.data.examples import Examples, examples_of
 from zephyr_jax.data.splits import check_positions
 from zephyr_jax.errors import InputError
 from zephyr_jax.reference.score import Scorer
 from zephyr_jax.storage.cloud import translate_cloud_errors
-
-_ROW_MULTIPLE = 128  # few different row lengths, so few compiled programs
 
 
 @dataclass(frozen=True)
@@ -96,4 +94,4 @@ def _row_length(data: DataOptions, examples: Examples) -> int:
     longest = int(examples.packed_lengths(data)[0].max())
     if not is_unset(data.row_length) and data.row_length >= longest:
         return data.row_length
-    return -(-longest // _ROW_MULTIPLE) * _ROW_MULTIPLE
+    return -(-longest // ROW_MULTIPLE) * ROW_MULTIPLE  # few different lengths, so few compiled programs

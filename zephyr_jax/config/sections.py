@@ -19,6 +19,7 @@ from zephyr_jax.config.constraints import (
 from zephyr_jax.errors import InputError
 
 DEFAULT_ROW_LENGTH = 2048
+ROW_MULTIPLE = 128  # of row lengths that every attention kernel takes
 DEFAULT_PROMPT_LENGTH = 512
 MODEL = "a model: a run of `sft` or `dpo`, a Hugging Face folder or a hub id"
 DATA = "rows: a file, a folder or a hub id"
@@ -203,7 +204,7 @@ class DataOptions:
     `evaluate` and `preview` print a warning. 1: never stop."""
     num_workers: PositiveInt | None = field(default=None, metadata=RESUMABLE | ADVANCED)
     """Number of processes that tokenize; results are cached by content, so that a second run reads them back. Default: one for
-    each CPU core, and one in all for 4,000 rows or fewer."""
+    every 4,000 rows, at most one for each CPU core."""
 
     def fitted(self, segments: int) -> "DataOptions":
         """Lengths that nothing has set, made to fit: a row holds `segments` sequences, and a prompt leaves room for an answer."""
@@ -223,7 +224,7 @@ class DataOptions:
         of the blocks of attention kernels.
         """
         longest = segments * min(self.max_length, self.row_length)
-        multiple = 512 if self.row_length >= 2048 else 128
+        multiple = 4 * ROW_MULTIPLE if self.row_length >= 2048 else ROW_MULTIPLE
         return -(-max(3 * self.row_length // 2, longest) // multiple) * multiple
 
     def check(self) -> None:

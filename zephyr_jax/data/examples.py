@@ -18,7 +18,7 @@ import numpy as np
 from datasets import Dataset
 
 from zephyr_jax.chat.tokenizer import ChatTokenizer, Segment
-from zephyr_jax.config.sections import DataOptions
+from zephyr_jax.config.sections import ROW_MULTIPLE, DataOptions
 from zephyr_jax.data.example_rows import FEATURES, example_record, examples_of_rows, short_id, whole_row
 from zephyr_jax.data.filter_stats import FilterStats, filter_stats
 from zephyr_jax.data.row_formats import find_format
@@ -31,8 +31,7 @@ from zephyr_jax.errors import InputError, join_items
 _VERSION = 9
 _BATCH = 64  # rows that become examples at a time
 _SAMPLE = 1000  # rows whose formats are named
-_FEW_ROWS = 4000  # which one process tokenizes in about the time that another one takes to start
-_ROW_MULTIPLE = 128  # of row lengths that every attention kernel takes
+_ROWS_PER_WORKER = 4000  # take several times as long as starting a process
 
 
 @dataclass(frozen=True)
@@ -224,7 +223,7 @@ def _table(rows: Dataset, kind: ExampleKind, data: DataOptions, tokenizer: ChatT
         tokenizer.fingerprint,
         rows._fingerprint,
     )
-    num_workers = data.num_workers or (os.cpu_count() or 1 if len(rows) > _FEW_ROWS else 1)
+    num_workers = data.num_workers or min(os.cpu_count() or 1, -(-len(rows) // _ROWS_PER_WORKER))
     if num_workers > 1:  # a fork of a process in which JAX runs may deadlock
         multiprocess.set_start_method("forkserver", force=True)
     return rows.map(
@@ -296,7 +295,7 @@ def _check_row_length(examples: Examples, data: DataOptions, name: str) -> None:
     if unshared is None:
         size, enough = f"{longest} tokens", examples.segments_per_example * data.max_length
     else:
-        size, enough = f"{longest} tokens (its prompt counted once)", -(-longest // _ROW_MULTIPLE) * _ROW_MULTIPLE
+        size, enough = f"{longest} tokens (its prompt counted once)", -(-longest // ROW_MULTIPLE) * ROW_MULTIPLE
     raise InputError(
         f"{name}: the longest example has {size} and data.row_length is {data.row_length}. A row holds whole examples: set "
         f"data.row_length to {enough}, or lower data.max_length."
