@@ -38,10 +38,10 @@ def entries(root: Path) -> LogprobIndex:
 def test_four_processes_fill_the_table_and_two_align_with_it(tiny_model: Path, tmp_path: Path) -> None:
     """Each process writes its own rows of the reference table; DPO on another number of processes starts at ln 2. With adapters
     on a quantized base."""
-    pairs = write_rows(tmp_path / "pairs.jsonl", list(preferences(0, 21, "train")))
+    pairs = write_rows(tmp_path / "pairs.jsonl", list(preferences(0, 41, "train")))
     words = (
         f"--config {CARDS}/dpo.yaml --model.path {tiny_model} --data.path {pairs} --output {tmp_path}/dpo "
-        f"--reference {tmp_path}/reference --batch.examples 21 --batch.microbatch_rows 8 --schedule.epochs 2 "
+        f"--reference {tmp_path}/reference --batch.examples 41 --batch.microbatch_rows 8 --schedule.epochs 2 "
         "--schedule.evaluate_every 0 --report.no_progress_bar --adapter.rank 4 --adapter.base_format nf4 --adapter.block_size 16"
     ).split()
     run_all(4, ["reference", *words], tmp_path)
@@ -73,12 +73,12 @@ def test_two_processes_share_nothing_but_a_bucket(bucket: Gcs, tiny_model: Path,
     cloud = epath.Path("gs://bucket")
     for file in tiny_model.iterdir():
         (cloud / "base" / file.name).write_bytes(file.read_bytes())
-    for name, rows in (("chats", conversations(0, 37, "train")), ("pairs", preferences(0, 21, "train"))):
+    for name, rows in (("chats", conversations(0, 37, "train")), ("pairs", preferences(0, 41, "train"))):
         file = write_rows(tmp_path / f"{name}.jsonl", list(rows))
         (cloud / file.name).write_bytes(file.read_bytes())
     pairs = (
         f"--config {CARDS}/dpo.yaml --model.path {cloud}/two --data.path {cloud}/pairs.jsonl --output {cloud}/dpo "
-        f"--reference {cloud}/reference --batch.examples 21 --batch.microbatch_rows 8 --schedule.epochs 1 "
+        f"--reference {cloud}/reference --batch.examples 41 --batch.microbatch_rows 8 --schedule.epochs 1 "
         "--schedule.evaluate_every 0 --report.no_progress_bar --report.num_samples 0"
     ).split()
     for name in ("two", "one"):

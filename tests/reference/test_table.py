@@ -42,11 +42,11 @@ def pairs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Example
     )
 
 
-def scorer(loaded: Loaded, parameters: Parameters) -> Scorer:
+def scorer(loaded: Loaded, parameters: Parameters, row_length: int = DATA.row_length) -> Scorer:
     return Scorer(
         model=loaded.model,
         parameters=parameters,
-        data=DATA,
+        data=replace(DATA, row_length=row_length),
         rules=loaded.rules,
         num_rows=4,
         logprob_chunk=64,
@@ -89,7 +89,7 @@ def test_a_killed_pass_goes_on_where_it_stopped(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fill(table, pairs, scorer(loaded, loaded.parameters), table.missing(pairs.keys()), die)
+        fill(table, pairs, scorer(loaded, loaded.parameters, row_length=256), table.missing(pairs.keys()), die)
     again = ReferenceTable(tmp_path / "killed", IDENTITY)
     computed, reused = run(again, pairs, loaded)
     assert computed + reused == 21
