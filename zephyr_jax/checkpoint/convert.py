@@ -131,7 +131,7 @@ class StackedTarget:
             Global array [Y, ...], or codes and scales.
         """
         stacked = jax.tree.map(
-            lambda shape, sharding: _zeros(shape.shape, shape.dtype, sharding)(), self.abstract, self.shardings
+            lambda shape, sharding: zeros(shape.shape, shape.dtype, sharding)(), self.abstract, self.shardings
         )
         for index, layer in enumerate(layers):
             for change in self.changes:
@@ -173,7 +173,8 @@ def _dequantize(dtype: Any, to: NamedSharding) -> Callable[[Array, Array], Array
 
 
 @lru_cache
-def _zeros(sizes: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> Callable[[], Array]:
+def zeros(sizes: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> Callable[[], Array]:
+    """A function that makes zeros where `sharding` places them; compiled once for each combination."""
     return jax.jit(partial(jnp.zeros, sizes, dtype), out_shardings=sharding)
 
 

@@ -19,6 +19,8 @@ from zephyr_jax.storage.cloud import slow_io_warning
 from zephyr_jax.storage.files import Path, absolute_path
 
 _ITEMS = ("parameters", "optimizer", "progress")
+_MIN_SLICE_BYTES = 2**24
+"""Replicas share the writing of an array if each writes at least this much. Every slice is a program of its own to compile."""
 
 
 def _evaluation_loss(metrics: dict[str, float]) -> float:
@@ -37,6 +39,8 @@ class CheckpointManager:
             preservation_policy=policies.AnyPreservationPolicy(keep), enable_async_checkpointing=True
         )
         silence_library_logs()
+        handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES)
+        ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
         with _save_errors(self._folder, "open"):
             self._manager = ocp.CheckpointManager(self._folder, item_names=_ITEMS, options=settings)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import NamedSharding
 
-from zephyr_jax.checkpoint.convert import copy_to, merge_layer, replicated
+from zephyr_jax.checkpoint.convert import copy_to, merge_layer, replicated, zeros
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.families.targets import projections_of
 from zephyr_jax.model.lora import LORA_A, LORA_B, LoraSpec
@@ -47,10 +47,9 @@ def initial_adapter(seed: int, shapes: Any) -> Parameters:
     """
 
     def initial(path: tuple[Any, ...], shape: jax.ShapeDtypeStruct) -> Array:
-        function = partial(_uniform, shape.shape) if path[-1].key == LORA_A else partial(_zeros, shape.shape)
-        key = _key(seed, tuple(str(part.key) for part in path))
-        value: Array = jax.jit(function, out_shardings=shape.sharding)(key)
-        return value
+        if path[-1].key == LORA_B:
+            return zeros(shape.shape, jnp.float32, shape.sharding)()
+        return _uniform(shape.shape, shape.sharding)(_key(seed, tuple(str(part.key) for part in path)))
 
     adapter: Parameters = jax.tree_util.tree_map_with_path(initial, shapes)
     return adapter
@@ -60,13 +59,11 @@ def _key(seed: int, path: tuple[str, ...]) -> Array:
     return jax.random.fold_in(jax.random.key(seed), crc32(".".join(path).encode()))
 
 
-def _uniform(sizes: tuple[int, ...], key: Array) -> Array:
+@lru_cache
+def _uniform(sizes: tuple[int, ...], sharding: NamedSharding) -> Callable[[Array], Array]:
     bound = 1 / math.sqrt(math.prod(sizes[1:-1]))
-    return jax.random.uniform(key, sizes, jnp.float32, -bound, bound)
-
-
-def _zeros(sizes: tuple[int, ...], key: Array) -> Array:
-    return jnp.zeros(sizes, jnp.float32)
+    draw = partial(jax.random.uniform, shape=sizes, dtype=jnp.float32, minval=-bound, maxval=bound)
+    return jax.jit(draw, out_shardings=sharding)
 
 
 class PissaSplit:

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding, PartitionSpec
@@ -130,7 +131,8 @@ def attach_adapter(weights: Any, adapter: Any, scale: float) -> dict[str, Any]:
         node = dict(weights) if isinstance(weights, Mapping) else {BASE: weights}
         lora_a = adapter[LORA_A]
         everywhere = NamedSharding(lora_a.sharding.mesh, PartitionSpec())  # a global array on several hosts, too
-        scales = jax.jit(partial(jnp.full, lora_a.shape[:1], scale, jnp.float32), out_shardings=everywhere)()
+        values = np.full(lora_a.shape[:1], scale, np.float32)
+        scales = jax.make_array_from_callback(values.shape, everywhere, lambda index: values[index])
         return node | {LORA_A: lora_a, LORA_B: adapter[LORA_B], LORA_SCALE: scales}
     return {
         name: attach_adapter(weights[name], adapter[name], scale) if name in adapter else weights[name]
