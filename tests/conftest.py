@@ -20,6 +20,7 @@ from tyro import _unsafe_cache  # noqa: E402
 
 from tests.adapter_runs import Runs  # noqa: E402
 from tests.gcs import Gcs  # noqa: E402
+from tests.thorough import THOROUGH  # noqa: E402
 from zephyr_jax import log  # noqa: E402
 from zephyr_jax.demo.remake import write_untrained  # noqa: E402
 from zephyr_jax.report import report as report_module  # noqa: E402
@@ -48,8 +49,13 @@ FULLY_OPTIMIZED = ("benchmarks", "demo", "launch", "plan")
 """Packages whose tests train for minutes, or count what the TPU compiler makes of a step."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects by mark
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that workers end at about the same time; xdist assigns files in this order."""
+    """Mark THOROUGH; the longest files first, so that workers end at about the same time: xdist assigns files in this order."""
+    for item in items:
+        file = item.path.relative_to(HERE).as_posix()
+        if file in THOROUGH or f"{file}::{item.name}" in THOROUGH:
+            item.add_marker(pytest.mark.thorough)
     ranks = {HERE / name: rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path, len(LONGEST)))
 

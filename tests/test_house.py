@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import LONGEST
+from tests.thorough import THOROUGH
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "zephyr_jax"
@@ -188,8 +189,11 @@ def test_every_data_file_is_packaged() -> None:
     assert not data - packaged
 
 
-def test_files_that_run_first_exist() -> None:
+def test_files_and_tests_that_conftest_names_exist() -> None:
     assert not [name for name in LONGEST if not (ROOT / "tests" / name).is_file()]
+    for name in THOROUGH:
+        file, _, test = name.partition("::")
+        assert not test or f"def {test.partition('[')[0]}(" in (ROOT / "tests" / file).read_text(), name
 
 
 def test_pins_stand_in_one_place() -> None:
