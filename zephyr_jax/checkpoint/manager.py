@@ -20,7 +20,7 @@ from zephyr_jax.storage.files import Path, absolute_path
 
 _ITEMS = ("parameters", "optimizer", "progress")
 _MIN_SLICE_BYTES = 2**24
-"""Replicas share the writing of an array if each writes at least this much. Every slice is a program of its own to compile."""
+"""Replicas share the writing of an array if each writes at least this much. Every slice is one more program to compile."""
 
 
 def _evaluation_loss(metrics: dict[str, float]) -> float:
