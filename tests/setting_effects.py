@@ -85,11 +85,12 @@ EFFECTS: dict[str, str] = {
     "MeshOptions.data": f"{_HERE}test_mesh_settings_change_the_mesh",
     "MeshOptions.fsdp": f"{_HERE}test_mesh_settings_change_the_mesh",
     "MeshOptions.tensor": f"{_HERE}test_mesh_settings_change_the_mesh",
-    "MeshOptions.emulated_devices": "methods/test_hosts.py::test_two_processes_train_as_one",
+    "MeshOptions.emulated_devices": "methods/test_hosts.py::test_two_processes_share_nothing_but_a_bucket",
     # training
     "SftConfig.output": f"{_PIPELINE}aligned",
     "SftConfig.seed": f"{_HERE}test_a_seed_orders_the_data",
     "SftConfig.resume": "test_bad_input.py::test_resume_off_refuses_a_run_that_is_there",
+    "SftConfig.profile": "train/test_profiler.py::test_a_run_with_a_profile_is_the_run_without",
     "SftConfig.expected": "report/test_check.py::test_what_cannot_be_compared_is_refused",
     "SftConfig.expected_settings": "report/test_check.py::test_the_cards_expect_what_their_headers_say",
     "BatchOptions.rows": _LAID_OUT,

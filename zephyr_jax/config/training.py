@@ -7,6 +7,7 @@ from zephyr_jax.config.adapter import AdapterOptions
 from zephyr_jax.config.constraints import ADVANCED, RESUMABLE, NonNegativeInt
 from zephyr_jax.config.sampling import Seed
 from zephyr_jax.config.sections import DATA, MODEL, DataOptions, MeshOptions, ModelOptions
+from zephyr_jax.config.step_range import StepRange
 from zephyr_jax.config.training_sections import (
     AnomalyOptions,
     BatchOptions,
@@ -42,6 +43,9 @@ class SftConfig:
     mesh: MeshOptions = field(default_factory=MeshOptions, metadata=RESUMABLE)
     anomaly: AnomalyOptions = field(default_factory=AnomalyOptions, metadata=RESUMABLE)
     report: ReportOptions = field(default_factory=ReportOptions, metadata=RESUMABLE)
+    profile: str | None = field(default=None, metadata=RESUMABLE)
+    """Steps to profile, as `first:last`, such as `10:13`: writes a trace for xprof to `<output>/profile` and a table of where
+    the time went into the report. Default: none."""
     expected: dict[str, tuple[float, float]] = field(default_factory=dict, metadata=RESUMABLE | ADVANCED)
     """Expected ranges of the last evaluation's metrics, as name, low and high, for `zephyr-jax check`."""
     expected_settings: dict[str, str] = field(default_factory=dict, metadata=RESUMABLE | ADVANCED)
@@ -67,6 +71,8 @@ class SftConfig:
                 f"model.save_logits is true and adapter.rank {self.adapter.rank}: the backward pass of a frozen unembedding "
                 "needs no logits. Remove model.save_logits."
             )
+        if self.profile is not None:
+            StepRange.parse(self.profile, "profile")
         for name, (low, high) in self.expected.items():
             if not low <= high:
                 raise InputError(f"expected.{name}: expected [low, high], got [{low}, {high}].")

@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from zephyr_jax.config.sections import Remat
 from zephyr_jax.model.attention.blockwise import blockwise_attention
-from zephyr_jax.model.attention.dense import SegmentInfo, cudnn_attention
+from zephyr_jax.model.attention.dense import ATTENTION, SegmentInfo, cudnn_attention
 from zephyr_jax.model.attention.shared_prompt import SharedInfo, unshared_attention
 from zephyr_jax.model.attention.splash import splash_attention
 from zephyr_jax.model.config import ModelConfig
@@ -128,6 +128,7 @@ class Decoder(nnx.Module):
             block: DecoderBlock = nnx.merge(definition, stack.layer(*inputs))
             rope = _chosen(tables, rope_of_layer, index)
 
+            @jax.named_scope(ATTENTION)
             def attend(q_BLNH: Array, k_BLKH: Array, v_BLKH: Array) -> Array:
                 q_BLNH = scale_queries(q_BLNH, info.positions, config.query_scaling)
                 if len(kernels) == 1:

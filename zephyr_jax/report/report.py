@@ -22,6 +22,7 @@ from zephyr_jax.report.sections import (
     earlier_section,
     metrics_section,
     missing_samples_section,
+    profile_section,
     provenance_section,
     samples_command,
     samples_section,
@@ -128,6 +129,7 @@ def _write_run_report(folder: Path) -> Path:
     sections = [
         metrics_section(run),
         curves_section(run),
+        *([profile_section(run.profile)] if run.profile else []),
         samples_section(samples.prompts, samples.about) if samples.prompts else missing_samples_section(folder, run),
         *([data] if data else []),
         *([earlier_section(earlier)] if earlier else []),

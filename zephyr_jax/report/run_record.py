@@ -21,6 +21,8 @@ from zephyr_jax.storage.files import Path, list_names, open_path, write_atomic
 from zephyr_jax.storage.strict_json import parse_json
 from zephyr_jax.train.metrics_file import FILE as METRICS
 from zephyr_jax.train.metrics_file import MetricLine, parse_metrics
+from zephyr_jax.train.profiler import PROFILE, SUMMARY
+from zephyr_jax.train.trace import Shares
 
 HISTOGRAMS = "histograms.json"
 _COUNTS = ("rows", "row_share", "token_share")
@@ -53,6 +55,8 @@ class RunRecord:
     """Step of the newest checkpoint."""
     bad_batches: tuple[str, ...] = ()
     """File names of the batches saved at anomalous steps."""
+    profile: Shares | None = None
+    """Where the time of the profiled steps went; None without any."""
     available: bool = False
     """Whether the folder was found; otherwise only `provenance` is known."""
 
@@ -123,6 +127,7 @@ def read_run(folder: Path) -> RunRecord:
         histograms=_read_histograms(folder),
         last_saved=(list_steps(folder)[-1:] or [0])[0],
         bad_batches=tuple(list_names(folder / BAD_BATCHES)),
+        profile=_read_profile(folder),
         available=True,
     )
 
@@ -188,3 +193,13 @@ def _read_histograms(folder: Path) -> dict[str, Histogram]:
         return {str(name): histogram_from_json(histogram) for name, histogram in content.items()}
     except ValueError as error:
         raise InputError(f"cannot read {path}: {error}. Delete it; resuming the run writes it again.") from error
+
+
+def _read_profile(folder: Path) -> Shares | None:
+    path = folder / PROFILE / SUMMARY
+    if not path.exists():
+        return None
+    try:
+        return Shares.from_json(parse_json(path.read_bytes()))
+    except ValueError as error:
+        raise InputError(f"cannot read {path}: {error}. Delete it, or profile later steps.") from error

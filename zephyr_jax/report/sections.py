@@ -29,6 +29,8 @@ from zephyr_jax.report.html import (
 )
 from zephyr_jax.report.run_record import RunRecord, read_run, row_losses
 from zephyr_jax.storage.files import Path, open_path
+from zephyr_jax.train.throughput import format_duration
+from zephyr_jax.train.trace import Shares
 
 
 def table_section(header: Sequence[object], rows: Sequence[Sequence[object]], about: str = "") -> Section:
@@ -92,6 +94,20 @@ def metrics_section(run: RunRecord) -> Section:
 def curves_section(run: RunRecord) -> Section:
     """Charts of all logged metrics."""
     return Section("Curves", _curve_blocks(run), "Over the training steps. Point at a chart to see its values.")
+
+
+def profile_section(shares: Shares) -> Section:
+    """Where the time of profiled steps went: by kind of operation, and the longest operations."""
+    first, last = shares.steps
+    about = (
+        f"Steps {first:,} to {last:,}: {format_duration(shares.seconds)}, mean of {shares.num_devices} devices. Attention "
+        "includes the matmuls in its kernel. The trace for xprof is in the run's folder `profile`."
+    )
+    kinds = [[kind, f"{share:.1%}"] for kind, share in shares.by_kind.items()]
+    longest = [[name, kind, f"{share:.1%}"] for name, kind, share in shares.longest]
+    operations = Table(["operation", "kind", "share of time"], longest)
+    tables: list[Block] = [Table(["kind", "share of time"], kinds), Details("Longest operations", [operations])]
+    return Section("Profile", tables, about)
 
 
 def data_section(run: RunRecord) -> Section | None:

@@ -1,6 +1,7 @@
 """Train a model from prepared data: restore or load the state, run the loop, close everything in order."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from zephyr_jax.checkpoint.provenance import Record, make_record, read_record, w
 from zephyr_jax.checkpoint.resolve import INITIAL_ADAPTER
 from zephyr_jax.checkpoint.steps import Checkpoint, restore_latest_valid
 from zephyr_jax.checkpoint.training_format import training_record
+from zephyr_jax.config.step_range import StepRange
 from zephyr_jax.config.training import SftConfig
 from zephyr_jax.config.yaml_file import save_card, to_dict
 from zephyr_jax.errors import InputError
@@ -34,6 +36,7 @@ from zephyr_jax.train.hooks import CheckpointHooks, PlacedBatches, evaluation_ba
 from zephyr_jax.train.loop import Loop
 from zephyr_jax.train.metrics import Reporter
 from zephyr_jax.train.optimizer import learning_rate, make_optimizer
+from zephyr_jax.train.profiler import ProfiledStep
 from zephyr_jax.train.setup import Run, Split
 from zephyr_jax.train.state import (
     TrainState,
@@ -99,7 +102,7 @@ def fit(
     if evaluation:
         evaluate = make_evaluation(objective, partial(evaluation_batches, evaluation, run.opened.rules))
     try:
-        with StopRequest(config.schedule.grace_seconds) as request:
+        with StopRequest(config.schedule.grace_seconds) as request, _profiled(step, config, run, training) as step:
             loop = _make_loop(config, run, step, evaluate, hooks, request.reached)
             return loop.run(state, run.start, not_halted(shardings.step))
     finally:
@@ -147,6 +150,14 @@ def _make_hooks(
         facts=facts,
         weights_only=config.schedule.save == "weights",
     )
+
+
+def _profiled(step: TrainStep, config: SftConfig, run: Run, training: Split) -> AbstractContextManager[TrainStep]:
+    """The step, which profiles itself while the run does the steps of `config.profile`."""
+    if config.profile is None:
+        return nullcontext(step)
+    steps = StepRange.parse(config.profile, "profile")
+    return ProfiledStep(step, steps, run.start, len(training.plan.steps), run.folder)
 
 
 def _frozen_facts(state: TrainState) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+from jax.profiler import TraceAnnotation
 
 from zephyr_jax.checkpoint.manager import CheckpointManager
 from zephyr_jax.data.batch_file import BAD_BATCHES, write_batch
@@ -18,6 +19,7 @@ from zephyr_jax.train.anomalies import Anomaly, AnomalyDetector
 from zephyr_jax.train.metrics import Reporter
 from zephyr_jax.train.setup import Split
 from zephyr_jax.train.state import TrainState
+from zephyr_jax.train.trace import BATCH
 
 _MAX_BAD_BATCHES = 20  # together they may take hundreds of megabytes
 
@@ -37,6 +39,10 @@ class PlacedBatches:
         return self
 
     def __next__(self) -> tuple[int, Any]:
+        with TraceAnnotation(BATCH):
+            return self._next()
+
+    def _next(self) -> tuple[int, Any]:
         state = self._batches.get_state()
         index, batch = next(self._batches)
         self._states = {earlier: kept for earlier, kept in self._states.items() if earlier > index - 3} | {index: state}

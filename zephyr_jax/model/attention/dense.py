@@ -12,7 +12,7 @@ from zephyr_jax.model.softcap import softcap as capped
 
 MASKED = -1e30
 ATTENTION = "attention"
-"""Checkpoint name of the attention output; `remat` saves it by this name."""
+"""Checkpoint name of the attention output, by which `remat` saves it, and name scope of attention in compiled programs."""
 
 
 class SegmentInfo(NamedTuple):
