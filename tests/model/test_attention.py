@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from zephyr_jax.errors import InputError
-from zephyr_jax.model.attention import blockwise
+from zephyr_jax.model.attention import blockwise, cache
 from zephyr_jax.model.attention.blockwise import blockwise_attention
+from zephyr_jax.model.attention.cache import cache_attention, num_live_slots
 from zephyr_jax.model.attention.dense import SegmentInfo, cudnn_attention, dense_attention, visible
 from zephyr_jax.model.attention.splash import block_size, splash_attention
 
@@ -181,3 +182,46 @@ def test_cudnn_refuses_a_soft_cap() -> None:
     info = SegmentInfo(jnp.ones((1, 8), jnp.int32), jnp.arange(8)[None])
     with pytest.raises(InputError, match="soft cap"):
         cudnn_attention(row, row, row, info, None, softcap=2.0, implementation="xla")
+
+
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (9, None), (None, 2.0)])
+def test_attention_to_a_cache_equals_attention_to_all_slots(
+    monkeypatch: pytest.MonkeyPatch, window: int | None, softcap: float | None
+) -> None:
+    """Blocks that divide the slots and blocks that do not; rows of several lengths, one of them idle; a ring that has wrapped."""
+    rng = np.random.default_rng(0)
+    q = jnp.asarray(rng.normal(size=(4, 3, 4, 8)), jnp.float32)
+    keys, values = (jnp.asarray(rng.normal(size=(4, 2, 30, 8)), jnp.float32) for _ in range(2))
+    filled = np.array([5, 19, 12, 30])
+    positions = np.tile(np.arange(30), (4, 1))
+    positions[3, :7] += 30  # the newest of 37 tokens took the slots of the first
+    slots = SegmentInfo(jnp.asarray(np.arange(30) < filled[:, None], jnp.int32), jnp.asarray(positions, jnp.int32))
+    last = np.array([4, 18, 11, 36])[:, None] + np.arange(-2, 1)
+    for rows in ([1, 1, 0, 0], [1, 1, 0, 1]):
+        query = SegmentInfo(jnp.repeat(jnp.asarray(rows, jnp.int32)[:, None], 3, axis=1), jnp.asarray(last, jnp.int32))
+        live = num_live_slots(query, slots)
+        assert int(live) == (30 if rows[3] else 19)
+        whole = dense_attention(
+            q, *(x.transpose(0, 2, 1, 3) for x in (keys, values)), query, slots, window, softcap=softcap
+        )
+        real = np.array(rows, bool)
+        for size in (8, 10, 256):
+            monkeypatch.setattr(cache, "_BLOCK", size)
+            found = cache_attention(q, keys, values, query, slots, live, window, softcap=softcap)
+            np.testing.assert_allclose(found[real], whole[real], atol=1e-5)
+            assert jnp.isfinite(found).all()
+
+
+def test_a_row_does_not_depend_on_the_slots_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law: bit for bit, though a long neighbor makes the loop over blocks longer."""
+    monkeypatch.setattr(cache, "_BLOCK", 8)
+    rng = np.random.default_rng(0)
+    q = jnp.asarray(rng.normal(size=(2, 1, 4, 8)), jnp.bfloat16)
+    keys, values = (jnp.asarray(rng.normal(size=(2, 2, 64, 8)), jnp.bfloat16) for _ in range(2))
+    found = []
+    for neighbor in (1, 60):
+        filled = np.array([13, neighbor])[:, None]
+        slots = SegmentInfo(jnp.asarray(np.arange(64) < filled, jnp.int32), jnp.tile(jnp.arange(64), (2, 1)))
+        query = SegmentInfo(jnp.ones((2, 1), jnp.int32), jnp.asarray(filled - 1, jnp.int32))
+        found.append(cache_attention(q, keys, values, query, slots, num_live_slots(query, slots), None)[0])
+    np.testing.assert_array_equal(*found)

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from zephyr_jax.model.attention.dense import SegmentInfo, dense_attention
+from zephyr_jax.model.attention.cache import cache_attention, num_live_slots
+from zephyr_jax.model.attention.dense import SegmentInfo
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.decoder import Compute, DecoderBlock, abstract_model, build
 from zephyr_jax.model.layers import finish_logits, model_norm, scale_embeddings, scale_queries
@@ -120,6 +121,7 @@ class CachedModel:
         slot_BL = jnp.where(info.segments > 0, info.positions % cache.slots, cache.slots)
         row_B1 = jnp.arange(tokens_BL.shape[0])[:, None]
         slots_info = jax.tree.map(lambda old, new: old.at[row_B1, slot_BL].set(new, mode="drop"), cache.info, info)
+        num_live = num_live_slots(info, slots_info)
         definition = nnx.split(nnx.eval_shape(lambda: DecoderBlock(config, nnx.Rngs(0))))[0]
 
         def store(past_BKJH: Array, new_BLKH: Array) -> Array:
@@ -136,13 +138,13 @@ class CachedModel:
             ) -> Array:
                 q_BLNH = scale_queries(q_BLNH, info.positions, config.query_scaling)
                 keys[index], values[index] = store(keys[index], k_BLKH), store(values[index], v_BLKH)
-                key_BJKH, value_BJKH = (past[index].transpose(0, 2, 1, 3) for past in (keys, values))
-                return dense_attention(
+                return cache_attention(
                     q_BLNH,
-                    key_BJKH,
-                    value_BJKH,
+                    keys[index],
+                    values[index],
                     info,
                     slots_info,
+                    num_live,
                     window,
                     scale=config.attention_scale,
                     softcap=config.attention_softcap,
