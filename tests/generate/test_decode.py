@@ -9,13 +9,8 @@ import pytest
 
 from tests.models import Loaded, load, random_segments
 from zephyr_jax.config.sampling import MAX_STOP_IDS, SamplingParams
-from zephyr_jax.generate.decode import DecodeState, decode, prefill
-from zephyr_jax.generate.engine import (
-    cache_bytes,
-    idle_state,
-    key_data,
-    num_slots,
-)
+from zephyr_jax.generate.decode import DecodeState, decode, idle_state, key_data, prefill
+from zephyr_jax.generate.engine import cache_bytes, num_slots
 from zephyr_jax.generate.sampling import RowSampling, filter_logits, sample_tokens
 from zephyr_jax.model.attention.dense import SegmentInfo
 from zephyr_jax.model.cached import CachedModel, FlatWeights, KVCache

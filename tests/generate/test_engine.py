@@ -264,3 +264,71 @@ def test_greedy_of_smollm2_is_torch_s(golden: Path, tmp_path: Path) -> None:
         assert answers(engine, [GenerationRequest(prompts[place], 48) for place in order]) == [
             theirs[place] for place in order
         ]
+
+
+def beginning_alike(sizes: list[int], shared: int, seed: int = 5) -> list[np.ndarray]:
+    """Prompts of these sizes that share their first tokens."""
+    rng = np.random.default_rng(seed)
+    first = rng.integers(3, 96, shared)
+    return [np.concatenate([first, rng.integers(3, 96, size - shared)]).astype(np.int32) for size in sizes]
+
+
+@pytest.mark.parametrize("variant", ["gqa", "window"])
+def test_prompts_that_begin_alike_are_computed_once(
+    golden: Path, monkeypatch: pytest.MonkeyPatch, variant: str
+) -> None:
+    """Samples of one prompt, and prompts with a common beginning: the answers of each alone, with far fewer tokens computed."""
+    monkeypatch.setattr(engines, "PREFILL_CHUNKS", (8, 32))  # a source takes several steps
+    loaded = load(golden / "models" / variant)
+    (one,) = beginning_alike([40], 40)
+    samples = [GenerationRequest(one, 9, sampling=SamplingParams(temperature=1.0, seed=(seed,))) for seed in range(6)]
+    others = [GenerationRequest(prompt, 7) for prompt in beginning_alike([30, 44, 26, 37], 25)]
+    for requests, most in ((samples, 39), (others, 29 + 19 + 1 + 12)):
+        alone = [answers(engine_of(loaded, context=64), [request])[0] for request in requests]
+        together = engine_of(loaded, context=64)
+        assert answers(together, requests) == alone
+        assert together.prefilled_tokens <= most
+        later = engine_of(loaded, batch_size=2, context=64)  # rows are taken over by the next request
+        assert [answers(later, [request])[0] for request in requests] == alone
+        assert later.prefilled_tokens <= most
+
+
+def test_a_source_that_ends_early_is_not_waited_for(gqa: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancelled while others wait for its prompt: they compute it themselves."""
+    monkeypatch.setattr(engines, "PREFILL_CHUNKS", (8,))
+    requests = [GenerationRequest(prompt, 7) for prompt in beginning_alike([40, 40, 40], 36)]
+    alone = [answers(engine_of(gqa), [request])[0] for request in requests]
+    for steps in (0, 1, 3):
+        engine = engine_of(gqa)
+        request_ids = [engine.submit(request) for request in requests]
+        for _ in range(steps):
+            engine.step()
+        engine.cancel(request_ids[0])
+        made: dict[int, list[int]] = {}
+        for output in engine.run():
+            made.setdefault(output.request_id, []).extend(output.tokens)
+        assert [made[request_id] for request_id in request_ids[1:]] == alone[1:]
+
+
+def test_a_ring_that_has_wrapped_is_not_copied(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slots of a window's ring were overwritten by the answer: the next request computes the whole prompt."""
+    monkeypatch.setattr(engines, "PREFILL_CHUNKS", (4, 8))
+    monkeypatch.setattr(engines, "_SLOT_MULTIPLE", 1)
+    monkeypatch.setattr(engines, "_MIN_SHARED", 4)
+    loaded = load(golden / "models" / "window")
+    prompt = random_segments([9])[0]
+    engine = engine_of(loaded, batch_size=1, context=80)
+    for count, computed in ((20, 8), (3, 16), (3, 16)):
+        assert answers(engine, [GenerationRequest(prompt, count)]) == [greedy_without_cache(loaded, prompt, count)]
+        assert engine.prefilled_tokens == computed
+
+
+def test_what_a_failed_request_computed_is_not_copied(gqa: Loaded) -> None:
+    """Its keys and values may be NaN."""
+    prompt = random_segments([40])[0]
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, gqa.parameters)
+    engine = Engine(gqa.model, broken, gqa.rules, batch_size=1, context=64)
+    for computed in (39, 78):
+        engine.submit(GenerationRequest(prompt, 3))
+        assert [output.finish_reason for output in engine.step() + engine.step()][-1] == "error"
+        assert engine.prefilled_tokens == computed

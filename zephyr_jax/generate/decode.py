@@ -1,4 +1,5 @@
-"""The two compiled programs of generation: `prefill` writes prompts into the KV cache, `decode` generates from it.
+"""The compiled programs of generation: `prefill` writes prompts into the KV cache, `copy_prefix` copies the beginning of one from
+another row, `decode` generates.
 
 B is the rows of the cache, or those of one prefill.
 """
@@ -8,11 +9,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from zephyr_jax.config.sampling import MAX_STOP_IDS
 from zephyr_jax.generate.sampling import RowSampling, sample_tokens
 from zephyr_jax.model.attention.dense import SegmentInfo
-from zephyr_jax.model.cached import CachedModel, FlatWeights, KVCache, unembed
+from zephyr_jax.model.cached import CACHE_AXES, CachedModel, FlatWeights, KVCache, unembed
 
 NON_FINITE = -2
 """Output instead of a token id where logits are NaN or infinite."""
@@ -34,6 +37,41 @@ class DecodeState(NamedTuple):
     stop_ids: Any
     """int32 [B, MAX_STOP_IDS]: ids that end the row, padded with -1."""
     sampling: RowSampling
+
+
+def idle_state(batch_size: int) -> DecodeState:
+    """State of rows without requests, as NumPy arrays."""
+
+    def zeros(dtype: Any, *trailing: int) -> np.ndarray:
+        return np.zeros((batch_size, *trailing), dtype)
+
+    return DecodeState(
+        token=zeros(np.int32),
+        position=zeros(np.int32),
+        remaining=zeros(np.int32),
+        num_generated=zeros(np.int32),
+        key_data=zeros(np.uint32, 2),
+        stop_ids=zeros(np.int32, MAX_STOP_IDS),
+        sampling=RowSampling(zeros(np.float32), np.ones(batch_size, np.float32), zeros(np.int32)),
+    )
+
+
+def key_data(seed: tuple[int, ...]) -> np.ndarray:
+    """Data of the PRNG key of a seed: `jax.random.key` of its first integer with the others folded in.
+
+    Args:
+        seed: integers from 0 to 2**63 - 1. All 64 bits count, though `jax.random.key` and `fold_in` take 32.
+
+    Returns:
+        uint32 [2].
+    """
+    first, *others = seed
+    key = jax.random.wrap_key_data(jnp.array(divmod(first, 2**32), jnp.uint32))
+    for number in others:
+        high, low = divmod(number, 2**32)
+        key = jax.random.fold_in(key, np.uint32(low))
+        key = jax.random.fold_in(key, np.uint32(high)) if high else key
+    return np.asarray(jax.random.key_data(key))
 
 
 @partial(jax.jit, static_argnames=("model", "steps"), donate_argnames="cache")
@@ -113,3 +151,29 @@ def prefill(
     _, rows = model.extend(weights, tokens_BL, info, KVCache(keys, values, slots))
     updated: KVCache = jax.tree.map(lambda leaf, new: leaf.at[rows_B].set(new, mode="drop"), cache, rows)
     return updated
+
+
+@partial(jax.jit, static_argnames="model", donate_argnames="cache")
+def copy_prefix(model: CachedModel, cache: KVCache, source: Any, target: Any, length: Any) -> KVCache:
+    """Let a row begin with the tokens of another one, and clear the rest of it.
+
+    Args:
+        model: static description of the model.
+        cache: keys and values of all rows, donated.
+        source: int32: the row to copy from, whose ring has not wrapped.
+        target: int32: the row to copy to; may be the same.
+        length: int32: number of tokens to copy, all of them prefilled.
+
+    Returns:
+        The new cache.
+    """
+    copied_J = jnp.arange(cache.slots) < length
+
+    def updated(leaf: Array) -> Array:
+        copied = copied_J[None, :, None] if leaf.ndim == 4 else copied_J
+        row = jnp.where(copied, leaf[source], jnp.zeros((), leaf.dtype))
+        result: Array = model.compute.placement.constrain(leaf.at[target].set(row), *CACHE_AXES[leaf.ndim])
+        return result
+
+    result: KVCache = jax.tree.map(updated, cache)
+    return result

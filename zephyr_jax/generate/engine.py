@@ -1,7 +1,8 @@
 """Continuous batching: requests share the rows of one KV cache, and a row takes the next request as soon as one ends.
 
 Everything that depends on a request is an argument of the two compiled programs, so all requests share them; only a few prefill
-chunk sizes are compiled. The tokens of a request do not depend on the other requests.
+chunk sizes are compiled. The tokens of a request do not depend on the other requests. A prompt that begins like that of another
+row, such as further samples of one prompt or a shared system prompt, copies its beginning instead of computing it again.
 """
 
 from collections import deque
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,7 @@ import numpy as np
 from zephyr_jax.checkpoint.opened import AbstractModel
 from zephyr_jax.config.sampling import MAX_STOP_IDS, SamplingParams
 from zephyr_jax.errors import InputError
-from zephyr_jax.generate.decode import NON_FINITE, DecodeState, decode, prefill
-from zephyr_jax.generate.sampling import RowSampling
+from zephyr_jax.generate.decode import NON_FINITE, copy_prefix, decode, idle_state, key_data, prefill
 from zephyr_jax.model.attention.dense import SegmentInfo
 from zephyr_jax.model.cached import CachedModel
 from zephyr_jax.model.config import ModelConfig
@@ -32,6 +32,7 @@ DECODE_STEPS = 8
 """Default number of tokens generated per row between two looks at the queue."""
 _PREFILL_ROWS = 8  # rows of one prefill when several requests wait
 _SLOT_MULTIPLE = 64  # cache slots per row are rounded up to this
+_MIN_SHARED = 16  # tokens that prompts share, from which on copying them is worth a program call
 _NON_FINITE_ERROR = (
     "logits are NaN or infinite; check the weights, or compute in float32 (`--model.compute_dtype float32`)"
 )
@@ -61,19 +62,37 @@ class RequestOutput:
     """Error of this request, if `finish_reason` is "error"."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _ActiveRequest:
-    """A request in a row of the cache."""
+    """A request in a row of the cache. The row keeps its tokens after its end, until another request takes the row."""
 
     request_id: int
     request: GenerationRequest
     num_prefilled: int = 0
     """Prompt tokens in the cache. The last token of a prompt is not prefilled: decoding starts with it."""
+    num_generated: int = 0
+    waits_for: "_SharedPrefix | None" = None
+    """Set until the beginning of the prompt can be copied from the row that is computing it."""
 
     @property
     def num_pending(self) -> int:
         """Prompt tokens still to prefill."""
         return len(self.request.prompt) - 1 - self.num_prefilled
+
+    def num_shared(self, prompt: np.ndarray) -> int:
+        """Tokens at the beginning of both prompts; the last of a prompt does not count, as it is not prefilled."""
+        size = min(len(self.request.prompt), len(prompt)) - 1
+        differs = np.flatnonzero(self.request.prompt[:size] != prompt[:size])
+        return int(differs[0]) if len(differs) else size
+
+
+@dataclass(frozen=True)
+class _SharedPrefix:
+    """The beginning of a prompt in another row."""
+
+    row: int
+    owner: _ActiveRequest
+    length: int
 
 
 class Engine:
@@ -103,6 +122,8 @@ class Engine:
         self._weights = jax.jit(self._model.flatten)(parameters)
         self._cache = jax.jit(partial(self._model.empty_cache, batch_size, num_slots(model.config, context)))()
         self._active: list[_ActiveRequest | None] = [None] * batch_size
+        self._cached: list[_ActiveRequest | None] = [None] * batch_size  # whose tokens a row holds
+        self._prefilled_tokens = 0
         self._state = idle_state(batch_size)
         self._queue: deque[tuple[int, GenerationRequest]] = deque()
         self._request_ids = count()
@@ -112,6 +133,11 @@ class Engine:
     def busy(self) -> bool:
         """Whether any request is unfinished."""
         return bool(self._queue) or any(self._active)
+
+    @property
+    def prefilled_tokens(self) -> int:
+        """Prompt tokens computed so far; those that were copied from another row do not count."""
+        return self._prefilled_tokens
 
     def submit(self, request: GenerationRequest) -> int:
         """Queue a request; returns its id. Raises ValueError for a request that does not fit into the context."""
@@ -143,6 +169,7 @@ class Engine:
         """
         self._failed = []
         self._admit()
+        self._copy_prefixes()
         self._prefill()
         return self._failed + (self._decode() if np.any(self._state.remaining) else [])
 
@@ -155,14 +182,53 @@ class Engine:
                 yield output
 
     def _admit(self) -> None:
+        free = [row for row, active in enumerate(self._active) if active is None]
+        while free and self._queue:
+            request_id, request = self._queue.popleft()
+            shared = self._longest_shared_prefix(request.prompt)
+            row = shared.row if shared and shared.row in free else free[0]
+            free.remove(row)
+            self._active[row] = self._cached[row] = _ActiveRequest(request_id, request, waits_for=shared)
+            if shared and shared.row == row:
+                self._copy_prefix(row, shared)
+            if len(request.prompt) == 1:  # nothing to prefill: a chunk of padding clears the row
+                padding = np.zeros((self._round_up(1), PREFILL_CHUNKS[0]), np.int32)
+                self._prefill_rows([row], padding, padding, padding)
+                self._start(row)
+
+    def _longest_shared_prefix(self, prompt: np.ndarray) -> _SharedPrefix | None:
+        """The row whose prompt begins like this one for most tokens, if that is worth copying."""
+        if self._rules.num_shards("batch") > 1:  # another device may have that row
+            return None
+        rows = [_SharedPrefix(row, owner, owner.num_shared(prompt)) for row, owner in enumerate(self._cached) if owner]
+        usable = [shared for shared in rows if shared.length >= _MIN_SHARED and self._will_hold(shared)]
+        return max(usable, key=lambda shared: shared.length, default=None)
+
+    def _will_hold(self, shared: _SharedPrefix) -> bool:
+        """Whether the row has the prefix, or is computing it; not if its ring wraps, or another request has taken the row."""
+        owner = shared.owner
+        fits = owner.num_prefilled + owner.num_generated < self._cache.slots
+        goes_on = self._active[shared.row] is owner or owner.num_prefilled >= shared.length
+        return self._cached[shared.row] is owner and fits and goes_on
+
+    def _copy_prefixes(self) -> None:
+        """Copy what requests waited for; a request whose source is gone computes its prompt itself."""
         for row, active in enumerate(self._active):
-            if active is None and self._queue:
-                request_id, request = self._queue.popleft()
-                self._active[row] = _ActiveRequest(request_id, request)
-                if len(request.prompt) == 1:  # nothing to prefill: a chunk of padding clears the row
-                    padding = np.zeros((self._round_up(1), PREFILL_CHUNKS[0]), np.int32)
-                    self._prefill_rows([row], padding, padding, padding)
-                    self._start(row)
+            if active is None or active.waits_for is None:
+                continue
+            if not self._will_hold(active.waits_for):
+                active.waits_for = None
+            elif active.waits_for.owner.num_prefilled >= active.waits_for.length:
+                self._copy_prefix(row, active.waits_for)
+
+    def _copy_prefix(self, row: int, shared: _SharedPrefix) -> None:
+        active = self._active[row]
+        assert active is not None
+        scalars = (np.int32(shared.row), np.int32(row), np.int32(shared.length))
+        self._cache = copy_prefix(self._model, self._cache, *scalars)
+        active.num_prefilled, active.waits_for = shared.length, None
+        if not active.num_pending:
+            self._start(row)
 
     def _round_up(self, rows: int) -> int:
         """Rows rounded up to a multiple of the shards of the batch axis."""
@@ -170,7 +236,11 @@ class Engine:
         return -(-rows // shards) * shards
 
     def _prefill(self) -> None:
-        pending = [(row, active) for row, active in enumerate(self._active) if active and active.num_pending > 0]
+        pending = [
+            (row, active)
+            for row, active in enumerate(self._active)
+            if active and active.num_pending > 0 and active.waits_for is None
+        ]
         pending = pending[: self._round_up(_PREFILL_ROWS)]
         if not pending:
             return
@@ -184,6 +254,7 @@ class Engine:
             segments[index, :size] = 1
             positions[index] = start + np.arange(chunk)
             active.num_prefilled += size
+            self._prefilled_tokens += size
         self._prefill_rows([row for row, _ in pending], tokens, segments, positions)
         for row, active in pending:
             if not active.num_pending:
@@ -227,7 +298,9 @@ class Engine:
             new = tuple(int(token) for token in tokens[row] if token >= 0)
             if active is None or not (new or NON_FINITE in tokens[row]):
                 continue
+            active.num_generated += len(new)
             if NON_FINITE in tokens[row]:
+                self._cached[row] = None
                 output = RequestOutput(active.request_id, new, finish_reason="error", error=_NON_FINITE_ERROR)
             else:
                 output = RequestOutput(active.request_id, new, self._finish_reason(row, active, new[-1]))
@@ -258,38 +331,3 @@ def cache_bytes(model: AbstractModel, batch_size: int, context: int) -> int:
     config = model.config
     elements = 2 * config.num_layers * batch_size * config.num_kv_heads * num_slots(config, context) * config.head_dim
     return elements * jnp.dtype(model.compute.dtype).itemsize
-
-
-def idle_state(batch_size: int) -> DecodeState:
-    """State of rows without requests, as NumPy arrays."""
-
-    def zeros(dtype: Any, *trailing: int) -> np.ndarray:
-        return np.zeros((batch_size, *trailing), dtype)
-
-    return DecodeState(
-        token=zeros(np.int32),
-        position=zeros(np.int32),
-        remaining=zeros(np.int32),
-        num_generated=zeros(np.int32),
-        key_data=zeros(np.uint32, 2),
-        stop_ids=zeros(np.int32, MAX_STOP_IDS),
-        sampling=RowSampling(zeros(np.float32), np.ones(batch_size, np.float32), zeros(np.int32)),
-    )
-
-
-def key_data(seed: tuple[int, ...]) -> np.ndarray:
-    """Data of the PRNG key of a seed: `jax.random.key` of its first integer with the others folded in.
-
-    Args:
-        seed: integers from 0 to 2**63 - 1. All 64 bits count, though `jax.random.key` and `fold_in` take 32.
-
-    Returns:
-        uint32 [2].
-    """
-    first, *others = seed
-    key = jax.random.wrap_key_data(jnp.array(divmod(first, 2**32), jnp.uint32))
-    for number in others:
-        high, low = divmod(number, 2**32)
-        key = jax.random.fold_in(key, np.uint32(low))
-        key = jax.random.fold_in(key, np.uint32(high)) if high else key
-    return np.asarray(jax.random.key_data(key))

@@ -19,8 +19,8 @@ from zephyr_jax.checkpoint.opened import AbstractModel, abstract_of
 from zephyr_jax.config.plan import PlanConfig
 from zephyr_jax.config.sections import settled
 from zephyr_jax.errors import InputError
-from zephyr_jax.generate.decode import decode
-from zephyr_jax.generate.engine import DECODE_STEPS, idle_state, num_slots
+from zephyr_jax.generate.decode import decode, idle_state
+from zephyr_jax.generate.engine import DECODE_STEPS, num_slots
 from zephyr_jax.methods.base import Method
 from zephyr_jax.methods.registry import METHODS, method_names, method_of
 from zephyr_jax.model.cached import CACHE_AXES, CachedModel
