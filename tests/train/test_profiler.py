@@ -57,7 +57,14 @@ def trace(*lines: list[tuple[str, float, float]], host: Sequence[tuple[float, fl
     devices = [
         SimpleNamespace(
             name=str(at),
-            events=[event(name, start, end, hlo_op=name, device_ordinal=at) for name, start, end in events],
+            events=[
+                event(
+                    name, start, end, hlo_op=name.split("/")[-1], hlo_module=name.partition("/")[0], device_ordinal=at
+                )
+                if "/" in name
+                else event(name, start, end, hlo_op=name, hlo_module="jit_step", device_ordinal=at)
+                for name, start, end in events
+            ],
         )
         for at, events in enumerate(lines)
     ]
@@ -96,6 +103,13 @@ def test_shares_count_what_is_inside_a_loop_once() -> None:
     assert list(shares.by_kind) == list(KINDS)
     assert (shares.steps, shares.num_devices, shares.seconds) == ((3, 4), 2, pytest.approx(100e-9))
     assert shares.longest == [("fusion.2", "matmul", pytest.approx(0.65))]
+
+
+def test_other_programs_between_the_steps_are_other() -> None:
+    """An evaluation's operations may have the names of the step's."""
+    shares = time_shares(trace([("fusion.2", 0, 30), ("jit_evaluate/fusion.2", 30, 100)]), PROGRAM, (1, 2))
+    assert shares.by_kind["matmul"] == pytest.approx(0.3) and shares.by_kind["other"] == pytest.approx(0.7)
+    assert shares.longest[0][0] == "jit_evaluate/fusion.2"
 
 
 def test_a_trace_of_another_program_is_refused() -> None:

@@ -26,6 +26,7 @@ KINDS: tuple[str, ...] = get_args(Kind.__value__)
 
 _COLLECTIVES = re.compile("all-(reduce|gather|to-all)|reduce-scatter|collective-|ragged-all-to-all|send|recv")
 _MATMUL_CALLS = re.compile("matmul|gemm|convolution|dot", re.IGNORECASE)
+_MODULE = re.compile(r"^HloModule ([\w.\-]+)", re.MULTILINE)
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = .*? ([a-z][a-z0-9\-]*)\(")
 _CALLED = re.compile(r"(?:calls|to_apply)=%?([\w.\-]+)")
@@ -83,7 +84,7 @@ def time_shares(profile: ProfileData, program: str, steps: tuple[int, int], num_
     with warnings.catch_warnings():
         # jaxlib makes the type of `stats` at its first use, without a `__module__`; as an error that would end the process.
         warnings.simplefilter("ignore", DeprecationWarning)
-        lines = [line for line in _device_lines(profile) if any(event.name in kinds for event in line[1])]
+        lines = [line for line in _device_lines(profile, program) if any(event.name in kinds for event in line[1])]
     if not lines:
         raise ValueError("the trace has no operation of the step")
     start = min(event.start for _, events in lines for event in events)
@@ -146,8 +147,12 @@ def operation_kinds(program: str) -> dict[str, str]:
     return kinds
 
 
-def _device_lines(profile: ProfileData) -> Iterator[tuple[object, list[Interval]]]:
-    """The device and the operations of each line of the trace: a TPU core, a GPU stream, or a thread of the CPU's executor."""
+def _device_lines(profile: ProfileData, program: str) -> Iterator[tuple[object, list[Interval]]]:
+    """The device and the operations of each line of the trace: a TPU core, a GPU stream, or a thread of the CPU's executor.
+
+    Operations of another program, such as an evaluation between two steps, are named `program/operation`.
+    """
+    module = _MODULE.search(program)
     for plane in profile.planes:
         is_tpu = plane.name.startswith("/device:TPU")
         for line in plane.lines:
@@ -158,6 +163,8 @@ def _device_lines(profile: ProfileData) -> Iterator[tuple[object, list[Interval]
                 stats = {} if is_tpu else dict(event.stats)
                 if is_tpu or "hlo_op" in stats:
                     name = str(stats.get("hlo_op") or event.name.partition(" = ")[0].lstrip("%"))
+                    if module and (other := stats.get("hlo_module", module[1])) != module[1]:
+                        name = f"{other}/{name}"
                     end = event.start_ns + event.duration_ns
                     by_device[stats.get("device_ordinal", plane.name)].append(Interval(event.start_ns, end, name))
             yield from by_device.items()
