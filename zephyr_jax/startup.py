@@ -25,9 +25,14 @@ def begin() -> None:
         _clock = time.perf_counter()
 
 
+def phases() -> dict[str, float]:
+    """Seconds of the phases so far."""
+    return dict(_phases)
+
+
 def summary(cache: str) -> str:
     """All phases in one line, and reset them; `cache` describes the use of the compile cache."""
-    phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in _phases.items())
+    text = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in _phases.items())
     total = sum(_phases.values())
     _phases.clear()
-    return f"first step done after {total:.1f} s: {phases} ({cache})"
+    return f"first step done after {total:.1f} s: {text} ({cache})"

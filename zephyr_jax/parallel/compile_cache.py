@@ -21,16 +21,18 @@ def enable_compile_cache() -> None:
 
 
 class CompileStats:
-    """Compile time and cache hits of this process since the object was made."""
+    """Compile time and cache hits of this process since the object was made; `total_seconds` is all of the time."""
 
     def __init__(self) -> None:
         self._seconds, self._hits, self._requests = 0.0, 0, 0
+        self.total_seconds = 0.0
         monitoring.register_event_duration_secs_listener(self._on_duration)
         monitoring.register_event_listener(self._on_event)
 
     def _on_duration(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == _COMPILE_DURATION:
             self._seconds += duration_secs
+            self.total_seconds += duration_secs
 
     def _on_event(self, event: str, **_: str | int) -> None:
         self._hits += event == _CACHE_HITS

@@ -29,6 +29,7 @@ from zephyr_jax.report.sections import (
     settings_section,
     status_lines,
     tiles,
+    time_section,
 )
 from zephyr_jax.storage.files import Path, open_path, write_atomic
 
@@ -130,6 +131,7 @@ def _write_run_report(folder: Path) -> Path:
         metrics_section(run),
         curves_section(run),
         *([profile_section(run.profile)] if run.profile else []),
+        *([time_section(run.sessions)] if run.sessions else []),
         samples_section(samples.prompts, samples.about) if samples.prompts else missing_samples_section(folder, run),
         *([data] if data else []),
         *([earlier_section(earlier)] if earlier else []),

@@ -29,6 +29,7 @@ from zephyr_jax.report.html import (
 )
 from zephyr_jax.report.run_record import RunRecord, read_run, row_losses
 from zephyr_jax.storage.files import Path, open_path
+from zephyr_jax.train.goodput import ACTIVITIES, Session
 from zephyr_jax.train.throughput import format_duration
 from zephyr_jax.train.trace import Shares
 
@@ -94,6 +95,21 @@ def metrics_section(run: RunRecord) -> Section:
 def curves_section(run: RunRecord) -> Section:
     """Charts of all logged metrics."""
     return Section("Curves", _curve_blocks(run), "Over the training steps. Point at a chart to see its values.")
+
+
+def time_section(sessions: Sequence[Session]) -> Section:
+    """Where the time of a run went, over all its starts."""
+    total = {name: sum(session.seconds[name] for session in sessions) for name in ACTIVITIES}
+    whole = max(sum(total.values()), 1e-9)
+    rows = [
+        [name, format_duration(seconds), f"{seconds / whole:.1%}"] for name, seconds in total.items() if seconds >= 0.05
+    ]
+    repeated, starts = sum(session.repeated_steps for session in sessions), len(sessions)
+    about = (
+        f"{starts} start{'' if starts == 1 else 's'} of the run, {repeated:,} step{'' if repeated == 1 else 's'} done again "
+        "after a restart (`repeat`). `data` and `weights` are loaded before the first step; `save` is the time that training waits."
+    )
+    return Section("Time", [Table(["", "time", "share"], rows)], about)
 
 
 def profile_section(shares: Shares) -> Section:

@@ -32,6 +32,7 @@ from zephyr_jax.parallel.preemption import StopRequest
 from zephyr_jax.storage.files import remove_folder
 from zephyr_jax.train.anomalies import AnomalyDetector, not_halted
 from zephyr_jax.train.evaluate import Evaluate, make_evaluation
+from zephyr_jax.train.goodput import Goodput
 from zephyr_jax.train.hooks import CheckpointHooks, PlacedBatches, evaluation_batches
 from zephyr_jax.train.loop import Loop
 from zephyr_jax.train.metrics import Reporter
@@ -94,6 +95,7 @@ def fit(
     checkpoints = prepare_run_dir(config, run, record, state)
     on_start()
     startup.add_phase("weights", run.compile_stats.take_seconds())
+    goodput = Goodput(run.folder, run.start, run.compile_stats, startup.phases())
     facts = {"config": to_dict(config), "identity": identity, "provenance": record, **_frozen_facts(state)}
     hooks = _make_hooks(config, run, model, training, checkpoints, facts)
     rate = learning_rate(config.optimizer, len(training.plan.steps))
@@ -103,7 +105,7 @@ def fit(
         evaluate = make_evaluation(objective, partial(evaluation_batches, evaluation, run.opened.rules))
     try:
         with StopRequest(config.schedule.grace_seconds) as request, _profiled(step, config, run, training) as step:
-            loop = _make_loop(config, run, step, evaluate, hooks, request.reached)
+            loop = _make_loop(config, run, step, evaluate, hooks, request.reached, goodput)
             return loop.run(state, run.start, not_halted(shardings.step))
     finally:
         hooks.reporter.close()
@@ -172,7 +174,12 @@ def _make_loop(
     evaluate: Evaluate | None,
     hooks: CheckpointHooks,
     should_stop: Callable[[int], bool],
+    goodput: Goodput,
 ) -> Loop:
+    def save(step: int, *state: Any) -> None:
+        goodput.timed("save", hooks.save)(step, *state)
+        goodput.write(step)
+
     def startup_summary() -> str:
         startup.add_phase("evaluate and step" if evaluate else "step", run.compile_stats.take_seconds())
         return startup.summary(run.compile_stats.cache_summary())
@@ -180,8 +187,8 @@ def _make_loop(
     return Loop(
         step=step,
         batches=hooks.batches,
-        evaluate=evaluate,
-        save=hooks.save,
+        evaluate=goodput.timed("evaluate", evaluate) if evaluate else None,
+        save=save,
         should_stop=should_stop,
         detector=hooks.detector,
         save_bad_batch=hooks.save_bad_batch,
