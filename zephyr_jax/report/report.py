@@ -131,7 +131,7 @@ def _write_run_report(folder: Path) -> Path:
         metrics_section(run),
         curves_section(run),
         *([profile_section(run.profile)] if run.profile else []),
-        *([time_section(run.sessions)] if run.sessions else []),
+        *([time_section(run.starts)] if run.starts else []),
         samples_section(samples.prompts, samples.about) if samples.prompts else missing_samples_section(folder, run),
         *([data] if data else []),
         *([earlier_section(earlier)] if earlier else []),

@@ -19,7 +19,7 @@ from zephyr_jax.methods.registry import METHODS, method_names
 from zephyr_jax.storage.cloud import is_remote, split_bucket
 from zephyr_jax.storage.files import Path, list_names, open_path, write_atomic
 from zephyr_jax.storage.strict_json import parse_json
-from zephyr_jax.train.goodput import Session, read_sessions
+from zephyr_jax.train.goodput import RunStart, read_starts
 from zephyr_jax.train.metrics_file import FILE as METRICS
 from zephyr_jax.train.metrics_file import MetricLine, parse_metrics
 from zephyr_jax.train.profiler import PROFILE, SUMMARY
@@ -56,7 +56,7 @@ class RunRecord:
     """Step of the newest checkpoint."""
     bad_batches: tuple[str, ...] = ()
     """File names of the batches saved at anomalous steps."""
-    sessions: list[Session] = field(default_factory=list)
+    starts: list[RunStart] = field(default_factory=list)
     """The starts of the run, with where their time went."""
     profile: Shares | None = None
     """Where the time of the profiled steps went; None without any."""
@@ -130,7 +130,7 @@ def read_run(folder: Path) -> RunRecord:
         histograms=_read_histograms(folder),
         last_saved=(list_steps(folder)[-1:] or [0])[0],
         bad_batches=tuple(list_names(folder / BAD_BATCHES)),
-        sessions=read_sessions(folder),
+        starts=read_starts(folder),
         profile=_read_profile(folder),
         available=True,
     )

@@ -29,7 +29,7 @@ from zephyr_jax.report.html import (
 )
 from zephyr_jax.report.run_record import RunRecord, read_run, row_losses
 from zephyr_jax.storage.files import Path, open_path
-from zephyr_jax.train.goodput import ACTIVITIES, Session
+from zephyr_jax.train.goodput import ACTIVITIES, RunStart
 from zephyr_jax.train.throughput import format_duration
 from zephyr_jax.train.trace import Shares
 
@@ -97,17 +97,15 @@ def curves_section(run: RunRecord) -> Section:
     return Section("Curves", _curve_blocks(run), "Over the training steps. Point at a chart to see its values.")
 
 
-def time_section(sessions: Sequence[Session]) -> Section:
+def time_section(run_starts: Sequence[RunStart]) -> Section:
     """Where the time of a run went, over all its starts."""
-    total = {name: sum(session.seconds[name] for session in sessions) for name in ACTIVITIES}
-    whole = max(sum(total.values()), 1e-9)
-    rows = [
-        [name, format_duration(seconds), f"{seconds / whole:.1%}"] for name, seconds in total.items() if seconds >= 0.05
-    ]
-    repeated, starts = sum(session.repeated_steps for session in sessions), len(sessions)
+    seconds = {name: sum(start.seconds[name] for start in run_starts) for name in ACTIVITIES}
+    total = max(sum(seconds.values()), 1e-9)
+    rows = [[name, format_duration(part), f"{part / total:.1%}"] for name, part in seconds.items() if part >= 0.05]
+    repeated, starts = sum(start.repeated_steps for start in run_starts), len(run_starts)
     about = (
         f"{starts} start{'' if starts == 1 else 's'} of the run, {repeated:,} step{'' if repeated == 1 else 's'} done again "
-        "after a restart (`repeat`). `data` and `weights` are loaded before the first step; `save` is the time that training waits."
+        "after a restart (`repeat`). `data` and `weights` are loaded before the first step; training waits during `save`."
     )
     return Section("Time", [Table(["", "time", "share"], rows)], about)
 

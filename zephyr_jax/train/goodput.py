@@ -20,7 +20,7 @@ type Activity = Literal["train", "repeat", "import", "data", "weights", "compile
 ACTIVITIES: tuple[str, ...] = get_args(Activity.__value__)
 
 
-class Session(NamedTuple):
+class RunStart(NamedTuple):
     """One start of a run."""
 
     first_step: int
@@ -47,7 +47,7 @@ class Goodput:
         self._file, self._start, self._stats = folder / FILE, start, compile_stats
         self._seconds = {name: before.get(name, 0.0) for name in ("import", "data", "weights")}
         self._clock, self._compiled = time.perf_counter(), compile_stats.total_seconds
-        self._earlier = read_sessions(folder)
+        self._earlier = read_starts(folder)
         self._lost_steps, self._lost_seconds = _lost(folder, start)
 
     def timed(self, activity: Activity, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -64,7 +64,7 @@ class Goodput:
         return call
 
     def write(self, step: int) -> None:
-        """Write the sessions up to `step` completed steps."""
+        """Write all starts up to `step` completed steps."""
         if jax.process_index():
             return
         seconds = {**self._seconds, "compile": self._stats.total_seconds}
@@ -72,23 +72,23 @@ class Goodput:
         trained = time.perf_counter() - self._clock - inside - (self._stats.total_seconds - self._compiled)
         repeat = min(self._lost_seconds, max(0.0, trained))
         seconds |= {"train": max(0.0, trained - repeat), "repeat": repeat}
-        sessions = [*self._earlier, Session(self._start, step, self._lost_steps, seconds)]
-        write_atomic(self._file, json.dumps([session._asdict() for session in sessions]) + "\n")
+        starts = [*self._earlier, RunStart(self._start, step, self._lost_steps, seconds)]
+        write_atomic(self._file, json.dumps([start._asdict() for start in starts]) + "\n")
 
 
-def read_sessions(folder: Path) -> list[Session]:
+def read_starts(folder: Path) -> list[RunStart]:
     """The starts of a run, oldest first; empty without a file, or with a damaged one: training must not stop for it."""
     file = folder / FILE
     try:
-        return [_session(content) for content in parse_json(file.read_bytes())] if file.exists() else []
+        return [_run_start(content) for content in parse_json(file.read_bytes())] if file.exists() else []
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return []
 
 
-def _session(content: Any) -> Session:
+def _run_start(content: Any) -> RunStart:
     seconds = {name: float(content["seconds"].get(name, 0.0)) for name in ACTIVITIES}
     first, last, repeated = (int(content[name]) for name in ("first_step", "last_step", "repeated_steps"))
-    return Session(first, last, repeated, seconds)
+    return RunStart(first, last, repeated, seconds)
 
 
 def _lost(folder: Path, start: int) -> tuple[int, float]:
