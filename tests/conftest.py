@@ -13,10 +13,6 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # And each runs for a moment, while LLVM's optimizations are a third of the time of compiling it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
-# XLA runs independent collectives of a program at a time, each with a thread per device. With its default of one thread a device,
-# eight emulated devices on busy cores can wait for each other in two collectives until XLA aborts the process after 40 s.
-os.environ.setdefault("NPROC", "32")
-
 import fsspec  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -27,10 +23,11 @@ from tests.gcs import Gcs  # noqa: E402
 from tests.thorough import THOROUGH  # noqa: E402
 from zephyr_jax import log  # noqa: E402
 from zephyr_jax.demo.remake import write_untrained  # noqa: E402
+from zephyr_jax.parallel.mesh import emulate_devices  # noqa: E402
 from zephyr_jax.report import report as report_module  # noqa: E402
 from zephyr_jax.storage import cloud  # noqa: E402
 
-jax.config.update("jax_num_cpu_devices", 8)
+emulate_devices(8)
 HERE = Path(__file__).parent
 LONGEST = (
     "benchmarks/test_chaos.py",

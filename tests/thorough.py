@@ -68,4 +68,4 @@ THOROUGH = (
     "train/test_resume.py::test_a_vocabulary_that_no_mesh_divides_trains_moves_and_exports",
     "train/test_saving.py::test_max_steps_beyond_the_data_are_reported[50-2-2 epochs of]",
 )
-"""A file, or a test of it, below `tests/`: several minutes in all, each beside cheaper tests of the same behavior."""
+"""A file, or a test of it, below `tests/`; cheaper tests check the same behavior."""

@@ -31,7 +31,7 @@ from zephyr_jax.errors import InputError, join_items
 _VERSION = 9
 _BATCH = 64  # rows that become examples at a time
 _SAMPLE = 1000  # rows whose formats are named
-_ROWS_PER_WORKER = 4000  # take several times as long as starting a process
+_ROWS_PER_WORKER = 4000  # are worth the start of another process
 
 
 @dataclass(frozen=True)

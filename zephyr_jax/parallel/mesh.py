@@ -5,6 +5,7 @@ and `tensor` stay inside one, so that only gradient and metric sums cross slices
 """
 
 import math
+import os
 
 import jax
 import numpy as np
@@ -21,6 +22,9 @@ def emulate_devices(count: int | None) -> None:
     """Emulate `count` devices on the CPU; None changes nothing. Must run before the first use of a device."""
     if count is None:
         return
+    # XLA runs independent collectives of a program at a time, each with a thread per device. With its default of one thread a
+    # device, devices on busy cores may wait for each other in two collectives, until XLA aborts the process after 40 s.
+    os.environ.setdefault("NPROC", str(4 * count))
     jax.config.update("jax_platforms", "cpu")
     if jax.config.jax_num_cpu_devices != count:
         try:

@@ -79,13 +79,14 @@ class ProfiledStep:
         jax.profiler.stop_trace()
         self._scratch = None
         with scratch:
-            self._save(next(LocalPath(scratch.name).rglob("*.xplane.pb")))
+            self._save(LocalPath(scratch.name))
 
-    def _save(self, trace: LocalPath) -> None:
+    def _save(self, scratch: LocalPath) -> None:
         """Copy the trace to where xprof looks for it, and summarize it on host 0. An error is logged only."""
         name = f"steps-{self._steps.first}-{self._steps.last}"
         folder = self._folder / PROFILE / "plugins" / "profile" / name
         try:
+            (trace,) = scratch.rglob("*.xplane.pb")
             folder.mkdir(parents=True, exist_ok=True)
             write_atomic(folder / f"host-{jax.process_index()}.xplane.pb", trace.read_bytes())
             if jax.process_index():
