@@ -14,6 +14,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from zephyr_jax.model.attention.dense import ATTENTION, MASKED, SegmentInfo, visible
+from zephyr_jax.model.attention.online_softmax import OnlineSoftmax
 from zephyr_jax.model.softcap import softcap as capped
 from zephyr_jax.model.softcap import softcap_grad
 
@@ -131,24 +132,15 @@ def _forward_row(row: _Row, rule: _ScoreRule) -> tuple[Array, Array]:
     Z, K, Q, H = row.q_ZKQH.shape
 
     def query_block(query: Array) -> tuple[Array, Array]:
-        def key_block(key: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            max_KQ1, denominator_KQ1, out_KQH = carry
-            scores_KQC = _scores(row, query, key, rule)
-            # Online softmax: earlier sums are rescaled to the new maximum, so that exp never overflows.
-            new_KQ1 = jnp.maximum(max_KQ1, jnp.max(scores_KQC, axis=-1, keepdims=True))
-            probs_KQC = jnp.exp(scores_KQC - new_KQ1)
-            rescale_KQ1 = jnp.exp(max_KQ1 - new_KQ1)
-            v_KCH = row.v_ZKCH[key]
-            block_out_KQH = jnp.einsum(
-                "kqc,kch->kqh", probs_KQC.astype(v_KCH.dtype), v_KCH, preferred_element_type=jnp.float32
-            )
-            denominator_KQ1 = denominator_KQ1 * rescale_KQ1 + jnp.sum(probs_KQC, axis=-1, keepdims=True)
-            return new_KQ1, denominator_KQ1, out_KQH * rescale_KQ1 + block_out_KQH
+        def key_block(key: Array, sums: OnlineSoftmax) -> OnlineSoftmax:
+            return sums.add(_scores(row, query, key, rule), row.v_ZKCH[key])
 
-        start = jnp.full((K, Q, 1), MASKED), jnp.zeros((K, Q, 1)), jnp.zeros((K, Q, H))
-        max_KQ1, denominator_KQ1, out_KQH = jax.lax.fori_loop(row.first_key_block_Z[query], query + 1, key_block, start)
-        denominator_KQ1 = jnp.maximum(denominator_KQ1, jnp.finfo(jnp.float32).tiny)  # 0 for a block of padding
-        return (out_KQH / denominator_KQ1).astype(row.q_ZKQH.dtype), (max_KQ1 + jnp.log(denominator_KQ1))[..., 0]
+        empty = OnlineSoftmax.empty(K, Q, H)
+        sums = jax.lax.fori_loop(row.first_key_block_Z[query], query + 1, key_block, empty)
+        denominator_KQ1 = sums.safe_denominator_KQ1  # of a block of padding, too
+        return (sums.mixed_KQH / denominator_KQ1).astype(row.q_ZKQH.dtype), (sums.max_KQ1 + jnp.log(denominator_KQ1))[
+            ..., 0
+        ]
 
     result: tuple[Array, Array] = jax.lax.map(query_block, jnp.arange(Z))
     return result

@@ -1,26 +1,14 @@
 """Attention of new tokens to the slots of a key-value cache, whose cost grows with the tokens in it and not with its size."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from zephyr_jax.model.attention.dense import MASKED, SegmentInfo, visible
+from zephyr_jax.model.attention.online_softmax import OnlineSoftmax
 from zephyr_jax.model.softcap import softcap as capped
 
 _BLOCK = 256  # slots; larger blocks attend to more empty slots, smaller ones have slower matmuls
-
-
-class _Sums(NamedTuple):
-    """Of the blocks so far, float32; Q = G * L: the queries under one kv head."""
-
-    max_BKQ1: Array
-    """The largest score."""
-    denominator_BKQ1: Array
-    """Sum of exp(score - max)."""
-    mixed_BKQH: Array
-    """Sum of exp(score - max) times the value."""
 
 
 def num_live_slots(query: SegmentInfo, slots: SegmentInfo) -> Array:
@@ -46,10 +34,9 @@ def cache_attention(
     scale: float | None = None,
     softcap: float | None = None,
 ) -> Array:
-    """softmax(scale q k) v over the visible slots, block by block with an online softmax (arXiv 2205.14135, algorithm 1).
+    """softmax(scale q k) v over the visible slots, block by block.
 
-    A block without visible slots leaves a row's sums as they are, bit for bit: its probabilities are 0 and the rescaling is 1. So
-    a row's result does not depend on how many slots other rows have filled.
+    A row's result does not depend, bit for bit, on how many slots other rows have filled: see `OnlineSoftmax.add`.
 
     Args:
         q_BLNH: Queries.
@@ -70,7 +57,7 @@ def cache_attention(
     C = min(_BLOCK, J)
     q_BKQH = (q_BLNH * (scale or H**-0.5)).reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, H)
 
-    def block(index: Array, sums: _Sums) -> _Sums:
+    def block(index: Array, sums: OnlineSoftmax) -> OnlineSoftmax:
         start = jnp.minimum(index * C, J - C)  # the last block overlaps the one before where C does not divide J
 
         def cut(x: Array, axis: int) -> Array:
@@ -81,25 +68,9 @@ def cache_attention(
         scores_BKQC = jnp.einsum("bkqh,bkch->bkqc", q_BKQH, cut(k_BKJH, 2), preferred_element_type=jnp.float32)
         bias_BLC = jnp.where(seen_BLC, 0.0, MASKED)
         scores_BKQC = capped(scores_BKQC, softcap).reshape(B, K, -1, L, C) + bias_BLC[:, None, None]
-        return _add_block(sums, scores_BKQC.reshape(B, K, -1, C), cut(v_BKJH, 2))
+        return sums.add(scores_BKQC.reshape(B, K, -1, C), cut(v_BKJH, 2))
 
-    def full(last: int, value: float) -> Array:
-        return jnp.full((B, K, N // K * L, last), value, jnp.float32)
-
-    empty = _Sums(full(1, MASKED), full(1, 0.0), full(H, 0.0))
-    sums = jax.lax.fori_loop(0, (num_live + C - 1) // C, block, empty)
-    denominator_BKQ1 = jnp.maximum(sums.denominator_BKQ1, jnp.finfo(jnp.float32).tiny)  # 0 without a live slot
-    out_BKQH = (sums.mixed_BKQH / denominator_BKQ1).astype(q_BLNH.dtype)
+    sums = jax.lax.fori_loop(0, (num_live + C - 1) // C, block, OnlineSoftmax.empty(B, K, N // K * L, H))
+    out_BKQH = (sums.mixed_KQH / sums.safe_denominator_KQ1).astype(q_BLNH.dtype)
     out_BLNH: Array = out_BKQH.reshape(B, K, N // K, L, H).transpose(0, 3, 1, 2, 4).reshape(B, L, N, H)
     return out_BLNH
-
-
-def _add_block(sums: _Sums, scores_BKQC: Array, v_BKCH: Array) -> _Sums:
-    max_BKQ1 = jnp.maximum(sums.max_BKQ1, jnp.max(scores_BKQC, axis=-1, keepdims=True))
-    # Earlier sums are rescaled to the new maximum, so that exp never overflows.
-    weights_BKQC, rescale_BKQ1 = jnp.exp(scores_BKQC - max_BKQ1), jnp.exp(sums.max_BKQ1 - max_BKQ1)
-    mixed_BKQH = jnp.einsum(
-        "bkqc,bkch->bkqh", weights_BKQC.astype(v_BKCH.dtype), v_BKCH, preferred_element_type=jnp.float32
-    )
-    denominator_BKQ1 = sums.denominator_BKQ1 * rescale_BKQ1 + jnp.sum(weights_BKQC, axis=-1, keepdims=True)
-    return _Sums(max_BKQ1, denominator_BKQ1, sums.mixed_BKQH * rescale_BKQ1 + mixed_BKQH)
