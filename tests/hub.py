@@ -1,4 +1,5 @@
-"""A small Hugging Face hub on loopback: the routes that huggingface_hub calls to create a model repository and upload a folder.
+"""A small Hugging Face hub on loopback: the routes that huggingface_hub calls to create a model repository, and to upload and
+download a folder.
 
 Files live in memory. It offers LFS and not Xet. `fault` may answer any request itself.
 """
@@ -106,14 +107,19 @@ class Handler(BaseHTTPRequestHandler):
         with self.state.lock:
             self.state.requests.append((self.command, path))
             self.state.bodies.append(body)
-        data = json.dumps(answer[1]).encode()
-        self.send_response(answer[0])
-        self.send_header("Content-Type", "application/json")
+        status, content = answer
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json" if data is not content else "application/octet-stream")
         self.send_header("Content-Length", str(len(data)))
+        if data is content:
+            self.send_header("ETag", f'"{_blob_id(data)}"')
+            self.send_header("X-Repo-Commit", path.split("/")[4])
         self.end_headers()
-        self.wfile.write(data)
+        if self.command != "HEAD":
+            self.wfile.write(data)
 
-    do_GET = do_POST = do_PUT = _serve
+    do_GET = do_HEAD = do_POST = do_PUT = _serve
 
     def _read_chunks(self) -> bytes:
         parts = []
@@ -133,6 +139,8 @@ class Handler(BaseHTTPRequestHandler):
             return {"errors": [], "warnings": []}
         if path == "/api/repos/create":
             return self._create(json.loads(body), token)
+        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
+            return self._download(*match.groups())
         name, rest = self._repository_of(path)
         if method == "GET":
             return self._read(name, rest)
@@ -146,6 +154,12 @@ class Handler(BaseHTTPRequestHandler):
         if not match or not name or name not in self.state.repositories:
             raise Refused(404, f"Repository not found: {path}")
         return name, match[2] or match[4] or ""
+
+    def _download(self, name: str, file: str) -> bytes:
+        files = self.state.repositories[name].files if name in self.state.repositories else {}
+        if file not in files:
+            raise Refused(404, f"no such file: {name}/{file}")
+        return files[file]
 
     def _create(self, content: dict[str, Any], token: str) -> Any:
         name = f"{content['organization']}/{content['name']}"

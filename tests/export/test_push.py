@@ -14,6 +14,7 @@ import pytest
 from huggingface_hub import constants
 
 from tests.hub import READER, WRITER, Hub
+from zephyr_jax.checkpoint.hf.folder import open_folder
 from zephyr_jax.cli import main
 from zephyr_jax.errors import InputError
 from zephyr_jax.export.model_card import model_card
@@ -66,6 +67,17 @@ def test_export_with_push_to_uploads_the_folder(
     assert f'from_pretrained("{REPOSITORY}")' in card
     assert f"zephyr-jax chat  --model.path {REPOSITORY}\n" in card
     assert f"{hub.url}/{REPOSITORY}/commit/" in capsys.readouterr().err
+
+
+def test_a_repository_downloads_as_the_folder(
+    hub: Hub, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, tokenizer, template and provenance: a model by its hub id is the model by its folder."""
+    main(["export", "--model.path", str(tiny_model), "--output", str(tmp_path / "hf"), "--push_to", REPOSITORY])
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    downloaded = Path(str(open_folder(REPOSITORY)))
+    assert downloaded.is_relative_to(tmp_path / "cache")
+    assert contents(downloaded) == contents(tmp_path / "hf")
 
 
 def test_only_changes_are_sent_again(hub: Hub, folder: Path) -> None:

@@ -25,6 +25,7 @@ _DOWNLOAD = [
     "generation_config.json",
     "adapter_config.json",
     "tekken.json",
+    "provenance.json",
     CARD,
     f"{CHAT_TEMPLATES}/*.jinja",
     *TOKENIZER_FILES,
