@@ -17,7 +17,7 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
-from benchmarks.single_chip import MODELS
+from benchmarks.single_chip import KEY_CELLS, MODELS
 from zephyr_jax.config.adapter import DEFAULT_BLOCK, AdapterOptions
 from zephyr_jax.config.plan import PlanConfig
 from zephyr_jax.config.sections import BaseFormat, Remat
@@ -34,7 +34,6 @@ HEADER = (
     "| step | model | topology | rows | base | rank | remat | arguments | temporaries | peak | chip | roofline s | MFU | "
     "run h | compile s | bar |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
-_KEY_CELLS = 7
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ def write(case: Case, line: str) -> None:
 
 def _key(line: str) -> tuple[str, ...] | None:
     cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
-    return tuple(cells[:_KEY_CELLS]) if cells[0] in ("sft", "dpo") and len(cells) > _KEY_CELLS else None
+    return tuple(cells[:KEY_CELLS]) if cells[0] in ("sft", "dpo") and len(cells) > KEY_CELLS else None
 
 
 def preamble(topology: str) -> list[str]:

@@ -6,6 +6,7 @@ Values of compiled programs are read from the files that `benchmarks.adapter_pla
 the formulas. `tests/benchmarks/test_single_chip.py` compares them with compiled programs.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,8 +19,8 @@ LENGTH = 2048
 """Tokens of a row; every device holds one row at a time."""
 RANK = 16
 LOGPROB_CHUNK = 256
-PEAK_CELL = 9
-"""Index of the peak in a line of `benchmarks.adapter_plans`."""
+KEY_CELLS, PEAK_CELL = 7, 9
+"""Cells that name a case in a line of `benchmarks.adapter_plans`, and the index of its peak."""
 TIGHT = 0.75
 """GiB to spare below which a fit is called tight: compiled programs differ from the formulas by about that much."""
 
@@ -107,7 +108,7 @@ def peak_gib(sizes: ModelConfig, training: Training, hardware: Hardware, rows: i
 
 
 def compiled_peaks() -> dict[tuple[str, Training, str], float]:
-    """GiB of one chip of DPO steps with one row per chip, by model, training and topology."""
+    """GiB of one chip of DPO steps with one row per chip, by model, training and topology; infinite for refused programs."""
     trainings: dict[tuple[str, str], Training] = {
         ("0", "float32"): "full",
         (str(RANK), "bfloat16"): "LoRA, bfloat16 base",
@@ -118,16 +119,19 @@ def compiled_peaks() -> dict[tuple[str, Training, str], float]:
     for file in sorted(Path(__file__).parent.glob("plan_*.md")):
         for line in file.read_text().splitlines():
             cells = [cell.strip() for cell in line.strip("| ").split("|")]
-            if len(cells) < PEAK_CELL or cells[0] != "dpo" or cells[1] not in MODELS:
+            if len(cells) <= KEY_CELLS or cells[0] != "dpo" or cells[1] not in MODELS:
                 continue
             _, name, topology, rows, base, rank = cells[:6]
             if (rank, base) in trainings and rows == str(devices.get(topology)):
-                peaks[name, trainings[rank, base], topology] = float(cells[PEAK_CELL])
+                refused = "RESOURCE_EXHAUSTED" in cells[KEY_CELLS]
+                peaks[name, trainings[rank, base], topology] = math.inf if refused else float(cells[PEAK_CELL])
     return peaks
 
 
 def cell(peak: float, hardware: Hardware, is_compiled: bool) -> str:
-    """Peak of one device, marked where it does not fit; bold where it is that of a compiled program."""
+    """Peak of one device, marked where it does not fit; bold where it is that of a compiled program, `**no**` if refused."""
+    if math.isinf(peak):
+        return "**no**"
     value = f"**{peak:.1f}**" if is_compiled else f"{peak:.1f}"
     verdict = "no, " if peak > hardware.hbm else "tight, " if peak > hardware.hbm - TIGHT else ""
     return f"{verdict}{value}"

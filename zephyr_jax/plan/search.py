@@ -64,8 +64,8 @@ class Fit:
         return "\n".join(lines)
 
 
-def overrides(config: PlanConfig) -> str:
-    """The searched settings as command-line arguments."""
+def searched_settings(config: PlanConfig) -> dict[str, object]:
+    """The settings that the search chooses, by their names on the command line."""
     batch, model, mesh, optimizer = config.batch, config.model, config.mesh, config.optimizer
     settings: dict[str, object] = {
         "batch.microbatch_rows": batch.microbatch_rows,
@@ -81,7 +81,12 @@ def overrides(config: PlanConfig) -> str:
         settings |= {"adapter.base_format": config.adapter.base_format, "adapter.block_size": config.adapter.block_size}
         if config.adapter.rank:
             settings["adapter.rank"] = config.adapter.rank
-    return " ".join(f"--{name} {value}" for name, value in settings.items())
+    return settings
+
+
+def overrides(config: PlanConfig) -> str:
+    """The searched settings as command-line arguments."""
+    return " ".join(f"--{name} {value}" for name, value in searched_settings(config).items())
 
 
 def fit(config: PlanConfig) -> Fit:
