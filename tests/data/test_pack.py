@@ -1,6 +1,7 @@
 """Packing and the plan: nothing lost, nothing twice, little padding."""
 
 import math
+from bisect import bisect_left, insort
 from collections import Counter
 from itertools import chain
 from random import Random
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from zephyr_jax.config.sections import DataOptions
 from zephyr_jax.config.training_sections import BatchOptions
 from zephyr_jax.data.pack import PackingPlan, best_fit, plan_evaluation, plan_training
+from zephyr_jax.data.shared_prompt import UnsharedRows
 
 CAPACITY = 64
 LENGTHS = np.random.default_rng(0).integers(1, CAPACITY + 1, 97)
@@ -87,6 +89,39 @@ def test_best_fit_chooses_the_fullest_row_that_has_room(lengths: np.ndarray) -> 
         else:
             rows.append([position])
     assert [sorted(row) for row in best_fit(lengths, CAPACITY)] == [sorted(row) for row in rows]
+
+
+def best_fit_of_one_list(lengths: np.ndarray, capacity: int, unshared: UnsharedRows) -> list[list[int]]:
+    """Rows by a search in one sorted list of (room, row), as plans were made before November 30, 2026."""
+    rows: list[list[int]] = []
+    other_room: list[int] = []
+    open_rows: list[tuple[int, int]] = []
+    for position in np.argsort(-lengths, kind="stable").tolist():
+        size, other = int(lengths[position]), int(unshared.lengths[position])
+        slot = bisect_left(open_rows, (size, 0))
+        while slot < len(open_rows) and other_room[open_rows[slot][1]] < other:
+            slot += 1
+        if slot == len(open_rows):
+            room, row = capacity, len(rows)
+            rows.append([])
+            other_room.append(unshared.capacity)
+        else:
+            room, row = open_rows.pop(slot)
+        rows[row].append(position)
+        other_room[row] -= other
+        insort(open_rows, (room - size, row))
+    return [sorted(row) for row in rows]
+
+
+@pytest.mark.parametrize("other_capacity", [None, 3072, 2560, 2304])
+def test_rows_are_those_of_earlier_versions(other_capacity: int | None) -> None:
+    """Law: a run that an earlier version began resumes with the same plan: rows are bit-identical, with two capacities too."""
+    rng = np.random.default_rng(5)
+    prompts, lengths = rng.integers(8, 480, (2, 3000))
+    lengths += prompts + rng.integers(50, 500, 3000)
+    unshared = UnsharedRows(lengths + prompts, other_capacity) if other_capacity else None
+    free = UnsharedRows(np.zeros_like(lengths), 0)
+    assert best_fit(lengths, 2048, unshared) == best_fit_of_one_list(lengths, 2048, unshared or free)
 
 
 # ---- epochs and steps ----

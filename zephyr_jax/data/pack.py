@@ -6,7 +6,10 @@ shared, a row has a second capacity: that of the un-shared row of attention.
 """
 
 from bisect import bisect_left, insort
+from collections import defaultdict
 from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
+from itertools import pairwise
 
 import numpy as np
 
@@ -40,7 +43,7 @@ class PackingPlan:
 
 
 def best_fit(lengths: np.ndarray, capacity: int, unshared: UnsharedRows | None = None) -> list[list[int]]:
-    """Rows of positions into `lengths` such that each row's lengths sum to at most `capacity`.
+    """Rows of positions into `lengths`, ascending, such that each row's lengths sum to at most `capacity`.
 
     Best-fit decreasing: within 11/9 of the fewest rows possible plus one, and close to it at real lengths. Ties are
     broken by position, so the result depends on the lengths only.
@@ -50,32 +53,95 @@ def best_fit(lengths: np.ndarray, capacity: int, unshared: UnsharedRows | None =
         capacity: What a row holds.
         unshared: The same for un-shared rows; every example must fit into an empty one.
     """
-    rows: list[list[int]] = []
     if not len(lengths):
-        return rows
-    others = np.zeros_like(lengths) if unshared is None else unshared.lengths
-    other_capacity = 0 if unshared is None else unshared.capacity
-    smallest, smallest_other = int(lengths.min()), int(others.min())
-    other_room: list[int] = []  # of each row
-    open_rows: list[tuple[int, int]] = []  # (room left, row), sorted: the first with enough room fits best
-    for position in np.argsort(-lengths, kind="stable"):
-        size, other = int(lengths[position]), int(others[position])
-        slot = bisect_left(open_rows, (size, 0))
-        while slot < len(open_rows) and other_room[open_rows[slot][1]] < other:
-            slot += 1
-        if slot == len(open_rows):
-            room, row = capacity, len(rows)
-            rows.append([])
-            other_room.append(other_capacity)
+        return []
+    order = np.argsort(-lengths, kind="stable")
+    sizes = lengths[order].tolist()
+    row_of = np.empty(len(lengths), np.int64)
+    if unshared is None:
+        row_of[order] = _fit(sizes, capacity)
+    else:
+        row_of[order] = _fit_both(sizes, unshared.lengths[order].tolist(), capacity, unshared.capacity)
+    positions = np.argsort(row_of, kind="stable").tolist()
+    ends = np.cumsum(np.bincount(row_of)).tolist()
+    return [positions[start:end] for start, end in pairwise([0, *ends])]
+
+
+def _fit(sizes: list[int], capacity: int) -> list[int]:
+    """The row of each size, which come in descending order.
+
+    Rows with room are kept by that room. Few distinct amounts of room exist, so a search is a bisection among them, and its time
+    does not grow with the number of rows. This loop and that of `_fit_both` bound the planning of large data sets.
+    """
+    smallest = sizes[-1]
+    rooms: list[int] = []  # of rows that may take more, ascending
+    rows_of: defaultdict[int, list[int]] = defaultdict(
+        list
+    )  # by room, each a heap: the first row of equal ones is taken
+    num_rows = 0
+    assigned = []
+    for size in sizes:
+        slot = bisect_left(rooms, size)
+        if slot == len(rooms):
+            room, row = capacity, num_rows
+            num_rows += 1
         else:
-            room, row = open_rows.pop(slot)
-        rows[row].append(int(position))
+            room = rooms[slot]
+            rows = rows_of[room]
+            row = heappop(rows)
+            if not rows:
+                del rooms[slot]
+        assigned.append(row)
+        room -= size
+        if room >= smallest:  # else nothing fits: searches need not pass it
+            rows = rows_of[room]
+            if not rows:
+                insort(rooms, room)
+            heappush(rows, row)
+    return assigned
+
+
+def _fit_both(sizes: list[int], others: list[int], capacity: int, other_capacity: int) -> list[int]:
+    """`_fit` with a second size of each example and a second capacity of each row."""
+    smallest, smallest_other = sizes[-1], min(others)
+    rooms: list[int] = []
+    rows_of: defaultdict[int, list[int]] = defaultdict(list)
+    other_room: list[int] = []  # of each row
+    assigned = []
+    for size, other in zip(sizes, others, strict=True):
+        for slot in range(bisect_left(rooms, size), len(rooms)):
+            room = rooms[slot]
+            rows = rows_of[room]
+            if other_room[rows[0]] >= other:
+                row = heappop(rows)
+            elif len(rows) == 1 or (row := _pop_later(rows, other_room, other)) < 0:
+                continue
+            if not rows:
+                del rooms[slot]
+            break
+        else:
+            room, row = capacity, len(other_room)
+            other_room.append(other_capacity)
+        assigned.append(row)
+        room -= size
         other_room[row] -= other
-        if (
-            room - size >= smallest and other_room[row] >= smallest_other
-        ):  # else nothing fits: searches need not pass it
-            insort(open_rows, (room - size, row))
-    return rows
+        if room >= smallest and other_room[row] >= smallest_other:
+            rows = rows_of[room]
+            if not rows:
+                insort(rooms, room)
+            heappush(rows, row)
+    return assigned
+
+
+def _pop_later(rows: list[int], other_room: list[int], other: int) -> int:
+    """Take the first row that has `other_room` for `other` off a heap of rows; -1: none has."""
+    fits = [row for row in rows if other_room[row] >= other]
+    if not fits:
+        return -1
+    row = min(fits)
+    rows.remove(row)
+    heapify(rows)
+    return row
 
 
 def plan_training(
@@ -136,10 +202,11 @@ def _epoch_steps(
 
 def _pack(group: np.ndarray, lengths: np.ndarray, unshared: UnsharedRows | None, data: DataOptions) -> list[PackedRow]:
     if not data.packing:
-        return [(int(index),) for index in group]
+        return [(index,) for index in group.tolist()]
     of_group = replace(unshared, lengths=unshared.lengths[group]) if unshared else None
     rows = best_fit(lengths[group], data.row_length, of_group)
-    return [tuple(int(group[at]) for at in sorted(row)) for row in rows]
+    examples = group.tolist()
+    return [tuple([examples[position] for position in row]) for row in rows]
 
 
 def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:
