@@ -61,7 +61,7 @@ FORMS: dict[str, Form] = {
 
 def rows_of(count: int, length: int) -> SegmentInfo:
     """Segments and positions of packed rows of the workload."""
-    source, _, _ = make_batches("sft", 1, 0, length, BatchOptions(rows=count))
+    source, _ = make_batches("sft", 1, 0, length, BatchOptions(rows=count))
     rows = source[0].rows
     return SegmentInfo(*(jnp.asarray(array.reshape(count, length)) for array in (rows.segments, rows.positions)))
 

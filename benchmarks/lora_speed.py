@@ -58,7 +58,7 @@ class TimedStep:
 def measure(mode: str, formats: dict[str, WeightFormat], rounds: int, report: Callable[[str], None]) -> list[str]:
     """Rows of the table: one per format, with the ratio to the first."""
     rules = ShardingRules(make_mesh(MeshOptions(), jax.devices()[:1]))
-    source, plan, _ = make_batches(mode, rounds + 1, 0, ROW_LENGTH[mode], BatchOptions(rows=ROWS))
+    source, plan = make_batches(mode, rounds + 1, 0, ROW_LENGTH[mode], BatchOptions(rows=ROWS))
     steps = {name: TimedStep(mode, plan, rules, weight_format) for name, weight_format in formats.items()}
     targets = []
     for index in range(rounds + 1):

@@ -5,22 +5,25 @@
         --tunix-python /somewhere/peers/tunix/bin/python
 
 Every round runs each worker in turn, as a separate process in a separate environment; rounds differ in the
-seed of the workload and all workers of a round get the same one. The result is a Markdown table.
+seed of the workload. Every optimizer update of a round is made of exactly the same examples in all workers, ``workload.BATCH``
+of them; workers differ in how many they take at a time and how they lay them out. The result is a Markdown table.
+``--compare copied-prompts`` adds a second run of zephyr-jax to each round, in which pairs do not share their prompts.
 
 The protocol: ``python -m benchmarks.worker_X --mode M --steps N --seed S``, started in the repository root,
 trains on the examples of ``benchmarks.workload`` and prints, as its last line of standard output, one JSON
 object::
 
-    {"name", "mode", "target_tokens", "cpu_seconds", "wall_seconds", "slots", "nonpad", "note"}
+    {"name", "mode", "target_tokens", "cpu_seconds", "wall_seconds", "slots", "nonpad", "note", "digests"}
 
 With ``--rank N`` the command ends with ``--rank N``, and the worker trains LoRA adapters of all seven projections over a float32
-base instead of all weights.
+base instead of all weights. Options of a variant (``COMPARISONS``) come last.
 
 ``target_tokens`` are the tokens whose log-probability entered the loss in the timed steps, ``cpu_seconds``
 the user and system time of the process over those steps (no imports, no compilation, no first step),
-``slots`` the token positions computed and ``nonpad`` those that held a real token. A worker that batches as
-its peers do takes ``workload.make_batches``; one that packs takes ``workload.make_pairs`` in order.
-``workload.Result.emit`` prints the line. A worker whose module does not exist is reported and left out.
+``slots`` the token positions computed and ``nonpad`` those that held a real token. The examples are those of
+``workload.make_batches``: a batch to warm up, then one for each timed update. ``digests`` has a ``workload.digest`` of each timed
+update, computed from the arrays that the worker's step was given; a worker with other digests than ``workload.digest_batches``
+ends the comparison. ``workload.Result.emit`` prints the line. A worker whose module does not exist is reported and left out.
 
 The machine should be idle, for contention inflates CPU-seconds: before each worker this script waits for that, a
 run that other processes disturbed is repeated, and the table shows how much CPU time they took in the runs kept.
@@ -40,7 +43,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from benchmarks.workload import BATCH, MODES, Result
+from benchmarks.workload import BATCH, MODES, Result, digest_batches, make_batches
 
 ROOT = Path(__file__).resolve().parent.parent
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -56,16 +59,24 @@ KEEP_MEMORY = {
 }
 # Large pages for large arrays, as launch/zephyr.sh asks for: XLA spends a tenth less time. Torch gains nothing beside the above.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+COMPARISONS = {"copied-prompts": ("--copy-prompts",)}
+"""Variants of zephyr-jax's worker by name, with the options that make them."""
 IDLE_CPUS = 0.25  # CPUs that other processes may use before a worker starts
 
 
 @dataclass(frozen=True)
 class Worker:
-    """One competitor: its name, its interpreter and what its environment adds."""
+    """One competitor: its module, its interpreter, what its environment adds, and the options of a variant."""
 
     name: str
     python: str
     extra: dict[str, str]
+    variant: str = ""
+
+    @property
+    def title(self) -> str:
+        """Its name in the table."""
+        return f"{self.name}, {self.variant}" if self.variant else self.name
 
     def exists(self) -> bool:
         return (ROOT / "benchmarks" / f"worker_{self.name}.py").is_file()
@@ -120,6 +131,7 @@ def run_worker(worker: Worker, mode: str, steps: int, seed: int, rank: int) -> R
     command = [worker.python, "-m", f"benchmarks.worker_{worker.name}"]
     command += ["--mode", mode, "--steps", str(steps), "--seed", str(seed)]
     command += ["--rank", str(rank)] if rank else []
+    command += COMPARISONS[worker.variant] if worker.variant else []
     busy, own, start = busy_seconds(), child_seconds(), time.monotonic()
     environment = {**os.environ, **THREADS, **OFFLINE, **ON_CPU, **worker.extra}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -129,10 +141,21 @@ def run_worker(worker: Worker, mode: str, steps: int, seed: int, rank: int) -> R
     if done.returncode or not lines:
         reason = "was killed (for memory?)" if done.returncode == -9 else f"ended with {done.returncode}"
         raise SystemExit(
-            f"worker {worker.name} {reason} and printed no result. Run it alone to see why:\n"
+            f"worker {worker.title} {reason} and printed no result. Run it alone to see why:\n"
             f"  {' '.join(command)}\nIts last output was:\n{(done.stderr or done.stdout)[-2000:]}"
         )
     return Run(Result(**json.loads(lines[-1])), foreign, elapsed)
+
+
+def check_examples(worker: Worker, result: Result, steps: int, seed: int) -> None:
+    """Exit unless every timed update of a worker had exactly the examples of the workload, so of the other workers."""
+    expected = digest_batches(make_batches(result.mode, steps, seed)[1:], result.mode)
+    if result.digests != expected:
+        raise SystemExit(
+            f"worker {worker.title} trained on other examples than the workload of seed {seed}: expected the digests "
+            f"{', '.join(expected)} of its updates, got {', '.join(result.digests) or 'none'}. Its rate is not comparable: "
+            f"compare the batches that benchmarks/worker_{worker.name}.py builds with benchmarks.workload.make_batches."
+        )
 
 
 def run_undisturbed(worker: Worker, seed: int, title: str, args: argparse.Namespace) -> Run:
@@ -141,6 +164,7 @@ def run_undisturbed(worker: Worker, seed: int, title: str, args: argparse.Namesp
     for _ in range(args.retries + 1):
         wait_until_idle(args.timeout)
         runs.append(run_worker(worker, args.mode, args.steps, seed, args.rank))
+        check_examples(worker, runs[-1].result, args.steps, seed)
         report(title, runs[-1])
         if runs[-1].foreign_load <= args.max_load:
             break
@@ -204,8 +228,11 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--mode", choices=MODES, required=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3, help="timed steps of a worker")
+    parser.add_argument("--steps", type=int, default=1, help="timed optimizer updates of a worker")
     parser.add_argument("--rank", type=int, default=0, help="of LoRA adapters; 0: all weights train")
+    parser.add_argument(
+        "--compare", choices=COMPARISONS, nargs="+", default=[], help="further runs of zephyr-jax in each round"
+    )
     parser.add_argument("--ours-python", default=sys.executable)
     parser.add_argument("--trl-python", help="interpreter with TRL; without it TRL is left out")
     parser.add_argument("--tunix-python", help="interpreter with Tunix; without it Tunix is left out")
@@ -215,8 +242,8 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.rounds < 1 or args.steps < 1:
         parser.error("--rounds and --steps must be at least 1")
-    if args.rank and args.tunix_python:
-        parser.error("--rank is for zephyr-jax and TRL: leave --tunix-python out")
+    if args.mode == "sft" and "copied-prompts" in args.compare:
+        parser.error("--compare copied-prompts is for --mode dpo: only pairs have a prompt to share")
     for option in ("ours_python", "trl_python", "tunix_python"):
         path = getattr(args, option)
         if path and not Path(path).is_file():
@@ -229,18 +256,18 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    workers = [Worker("ours", args.ours_python, HUGE_PAGES)]
+    workers = [Worker("ours", args.ours_python, HUGE_PAGES, variant) for variant in ("", *args.compare)]
     workers += [Worker("trl", args.trl_python, KEEP_MEMORY)] if args.trl_python else []
     workers += [Worker("tunix", args.tunix_python, HUGE_PAGES)] if args.tunix_python else []
     workers = present(workers)
     if not workers:
         raise SystemExit("nothing to run: pass --trl-python and --tunix-python (see benchmarks/setup_peers.sh)")
-    runs: dict[str, list[Run]] = {worker.name: [] for worker in workers}
+    runs: dict[str, list[Run]] = {worker.title: [] for worker in workers}
     for seed in range(args.rounds):
         for worker in workers:
-            title = f"round {seed + 1}/{args.rounds} {worker.name}"
-            runs[worker.name].append(run_undisturbed(worker, seed, title, args))
-    size = f"{BATCH[args.mode]} examples a step, {args.steps} timed steps, {args.rounds} rounds"
+            title = f"round {seed + 1}/{args.rounds} {worker.title}"
+            runs[worker.title].append(run_undisturbed(worker, seed, title, args))
+    size = f"{BATCH[args.mode]} examples an update, {args.steps} timed updates, {args.rounds} rounds, same examples"
     print(f"{args.mode}, {size}, {machine()}\n\n{table(runs)}\n")
     for name, own in runs.items():
         print(f"* {name}: {own[0].result.note}")

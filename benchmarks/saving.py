@@ -16,10 +16,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from benchmarks.worker_ours import make_batches, make_trainer
+from benchmarks import workload as w
+from benchmarks.worker_ours import CHUNK, COMPUTE, ROW_LENGTH, ROWS, make_batches, make_trainer, shape_of
 from zephyr_jax.checkpoint.manager import CheckpointManager
 from zephyr_jax.config.sections import MeshOptions
-from zephyr_jax.config.training_sections import ScheduleOptions
+from zephyr_jax.config.training_sections import BatchOptions, ScheduleOptions
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.place import place_batch
 from zephyr_jax.parallel.sharding import ShardingRules
@@ -31,8 +32,8 @@ STEPS = 2
 def main(rounds: int) -> None:
     """Print seconds of a step, of a save, and the share."""
     rules = ShardingRules(make_mesh(MeshOptions(), jax.devices()[:1]))
-    source, plan, _ = make_batches("sft", STEPS, 0)
-    step, state = make_trainer("sft", plan, rules)
+    source, plan = make_batches("sft", STEPS, 0, ROW_LENGTH["sft"], BatchOptions(rows=ROWS))
+    step, state = make_trainer("sft", plan, rules, shape_of(w.DIMS["58m"]), COMPUTE, CHUNK)
     batches = [place_batch(rules, source[index], plan.microbatch_rows) for index in range(STEPS)]
     limits = StepLimits(np.float32(np.inf), np.bool_(False))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))

@@ -101,7 +101,7 @@ def measure(variant: Variant, steps: int, shape: ModelConfig = SHAPE) -> Measure
     """Compile, warm up, and time `steps` steps."""
     rules = ShardingRules(make_mesh(MeshOptions(), jax.devices()[:1]))
     batch = BatchOptions(rows=variant.rows, microbatch_rows=variant.microbatch_rows)
-    source, plan, _ = make_batches(variant.mode, WARM + steps, 0, ROW_LENGTH, batch)
+    source, plan = make_batches(variant.mode, WARM + steps, 0, ROW_LENGTH, batch)
     compute = Compute(remat=variant.remat, kernel=cast(Any, variant.kernel), chip=jax.devices()[0].device_kind)
     step, state = make_trainer(variant.mode, plan, rules, shape, compute, CHUNK)
     limits = StepLimits(np.float32(np.inf), np.bool_(False))

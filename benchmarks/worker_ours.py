@@ -1,14 +1,16 @@
 """Times this project's own SFT and DPO step, packed; speaks the protocol of ``benchmarks.peers``.
 
-Batches come from the project's planner and loader, as in training: whole pairs (conversations) packed into rows. A step
-takes about as many sequences as a peer's. The reference's log-probs stand in for a filled table, as in the peers. Pairs share
-their prompts unless ``--copy-prompts`` is given; tokens that are not padding are then counted as they are in rows. With
-``--rank`` all seven projections get LoRA adapters, and ``--base-format`` is how the frozen weights are stored.
+Batches come from the project's planner and loader, as in training with ``batch.examples``: an update takes exactly the pairs
+(conversations) that it takes in the peers, packed into rows; the padding of the last rows counts. The reference's log-probs
+stand in for a filled table, as in the peers. Pairs share their prompts unless ``--copy-prompts`` is given; tokens that are not
+padding are counted as they are in rows. With ``--rank`` all seven projections get LoRA adapters, and ``--base-format`` is how
+the frozen weights are stored.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
@@ -19,6 +21,7 @@ from flax import nnx
 
 from benchmarks import workload as w
 from zephyr_jax import __version__
+from zephyr_jax.batch import SharedTokenBatch
 from zephyr_jax.chat.tokenizer import Segment
 from zephyr_jax.checkpoint.convert import convert_parameters
 from zephyr_jax.checkpoint.new_adapter import initial_adapter
@@ -27,7 +30,7 @@ from zephyr_jax.config.sections import BaseFormat, DataOptions, MeshOptions, Rem
 from zephyr_jax.config.training_sections import AnomalyOptions, BatchOptions, DpoOptions, OptimizerOptions
 from zephyr_jax.data.loader import BatchSource
 from zephyr_jax.data.pack import PackingPlan, plan_training
-from zephyr_jax.data.shared_prompt import packed_lengths
+from zephyr_jax.data.shared_prompt import UnsharedRows, packed_lengths
 from zephyr_jax.methods.registry import METHODS
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.decoder import Compute, Decoder, abstract_model
@@ -48,6 +51,9 @@ from zephyr_jax.train.step import make_step
 COMPUTE = Compute(dtype=jnp.dtype("float32"), remat=Remat.NONE, save_logits=True)
 ROW_LENGTH = {"dpo": 2048, "sft": 1024}
 ROWS = 4
+"""Of a step of `make_batches`, for the benchmarks that need no peer."""
+MICROBATCH_ROWS = 1
+"""Of an update of `update_batches`: so no row is empty that another update needs not."""
 CHUNK = 512
 
 
@@ -94,24 +100,78 @@ def shape_of(dims: w.Dims) -> ModelConfig:
     )
 
 
+@dataclass(frozen=True)
+class PackedPairs:
+    """Tokenized pairs with what each takes of a row."""
+
+    examples: InMemory
+    data: DataOptions
+    lengths: np.ndarray
+    unshared: UnsharedRows | None
+
+    @classmethod
+    def of(cls, pairs: list[w.Pair], mode: str, row_length: int, share_prompts: bool) -> PackedPairs:
+        """The sequences of `pairs` that `mode` trains on."""
+        examples = InMemory([segments_of(pair, mode) for pair in pairs], 2 if mode == "dpo" else 1)
+        total = np.array([sum(map(len, segments)) for segments in examples.examples])
+        prompts = np.array([len(pair.prompt) for pair in pairs])
+        data = DataOptions(max_length=w.MAX_LENGTH, row_length=row_length, share_prompts=share_prompts)
+        return cls(examples, data, *packed_lengths(total, prompts, examples.segments_per_example, data))
+
+    def plan(self, batch: BatchOptions, steps: int, seed: int, group: slice = slice(None)) -> PackingPlan:
+        """At most `steps` steps of the pairs of `group`, by the planner."""
+        unshared = self.unshared and replace(self.unshared, lengths=self.unshared.lengths[group])
+        return plan_training(self.lengths[group], self.data, batch, 1, steps, seed, unshared)
+
+    def source(self, plan: PackingPlan, mode: str) -> BatchSource[Any]:
+        """The batches of a plan."""
+        method = METHODS[mode]
+        columns = method.reference_columns(None, len(self.examples))
+        return BatchSource(self.examples, plan, slice(0, plan.microbatch_rows), method.batch, columns)
+
+
 def make_batches(
-    mode: str, steps: int, seed: int, row_length: int, batch: BatchOptions, share_prompts: bool = True
-) -> tuple[BatchSource[Any], PackingPlan, list[list[w.Pair]]]:
-    """`steps` packed batches of the workload's examples, and what each holds."""
+    mode: str, steps: int, seed: int, row_length: int, batch: BatchOptions
+) -> tuple[BatchSource[Any], PackingPlan]:
+    """`steps` batches of full rows, from as many examples of the workload as that takes."""
     rows = batch.rows or 1
-    pairs = w.make_pairs(rows * row_length // 200 * steps, seed)  # more than fit
-    examples = InMemory([segments_of(pair, mode) for pair in pairs], 2 if mode == "dpo" else 1)
-    lengths = np.array([sum(map(len, segments)) for segments in examples.examples])
-    data = DataOptions(max_length=w.MAX_LENGTH, row_length=row_length, share_prompts=share_prompts)
-    prompts = np.array([len(pair.prompt) for pair in pairs])
-    packed, unshared = packed_lengths(lengths, prompts, examples.segments_per_example, data)
-    plan = plan_training(packed, data, batch, 1, steps, seed, unshared)
+    packed = PackedPairs.of(w.make_pairs(rows * row_length // 200 * steps, seed), mode, row_length, True)
+    plan = packed.plan(batch, steps, seed)
     if any(len(step) < rows for step in plan.steps) or len(plan.steps) < steps:
-        raise RuntimeError(f"{len(pairs)} examples do not fill {steps} steps of {rows} rows: draw more")
-    held = [[pairs[index] for row in step for index in row] for step in plan.steps]
-    method = METHODS[mode]
-    columns = method.reference_columns(None, len(examples))
-    return BatchSource(examples, plan, slice(0, plan.microbatch_rows), method.batch, columns), plan, held
+        raise RuntimeError(f"{len(packed.examples)} examples do not fill {steps} steps of {rows} rows: draw more")
+    return packed.source(plan, mode), plan
+
+
+def update_batches(
+    mode: str, batches: list[list[w.Pair]], seed: int, share_prompts: bool
+) -> tuple[BatchSource[Any], PackingPlan]:
+    """One batch for each of `batches`: exactly its pairs, packed. All have the shape of the largest, as in training."""
+    packed = PackedPairs.of(sum(batches, []), mode, ROW_LENGTH[mode], share_prompts)
+    plans, steps, start = [], [], 0
+    for pairs in batches:
+        options = BatchOptions(examples=len(pairs), microbatch_rows=MICROBATCH_ROWS)
+        plans.append(packed.plan(options, 1, seed, slice(start, start + len(pairs))))
+        steps += [tuple(tuple(start + index for index in row) for row in step) for step in plans[-1].steps]
+        start += len(pairs)
+    plan = replace(
+        plans[0],
+        steps=tuple(steps),
+        microbatches=max(plan.microbatches for plan in plans),
+        examples_per_row=max(plan.examples_per_row for plan in plans),
+    )
+    return packed.source(plan, mode), plan
+
+
+def sequences_of(rows: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(token ids [T], is target [T]) of every segment of packed rows [A, B, ...], as attention and the loss read them."""
+    if isinstance(rows, SharedTokenBatch):
+        segments, columns = rows.unshared_segments, rows.unshared_columns
+    else:
+        segments, columns = rows.segments, np.broadcast_to(np.arange(rows.tokens.shape[-1]), rows.tokens.shape)
+    for line in np.ndindex(rows.tokens.shape[:-1]):
+        for number in range(1, segments[line].max() + 1):
+            own = columns[line][segments[line] == number]
+            yield rows.tokens[line][own], rows.targets[line][own]
 
 
 def lora_format(shape: ModelConfig, rank: int, base_format: BaseFormat) -> WeightFormat:
@@ -164,47 +224,59 @@ def make_trainer(
     return make_step(objective, optimizer, learning_rate(options, 100), state_at, AnomalyOptions()), state
 
 
-def main() -> None:
-    """Print the protocol's line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mode", choices=w.MODES, required=True)
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rank", type=int, default=0, help="of LoRA adapters; 0: all weights train")
-    parser.add_argument("--base-format", choices=get_args(BaseFormat), default="float32")
-    parser.add_argument("--copy-prompts", action="store_true", help="a copy of the prompt before each answer of a pair")
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> w.Result:
+    """Train `options.steps` timed updates after an update that compiles."""
     rules = ShardingRules(make_mesh(MeshOptions(), jax.devices()[:1]))
     mode = options.mode
-    batch_options, shares = BatchOptions(rows=ROWS), not options.copy_prompts
-    source, plan, held = make_batches(mode, options.steps + 1, options.seed, ROW_LENGTH[mode], batch_options, shares)
+    updates = w.make_batches(mode, options.steps, options.seed)[1:]
+    # The update that compiles repeats the first timed one: batches have the shape of the largest, and another could be larger.
+    source, plan = update_batches(mode, [updates[0], *updates], options.seed, not options.copy_prompts)
     shape = shape_of(w.DIMS["58m"])
     weight_format = lora_format(shape, options.rank, options.base_format)
     step, state = make_trainer(mode, plan, rules, shape, COMPUTE, CHUNK, weight_format)
-    seen = []
+    made, targets = [], []
     limits = StepLimits(np.float32(np.inf), np.bool_(False))
     for index in range(len(source)):
         if index == 1:
             jax.block_until_ready(state)
             cpu, wall = w.clocks()
-        batch = place_batch(rules, source[index], plan.microbatch_rows)
-        state, metrics, _ = step(state, batch, limits)
-        seen.append(metrics["targets"].sum)
+        made.append(source[index])
+        state, metrics, _ = step(state, place_batch(rules, made[-1], plan.microbatch_rows), limits)
+        targets.append(metrics["targets"].sum)
     jax.block_until_ready(state)
     end_cpu, end_wall = w.clocks()
-    timed = [pair for pairs in held[1:] for pair in pairs]
-    targets = int(sum(map(float, seen[1:])))
-    w.check_targets("ours", targets, timed, mode)
-    slots = options.steps * plan.microbatches * plan.microbatch_rows * plan.row_length
     note = f"zephyr-jax {__version__}, rows of {plan.row_length}"
     if plan.unshared_length:
         note += ", shared prompts"
     if weight_format.lora:
         note += f", rank {options.rank}, {options.base_format}"
-    nonpad = w.count_tokens(timed, mode)
-    if plan.unshared_length:
-        nonpad -= sum(len(pair.prompt) for pair in timed)
-    w.Result("ours", mode, targets, end_cpu - cpu, end_wall - wall, slots, nonpad, note).emit()
+    timed = [batch.rows for batch in made[1:]]
+    num_targets = int(sum(map(float, targets[1:])))
+    w.check_targets("ours", num_targets, sum(updates, []), mode)
+    return w.Result(
+        "ours",
+        mode,
+        num_targets,
+        end_cpu - cpu,
+        end_wall - wall,
+        slots=sum(rows.tokens.size for rows in timed),
+        nonpad=sum(int((rows.segments > 0).sum()) for rows in timed),
+        note=note,
+        digests=[w.digest(w.hash_sequence(*sequence) for sequence in sequences_of(rows)) for rows in timed],
+    )
+
+
+def main() -> None:
+    """Print the protocol's line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mode", choices=w.MODES, required=True)
+    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rank", type=int, default=0, help="of LoRA adapters; 0: all weights train")
+    parser.add_argument("--base-format", choices=get_args(BaseFormat), default="float32")
+    parser.add_argument("--copy-prompts", action="store_true", help="a copy of the prompt before each answer of a pair")
+    options = parser.parse_args()
+    measure(options).emit()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Times TRL's own DPOTrainer and SFTTrainer loops on torch; speaks the protocol of ``benchmarks.peers``.
 
 On a CPU it takes the 58M model in float32. With ``--shape 1.1b --device gpu`` it takes the model of ``benchmarks.throughput``,
-float32 weights under bfloat16 autocast, with ``--micro`` sequences (SFT) or pairs (DPO) in a forward and ``--batch`` in a step.
+float32 weights under bfloat16 autocast, with ``--micro`` sequences (SFT) or pairs (DPO) in a forward and ``--batch`` in an
+update.
 
 The variant ``best`` stands for the fastest of TRL's public settings found on CPU (``benchmarks/peers.md`` has
 the trials); the others exist to repeat those trials. Timing runs from the end of the last warm-up step to the
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -65,7 +67,7 @@ class Job:
     shape: str
     device: str
     batch: int
-    """Sequences or pairs of a step."""
+    """Sequences or pairs of an optimizer update."""
     micro: int
     """Sequences or pairs of one forward pass, unless the variant sets it."""
     rank: int
@@ -91,19 +93,39 @@ class StepClock(TrainerCallback):
         self.marks.append(w.clocks())
 
 
+def scored_positions(batch: dict[str, Any]) -> torch.Tensor:
+    """bool [B, T]: the positions of a collated batch whose tokens are targets."""
+    scored = batch["completion_mask"] if "completion_mask" in batch else batch["labels"] != -100
+    return scored.bool()
+
+
+def sequences_of(batch: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """(token ids [T], is target [T]) of every sequence of a collated batch."""
+    tokens, scored = batch["input_ids"].numpy(), scored_positions(batch).numpy()
+    if "attention_mask" in batch:
+        for line, real in enumerate(batch["attention_mask"].bool().numpy()):
+            yield tokens[line][real], scored[line][real]
+        return
+    # Without padding the sequences lie side by side in one row, and positions restart at each.
+    starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
+    for start, end in zip(starts, [*starts[1:], tokens.shape[1]], strict=True):
+        yield tokens[0, start:end], scored[0, start:end]
+
+
 class CountingCollator:
-    """Passes batches through and notes (slots, tokens that are not padding, target tokens) of each."""
+    """Passes batches through and notes (slots, tokens that are not padding, target tokens) and the hashes of each."""
 
     def __init__(self, collator: Any) -> None:
         self.collator = collator
         self.counts: list[tuple[int, int, int]] = []
+        self.hashes: list[list[int]] = []
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator(examples)
         slots = batch["input_ids"].numel()
         nonpad = int(batch["attention_mask"].sum()) if "attention_mask" in batch else slots
-        scored = batch["completion_mask"] if "completion_mask" in batch else batch["labels"] != -100
-        self.counts.append((slots, nonpad, int(scored.sum())))
+        self.counts.append((slots, nonpad, int(scored_positions(batch).sum())))
+        self.hashes.append([w.hash_sequence(*sequence) for sequence in sequences_of(batch)])
         return batch
 
 
@@ -212,32 +234,38 @@ def measure(job: Job) -> w.Result:
         trainer.add_callback(clock)
         trainer.train()
     accumulation = trainer.args.gradient_accumulation_steps
-    timed = collator.counts[warmup * accumulation : (warmup + steps) * accumulation]
+    updates = [
+        slice(index * accumulation, (index + 1) * accumulation) for index in range(warmup, warmup + steps)
+    ]  # of the collated batches: each update accumulates several
+    timed = [count for update in updates for count in collator.counts[update]]
     slots, nonpad, targets = (sum(column) for column in zip(*timed, strict=True))
+    digests = [w.digest(sum(collator.hashes[update], [])) for update in updates]
     if job.variant != "packing":
         w.check_targets("TRL", targets, sum(batches[warmup:], []), job.mode)
     (cpu, wall), (cpu_end, wall_end) = clock.marks[warmup - 1], clock.marks[-1]
     names = ["trl", "transformers", "torch", *(["peft"] if job.rank else [])]
     versions = [f"{name} {version(name)}" for name in names]
-    note = ", ".join([*versions, job.variant, f"{job.micro} of {job.batch} at a time"])
+    note = ", ".join([*versions, job.variant, f"{trainer.args.per_device_train_batch_size} of {job.batch} at a time"])
     if job.rank:
         note += f", rank {job.rank}"
     if torch.cuda.is_available():
         note += f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
-    return w.Result("trl", job.mode, targets, cpu_end - cpu, wall_end - wall, slots, nonpad, note)
+    return w.Result("trl", job.mode, targets, cpu_end - cpu, wall_end - wall, slots, nonpad, note, digests)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mode", choices=w.MODES, required=True)
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1, help="timed optimizer updates")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--variant", choices=("best", *VARIANTS), default="best")
     parser.add_argument("--warmup", type=int, default=1, help="steps before the timed ones; more for compile")
     parser.add_argument("--shape", choices=w.DIMS, default="58m")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--batch", type=int, help="sequences (SFT) or pairs (DPO) of a step")
-    parser.add_argument("--micro", type=int, help="how many of them in a forward")
+    parser.add_argument("--batch", type=int, help="sequences (SFT) or pairs (DPO) of an update")
+    parser.add_argument(
+        "--micro", type=int, help="how many of them in a forward, unless the variant decides; default: 8 or 4"
+    )
     parser.add_argument("--rank", type=int, default=0, help="of LoRA adapters; 0: all weights train")
     args = parser.parse_args()
     torch.set_num_threads(2)
@@ -252,7 +280,7 @@ def main() -> None:
         shape=args.shape,
         device=args.device,
         batch=batch,
-        micro=args.micro or batch,
+        micro=args.micro or min(batch, w.PADDED[args.mode]),
         rank=args.rank,
     )
     measure(job).emit()

@@ -3,7 +3,10 @@
 Tunix pads to fixed lengths: DPO to ``MAX_PROMPT_LENGTH`` (left) plus ``RESPONSE_LENGTH`` (right), SFT to
 ``MAX_LENGTH``. Its DPO runs the reference model inside the loop and cannot precompute it; ``--variant
 no_reference`` leaves the reference out (a different loss) to bound what precomputing could save. Timing runs
-from the end of the first step, compilation included, to the end of the last.
+from the end of the first update, compilation included, to the end of the last.
+
+An update accumulates the gradients of ``--micro`` pairs (DPO) or conversations (SFT) at a time; the default, one, is the fastest
+on CPU. With ``--rank`` qwix's LoRA adapters stand at all seven projections of each layer, scaled by 1, as in Tunix's examples.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 import optax
+import qwix
 from flax import nnx
 from tunix.models.llama3 import model as llama
 from tunix.sft import peft_trainer, utils
@@ -28,6 +32,7 @@ from benchmarks import workload as w
 
 VARIANTS = ("default", "no_reference")
 RESPONSE_LENGTH = w.MAX_LENGTH - w.MAX_PROMPT_LENGTH
+PROJECTIONS = ".*q_proj|.*k_proj|.*v_proj|.*o_proj|.*gate_proj|.*up_proj|.*down_proj"
 
 
 def make_model() -> llama.Llama3:
@@ -45,6 +50,20 @@ def make_model() -> llama.Llama3:
         norm_eps=w.NORM_EPS,
     )
     return llama.Llama3(config, rngs=nnx.Rngs(0))
+
+
+def add_adapters(model: nnx.Module, rank: int) -> nnx.Module:
+    """The model with LoRA adapters, which are then all that Tunix trains."""
+    provider = qwix.LoraProvider(module_path=PROJECTIONS, rank=rank, alpha=float(rank))
+    adapted = qwix.apply_lora_to_model(model, provider, rngs=nnx.Rngs(0), **model.get_model_input())
+    count = len(jax.tree.leaves(nnx.state(adapted, nnx.LoRAParam)))
+    expected = 2 * 7 * w.DIMS["58m"].layers
+    if count != expected:
+        raise RuntimeError(
+            f"expected {expected} matrices of adapters, qwix {version('qwix')} made {count}: compare PROJECTIONS with the "
+            "modules of tunix.models.llama3"
+        )
+    return adapted
 
 
 def pad(tokens: list[int], length: int, left: bool = False) -> list[int]:
@@ -81,15 +100,19 @@ def sft_inputs(batch: peft_trainer.TrainingInput) -> dict[str, jax.Array]:
     }
 
 
-def make_trainer(mode: str, steps: int, variant: str) -> peft_trainer.PeftTrainer:
-    """The Tunix trainer, with one step more than ``steps`` for warm-up."""
+def make_trainer(mode: str, steps: int, variant: str, accumulation: int, rank: int) -> peft_trainer.PeftTrainer:
+    """The Tunix trainer, with one update more than ``steps`` for warm-up."""
     options = {"eval_every_n_steps": 10 * steps + 10, "max_steps": steps + 1}
+    options["gradient_accumulation_steps"] = accumulation
     optimizer = optax.adamw(w.LEARNING_RATE)
+    model = make_model()
+    if rank:
+        model = add_adapters(model, rank)
     if mode == "dpo":
         reference = None if variant == "no_reference" else make_model()
         config = dpo_trainer.DPOTrainingConfig(**options)
-        return dpo_trainer.DPOTrainer(make_model(), reference, optimizer, config)
-    trainer = peft_trainer.PeftTrainer(make_model(), optimizer, peft_trainer.TrainingConfig(**options))
+        return dpo_trainer.DPOTrainer(model, reference, optimizer, config)
+    trainer = peft_trainer.PeftTrainer(model, optimizer, peft_trainer.TrainingConfig(**options))
     return trainer.with_gen_model_input_fn(sft_inputs)
 
 
@@ -102,12 +125,29 @@ def count(batch: Any, mode: str) -> tuple[int, int, int]:
     return slots, 2 * int(batch.prompt_mask.sum()) + responses, responses
 
 
-def measure(mode: str, steps: int, seed: int, variant: str) -> w.Result:
-    """Train ``steps`` timed steps after a warm-up step."""
-    batches = w.make_batches(mode, steps, seed)
+def sequences_of(batch: Any, mode: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(token ids [T], is target [T]) of every sequence of a padded batch."""
+    if mode == "sft":
+        for ids, mask in zip(batch.input_tokens, batch.input_mask, strict=True):
+            yield ids[ids != w.PAD], mask[ids != w.PAD]
+        return
+    for name in ("chosen", "rejected"):
+        tokens = np.concatenate([batch.prompt_ids, getattr(batch, f"{name}_ids")], 1)
+        real = np.concatenate([batch.prompt_mask, getattr(batch, f"{name}_mask")], 1) > 0
+        scored = np.arange(tokens.shape[1]) >= w.MAX_PROMPT_LENGTH
+        for line in range(len(tokens)):
+            yield tokens[line][real[line]], scored[real[line]]
+
+
+def measure(options: argparse.Namespace) -> w.Result:
+    """Train ``options.steps`` timed updates after an update that compiles."""
+    mode, size = options.mode, options.micro
+    batches = w.make_batches(mode, options.steps, options.seed)
+    accumulation = w.BATCH[mode] // size
     build: Callable[[list[w.Pair]], Any] = dpo_batch if mode == "dpo" else sft_batch
-    trainer = make_trainer(mode, steps, variant)
+    trainer = make_trainer(mode, options.steps, options.variant, accumulation, options.rank)
     counts: list[tuple[int, int, int]] = []
+    hashes: list[list[int]] = []
     marks: list[tuple[float, float]] = []
 
     def feed() -> Iterator[Any]:
@@ -115,28 +155,39 @@ def measure(mode: str, steps: int, seed: int, variant: str) -> w.Result:
             if index == 1:
                 jax.block_until_ready(nnx.state(trainer.model))
                 marks.append(w.clocks())
-            batch = build(pairs)
-            counts.append(count(batch, mode))
-            yield batch
+            hashes.append([])
+            for start in range(0, len(pairs), size):
+                batch = build(pairs[start : start + size])
+                counts.append(count(batch, mode))
+                hashes[-1] += [w.hash_sequence(*sequence) for sequence in sequences_of(batch, mode)]
+                yield batch
 
     trainer.train(feed())
     jax.block_until_ready(nnx.state(trainer.model))
     marks.append(w.clocks())
-    slots, nonpad, targets = (sum(column) for column in zip(*counts[1:], strict=True))
+    slots, nonpad, targets = (sum(column) for column in zip(*counts[accumulation:], strict=True))
     w.check_targets("Tunix", targets, sum(batches[1:], []), mode)
     (cpu, wall), (cpu_end, wall_end) = marks
-    note = f"google-tunix {version('google-tunix')}, jax {jax.__version__}, {variant}"
-    return w.Result("tunix", mode, targets, cpu_end - cpu, wall_end - wall, slots, nonpad, note)
+    note = f"google-tunix {version('google-tunix')}, jax {jax.__version__}, {options.variant}"
+    note += f", {size} of {w.BATCH[mode]} at a time"
+    if options.rank:
+        note += f", qwix {version('qwix')}, rank {options.rank}"
+    digests = [w.digest(of_update) for of_update in hashes[1:]]
+    return w.Result("tunix", mode, targets, cpu_end - cpu, wall_end - wall, slots, nonpad, note, digests)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mode", choices=w.MODES, required=True)
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--variant", choices=VARIANTS, default="default")
-    args = parser.parse_args()
-    measure(args.mode, args.steps, args.seed, args.variant).emit()
+    parser.add_argument("--micro", type=int, default=1, help="pairs (DPO) or conversations (SFT) in a forward")
+    parser.add_argument("--rank", type=int, default=0, help="of LoRA adapters; 0: all weights train")
+    options = parser.parse_args()
+    if w.BATCH[options.mode] % options.micro:
+        parser.error(f"--micro must divide the {w.BATCH[options.mode]} of an update, got {options.micro}")
+    measure(options).emit()
 
 
 if __name__ == "__main__":

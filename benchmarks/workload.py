@@ -1,4 +1,4 @@
-"""The examples and the model shape that every benchmark worker trains on. Needs numpy only.
+"""The examples and the model shape that every benchmark worker trains on, and digests that prove it. Needs numpy only.
 
 Token ids are random; only lengths matter. They imitate UltraFeedback: prompt length is lognormal with median
 150 and sigma 0.9, clipped to 8..480; each response is lognormal with median 260 and sigma 0.55, clipped to
@@ -14,10 +14,13 @@ how many are drawn.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import resource
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +29,10 @@ ROPE_THETA, NORM_EPS = 10_000, 1e-5
 MAX_LENGTH, MAX_PROMPT_LENGTH = 1024, 512
 PAD, BOS, EOS = 0, 1, 2
 MODES = ("dpo", "sft")
-BATCH = {"dpo": 4, "sft": 8}  # pairs, rows: both give a padded batch of eight sequences
+BATCH = {"dpo": 16, "sft": 32}
+"""Pairs (DPO) or conversations (SFT) of an optimizer update: 32 sequences."""
+PADDED = {"dpo": 4, "sft": 8}
+"""How many of them a peer that pads takes in one forward: eight sequences."""
 LEARNING_RATE = 5e-7
 USER_HEADER = [523, 28766, 1838, 28766, 28767, 13]
 ASSISTANT_HEADER = [28705, 13, 28789, 28766, 489, 11143, 28766, 28767, 13]
@@ -97,9 +103,24 @@ def count_targets(pairs: list[Pair], mode: str) -> int:
     return sum(len(response) for pair in pairs for _, response in pair.sequences(mode))
 
 
-def count_tokens(pairs: list[Pair], mode: str) -> int:
-    """Tokens of ``pairs`` that are not padding, with a prompt counted once for each of its sequences."""
-    return sum(len(prompt) + len(response) for pair in pairs for prompt, response in pair.sequences(mode))
+def hash_sequence(tokens: Any, targets: Any) -> int:
+    """64-bit hash of one sequence: its token ids, int [T], and which of them are targets, bool [T]."""
+    data = np.asarray(tokens, np.int32).tobytes() + np.asarray(targets, np.bool_).tobytes()
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
+
+
+def digest(hashes: Iterable[int]) -> str:
+    """Digest of the sequences of an optimizer update, whatever their order: the sum of their hashes, modulo 2^64, in hex."""
+    return f"{sum(hashes) % 2**64:016x}"
+
+
+def digest_batches(batches: list[list[Pair]], mode: str) -> list[str]:
+    """The digest of every batch, which a worker reports if it trains on nothing else."""
+
+    def hash_of(prompt: list[int], response: list[int]) -> int:
+        return hash_sequence(prompt + response, [False] * len(prompt) + [True] * len(response))
+
+    return [digest(hash_of(*sequence) for pair in pairs for sequence in pair.sequences(mode)) for pairs in batches]
 
 
 def clocks() -> tuple[float, float]:
@@ -120,6 +141,8 @@ class Result:
     slots: int
     nonpad: int
     note: str
+    digests: list[str]
+    """`digest` of the sequences of every timed update, read from the arrays that the step was given."""
 
     def emit(self) -> None:
         """Print the JSON line that ``benchmarks.peers`` reads."""
