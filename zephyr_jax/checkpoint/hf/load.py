@@ -1,12 +1,14 @@
 """Loading a Hugging Face folder into sharded arrays: each process reads only the rows that its devices hold, tensor by tensor."""
 
 import ctypes
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import reduce
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding
@@ -17,6 +19,8 @@ from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.families.registry import tensors_of
 from zephyr_jax.model.families.tensors import HfTensor
 from zephyr_jax.storage.files import Path
+
+_RELEASED_BYTES = 2**20  # size of a tensor from which on the memory of its blocks is returned to the system
 
 
 def load_parameters(
@@ -80,7 +84,9 @@ def _load_tensor(
         block = blocks.pop(index)  # so that it is freed as soon as it is copied, before the next one
         shards |= {device: jax.device_put(block, device) for device, other in indices.items() if other == index}
         jax.block_until_ready(list(shards.values()))
-    _release_free_memory()
+    # A call takes milliseconds, and a small model has dozens of tensors.
+    if math.prod(sizes) * jnp.dtype(dtype).itemsize >= _RELEASED_BYTES:
+        _release_free_memory()
     return jax.make_array_from_single_device_arrays(sizes, sharding, [shards[device] for device in indices])
 
 
