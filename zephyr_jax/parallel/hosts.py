@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -106,6 +107,15 @@ def require_single_process(command: str) -> None:
             f"`{command}`: expected a single process, got {jax.process_count()}. Run it on one host alone: "
             f"env -u JAX_COORDINATOR_ADDRESS JAX_PLATFORMS=cpu zephyr-jax {command} ..."
         )
+
+
+def interrupt_on_sigterm() -> None:
+    """Let SIGTERM interrupt this process of a cluster as Ctrl-C does, which ends all of them.
+
+    JAX's preemption service records the signal and ignores it otherwise; `preemption.StopRequest` is for commands that save.
+    """
+    if jax.process_count() > 1 and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def is_host0() -> bool:

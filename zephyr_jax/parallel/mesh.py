@@ -6,6 +6,8 @@ and `tensor` stay inside one, so that only gradient and metric sums cross slices
 
 import math
 import os
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -55,7 +57,25 @@ def make_mesh(options: MeshOptions, devices: list[jax.Device] | None = None) -> 
 def _arrange(devices: list[jax.Device], sizes: tuple[int, ...]) -> np.ndarray:
     if devices[0].platform != "tpu":
         return np.array(devices).reshape(sizes)
-    return create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    origin = np.min([device.coords for device in devices], axis=0)
+    shifted = [_ShiftedDevice(device, tuple((device.coords - origin).tolist())) for device in devices]
+    arranged = create_device_mesh(sizes, shifted, allow_split_physical_axes=True)
+    return np.array([one.device for one in arranged.flat]).reshape(sizes)
+
+
+@dataclass(frozen=True)
+class _ShiftedDevice:
+    """A TPU device in a block of devices, as if that were at the origin of its slice.
+
+    JAX orders a block at the origin as a ring and others otherwise. Sums over devices are rounded in the order of the mesh, and
+    must be the same bits on every host that has a mesh over its own devices.
+    """
+
+    device: Any
+    coords: tuple[int, ...]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.device, name)
 
 
 def _sizes(options: MeshOptions, count: int) -> tuple[int, ...]:

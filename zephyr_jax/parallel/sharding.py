@@ -113,11 +113,18 @@ class ShardingRules:
             )
 
 
-def init_devices(options: MeshOptions) -> ShardingRules:
+def init_devices(options: MeshOptions, *, local: bool = False) -> ShardingRules:
     """Start everything that needs devices, once per command, and return the sharding rules over the resulting mesh.
 
     In this order, because each step must precede the first use of a device: emulate CPU devices if asked, enable the compile
-    cache, join the cluster, start the devices, make the mesh. Logs the devices. Raises InputError.
+    cache, join the cluster, start the devices, make the mesh. Logs the devices.
+
+    Args:
+        options: Sizes of the mesh.
+        local: Make the mesh over this process's devices only, for processes that compute independently of each other.
+
+    Raises:
+        InputError: The devices do not start, or the sizes do not fit their number.
     """
     emulate_devices(options.emulated_devices)
     enable_compile_cache()
@@ -126,7 +133,7 @@ def init_devices(options: MeshOptions) -> ShardingRules:
     require_joined(devices)
     if jax.process_index() == 0:
         _log_devices(describe_devices(devices))
-    return ShardingRules(make_mesh(options, devices))
+    return ShardingRules(make_mesh(options, jax.local_devices() if local else devices))
 
 
 @cache
