@@ -15,7 +15,7 @@ from typing import Any
 
 from zephyr_jax.errors import InputError, join_items, truncate_repr
 from zephyr_jax.storage.cloud import is_remote, slow_io_warning
-from zephyr_jax.storage.files import check_regular, open_path, write_atomic
+from zephyr_jax.storage.files import Path, check_regular, open_path, write_atomic
 from zephyr_jax.storage.lock import Lock
 
 _UPLOAD_EVERY = 30.0  # seconds between two uploads of a remote journal
@@ -42,24 +42,7 @@ class Journal:
         self._path, self._header = open_path(path), header
         check_regular(path)
         self._lock = Lock(self._path)
-        with slow_io_warning(path, "reading"):
-            content = self._path.read_bytes() if self._path.exists() else b""
-        entries = [self._parse(number, line) for number, line in enumerate(content.split(b"\n")[:-1], 1)]
-        started = len(entries) > 1 or (bool(entries) and entries[0].keys() != header.keys())
-        if started and entries[0] != header:
-            old = entries[0]
-            names = sorted(name for name in header.keys() | old.keys() if header.get(name) != old.get(name))
-            differences = [
-                f"{name} was {truncate_repr(old.get(name))}, is {truncate_repr(header.get(name))}" for name in names
-            ]
-            raise InputError(
-                f"{path} belongs to other work: {join_items(differences, 4)}. Put the settings back to go on with it, or move "
-                "the file away to start over."
-            )
-        for number, line in enumerate(entries[1:], 2):
-            if reason := problem(line):
-                raise self._damaged(number, reason)
-        self.lines: list[Entry] = entries[1:]
+        self.lines = read_journal(path, header, problem)
         self._clock = time.monotonic()
         self._write_all()
 
@@ -95,25 +78,51 @@ class Journal:
         write_atomic(self._path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         self._clock = time.monotonic()
 
-    def _parse(self, number: int, line: bytes) -> Entry:
-        try:
-            content = json.loads(line.decode())
-        except UnicodeDecodeError as error:
-            raise self._damaged(number, f"byte {error.start + 1} of it is not UTF-8") from error
-        except (ValueError, RecursionError) as error:
-            raise self._damaged(number, f"it is not JSON ({error})") from error
-        if not isinstance(content, dict):
-            raise self._damaged(number, f"expected an object, got {truncate_repr(content)}")
-        return content
 
-    def _damaged(self, number: int, reason: str) -> InputError:
-        if number == 1:
-            fix = "It names the work that the file belongs to: restore the line, or move the file away to start over"
-        elif is_remote(self._path):
-            fix = (
-                f"Restore the line, or remove it (download, `sed -i {number}d`, upload): its request is then sent again"
-            )
-        else:
-            path = shlex.quote(os.fspath(self._path))
-            fix = f"Restore the line, or remove it: `sed -i {number}d {path}`; its request is then sent again"
-        return InputError(f"{self._path}, line {number}, is damaged: {reason}. {fix}. The other lines are kept.")
+def read_journal(
+    path: str | os.PathLike[str], header: dict[str, Any], problem: Callable[[Entry], str] = lambda _: ""
+) -> list[Entry]:
+    """The lines of a journal that this process does not write; empty if it is missing. Arguments and errors as `Journal`."""
+    file = open_path(path)
+    check_regular(path)
+    with slow_io_warning(path, "reading"):
+        content = file.read_bytes() if file.exists() else b""
+    entries = [_parse(file, number, line) for number, line in enumerate(content.split(b"\n")[:-1], 1)]
+    started = len(entries) > 1 or (bool(entries) and entries[0].keys() != header.keys())
+    if started and entries[0] != header:
+        old = entries[0]
+        names = sorted(name for name in header.keys() | old.keys() if header.get(name) != old.get(name))
+        differences = [
+            f"{name} was {truncate_repr(old.get(name))}, is {truncate_repr(header.get(name))}" for name in names
+        ]
+        raise InputError(
+            f"{path} belongs to other work: {join_items(differences, 4)}. Put the settings back to go on with it, or move "
+            "the file away to start over."
+        )
+    for number, line in enumerate(entries[1:], 2):
+        if reason := problem(line):
+            raise _damaged(file, number, reason)
+    return entries[1:]
+
+
+def _parse(path: Path, number: int, line: bytes) -> Entry:
+    try:
+        content = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise _damaged(path, number, f"byte {error.start + 1} of it is not UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, number, f"it is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise _damaged(path, number, f"expected an object, got {truncate_repr(content)}")
+    return content
+
+
+def _damaged(path: Path, number: int, reason: str) -> InputError:
+    if number == 1:
+        fix = "It names the work that the file belongs to: restore the line, or move the file away to start over"
+    elif is_remote(path):
+        fix = f"Restore the line, or remove it (download, `sed -i {number}d`, upload): its request is then sent again"
+    else:
+        quoted = shlex.quote(os.fspath(path))
+        fix = f"Restore the line, or remove it: `sed -i {number}d {quoted}`; its request is then sent again"
+    return InputError(f"{path}, line {number}, is damaged: {reason}. {fix}. The other lines are kept.")
