@@ -3,6 +3,13 @@
 THOROUGH = (
     # Real processes at random moments; test_hosts_end.py kills one process, test_resume.py a run at every step.
     "benchmarks/test_chaos.py",
+    # parallel/test_exchange.py has two processes, test_one_process_finishes_what_several_left the journals.
+    "generate/test_hosts.py::test_two_processes_finish_what_one_began",
+    "generate/test_hosts.py::test_a_process_that_is_stopped_ends_the_other_and_a_restart_goes_on[0-SIGKILL]",
+    "generate/test_hosts.py::test_a_process_that_is_stopped_ends_the_other_and_a_restart_goes_on[1-SIGKILL]",
+    "generate/test_hosts.py::test_a_process_that_is_stopped_ends_the_other_and_a_restart_goes_on[1-SIGTERM]",
+    "generate/test_hosts.py::test_hosts_without_a_shared_disk",
+    "generate/test_hosts.py::test_two_processes_share_nothing_but_a_bucket",
     "methods/test_hosts.py::test_two_processes_train_as_one",
     "methods/test_hosts.py::test_an_export_by_two_is_the_export_by_one",
     "methods/test_hosts_end.py::test_processes_that_are_asked_to_stop_save_one_step_together_and_go_on",

@@ -109,8 +109,8 @@ class GenerateConfig(TopKSamplingOptions):
     batch_size: PositiveInt = 8
     """Batch size: prompts that are decoded together (continuous batching). Lower it if memory is short."""
     output: str | None = None
-    """JSONL file for prompts and answers; default: they are printed. The same command resumes an interrupted one
-    (`<output>.part`)."""
+    """JSONL file for prompts and answers; default: they are only printed. The same command resumes an interrupted one
+    (`<output>.part`, and `<output>.part-N` of process N)."""
 
     def check(self) -> None:
         """Raise InputError for settings that contradict each other."""

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -19,12 +18,13 @@ from zephyr_jax.config.sections import TemplateValue
 from zephyr_jax.data.row_reader import Columns
 from zephyr_jax.data.rows import COLUMNS, to_prompt
 from zephyr_jax.data.sources import read_rows
-from zephyr_jax.errors import InputError, truncate_repr
+from zephyr_jax.errors import InputError
 from zephyr_jax.generate.engine import GenerationRequest
+from zephyr_jax.generate.host_answers import HostAnswers
 from zephyr_jax.generate.load import TextModel, generate_tokens, open_text_model
 from zephyr_jax.objective.logprob import Parameters
+from zephyr_jax.parallel.hosts import interrupt_on_sigterm
 from zephyr_jax.storage.files import check_file_creatable, write_atomic
-from zephyr_jax.storage.journal import Journal
 
 
 @dataclass(frozen=True)
@@ -40,32 +40,39 @@ class GeneratedAnswer:
     """Whether a stop token ended it."""
 
 
-def generate(config: GenerateConfig) -> list[GeneratedAnswer]:
-    """Generate an answer to every prompt, in their order. Raises InputError.
+def generate(config: GenerateConfig, *, several_hosts: bool = False) -> list[GeneratedAnswer]:
+    """Generate an answer to every prompt, in their order.
 
     With an `output`, finished answers are journaled, so that the same command resumes after a kill.
+
+    Args:
+        config: The settings of `zephyr-jax generate`.
+        several_hosts: Divide the prompts over the processes of a cluster. Process 0 returns all answers, the others an empty
+            list. Otherwise more than one process is an error.
+
+    Raises:
+        InputError: A setting, the model, a prompt or a journal cannot be used.
     """
     check_file_creatable(config.output)
-    model = open_text_model("generate", config.model, config.mesh, config.batch_size)
+    model = open_text_model("generate", config.model, config.mesh, config.batch_size, several_hosts=several_hosts)
     conversations = _conversations(config)
     model, prompts = _encode(model, conversations, config.chat_template, config.max_new_tokens, config.template_args)
-    journal = None
-    if config.output:
-        journal = Journal(f"{config.output}.part", _header(config, model, prompts), partial(_line_error, len(prompts)))
-    tokens = {line["index"]: line["tokens"] for line in journal.lines} if journal else {}
-    missing = [index for index in range(len(prompts)) if index not in tokens]
-    if missing:
+    interrupt_on_sigterm()
+    finished = HostAnswers(config.output, _header(config, model, prompts), len(prompts))
+    if missing := finished.missing:
         engine = model.engine(max(map(len, prompts)) + config.max_new_tokens)
         requests = {index: _request(config, model, prompts[index], index) for index in missing}
-        for index, new_tokens in generate_tokens(engine, requests):
-            tokens[index] = new_tokens
-            if journal:
-                journal.add({"index": index, "tokens": new_tokens})
-    answers = [_answer(chat, tokens[index], model) for index, chat in enumerate(conversations)]
-    if journal:
+        try:
+            for index, new_tokens in generate_tokens(engine, requests):
+                finished.add(index, new_tokens)
+        finally:
+            finished.close()
+    tokens = finished.gather()
+    answers = [_answer(chat, tokens[index], model) for index, chat in enumerate(conversations)] if tokens else []
+    if answers and config.output:
         rows = [{"prompt": answer.prompt, "answer": answer.text, "ended": answer.ended} for answer in answers]
-        write_atomic(str(config.output), "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
-        journal.delete()
+        write_atomic(config.output, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+    finished.end()
     return answers
 
 
@@ -115,15 +122,6 @@ def _encode(
 def _request(options: TopKSamplingOptions, model: TextModel, prompt: np.ndarray, index: int) -> GenerationRequest:
     sampling = SamplingParams(options.temperature, options.top_p, options.top_k, seed=(options.seed, index))
     return GenerationRequest(prompt, options.max_new_tokens, model.stop_ids, sampling)
-
-
-def _line_error(num_prompts: int, line: dict[str, Any]) -> str:
-    """Why a line of the journal is invalid; empty if it is valid."""
-    index, tokens = line.get("index"), line.get("tokens")
-    valid_tokens = isinstance(tokens, list) and all(type(token) is int and 0 <= token < 2**31 for token in tokens)
-    if type(index) is int and 0 <= index < num_prompts and valid_tokens:
-        return ""
-    return f"expected an `index` below {num_prompts:,} and a list of token ids in `tokens`, got {truncate_repr(line)}"
 
 
 def _header(config: GenerateConfig, model: TextModel, prompts: list[np.ndarray]) -> dict[str, Any]:
@@ -201,8 +199,8 @@ def _answer(chat: list[Message], tokens: list[int], model: TextModel) -> Generat
     return GeneratedAnswer(chat[-1]["content"], text=model.text(tokens), tokens=tuple(tokens), ended=ended)
 
 
-def main(config: GenerateConfig, command: str) -> str:
-    """`zephyr-jax generate`; an answer cut at `max_new_tokens` ends with ` ...`."""
-    return "\n".join(
-        f"> {answer.prompt}\n{answer.text}{'' if answer.ended else ' ...'}\n" for answer in generate(config)
-    )
+def main(config: GenerateConfig, command: str) -> str | None:
+    """`zephyr-jax generate`: the text to print, in process 0. An answer cut at `max_new_tokens` ends with ` ...`."""
+    answers = generate(config, several_hosts=True)
+    texts = [f"> {answer.prompt}\n{answer.text}{'' if answer.ended else ' ...'}\n" for answer in answers]
+    return "\n".join(texts) if texts else None

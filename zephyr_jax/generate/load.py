@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 
@@ -51,7 +51,8 @@ class TextModel:
         Raises InputError, also for a cache beyond the memory of this machine.
         """
         model = self.opened.abstract
-        _check_cache(cache_bytes(model, self.batch_size, context), self.batch_size, context)
+        needed = cache_bytes(model, self.batch_size, context)
+        _check_cache(needed, self.batch_size, context, self.rules.mesh.devices.flat)
         weights = self.opened.load_weights() if parameters is None else parameters
         return Engine(model, weights, self.rules, batch_size=self.batch_size, context=context)
 
@@ -139,8 +140,10 @@ def generate_tokens(engine: Engine, requests: Mapping[int, GenerationRequest]) -
     )
 
 
-def open_text_model(command: str, options: ForwardOptions, mesh: MeshOptions, batch_size: int) -> TextModel:
-    """Find a model, check it and make a mesh for generation.
+def open_text_model(
+    command: str, options: ForwardOptions, mesh: MeshOptions, batch_size: int, *, several_hosts: bool = False
+) -> TextModel:
+    """Find a model, check it and make a mesh for generation over the devices of this process.
 
     Args:
         command: name of the command, for errors.
@@ -148,26 +151,28 @@ def open_text_model(command: str, options: ForwardOptions, mesh: MeshOptions, ba
         mesh: the mesh. Default options become a mesh on which no weight is gathered per token: as much `tensor` parallelism as
             the heads allow, the rest `data`.
         batch_size: rows decoded together, rounded up to a multiple of the batch shards.
+        several_hosts: whether the command divides its work over processes.
 
     Raises:
-        InputError: for a model that cannot be used, and for more than one host.
+        InputError: for a model that cannot be used, and for several processes unless the command supports them.
     """
     source = find_model(options)
     options = inherit_model(command, options, source)
-    rules = init_devices(mesh)
+    rules = init_devices(mesh, local=True)
     if replace(mesh, emulated_devices=None) == MeshOptions():
         tensor = _tensor_parallelism(source.model_config, inference_format(source, options))
-        rules = init_devices(replace(mesh, data=-1, fsdp=1, tensor=tensor))
-    require_single_process(command)
+        rules = init_devices(replace(mesh, data=-1, fsdp=1, tensor=tensor), local=True)
+    if not several_hosts:
+        require_single_process(command)
     return text_model(OpenedModel(source, options, rules), batch_size)
 
 
 def _tensor_parallelism(config: ModelConfig, weight_format: WeightFormat) -> int:
-    """The largest number of shards of this machine's devices that divides heads, feed-forward and blocks of codes."""
+    """The largest number of shards of this process's devices that divides heads, feed-forward and blocks of codes."""
     sizes = [config.num_heads, config.num_kv_heads, config.d_ff]
     if weight_format.base_format in CODE_DTYPES:
         sizes += [count // weight_format.block_size for count in (config.num_heads * config.head_dim, config.d_ff)]
-    return math.gcd(jax.device_count(), *sizes)
+    return math.gcd(jax.local_device_count(), *sizes)
 
 
 def text_model(opened: OpenedModel, batch_size: int) -> TextModel:
@@ -186,9 +191,9 @@ def text_model(opened: OpenedModel, batch_size: int) -> TextModel:
     )
 
 
-def _check_cache(needed: int, batch_size: int, context: int) -> None:
-    """Raise InputError for a cache of `needed` bytes that exceeds the memory of all devices together."""
-    limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.devices()]
+def _check_cache(needed: int, batch_size: int, context: int, devices: Iterable[jax.Device]) -> None:
+    """Raise InputError for a cache of `needed` bytes that exceeds the memory of the devices together."""
+    limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
     memory = sum(limits) if all(limits) else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > memory:
         raise InputError(
