@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from zephyr_jax.errors import InputError
-from zephyr_jax.model.attention import blockwise, cache
+from zephyr_jax.model.attention import blockwise, cache, splash
 from zephyr_jax.model.attention.blockwise import blockwise_attention
 from zephyr_jax.model.attention.cache import cache_attention, num_live_slots
 from zephyr_jax.model.attention.dense import SegmentInfo, cudnn_attention, dense_attention, visible
@@ -174,6 +174,48 @@ def test_the_tpu_kernel_equals_the_xla_form(window: int | None, softcap: float |
     np.testing.assert_allclose(out, expected, atol=2e-5)
     for one, other in zip(slopes, expected_slopes, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-4)
+
+
+@pytest.mark.parametrize("window", [None, 200])
+def test_skipping_blocks_without_a_common_segment_changes_no_bit(
+    monkeypatch: pytest.MonkeyPatch, window: int | None
+) -> None:
+    """Two rows of four blocks that differ in their segments, interpreted on the CPU: forward and gradients."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, 512, heads, 128)), jnp.bfloat16) for heads in (2, 1, 1))
+    segments = np.array([[1] * 130 + [2] * 200 + [3] * 100 + [0] * 82, [1] * 256 + [2] * 256], np.int32)
+    where = SegmentInfo(jnp.asarray(segments), jnp.zeros((2, 512), jnp.int32))
+    real = jnp.asarray(segments > 0)[..., None, None]
+
+    def loss(q, k, v):
+        out = jnp.where(real, splash_attention(q, k, v, where, window, interpret=True), 0)
+        return jnp.sum(out.astype(jnp.float32) ** 2), out
+
+    gradient = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
+    skipping = gradient(q, k, v)
+    monkeypatch.setattr(splash, "_without_disjoint_blocks", lambda kernel, segments: kernel)
+    jax.tree.map(np.testing.assert_array_equal, skipping, gradient(q, k, v))
+
+
+def test_only_blocks_with_a_visible_key_run() -> None:
+    """The tables of both passes, against the mask rule: blocks of 128 of three packed rows, one of them with padding."""
+    lengths = ([300, 200, 400, 124], [640, 384], [100, 500, 200])
+    segments = np.zeros((3, 1024), np.int32)
+    for row, of_row in zip(segments, lengths, strict=True):
+        row[: sum(of_row)] = np.repeat(np.arange(1, len(of_row) + 1), of_row)
+    columns = jnp.tile(jnp.arange(1024), (3, 1))
+    for rows in (slice(0, 1), slice(2, 3), slice(0, 3)):
+        # Padding is a segment for the kernel, which divides by the softmax denominator of every query.
+        where = SegmentInfo(jnp.asarray(segments[rows] + 1), columns[rows])
+        seen = np.asarray(visible(where, where, None)).any(axis=0)
+        expected = seen.reshape(8, 128, 8, 128).any(axis=(1, 3))
+        kernel = splash._without_disjoint_blocks(splash._kernel(1024, 1, None, None, 128, True), segments[rows])
+        for tables in (kernel.fwd_mask_info, kernel.dkv_mask_info):
+            np.testing.assert_array_equal(tables.block_mask[0] > 0, expected)
+        # A computed block fetches its own keys or queries.
+        order = np.arange(8)
+        assert (np.where(expected, kernel.fwd_mask_info.data_next[0] - order, 0) == 0).all()
+        assert (np.where(expected, kernel.dkv_mask_info.data_next[0] - order[:, None], 0) == 0).all()
 
 
 def test_cudnn_refuses_a_soft_cap() -> None:

@@ -1,5 +1,7 @@
 """Attention on TPU: JAX's splash attention (Pallas) under the mask rule of `dense`; grouped queries share keys unrepeated."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -31,6 +33,7 @@ def splash_attention(
     scale: float | None = None,
     softcap: float | None = None,
     chip: str = "",
+    block: int | None = None,
     interpret: bool = False,
 ) -> Array:
     """Self-attention of packed rows by a Pallas kernel; softmax in float32.
@@ -44,6 +47,7 @@ def splash_attention(
         scale: Factor of the scores; None: 1 / sqrt(H).
         softcap: Soft cap of the scores.
         chip: Device kind, which decides the block size.
+        block: Block size; None: that of `block_size`.
         interpret: Run the kernel's interpreter on a CPU, for tests.
 
     Returns:
@@ -56,7 +60,9 @@ def splash_attention(
     # decide the same mask as the rule of `visible`.
     B, L, N, H = q_BLNH.shape
     K = k_BLKH.shape[2]
-    kernel = _kernel(L, N // K, window, softcap, block_size(L, chip, (H > 128) + (softcap is not None)), interpret)
+    block = block or block_size(L, chip, (H > 128) + (softcap is not None))
+    kernel = _kernel(L, N // K, window, softcap, block, interpret)
+    kernel = _without_disjoint_blocks(kernel, info.segments)
     q_BKGLH = (q_BLNH * (scale or H**-0.5)).reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4)
     k_BKLH, v_BKLH = k_BLKH.transpose(0, 2, 1, 3), v_BLKH.transpose(0, 2, 1, 3)
     segments = kernels.SegmentIds(info.segments, info.segments)
@@ -111,3 +117,57 @@ def _kernel(
         interpret=interpret,
     )
     return result
+
+
+def _without_disjoint_blocks(
+    kernel: kernels.SplashAttentionKernel, segments_BL: Array
+) -> kernels.SplashAttentionKernel:
+    """The kernel that skips a block if its queries and its keys have no segment in common, in all of the rows.
+
+    The result is the same bit for bit: a block without a visible key adds zeros to the softmax and to the gradients.
+    """
+    # Which blocks the kernel computes and fetches are tables in scalar memory, which JAX fills from the static mask. One table
+    # for all rows: with a table per row Pallas runs the rows in a loop, which copies every operand of the kernel.
+    forward: Any = kernel.fwd_mask_info
+    backward: Any = kernel.dkv_mask_info
+    B, Z = segments_BL.shape[0], forward.block_mask.shape[1]
+    # Padding is at the end of a row. As the largest number it does not make a block span the segments of the row before it.
+    numbers_BZC = jnp.where(segments_BL > 0, segments_BL, segments_BL.shape[1] + 1).reshape(B, Z, -1)
+    first_BZ, last_BZ = jnp.min(numbers_BZC, axis=2), jnp.max(numbers_BZC, axis=2)
+    later, earlier = first_BZ[:, :, None] <= last_BZ[:, None], first_BZ[:, None] <= last_BZ[:, :, None]
+    overlap = jnp.any(later & earlier, axis=0)  # [Z queries, Z keys]
+    keys = forward.data_next[0].astype(jnp.int32)  # [Z queries, width]: the grid leaves out blocks before a window
+    runs = (forward.block_mask[0] > 0) & jnp.take_along_axis(overlap, keys, axis=1)
+    backward_runs = (backward.block_mask[0] > 0) & overlap
+    return kernels.SplashAttentionKernel(
+        _with_blocks(forward, runs, keys.reshape(-1)[_next_block(runs)]),
+        None,
+        _with_blocks(backward, backward_runs, _nearest_queries(backward_runs)),
+        **kernel.kwargs,
+    )
+
+
+def _next_block(runs: Array) -> Array:
+    """Index of the first computed block at or after each one, in the order of the grid; after the last one, the first.
+
+    Naming it at a skipped block makes the kernel fetch its keys ahead of time.
+    """
+    order = jnp.arange(runs.size)
+    ahead = jax.lax.cummin(jnp.where(runs.reshape(-1), order, runs.size), reverse=True)
+    return jnp.where(ahead == runs.size, ahead[0], ahead).reshape(runs.shape)
+
+
+def _nearest_queries(runs: Array) -> Array:
+    """Block of queries to fetch at each block [Z queries, Z keys] of the backward pass, which takes the queries of one key
+    block after another: the nearest computed one, so that the skipped blocks fetch nothing."""
+    order = jnp.arange(len(runs))[:, None]
+    first, last = jnp.min(jnp.where(runs, order, len(runs)), axis=0), jnp.max(jnp.where(runs, order, 0), axis=0)
+    return jnp.clip(order, first, last)
+
+
+def _with_blocks(tables: Any, runs: Array, fetched: Array) -> Any:
+    """The kernel's `MaskInfo` with other blocks to compute and to fetch, each [Z, blocks]."""
+    return tables._replace(
+        block_mask=jnp.where(runs, tables.block_mask[0], 0)[None],
+        data_next=fetched[None].astype(tables.data_next.dtype),
+    )
