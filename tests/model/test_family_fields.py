@@ -1,6 +1,7 @@
 """Fields of config.json that only some families have: read as transformers 5 reads them, refused by name, and written back."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,15 @@ def test_fields_that_ask_for_another_model_are_refused_by_name(
 ) -> None:
     with pytest.raises(InputError, match=message):
         config_from_hf(config_of(changes, kind))
+
+
+@pytest.mark.parametrize(("magnitude", "divisor"), [(1.0, 1.0), (0.1 * math.log(8) + 1, 0.0)])
+def test_a_ministral_is_written_for_vllm_and_llama_cpp_too(magnitude: float, divisor: float) -> None:
+    """They read the scale of queries and YaRN's magnitude elsewhere; 1 is that of the published models, the other the default."""
+    config = config_of({"rope_parameters": MINISTRAL_ROPE | {"attention_factor": magnitude}}, "ministral3")
+    written = config_to_hf(config, config_from_hf(config))
+    assert written["llama_4_scaling"] == {"original_max_position_embeddings": 512, "beta": 0.1}
+    rope = written["rope_parameters"]
+    assert (rope["mscale"], rope["mscale_all_dim"]) == (1.0, divisor)
+    del rope["attention_factor"]  # transformers computes it from these
+    assert config_from_hf(written) == config_from_hf(config)

@@ -1,5 +1,6 @@
 """Ministral 3 (text): Mistral's tensors, YaRN, and queries that are scaled by their position (Llama 4)."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -10,12 +11,12 @@ from zephyr_jax.model.families.llama import LlamaFields, decoder_config, tensors
 from zephyr_jax.model.families.rope import read_rope
 from zephyr_jax.model.rope import YarnScaling
 
-_BETA = "llama_4_scaling_beta"
+_BETA, _ORIGINAL = "llama_4_scaling_beta", "original_max_position_embeddings"
 _DEFAULT_ROPE: dict[str, Any] = {
     "rope_type": "yarn",
     "rope_theta": 1e6,
     "factor": 16.0,
-    "original_max_position_embeddings": 16_384,
+    _ORIGINAL: 16_384,
     "attention_factor": 1.0,
     _BETA: 0.1,
 }
@@ -50,14 +51,27 @@ def _read(hf_config: HfConfig) -> ModelConfig:
 
 
 def _write(config: ModelConfig) -> HfConfig:
-    fields = write_fields(config)
-    beta = {} if config.query_scaling is None else {_BETA: config.query_scaling.beta}
+    fields, scaling = write_fields(config), config.rope_scaling
+    queries = config.query_scaling
+    beta = {} if queries is None else {_BETA: queries.beta}
+    scales = _mscales(scaling) if isinstance(scaling, YarnScaling) else {}
     return {
         **fields,
-        "rope_parameters": {**fields["rope_parameters"], **beta},
+        "rope_parameters": {**fields["rope_parameters"], **beta, **scales},
         "rope_scaling": None,  # transformers 4 has no ministral3, and 5 would prefer this over rope_parameters
+        "llama_4_scaling": queries and {_ORIGINAL: queries.length, "beta": queries.beta},  # where vLLM reads the beta
         "sliding_window": config.sliding_window,
     }
+
+
+def _mscales(scaling: YarnScaling) -> dict[str, float]:
+    """YaRN's magnitude as llama.cpp requires it: (1 + c mscale) / (1 + c mscale_all_dim) with c = log(factor) / 10.
+
+    transformers and vLLM take it from `attention_factor`.
+    """
+    growth = 0.1 * math.log(scaling.factor) if scaling.factor > 1 else 0.0
+    divisor = max(0.0, round(((1 + growth) / scaling.magnitude - 1) / growth, 12)) if growth else 1.0
+    return {"mscale": 1.0, "mscale_all_dim": divisor}
 
 
 MINISTRAL3 = Family(

@@ -17,11 +17,12 @@ _KIND = ("rope_type", "type")
 _ORIGINAL = "original_max_position_embeddings"
 _SHARE = "partial_rotary_factor"
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", _ORIGINAL)
+_MSCALES = ("mscale", "mscale_all_dim")
 _FIELDS: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
     "llama3": _LLAMA3,
-    "yarn": ("factor", _ORIGINAL, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    "yarn": ("factor", _ORIGINAL, "attention_factor", "beta_fast", "beta_slow", *_MSCALES, "truncate"),
 }
 """Kind of scaling -> its fields."""
 _NEUTRAL: dict[str, tuple[Any, ...]] = {"factor": (1,), _SHARE: (1,)}
@@ -100,7 +101,7 @@ def read_scaling(name: str, fields: Mapping[str, Any], hf_config: HfConfig) -> R
     for key in ("factor", *(_LLAMA3 if kind == "llama3" else ())) if kind != "default" else ():
         numbers.setdefault(key, None)
     for key, value in numbers.items():
-        if not is_number(value):
+        if not is_number(value) and not (key in _MSCALES and value == 0):
             raise _invalid(f"{name}.{key}", value)
     return _scaling(name, kind, numbers, fields.get("truncate"))
 
@@ -137,7 +138,7 @@ def _yarn_magnitude(factor: float, numbers: dict[str, float]) -> float:
 
     if "attention_factor" in numbers:
         return float(numbers["attention_factor"])
-    if "mscale" in numbers and "mscale_all_dim" in numbers:
+    if all(numbers.get(name) for name in _MSCALES):  # transformers takes 0 for absent
         return magnitude(numbers["mscale"]) / magnitude(numbers["mscale_all_dim"])
     return magnitude(1)
 
