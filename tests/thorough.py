@@ -25,6 +25,7 @@ THOROUGH = (
     "plan/test_search.py::test_estimates_of_candidates_are_those_of_the_compiler[save_dots-4]",
     "plan/test_search.py::test_estimates_of_candidates_are_those_of_the_compiler[save_attention-8]",
     # A model or family beside others of its kind, and meshes beside the largest one.
+    "methods/test_family_cards.py::test_sft_reference_dpo_export[smollm3-3b-smollm3-SmolLM3ForCausalLM]",
     "model/test_family_adapters.py::test_an_adapter_of_every_projection_learns[granite]",
     "model/test_family_adapters.py::test_an_adapter_of_every_projection_learns[gemma]",
     "model/test_family_adapters.py::test_an_adapter_of_every_projection_learns[gemma2]",

