@@ -84,6 +84,7 @@ EFFECTS: dict[str, str] = {
     # the mesh
     "MeshOptions.data": f"{_HERE}test_mesh_settings_change_the_mesh",
     "MeshOptions.fsdp": f"{_HERE}test_mesh_settings_change_the_mesh",
+    "MeshOptions.context": f"{_HERE}test_mesh_settings_change_the_mesh",
     "MeshOptions.tensor": f"{_HERE}test_mesh_settings_change_the_mesh",
     "MeshOptions.emulated_devices": "methods/test_hosts.py::test_two_processes_share_nothing_but_a_bucket",
     # training

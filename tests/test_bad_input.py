@@ -386,6 +386,16 @@ def microbatch_does_not_divide_the_mesh(desk: Desk) -> Words:
     return desk.sft("--batch.microbatch_rows", 4)
 
 
+@mistake("data.row_length", "multiple of 512", "mesh.context", "got 128")
+def mesh_does_not_divide_the_rows(desk: Desk) -> Words:
+    return desk.sft("--mesh.context", 2)
+
+
+@mistake("mesh.context", "expected 1, got 2", "token by token", "mesh.tensor")
+def generation_splits_no_rows(desk: Desk) -> Words:
+    return desk.generate("--prompts", "Hello", "--mesh.context", 2)
+
+
 @mistake("mesh.emulated_devices", "expected 8", "got 3", "new process")
 def emulated_devices_too_late(desk: Desk) -> Words:
     return desk.sft("--mesh.emulated_devices", 3)

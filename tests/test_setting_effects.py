@@ -279,7 +279,7 @@ def test_a_revision_of_weights_is_the_one_that_is_named(hub: None) -> None:
     assert windows == [64, 32]
 
 
-@pytest.mark.parametrize("other", [{"data": 2}, {"tensor": 2}, {"fsdp": 4, "data": -1}], ids=str)
+@pytest.mark.parametrize("other", [{"data": 2}, {"tensor": 2}, {"context": 2}, {"fsdp": 4, "data": -1}], ids=str)
 def test_mesh_settings_change_the_mesh(other: dict[str, int]) -> None:
     """Law: the sizes of the mesh are those that are named."""
     devices = jax.devices()[:8]

@@ -193,7 +193,7 @@ def test_skipping_blocks_without_a_common_segment_changes_no_bit(
 
     gradient = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
     skipping = gradient(q, k, v)
-    monkeypatch.setattr(splash, "_without_disjoint_blocks", lambda kernel, segments: kernel)
+    monkeypatch.setattr(splash, "_without_disjoint_blocks", lambda kernel, *segments: kernel)
     jax.tree.map(np.testing.assert_array_equal, skipping, gradient(q, k, v))
 
 
@@ -209,7 +209,8 @@ def test_only_blocks_with_a_visible_key_run() -> None:
         where = SegmentInfo(jnp.asarray(segments[rows] + 1), columns[rows])
         seen = np.asarray(visible(where, where, None)).any(axis=0)
         expected = seen.reshape(8, 128, 8, 128).any(axis=(1, 3))
-        kernel = splash._without_disjoint_blocks(splash._kernel(1024, 1, None, None, 128, True), segments[rows])
+        whole = splash._kernel(1024, 1, None, None, 128, True)
+        kernel = splash._without_disjoint_blocks(whole, segments[rows], segments[rows])
         for tables in (kernel.fwd_mask_info, kernel.dkv_mask_info):
             np.testing.assert_array_equal(tables.block_mask[0] > 0, expected)
         # A computed block fetches its own keys or queries.

@@ -42,6 +42,15 @@ def test_every_step_compiles_for_a_tpu(shape_only: Path, card: str, step: str) -
     assert "| verdict | fits" in said.stdout
 
 
+@pytest.mark.parametrize("step", ["sft", "dpo"])
+def test_steps_with_split_rows_compile_for_a_tpu(shape_only: Path, step: str) -> None:
+    """The splash kernel for a part of the queries, by the device's number; with shared prompts for a part of un-shared rows."""
+    words = ("--mesh.context", "2", "--batch.microbatch_rows", "2", "--batch.rows", "None", "--batch.examples", "16")
+    said = plan("--config", f"{CARDS}/{step}.yaml", "--step", step, "--model.path", str(shape_only), *COMMON, *words)
+    assert said.returncode == 0, said.stderr
+    assert "| verdict | fits" in said.stdout
+
+
 def test_what_is_assumed_is_said() -> None:
     """No model folder here: Mistral-7B's sizes, and it says so; nothing is looked up or downloaded."""
     said = plan("--config", f"{CARDS}/dpo.yaml", "--step", "reference", "--model.path", "nobody/nothing", *COMMON)

@@ -31,6 +31,8 @@ WITH_COMPILER = {
     "two free": (f"{SMALL} --mesh.data -1", r"at most one -1"),
     "heads": (f"{SMALL} --mesh.tensor 4", r"`kv_heads` of weight .*: expected a multiple of 4, got 1"),
     "row": (f"{SMALL} --data.row_length 500 --data.no_share_prompts", r"row length that is a multiple of 128 .*got 500"),
+    "context": (f"{SMALL} --mesh.context 4", r"data\.row_length: expected a multiple of 1024 .*mesh\.context.*got 512"),
+    "split cache": (f"{SMALL} --step generate --mesh.context 2", r"mesh\.context: expected 1, got 2: generation"),
     "slices": (f"{SMALL} --num_slices 2", r"microbatch_rows \(or batch\.rows\): expected a multiple of 8, got 4"),
 }  # fmt: skip
 

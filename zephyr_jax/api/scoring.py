@@ -60,7 +60,7 @@ def score(model: LoadedModel, rows: Sequence[Mapping[str, Any]], *, batch_size: 
     scorer = Scorer(
         model=model.opened.abstract,
         parameters=model.parameters,
-        data=replace(data, row_length=_row_length(data, examples)),
+        data=replace(data, row_length=_row_length(data, examples, model.rules.row_multiple)),
         rules=model.rules,
         num_rows=batch_size,
         logprob_chunk=model.options.logprob_chunk,
@@ -89,9 +89,10 @@ def _tokenize(model: LoadedModel, rows: Sequence[Mapping[str, Any]]) -> tuple[Ex
     return examples, tuple(truncated)
 
 
-def _row_length(data: DataOptions, examples: Examples) -> int:
-    """Tokens of a packed row: as set if the longest example fits, else that example rounded up to a multiple of 128."""
+def _row_length(data: DataOptions, examples: Examples, multiple: int) -> int:
+    """Tokens of a packed row: as set if the longest example fits, else that example; rounded up for the mesh and to 128."""
     longest = int(examples.packed_lengths(data)[0].max())
     if not is_unset(data.row_length) and data.row_length >= longest:
-        return data.row_length
-    return -(-longest // ROW_MULTIPLE) * ROW_MULTIPLE  # few different lengths, so few compiled programs
+        return -(-data.row_length // multiple) * multiple
+    multiple = max(multiple, ROW_MULTIPLE)  # few different lengths, so few compiled programs
+    return -(-longest // multiple) * multiple

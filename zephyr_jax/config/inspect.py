@@ -67,6 +67,10 @@ class ReportConfig:
         """Raise InputError for two sources of samples."""
         if self.num_samples and self.sample_files:
             raise InputError("num_samples and sample_files are both set: expected one of them.")
+        if self.mesh.context > 1:
+            raise InputError(
+                f"mesh.context: expected 1, got {self.mesh.context}: answers are generated token by token, and no rows are split."
+            )
 
 
 @dataclass(frozen=True)

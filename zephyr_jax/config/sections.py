@@ -260,18 +260,25 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class MeshOptions:
-    """The device mesh of one TPU slice. One size may be -1: the remaining devices. Several slices multiply `data`."""
+    """The device mesh of one TPU slice. One but `context` may be -1: the remaining devices. Several slices multiply `data`."""
 
     data: int = field(default=1, metadata=ADVANCED)
     """Data parallelism: number of weight copies in a slice, each with its part of the batch. Several slices multiply it."""
     fsdp: int = -1
     """Fully sharded data parallelism (ZeRO-3): number of shards of weights and optimizer state, each with its part of the
     batch. -1: the remaining devices."""
+    context: PositiveInt = field(default=1, metadata=ADVANCED)
+    """Context parallelism, for training and scoring on long rows: number of parts that a row is split into. `data.row_length`
+    must be a multiple of 256 times this. It shards weights and optimizer state, too, as `fsdp` does."""
     tensor: int = 1
     """Tensor parallelism: number of shards of heads, feed-forward and vocabulary. Raise it if one row per device does not
     fit. A vocabulary that it does not divide is padded in compiled programs only."""
     emulated_devices: PositiveInt | None = None
     """Number of devices to emulate on the CPU, for tests and laptops; default: the devices of this machine."""
+
+    def without_context(self) -> "MeshOptions":
+        """The mesh of as many devices that splits no rows: those of `context` join `fsdp`."""
+        return replace(self, fsdp=self.fsdp if self.fsdp == -1 else self.fsdp * self.context, context=1)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ class OpenedEvaluation[C: EvaluateConfig]:
     def load_examples(self, kind: ExampleKind) -> Examples:
         """Tokenize the split; logs, on host 0, their number and what was truncated and skipped. Raises InputError."""
         data = self.config.data
+        self.rules.check_row_length(data.row_length)
         examples = load_examples(kind, data, self.tokenizer, data.path, data.split)
         if jax.process_index() == 0:
             logger.info("%s", examples.summary(data.path))

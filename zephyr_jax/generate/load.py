@@ -154,7 +154,8 @@ def open_text_model(
         several_hosts: whether the command divides its work over processes.
 
     Raises:
-        InputError: for a model that cannot be used, and for several processes unless the command supports them.
+        InputError: for a model that cannot be used, for a mesh that splits rows, and for several processes unless the command
+            supports them.
     """
     source = find_model(options)
     options = inherit_model(command, options, source)
@@ -178,8 +179,9 @@ def _tensor_parallelism(config: ModelConfig, weight_format: WeightFormat) -> int
 def text_model(opened: OpenedModel, batch_size: int) -> TextModel:
     """A model on a mesh with its tokenizer and end tokens; `batch_size` is rounded up to a multiple of the batch shards.
 
-    Raises InputError for a tokenizer that does not fit the model, and for end tokens that the model does not have.
+    Raises InputError for a mesh that splits rows, a tokenizer that does not fit the model, and end tokens that it does not have.
     """
+    opened.rules.check_unsplit_rows()
     source, shards = opened.source, opened.rules.num_shards("batch")
     tokenizer = load_tokenizer(str(source.folder))
     check_vocabulary(source.model_config, tokenizer, source.asked)

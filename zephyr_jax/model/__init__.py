@@ -13,11 +13,11 @@ The suffix of an array's name lists its axes, one letter each, and a letter has 
     J  keys: columns of a row, or slots of its cache
     K  key-value heads
     L  columns of a row (tokens)
-    M  columns of the rows of one batch shard
+    M  columns of the rows, or parts of rows, of one token shard
     N  query heads (N = K * G)
     P  examples of a row
     Q  queries of a block under one key-value head (Q = G * C)
-    R  batch shards
+    R  token shards: parts of a batch on different devices
     S  segments of a row
     T  decode steps
     U  columns of an un-shared row

@@ -17,9 +17,11 @@ from jax.ad_checkpoint import checkpoint_name
 
 from zephyr_jax.config.sections import Remat
 from zephyr_jax.model.attention.blockwise import blockwise_attention
+from zephyr_jax.model.attention.context import context_attention
 from zephyr_jax.model.attention.dense import ATTENTION, SegmentInfo, cudnn_attention
 from zephyr_jax.model.attention.shared_prompt import SharedInfo, unshared_attention
 from zephyr_jax.model.attention.splash import splash_attention
+from zephyr_jax.model.attention.zigzag import to_zigzag
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.layer_stack import LayerStack
 from zephyr_jax.model.layers import (
@@ -109,8 +111,18 @@ class Decoder(nnx.Module):
         return finish_logits(logits_BLV, self.config)
 
     def __call__(self, tokens_BL: Array, info: SegmentInfo, shared: SharedInfo | None = None) -> Array:
-        """Final hidden states [B, L, D], in the compute dtype, of packed rows; `shared` is the layout of shared prompts."""
+        """Final hidden states [B, L, D], in the compute dtype, of packed rows.
+
+        Args:
+            tokens_BL: int32 token ids.
+            info: Their segments and positions.
+            shared: Layout of shared prompts.
+
+        Where a mesh splits rows, the columns of the result are in zigzag order (`attention.zigzag`).
+        """
         config, compute = self.config, self.compute
+        shards = compute.placement.num_shards("length")
+        positions_BL = to_zigzag(info.positions, shards)
         definition, stacked = nnx.split(self.decoder)
         # A window of the whole row hides nothing: layers that differ in it alone then share one kernel.
         length = tokens_BL.shape[1]
@@ -118,7 +130,7 @@ class Decoder(nnx.Module):
             [None if kind.window is not None and kind.window >= length else kind.window for kind in config.layer_kinds]
         )
         ropes, rope_of_layer = _numbered([kind.rope for kind in config.layer_kinds])
-        tables = [rotary(info.positions, rope, config.rotary_dim) for rope in ropes]
+        tables = [rotary(positions_BL, rope, config.rotary_dim) for rope in ropes]
         kernels = [self._attention(window, shared is not None) for window in windows]
         layout = info if shared is None else shared
         stack = LayerStack.of(stacked, compute.dtype)
@@ -130,7 +142,7 @@ class Decoder(nnx.Module):
 
             @jax.named_scope(ATTENTION)
             def attend(q_BLNH: Array, k_BLKH: Array, v_BLKH: Array) -> Array:
-                q_BLNH = scale_queries(q_BLNH, info.positions, config.query_scaling)
+                q_BLNH = scale_queries(q_BLNH, positions_BL, config.query_scaling)
                 if len(kernels) == 1:
                     return kernels[0](q_BLNH, k_BLKH, v_BLKH, layout)
                 # Windows are static in the kernels: a layer runs the branch of its window.
@@ -140,7 +152,7 @@ class Decoder(nnx.Module):
             return block(checkpoint_name(x_BLD, INPUT), rope, attend, compute.placement), None
 
         layers = jnp.arange(config.num_layers, dtype=jnp.int32), stack.scanned
-        x_BLD, _ = jax.lax.scan(checkpointed(layer, compute.remat), self._embed(tokens_BL), layers)
+        x_BLD, _ = jax.lax.scan(checkpointed(layer, compute.remat), self._embed(to_zigzag(tokens_BL, shards)), layers)
         return model_norm(x_BLD, self.norm[...], config)
 
     def _attention(self, window: int | None, shares_prompts: bool) -> Callable[..., Array]:
@@ -155,19 +167,23 @@ class Decoder(nnx.Module):
         kernel: Callable[..., Array] = partial(
             kernels[compute.kernel], window=window, scale=config.attention_scale, softcap=config.attention_softcap
         )
-        if shares_prompts:
+        if compute.placement.num_shards("length") > 1:
+            kernel = partial(context_attention, kernel=kernel, placement=compute.placement)
+        elif shares_prompts:
             kernel = partial(unshared_attention, kernel=kernel)
         queries, keys = (("batch", "length", heads, "head_dim") for heads in ("heads", "kv_heads"))
         # Attention is independent per row and head, so each device runs the kernel on its own shard.
-        return compute.placement.shard_map(kernel, (queries, keys, keys, ("batch", "length")), queries)
+        return compute.placement.shard_map(kernel, (queries, keys, keys, ("batch", None)), queries)
 
     def _embed(self, tokens_BL: Array) -> Array:
         """Embeddings of the tokens, [B, L, D]."""
-        # The table stays sharded. Each device looks up its columns of D for all rows of the devices that share its copy of the
+        # The table stays sharded. Each device looks up its columns of D for all tokens of the devices that share its copy of the
         # weights; only the result, which is smaller than the table, is then moved to the layout of the rows.
         constrain = self.compute.placement.constrain
         table_VD = constrain(self.embedding[...].astype(self.compute.dtype), "vocab", "embed")
-        x_BLD = constrain(table_VD[constrain(tokens_BL, "copy", "length")], "copy", "length", "embed")
+        x_BLD = constrain(table_VD[constrain(tokens_BL, "copy", None)], "copy", None, "embed")
+        # Two moves, first to the parts of rows, then to the rows: for both at once the compiler makes every device gather all.
+        x_BLD = constrain(x_BLD, "copy", "length", "embed_of_part")
         return scale_embeddings(constrain(x_BLD, "batch", "length", "model"), self.config)
 
 

@@ -41,6 +41,12 @@ class Placement(Protocol):
     def shard_map(self, function: Callable[..., Array], inputs: tuple[Axes, ...], output: Axes) -> Callable[..., Array]:
         """The function applied to each device's shards: for kernels that cannot be partitioned by the compiler."""
 
+    def gather(self, x: Array, axis: str, dimension: int) -> Array:
+        """The shards of all devices along a logical axis, concatenated; only inside a `shard_map`."""
+
+    def shard_index(self, axis: str) -> Array | int:
+        """Index of this device's shard along a logical axis; only inside a `shard_map`."""
+
 
 @dataclass(frozen=True)
 class SingleDevice:
@@ -61,6 +67,14 @@ class SingleDevice:
     def shard_map(self, function: Callable[..., Array], inputs: tuple[Axes, ...], output: Axes) -> Callable[..., Array]:
         """The function itself."""
         return function
+
+    def gather(self, x: Array, axis: str, dimension: int) -> Array:
+        """The identity."""
+        return x
+
+    def shard_index(self, axis: str) -> int:
+        """Zero."""
+        return 0
 
 
 def weight(rngs: nnx.Rngs, sizes: tuple[int, ...], axes: tuple[str, ...], scale: float) -> nnx.Param[Array]:

@@ -14,7 +14,9 @@ from jax import Array
 from zephyr_jax.batch import Rows, SharedTokenBatch
 from zephyr_jax.model.attention.dense import SegmentInfo
 from zephyr_jax.model.attention.shared_prompt import SharedInfo
+from zephyr_jax.model.attention.zigzag import from_zigzag, to_zigzag
 from zephyr_jax.model.decoder import Decoder, build
+from zephyr_jax.model.layers import Placement
 from zephyr_jax.objective.token_logprob import Chunking, token_logprob
 
 type Parameters = dict[str, Any]
@@ -115,27 +117,57 @@ def _next_tokens(batch: Rows, segments: int) -> tuple[Array, Array, Array]:
     return next_BL, mask_BL, member_BLS
 
 
+class _TokenShards(NamedTuple):
+    """How devices hold the columns of rows: each lays its rows, or its parts of rows, end to end to one line of M columns."""
+
+    placement: Placement
+
+    @property
+    def parts(self) -> int:
+        """Devices that share a row, whose columns are then in zigzag order."""
+        return self.placement.num_shards("length")
+
+    def fold(self, x: Array) -> Array:
+        """[B, L, ...] -> [R, M, ...]; nothing crosses devices."""
+        R, (B, L), parts = self.placement.num_shards("tokens"), x.shape[:2], self.parts
+        if parts > 1:
+            x = x.reshape(R // parts, -1, parts, L // parts, *x.shape[2:]).swapaxes(1, 2)
+        x = x.reshape(R, B * L // R, *x.shape[(2 if parts == 1 else 4) :])
+        return self.placement.constrain(x, "tokens", *[None] * (x.ndim - 1))
+
+    def unfold(self, x_RM: Array, L: int) -> Array:
+        """[R, M] -> [B, L] with columns in their own order."""
+        if self.parts == 1:
+            return x_RM.reshape(-1, L)
+        x = x_RM.reshape(len(x_RM) // self.parts, self.parts, -1, L // self.parts).swapaxes(1, 2)
+        return from_zigzag(x.reshape(-1, L), self.parts)
+
+    def predicting(self, hidden_BLD: Array, source_BL: Array) -> Array:
+        """Hidden states of the columns that predict, which may be on other devices: [B, L, D] in zigzag order, as given."""
+        constrain = self.placement.constrain
+        everywhere_BLD = from_zigzag(constrain(hidden_BLD, "batch", None, "model"), self.parts)
+        source_BL1 = to_zigzag(source_BL, self.parts)[..., None]
+        return constrain(jnp.take_along_axis(everywhere_BLD, source_BL1, axis=1), "batch", "length", "model")
+
+
 def _column_logprob(
     model: Decoder, hidden_BLD: Array, next_BL: Array, mask_BL: Array, chunk: int, source_BL: Array | None
 ) -> Array:
     """float32 [B, L] log-probs of the next tokens inside the mask, 0 outside; `source_BL` as in `SharedTokenBatch`."""
-    placement = model.compute.placement
-    R = placement.num_shards("batch")
-
-    def fold(x: Array) -> Array:
-        x = x.reshape(R, -1, *x.shape[2:])
-        return placement.constrain(x, "batch", *[None] * (x.ndim - 1))
-
-    # Prompts and padding are a third to a half of all columns. Each device lays its rows end to end (one row of M columns a
-    # device, so nothing crosses devices) and sorts the targets to the front: all chunks but one are full of targets or empty,
-    # and empty ones are skipped. A stable sort of booleans keeps the order of targets, so sums do not depend on padding.
-    hidden_RMD, next_RM, mask_RM = fold(hidden_BLD), fold(next_BL), fold(mask_BL)
+    placement, (B, L) = model.compute.placement, next_BL.shape
+    shards = _TokenShards(placement)
+    if shards.parts > 1 and source_BL is not None:
+        hidden_BLD, source_BL = shards.predicting(hidden_BLD, source_BL), None
+    # Prompts and padding are a third to a half of all columns. Each device sorts the targets of its columns to the front: all
+    # chunks but one are full of targets or empty, and empty ones are skipped. A stable sort of booleans keeps the order of
+    # targets, so sums do not depend on padding.
+    hidden_RMD = shards.fold(hidden_BLD)
+    next_RM, mask_RM = (shards.fold(to_zigzag(x, shards.parts)) for x in (next_BL, mask_BL))
     front_RM = jnp.argsort(~mask_RM, axis=1, stable=True)
     hidden_of_RM = front_RM
     if source_BL is not None:  # one gather for both: to the predicting column of the row, and to the front
-        B, L = source_BL.shape
-        row_start_B1 = L * (jnp.arange(B, dtype=jnp.int32) % (B // R))[:, None]
-        hidden_of_RM = jnp.take_along_axis(fold(row_start_B1 + source_BL), front_RM, axis=1)
+        row_start_B1 = L * (jnp.arange(B, dtype=jnp.int32) % (B // len(front_RM)))[:, None]
+        hidden_of_RM = jnp.take_along_axis(shards.fold(row_start_B1 + source_BL), front_RM, axis=1)
     hidden_RMD = jnp.take_along_axis(hidden_RMD, hidden_of_RM[..., None], axis=1)
     next_RM, mask_RM = (jnp.take_along_axis(x, front_RM, axis=1) for x in (next_RM, mask_RM))
     columns = min(chunk, front_RM.shape[1])
@@ -144,4 +176,4 @@ def _column_logprob(
     logprob_RM = token_logprob(hidden_RMD, unembedding_DV, next_RM, mask_RM, chunking, model.config)
     # The inverse of a permutation is its argsort: log-probs return to the columns that they came from.
     back_RM = jnp.argsort(front_RM, axis=1)
-    return jnp.take_along_axis(logprob_RM, back_RM, axis=1).reshape(next_BL.shape)
+    return shards.unfold(jnp.take_along_axis(logprob_RM, back_RM, axis=1), L)

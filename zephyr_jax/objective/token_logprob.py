@@ -57,7 +57,7 @@ class Chunking(NamedTuple):
     @property
     def group(self) -> str:
         """Logical axis that the groups stand along."""
-        return "copy" if self.split_vocab else "batch"
+        return "copy" if self.split_vocab else "tokens"
 
     @property
     def vocab(self) -> str:

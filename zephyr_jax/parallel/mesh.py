@@ -1,7 +1,7 @@
-"""The device mesh, with axes data, fsdp and tensor.
+"""The device mesh, with axes data, fsdp, context where rows are split, and tensor.
 
-Several TPU slices have a fast network inside each (ICI) and a slow one between them (DCN). `data` spans the slices, `fsdp`
-and `tensor` stay inside one, so that only gradient and metric sums cross slices.
+Several TPU slices have a fast network inside each (ICI) and a slow one between them (DCN). `data` spans the slices, the
+other axes stay inside one, so that only gradient and metric sums cross slices.
 """
 
 import math
@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh
 from zephyr_jax.config.sections import MeshOptions
 from zephyr_jax.errors import InputError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "context", "tensor")
 
 
 def emulate_devices(count: int | None) -> None:
@@ -42,7 +42,7 @@ def make_mesh(options: MeshOptions, devices: list[jax.Device] | None = None) -> 
     """Mesh over all devices, ordered so that mesh neighbors are close on a TPU torus.
 
     Args:
-        options: Sizes within one slice; with s slices `data` gets s times as large.
+        options: Sizes within one slice; with s slices `data` gets s times as large. A `context` of 1 adds no axis.
         devices: Default: all.
 
     Raises InputError when the sizes do not multiply to the number of devices of a slice.
@@ -50,8 +50,9 @@ def make_mesh(options: MeshOptions, devices: list[jax.Device] | None = None) -> 
     slices: dict[int, list[jax.Device]] = {}
     for device in jax.devices() if devices is None else devices:
         slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
-    parts = [_arrange(slices[index], _sizes(options, len(slices[index]))) for index in sorted(slices)]
-    return Mesh(np.concatenate(parts), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    axes = tuple(axis for axis in AXES if axis != "context" or options.context > 1)
+    parts = [_arrange(slices[index], _sizes(options, axes, len(slices[index]))) for index in sorted(slices)]
+    return Mesh(np.concatenate(parts), axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
 def _arrange(devices: list[jax.Device], sizes: tuple[int, ...]) -> np.ndarray:
@@ -78,8 +79,8 @@ class _ShiftedDevice:
         return getattr(self.device, name)
 
 
-def _sizes(options: MeshOptions, count: int) -> tuple[int, ...]:
-    sizes = {axis: getattr(options, axis) for axis in AXES}
+def _sizes(options: MeshOptions, axes: tuple[str, ...], count: int) -> tuple[int, ...]:
+    sizes = {axis: getattr(options, axis) for axis in axes}
     free = [axis for axis, size in sizes.items() if size == -1]
     text = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
     if len(free) > 1 or any(size == 0 or size < -1 for size in sizes.values()):

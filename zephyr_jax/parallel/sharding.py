@@ -12,7 +12,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from zephyr_jax.batch import Axes
-from zephyr_jax.config.sections import MeshOptions
+from zephyr_jax.config.sections import ROW_MULTIPLE, MeshOptions
 from zephyr_jax.errors import InputError
 from zephyr_jax.parallel.compile_cache import enable_compile_cache
 from zephyr_jax.parallel.devices import describe_devices, start_devices
@@ -21,27 +21,30 @@ from zephyr_jax.parallel.mesh import emulate_devices, make_mesh
 
 logger = logging.getLogger(__name__)
 
-RULES: dict[str, str | tuple[str, ...] | None] = {
+RULES: dict[str, tuple[str, ...]] = {
     # activations
-    "microbatch": None,
+    "microbatch": (),
     "batch": ("data", "fsdp"),
-    "length": None,
-    "model": None,
-    # embedding lookup and loss: devices that share one copy of the weights work on each other's rows
-    "copy": "data",
-    "split_vocab": ("fsdp", "tensor"),
+    "length": ("context",),
+    "model": (),
+    # embedding lookup and loss: devices that share one copy of the weights work on each other's tokens
+    "tokens": ("data", "fsdp", "context"),
+    "copy": ("data",),
+    "embed_of_part": ("fsdp",),
+    "split_vocab": ("fsdp", "context", "tensor"),
     # weights
-    "layers": None,
-    "norm": None,
-    "head_dim": None,
-    "rank": None,
-    "embed": "fsdp",
-    "embed_of_undivided_vocab": ("fsdp", "tensor"),
-    "vocab": "tensor",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "mlp": "tensor",
+    "layers": (),
+    "norm": (),
+    "head_dim": (),
+    "rank": (),
+    "embed": ("fsdp", "context"),
+    "embed_of_undivided_vocab": ("fsdp", "context", "tensor"),
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
 }
+"""Mesh axes by logical axis; none: not sharded. An axis that a mesh lacks (`context`) splits nothing."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class ShardingRules:
         unknown = [axis for axis in axes if axis is not None and axis not in RULES]
         if unknown:
             raise InputError(f"expected logical axes of the table in {__name__}, got {unknown}. Add them to the table.")
-        return NamedSharding(self.mesh, PartitionSpec(*(RULES[axis] if axis else None for axis in axes)))
+        names = [self._mesh_axes(axis) if axis else () for axis in axes]
+        return NamedSharding(self.mesh, PartitionSpec(*(_spec(mesh_axes) for mesh_axes in names)))
 
     def constrain(self, x: Array, *axes: str | None) -> Array:
         """Constrain the sharding of an array inside a jitted function."""
@@ -98,9 +102,19 @@ class ShardingRules:
 
     def num_shards(self, axis: str) -> int:
         """Number of shards that a logical axis is split into."""
-        mesh_axes = RULES[axis] or ()
-        names = (mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes
-        return math.prod(self.mesh.shape[name] for name in names)
+        return math.prod(self.mesh.shape[name] for name in self._mesh_axes(axis))
+
+    def gather(self, x: Array, axis: str, dimension: int) -> Array:
+        """The shards of `x` of all devices along a logical axis, concatenated; only inside a `shard_map`."""
+        result: Array = jax.lax.all_gather(x, self._mesh_axes(axis), axis=dimension, tiled=True)
+        return result
+
+    def shard_index(self, axis: str) -> Array:
+        """int32 []: index of this device's shard along a logical axis; only inside a `shard_map`."""
+        return jax.lax.axis_index(self._mesh_axes(axis))
+
+    def _mesh_axes(self, axis: str) -> tuple[str, ...]:
+        return tuple(name for name in RULES[axis] if name in self.mesh.shape)
 
     def check_divides(self, axis: str, size: int, name: str) -> None:
         """Raise InputError unless the mesh splits `axis` of this size evenly; `name` is the setting or weight."""
@@ -111,6 +125,33 @@ class ShardingRules:
                 f"({' x '.join(f'{axis} {count}' for axis, count in self.mesh.shape.items())}) splits `{axis}` into {shards} "
                 "shards. Change it or the mesh."
             )
+
+    def check_unsplit_rows(self) -> None:
+        """Raise InputError if the mesh splits rows, which generation cannot."""
+        if self.num_shards("length") > 1:
+            raise InputError(
+                f"mesh.context: expected 1, got {self.num_shards('length')}: generation works token by token and splits no rows. "
+                "Use mesh.data or mesh.tensor."
+            )
+
+    @property
+    def row_multiple(self) -> int:
+        """What the length of a row must be a multiple of; 1 unless the mesh splits rows."""
+        shards = self.num_shards("length")
+        return 1 if shards == 1 else 2 * ROW_MULTIPLE * shards
+
+    def check_row_length(self, length: int) -> None:
+        """Raise InputError unless the mesh splits rows of this length into pieces of whole attention blocks."""
+        multiple = self.row_multiple
+        if length % multiple:
+            raise InputError(
+                f"data.row_length: expected a multiple of {multiple} ({2 * ROW_MULTIPLE} for each of the "
+                f"{self.num_shards('length')} parts of mesh.context), got {length}. Change it or mesh.context."
+            )
+
+
+def _spec(names: tuple[str, ...]) -> str | tuple[str, ...] | None:
+    return names if len(names) > 1 else names[0] if names else None
 
 
 def init_devices(options: MeshOptions, *, local: bool = False) -> ShardingRules:

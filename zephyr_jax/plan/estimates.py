@@ -33,6 +33,7 @@ def dtype_bytes(*dtypes: Dtype) -> int:
 def seconds_per_token(config: PlanConfig, num_chips: int) -> float:
     """Roofline time of a token on one chip."""
     chip, model, tensor = chip_of(config.topology), planned_shape(config), config.mesh.tensor
+    context = config.mesh.context
     weight_format = planned_format(config)
     tokens = _tokens_per_chip(config, num_chips)
     sharded = model.num_parameters * config.num_slices / num_chips
@@ -49,9 +50,12 @@ def seconds_per_token(config: PlanConfig, num_chips: int) -> float:
         gathers = 4 * 2 * model.num_parameters / tensor  # forward, recomputation, backward, reduction of gradients
     # six all-reduces of [tokens, d_model] in a layer, shared by the tensor-parallel chips and not overlapped with compute
     all_reduces = 6 * 2 * (tensor - 1) * 2 * model.num_layers * tokens * model.d_model
+    # keys and values of all columns, gathered in the forward pass and the recomputation, and their gradients
+    heads = 2 * model.num_kv_heads * model.head_dim * model.num_layers
+    all_gathers = 3 * 2 * (context - 1) * heads * tokens
     dcn = 2 * (1 - 1 / config.num_slices) * dtype_bytes(config.optimizer.grad_dtype) * sharded / chip.dcn
     padding = num_microbatches(config) * (config.batch.microbatch_rows or 1) / total_rows(config)
-    return padding * (max(compute, gathers / chip.ici, dcn) + all_reduces / chip.ici) / tokens
+    return padding * (max(compute, gathers / chip.ici, dcn) + (all_reduces + all_gathers) / chip.ici) / tokens
 
 
 def estimate_memory(config: PlanConfig, num_chips: int) -> float:
@@ -89,13 +93,12 @@ def estimate_memory(config: PlanConfig, num_chips: int) -> float:
 
 @cache
 def stored_bytes(model: ModelConfig, weight_format: WeightFormat, fsdp: int, tensor: int) -> tuple[float, float]:
-    """Bytes of a chip's trainable and frozen weights on a mesh of these sizes."""
+    """Bytes of a chip's trainable and frozen weights on a mesh of these sizes; `fsdp` stands for `context`, too."""
     shards = {"fsdp": fsdp, "tensor": tensor}
     totals = {True: 0.0, False: 0.0}
     weights = stored_weights(model, abstract_model(model, Compute())[1], weight_format)
     for path, weight in jax.tree_util.tree_leaves_with_path(weights):
-        names = [RULES[axis] for axis in weight.axes if axis]
-        number = math.prod(shards.get(name, 1) for name in names if isinstance(name, str))
+        number = math.prod(shards.get(name, 1) for axis in weight.axes if axis for name in RULES[axis])
         bits = 4 if weight.dtype in (jnp.int4, jnp.uint4) else 8 * jnp.dtype(weight.dtype).itemsize
         totals[is_adapter(path[-1].key)] += math.prod(weight.shape) * bits / 8 / number
     return totals[True], totals[False]

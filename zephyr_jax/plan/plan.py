@@ -205,8 +205,11 @@ def plan(config: PlanConfig) -> StepPlan:
     """Compile the step. Raises InputError for an unknown topology, sizes that do not divide into the mesh, or no room."""
     config = fit_lengths(config)
     rules = ShardingRules(make_mesh(config.mesh, topology_devices(config.topology, config.num_slices)))
+    if config.planned_step == "generate":
+        rules.check_unsplit_rows()
     rows = config.batch.rows_per_forward
     rules.check_divides("batch", rows, "batch.microbatch_rows (or batch.rows)")
+    rules.check_row_length(config.data.row_length)
     shape = planned_shape(config)
     model = abstract_of(shape, config.model, rules, planned_format(config))
     start = time.perf_counter()

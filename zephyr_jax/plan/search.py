@@ -72,6 +72,7 @@ def searched_settings(config: PlanConfig) -> dict[str, object]:
         "model.remat": model.remat,
         "mesh.data": mesh.data,
         "mesh.fsdp": mesh.fsdp,
+        **({"mesh.context": mesh.context} if mesh.context > 1 else {}),
         "mesh.tensor": mesh.tensor,
         "optimizer.grad_dtype": optimizer.grad_dtype,
         "optimizer.first_moment_dtype": optimizer.first_moment_dtype,
@@ -126,9 +127,10 @@ def candidates(config: PlanConfig, num_chips: int, moments: Moments) -> Iterator
         second_moment_dtype=moments[1],
     )
     for tensor, rows_per_group, remat in product((1, 2, 4), (1, 2, 4, 8, 16), _SEARCHED):
-        if num_chips % tensor or model.num_kv_heads % tensor:
+        chips_per_row = tensor * config.mesh.context
+        if num_chips % chips_per_row or model.num_kv_heads % tensor:
             continue
-        rows = num_chips // tensor * rows_per_group
+        rows = num_chips // chips_per_row * rows_per_group
         divides = total % rows == 0 if config.batch.rows else rows <= total or rows_per_group == 1
         if not divides or not blocks_divide(model, weight_format, num_chips // config.num_slices // tensor, tensor):
             continue

@@ -66,6 +66,7 @@ class ReferencePass:
         self._source = opened.source
         tables = recorded_template_dates(root)
         config, self._opened, self._tokenizer = resolve_settings("reference", config, opened, tables=tables)
+        self._rules.check_row_length(config.data.row_length)
         self._config, self._command = config, command
         opened.check_weights()
         kind, max_positions = self.method.examples, self._source.model_config.max_positions

@@ -118,7 +118,7 @@ def _generate(samples: SampleSet, config: SftConfig, name: str, model: ModelOpti
     """The prompts with greedy samples of one more model."""
     settings = GenerateConfig(
         model=_inference_options(config, model),
-        mesh=config.mesh,
+        mesh=config.mesh.without_context(),
         prompts=tuple(prompt.prompt for prompt in samples.prompts),
         **_template_settings(config, model),
         batch_size=len(samples.prompts),

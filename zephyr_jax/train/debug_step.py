@@ -82,6 +82,7 @@ def debug_step(config: DebugStepConfig) -> StepDiagnosis:
     model, parameters = opened.abstract, opened.load_weights()
     rows = batch.rows.tokens.shape[1]
     rules.check_divides("batch", rows, "rows of the batch")
+    rules.check_row_length(batch.rows.tokens.shape[2])
     placed = place_batch(rules, batch, rows)
     chunk = settings.model.logprob_chunk
     objective = method.objective(model.definition, settings, examples_per_row=facts["examples_per_row"], chunk=chunk)

@@ -112,6 +112,7 @@ def open_run(config: SftConfig) -> Run:
     method = method_of(config)
     tables = recorded_template_dates(method.reference_folder(config))
     config, opened, tokenizer = resolve_settings(method.name, config, opened, progress.get("config"), tables)
+    rules.check_row_length(config.data.row_length)
     config = replace(config, adapter=resolved_settings(config.adapter, opened))
     if progress:
         _check_same(progress, config, method)

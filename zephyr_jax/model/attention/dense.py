@@ -8,6 +8,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from zephyr_jax.errors import InputError
+from zephyr_jax.model.attention.zigzag import RowShard
 from zephyr_jax.model.softcap import softcap as capped
 
 MASKED = -1e30
@@ -75,12 +76,13 @@ def dense_attention(
 
 def cudnn_attention(
     q_BLNH: Array,
-    k_BLKH: Array,
-    v_BLKH: Array,
+    k_BJKH: Array,
+    v_BJKH: Array,
     info: SegmentInfo,
     window: int | None,
     scale: float | None = None,
     softcap: float | None = None,
+    shard: RowShard | None = None,
     *,
     implementation: Literal["cudnn", "xla"],
 ) -> Array:
@@ -88,12 +90,13 @@ def cudnn_attention(
 
     Args:
         q_BLNH: Queries; bfloat16 for `cudnn`.
-        k_BLKH: Keys.
-        v_BLKH: Values.
+        k_BJKH: Keys of the rows.
+        v_BJKH: Values of the rows.
         info: Segments and positions of the rows.
         window: Sliding window in tokens; None for full attention.
         scale: Factor of the scores; None: 1 / sqrt(H).
         softcap: None; the kernel has no soft cap.
+        shard: The columns of the queries; None: all.
         implementation: `cudnn` is the fused kernel of NVIDIA GPUs, which never stores all scores.
 
     Raises:
@@ -104,13 +107,26 @@ def cudnn_attention(
             f"expected no soft cap of attention scores (the cuDNN kernel has none), got {softcap:g}. Set `kernel` to `xla`."
         )
     # Tokens of a segment are adjacent and in order, so the kernel's own causal rule is right inside segments, too, and skips
-    # half of the work; only the rest of the mask rule is passed as an array.
-    i_L1, j_1L = jnp.arange(q_BLNH.shape[1])[:, None], jnp.arange(q_BLNH.shape[1])[None]
-    mask_BLL = (info.segments[:, :, None] == info.segments[:, None, :]) & (info.segments[:, None, :] > 0)
+    # half of the work; only the rest of the mask rule is passed as an array. It does not
+    # fit the columns of a part of a row.
+    i_L1, j_1J = jnp.arange(q_BLNH.shape[1])[:, None], jnp.arange(k_BJKH.shape[1])[None]
+    segments_BL = info.segments
+    if shard is not None:
+        i_L1 = shard.columns(k_BJKH.shape[1])[:, None]
+        segments_BL = info.segments[:, i_L1[:, 0]]
+    mask_BLJ = (segments_BL[:, :, None] == info.segments[:, None, :]) & (info.segments[:, None, :] > 0)
     if window is not None:
-        mask_BLL &= j_1L > i_L1 - window
+        mask_BLJ &= j_1J > i_L1 - window
+    if shard is not None:
+        mask_BLJ &= j_1J <= i_L1
     mixed_BLNH = jax.nn.dot_product_attention(
-        q_BLNH, k_BLKH, v_BLKH, mask=mask_BLL[:, None], is_causal=True, scale=scale, implementation=implementation
+        q_BLNH,
+        k_BJKH,
+        v_BJKH,
+        mask=mask_BLJ[:, None],
+        is_causal=shard is None,
+        scale=scale,
+        implementation=implementation,
     )
     result: Array = checkpoint_name(mixed_BLNH, ATTENTION)
     return result

@@ -33,6 +33,23 @@ class SharedInfo(NamedTuple):
         B, L = rows.tokens.shape
         return cls(rows.positions, rows.unshared_columns, rows.unshared_segments, rows.copies.reshape(B, -1, L))
 
+    @property
+    def unshared_info(self) -> SegmentInfo:
+        """Segments and positions of the un-shared rows."""
+        return SegmentInfo(self.segments, _take(self.positions, self.columns))
+
+    def of_unshared_columns(self, columns_C: Array) -> "SharedInfo":
+        """The layout for `unshare` alone, of an un-shared row that has only these of its columns."""
+        place_U = _places(columns_C, self.columns.shape[1])
+        copies = jnp.where(self.copies >= 0, place_U[jnp.maximum(self.copies, 0)], -1)
+        return self._replace(columns=self.columns[:, columns_C], copies=copies)
+
+    def of_columns(self, columns_C: Array) -> "SharedInfo":
+        """The layout for `share` alone, of a row that has only these of its columns."""
+        # A column that the row lacks becomes its first one: nothing reads it, as it is not the copy that `share` reads.
+        columns = jnp.maximum(_places(columns_C, self.positions.shape[1])[self.columns], 0)
+        return self._replace(columns=columns, copies=self.copies[:, :, columns_C])
+
 
 def unshared_attention(
     q_BLNH: Array, k_BLKH: Array, v_BLKH: Array, info: SharedInfo, kernel: Callable[..., Array]
@@ -46,9 +63,13 @@ def unshared_attention(
         info: Layout of the rows.
         kernel: Self-attention of packed rows without shared prompts: queries, keys, values and `SegmentInfo` -> mixed values.
     """
-    unshared_info = SegmentInfo(info.segments, _take(info.positions, info.columns))
-    unshared = (_unshare(x, info) for x in (q_BLNH, k_BLKH, v_BLKH))
-    return _share(kernel(*unshared, unshared_info), info)
+    unshared = (unshare(x, info) for x in (q_BLNH, k_BLKH, v_BLKH))
+    return share(kernel(*unshared, info.unshared_info), info)
+
+
+def _places(columns_C: Array, length: int) -> Array:
+    """int32 [length]: where each column stands in `columns_C`; -1 where it does not."""
+    return jnp.full(length, -1, jnp.int32).at[columns_C].set(jnp.arange(len(columns_C), dtype=jnp.int32))
 
 
 def _take(x: Array, index: Array) -> Array:
@@ -60,7 +81,7 @@ def _take(x: Array, index: Array) -> Array:
 # Both gathers have their own backward pass, which gathers, too. JAX would transpose them into scatters that add: slow on TPUs,
 # and on GPUs atomic, so that sums would differ from run to run.
 @jax.custom_vjp
-def _unshare(x_BLNH: Array, info: SharedInfo) -> Array:
+def unshare(x_BLNH: Array, info: SharedInfo) -> Array:
     """[B, L, ...] -> [B, U, ...]: every segment with its own copy of the prompt."""
     return _take(x_BLNH, info.columns)
 
@@ -80,23 +101,23 @@ def _unshare_backward(info: SharedInfo, grad_BUNH: Array) -> tuple[Array, None]:
     return sum(copies[1:], copies[0]).astype(grad_BUNH.dtype), None
 
 
-_unshare.defvjp(_unshare_forward, _unshare_backward)
+unshare.defvjp(_unshare_forward, _unshare_backward)
 
 
 @jax.custom_vjp
-def _share(x_BUNH: Array, info: SharedInfo) -> Array:
+def share(x_BUNH: Array, info: SharedInfo) -> Array:
     """[B, U, ...] -> [B, L, ...]: of a prompt's copies, which are equal, the first; meaningless for padding."""
     return _take(x_BUNH, jnp.maximum(info.copies[:, 0], 0))
 
 
 def _share_forward(x_BUNH: Array, info: SharedInfo) -> tuple[Array, SharedInfo]:
-    return _share(x_BUNH, info), info
+    return share(x_BUNH, info), info
 
 
 def _share_backward(info: SharedInfo, grad_BLNH: Array) -> tuple[Array, None]:
-    """Only the copies that `_share` reads have a gradient."""
+    """Only the copies that `share` reads have a gradient."""
     is_read_BU = _take(info.copies[:, 0], info.columns) == jnp.arange(info.columns.shape[1])
     return jnp.where(is_read_BU[:, :, None, None], _take(grad_BLNH, info.columns), 0), None
 
 
-_share.defvjp(_share_forward, _share_backward)
+share.defvjp(_share_forward, _share_backward)

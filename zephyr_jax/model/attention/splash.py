@@ -1,5 +1,6 @@
 """Attention on TPU: JAX's splash attention (Pallas) under the mask rule of `dense`; grouped queries share keys unrepeated."""
 
+import math
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 
 from zephyr_jax.errors import InputError
 from zephyr_jax.model.attention.dense import ATTENTION, SegmentInfo
+from zephyr_jax.model.attention.zigzag import RowShard, to_zigzag
 
 _MAX_BLOCK = {
     "TPU v4": (512, 512, 512),
@@ -26,12 +28,13 @@ _MIN_BLOCK = 128
 
 def splash_attention(
     q_BLNH: Array,
-    k_BLKH: Array,
-    v_BLKH: Array,
+    k_BJKH: Array,
+    v_BJKH: Array,
     info: SegmentInfo,
     window: int | None,
     scale: float | None = None,
     softcap: float | None = None,
+    shard: RowShard | None = None,
     chip: str = "",
     block: int | None = None,
     interpret: bool = False,
@@ -40,12 +43,13 @@ def splash_attention(
 
     Args:
         q_BLNH: Queries.
-        k_BLKH: Keys.
-        v_BLKH: Values.
+        k_BJKH: Keys.
+        v_BJKH: Values.
         info: Segments and positions of the rows; positions grow with the column.
         window: Sliding window in tokens; None for full attention.
         scale: Factor of the scores; None: 1 / sqrt(H).
         softcap: Soft cap of the scores.
+        shard: The columns of the queries, whose pieces are multiples of 128; None: all.
         chip: Device kind, which decides the block size.
         block: Block size; None: that of `block_size`.
         interpret: Run the kernel's interpreter on a CPU, for tests.
@@ -59,15 +63,20 @@ def splash_attention(
     # The kernel masks by column, not by position. Positions grow with the column inside a segment, so column and segment
     # decide the same mask as the rule of `visible`.
     B, L, N, H = q_BLNH.shape
-    K = k_BLKH.shape[2]
-    block = block or block_size(L, chip, (H > 128) + (softcap is not None))
-    kernel = _kernel(L, N // K, window, softcap, block, interpret)
-    kernel = _without_disjoint_blocks(kernel, info.segments)
+    J, K = k_BJKH.shape[1:3]
+    count = 1 if shard is None else shard.count
+    # The backward kernel of a part of a row takes more VMEM, too: blocks of 2,048 do not fit a v6e chip.
+    block = block or block_size(J, chip, min(2, (H > 128) + (softcap is not None) + (shard is not None)))
+    kernel = _kernel(J, N // K, window, softcap, block, interpret, count)
+    query_segments = info.segments
+    if shard is not None:
+        kernel, query_segments = _part(kernel, shard), info.segments[:, shard.columns(J)]
+    kernel = _without_disjoint_blocks(kernel, query_segments, info.segments)
     q_BKGLH = (q_BLNH * (scale or H**-0.5)).reshape(B, L, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    k_BKLH, v_BKLH = k_BLKH.transpose(0, 2, 1, 3), v_BLKH.transpose(0, 2, 1, 3)
-    segments = kernels.SegmentIds(info.segments, info.segments)
+    k_BKJH, v_BKJH = k_BJKH.transpose(0, 2, 1, 3), v_BJKH.transpose(0, 2, 1, 3)
+    segments = kernels.SegmentIds(query_segments, info.segments)
     per_kv_head = jax.vmap(kernel, in_axes=(0, 0, 0, None))  # MQA kernel: G queries share a key head, never repeated
-    out_BKGLH = jnp.asarray(jax.vmap(per_kv_head)(q_BKGLH, k_BKLH, v_BKLH, segments))
+    out_BKGLH = jnp.asarray(jax.vmap(per_kv_head)(q_BKGLH, k_BKJH, v_BKJH, segments))
     return out_BKGLH.transpose(0, 3, 1, 2, 4).reshape(B, L, N, H)
 
 
@@ -92,11 +101,33 @@ def block_size(length: int, chip: str = "", num_large: int = 0) -> int:
     return size
 
 
+def _part(kernel: kernels.SplashAttentionKernel, shard: RowShard) -> kernels.SplashAttentionKernel:
+    """The kernel for a part of the queries: its lists of blocks and query columns have those of all parts in turn."""
+
+    def own(x: Array) -> Array:
+        axis = 0 if x.ndim == 1 else 1  # [columns], or [heads, blocks of queries, blocks of keys]
+        size = x.shape[axis] // shard.count
+        return jax.lax.dynamic_slice_in_dim(x, shard.index * size, size, axis)
+
+    part: kernels.SplashAttentionKernel = jax.tree.map(own, kernel)
+    return part
+
+
 def _kernel(
-    length: int, queries_per_key: int, window: int | None, softcap: float | None, block: int, interpret: bool
+    length: int,
+    queries_per_key: int,
+    window: int | None,
+    softcap: float | None,
+    block: int,
+    interpret: bool,
+    parts: int = 1,
 ) -> kernels.SplashAttentionKernel:
+    """The kernel for rows whose queries are split into `parts` in zigzag order."""
     shape = (length, length)
     head_mask = masks.CausalMask(shape) if window is None else masks.LocalMask(shape, (window - 1, 0), 0)
+    if parts > 1:
+        head_mask.q_sequence = to_zigzag(head_mask.q_sequence[None], parts)[0]
+        block = math.gcd(block, length // (2 * parts))
     sizes = kernels.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -111,7 +142,7 @@ def _kernel(
         mask,
         block_sizes=sizes,
         head_shards=1,
-        q_seq_shards=1,
+        q_seq_shards=parts,
         residual_checkpoint_name=ATTENTION,
         attn_logits_soft_cap=softcap,
         interpret=interpret,
@@ -120,7 +151,7 @@ def _kernel(
 
 
 def _without_disjoint_blocks(
-    kernel: kernels.SplashAttentionKernel, segments_BL: Array
+    kernel: kernels.SplashAttentionKernel, query_segments_BL: Array, key_segments_BJ: Array
 ) -> kernels.SplashAttentionKernel:
     """The kernel that skips a block if its queries and its keys have no segment in common, in all of the rows.
 
@@ -130,11 +161,16 @@ def _without_disjoint_blocks(
     # for all rows: with a table per row Pallas runs the rows in a loop, which copies every operand of the kernel.
     forward: Any = kernel.fwd_mask_info
     backward: Any = kernel.dkv_mask_info
-    B, Z = segments_BL.shape[0], forward.block_mask.shape[1]
-    # Padding is at the end of a row. As the largest number it does not make a block span the segments of the row before it.
-    numbers_BZC = jnp.where(segments_BL > 0, segments_BL, segments_BL.shape[1] + 1).reshape(B, Z, -1)
-    first_BZ, last_BZ = jnp.min(numbers_BZC, axis=2), jnp.max(numbers_BZC, axis=2)
-    later, earlier = first_BZ[:, :, None] <= last_BZ[:, None], first_BZ[:, None] <= last_BZ[:, :, None]
+    size = query_segments_BL.shape[1] // forward.block_mask.shape[1]
+
+    def spans(segments: Array) -> tuple[Array, Array]:
+        """Smallest and largest segment of each block."""
+        # Padding is at the end of a row. As the largest number it does not make a block span the segments of the row before it.
+        numbers = jnp.where(segments > 0, segments, key_segments_BJ.shape[1] + 1).reshape(len(segments), -1, size)
+        return jnp.min(numbers, axis=2), jnp.max(numbers, axis=2)
+
+    (first_query, last_query), (first_key, last_key) = spans(query_segments_BL), spans(key_segments_BJ)
+    later, earlier = first_query[:, :, None] <= last_key[:, None], first_key[:, None] <= last_query[:, :, None]
     overlap = jnp.any(later & earlier, axis=0)  # [Z queries, Z keys]
     keys = forward.data_next[0].astype(jnp.int32)  # [Z queries, width]: the grid leaves out blocks before a window
     runs = (forward.block_mask[0] > 0) & jnp.take_along_axis(overlap, keys, axis=1)
