@@ -107,8 +107,7 @@ def cudnn_attention(
             f"expected no soft cap of attention scores (the cuDNN kernel has none), got {softcap:g}. Set `kernel` to `xla`."
         )
     # Tokens of a segment are adjacent and in order, so the kernel's own causal rule is right inside segments, too, and skips
-    # half of the work; only the rest of the mask rule is passed as an array. It does not
-    # fit the columns of a part of a row.
+    # half of the work; only the rest of the mask rule is passed as an array. That rule does not fit a part of a row.
     i_L1, j_1J = jnp.arange(q_BLNH.shape[1])[:, None], jnp.arange(k_BJKH.shape[1])[None]
     segments_BL = info.segments
     if shard is not None:
