@@ -55,7 +55,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark THOROUGH; the longest files first, so that workers end at about the same time: xdist assigns files in this order."""
     for item in items:
         file = item.path.relative_to(HERE).as_posix()
-        if file in THOROUGH or f"{file}::{item.name}" in THOROUGH:
+        function = item.name.partition("[")[0]
+        if not {file, f"{file}::{function}", f"{file}::{item.name}"}.isdisjoint(THOROUGH):
             item.add_marker(pytest.mark.thorough)
     ranks = {HERE / name: rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path, len(LONGEST)))

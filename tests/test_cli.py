@@ -76,7 +76,7 @@ def test_a_command_is_a_config_and_a_function_of_it(name: str) -> None:
     hints = typing.get_type_hints(command.function())
     assert issubclass(command.config_type(), hints["config"])
     assert hints["command"] is str
-    assert hints["return"] in (str, type(None))
+    assert hints["return"] in (str, str | None, type(None))
 
 
 def test_the_log_level_is_an_option_of_every_command(

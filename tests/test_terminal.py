@@ -65,7 +65,7 @@ def test_generate_escapes_prompts_and_answers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answers = [GeneratedAnswer(text, text, (), True) for text, _ in HOSTILE.values()]
-    monkeypatch.setattr(generating, "generate", lambda config: answers)
+    monkeypatch.setattr(generating, "generate", lambda config, **_: answers)
     cli.main(["generate", "--model", "x", "--prompts", "Hi"])
     out = capsys.readouterr().out
     assert not obeyed(out)

@@ -268,8 +268,8 @@ class MeshOptions:
     """Fully sharded data parallelism (ZeRO-3): number of shards of weights and optimizer state, each with its part of the
     batch. -1: the remaining devices."""
     context: PositiveInt = field(default=1, metadata=ADVANCED)
-    """Context parallelism, for training and scoring on long rows: number of parts that a row is split into. `data.row_length`
-    must be a multiple of 256 times this. It shards weights and optimizer state, too, as `fsdp` does."""
+    """Context parallelism, for training and scoring on long rows: parts of a row, whose length must be a multiple of 256 times
+    this. It shards weights and optimizer state, too, as `fsdp` does."""
     tensor: int = 1
     """Tensor parallelism: number of shards of heads, feed-forward and vocabulary. Raise it if one row per device does not
     fit. A vocabulary that it does not divide is padded in compiled programs only."""
