@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import replace
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
+from zephyr_jax.cli import parse
 from zephyr_jax.config.plan import PlanConfig
-from zephyr_jax.config.yaml_file import load_card
 from zephyr_jax.plan.plan import DoesNotFitError, StepPlan, plan
 from zephyr_jax.plan.search import Fit, fit, searched_settings
 from zephyr_jax.plan.table import run_hours
@@ -46,15 +45,17 @@ COLUMNS = "step | settings | rows x accumulation | peak GiB | chip | matmuls s |
 HEADER = f"| {COLUMNS} |\n{'|---' * len(COLUMNS.split('|'))}|"
 
 
-def card(step: str, topology: str) -> PlanConfig:
-    """The card of the step, planned for the topology."""
-    return replace(load_card(PlanConfig, CARDS / f"{step}.yaml"), topology=topology, step=step)
+def card(step: str, topology: str, settings: str = "") -> PlanConfig:
+    """The card of the step, planned for the topology with settings as they stand on a command line."""
+    words = f"--config {CARDS / step}.yaml --step {step} --topology {topology} {settings}"
+    return parse(PlanConfig, "plan", words.split())
 
 
-def changes(config: PlanConfig, base: PlanConfig) -> dict[str, object]:
-    """The searched settings in which a plan differs from the card."""
+def changes(config: PlanConfig, base: PlanConfig) -> str:
+    """The searched settings in which a plan differs from the card, as they stand on a command line."""
     before = searched_settings(base)
-    return {name: value for name, value in searched_settings(config).items() if value != before[name]}
+    changed = {name: value for name, value in searched_settings(config).items() if value != before[name]}
+    return " ".join(f"--{name} {value}" for name, value in changed.items())
 
 
 def line(compiled: StepPlan, label: str) -> str:
@@ -79,26 +80,13 @@ def as_the_card_is(step: str, topology: str) -> str:
     try:
         return line(plan(card(step, topology)), "as the card is")
     except DoesNotFitError:
-        return f"| {step} | as the card is | the compiler ran out of memory |||||||||"
+        return f"| {step} | as the card is | the compiler ran out of memory | | | | | | |"
 
 
-def same_settings(dpo: StepPlan, topology: str) -> Fit | None:
-    """The SFT step with the settings of the DPO step, if it fits."""
-    base, found = card("sft", topology), dpo.config
-    settings = replace(
-        base,
-        mesh=found.mesh,
-        batch=replace(base.batch, microbatch_rows=found.batch.microbatch_rows),
-        model=replace(base.model, remat=found.model.remat),
-        optimizer=replace(
-            base.optimizer,
-            grad_dtype=found.optimizer.grad_dtype,
-            first_moment_dtype=found.optimizer.first_moment_dtype,
-            second_moment_dtype=found.optimizer.second_moment_dtype,
-        ),
-    )
+def with_settings(step: str, topology: str, settings: str) -> Fit | None:
+    """The step with given settings, if it fits."""
     try:
-        compiled = plan(settings)
+        compiled = plan(card(step, topology, settings))
     except DoesNotFitError:
         return None
     return Fit(compiled, ()) if compiled.fits else None
@@ -108,12 +96,12 @@ def section(accelerator: str) -> str:
     """The settings and tables of one accelerator."""
     topology = TOPOLOGIES[accelerator]
     lines, settings, rejected = [], {}, []
-    dpo = fit(card("dpo", topology))
-    for step, best in (("dpo", dpo), ("sft", same_settings(dpo.plan, topology) or fit(card("sft", topology)))):
-        changed = changes(best.plan.config, card(step, topology))
-        settings[step] = " ".join(f"--{name} {value}" for name, value in changed.items())
-        lines += [line(best.plan, f"`{settings[step]}`" if changed else "as the card is")]
-        lines += [as_the_card_is(step, topology)] if changed else []
+    for step in ("dpo", "sft"):
+        best = with_settings(step, topology, settings["dpo"]) if settings else None
+        best = best or fit(card(step, topology))
+        settings[step] = changes(best.plan.config, card(step, topology))
+        lines += [line(best.plan, f"`{settings[step]}`" if settings[step] else "as the card is")]
+        lines += [as_the_card_is(step, topology)] if settings[step] else []
         rejected += [f"- {step}, does not fit: `{text.replace(': ', '`: ', 1)}" for text in best.rejected]
     if settings["sft"] == settings["dpo"]:
         advice = ["All stages:", "", f"    launch/zephyr.sh {settings['dpo']}".rstrip()]

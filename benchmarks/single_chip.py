@@ -107,7 +107,7 @@ def peak_gib(sizes: ModelConfig, training: Training, hardware: Hardware, rows: i
     return (state + rows * row_bytes(sizes, hardware) + temporary_bytes(sizes, hardware)) / GIB
 
 
-def compiled_peaks() -> dict[tuple[str, Training, str], float]:
+def compiled_peaks(folder: Path = Path(__file__).parent) -> dict[tuple[str, Training, str], float]:
     """GiB of one chip of DPO steps with one row per chip, by model, training and topology; infinite for refused programs."""
     trainings: dict[tuple[str, str], Training] = {
         ("0", "float32"): "full",
@@ -116,15 +116,19 @@ def compiled_peaks() -> dict[tuple[str, Training, str], float]:
     }
     devices = {hardware.topology: hardware.devices for hardware in HARDWARE.values() if hardware.topology}
     peaks = {}
-    for file in sorted(Path(__file__).parent.glob("plan_*.md")):
+    for file in sorted(folder.glob("plan_*.md")):
         for line in file.read_text().splitlines():
             cells = [cell.strip() for cell in line.strip("| ").split("|")]
             if len(cells) <= KEY_CELLS or cells[0] != "dpo" or cells[1] not in MODELS:
                 continue
             _, name, topology, rows, base, rank = cells[:6]
-            if (rank, base) in trainings and rows == str(devices.get(topology)):
-                refused = "RESOURCE_EXHAUSTED" in cells[KEY_CELLS]
-                peaks[name, trainings[rank, base], topology] = math.inf if refused else float(cells[PEAK_CELL])
+            if (rank, base) not in trainings or rows != str(devices.get(topology)):
+                continue
+            key = name, trainings[rank, base], topology
+            if "RESOURCE_EXHAUSTED" in cells[KEY_CELLS]:
+                peaks[key] = math.inf
+            elif len(cells) > PEAK_CELL:  # else the compiler refused the step for another reason than memory
+                peaks[key] = float(cells[PEAK_CELL])
     return peaks
 
 

@@ -51,13 +51,20 @@ FULLY_OPTIMIZED = ("benchmarks", "demo", "launch", "plan")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects by mark
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark THOROUGH; the longest files first, so that workers end at about the same time: xdist assigns files in this order."""
+    files, marked = set(), set()
     for item in items:
         file = item.path.relative_to(HERE).as_posix()
         function = item.name.partition("[")[0]
-        if not {file, f"{file}::{function}", f"{file}::{item.name}"}.isdisjoint(THOROUGH):
+        entries = {file, f"{file}::{function}", f"{file}::{item.name}"}.intersection(THOROUGH)
+        files.add(file)
+        marked |= entries
+        if entries:
             item.add_marker(pytest.mark.thorough)
+    missing = [entry for entry in THOROUGH if entry not in marked and entry.partition("::")[0] in files]
+    if missing and not any("::" in argument for argument in config.args):
+        raise pytest.UsageError(f"tests/thorough.py: expected names of tests, got {missing}")
     ranks = {HERE / name: rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path, len(LONGEST)))
 

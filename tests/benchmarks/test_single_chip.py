@@ -1,10 +1,21 @@
 """The memory arithmetic of `docs/single-chip.md`: its table is on the page, and its formulas agree with compiled programs."""
 
+import math
 from pathlib import Path
 
 import pytest
 
-from benchmarks.single_chip import HARDWARE, MODELS, Hardware, Training, num_adapter_weights, peak_gib, table
+from benchmarks.single_chip import (
+    HARDWARE,
+    MODELS,
+    Hardware,
+    Training,
+    cell,
+    compiled_peaks,
+    num_adapter_weights,
+    peak_gib,
+    table,
+)
 from zephyr_jax.plan.shape import MISTRAL_7B
 
 ROOT = Path(__file__).parents[2]
@@ -16,6 +27,19 @@ MOMENT_BYTES = 2
 def test_the_page_has_the_table() -> None:
     """Law: the table on the page is what the script prints."""
     assert table() in (ROOT / "docs" / "single-chip.md").read_text()
+
+
+def test_refused_programs_are_read_as_such(tmp_path: Path) -> None:
+    """Law: a program without room is `no`, one that is refused for another reason has no value, others have their peak."""
+    (tmp_path / "plan_v5e_1x1.md").write_text(
+        "| dpo | Mistral-7B | v5e:1x1 | 1 | bfloat16 | 16 | full | 13.88 | 0.96 | 14.84 | 15.75 | 0.42 | 73% | 6.7 | 97 |  |\n"
+        "| dpo | Llama-3.1-8B | v5e:1x1 | 1 | bfloat16 | 16 | full | refused: RESOURCE_EXHAUSTED: no room |\n"
+        "| dpo | Qwen3-8B | v5e:1x1 | 1 | bfloat16 | 16 | full | the mesh does not divide the heads |\n"
+    )
+    training: Training = "LoRA, bfloat16 base"
+    expected = {("Mistral-7B", training, "v5e:1x1"): 14.84, ("Llama-3.1-8B", training, "v5e:1x1"): math.inf}
+    assert compiled_peaks(tmp_path) == expected
+    assert [cell(peak, HARDWARE["v5e-1"], True) for peak in expected.values()] == ["**14.8**", "**no**"]
 
 
 def test_the_models_have_the_published_sizes() -> None:

