@@ -5,7 +5,6 @@ A page is read as a user reads it: a fence with `title="NAME"` is a file to save
 """
 
 import json
-import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -32,6 +31,14 @@ LIMITS = {
     "generate": ["--max_new_tokens", "4"],
 }
 """Added to commands so that a test does not take minutes."""
+WRITTEN = {
+    "quickstart": ["runs/tiny-dpo/report.html", "my-zephyr/provenance.json"],
+    "data": ["data/pairs/README.md"],
+    "training": ["runs/my-dpo/report.html"],
+    "evaluation": ["dpo-metrics.json"],
+    "serving": ["answers.jsonl"],
+}
+"""What the commands of a page leave in the folder."""
 FENCE = re.compile(
     r"(?:<!-- not run: (?P<skip>[^\n]+?) -->\n)?^```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
@@ -117,17 +124,16 @@ def test_the_commands_run(name: str, folder: Path, monkeypatch: pytest.MonkeyPat
         for words in fence.commands() if fence.language == "bash" and not fence.skipped else ():
             if "--help" not in words:
                 cli.main([*words, *LIMITS.get(words[0], [])])
+    assert [file for file in WRITTEN.get(name, []) if not (folder / file).exists()] == []
 
 
 def test_the_quickstart_ends_with_an_export(folder: Path) -> None:
-    """The runs above left what the pages name; the lineage has every stage."""
+    """The lineage of what the runs above exported has every stage."""
     if not (folder / "my-zephyr").exists():
         pytest.skip("the commands of the pages were not run")
     record = json.loads((folder / "my-zephyr" / "provenance.json").read_text())
     stages = [record["made_by"], record["parent"]["made_by"], record["parent"]["parent"]["made_by"]]
     assert stages == ["export", "dpo", "sft"]
-    files = ("runs/tiny-dpo/report.html", "answers.jsonl", "dpo-metrics.json", "data/pairs/README.md", "runs/my-dpo")
-    assert [name for name in files if not os.path.exists(folder / name)] == []
 
 
 def test_every_row_format_has_an_example() -> None:
