@@ -32,6 +32,10 @@ def test_the_workflow_runs_ci_and_nothing_else() -> None:
     version = (ROOT / ".python-version").read_text().strip()
     assert actions == {"actions/checkout": {}, "actions/setup-python": {"python-version": version}}
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+    weekly = read(".github/workflows/thorough.yml")
+    (thorough,) = weekly["jobs"].values()
+    assert "schedule" in weekly[True]
+    assert thorough["steps"] == [*job["steps"][:-1], {"run": ".ci/run -m thorough"}]
 
 
 def test_pre_commit_runs_the_checks_of_ci() -> None:
