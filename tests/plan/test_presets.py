@@ -12,6 +12,7 @@ from zephyr_jax.plan.shape import planned_shape
 PUBLISHED = {
     "Mistral-7B": 7.24, "Llama-3.1-8B": 8.03, "Llama-3.2-1B": 1.24, "Llama-3.2-3B": 3.21, "Qwen2.5-7B": 7.62, "Qwen3-8B": 8.19,
     "Qwen3-14B": 14.77, "Gemma-2-9B": 9.24, "Gemma-3-1B": 1.00, "Olmo-3-7B": 7.30, "SmolLM3-3B": 3.08,
+    "OLMo-2-1124-7B": 7.30, "Gemma-7B": 8.54, "Granite-3.3-8B": 8.17, "Phi-4": 14.66,
 }  # fmt: skip
 """Billions of weights on the models' pages."""
 
@@ -37,7 +38,15 @@ def test_a_path_names_its_preset(path: str, name: str | None) -> None:
     assert planned_shape(PlanConfig(model=ModelOptions(path=path))) == preset(name or "Mistral-7B")
 
 
-@pytest.mark.parametrize(("card", "name"), [("llama-3.1-8b", "Llama-3.1-8B"), ("qwen3-8b", "Qwen3-8B")])
+@pytest.mark.parametrize(
+    ("card", "name"),
+    [
+        ("llama-3.1-8b", "Llama-3.1-8B"),
+        ("qwen3-8b", "Qwen3-8B"),
+        ("gemma-2-9b", "Gemma-2-9B"),
+        ("smollm3-3b", "SmolLM3-3B"),
+    ],
+)
 @pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_a_card_is_planned_with_its_model(card: str, name: str, stage: str) -> None:
     assert planned_shape(load_card(PlanConfig, f"configs/{card}/{stage}.yaml")) == preset(name)
