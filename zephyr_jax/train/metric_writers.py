@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 from uuid import uuid4
 
-from tensorboardX import SummaryWriter
-
 from zephyr_jax.errors import InputError
 from zephyr_jax.storage.cloud import is_remote
 from zephyr_jax.storage.files import Path, write_atomic
@@ -98,6 +96,9 @@ class TensorBoard:
     """Event files, written to the local disk and copied when the run is on Cloud Storage."""
 
     def __init__(self, folder: Path):
+        # Its import takes a seventh of the start of a command, for Google's client of Cloud Storage.
+        from tensorboardX import SummaryWriter
+
         self._folder = folder
         self._scratch = tempfile.TemporaryDirectory(prefix="zephyr-jax-") if is_remote(folder) else None
         self._writer = SummaryWriter(self._scratch.name if self._scratch else str(folder))
