@@ -39,7 +39,8 @@ def _with_eos() -> dict[str, Any]:
     return content
 
 
-def _byte_level(*specials: str, bos: str | None = None, prefix_space: bool = False) -> dict[str, Any]:
+def byte_level(*specials: str, bos: str | None = None, prefix_space: bool = False) -> dict[str, Any]:
+    """tokenizer.json of byte-level BPE with these special tokens; `bos` is put in front of every text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
@@ -68,20 +69,20 @@ KINDS: dict[str, tuple[Callable[[], dict[str, Any]], dict[str, Any]]] = {
     "add-eos": (_with_eos, {**_LLAMA, "tokenizer_class": "LlamaTokenizerFast", "add_eos_token": True}),
     "add-eos-generic": (_with_eos, {**_LLAMA, "tokenizer_class": "TokenizersBackend", "add_eos_token": True}),
     "llama-3": (
-        lambda: _byte_level("<|begin|>", "<|eot|>", bos="<|begin|>"),
+        lambda: byte_level("<|begin|>", "<|eot|>", bos="<|begin|>"),
         {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin|>", "eos_token": "<|eot|>"},
     ),
     "no-bos": (
-        lambda: _byte_level(_END, "<|im_start|>", "<|im_end|>"),
+        lambda: byte_level(_END, "<|im_start|>", "<|im_end|>"),
         {"tokenizer_class": "GPT2Tokenizer", "bos_token": _END, "eos_token": _END, "unk_token": _END,
          "additional_special_tokens": ["<|im_start|>", "<|im_end|>"]},
     ),
     "bos-is-eos": (
-        lambda: _byte_level(_END, "<|im_start|>", "<|im_end|>", bos=_END),
+        lambda: byte_level(_END, "<|im_start|>", "<|im_end|>", bos=_END),
         {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": _END, "eos_token": _END, "pad_token": "<|im_end|>"},
     ),
     "prefix-space": (
-        lambda: _byte_level("<s>", "</s>", bos="<s>", prefix_space=True),
+        lambda: byte_level("<s>", "</s>", bos="<s>", prefix_space=True),
         {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "add_prefix_space": True},
     ),
 }  # fmt: skip

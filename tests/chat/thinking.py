@@ -27,13 +27,15 @@ THINKING = (
     "{% if loop.last or message.reasoning_content %}"
     "<think>\n{{ message.reasoning_content | default('') | trim }}\n</think>\n\n"
     "{% endif %}{% endif %}"
-    "{{ message.content | trim }}" + _CALLS + "<|im_end|>\n"
+    "{{ message.content.split('</think>') | last | trim }}" + _CALLS + "<|im_end|>\n"
     "{% elif message.role == 'tool' %}<|im_start|>user\n<result>{{ message.content }}</result><|im_end|>\n"
     "{% else %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n" + _EMPTY_BLOCK
 )
-"""Reasoning of the last turn only, an empty think block where it has none, in the generation prompt on request (Qwen3)."""
+"""Reasoning of the last turn only, an empty think block where it has none, in the generation prompt on request (Qwen3).
+
+Reasoning in the content of an answer is removed."""
 ALWAYS_THINKS = THINKING.replace(_EMPTY_BLOCK, "<think>\n{% endif %}")
 """The generation prompt opens the reasoning (DeepSeek R1, Qwen3 Thinking)."""
 GEMMA_LIKE = (

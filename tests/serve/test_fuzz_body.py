@@ -69,7 +69,9 @@ MESSAGES = st.one_of(
     ),
     st.lists(
         st.dictionaries(
-            st.sampled_from(["role", "content", "name", "refusal", "tool_calls"]), st.one_of(ODD, PARTS), max_size=4
+            st.sampled_from(["role", "content", "reasoning_content", "name", "refusal", "tool_calls"]),
+            st.one_of(ODD, PARTS),
+            max_size=4,
         )
     ),
     ODD,

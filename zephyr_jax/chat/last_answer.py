@@ -7,6 +7,8 @@ from zephyr_jax.chat.message import REASONING_FIELDS, Message, SkippedRow, witho
 
 REWRITES = "the chat template has no generation markers and rewrites earlier turns"
 """Why a conversation has no targets under a template that renders an answer in another way when a turn follows."""
+HIDES_REASONING = "the chat template shows the reasoning of some answers only"
+"""Why a conversation has no targets under a template that hides the reasoning of an answer when a turn follows."""
 
 
 def content_end(text: str, start: int, twin: str, content: str) -> int:
@@ -44,6 +46,17 @@ def joined_after(text: str, start: int, marked: Sequence[Sequence[int]]) -> tupl
     if len(spans) > 1 or any(text[start:begin].strip() for begin, _ in spans):
         raise SkippedRow("the generation markers of the last answer do not start right after the generation prompt")
     return spans
+
+
+def check_marks(count: int, expected: int) -> None:
+    """Raise SkippedRow unless the text shows the reasoning of all targets, by the numbers of their marks."""
+    if count <= 0:
+        raise SkippedRow(
+            "the chat template removes the reasoning from answers; choose one that renders `reasoning_content` "
+            "(data.chat_template)"
+        )
+    if count < expected:
+        raise SkippedRow(HIDES_REASONING)
 
 
 def through_reasoning(messages: list[Message]) -> list[Message]:

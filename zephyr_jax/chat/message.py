@@ -72,7 +72,8 @@ def check_messages(messages: Any, learnt: bool = True) -> None:
             raise SkippedRow(f"a message has the role {str(role)[:40]!r}; roles are {join_items(ROLES)}")
         if not isinstance(message.get("content"), str):
             raise SkippedRow(f"a {message['role']} message holds {type(message.get('content')).__name__}, not text")
-        if not _is_unicode(message["content"]):
+        texts = [message["content"], *map(message.get, REASONING_FIELDS)]
+        if not all(_is_unicode(text) for text in texts if isinstance(text, str)):
             raise SkippedRow(f"a {message['role']} message has a lone surrogate, expected Unicode text")
     roles = [message["role"] for message in messages]
     follows = [after in _MAY_FOLLOW[role].split() for role, after in zip(["", *roles], roles, strict=False)]

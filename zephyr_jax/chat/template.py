@@ -13,8 +13,16 @@ from hashlib import blake2b
 from typing import Any
 
 from zephyr_jax.chat.answer_spans import Span, consecutive_end, content_spans, joined_spans, prefix_counts, sentinel
-from zephyr_jax.chat.last_answer import REWRITES, content_end, joined_after, through_reasoning, without_reasoning
+from zephyr_jax.chat.last_answer import (
+    REWRITES,
+    check_marks,
+    content_end,
+    joined_after,
+    through_reasoning,
+    without_reasoning,
+)
 from zephyr_jax.chat.message import (
+    REASONING_FIELDS,
     Message,
     SkippedRow,
     ablations,
@@ -23,6 +31,15 @@ from zephyr_jax.chat.message import (
     holds_match,
     without_field,
     without_matches,
+)
+from zephyr_jax.chat.reasoning import (
+    CLOSE_TAG,
+    MARK,
+    changed_reason,
+    ends_open,
+    split_blocks,
+    with_marks,
+    without_specials,
 )
 from zephyr_jax.chat.sandbox import render_sandboxed
 from zephyr_jax.chat.template_probe import PROBES
@@ -71,7 +88,7 @@ class ChatTemplate:
         self, messages: list[Message], add_generation_prompt: bool = False, tools: list[Any] | None = None
     ) -> RenderedChat:
         """Render checked messages without looking for the answers' spans. Raises SkippedRow with the reason."""
-        check_messages(messages, learnt=not add_generation_prompt)
+        messages = self._checked(messages, learnt=not add_generation_prompt)
         text = self._text(messages, add_generation_prompt, tools)
         if add_generation_prompt:
             self._check_reasoning(text, messages, True, tools)
@@ -94,9 +111,10 @@ class ChatTemplate:
         """
         if add_generation_prompt:
             return self.text(messages, add_generation_prompt, tools)
-        check_messages(messages)
+        messages = self._checked(messages)
         text, spans = self._render_spans(messages, tools)
         self._check_nothing_ignored(text, messages, add_generation_prompt, tools)
+        self._check_targets(text, messages, 0, tools)
         specials = self._special_spans_of(messages, text, False, tools)
         spans = {index: _through_last_special(text, span, specials) for index, span in spans.items()}
         muted = [index for index in spans if index < len(messages) and messages[index].get("weight") == 0]
@@ -117,12 +135,13 @@ class ChatTemplate:
             SkippedRow: The messages cannot be rendered, the text does not begin with the generation prompt, or the template
                 ignores a part of the last turn.
         """
-        check_messages(messages)
+        messages = self._checked(messages)
         last = messages[-1]
         if last["role"] != "assistant":
             raise SkippedRow(f"the last message has the role {last['role']}, expected an assistant answer")
         text, marked = self._jinja(messages, False, tools)
         self._check_reasoning(text, messages, False, tools)
+        self._check_targets(text, messages, len(messages) - 1, tools)
         specials = self._special_spans_of(messages, text, False, tools)
         if not self.marks_generation and last.get("tool_calls"):
             return RenderedChat(text, (), specials)  # context, as in `render`
@@ -142,6 +161,21 @@ class ChatTemplate:
         return (
             RenderedChat(text, (), specials, spans) if last.get("weight") == 0 else RenderedChat(text, spans, specials)
         )
+
+    def _checked(self, messages: list[Message], learnt: bool = True) -> list[Message]:
+        """Checked messages, with `<think>...</think>` of contents in `reasoning_content` where the template shows that field."""
+        check_messages(messages, learnt)
+        if not any(CLOSE_TAG in message["content"] for message in messages) or not self.shows_reasoning:
+            return messages
+        messages = split_blocks(messages, self.opens_reasoning)
+        check_messages(messages, learnt)
+        return messages
+
+    def _check_targets(self, text: str, messages: list[Message], first: int, tools: list[Any] | None) -> None:
+        """Raise SkippedRow unless the reasoning of every target from message `first` on is in the text."""
+        marked, count = with_marks(messages[first:], self.opens_reasoning)
+        if count:
+            check_marks(self._text([*messages[:first], *marked], False, tools).count(MARK) - text.count(MARK), count)
 
     def _check_reasoning(
         self, text: str, messages: list[Message], add_generation_prompt: bool, tools: list[Any] | None
@@ -175,11 +209,28 @@ class ChatTemplate:
         """Special tokens that the template wrote: those of a twin in which no message spells one."""
         if not holds_match(self._reserved, [messages, tools]):
             return self.special_spans(text)
-        disarmed = without_matches(self._reserved, [messages, tools])
-        twin = self._text(disarmed[0], add_generation_prompt, disarmed[1])
+        disarmed = without_specials(self._reserved, messages, self.opens_reasoning)
+        twin = self._text(disarmed, add_generation_prompt, without_matches(self._reserved, tools))
         if len(twin) != len(text):
-            raise SkippedRow("a message holds a special token's text and the template changes it")
+            raise SkippedRow(changed_reason(messages))
         return self.special_spans(twin)
+
+    @cached_property
+    def shows_reasoning(self) -> bool:
+        """Whether the template renders `reasoning_content` of an answer."""
+        question, answer = PROBES[0]
+        try:
+            return sentinel(0) in self._text([question, {**answer, "reasoning_content": sentinel(0)}])
+        except SkippedRow:
+            return False
+
+    @cached_property
+    def opens_reasoning(self) -> bool:
+        """Whether the generation prompt ends with `<think>`, so that a model begins inside its reasoning."""
+        try:
+            return ends_open(self._text(PROBES[0][:1], True))
+        except SkippedRow:
+            return False
 
     @cached_property
     def end_tokens(self) -> tuple[str, ...]:
@@ -223,7 +274,8 @@ class ChatTemplate:
         answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         if not self.marks_generation:
             text = self._text(messages, False, tools)
-            plain = [index for index in answers if not extra_fields(messages[index : index + 1])]
+            others = [set(extra_fields([message])) - set(REASONING_FIELDS) for message in messages]
+            plain = [index for index in answers if not others[index]]
             return text, self._answer_spans(messages, plain, text, tools)
         text, marked = self._jinja(messages, False, tools)
         spans = joined_spans(text, marked, len(answers))
@@ -258,10 +310,11 @@ class ChatTemplate:
     def _answer_spans(
         self, messages: list[Message], answers: list[int], text: str, tools: list[Any] | None
     ) -> dict[int, Span]:
-        """Spans without markers, from a number of renderings that grows with the logarithm of the conversation."""
+        """Spans without markers; renderings grow with the logarithm of the conversation, and with its answers with reasoning."""
         if not answers:
             return {}
-        prompts = {index: self._text(messages[:index], True, tools) for index in prefix_counts(answers)}
+        thoughts = {index for index in answers if extra_fields(messages[index : index + 1])}
+        prompts = {index: self._text(messages[:index], True, tools) for index in {*prefix_counts(answers), *thoughts}}
         last = answers[-1]
         through = text if last == len(messages) - 1 else self._text(messages[: last + 1], False, tools)
         if not all(text.startswith(prefix) for prefix in (through, *prompts.values())):
@@ -270,12 +323,14 @@ class ChatTemplate:
         twin = [{**m, "content": sentinel(i)} if m["content"].strip() else m for i, m in enumerate(messages)]
         spans = content_spans(text, self._text(twin, False, tools), contents) or {}
         hidden = [index for index in answers if index not in spans]
-        if hidden or any(text[len(prompt) : spans[index][0]].strip() for index, prompt in prompts.items()):
+        begins = {index: len(prompt) for index, prompt in prompts.items() if index not in thoughts}
+        if hidden or any(text[begin : spans[index][0]].strip() for index, begin in begins.items()):
             raise SkippedRow("the chat template has no generation markers and does not show the answer as it is")
         end = self._answer_end(through, spans[last][1])
         if not all(text.startswith(end, spans[index][1]) for index in answers):
             raise SkippedRow(REWRITES)
-        return {index: (spans[index][0], spans[index][1] + len(end)) for index in answers}
+        starts = {index: len(prompts[index]) if index in thoughts else spans[index][0] for index in answers}
+        return {index: (starts[index], spans[index][1] + len(end)) for index in answers}
 
     def _answer_end(self, through: str, cursor: int) -> str:
         """What follows the last answer in a text that ends with its turn, through its last special token."""

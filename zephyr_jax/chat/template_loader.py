@@ -90,7 +90,10 @@ def _check_repeatable(template: ChatTemplate) -> None:
 def _probed(template: ChatTemplate, choice: str, answers: Answers) -> ChatTemplate:
     """The template, with `last_answer_only` set where it must be. Raises InputError where it cannot be used for training."""
     if answers == "last":
-        _probe_last(template, choice)
+        try:
+            _probe_last(template, choice)
+        except InputError as error:
+            raise _refused(template, error) from error.__cause__
         return replace(template, last_answer_only=True)
     try:
         _probe(template, choice)
@@ -98,7 +101,7 @@ def _probed(template: ChatTemplate, choice: str, answers: Answers) -> ChatTempla
         try:
             _probe_last(template, choice)
         except InputError:
-            raise error from error.__cause__
+            raise _refused(template, error) from error.__cause__
         if answers == "any":
             return replace(template, last_answer_only=True)
         raise InputError(
@@ -148,6 +151,17 @@ def _unusable(choice: str, error: SkippedRow) -> InputError:
     return InputError(
         f"The chat template `{choice}` cannot be used for training: {error}. Mark what the assistant writes with "
         "{% generation %} and {% endgeneration %}, end token included, or use `zephyr`."
+    )
+
+
+def _refused(template: ChatTemplate, error: InputError) -> InputError:
+    """The error of a template that neither setting of `data.multi_turn` accepts, with what else to use."""
+    if not template.opens_reasoning:
+        return error
+    return InputError(
+        f"{error} Or, as its generation prompt opens `<think>`, use a template that renders `reasoning_content` of the last "
+        "answer after it, and set data.multi_turn to `last`; for DeepSeek-R1-Distill: "
+        "configs/deepseek-r1-distill/chat_template.jinja."
     )
 
 

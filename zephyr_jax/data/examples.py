@@ -28,7 +28,7 @@ from zephyr_jax.data.shared_prompt import UnsharedRows, packed_lengths
 from zephyr_jax.data.sources import Rows, open_rows
 from zephyr_jax.errors import InputError, join_items
 
-_VERSION = 9
+_VERSION = 10
 _BATCH = 64  # rows that become examples at a time
 _SAMPLE = 1000  # rows whose formats are named
 _ROWS_PER_WORKER = 4000  # are worth the start of another process

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from zephyr_jax.chat.last_answer import REWRITES
+from zephyr_jax.chat.last_answer import HIDES_REASONING, REWRITES
 from zephyr_jax.chat.message import Message, OverLengthRow, SkippedRow, check_messages
 from zephyr_jax.chat.template import RenderedChat
 from zephyr_jax.chat.tokenizer import ChatTokenizer, Segment
@@ -98,7 +98,7 @@ def _encode_conversation(
         rendered = template.render(chat.messages, tools=chat.tools)
         return rendered, tokenizer.encode(rendered)
     except SkippedRow as error:
-        if error.reason == REWRITES or template.last_answer_only:
+        if error.reason in (HIDES_REASONING, REWRITES) or template.last_answer_only:
             raise SkippedRow(f"{error.reason}: set data.multi_turn to `last`") from error
         raise
 

@@ -49,12 +49,12 @@ class TextStream:
         if starts:
             self.stopped = True
             return self._pending[: min(starts)]
-        keep = 0 if last else max((_overlap(self._pending, stop) for stop in self._stops), default=0)
+        keep = 0 if last else max((overlap(self._pending, stop) for stop in self._stops), default=0)
         size = len(self._pending) - keep
         text, self._pending = self._pending[:size], self._pending[size:]
         return text
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

@@ -15,14 +15,24 @@ from aiohttp.typedefs import Middleware
 from transformers import PreTrainedTokenizerBase
 
 from zephyr_jax.chat.message import SkippedRow
+from zephyr_jax.chat.reasoning import join_blocks
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.config.sampling import SamplingParams
 from zephyr_jax.errors import escape_control_chars
 from zephyr_jax.generate.engine import GenerationRequest, RequestOutput
+from zephyr_jax.generate.reasoning_stream import AnswerText, ReasoningStream
 from zephyr_jax.generate.text_stream import TextStream
 from zephyr_jax.serve.engine_worker import EngineWorker
 from zephyr_jax.serve.origin import check_local
-from zephyr_jax.serve.protocol import MAX_ECHO, ApiError, ChatCompletionRequest, Completion, parse_chat, usage_of
+from zephyr_jax.serve.protocol import (
+    MAX_ECHO,
+    ApiError,
+    ChatCompletionRequest,
+    Completion,
+    parse_chat,
+    reasoning_field,
+    usage_of,
+)
 
 _logger = logging.getLogger(__name__)
 _MAX_BODY_BYTES = 4 * 2**20
@@ -55,7 +65,7 @@ class ServedModel:
 class _Delta:
     """New text of one answer."""
 
-    text: str
+    text: AnswerText
     finish_reason: str
     num_tokens: int
 
@@ -153,7 +163,7 @@ class _Handlers:
 
     def _check_size(self, body: ChatCompletionRequest) -> None:
         """Reject a conversation that cannot fit before it is rendered. Raises ApiError."""
-        size, context = sum(len(message.plain["content"]) for message in body.messages), self._model.context
+        size, context = sum(message.num_characters for message in body.messages), self._model.context
         if size > self._max_characters or len(body.messages) > context:
             raise ApiError(
                 422,
@@ -166,7 +176,9 @@ class _Handlers:
         """One engine request per answer. Runs in a render thread. Raises ApiError."""
         model = self._model
         try:
-            prompt = model.tokenizer.prompt([message.plain for message in body.messages])
+            messages = [message.plain for message in body.messages]
+            shows_reasoning = model.tokenizer.template.shows_reasoning
+            prompt = model.tokenizer.prompt(messages if shows_reasoning else join_blocks(messages))
         except SkippedRow as error:
             raise ApiError(422, f"`messages` cannot be rendered: {str(error)[:500]}.", param="messages") from error
         room = model.context - len(prompt)
@@ -198,7 +210,11 @@ class _Handlers:
         choices = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": answer.text},
+                "message": {
+                    "role": "assistant",
+                    "content": answer.text.content,
+                    **reasoning_field(answer.text.reasoning),
+                },
                 "finish_reason": answer.finish_reason,
                 "logprobs": None,
             }
@@ -211,7 +227,7 @@ class _Handlers:
         """One whole answer."""
         async with self._model.worker.submit(request) as outputs, aclosing(self._deltas(body, outputs)) as stream:
             deltas = [delta async for delta in stream]
-        text = "".join(delta.text for delta in deltas)
+        text = AnswerText(*("".join(parts) for parts in zip(*(delta.text for delta in deltas), strict=True)))
         return _Delta(text, deltas[-1].finish_reason, sum(delta.num_tokens for delta in deltas))
 
     async def _deltas(
@@ -219,10 +235,11 @@ class _Handlers:
     ) -> AsyncGenerator[_Delta]:
         """Outputs as text, up to a stop string or the end of the answer."""
         stream = TextStream(self._model.decoder, self._model.stop_ids, body.stops)
+        answer = ReasoningStream(self._model.tokenizer.template.opens_reasoning)
         async for output in outputs:
             text = stream.feed(output.tokens, last=bool(output.finish_reason))
             finish_reason = "stop" if stream.stopped else output.finish_reason
-            yield _Delta(text, finish_reason, len(output.tokens))
+            yield _Delta(answer.feed(text, last=bool(finish_reason)), finish_reason, len(output.tokens))
             if finish_reason:
                 return
 
@@ -262,8 +279,10 @@ class _Handlers:
                         yield completion.chunk(index, {"role": "assistant", "content": ""})
                     started = True
                     num_tokens += delta.num_tokens
-                    if delta.text:
-                        yield completion.chunk(index, {"content": delta.text})
+                    if delta.text.reasoning:
+                        yield completion.chunk(index, reasoning_field(delta.text.reasoning))
+                    if delta.text.content:
+                        yield completion.chunk(index, {"content": delta.text.content})
                     if delta.finish_reason:
                         yield completion.chunk(index, {}, delta.finish_reason)
         if body.stream_options and body.stream_options.include_usage:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Generator
 
 from zephyr_jax.chat.message import Message, SkippedRow
+from zephyr_jax.chat.reasoning import close_block
 from zephyr_jax.config.models import ChatConfig
 from zephyr_jax.config.sampling import SamplingParams
 from zephyr_jax.errors import escape_control_chars, terminal_text
@@ -58,7 +59,8 @@ class ChatSession:
                 yield parts[-1]
         finally:
             self._engine.cancel(request_id)
-            self._messages = [*messages, {"role": "assistant", "content": "".join(parts)}]
+            content = close_block("".join(parts), self._tokenizer.template.opens_reasoning)
+            self._messages = [*messages, {"role": "assistant", "content": content}]
 
 
 def chat(config: ChatConfig) -> None:

@@ -66,13 +66,20 @@ class ChatMessage(_Strict):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[TextPart], Field(max_length=_MAX_PARTS)]
+    reasoning_content: str | None = None
     name: None = None
 
     @property
     def plain(self) -> Message:
-        """Role and text; `developer` is OpenAI's newer name of `system`."""
+        """Role, text and reasoning; `developer` is OpenAI's newer name of `system`."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": text, **reasoning_field(self.reasoning_content)}
+
+    @property
+    def num_characters(self) -> int:
+        """Length of text and reasoning."""
+        return len(self.plain["content"]) + len(self.reasoning_content or "")
 
 
 class StreamOptions(_Strict):
@@ -135,6 +142,11 @@ class ChatCompletionRequest(_Strict):
     def stops(self) -> list[str]:
         """Stop strings."""
         return [self.stop] if isinstance(self.stop, str) else (self.stop or [])
+
+
+def reasoning_field(text: str | None) -> dict[str, str]:
+    """The field of a message, or of a streamed delta, with what the model thinks before its answer; none without text."""
+    return {"reasoning_content": text} if text else {}
 
 
 def parse_chat(body: bytes) -> ChatCompletionRequest:
