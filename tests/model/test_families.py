@@ -68,6 +68,7 @@ READ: dict[str, dict[str, Any]] = {
     "pretraining_tp null": {"pretraining_tp": None, "model_type": "llama"},
     "biases off": {"attention_bias": False, "mlp_bias": False, "model_type": "llama"},
     "no dropout": {"attention_dropout": 0.0},
+    "dropout": {"attention_dropout": 0.1},
     "dtype under both names": {"dtype": "bfloat16", "torch_dtype": "float16"},
     "several end tokens": {"eos_token_id": [2, 32000], "pad_token_id": None},
     "no end token": {"eos_token_id": None, "bos_token_id": None},
@@ -111,7 +112,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another activation, Gemma's name": ({"hidden_activation": "gelu_pytorch_tanh"}, "`hidden_activation`"),
     "biases": ({"attention_bias": True, "model_type": "llama"}, "`attention_bias`"),
     "biases of the feed-forward": ({"mlp_bias": True, "model_type": "llama"}, "`mlp_bias`"),
-    "dropout": ({"attention_dropout": 0.1}, "`attention_dropout`"),
+    "dropout that is no probability": ({"attention_dropout": 1.5}, "attention_dropout"),
     "a window of a llama": ({"sliding_window": 64, "model_type": "llama"}, "sliding_window to 64.*llama"),
     "a window that is switched off": (
         {"sliding_window": 64, "use_sliding_window": False, "model_type": "mistral"}, "use_sliding_window to false",
@@ -273,6 +274,19 @@ def test_a_config_that_asks_for_another_model_is_refused_by_name(name: str, kind
     changes, message = REFUSED[name]
     with pytest.raises(InputError, match=message):
         config_from_hf(config_of(changes, kind))
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_dropout_is_logged_once_and_kept(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """transformers applies it while it trains; Granite 3.0 and 3.1 set it."""
+    share = 0.11 + 0.01 * list(FAMILIES).index(kind)  # a line of its own: it is logged once in a process
+    config = config_of({"attention_dropout": share}, kind)
+    with caplog.at_level("INFO"):
+        readings = [config_from_hf(config), config_from_hf(config)]
+    assert readings == [config_from_hf(config_of({}, kind))] * 2
+    lines = [line for line in caplog.messages if "dropout" in line]
+    assert lines == [f"config.json: attention_dropout is {share:g}; the model is trained without dropout"]
+    assert config_to_hf(config, readings[0])["attention_dropout"] == share
 
 
 @pytest.mark.parametrize("name", GEMMA_READ)

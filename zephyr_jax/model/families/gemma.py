@@ -11,6 +11,7 @@ from zephyr_jax.model.families.base import (
     HfConfig,
     HfFields,
     Number,
+    Probability,
     Size,
     TokenId,
     check_head_dim,
@@ -28,7 +29,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "hidden_act": (GELU_TANH, "gelu"),
     "hidden_activation": (GELU_TANH,),
     "attention_bias": (False,),
-    "attention_dropout": (0,),
     "use_bidirectional_attention": (False,),
     "quantization_config": ({},),
     "compression_config": ({},),
@@ -57,7 +57,7 @@ class GemmaFields(HfFields):
     hidden_act: str | None = None
     hidden_activation: str | None = None
     attention_bias: bool | None = None
-    attention_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    attention_dropout: Probability | None = None
     use_bidirectional_attention: bool | None = None
     quantization_config: dict[str, Any] | None = None
     compression_config: dict[str, Any] | None = None

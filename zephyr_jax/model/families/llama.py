@@ -12,6 +12,7 @@ from zephyr_jax.model.families.base import (
     HfConfig,
     HfFields,
     Number,
+    Probability,
     Size,
     TokenId,
     check_head_dim,
@@ -28,7 +29,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "hidden_activation": ("silu", "swish"),
     "attention_bias": (False,),
     "mlp_bias": (False,),
-    "attention_dropout": (0,),
     "quantization_config": ({},),
     "compression_config": ({},),
     "per_layer_config": ({}, [], False, 0, ""),
@@ -75,7 +75,7 @@ class LlamaFields(HfFields):
     hidden_activation: str | None = None
     attention_bias: bool | None = None
     mlp_bias: bool | None = None
-    attention_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    attention_dropout: Probability | None = None
     quantization_config: dict[str, Any] | None = None
     compression_config: dict[str, Any] | None = None
     pretraining_tp: Count | None = None

@@ -1,13 +1,10 @@
 """Phi-3 and Phi-4 (dense): Llama's architecture with fused projections, and a share of each head that is rotated."""
 
 from dataclasses import replace
-from typing import Annotated, Any
-
-from pydantic import Field
 
 from zephyr_jax.errors import InputError
 from zephyr_jax.model.config import ModelConfig
-from zephyr_jax.model.families.base import Family, HfConfig, check_head_dim, check_supported, parse_fields, unsupported
+from zephyr_jax.model.families.base import Family, HfConfig, Probability, check_head_dim, parse_fields, unsupported
 from zephyr_jax.model.families.llama import LlamaFields, decoder_config, write_fields
 from zephyr_jax.model.families.llama import tensors as llama_tensors
 from zephyr_jax.model.families.rope import read_rope, write_rope
@@ -16,21 +13,17 @@ from zephyr_jax.model.families.tensors import FusedRows, HfTensor
 _QKV, _GATE_UP = "model.layers.{}.self_attn.qkv_proj.weight", "model.layers.{}.mlp.gate_up_proj.weight"
 _LONGROPE = ("longrope", "su", "yarn")
 """Kinds that transformers computes as longrope for a phi3."""
-_NEUTRAL: dict[str, tuple[Any, ...]] = {"resid_pdrop": (0,), "embd_pdrop": (0,)}
-
-type _Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Phi3Fields(LlamaFields):
     """Fields of config.json, with transformers' defaults for an absent field."""
 
-    resid_pdrop: _Share | None = None
-    embd_pdrop: _Share | None = None
+    resid_pdrop: Probability | None = None
+    embd_pdrop: Probability | None = None
 
 
 def _read(hf_config: HfConfig) -> ModelConfig:
     fields = parse_fields(Phi3Fields, hf_config)
-    check_supported(hf_config, _NEUTRAL)
     _check_rope_kind(hf_config)
     rope = read_rope(hf_config, is_partial=True)
     if rope.scaling is not None:  # transformers has no other kind for a phi3

@@ -1,8 +1,11 @@
 """The families that can be loaded, by `model_type`, and the three questions that the rest of the package asks them."""
 
-from zephyr_jax.errors import InputError, truncate_repr
+import logging
+from functools import cache
+
+from zephyr_jax.errors import InputError, join_items, truncate_repr
 from zephyr_jax.model.config import ModelConfig
-from zephyr_jax.model.families.base import Family, HfConfig
+from zephyr_jax.model.families.base import Family, HfConfig, is_number
 from zephyr_jax.model.families.gemma import GEMMA
 from zephyr_jax.model.families.gemma2 import GEMMA2
 from zephyr_jax.model.families.gemma3 import GEMMA3
@@ -15,6 +18,8 @@ from zephyr_jax.model.families.phi3 import PHI3
 from zephyr_jax.model.families.qwen import QWEN2, QWEN3
 from zephyr_jax.model.families.smollm3 import SMOLLM3
 from zephyr_jax.model.families.tensors import HfTensor
+
+logger = logging.getLogger(__name__)
 
 _ALL = (
     GEMMA,
@@ -41,6 +46,8 @@ ADVICE = {
     "m.lm_head; t.save_pretrained(OUT)`, and copy the tokenizer's files to OUT."
 }
 """What to do with a model_type that is not supported."""
+_DROPOUT = ("attention_dropout", "resid_pdrop", "embd_pdrop")
+"""Fields that change the training of transformers and nothing else."""
 
 
 def config_from_hf(hf_config: HfConfig) -> ModelConfig:
@@ -54,7 +61,16 @@ def config_from_hf(hf_config: HfConfig) -> ModelConfig:
             f"Unsupported model_type {truncate_repr(model_type)} in config.json{reason}. Expected one of "
             f"{', '.join(sorted(FAMILIES))}. {ADVICE.get(str(model_type), 'Choose a checkpoint of these families.')}"
         )
-    return FAMILIES[model_type].read(hf_config)
+    config = FAMILIES[model_type].read(hf_config)
+    dropout = [f"{name} is {hf_config[name]:g}" for name in _DROPOUT if is_number(hf_config.get(name))]
+    if dropout:
+        _log_once(f"config.json: {join_items(dropout)}; the model is trained without dropout")
+    return config
+
+
+@cache
+def _log_once(line: str) -> None:
+    logger.info("%s", line)
 
 
 def config_to_hf(hf_config: HfConfig, config: ModelConfig) -> HfConfig:
