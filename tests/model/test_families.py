@@ -81,12 +81,26 @@ READ: dict[str, dict[str, Any]] = {
     "llama3 under both names": {"rope_scaling": LLAMA3 | {"type": "llama3"}},
     "llama3 of all positions": {"rope_parameters": {k: v for k, v in LLAMA3.items() if "original" not in k}},
     "yarn": {"rope_scaling": YARN},
+    "yarn of YaRN's own code": {
+        "rope_scaling": YARN | {"finetuned": True, "attn_factor": 1.0},
+        "max_sequence_length": 4096,
+    },
+    "yarn of a longer context": {"rope_scaling": YARN | {"factor": 16.0}},
+    "linear of Vicuna": {"rope_scaling": LINEAR, "max_sequence_length": 6000},
+    "linear of another length": {"rope_scaling": LINEAR, "max_sequence_length": 1024},
     "yarn in both": {"rope_scaling": YARN, "rope_parameters": YARN},
     "yarn with all its fields": {
         "rope_parameters": YARN | {"attention_factor": 1.2, "beta_fast": 16, "beta_slow": 2, "truncate": False}
     },
 }
 """What differs from the base; `...` removes a field."""
+LONGER = dict.fromkeys((name for name in READ if name.startswith("linear")), 4 * 2048) | {
+    "yarn of YaRN's own code": 4096,
+    "yarn of a longer context": 16 * 512,
+    "linear of Vicuna": 6000,
+    "linear of another length": 2048,
+}
+"""Positions where the file gives those before the scaling: transformers does not check lengths."""
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "theta twice": ({"rope_theta": 1e4, "rope_parameters": DEFAULT}, "10,000.*rope_parameters.rope_theta 1,000,000"),
     "theta of an ignored object": ({"rope_scaling": {"type": "default"}, "rope_parameters": DEFAULT}, "several bases"),
@@ -104,6 +118,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a factor without a kind": ({"rope_scaling": {"factor": 2.0}}, "`rope_scaling`.*factor"),
     "a factor of a default": ({"rope_parameters": DEFAULT | {"factor": 2.0}}, "`rope_parameters`.*factor"),
+    "a factor of the magnitude": (
+        {"rope_scaling": YARN | {"attn_factor": 0.5}},
+        r"rope_scaling\.attn_factor.*got 0\.5.*attention_factor.*0\.5693147.* with the factor, 1\.138629",
+    ),
+    "a factor of the magnitude, of another kind": ({"rope_scaling": LINEAR | {"attn_factor": 1.0}}, "`rope_scaling`"),
+    "no scaling of the magnitude": ({"rope_scaling": YARN | {"apply_yarn_scaling": False}}, "apply_yarn_scaling"),
+    "a note that is text": ({"rope_scaling": YARN | {"finetuned": "yes"}}, r"rope_scaling\.finetuned"),
+    "truncate that is a number": ({"rope_scaling": YARN | {"truncate": 0}}, r"rope_scaling\.truncate"),
     "by layer type": ({"rope_parameters": {"full_attention": DEFAULT}}, "`rope_parameters`.*full_attention"),
     "a part of the head": ({"partial_rotary_factor": 0.5}, "`partial_rotary_factor`"),
     "a part of the head, inside": ({"rope_parameters": DEFAULT | {"partial_rotary_factor": 0.5}}, "`rope_parameters`"),
@@ -196,6 +218,7 @@ def check_rope(ours: ModelConfig, theirs: Any) -> None:
     given = {
         key: value for key, value in theirs.rope_parameters.items() if key not in ("type", "partial_rotary_factor")
     }
+    given = {key: value for key, value in given.items() if key not in ("finetuned", "attn_factor")}  # it ignores them
     assert fields | given == fields
 
 
@@ -263,7 +286,8 @@ def test_a_config_is_read_as_transformers_reads_it(name: str, kind: str, tmp_pat
     check_rope(ours, theirs)
     assert ours.num_kv_heads == theirs.num_key_value_heads
     assert ours.head_dim == (theirs.head_dim or 4)  # null with `layer_types`
-    assert ours.max_positions == theirs.max_position_embeddings
+    assert ours.max_positions == LONGER.get(name, theirs.max_position_embeddings)
+    assert config_to_hf(config, ours).get("max_position_embeddings") == config.get("max_position_embeddings")
     assert ours.tie_embeddings == theirs.tie_word_embeddings
     assert ours.sliding_window == (theirs.sliding_window if config["model_type"] == "mistral" else None)
 
@@ -305,7 +329,8 @@ def test_a_gemma_config_is_read_as_transformers_reads_it(name: str, tmp_path: Pa
         assert (theirs.hidden_act if kind == "gemma" else theirs.hidden_activation) == GELU
         assert (ours.num_heads, ours.num_kv_heads) == (theirs.num_attention_heads, theirs.num_key_value_heads)
         assert (ours.head_dim, ours.vocab_size) == (theirs.head_dim, theirs.vocab_size)
-        assert (ours.norm_eps, ours.max_positions) == (theirs.rms_norm_eps, theirs.max_position_embeddings)
+        longer = 8 if name == "gemma2, linear" else 1  # Gemma 3 counts the factor already
+        assert (ours.norm_eps, ours.max_positions) == (theirs.rms_norm_eps, longer * theirs.max_position_embeddings)
         assert (ours.tie_embeddings, ours.embedding_scale) == (theirs.tie_word_embeddings, theirs.hidden_size**0.5)
         if kind != "gemma":
             assert ours.attention_scale == theirs.query_pre_attn_scalar**-0.5

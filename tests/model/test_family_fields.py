@@ -17,7 +17,8 @@ from zephyr_jax.model.rope import YarnScaling
 FULL, SLIDING = "full_attention", "sliding_attention"
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 512, "attention_factor": 1.2}
 THETA = {"rope_type": "default", "rope_theta": 5e5}
-OLMO3_ROPE = {"rope_parameters": {SLIDING: THETA, FULL: THETA | YARN}}
+NESTED = {SLIDING: THETA, FULL: THETA | YARN}
+OLMO3_ROPE = {"rope_parameters": NESTED}
 MINISTRAL_ROPE = YARN | {"rope_theta": 1e6, "llama_4_scaling_beta": 0.1, "max_position_embeddings": 2048}
 READ: list[tuple[str, dict[str, Any]]] = [
     ("smollm3", {}),
@@ -33,6 +34,9 @@ READ: list[tuple[str, dict[str, Any]]] = [
     ("olmo3", {"num_hidden_layers": 4, **OLMO3_ROPE}),
     ("olmo3", {"layer_types": [FULL, SLIDING], **OLMO3_ROPE, "rope_theta": 5e5, "rope_scaling": YARN}),
     ("olmo3", {"layer_types": [FULL, FULL], "sliding_window": None, **OLMO3_ROPE}),
+    ("olmo3", {"rope_parameters": {**NESTED, "truncate": False}}),
+    ("olmo3", {"rope_parameters": {SLIDING: THETA, FULL: THETA | YARN | {"truncate": False}, "truncate": False}}),
+    ("gemma3_text", {"layer_types": [FULL, SLIDING], "rope_parameters": {**NESTED, "truncate": False}}),
     ("granite", {}),
     (
         "granite",
@@ -61,6 +65,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("olmo3", {"rope_parameters": THETA}, "rope_parameters"),
     ("olmo3", {"rope_parameters": {SLIDING: THETA | YARN, FULL: THETA}}, "rope_parameters.sliding_attention"),
     ("olmo3", {"rope_parameters": {SLIDING: "default"}}, "rope_parameters"),
+    ("olmo3", {"rope_theta": 5e5, "rope_scaling": YARN | {"truncate": False}}, "rope_parameters.truncate"),
+    ("olmo3", {"rope_parameters": {**NESTED, "truncate": "no"}}, "rope_parameters.truncate"),
+    ("gemma3_text", {"rope_parameters": {FULL: YARN | {"truncate": False}}}, "rope_parameters.truncate"),
     ("olmo3", {"sliding_window": None}, "sliding_window"),
     ("olmo3", {"layer_types": [FULL]}, "layer_types"),
     ("granite", {"attention_bias": True}, "attention_bias"),
@@ -96,7 +103,9 @@ def check_equal(ours: ModelConfig, config: dict[str, Any], folder: Path) -> None
     (folder / "config.json").write_text(json.dumps(config))
     theirs = AutoConfig.from_pretrained(folder)
     assert ours.num_kv_heads == theirs.num_key_value_heads
-    assert ours.max_positions == theirs.max_position_embeddings
+    scaling = ours.rope_scaling if ours.model_type != "gemma3_text" else None  # Gemma 3 counts the factor already
+    extended = int(scaling.factor * scaling.original_max_positions) if isinstance(scaling, YarnScaling) else 0
+    assert ours.max_positions == max(theirs.max_position_embeddings, extended)
     assert ours.tie_embeddings == theirs.tie_word_embeddings
     kinds = getattr(theirs, "layer_types", None) or [SLIDING] * ours.num_layers
     for layer, (kind, name) in enumerate(zip(ours.layer_kinds, kinds, strict=True)):
@@ -113,6 +122,8 @@ def check_equal(ours: ModelConfig, config: dict[str, Any], folder: Path) -> None
             original = rope["original_max_position_embeddings"]
             assert (kind.rope.scaling.factor, kind.rope.scaling.original_max_positions) == (rope["factor"], original)
             assert kind.rope.scaling.magnitude == rope.get("attention_factor", 1.0)
+            # `_compute_yarn_parameters` reads this field of all layers.
+            assert kind.rope.scaling.truncate == theirs.rope_parameters.get("truncate", True)
         windowed = name == SLIDING and getattr(theirs, "use_sliding_window", True)
         assert kind.window == (getattr(theirs, "sliding_window", None) if windowed else None)
     beta = theirs.rope_parameters.get("llama_4_scaling_beta")

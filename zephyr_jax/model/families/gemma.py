@@ -20,7 +20,7 @@ from zephyr_jax.model.families.base import (
     parse_fields,
 )
 from zephyr_jax.model.families.llama import tensors, write_fields
-from zephyr_jax.model.families.rope import read_rope
+from zephyr_jax.model.families.rope import read_rope, scaled_positions
 
 GELU_TANH = "gelu_pytorch_tanh"
 """transformers' name of GELU's tanh approximation."""
@@ -92,7 +92,7 @@ def gemma_config(model_type: str, hf_config: HfConfig, fields: GemmaFields, **op
         activation="gelu_tanh",
         tie_embeddings=fields.tie_word_embeddings,
         embedding_scale=fields.hidden_size**0.5,
-        max_positions=fields.max_position_embeddings,
+        max_positions=scaled_positions(fields.max_position_embeddings, options.get("rope_scaling"), hf_config),
         **options,
     )
 
