@@ -203,7 +203,7 @@ GEMMA_REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "gemma3_text", {"rope_parameters": {"sliding_attention": LINEAR | {"rope_theta": 1e4}}}, "`rope_parameters`",
     ),
     "layered parameters, for a gemma2": ("gemma2", {"rope_parameters": LAYERED}, "`rope_parameters`"),
-    "images": ("gemma3", {}, "Gemma3ForCausalLM"),
+    "images, of another family": ("gemma3n", {}, "Unsupported model_type 'gemma3n'"),
 }  # fmt: skip
 
 
