@@ -19,6 +19,7 @@ from zephyr_jax.model.families.qwen import QWEN2, QWEN3
 from zephyr_jax.model.families.smollm3 import SMOLLM3
 from zephyr_jax.model.families.tensors import HfTensor
 from zephyr_jax.model.families.wrappers import WRAPPERS, text_config
+from zephyr_jax.model.rope import LongRopeScaling
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,11 @@ def config_from_hf(hf_config: HfConfig) -> ModelConfig:
     if text is not hf_config:
         _log_once(
             f"config.json: {hf_config['model_type']} has images, too; its text model ({model_type}) alone is loaded"
+        )
+    if isinstance(config.rope_scaling, LongRopeScaling):
+        limit = config.max_positions
+        _log_once(
+            f"config.json: longrope; rows of up to {limit:,} tokens, as longer ones would need its other frequencies"
         )
     dropout = [f"{name} is {text[name]:g}" for name in _DROPOUT if is_number(text.get(name))]
     if dropout:
