@@ -91,9 +91,16 @@ CASES: dict[str, tuple[str, dict]] = {
         {"num_key_value_heads": 2, "head_dim": None, "pad_token_id": 0, "sliding_window": None,
          "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75}, **TIED},
     ),
+    "phi_longrope": (
+        "Phi3Config",
+        {"head_dim": None, "pad_token_id": 0, "sliding_window": None, "max_position_embeddings": 512,
+         "original_max_position_embeddings": 128,
+         "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.75,
+                             "short_factor": [1.0, 1.3, 2.1], "long_factor": [4.0, 8.0, 12.0]}},
+    ),
     "ministral3": ("Ministral3Config", {"head_dim": 16, "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.3}}),
 }  # fmt: skip
-LATER = {"ministral3": 17, "qwen2_window": 100}
+LATER = {"ministral3": 17, "phi_longrope": 101, "qwen2_window": 100}
 """Seeds of cases that were added later, so that those of the others stay."""
 OFFSET_NORMS = ("gemma",)
 """Beginnings of names whose norms multiply by 1 + weight."""

@@ -68,6 +68,7 @@ READ: dict[str, dict[str, Any]] = {
     "pretraining_tp null": {"pretraining_tp": None, "model_type": "llama"},
     "biases off": {"attention_bias": False, "mlp_bias": False, "model_type": "llama"},
     "no dropout": {"attention_dropout": 0.0},
+    "dropout": {"attention_dropout": 0.1},
     "dtype under both names": {"dtype": "bfloat16", "torch_dtype": "float16"},
     "several end tokens": {"eos_token_id": [2, 32000], "pad_token_id": None},
     "no end token": {"eos_token_id": None, "bos_token_id": None},
@@ -80,12 +81,26 @@ READ: dict[str, dict[str, Any]] = {
     "llama3 under both names": {"rope_scaling": LLAMA3 | {"type": "llama3"}},
     "llama3 of all positions": {"rope_parameters": {k: v for k, v in LLAMA3.items() if "original" not in k}},
     "yarn": {"rope_scaling": YARN},
+    "yarn of YaRN's own code": {
+        "rope_scaling": YARN | {"finetuned": True, "attn_factor": 1.0},
+        "max_sequence_length": 4096,
+    },
+    "yarn of a longer context": {"rope_scaling": YARN | {"factor": 16.0}},
+    "linear of Vicuna": {"rope_scaling": LINEAR, "max_sequence_length": 6000},
+    "linear of another length": {"rope_scaling": LINEAR, "max_sequence_length": 1024},
     "yarn in both": {"rope_scaling": YARN, "rope_parameters": YARN},
     "yarn with all its fields": {
         "rope_parameters": YARN | {"attention_factor": 1.2, "beta_fast": 16, "beta_slow": 2, "truncate": False}
     },
 }
 """What differs from the base; `...` removes a field."""
+LONGER = dict.fromkeys((name for name in READ if name.startswith("linear")), 4 * 2048) | {
+    "yarn of YaRN's own code": 4096,
+    "yarn of a longer context": 16 * 512,
+    "linear of Vicuna": 6000,
+    "linear of another length": 2048,
+}
+"""Positions where the file gives those before the scaling: transformers does not check lengths."""
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "theta twice": ({"rope_theta": 1e4, "rope_parameters": DEFAULT}, "10,000.*rope_parameters.rope_theta 1,000,000"),
     "theta of an ignored object": ({"rope_scaling": {"type": "default"}, "rope_parameters": DEFAULT}, "several bases"),
@@ -103,6 +118,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a factor without a kind": ({"rope_scaling": {"factor": 2.0}}, "`rope_scaling`.*factor"),
     "a factor of a default": ({"rope_parameters": DEFAULT | {"factor": 2.0}}, "`rope_parameters`.*factor"),
+    "a factor of the magnitude": (
+        {"rope_scaling": YARN | {"attn_factor": 0.5}},
+        r"rope_scaling\.attn_factor.*got 0\.5.*attention_factor.*0\.5693147.* with the factor, 1\.138629",
+    ),
+    "a factor of the magnitude, of another kind": ({"rope_scaling": LINEAR | {"attn_factor": 1.0}}, "`rope_scaling`"),
+    "no scaling of the magnitude": ({"rope_scaling": YARN | {"apply_yarn_scaling": False}}, "apply_yarn_scaling"),
+    "a note that is text": ({"rope_scaling": YARN | {"finetuned": "yes"}}, r"rope_scaling\.finetuned"),
+    "truncate that is a number": ({"rope_scaling": YARN | {"truncate": 0}}, r"rope_scaling\.truncate"),
     "by layer type": ({"rope_parameters": {"full_attention": DEFAULT}}, "`rope_parameters`.*full_attention"),
     "a part of the head": ({"partial_rotary_factor": 0.5}, "`partial_rotary_factor`"),
     "a part of the head, inside": ({"rope_parameters": DEFAULT | {"partial_rotary_factor": 0.5}}, "`rope_parameters`"),
@@ -111,7 +134,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another activation, Gemma's name": ({"hidden_activation": "gelu_pytorch_tanh"}, "`hidden_activation`"),
     "biases": ({"attention_bias": True, "model_type": "llama"}, "`attention_bias`"),
     "biases of the feed-forward": ({"mlp_bias": True, "model_type": "llama"}, "`mlp_bias`"),
-    "dropout": ({"attention_dropout": 0.1}, "`attention_dropout`"),
+    "dropout that is no probability": ({"attention_dropout": 1.5}, "attention_dropout"),
     "a window of a llama": ({"sliding_window": 64, "model_type": "llama"}, "sliding_window to 64.*llama"),
     "a window that is switched off": (
         {"sliding_window": 64, "use_sliding_window": False, "model_type": "mistral"}, "use_sliding_window to false",
@@ -180,7 +203,7 @@ GEMMA_REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "gemma3_text", {"rope_parameters": {"sliding_attention": LINEAR | {"rope_theta": 1e4}}}, "`rope_parameters`",
     ),
     "layered parameters, for a gemma2": ("gemma2", {"rope_parameters": LAYERED}, "`rope_parameters`"),
-    "images": ("gemma3", {}, "Gemma3ForCausalLM"),
+    "images, of another family": ("gemma3n", {}, "Unsupported model_type 'gemma3n'"),
 }  # fmt: skip
 
 
@@ -195,6 +218,7 @@ def check_rope(ours: ModelConfig, theirs: Any) -> None:
     given = {
         key: value for key, value in theirs.rope_parameters.items() if key not in ("type", "partial_rotary_factor")
     }
+    given = {key: value for key, value in given.items() if key not in ("finetuned", "attn_factor")}  # it ignores them
     assert fields | given == fields
 
 
@@ -262,7 +286,8 @@ def test_a_config_is_read_as_transformers_reads_it(name: str, kind: str, tmp_pat
     check_rope(ours, theirs)
     assert ours.num_kv_heads == theirs.num_key_value_heads
     assert ours.head_dim == (theirs.head_dim or 4)  # null with `layer_types`
-    assert ours.max_positions == theirs.max_position_embeddings
+    assert ours.max_positions == LONGER.get(name, theirs.max_position_embeddings)
+    assert config_to_hf(config, ours).get("max_position_embeddings") == config.get("max_position_embeddings")
     assert ours.tie_embeddings == theirs.tie_word_embeddings
     assert ours.sliding_window == (theirs.sliding_window if config["model_type"] == "mistral" else None)
 
@@ -273,6 +298,19 @@ def test_a_config_that_asks_for_another_model_is_refused_by_name(name: str, kind
     changes, message = REFUSED[name]
     with pytest.raises(InputError, match=message):
         config_from_hf(config_of(changes, kind))
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_dropout_is_logged_once_and_kept(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """transformers applies it while it trains; Granite 3.0 and 3.1 set it."""
+    share = 0.11 + 0.01 * list(FAMILIES).index(kind)  # a line of its own: it is logged once in a process
+    config = config_of({"attention_dropout": share}, kind)
+    with caplog.at_level("INFO"):
+        readings = [config_from_hf(config), config_from_hf(config)]
+    assert readings == [config_from_hf(config_of({}, kind))] * 2
+    lines = [line for line in caplog.messages if "dropout" in line]
+    assert lines == [f"config.json: attention_dropout is {share:g}; the model is trained without dropout"]
+    assert config_to_hf(config, readings[0])["attention_dropout"] == share
 
 
 @pytest.mark.parametrize("name", GEMMA_READ)
@@ -291,7 +329,8 @@ def test_a_gemma_config_is_read_as_transformers_reads_it(name: str, tmp_path: Pa
         assert (theirs.hidden_act if kind == "gemma" else theirs.hidden_activation) == GELU
         assert (ours.num_heads, ours.num_kv_heads) == (theirs.num_attention_heads, theirs.num_key_value_heads)
         assert (ours.head_dim, ours.vocab_size) == (theirs.head_dim, theirs.vocab_size)
-        assert (ours.norm_eps, ours.max_positions) == (theirs.rms_norm_eps, theirs.max_position_embeddings)
+        longer = 8 if name == "gemma2, linear" else 1  # Gemma 3 counts the factor already
+        assert (ours.norm_eps, ours.max_positions) == (theirs.rms_norm_eps, longer * theirs.max_position_embeddings)
         assert (ours.tie_embeddings, ours.embedding_scale) == (theirs.tie_word_embeddings, theirs.hidden_size**0.5)
         if kind != "gemma":
             assert ours.attention_scale == theirs.query_pre_attn_scalar**-0.5

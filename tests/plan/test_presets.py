@@ -12,7 +12,7 @@ from zephyr_jax.plan.shape import planned_shape
 PUBLISHED = {
     "Mistral-7B": 7.24, "Llama-3.1-8B": 8.03, "Llama-3.2-1B": 1.24, "Llama-3.2-3B": 3.21, "Qwen2.5-7B": 7.62, "Qwen3-8B": 8.19,
     "Qwen3-14B": 14.77, "Gemma-2-9B": 9.24, "Gemma-3-1B": 1.00, "Olmo-3-7B": 7.30, "SmolLM3-3B": 3.08,
-    "OLMo-2-1124-7B": 7.30, "Gemma-7B": 8.54, "Granite-3.3-8B": 8.17, "Phi-4": 14.66,
+    "OLMo-2-1124-7B": 7.30, "Gemma-7B": 8.54, "Granite-3.3-8B": 8.17, "Phi-4": 14.66, "Gemma-3-4B": 3.88, "Gemma-3-12B": 11.77,
 }  # fmt: skip
 """Billions of weights on the models' pages."""
 

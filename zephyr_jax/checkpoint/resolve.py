@@ -22,6 +22,7 @@ from zephyr_jax.config.sections import BaseFormat, WeightsOptions
 from zephyr_jax.errors import InputError, join_items, truncate_repr
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.families.registry import config_from_hf
+from zephyr_jax.model.families.wrappers import text_config
 from zephyr_jax.model.lora import LoraSpec
 from zephyr_jax.model.weight_format import WeightFormat
 from zephyr_jax.storage.files import Path, check_readable, list_names, local_copy, open_path
@@ -50,9 +51,12 @@ class ModelSource:
     """`weights` where they are a run of this package."""
     step: int | None
     hf_config: dict[str, Any]
+    """config.json of the text model."""
     model_config: ModelConfig
     adapter: "AdapterSource | None" = None
     """The adapter that the model consists of together with the model below it."""
+    has_images: bool = False
+    """Whether the folder holds a model of images and text, of which this is the text model."""
 
     @property
     def record(self) -> Record:
@@ -137,8 +141,16 @@ def _open_source(asked: str, home: Path, run: Path | None, step: int | None) -> 
             f"{home}/config.json sets transformers_weights to {truncate_repr(named)}, and only {SINGLE} and {INDEX} are read. "
             "Give the file one of these names, and remove the field."
         )
+    text = text_config(config)
     return ModelSource(
-        asked=asked, folder=folder, weights=home, run=run, step=step, hf_config=config, model_config=model_config
+        asked=asked,
+        folder=folder,
+        weights=home,
+        run=run,
+        step=step,
+        hf_config=text,
+        model_config=model_config,
+        has_images=text is not config,
     )
 
 

@@ -38,7 +38,8 @@ def check_positions(examples: Examples, name: str, max_positions: int | None, mo
     lengths = examples.segment_lengths()
     if max_positions and lengths.max() > max_positions:
         raise InputError(
-            f"{name}: expected at most the {max_positions:,} positions (max_position_embeddings) of {model}, got "
+            f"{name}: expected at most the {max_positions:,} positions of {model} (max_position_embeddings, or what its rotary "
+            "scaling allows: docs/families.md, Positions), got "
             f"{lengths.max():,} tokens in the longest example; {int((lengths > max_positions).any(axis=1).sum()):,} of "
             f"{len(examples):,} are longer. Set data.max_length to {max_positions} or less; data.on_bad_row decides whether "
             "longer ones are cut or dropped."

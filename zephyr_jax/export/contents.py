@@ -106,7 +106,8 @@ def _adapter(opened: OpenedModel, config: ExportConfig) -> Contents:
         )
     base, revision = _base_of(source, source.adapter, config)
     spec, parameters = load_adapter_alone(source, opened.rules)
-    peft = PeftAdapter(spec=spec, base=base, revision=revision)
+    named = find_model(WeightsOptions(base)) if config.base and open_path(base).is_dir() else source.adapter.base
+    peft = PeftAdapter(spec=spec, base=base, revision=revision, has_images=named.has_images)
     facts = {"format": config.format, "base_model": base, "base_revision": revision}
 
     def write(out: Path, files: dict[str, Any]) -> None:

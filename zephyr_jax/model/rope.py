@@ -94,6 +94,27 @@ class YarnScaling:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LongRopeScaling:
+    """LongRoPE (arXiv 2402.13753) within the original context: each frequency is divided by a factor that was searched for.
+
+    Source: `_compute_longrope_parameters` of transformers.
+    """
+
+    short_factors: tuple[float, ...]
+    """One per frequency."""
+    long_factors: tuple[float, ...]
+    """Those of longer sequences, which are not computed; export writes them."""
+    original_max_positions: int
+    extended_max_positions: int
+    """Positions with the long factors, of which the magnitude is computed."""
+    magnitude: float
+
+    def frequencies(self, frequency_h: Array, theta: float) -> Array:
+        """`RopeScaling.frequencies`."""
+        return frequency_h / jnp.asarray(self.short_factors, jnp.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rope:
     """Rotary embeddings of a layer."""
 

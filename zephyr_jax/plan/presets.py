@@ -9,6 +9,17 @@ from zephyr_jax.model.families.registry import config_from_hf
 _LLAMA3 = {"model_type": "llama", "vocab_size": 128_256, "rms_norm_eps": 1e-5, "max_position_embeddings": 131_072}
 _QWEN3 = {"model_type": "qwen3", "vocab_size": 151_936, "rms_norm_eps": 1e-6, "max_position_embeddings": 32_768}
 
+_GEMMA3 = {
+    "model_type": "gemma3_text",
+    "vocab_size": 262_208,
+    "rms_norm_eps": 1e-6,
+    "sliding_window": 1024,
+    "query_pre_attn_scalar": 256,
+    "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    "max_position_embeddings": 131_072,
+}
+"""The text model of those with images."""
+
 
 def _llama_rope(factor: float) -> dict[str, Any]:
     scaling = {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -67,6 +78,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "query_pre_attn_scalar": 256,
         "max_position_embeddings": 32_768,
     },
+    "Gemma-3-4B": {**_GEMMA3, **_sizes(34, 2560, 10_240, 8, 4, 256)},
+    "Gemma-3-12B": {**_GEMMA3, **_sizes(48, 3840, 15_360, 16, 8, 256)},
     "Olmo-3-7B": {
         **_sizes(32, 4096, 11_008, 32, 32),
         "model_type": "olmo3",

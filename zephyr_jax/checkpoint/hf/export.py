@@ -82,7 +82,7 @@ def export_adapter_folder(
     Raises:
         InputError: `out` exists, or (on every process) a tensor has a value that `dtype` cannot hold.
     """
-    tensors = adapter_tensors(model_config, adapter.spec.targets)
+    tensors = adapter_tensors(model_config, adapter.spec.targets, has_images=adapter.has_images)
     files = {**files, ADAPTER: adapter_config(model_config, adapter)}
     _export(out, parameters, tensors, model_config.num_layers, dtype, files, None, "adapter_model")
 

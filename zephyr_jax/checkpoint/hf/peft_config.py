@@ -8,7 +8,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from zephyr_jax.errors import InputError, truncate_repr
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.families.base import HfFields, Number, Size, parse_fields
 from zephyr_jax.model.families.targets import module_name, projections_of
+from zephyr_jax.model.families.wrappers import TEXT_MODULE, whole_name
 from zephyr_jax.model.lora import LoraSpec
 from zephyr_jax.storage.files import Path
 from zephyr_jax.storage.strict_json import read_json
@@ -80,6 +80,8 @@ class PeftAdapter:
     """Path or hub id."""
     revision: str | None
     """Branch, tag or commit of a hub id."""
+    has_images: bool = False
+    """Whether the base is a model of images and text, in which the adapted modules have other names."""
 
 
 def read_adapter_config(folder: Path, config: ModelConfig) -> PeftAdapter:
@@ -94,12 +96,17 @@ def read_adapter_config(folder: Path, config: ModelConfig) -> PeftAdapter:
     """
     fields = _read_fields(folder)
     file = AdapterFile(folder, config)
-    _check_targets(folder, fields, file.targets, config)
+    _check_targets(folder, fields, file, config)
     spec = LoraSpec(
         rank=fields.r, alpha=float(fields.lora_alpha), targets=file.targets, use_rslora=bool(fields.use_rslora)
     )
     file.check(spec)
-    return PeftAdapter(spec=spec, base=fields.base_model_name_or_path or None, revision=fields.revision or None)
+    return PeftAdapter(
+        spec=spec,
+        base=fields.base_model_name_or_path or None,
+        revision=fields.revision or None,
+        has_images=file.text_prefix is not None,
+    )
 
 
 def read_adapter_base(folder: Path) -> tuple[str | None, str | None]:
@@ -153,20 +160,22 @@ def _check_initial_values(path: Path, value: bool | str | None) -> None:
     )
 
 
-def _check_targets(folder: Path, fields: PeftFields, targets: Iterable[str], config: ModelConfig) -> None:
-    """Raise InputError unless `target_modules` selects, in all layers, the projections that have tensors (`targets`)."""
+def _check_targets(folder: Path, fields: PeftFields, file: AdapterFile, config: ModelConfig) -> None:
+    """Raise InputError unless `target_modules` selects, in all layers, the projections that have tensors."""
+    has_images, prefix = file.text_prefix is not None, file.text_prefix or ""
+    embeddings = [whole_name(name, has_images, prefix) for name in _EMBEDDINGS]
     modules = {
-        tensor.module.format(layer): target
+        whole_name(tensor.module.format(layer), has_images, prefix): target
         for target, tensor in projections_of(config).items()
         for layer in range(config.num_layers)
     }
-    stored = {module for module, target in modules.items() if target in targets}
+    stored = {module for module, target in modules.items() if target in file.targets}
     if isinstance(fields.target_modules, str) and fields.target_modules.lower() == "all-linear":
         selected = set(modules)
     else:
-        selected = _named(folder, "target_modules", fields.target_modules, [*modules, *_EMBEDDINGS])
+        selected = _named(folder, "target_modules", fields.target_modules, [*modules, *embeddings])
     selected -= _named(folder, "exclude_modules", fields.exclude_modules or [], list(selected))
-    differing = [module for module in (*modules, *_EMBEDDINGS) if module in selected ^ stored]
+    differing = [module for module in (*modules, *embeddings) if module in selected ^ stored]
     if differing:
         reason = "has no tensors" if differing[0] in selected else "has tensors"
         raise InputError(
@@ -208,7 +217,10 @@ def adapter_config(config: ModelConfig, adapter: PeftAdapter) -> dict[str, Any]:
         adapter: The adapter.
     """
     spec, projections = adapter.spec, projections_of(config)
-    modules = [module_name(projections[name]).rpartition(".")[2] for name in spec.targets]
+    modules: list[str] | str = [module_name(projections[name]).rpartition(".")[2] for name in spec.targets]
+    if adapter.has_images:  # the model of images has modules of the same names
+        names = "|".join(re.escape(module_name(projections[name])) for name in spec.targets)
+        modules = rf"{re.escape(TEXT_MODULE)}layers\.\d+\.({names})"
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -19,6 +19,7 @@ from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.families.targets import projections_of
 from zephyr_jax.model.families.tensors import HfTensor
+from zephyr_jax.model.families.wrappers import text_names, text_prefix, whole_name
 from zephyr_jax.model.lora import LORA_A, LORA_B, LoraSpec
 from zephyr_jax.storage.files import Path, list_names
 
@@ -36,16 +37,17 @@ _OTHER_FEATURES = {
 """Part of a tensor's name -> the feature of peft that has such tensors."""
 
 
-def adapter_tensors(config: ModelConfig, targets: Iterable[str]) -> tuple[HfTensor, ...]:
+def adapter_tensors(config: ModelConfig, targets: Iterable[str], *, has_images: bool = False) -> tuple[HfTensor, ...]:
     """A and B of the adapted projections with peft's tensor names.
 
     Args:
         config: Of the base model.
         targets: Dotted names of the projections below `decoder`.
+        has_images: Whether the names are those in a model of images and text.
     """
     projections = projections_of(config)
     return tuple(
-        HfTensor((*tensor.path, part), f"{_PREFIX}{tensor.module}.{name}.weight", inputs)
+        HfTensor((*tensor.path, part), f"{_PREFIX}{whole_name(tensor.module, has_images)}.{name}.weight", inputs)
         for tensor in (projections[target] for target in targets)
         for part, name, inputs in ((LORA_A, "lora_A", tensor.inputs), (LORA_B, "lora_B", 1))
     )
@@ -80,8 +82,15 @@ class AdapterFile:
             )
         self._file = TensorFile(self.path)
         self._stored: dict[str, str] = {}
-        for stored in self._file.entries:
-            name = stored.replace(_ADAPTER_NAME, ".weight") if stored.endswith(_ADAPTER_NAME) else stored
+        modules = {stored: stored.removeprefix(_PREFIX) for stored in self._file.entries}
+        text = text_names(modules.values())
+        self.text_prefix = text_prefix(modules.values())
+        """Prefix of the text model's modules, where the base is a model of images and text; None for a text model."""
+        for stored, module in modules.items():
+            if module not in text:
+                continue  # of images
+            name = f"{_PREFIX}{text[module]}" if stored.startswith(_PREFIX) else stored
+            name = name.replace(_ADAPTER_NAME, ".weight") if name.endswith(_ADAPTER_NAME) else name
             if name in self._stored:
                 raise InputError(
                     f"{self.path} holds a tensor twice: {self._stored[name][:120]} and {stored[:120]}. Copy it again from its "

@@ -23,6 +23,7 @@ from zephyr_jax.model.decoder import Compute, abstract_model
 from zephyr_jax.model.families.registry import tensors_of
 from zephyr_jax.model.families.targets import projections_of
 from zephyr_jax.model.families.tensors import EMBEDDING, UNEMBEDDING, HfTensor
+from zephyr_jax.model.families.wrappers import text_names
 from zephyr_jax.storage.files import Path, list_names
 from zephyr_jax.storage.strict_json import read_json
 
@@ -46,11 +47,12 @@ class TensorFiles:
         check_no_adapter(folder, names)
         self._where = _by_name(folder, _chosen(folder, names))
         _check_readings(folder, names, self._where)
+        self._where = _text_part(folder, self._where)
         self._pool = new_pool()
 
     @property
     def names(self) -> set[str]:
-        """All tensor names."""
+        """All tensor names; of a model with images, those of its text model as if it stood alone."""
         return set(self._where)
 
     def sizes(self, name: str) -> tuple[int, ...]:
@@ -239,6 +241,19 @@ def _by_name(folder: Path, files: list[str]) -> dict[str, _Stored]:
                 )
             stored[name] = file, name
     return stored
+
+
+def _text_part(folder: Path, where: dict[str, _Stored]) -> dict[str, _Stored]:
+    """The tensors of the text model, under the names that they have without a model of images around it."""
+    part: dict[str, _Stored] = {}
+    for stored, name in text_names(where).items():
+        if name in part:
+            raise InputError(
+                f"{folder} holds a tensor of the text model twice: {part[name][1][:120]} and {stored[:120]}. Copy it again from "
+                "its source."
+            )
+        part[name] = where[stored]
+    return part
 
 
 def _equal(one: _Stored, other: _Stored) -> bool:

@@ -41,6 +41,7 @@ Size = Annotated[int, Field(ge=1, le=2**24)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Number = Annotated[float, Field(gt=0, lt=1e30)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
 class HfFields(pydantic.BaseModel):

@@ -11,6 +11,7 @@ from zephyr_jax.model.families.base import (
     HfConfig,
     HfFields,
     Number,
+    Probability,
     Size,
     TokenId,
     check_head_dim,
@@ -19,7 +20,7 @@ from zephyr_jax.model.families.base import (
     parse_fields,
 )
 from zephyr_jax.model.families.llama import tensors, write_fields
-from zephyr_jax.model.families.rope import read_rope
+from zephyr_jax.model.families.rope import read_rope, scaled_positions
 
 GELU_TANH = "gelu_pytorch_tanh"
 """transformers' name of GELU's tanh approximation."""
@@ -28,7 +29,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "hidden_act": (GELU_TANH, "gelu"),
     "hidden_activation": (GELU_TANH,),
     "attention_bias": (False,),
-    "attention_dropout": (0,),
     "use_bidirectional_attention": (False,),
     "quantization_config": ({},),
     "compression_config": ({},),
@@ -57,7 +57,7 @@ class GemmaFields(HfFields):
     hidden_act: str | None = None
     hidden_activation: str | None = None
     attention_bias: bool | None = None
-    attention_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    attention_dropout: Probability | None = None
     use_bidirectional_attention: bool | None = None
     quantization_config: dict[str, Any] | None = None
     compression_config: dict[str, Any] | None = None
@@ -92,7 +92,7 @@ def gemma_config(model_type: str, hf_config: HfConfig, fields: GemmaFields, **op
         activation="gelu_tanh",
         tie_embeddings=fields.tie_word_embeddings,
         embedding_scale=fields.hidden_size**0.5,
-        max_positions=fields.max_position_embeddings,
+        max_positions=scaled_positions(fields.max_position_embeddings, options.get("rope_scaling"), hf_config),
         **options,
     )
 

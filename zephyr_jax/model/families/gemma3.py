@@ -1,5 +1,6 @@
 """Gemma 3 (arXiv 2503.19786), text models: Gemma 2 with norms of queries and keys, two rotary bases, and no cap of scores."""
 
+from dataclasses import replace
 from typing import Any
 
 from zephyr_jax.errors import InputError
@@ -18,7 +19,7 @@ from zephyr_jax.model.families.base import (
 from zephyr_jax.model.families.gemma2 import WindowFields, window_config, write_window_fields
 from zephyr_jax.model.families.gemma2 import tensors as gemma2_tensors
 from zephyr_jax.model.families.layer_types import FULL, SLIDING
-from zephyr_jax.model.families.rope import RopeFields, read_rope, scaling_fields
+from zephyr_jax.model.families.rope import RopeFields, read_rope, scaling_fields, shared_truncate, with_shared_truncate
 from zephyr_jax.model.families.tensors import HfTensor
 
 _THETA, _LOCAL_THETA = 1e6, 1e4
@@ -42,7 +43,7 @@ def _read(hf_config: HfConfig) -> ModelConfig:
     # transformers reads this field and computes scores without the cap, so that a value leaves open what was trained.
     check_supported(hf_config, {"attn_logit_softcapping": ()})
     rope, local_theta = _read_ropes(hf_config, fields)
-    return window_config(
+    config = window_config(
         "gemma3_text",
         hf_config,
         fields,
@@ -52,6 +53,7 @@ def _read(hf_config: HfConfig) -> ModelConfig:
         rope_scaling=rope.scaling,
         local_rope_theta=local_theta,
     )
+    return replace(config, max_positions=fields.max_position_embeddings)  # it counts the factor of the scaling already
 
 
 def _read_ropes(hf_config: HfConfig, fields: Gemma3Fields) -> tuple[RopeFields, float]:
@@ -60,7 +62,8 @@ def _read_ropes(hf_config: HfConfig, fields: Gemma3Fields) -> tuple[RopeFields, 
     transformers 5 has one object for each in `rope_parameters`; transformers 4 has `rope_theta` and `rope_scaling` for the
     first and `rope_local_base_freq` for the second.
     """
-    objects = fields.rope_parameters or {}
+    objects = dict(fields.rope_parameters or {})
+    truncate = objects.pop("truncate", None)
     if any(name not in (FULL, SLIDING) or not isinstance(one, dict | None) for name, one in objects.items()):
         raise unsupported("rope_parameters", objects)
     full, sliding = (objects.get(name) or {} for name in (FULL, SLIDING))
@@ -75,7 +78,7 @@ def _read_ropes(hf_config: HfConfig, fields: Gemma3Fields) -> tuple[RopeFields, 
             f"rope_parameters.{SLIDING}.rope_theta {given:,.12g}. transformers 5 uses the second, transformers 4 the first. "
             "Keep the one that the model was trained with and remove the other."
         )
-    return rope, local.theta
+    return with_shared_truncate(rope, truncate), local.theta
 
 
 def _write(config: ModelConfig) -> HfConfig:
@@ -83,6 +86,7 @@ def _write(config: ModelConfig) -> HfConfig:
     parameters: dict[str, Any] = {
         FULL: {"rope_type": "default", "rope_theta": config.rope_theta, **scaling},
         SLIDING: {"rope_type": "default", "rope_theta": local},
+        **shared_truncate(config.rope_scaling),
     }
     return {**write_window_fields(config), "rope_parameters": parameters, "rope_local_base_freq": local}
 

@@ -12,6 +12,7 @@ from zephyr_jax.model.families.base import (
     HfConfig,
     HfFields,
     Number,
+    Probability,
     Size,
     TokenId,
     check_head_dim,
@@ -20,7 +21,7 @@ from zephyr_jax.model.families.base import (
     parse_fields,
 )
 from zephyr_jax.model.families.layer_types import FULL, SLIDING, read_full_layers
-from zephyr_jax.model.families.rope import RopeFields, read_rope, write_rope
+from zephyr_jax.model.families.rope import RopeFields, read_rope, scaled_positions, write_rope
 from zephyr_jax.model.families.tensors import EMBEDDING, UNEMBEDDING, HfTensor
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -28,7 +29,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "hidden_activation": ("silu", "swish"),
     "attention_bias": (False,),
     "mlp_bias": (False,),
-    "attention_dropout": (0,),
     "quantization_config": ({},),
     "compression_config": ({},),
     "per_layer_config": ({}, [], False, 0, ""),
@@ -75,7 +75,7 @@ class LlamaFields(HfFields):
     hidden_activation: str | None = None
     attention_bias: bool | None = None
     mlp_bias: bool | None = None
-    attention_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    attention_dropout: Probability | None = None
     quantization_config: dict[str, Any] | None = None
     compression_config: dict[str, Any] | None = None
     pretraining_tp: Count | None = None
@@ -98,7 +98,7 @@ def decoder_config(
         hf_config: The parsed config.json.
         fields: Its checked fields.
         sliding_window: Attention window of every layer, in tokens; None for full attention.
-        max_positions: Longest sequence, in tokens.
+        max_positions: Longest sequence before the rotary embeddings are scaled, in tokens.
         full_attention_layers: Layers without the window.
         rope: Rotary embeddings; None: as `read_rope` reads them.
 
@@ -127,20 +127,20 @@ def decoder_config(
         sliding_window=sliding_window,
         full_attention_layers=full_attention_layers,
         tie_embeddings=bool(fields.tie_word_embeddings),
-        max_positions=max_positions,
+        max_positions=scaled_positions(max_positions, rope.scaling, hf_config),
     )
 
 
 def _read(hf_config: HfConfig) -> ModelConfig:
     fields = parse_fields(LlamaFields, hf_config)
-    max_positions = fields.max_position_embeddings or 2048
+    config = decoder_config("llama", hf_config, fields, None, fields.max_position_embeddings or 2048)
     window = fields.sliding_window
-    if fields.use_sliding_window is not False and window is not None and window < max_positions:
+    if fields.use_sliding_window is not False and window is not None and window < config.max_positions:
         raise InputError(
             f"config.json sets sliding_window to {window:,} for model_type 'llama'. transformers ignores it for a llama, other "
             "readers use it. Set model_type to mistral to use the window, or sliding_window to null for full attention."
         )
-    return decoder_config("llama", hf_config, fields, sliding_window=None, max_positions=max_positions)
+    return config
 
 
 def write_fields(config: ModelConfig) -> HfConfig:

@@ -13,7 +13,7 @@ from zephyr_jax.model.families.base import Count, Family, HfConfig, parse_fields
 from zephyr_jax.model.families.layer_types import FULL, SLIDING, read_full_layers, write_layer_types
 from zephyr_jax.model.families.llama import LlamaFields, decoder_config, write_fields
 from zephyr_jax.model.families.llama import tensors as llama_tensors
-from zephyr_jax.model.families.rope import RopeFields, read_rope, scaling_fields
+from zephyr_jax.model.families.rope import RopeFields, read_rope, scaling_fields, shared_truncate, with_shared_truncate
 from zephyr_jax.model.families.tensors import HfTensor
 
 _ATTENTION, _FEED_FORWARD = ("decoder", "attention"), ("decoder", "feed_forward")
@@ -77,7 +77,8 @@ def _read_rope(hf_config: HfConfig) -> tuple[RopeFields, float]:
     transformers 4 has `rope_theta` for all layers and `rope_scaling` for those with full attention; transformers 5 has one object
     per kind of layer in `rope_parameters`.
     """
-    objects: dict[str, Any] = hf_config.get("rope_parameters") or {}
+    objects: dict[str, Any] = dict(hf_config.get("rope_parameters") or {})
+    truncate = objects.pop("truncate", None)
     if any(name not in (FULL, SLIDING) for name in objects) or not all(
         isinstance(one, dict) or one is None for one in objects.values()
     ):
@@ -98,14 +99,14 @@ def _read_rope(hf_config: HfConfig) -> tuple[RopeFields, float]:
             f"full attention and {used:,.12g} in those with a window, transformers 4 one base in all. Set rope_theta and the "
             "rope_theta of each object in rope_parameters to the one that the model was trained with."
         )
-    return full, used
+    return with_shared_truncate(full, truncate), used
 
 
 def _write_olmo3(config: ModelConfig) -> HfConfig:
     fields, default = scaling_fields(config.rope_scaling), {"rope_type": "default", "rope_theta": config.rope_theta}
     return {
         **write_fields(config),
-        "rope_parameters": {SLIDING: default, FULL: {**default, **fields}},
+        "rope_parameters": {SLIDING: default, FULL: {**default, **fields}, **shared_truncate(config.rope_scaling)},
         "sliding_window": config.sliding_window,
         "layer_types": write_layer_types(config),
     }

@@ -1,66 +1,71 @@
 """Phi-3 and Phi-4 (dense): Llama's architecture with fused projections, and a share of each head that is rotated."""
 
 from dataclasses import replace
-from typing import Annotated, Any
-
-from pydantic import Field
 
 from zephyr_jax.errors import InputError
 from zephyr_jax.model.config import ModelConfig
-from zephyr_jax.model.families.base import Family, HfConfig, check_head_dim, check_supported, parse_fields, unsupported
+from zephyr_jax.model.families.base import Family, HfConfig, Probability, check_head_dim, parse_fields, unsupported
 from zephyr_jax.model.families.llama import LlamaFields, decoder_config, write_fields
 from zephyr_jax.model.families.llama import tensors as llama_tensors
+from zephyr_jax.model.families.longrope import read_longrope, write_longrope
 from zephyr_jax.model.families.rope import read_rope, write_rope
 from zephyr_jax.model.families.tensors import FusedRows, HfTensor
+from zephyr_jax.model.rope import LongRopeScaling
 
 _QKV, _GATE_UP = "model.layers.{}.self_attn.qkv_proj.weight", "model.layers.{}.mlp.gate_up_proj.weight"
-_LONGROPE = ("longrope", "su", "yarn")
-"""Kinds that transformers computes as longrope for a phi3."""
-_NEUTRAL: dict[str, tuple[Any, ...]] = {"resid_pdrop": (0,), "embd_pdrop": (0,)}
-
-type _Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Phi3Fields(LlamaFields):
     """Fields of config.json, with transformers' defaults for an absent field."""
 
-    resid_pdrop: _Share | None = None
-    embd_pdrop: _Share | None = None
+    resid_pdrop: Probability | None = None
+    embd_pdrop: Probability | None = None
 
 
 def _read(hf_config: HfConfig) -> ModelConfig:
     fields = parse_fields(Phi3Fields, hf_config)
-    check_supported(hf_config, _NEUTRAL)
-    _check_rope_kind(hf_config)
-    rope = read_rope(hf_config, is_partial=True)
+    longrope, without = read_longrope(hf_config)
+    rope = read_rope(without, is_partial=True)
     if rope.scaling is not None:  # transformers has no other kind for a phi3
         name = "rope_scaling" if hf_config.get("rope_scaling") else "rope_parameters"
         raise unsupported(name, hf_config[name])
     max_positions = fields.max_position_embeddings or 4096
+    if longrope is not None:
+        max_positions = min(max_positions, longrope.original_max_positions)
+    rope = rope._replace(scaling=longrope)
     config = decoder_config("phi3", hf_config, fields, fields.sliding_window, max_positions, rope=rope)
     config = replace(config, rotary_share=rope.share)
-    check_head_dim(config.rotary_dim)
+    pairs = check_head_dim(config.rotary_dim) // 2
+    if longrope is not None:
+        _check_factors(longrope, pairs)
     return config
 
 
-def _check_rope_kind(hf_config: HfConfig) -> None:
-    for name in ("rope_scaling", "rope_parameters"):
-        fields = hf_config.get(name) or {}
-        kind = next((fields[key] for key in ("rope_type", "type") if fields.get(key) in _LONGROPE), None)
-        if kind:
+def _check_factors(longrope: LongRopeScaling, pairs: int) -> None:
+    """Raise InputError unless there is a factor for each pair of rotated dimensions."""
+    for name, factors in (("short_factor", longrope.short_factors), ("long_factor", longrope.long_factors)):
+        if len(factors) != pairs:
             raise InputError(
-                f"config.json sets `{name}` to the kind {kind}, which transformers computes as longrope for a phi3. It is not "
-                "implemented: its frequencies depend on the length of the sequence. Choose a checkpoint without it, such as "
-                "microsoft/phi-4 or microsoft/Phi-3-mini-4k-instruct."
+                f"Invalid {name} of longrope in config.json: expected {pairs} numbers, one for each pair of rotated "
+                f"dimensions, got {len(factors)}. Take the config.json that belongs to the weights."
             )
 
 
 def _write(config: ModelConfig) -> HfConfig:
-    return {
+    fields = {
         **write_fields(config),
         **write_rope(config.rope_theta, share=config.rotary_share),
         "sliding_window": config.sliding_window,
     }
+    if isinstance(config.rope_scaling, LongRopeScaling):
+        parameters, scaling = write_longrope(config.rope_scaling)
+        fields |= {
+            "rope_parameters": fields["rope_parameters"] | parameters,
+            "rope_scaling": scaling,
+            "original_max_position_embeddings": config.rope_scaling.original_max_positions,
+            "max_position_embeddings": config.rope_scaling.extended_max_positions,
+        }
+    return fields
 
 
 def _tensors(config: ModelConfig) -> tuple[HfTensor, ...]:

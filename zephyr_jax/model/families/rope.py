@@ -6,6 +6,7 @@ object `rope_parameters`. Manually edited files have both.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from zephyr_jax.errors import InputError, join_items, truncate_repr
@@ -18,15 +19,17 @@ _ORIGINAL = "original_max_position_embeddings"
 _SHARE = "partial_rotary_factor"
 _LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", _ORIGINAL)
 _MSCALES = ("mscale", "mscale_all_dim")
+_FLAGS = ("truncate", "finetuned")
 _FIELDS: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
     "llama3": _LLAMA3,
-    "yarn": ("factor", _ORIGINAL, "attention_factor", "beta_fast", "beta_slow", *_MSCALES, "truncate"),
+    "yarn": ("factor", _ORIGINAL, "attention_factor", "beta_fast", "beta_slow", *_MSCALES, "attn_factor", *_FLAGS),
 }
 """Kind of scaling -> its fields."""
 _NEUTRAL: dict[str, tuple[Any, ...]] = {"factor": (1,), _SHARE: (1,)}
 """Further fields of a rope object, with the values that change nothing."""
+_TRAINED_LENGTH = "max_sequence_length"
 
 
 class RopeFields(NamedTuple):
@@ -92,7 +95,7 @@ def read_scaling(name: str, fields: Mapping[str, Any], hf_config: HfConfig) -> R
         or any(value not in _NEUTRAL.get(key, ()) for key, value in further.items())
     ):
         raise unsupported(name, dict(fields))
-    numbers = {key: value for key, value in fields.items() if key in known and value is not None and key != "truncate"}
+    numbers = {key: value for key, value in fields.items() if key in known and value is not None and key not in _FLAGS}
     if kind in ("llama3", "yarn"):
         # transformers 5: the top-level field has priority, and the longest sequence is the default.
         numbers[_ORIGINAL] = (
@@ -103,6 +106,8 @@ def read_scaling(name: str, fields: Mapping[str, Any], hf_config: HfConfig) -> R
     for key, value in numbers.items():
         if not is_number(value) and not (key in _MSCALES and value == 0):
             raise _invalid(f"{name}.{key}", value)
+    for key in _FLAGS:
+        _check_flag(f"{name}.{key}", fields.get(key))
     return _scaling(name, kind, numbers, fields.get("truncate"))
 
 
@@ -117,12 +122,10 @@ def _scaling(name: str, kind: str, numbers: dict[str, float], truncate: Any) -> 
         original = int(numbers[_ORIGINAL])
         return Llama3Scaling(factor=factor, low_freq_factor=low, high_freq_factor=high, original_max_positions=original)
     if kind == "yarn":
-        if truncate not in (None, True, False):
-            raise _invalid(f"{name}.truncate", truncate, "true or false")
         return YarnScaling(
             factor=factor,
             original_max_positions=int(numbers[_ORIGINAL]),
-            magnitude=_yarn_magnitude(factor, numbers),
+            magnitude=_yarn_magnitude(name, factor, numbers),
             beta_fast=float(numbers.get("beta_fast", 32)),
             beta_slow=float(numbers.get("beta_slow", 1)),
             truncate=truncate is not False,
@@ -130,17 +133,74 @@ def _scaling(name: str, kind: str, numbers: dict[str, float], truncate: Any) -> 
     return None
 
 
-def _yarn_magnitude(factor: float, numbers: dict[str, float]) -> float:
-    """`attention_factor`, or what transformers computes in its place."""
+def _yarn_magnitude(name: str, factor: float, numbers: dict[str, float]) -> float:
+    """`attention_factor`, or what transformers computes in its place.
+
+    Raises:
+        InputError: The object has an `attn_factor` other than 1: YaRN's own code multiplies by it, transformers ignores it.
+    """
 
     def magnitude(mscale: float) -> float:
         return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
 
+    further = numbers.get("attn_factor", 1)
+    if further != 1:
+        raise InputError(
+            f"Unsupported {name}.attn_factor in config.json: expected 1, got {further:.12g}. transformers ignores this factor of "
+            f"YaRN's magnitude, other readers multiply by it. Remove it, and set {name}.attention_factor to the magnitude that "
+            f"the model was trained with: {further * magnitude(1):.12g} with the factor, {magnitude(1):.12g} without it."
+        )
     if "attention_factor" in numbers:
         return float(numbers["attention_factor"])
     if all(numbers.get(name) for name in _MSCALES):  # transformers takes 0 for absent
         return magnitude(numbers["mscale"]) / magnitude(numbers["mscale_all_dim"])
     return magnitude(1)
+
+
+def with_shared_truncate(rope: RopeFields, truncate: Any) -> RopeFields:
+    """A yarn's `truncate` where `rope_parameters` holds one object per kind of layer, as transformers 5 reads it.
+
+    Args:
+        rope: Rotary embeddings of one object.
+        truncate: The field beside the objects. transformers 5 reads this one, other readers the one inside.
+
+    Raises:
+        InputError: It is false inside the object only.
+    """
+    _check_flag("rope_parameters.truncate", truncate)
+    if not isinstance(rope.scaling, YarnScaling):
+        return rope
+    if truncate is not False and not rope.scaling.truncate:
+        raise InputError(
+            "config.json sets truncate to false for the yarn of layers with full attention. transformers 5 ignores it there and "
+            "reads `rope_parameters.truncate`, other readers use it. Set `rope_parameters.truncate` to false, too, or remove the "
+            "field, as the model was trained."
+        )
+    return rope._replace(scaling=replace(rope.scaling, truncate=truncate is not False))
+
+
+def shared_truncate(scaling: RopeScaling | None) -> HfConfig:
+    """The field that `with_shared_truncate` reads; empty for its default."""
+    return {"truncate": False} if isinstance(scaling, YarnScaling) and not scaling.truncate else {}
+
+
+def scaled_positions(max_positions: int, scaling: RopeScaling | None, hf_config: HfConfig) -> int:
+    """Longest sequence, in tokens, of a model whose file may give the length before its embeddings were scaled.
+
+    Args:
+        max_positions: `max_position_embeddings`.
+        scaling: Of the rotary embeddings. `linear` and `yarn` extend the context by their factor.
+        hf_config: The file; `max_sequence_length` in it (Vicuna, YaRN) is the product.
+    """
+    match scaling:
+        case LinearScaling():
+            extended = scaling.factor * max_positions
+        case YarnScaling():
+            extended = scaling.factor * scaling.original_max_positions
+        case _:
+            return max_positions
+    trained: Any = hf_config.get(_TRAINED_LENGTH)
+    return max(max_positions, trained if is_number(trained) else int(extended))
 
 
 def write_rope(theta: float, scaling: RopeScaling | None = None, share: float = 1.0) -> HfConfig:
@@ -189,6 +249,11 @@ def _check_equal(values_name: str, values: Mapping[str, Any], used: Any) -> None
             f"config.json gives several {values_name}: {readings}. transformers 5 uses {_format(used)}, other readers another. "
             "Keep the one that the model was trained with and remove the others."
         )
+
+
+def _check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool | None):
+        raise _invalid(name, value, "true or false")
 
 
 def _format(value: Any) -> str:
