@@ -61,7 +61,7 @@ def _train(config: SftConfig, command: str) -> Path:
         sums = {name: _reference_sums(table, split, reference, command) for name, split in examples.items()}
     splits = plan_splits(config, method, examples, sums)
     slots = splits["training"].plan.examples_per_row
-    objective = method.objective(model.definition, config, examples_per_row=slots, chunk=config.model.logprob_chunk)
+    objective = method.objective(model.definition, config, examples_per_row=slots, chunk=model.logprob_chunk)
     with run_report(run.folder, examples["training"]) as on_start:
         fit(
             run,

@@ -44,12 +44,11 @@ def pairs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Example
 
 def scorer(loaded: Loaded, parameters: Parameters, row_length: int = DATA.row_length) -> Scorer:
     return Scorer(
-        model=loaded.model,
+        model=replace(loaded.model, logprob_chunk=64),
         parameters=parameters,
         data=replace(DATA, row_length=row_length),
         rules=loaded.rules,
         num_rows=4,
-        logprob_chunk=64,
     )
 
 

@@ -63,7 +63,6 @@ def score(model: LoadedModel, rows: Sequence[Mapping[str, Any]], *, batch_size: 
         data=replace(data, row_length=_row_length(data, examples, model.rules.row_multiple)),
         rules=model.rules,
         num_rows=batch_size,
-        logprob_chunk=model.options.logprob_chunk,
     )
     sums = np.zeros((len(rows), len(examples.segments)), np.float32)
     counts = np.zeros(sums.shape, np.int32)

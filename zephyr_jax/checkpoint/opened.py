@@ -13,7 +13,7 @@ from zephyr_jax.checkpoint.new_adapter import NewAdapter
 from zephyr_jax.checkpoint.resolve import ModelSource, find_model
 from zephyr_jax.checkpoint.weights import Layout, check_weights, load_weights
 from zephyr_jax.config.adapter import StorageOptions
-from zephyr_jax.config.sections import ForwardOptions, ModelOptions
+from zephyr_jax.config.sections import ForwardOptions, ModelOptions, ScoringOptions
 from zephyr_jax.errors import InputError
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.decoder import Compute, abstract_model
@@ -22,6 +22,10 @@ from zephyr_jax.model.quantize import CODE_DTYPES
 from zephyr_jax.model.weight_format import PLAIN, WeightFormat
 from zephyr_jax.objective.logprob import Parameters
 from zephyr_jax.parallel.sharding import ShardingRules
+
+_CPU_CHUNK = 256
+_FROZEN_CHUNK = 512
+_MAX_LOGITS_BYTES = 160 * 2**20
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class AbstractModel:
     """Pure dict of shardings."""
     config: ModelConfig
     compute: Compute
+    logprob_chunk: int
+    """Target tokens of a device whose logits exist at one time."""
     weight_format: WeightFormat = PLAIN
 
 
@@ -150,6 +156,7 @@ def abstract_of(
         shardings=layout.shardings,
         config=config,
         compute=compute,
+        logprob_chunk=_logprob_chunk(options, config, device, weight_format),
         weight_format=weight_format,
     )
 
@@ -162,3 +169,21 @@ def _kernel(device: jax.Device, dtype: str, config: ModelConfig) -> Literal["spl
         device.platform == "gpu" and dtype == "bfloat16" and config.attention_softcap is None
     )  # it has no soft cap
     return "cudnn" if is_cudnn else "xla"
+
+
+def _logprob_chunk(
+    options: ForwardOptions, config: ModelConfig, device: jax.Device, weight_format: WeightFormat
+) -> int:
+    """The chunk that is set, else the largest power of two from 128 to 1,024 whose float32 logits take at most 160 MiB.
+
+    An accelerator reads the whole unembedding for each chunk and waits for memory where the chunk is small: a v5e with 256
+    target tokens, and with 512 where the unembedding trains (`benchmarks/logprob_head.md`). A frozen unembedding has no
+    float32 gradient, beside which the logits are small: its chunk is at most 512.
+    """
+    if isinstance(options, ScoringOptions) and options.logprob_chunk:
+        return options.logprob_chunk
+    if device.platform == "cpu":
+        return _CPU_CHUNK
+    largest = 1024 if weight_format.lora is None else _FROZEN_CHUNK
+    affordable = _MAX_LOGITS_BYTES // (4 * config.vocab_size)
+    return min(largest, max(128, 1 << (affordable.bit_length() - 1)))

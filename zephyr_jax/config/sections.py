@@ -102,9 +102,9 @@ class ForwardOptions(WeightsOptions):
 class ScoringOptions(ForwardOptions):
     """The model's files, and how the forward pass computes logits and log-probs."""
 
-    logprob_chunk: PositiveInt = field(default=256, metadata=ADVANCED)
+    logprob_chunk: PositiveInt | None = field(default=None, metadata=ADVANCED)
     """Chunk size of the unembedding, in target tokens per device. Bounds the logits' memory to `logprob_chunk *
-    vocab_size`; lower it if the logits do not fit."""
+    vocab_size`. Default: 256 on a CPU, else 128 to 1,024 by the size of the vocabulary."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
         opened.model.abstract.definition,
         settings,
         examples_per_row=plan.examples_per_row,
-        chunk=config.model.logprob_chunk,
+        chunk=opened.model.abstract.logprob_chunk,
     )
     columns = method.reference_columns(sums, len(examples))
     batches = BatchSource(examples, plan, local_rows(rules, config.batch_size), method.batch, columns)

@@ -112,7 +112,6 @@ def _adapter(config: LmEvalConfig) -> "ZephyrLM":
             data=DataOptions(row_length=row_length),
             rules=model.rules,
             num_rows=model.batch_size,
-            logprob_chunk=config.model.logprob_chunk,
             greedy=True,
         )
 

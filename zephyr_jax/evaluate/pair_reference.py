@@ -106,7 +106,6 @@ def _model_sums(opened: OpenedEvaluation[Any], examples: Examples) -> np.ndarray
         data=config.data,
         rules=opened.rules,
         num_rows=config.batch_size,
-        logprob_chunk=config.model.logprob_chunk,
     )
     indices, scored = scorer.score_all(examples)
     sums = np.zeros((len(examples), examples.segments_per_example), np.float32)

@@ -65,7 +65,6 @@ def preferences(config: PreferencesConfig) -> PreferenceResult:
         data=config.data,
         rules=rules,
         num_rows=config.batch_size,
-        logprob_chunk=config.model.logprob_chunk,
     )
     sums, counts = _score(scorer, examples)
     rewards = config.dpo.beta * (sums - (0.0 if reference is None else reference))

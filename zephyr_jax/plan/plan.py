@@ -281,7 +281,7 @@ def lower(config: PlanConfig, model: AbstractModel, rules: ShardingRules, rows: 
         return _lower_generate(config, model, rules, rows)
     method = planned_method(config)
     batch = _abstract_batch(config, method, rules, rows)
-    chunk = config.model.logprob_chunk
+    chunk = model.logprob_chunk
     if config.planned_step == "reference":
         microbatch = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=rules.sharding("batch", None)),

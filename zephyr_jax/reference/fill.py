@@ -105,7 +105,6 @@ class ReferencePass:
             data=config.data,
             rules=self._rules,
             num_rows=config.batch.rows_per_forward,
-            logprob_chunk=config.model.logprob_chunk,
         )
         return scorer, self._table(fingerprint)
 

@@ -45,8 +45,6 @@ class Scorer:
     data: DataOptions
     rules: ShardingRules
     num_rows: int
-    logprob_chunk: int
-    """Target tokens per device whose logits exist at one time."""
     greedy: bool = False
     """Whether to report greediness, too."""
 
@@ -73,7 +71,7 @@ class Scorer:
                 self.parameters,
                 microbatch,
                 segments=segments * plan.examples_per_row,
-                chunk=self.logprob_chunk,
+                chunk=self.model.logprob_chunk,
             )
             logprob, greedy = output if self.greedy else (output, None)
             rows = [*plan.steps[index], *[()] * (self.num_rows - len(plan.steps[index]))][own_rows]

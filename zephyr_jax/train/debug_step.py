@@ -84,7 +84,7 @@ def debug_step(config: DebugStepConfig) -> StepDiagnosis:
     rules.check_divides("batch", rows, "rows of the batch")
     rules.check_row_length(batch.rows.tokens.shape[2])
     placed = place_batch(rules, batch, rows)
-    chunk = settings.model.logprob_chunk
+    chunk = model.logprob_chunk
     objective = method.objective(model.definition, settings, examples_per_row=facts["examples_per_row"], chunk=chunk)
     is_trainable = opened.weight_format.is_trainable
     trainable, frozen = split(parameters, is_trainable)
@@ -153,7 +153,7 @@ def _examples(
 ) -> list[tuple[str, float, str]]:
     """Id, loss and headline metrics of each example, in the batch's order."""
     segments = facts["examples_per_row"] * method.examples.segments_per_example
-    chunk = settings.model.logprob_chunk
+    chunk = model.logprob_chunk
     examples = []
     microbatches, size = batch.rows.tokens.shape[:2]
     for index in range(microbatches):
