@@ -85,6 +85,35 @@ THOROUGH = (
     "train/test_adapters.py::test_a_new_adapter_starts_at_ln_2_and_learns[int8]",
     "train/test_adapters.py::test_tables_differ_by_the_format_of_the_base",
     "train/test_adapters.py::test_bfloat16_gradients_store_those_of_adapters",
+    # One of several parameters that take the same path.
+    *(
+        f"model/test_family_folders.py::test_greedy_through_the_cache_equals_torch[{name}]"
+        for name in ("llama32", "llama_linear", "qwen2", "qwen2_tied", "qwen3_tied", "phi4_mini", "gemma", "olmo2")
+    ),
+    *(
+        f"model/test_parity.py::test_random_models_equal_torch[{name}]"
+        for name in ("mha", "mqa", "theta", "head_dim", "llama_untied")
+    ),
+    *(
+        f"checkpoint/test_steps.py::test_a_damaged_file_is_noticed_or_does_not_matter[{place}]"
+        for place in ("first byte", "three quarters", "last byte", "zeros")
+    ),
+    "methods/test_hosts_end.py::test_an_error_on_one_host_ends_all_with_its_message[1]",
+    "plan/test_estimates.py::test_operations_a_token_are_what_the_compiler_counts[sft-0]",
+    "plan/test_plan.py::test_every_step_compiles_for_a_tpu[sft-sft]",
+    "model/test_shared_prompt.py::test_any_number_of_answers_shares_a_prompt[one]",
+    "model/test_shared_prompt.py::test_sums_and_gradients_equal_those_of_the_unshared_layout[families/gemma2-save_attention]",
+    "model/test_family_golden.py::test_numbers_equal_torch_on_a_mesh[qwen2_window]",
+    "objective/test_logprob.py::test_meshes_change_nothing[1x8x1-split vocabulary]",
+    "objective/test_logprob.py::test_meshes_change_nothing[2x2x2-split rows]",
+    "model/test_lora_golden.py::test_trained_adapters_equal_peft[rslora-dpo-1]",
+    "model/test_lora_golden.py::test_trained_adapters_equal_peft[window-dpo-2]",
+    "export/test_adapter_export.py::test_an_exported_adapter_has_the_base_format_of_its_run[int8-4]",
+    "parallel/test_vocabulary.py::test_loss_and_gradients_are_those_of_one_device[gqa-48-meshes1]",
+    "train/test_adapters.py::test_a_new_adapter_starts_at_ln_2_and_learns[bfloat16]",
+    "evaluate/test_reference_model.py::test_one_model_is_in_memory_at_a_time[evaluate preferences]",
+    # train/test_adapter_runs.py::test_a_killed_run_ends_with_the_same_bits has frozen weights, too.
+    "train/test_state.py::test_a_run_with_frozen_weights_resumes_bit_for_bit",
     # Whole runs of what shorter tests check in parts.
     "test_setting_effects.py::test_rows_of_benchmarks_are_answered_together",
     "docs/test_commands.py::test_the_commands_run[report]",
