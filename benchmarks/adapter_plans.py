@@ -95,6 +95,7 @@ CASES = [
     Case("dpo", "v5e:1x1", "int4", 1, 5.6),
     Case("dpo", "v5e:1x1", "int4", 4, 8.0),
     Case("sft", "v5e:1x1", "int4", 4, 8.0),
+    Case("sft", "v5e:1x1", "nf4", 4, 8.0),
     Case("dpo", "v5e:1x1", "int8", 1, 8.6, block=128),
     Case("dpo", "v5e:1x1", "nf4", 4, 8.0),
     Case("dpo", "v6e:1x1", "bfloat16", 4, 17.5),
@@ -142,15 +143,16 @@ def measure(case: Case) -> str:
 def write(case: Case, line: str) -> None:
     """Put the line of a case into its file, in the order of `CASES`."""
     path = case.path
-    old = path.read_text().splitlines() if path.exists() else []
-    lines = {key: old_line for old_line in old if (key := _key(old_line))} | {tuple(case.key): line}
+    lines = {key: f"| {' | '.join(cells)} |" for key, cells in read_cells(path).items()} | {tuple(case.key): line}
     keys = [tuple(one.key) for one in CASES if one.path == path and tuple(one.key) in lines]
     path.write_text("\n".join([*preamble(case.topology), *(lines[key] for key in keys), ""]))
 
 
-def _key(line: str) -> tuple[str, ...] | None:
-    cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
-    return tuple(cells[:KEY_CELLS]) if cells[0] in ("sft", "dpo") and len(cells) > KEY_CELLS else None
+def read_cells(path: Path) -> dict[tuple[str, ...], list[str]]:
+    """The cells of each line of a file, by those that identify its case; empty for a file that does not exist."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [[cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split("|")] for line in lines]
+    return {tuple(row[:KEY_CELLS]): row for row in rows if row[0] in ("sft", "dpo") and len(row) > KEY_CELLS}
 
 
 def preamble(topology: str) -> list[str]:

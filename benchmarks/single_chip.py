@@ -1,4 +1,4 @@
-"""The memory table of `docs/single-chip.md`: which training fits which chip; prints it as Markdown.
+"""The memory table of `docs/single-chip.md`, and its first rows in `README.md`: which training fits which chip; prints Markdown.
 
     uv run python -m benchmarks.single_chip
 
@@ -7,6 +7,7 @@ the formulas. `tests/benchmarks/test_single_chip.py` compares them with compiled
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -141,15 +142,16 @@ def cell(peak: float, hardware: Hardware, is_compiled: bool) -> str:
     return f"{verdict}{value}"
 
 
-def table() -> str:
-    """The table of the page."""
+def table(models: Iterable[str] = tuple(MODELS)) -> str:
+    """The table of the page, or its rows for some models."""
     lines = [
         f"| GiB per device | {' | '.join(HARDWARE)} | a further row |",
         f"|---|{'---|' * len(HARDWARE)}---|",
         f"| *may use* | {' | '.join(f'*{hardware.hbm:.4g}*' for hardware in HARDWARE.values())} | |",
     ]
     compiled = compiled_peaks()
-    for name, sizes in MODELS.items():
+    for name in models:
+        sizes = MODELS[name]
         for training in TRAININGS:
             cells = []
             for hardware in HARDWARE.values():

@@ -17,7 +17,8 @@ from zephyr_jax.demo.corpus import conversations, preferences
 from zephyr_jax.parallel.mesh import make_mesh
 from zephyr_jax.parallel.sharding import ShardingRules
 
-CARDS = Path(__file__).parents[1] / "configs" / "tiny"
+CONFIGS = Path(__file__).parents[1] / "configs"
+CARDS = CONFIGS / "tiny"
 COMMON = (
     "--model.compute_dtype float32 --report.no_progress_bar --report.num_samples 0 --schedule.epochs 1 --schedule.max_steps 2 "
     "--schedule.evaluate_every 0 --batch.microbatch_rows 8 --data.max_length 128 --mesh.emulated_devices 8 "
@@ -59,6 +60,25 @@ class Runs:
         run(f"reference {command}", self.folder / name)
         run(f"dpo {command}", self.folder / name)
         return self.folder / name
+
+
+def run_qlora_cards(folder: Path, shared: Path) -> Runs:
+    """The same two runs with `configs/zephyr-7b-beta-qlora`, of a small base and real rows, cut to short ones.
+
+    Rank, alpha, targets, base format, batches, beta and start of the adapter are the cards'.
+    """
+    base, card = shared / "models" / "stories260k", CONFIGS / "zephyr-7b-beta-qlora"
+    rows = "--data.split train --data.eval_split None --data.revision None --data.max_skipped_fraction 1"
+    changes = f"{rows} --adapter.block_size 4"
+    sft = f"--config {card}/sft.yaml --model.path {base} --model.revision None --data.path {shared}/data/conversations.jsonl"
+    run(f"sft {sft} {changes} --data.limit 16 --data.row_length 128", folder / "sft")
+    dpo = (
+        f"--config {card}/dpo.yaml --model.path {folder}/sft --data.path {shared}/data/preferences.jsonl {changes} "
+        f"--data.limit 32 --data.row_length 256 --data.max_prompt_length 64 --reference {folder}/reference"
+    )
+    run(f"reference {dpo}", folder / "dpo")
+    run(f"dpo {dpo}", folder / "dpo")
+    return Runs(folder, base, "nf4")
 
 
 def write_rows(path: Path, rows: list[dict]) -> Path:

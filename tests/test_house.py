@@ -197,10 +197,13 @@ def test_files_and_tests_that_conftest_names_exist() -> None:
 
 
 def test_pins_stand_in_one_place() -> None:
-    """constraints.txt (for pip) and pyproject's constraints (for uv) are the same list."""
+    """constraints.txt (for pip) and pyproject's constraints (for uv) are the same list, from which CI reads those of peft."""
     pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["tool"]["uv"]["constraint-dependencies"] == pins
+    read = re.findall(r"grep -E '\^\(([\w|-]+)\)==' constraints.txt", (ROOT / ".ci" / "run").read_text())
+    assert read == ["accelerate|peft|transformers"]
+    assert set(read[0].split("|")) <= {pin.partition("==")[0] for pin in pins}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="shell")

@@ -24,9 +24,10 @@ MOMENT_BYTES = 2
 """The compiled steps with adapters have a bfloat16 first moment: two bytes less for each of their weights."""
 
 
-def test_the_page_has_the_table() -> None:
-    """Law: the table on the page is what the script prints."""
+def test_the_page_has_the_table_and_the_readme_its_first_rows() -> None:
+    """Law: both tables are what the script prints."""
     assert table() in (ROOT / "docs" / "single-chip.md").read_text()
+    assert f"\n\n{table(['Mistral-7B'])}\n\n" in (ROOT / "README.md").read_text()
 
 
 def test_refused_programs_are_read_as_such(tmp_path: Path) -> None:

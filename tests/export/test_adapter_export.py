@@ -38,13 +38,6 @@ def merged(adapter_runs: Runs) -> Path:
     return export(f"--model.path {adapter_runs.folder}/dpo", adapter_runs.folder / "hf")
 
 
-@pytest.fixture(scope="module")
-def nf4_run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SFT with an adapter on a base in nf4."""
-    runs = Runs(tmp_path_factory.mktemp("nf4"), shared / "models" / "stories260k", "nf4")
-    return runs.sft()
-
-
 def record(folder: Path) -> dict:
     return json.loads((folder / "provenance.json").read_text())
 
@@ -218,28 +211,6 @@ def test_merged_text_is_that_of_the_adapter(adapter_runs: Runs, merged: Path) ->
     for name, value in load_file(exact / "model.safetensors").items():
         assert np.array_equal(value.astype(tensors[name].dtype), tensors[name]), name
     assert (record(merged)["format"], record(merged)["merge_into"]) == ("merged", "original")
-
-
-def test_stored_weights_are_those_of_training(
-    nf4_run: Path, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Law: `stored` has the outputs of the trained model, `original` the weights of the base outside the adapter."""
-    expected = logits_of(nf4_run)
-    stored = export(f"--model.path {nf4_run} --dtype float32 --merge_into stored", tmp_path / "stored")
-    assert "as training stored them, rounded to nf4-4; outputs are those of the trained model" in " ".join(
-        capsys.readouterr().err.split()
-    )
-    original = export(f"--model.path {nf4_run} --dtype float32", tmp_path / "original")
-    assert "training computed with these weights as nf4-4, so outputs differ by that rounding" in " ".join(
-        capsys.readouterr().err.split()
-    )
-    check_logits(logits_of(stored), expected)
-    assert np.abs(logits_of(original) - expected).max() > 0.01
-    assert record(stored)["merge_into"] == "stored"
-    base, kept = (load_file(folder / "model.safetensors") for folder in (shared / "models" / "stories260k", original))
-    assert np.array_equal(base["model.embed_tokens.weight"], kept["model.embed_tokens.weight"])
-    rounded = load_file(stored / "model.safetensors")["model.embed_tokens.weight"]
-    assert not np.array_equal(base["model.embed_tokens.weight"], rounded)
 
 
 @pytest.mark.parametrize(("base_format", "block_size"), [("bfloat16", 64), ("int8", 4), ("nf4", 4)])

@@ -1,37 +1,21 @@
 """How many steps `plan` expects of a run, from the card alone: no TPU compiler is needed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks.card_hours import uncompiled
 from zephyr_jax.config.plan import PlanConfig
 from zephyr_jax.config.yaml_file import load_card
 from zephyr_jax.plan.plan import EXAMPLES, StepPlan
-from zephyr_jax.plan.shape import planned_shape
-from zephyr_jax.plan.topology import chip_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def planned(card: str) -> StepPlan:
     """A plan without its compiled part."""
-    config = load_card(PlanConfig, CONFIGS / card)
-    rows = config.batch.rows_per_forward
-    return StepPlan(
-        config=config,
-        chip=chip_of("v5e"),
-        num_chips=1,
-        model=planned_shape(config),
-        microbatch_rows=rows,
-        num_microbatches=(config.batch.rows or rows) // rows,
-        arguments=0,
-        temporaries=0,
-        peak=0,
-        host_memory=0,
-        host_traffic=0,
-        compile_seconds=0,
-        collectives=(),
-    )
+    return uncompiled(replace(load_card(PlanConfig, CONFIGS / card), topology="v5e:1x1"))
 
 
 @pytest.mark.parametrize(("card", "tokens"), [("colab/v5e-1-sft.yaml", 1374), ("colab/v5e-1-dpo.yaml", 1000 - 210)])
