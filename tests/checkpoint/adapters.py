@@ -89,6 +89,12 @@ def write(built: Built, out: Path, dtype: str = "float32") -> Path:
     return out
 
 
+def query_adapter(model: Path, out: Path) -> Path:
+    """An adapter of the query projections of a Hugging Face folder."""
+    config = config_from_hf(read_json(model / "config.json"))
+    return write(build(config, ("attention.query",), base=str(model)), out)
+
+
 def read(folder: Path, config: ModelConfig) -> PeftAdapter:
     return read_adapter_config(epath.Path(folder), config)
 

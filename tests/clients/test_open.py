@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkpoint.adapters import query_adapter
 from zephyr_jax.clients.open import LocalOptions, ModelOpener
 from zephyr_jax.config.benchmarks import MtBenchConfig
 from zephyr_jax.config.sections import EndpointOptions, ForwardOptions, MeshOptions
@@ -12,9 +13,9 @@ from zephyr_jax.errors import InputError
 MODEL = "m@http://127.0.0.1:9/v1"
 
 
-def opener(folder: Path, **endpoint: object) -> ModelOpener:
+def opener(folder: Path, forward: ForwardOptions | None = None, **endpoint: object) -> ModelOpener:
     local = LocalOptions(
-        forward=ForwardOptions(),
+        forward=forward or ForwardOptions(),
         mesh=MeshOptions(),
         batch_size=1,
         chat_template=None,
@@ -65,6 +66,13 @@ def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"distinct model names, got 'm' twice.*name=OTHER"):
         models.open_all([MODEL, "m@http://127.0.0.1:10/v1"])
     assert [one.name for one in models.open_all([MODEL, "m@http://127.0.0.1:10/v1,name=other"])] == ["m", "other"]
+
+
+def test_answers_of_an_adapter_have_its_name(tiny_model: Path, tmp_path: Path) -> None:
+    """Not that of the base beside which it is named, unless the spec has a name."""
+    adapter = query_adapter(tiny_model, tmp_path / "my-adapter")
+    models = opener(tmp_path, forward=ForwardOptions(adapter=str(adapter)))
+    assert [models.open(f"{tiny_model}{name}").name for name in ("", ",name=other")] == ["my-adapter", "other"]
 
 
 def test_usage_is_logged_also_when_the_work_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

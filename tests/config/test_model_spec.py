@@ -8,14 +8,9 @@ from zephyr_jax.errors import InputError
 
 def test_local_paths() -> None:
     spec = parse_model_spec("runs/zephyr, a copy,temperature=0.3")
-    assert (spec.path, spec.url, spec.display_name, spec.temperature) == (
-        "runs/zephyr, a copy",
-        None,
-        "zephyr, a copy",
-        0.3,
-    )
+    assert (spec.path, spec.url, spec.name, spec.temperature) == ("runs/zephyr, a copy", None, None, 0.3)
     bucket = parse_model_spec("gs://bucket/run,name=mine")
-    assert (bucket.path, bucket.display_name) == ("gs://bucket/run", "mine")
+    assert (bucket.path, bucket.name) == ("gs://bucket/run", "mine")
 
 
 def test_remote_models() -> None:
@@ -23,7 +18,7 @@ def test_remote_models() -> None:
         "org/model@v2@https://host/v1,api_key_env=MY_KEY,price_per_mtok_in=0.5,price_per_mtok_out=2"
     )
     assert (spec.path, spec.url, spec.model, spec.api_key_env) == (None, "https://host/v1", "org/model@v2", "MY_KEY")
-    assert (spec.price_per_mtok_in, spec.price_per_mtok_out, spec.display_name) == (0.5, 2.0, "org/model@v2")
+    assert (spec.price_per_mtok_in, spec.price_per_mtok_out) == (0.5, 2.0)
     assert (
         parse_model_spec("m@http://h/v1,max_tokens_param=max_completion_tokens").max_tokens_param
         == "max_completion_tokens"

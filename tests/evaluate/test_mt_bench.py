@@ -241,7 +241,7 @@ def test_a_judge_that_refuses_everything_has_rated_nothing(tmp_path: Path, capsy
 
 
 def test_settings_that_mean_nothing_to_an_address(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in ("--chat_template zephyr", "--seed 3"):
+    for words in ("--chat_template zephyr", "--seed 3", "--model.adapter my-adapter"):
         with pytest.raises(SystemExit):
             main(f"evaluate mt-bench --model http://127.0.0.1:9/v1 {words}".split())
         assert "has no effect on a remote model" in capsys.readouterr().err

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
+from tests.checkpoint.adapters import query_adapter
+from zephyr_jax.config.adapter import InferenceOptions
 from zephyr_jax.config.models import ServeConfig
 from zephyr_jax.config.sections import ModelOptions
 from zephyr_jax.config.validation import validate
@@ -267,6 +269,14 @@ def test_models_are_listed(served: ServedModel) -> None:
         assert (await client.get("/v1/models/other")).status == 404
 
     talk(served, doing)
+
+
+def test_an_adapter_beside_its_base_is_served_by_its_name(tiny_model: Path, tmp_path: Path) -> None:
+    """Not as the base, which answers otherwise."""
+    adapter = query_adapter(tiny_model, tmp_path / "my-adapter")
+    served = open_server(ServeConfig(model=InferenceOptions(path=str(tiny_model), adapter=str(adapter))))
+    served.worker.close()
+    assert served.name == "my-adapter"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from zephyr_jax.chat.message import SkippedRow
@@ -66,6 +67,11 @@ class LocalClient:
             refusals[key] if key in refusals else ChatResponse(entry["text"], truncated=entry["cut"])
             for key, entry in ((key, self._entries.get(key, {})) for key in keys)
         ]
+
+    @property
+    def name(self) -> str:
+        """The last part of the path of the model, or of its adapter."""
+        return PurePath(self._text_model.source.asked).name
 
     @property
     def num_parameters(self) -> int:

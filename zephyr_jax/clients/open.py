@@ -77,7 +77,8 @@ class ModelOpener:
         spec = parse_model_spec(text)
         temperature = self._temperature if spec.temperature is None else spec.temperature
         if spec.path is not None:
-            return ChatModel(spec.display_name, self._open_local(spec.path), temperature)
+            local = self._open_local(spec.path)
+            return ChatModel(spec.name or local.name, local, temperature)
         options = self._endpoint_options(spec)
         client = self._open_remote(str(spec.url), spec.model, options)
         return ChatModel(

@@ -24,9 +24,10 @@ def _check_models(config: "MtBenchConfig | AlpacaEvalConfig", seed: int) -> None
             raise InputError(f"{name}: the benchmark defines the temperature; remove `temperature=`.")
     if "judge" in specs and specs["judge"].url is None:
         raise InputError(f"judge: expected MODEL@http://HOST:PORT/v1, got {config.judge!r}.")
-    if "model" in specs and specs["model"].url and (config.chat_template or seed):
-        name = "chat_template" if config.chat_template else "seed"
-        raise InputError(f"{name} has no effect on a remote model. Remove it.")
+    if "model" in specs and specs["model"].url:
+        given = {"model.adapter": config.model.adapter, "chat_template": config.chat_template, "seed": seed}
+        if unused := [name for name, value in given.items() if value]:
+            raise InputError(f"{unused[0]} has no effect on a remote model. Remove it.")
     hosts = {urlsplit(spec.url).netloc: spec for spec in specs.values() if spec.url}
     if config.endpoint.api_key_env and len(hosts) > 1 and any(spec.api_key_env is None for spec in hosts.values()):
         raise InputError(
@@ -55,7 +56,7 @@ class MtBenchConfig:
     output: str = "runs/mt-bench"
     """Output folder for answers, judgments, scores and the chart; the same command resumes in it."""
     name: str | None = None
-    """Model name in the files; default: the last part of `model.path`."""
+    """Model name in the files; default: the last part of `model.adapter`, else of `model.path`."""
     judge: str | None = None
     """Judge: MODEL@http://HOST:PORT/v1[,api_key_env=VARIABLE]. Default: only generate the answers."""
     endpoint: EndpointOptions = field(default_factory=EndpointOptions)
@@ -115,7 +116,7 @@ class AlpacaEvalConfig(SamplingOptions):
     output: str = "runs/alpaca-eval"
     """Output folder for outputs and the leaderboard's row; the same command resumes in it."""
     name: str | None = None
-    """Model name in the files; default: the last part of `model.path`, or the file's name."""
+    """Model name in the files; default: the last part of `model.adapter`, else of `model.path`, or the file's name."""
     outputs: str | None = None
     """Existing outputs to judge, instead of answering: a file in AlpacaEval's form."""
     annotations: str | None = None

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 from zephyr_jax.config.sampling import MAX_TEMPERATURE
@@ -32,11 +31,6 @@ class ModelSpec:
     """Request field of the maximum length: `max_tokens` or `max_completion_tokens`."""
     price_per_mtok_in: float | None = None
     price_per_mtok_out: float | None = None
-
-    @property
-    def display_name(self) -> str:
-        """`name`, or the remote model's name, or the last part of the path."""
-        return self.name or self.model or (PurePath(self.path).name if self.path else str(self.url))
 
 
 def parse_model_spec(text: str) -> ModelSpec:

@@ -140,7 +140,7 @@ class ServeConfig:
     model: InferenceOptions = field(default_factory=InferenceOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     name: str | None = None
-    """Model name for clients; default: the last part of `model.path`."""
+    """Model name for clients; default: the last part of `model.adapter`, else of `model.path`."""
     chat_template: str | None = None
     """Chat template, as in `data.chat_template`; default: the checkpoint's own, else `zephyr`."""
     template_args: dict[str, TemplateValue] = field(default_factory=dict, metadata=ADVANCED)

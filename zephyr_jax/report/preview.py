@@ -32,7 +32,7 @@ def preview(config: PreviewConfig, console: Console | None = None) -> Examples:
     tokenizer_folder = tokenizer_only(config.model)
     source = None if tokenizer_folder else find_model(config.model, weights=False)
     tokenizer = load_tokenizer(tokenizer_folder or str(source and source.folder))
-    chat_tokenizer = training_tokenizer(config.model.path, tokenizer, config.data)
+    chat_tokenizer = training_tokenizer(source.asked if source else config.model.path, tokenizer, config.data)
     if source:
         check_vocabulary(source.model_config, tokenizer, source.asked, chat_tokenizer.template)
     kind = method_of_rows(config.data).examples

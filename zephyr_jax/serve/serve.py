@@ -24,7 +24,7 @@ def open_server(config: ServeConfig) -> ServedModel:
     tokenizer.releases_gil = True
     model, context = model.with_chat_stops(tokenizer), model.context_length(config.context_length)
     return ServedModel(
-        name=config.name or PurePath(config.model.path).name,
+        name=config.name or PurePath(model.source.asked).name,
         tokenizer=tokenizer,
         decoder=model.tokenizer,
         stop_ids=model.stop_ids,
