@@ -73,7 +73,7 @@ SETTINGS: dict[str, Mistake] = {
     ),
     "rank beyond the smaller side": (
         lambda desk: desk.sft("--adapter.rank", 65),
-        ("adapter.rank", "at most 64", "65", "decoder.attention.key"),
+        ("adapter.rank", "at most 64", "65", "the smaller side of k_proj"),
     ),
     "alpha 0": (lambda desk: desk.sft(*ON, "--adapter.alpha", 0), ("`adapter.alpha`", "greater than 0")),
     "unknown target": (
@@ -166,6 +166,10 @@ FOLDERS: dict[str, Mistake] = {
     ),
     "DoRA": (lambda desk: beside(desk, adapter(desk, use_dora=True)), ("`use_dora`", "True", "merge_and_unload")),
     "trained biases": (lambda desk: beside(desk, adapter(desk, bias="all")), ("`bias`", "'all'", "'none'")),
+    "adapter of a classifier": (
+        lambda desk: beside(desk, adapter(desk, task_type="SEQ_CLS")),
+        ("`task_type`", "'CAUSAL_LM' or null", "'SEQ_CLS'", "Choose an adapter of"),
+    ),
     "modules beside the adapter": (
         lambda desk: beside(desk, adapter(desk, modules_to_save=["lm_head"])),
         ("`modules_to_save`", "lm_head", "Choose an adapter without it"),
@@ -176,7 +180,7 @@ FOLDERS: dict[str, Mistake] = {
     ),
     "other targets than the adapter's": (
         lambda desk: with_adapter(desk, "--adapter.rank", 4, "--adapter.alpha", 8),
-        ("adapter.targets: expected", "--adapter.start merge"),
+        ("adapter.targets: expected q_proj, got q_proj, k_proj, v_proj, o_proj, gate_proj", "--adapter.start merge"),
     ),
     "another alpha than the adapter's": (
         lambda desk: with_adapter(desk, "--adapter.alpha", 32),

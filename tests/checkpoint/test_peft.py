@@ -159,7 +159,8 @@ REFUSED: list[tuple[str, Any]] = [
     ("r", ...), ("r", 0), ("r", -4), ("r", "4"), ("r", 4.5), ("r", True), ("r", None), ("lora_alpha", ...), ("lora_alpha", 0),
     ("lora_alpha", -1), ("lora_alpha", "16"), ("lora_alpha", float("nan")), ("use_rslora", "yes"), ("target_modules", ...),
     ("target_modules", None), ("target_modules", [1]), ("target_modules", {"q_proj": 1}), ("exclude_modules", 3),
-    ("base_model_name_or_path", 3), ("revision", ["main"]), ("peft_type", ...),
+    ("base_model_name_or_path", 3), ("revision", ["main"]), ("peft_type", ...), ("lora_dropout", "0.1"), ("lora_dropout", 2),
+    ("task_type", "SEQ_CLS"), ("task_type", "causal_lm"), ("task_type", ["CAUSAL_LM"]),
 ]  # fmt: skip
 
 
@@ -179,7 +180,7 @@ def test_what_would_compute_something_else_is_refused_by_name(
 
 
 NEUTRAL: list[dict[str, Any]] = [
-    {"lora_dropout": 0.1}, {"inference_mode": False}, {"task_type": None}, {"bias": None},
+    {"lora_dropout": None}, {"inference_mode": False}, {"task_type": None}, {"bias": None},
     {"auto_mapping": {"base_model_class": "MistralForCausalLM", "unsloth_fixed": True}}, {"peft_version": "0.21.2"},
     {"runtime_config": {"ephemeral_gpu_offload": False}}, {"megatron_core": "megatron.core"}, {"qalora_group_size": 16},
     {"init_lora_weights": "gaussian"}, {"init_lora_weights": "orthogonal"}, {"init_lora_weights": False},
@@ -342,7 +343,7 @@ def test_an_adapter_of_another_base_is_refused(golden: Path, folder: Path, chang
 
 def test_an_adapter_of_other_targets_than_expected_is_refused(golden: Path, folder: Path) -> None:
     with pytest.raises(
-        InputError, match="other targets: expected attention.query, attention.output, .*got attention.query, a"
+        InputError, match="other targets: expected q_proj, o_proj, down_proj, got q_proj, k_proj, v_proj, "
     ):
         loaded(folder, build(base_config(golden), SOME))
 
@@ -358,7 +359,7 @@ def test_the_default_name_of_an_adapter_in_tensor_names_is_read(golden: Path, fo
 def test_a_pickle_is_refused(golden: Path, folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")
     with pytest.raises(
-        InputError, match=r"adapter_model\.bin is a pickle, which is not read: save it again as safetensors"
+        InputError, match=r"adapter_model\.bin is a pickle, and pickles are not read\. Convert it with peft"
     ):
         read(folder, base_config(golden))
 

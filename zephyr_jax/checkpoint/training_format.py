@@ -11,7 +11,7 @@ from zephyr_jax.config.adapter import AdapterOptions
 from zephyr_jax.config.sections import ModelOptions, is_unset, settled
 from zephyr_jax.errors import InputError
 from zephyr_jax.model.config import ModelConfig
-from zephyr_jax.model.families.targets import module_name, projections_of, resolve_targets
+from zephyr_jax.model.families.targets import module_name, projections_of, resolve_targets, target_names
 from zephyr_jax.model.lora import LoraSpec
 from zephyr_jax.model.weight_format import PLAIN, WeightFormat
 from zephyr_jax.parallel.sharding import ShardingRules
@@ -47,7 +47,7 @@ def training_format(source: ModelSource, adapter: AdapterOptions) -> tuple[Weigh
         return new_format(adapter, source.model_config), False
     if source.adapter and adapter.start == "continue":
         spec = source.adapter.spec
-        _check_equal(_continued(adapter, source.model_config, spec), spec, adapter.init, source.asked)
+        _check_equal(_continued(adapter, source.model_config, spec), spec, adapter.init, source)
         base_format, block_size = adapter.base_format, adapter.block_size
         if is_unset(base_format) and source.adapter.base_format:
             base_format, block_size = source.adapter.base_format, source.adapter.block_size
@@ -118,8 +118,8 @@ def _new_spec(adapter: AdapterOptions, config: ModelConfig) -> LoraSpec:
     smallest = min(limits, key=limits.__getitem__)
     if spec.rank > limits[smallest]:
         raise InputError(
-            f"adapter.rank: expected at most {limits[smallest]}, the smaller side of decoder.{smallest}, got {spec.rank}: a "
-            "matrix of this size has no higher rank. Lower it, or take this projection out of adapter.targets."
+            f"adapter.rank: expected at most {limits[smallest]}, the smaller side of {target_names([smallest], config)}, got "
+            f"{spec.rank}: a matrix of this size has no higher rank. Lower it, or take this projection out of adapter.targets."
         )
     return spec
 
@@ -135,17 +135,21 @@ def _continued(adapter: AdapterOptions, config: ModelConfig, trained: LoraSpec) 
     return replace(trained, **given)
 
 
-def _check_equal(given: LoraSpec, trained: LoraSpec, init: str, asked: str) -> None:
+def _check_equal(given: LoraSpec, trained: LoraSpec, init: str, source: ModelSource) -> None:
     """Raise InputError unless the settings are those of the adapter that training continues."""
     wrong = [
         f"adapter.{name}: expected {getattr(trained, name)!r}, got {getattr(given, name)!r}"
-        for name in ("rank", *_SPEC)
+        for name in ("rank", *_SPEC[:-1])
         if getattr(given, name) != getattr(trained, name)
     ]
+    if given.targets != trained.targets:
+        expected, got = (target_names(spec.targets, source.model_config) for spec in (trained, given))
+        wrong.append(f"adapter.targets: expected {expected}, got {got}")
     if init != AdapterOptions().init:
         wrong.append(f"adapter.init: expected it unset, as the adapter has values already, got {init!r}")
     if wrong:
         raise InputError(
-            f"The settings are not those of the adapter in {asked}, which training would continue: {'; '.join(wrong)}. Set the "
-            "same, leave adapter.rank and the others unset, or train a new adapter on the merged model: `--adapter.start merge`."
+            f"The settings are not those of the adapter in {source.asked}, which training would continue: {'; '.join(wrong)}. "
+            "Set the same, leave adapter.rank and the others unset, or train a new adapter on the merged model: "
+            "`--adapter.start merge`."
         )

@@ -19,7 +19,8 @@ TOKENIZER_FILES = (
 )
 CHAT_TEMPLATES = "additional_chat_templates"
 """A folder beside the tokenizer with one Jinja file per further template."""
-_WEIGHTS = ["model*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"]
+_ADAPTER_WEIGHTS = ["adapter_model.safetensors"]
+_WEIGHTS = ["model*.safetensors", "model.safetensors.index.json", *_ADAPTER_WEIGHTS]
 _DOWNLOAD = [
     "config.json",
     "generation_config.json",
@@ -32,13 +33,14 @@ _DOWNLOAD = [
 ]
 
 
-def open_folder(path: str, revision: str | None = None, *, weights: bool = True) -> Path:
+def open_folder(path: str, revision: str | None = None, *, weights: bool = True, adapter_only: bool = False) -> Path:
     """The folder of a checkpoint: `path` itself, local or gs://, or a hub id downloaded into the hub's cache.
 
     Args:
         path: Path or hub id.
         revision: Branch, tag or commit of a hub id.
         weights: Whether to download the weights of a hub id, too.
+        adapter_only: Whether these are the weights of its adapter alone.
 
     Raises:
         InputError: `path` is neither a folder nor a hub id that can be downloaded.
@@ -49,10 +51,9 @@ def open_folder(path: str, revision: str | None = None, *, weights: bool = True)
     if is_remote(path):
         raise InputError(f"No such folder: {path}. Check the spelling; a checkpoint is a folder with config.json.")
     check_hub_id(path, "folder")
+    patterns = [*_DOWNLOAD, *((_ADAPTER_WEIGHTS if adapter_only else _WEIGHTS) if weights else ())]
     try:
-        return open_path(
-            snapshot_download(path, revision=revision, allow_patterns=[*_DOWNLOAD, *(_WEIGHTS if weights else ())])
-        )
+        return open_path(snapshot_download(path, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises many types; each means that the checkpoint cannot be downloaded
         reason = " ".join(str(error).split())[:300]
         raise InputError(

@@ -9,7 +9,9 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from zephyr_jax.checkpoint.hf.peft_files import AdapterFile
 from zephyr_jax.checkpoint.hf.weight_files import ADAPTER
@@ -25,7 +27,7 @@ from zephyr_jax.storage.strict_json import read_json
 _OTHER_VALUES = (
     "Choose an adapter without it, or merge it into its base with peft (`merge_and_unload`) and use the merged folder."
 )
-_NEUTRAL: dict[str, tuple[Any, ...]] = {"peft_type": ("LORA",), "bias": ("none",)}
+_NEUTRAL: dict[str, tuple[Any, ...]] = {"peft_type": ("LORA",), "bias": ("none",), "task_type": ("CAUSAL_LM",)}
 """Values that leave the computation as it is, besides those of `_is_empty`."""
 _INITIAL_VALUES = (True, False, "gaussian", "orthogonal", "eva")
 """Initializations that leave the base weights as they are."""
@@ -46,12 +48,10 @@ _NO_EFFECT = frozenset(
         "lora_ga_config",
         "ensure_weight_tying",
         "inference_mode",
-        "lora_dropout",
         "megatron_core",
         "peft_version",
         "qalora_group_size",
         "runtime_config",
-        "task_type",
     }
 )
 """Fields that decide nothing about the values of an adapter that is computed or trained without dropout."""
@@ -69,6 +69,7 @@ class PeftFields(HfFields):
     init_lora_weights: bool | str | None = True
     base_model_name_or_path: str | None = None
     revision: str | None = None
+    lora_dropout: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,8 @@ class PeftAdapter:
     """Branch, tag or commit of a hub id."""
     has_images: bool = False
     """Whether the base is a model of images and text, in which the adapted modules have other names."""
+    dropout: float = 0.0
+    """Dropout of its training, which is not applied."""
 
 
 def read_adapter_config(folder: Path, config: ModelConfig) -> PeftAdapter:
@@ -106,6 +109,7 @@ def read_adapter_config(folder: Path, config: ModelConfig) -> PeftAdapter:
         base=fields.base_model_name_or_path or None,
         revision=fields.revision or None,
         has_images=file.text_prefix is not None,
+        dropout=fields.lora_dropout or 0.0,
     )
 
 
@@ -134,9 +138,12 @@ def _check_supported(path: Path, name: str, value: Any) -> None:
     in_effect = name in PeftFields.model_fields and name not in _NEUTRAL
     if not (in_effect or name in _NO_EFFECT or value in neutral or _is_empty(value)):
         expected = " or ".join(map(repr, neutral)) or "null, false or an empty value"
+        reason = f"Only plain LoRA is implemented; this adapter would compute other values. {_OTHER_VALUES}"
+        if name == "task_type":
+            expected += " or null"
+            reason = "Only causal language models are implemented. Choose an adapter of one."
         raise InputError(
-            f"Unsupported `{name[:80]}` in {path}: expected {expected}, got {truncate_repr(value)}. Only plain LoRA is "
-            f"implemented; this adapter would compute other values. {_OTHER_VALUES}"
+            f"Unsupported `{name[:80]}` in {path}: expected {expected}, got {truncate_repr(value)}. {reason}"
         )
 
 

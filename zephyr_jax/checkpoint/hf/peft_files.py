@@ -14,10 +14,16 @@ import numpy as np
 from jax import Array
 
 from zephyr_jax.checkpoint.hf.reader import KINDS, TensorFile, new_pool
-from zephyr_jax.checkpoint.hf.weight_files import ADAPTER, ADAPTER_PICKLE, ADAPTER_WEIGHTS, projection_sizes
+from zephyr_jax.checkpoint.hf.weight_files import (
+    ADAPTER,
+    ADAPTER_PICKLE,
+    ADAPTER_WEIGHTS,
+    adapter_files,
+    projection_sizes,
+)
 from zephyr_jax.errors import InputError, join_items
 from zephyr_jax.model.config import ModelConfig
-from zephyr_jax.model.families.targets import projections_of
+from zephyr_jax.model.families.targets import projections_of, target_names
 from zephyr_jax.model.families.tensors import HfTensor
 from zephyr_jax.model.families.wrappers import text_names, text_prefix, whole_name
 from zephyr_jax.model.lora import LORA_A, LORA_B, LoraSpec
@@ -75,10 +81,9 @@ class AdapterFile:
         self.path, self._config = folder / ADAPTER_WEIGHTS, config
         names = list_names(folder)
         if ADAPTER_WEIGHTS not in names:
-            pickle = f" {ADAPTER_PICKLE} is a pickle, which is not read: save it again as safetensors with peft."
             raise InputError(
-                f"Expected {ADAPTER_WEIGHTS} beside {ADAPTER} in {folder}, got {join_items(names) or 'an empty folder'}."
-                f"{pickle if ADAPTER_PICKLE in names else ' Copy it from the source of the adapter.'}"
+                f"Expected {ADAPTER_WEIGHTS} beside {ADAPTER} in {folder}, got {join_items(names) or 'an empty folder'}. "
+                f"{_explain_missing(folder, names)}"
             )
         self._file = TensorFile(self.path)
         self._stored: dict[str, str] = {}
@@ -128,8 +133,8 @@ class AdapterFile:
         """Raise InputError where a tensor is not of a float dtype, or not of the sizes that `spec` and the base model need."""
         if self.targets != spec.targets:
             raise InputError(
-                f"The adapter in {self.path} has other targets: expected {join_items(spec.targets)}, got "
-                f"{join_items(self.targets)}. Set the targets of the adapter."
+                f"The adapter in {self.path} has other targets: expected {target_names(spec.targets, self._config)}, got "
+                f"{target_names(self.targets, self._config)}. Set adapter.targets to those of the adapter."
             )
         base = projection_sizes(self._config)
         for target in self.targets:
@@ -177,6 +182,27 @@ class AdapterFile:
                         f"{layer.size} values that are NaN or infinite. Take an earlier checkpoint of the adapter."
                     )
         return stacked
+
+
+def _explain_missing(folder: Path, names: list[str]) -> str:
+    """Why an adapter's folder may have no file of weights, and how to make one."""
+    convert = (
+        "Convert it with peft: `PeftModel.from_pretrained(base, ADAPTER).save_pretrained(FOLDER)` writes the file."
+    )
+    shards = [name for name in adapter_files(names) if name != ADAPTER_PICKLE]
+    if shards:
+        return (
+            f"The weights are in parts ({join_items(shards, 3)}), and only one file is read. Join them with safetensors: "
+            f"`load_file` of every part, `save_file` of all tensors as {ADAPTER_WEIGHTS}."
+        )
+    if ADAPTER_PICKLE in names:
+        return f"{ADAPTER_PICKLE} is a pickle, and pickles are not read. {convert}"
+    if folder.parent.name == "snapshots":  # the hub client's cache
+        return (
+            f"Of an adapter on the hub only this file is downloaded: pickles ({ADAPTER_PICKLE}) and parts "
+            f"(adapter_model-00001-of-0000N.safetensors) are neither downloaded nor read. {convert}"
+        )
+    return "Copy it from the source of the adapter."
 
 
 def _counted(names: list[str], kind: str) -> str:

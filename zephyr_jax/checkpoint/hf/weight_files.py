@@ -30,7 +30,7 @@ from zephyr_jax.storage.strict_json import read_json
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS, ADAPTER_PICKLE = "adapter_model.safetensors", "adapter_model.bin"
-_ADAPTER_WEIGHTS = (ADAPTER_WEIGHTS, ADAPTER_PICKLE)
+_ADAPTER_FILE = re.compile(r"adapter_model[^/]*\.(safetensors|bin)")
 _SHARD = re.compile(r"model-\d{5}-of-(\d{5})\.safetensors")
 _COMPUTED = "rotary_emb.inv_freq"  # older exports store this; it is a function of the config
 
@@ -125,14 +125,22 @@ type _Stored = tuple[TensorFile, str]
 
 def holds_adapter_only(names: list[str]) -> bool:
     """Whether a folder with these files holds a PEFT adapter and no model below it."""
-    weights = [name for name in names if name.endswith(".safetensors") and name not in _ADAPTER_WEIGHTS]
-    return ADAPTER in names and not weights
+    return ADAPTER in names and not _model_weights(names)
+
+
+def adapter_files(names: list[str]) -> list[str]:
+    """The files of an adapter's weights among these, also shards and pickles, which are not read."""
+    return [name for name in names if _ADAPTER_FILE.fullmatch(name)]
+
+
+def _model_weights(names: list[str]) -> list[str]:
+    return [name for name in names if name.endswith(".safetensors") and not _ADAPTER_FILE.fullmatch(name)]
 
 
 def check_no_adapter(folder: Path, names: list[str]) -> None:
     """Raise InputError for a folder with a LoRA/PEFT adapter that transformers applies, or with nothing but one."""
-    weights = [name for name in names if name.endswith(".safetensors") and name not in _ADAPTER_WEIGHTS]
-    adapter = [name for name in (ADAPTER, *_ADAPTER_WEIGHTS) if name in names]
+    weights = _model_weights(names)
+    adapter = [*(name for name in names if name == ADAPTER), *adapter_files(names)]
     if adapter and (not weights or "config.json" not in names):
         raise InputError(
             f"{folder} holds a LoRA/PEFT adapter ({join_items(adapter)}), not a model: set model.path to its base and "
@@ -141,7 +149,8 @@ def check_no_adapter(folder: Path, names: list[str]) -> None:
     if ADAPTER in names:
         raise InputError(
             f"{folder} can be read in two ways: {join_items(weights, 3)} alone, or with the adapter of {ADAPTER} applied to it, "
-            f"as transformers does where peft is installed. Merge the adapter, or remove {join_items(adapter)}."
+            f"as transformers does where peft is installed. Remove {join_items(adapter)} if the weights are the whole model; to "
+            f"add the adapter to its base, pass `--model.path BASE --model.adapter {folder}`."
         )
 
 
@@ -165,7 +174,7 @@ def _chosen(folder: Path, names: list[str]) -> list[str]:
 
 def _foreign(name: str) -> bool:
     """Whether a safetensors file is of another format than Hugging Face's model files."""
-    return name.startswith("consolidated") or name in _ADAPTER_WEIGHTS
+    return name.startswith("consolidated") or bool(_ADAPTER_FILE.fullmatch(name))
 
 
 def _indexed(folder: Path, names: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """The projections that an adapter can be attached to: Hugging Face's module names and the parameters that they stand for."""
 
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from zephyr_jax.errors import InputError, join_items, truncate_repr
@@ -23,6 +24,12 @@ def projections_of(config: ModelConfig) -> dict[str, HfTensor]:
 def module_name(tensor: HfTensor) -> str:
     """Name of a projection's module inside a layer, such as `self_attn.q_proj`."""
     return tensor.module.partition("{}.")[2]
+
+
+def target_names(targets: Iterable[str], config: ModelConfig) -> str:
+    """Projections, of dotted parameter names, as `adapter.targets` takes them, for messages: `q_proj, v_proj`."""
+    projections = projections_of(config)
+    return join_items(module_name(projections[target]).rpartition(".")[2] for target in targets)
 
 
 def resolve_targets(patterns: tuple[str, ...], config: ModelConfig) -> tuple[str, ...]:
