@@ -50,6 +50,10 @@ def alone(desk: Desk, **config: Any) -> Words:
     return ["generate", "--prompts", "Hi", "--model.path", str(adapter(desk, **config))]
 
 
+def _twice(folder: Path) -> Words:
+    return ["--model.path", str(folder), "--model.adapter", str(folder)]
+
+
 SETTINGS: dict[str, Mistake] = {
     "negative rank": (
         lambda desk: desk.sft("--adapter.rank", -1),
@@ -155,6 +159,14 @@ FOLDERS: dict[str, Mistake] = {
     "adapter of a wider model": (
         lambda desk: beside(desk, adapter(desk, width=256)),
         ("q_proj.lora_A", "(4, 128)", "(4, 256)", "base model"),
+    ),
+    "adapter on itself": (
+        lambda desk: ["generate", "--prompts", "Hi", *_twice(adapter(desk, base_model_name_or_path=str(desk.tiny)))],
+        ("would be added twice", "--model.path BASE --model.adapter"),
+    ),
+    "adapter that names itself": (
+        lambda desk: alone(desk, base_model_name_or_path=str(desk.home / "adapter")),
+        ("names itself as its base", "adapter_config.json", "--model.path BASE --model.adapter"),
     ),
     "adapter without a base": (
         lambda desk: alone(desk),

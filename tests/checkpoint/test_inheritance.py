@@ -20,8 +20,9 @@ from zephyr_jax.chat.tokenizer import load_chat_tokenizer
 from zephyr_jax.chat.tokenizer_files import TRAINING_TEMPLATE, load_tokenizer
 from zephyr_jax.checkpoint import inheritance
 from zephyr_jax.checkpoint.inheritance import prompt_tokenizer, properties, resolve
+from zephyr_jax.checkpoint.model_source import MODEL_FOLDER, ModelSource
 from zephyr_jax.checkpoint.provenance import write_record
-from zephyr_jax.checkpoint.resolve import MODEL_FOLDER, ModelSource, find_model
+from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.cli import main
 from zephyr_jax.config.models import EvaluateConfig, LineageConfig
 from zephyr_jax.config.sections import DataOptions, ModelOptions

@@ -15,7 +15,7 @@ from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.hf.export import export_folder
 from zephyr_jax.checkpoint.hf.model_files import GENERATION, model_files, write_model_files
 from zephyr_jax.checkpoint.hf.reader import TensorFile
-from zephyr_jax.checkpoint.resolve import ModelSource
+from zephyr_jax.checkpoint.model_source import ModelSource
 from zephyr_jax.demo.remake import CONFIG
 from zephyr_jax.errors import InputError
 from zephyr_jax.model.families.registry import config_from_hf, config_to_hf

@@ -9,8 +9,9 @@ import jax
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer as load_hf_tokenizer
 from zephyr_jax.checkpoint.inheritance import inherit_model, resolve, training_tokenizer
+from zephyr_jax.checkpoint.model_source import ModelSource
 from zephyr_jax.checkpoint.opened import OpenedModel
-from zephyr_jax.checkpoint.resolve import ModelSource, find_model, tokenizer_only
+from zephyr_jax.checkpoint.resolve import find_model, tokenizer_only
 from zephyr_jax.config.sections import MODEL, DataOptions, ForwardOptions, MeshOptions, ScoringOptions, WeightsOptions
 from zephyr_jax.config.validation import validate
 from zephyr_jax.config.yaml_file import expand_home

@@ -2,7 +2,7 @@
 
 from hashlib import blake2b
 
-from zephyr_jax.checkpoint.resolve import ModelSource
+from zephyr_jax.checkpoint.model_source import ModelSource
 from zephyr_jax.checkpoint.steps import FOLDER, saved_fingerprint
 from zephyr_jax.model.weight_format import PLAIN, WeightFormat
 from zephyr_jax.storage.cloud import slow_io_warning

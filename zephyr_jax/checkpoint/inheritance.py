@@ -18,9 +18,10 @@ from zephyr_jax.chat.template_date import now
 from zephyr_jax.chat.template_loader import Answers
 from zephyr_jax.chat.tokenizer import ChatTokenizer, load_chat_tokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
+from zephyr_jax.checkpoint.model_source import ModelSource
 from zephyr_jax.checkpoint.opened import OpenedModel
 from zephyr_jax.checkpoint.provenance import Record, chain
-from zephyr_jax.checkpoint.resolve import ModelSource, check_vocabulary
+from zephyr_jax.checkpoint.resolve import check_vocabulary
 from zephyr_jax.checkpoint.template_choice import TemplateChoice, explain_template, log_on_host0
 from zephyr_jax.config.models import EvaluateConfig
 from zephyr_jax.config.sections import DataOptions, ForwardOptions, TemplateValue, is_unset, settled

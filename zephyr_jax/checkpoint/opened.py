@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
+from zephyr_jax.checkpoint.model_source import ModelSource
 from zephyr_jax.checkpoint.new_adapter import NewAdapter
-from zephyr_jax.checkpoint.resolve import ModelSource, find_model
+from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.checkpoint.weights import Layout, check_weights, load_weights
 from zephyr_jax.config.adapter import StorageOptions
 from zephyr_jax.config.sections import ForwardOptions, ModelOptions, ScoringOptions

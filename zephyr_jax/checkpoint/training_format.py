@@ -4,9 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 from zephyr_jax.checkpoint.hf.weight_files import projection_sizes
+from zephyr_jax.checkpoint.model_source import ModelSource
 from zephyr_jax.checkpoint.new_adapter import NewAdapter
 from zephyr_jax.checkpoint.opened import OpenedModel, open_model
-from zephyr_jax.checkpoint.resolve import ModelSource, adapter_record
+from zephyr_jax.checkpoint.run_adapter import adapter_record
 from zephyr_jax.config.adapter import AdapterOptions
 from zephyr_jax.config.sections import ModelOptions, is_unset, settled
 from zephyr_jax.errors import InputError
@@ -139,7 +140,7 @@ def _check_equal(given: LoraSpec, trained: LoraSpec, init: str, source: ModelSou
     """Raise InputError unless the settings are those of the adapter that training continues."""
     wrong = [
         f"adapter.{name}: expected {getattr(trained, name)!r}, got {getattr(given, name)!r}"
-        for name in ("rank", *_SPEC[:-1])
+        for name in ("rank", "alpha", "use_rslora")
         if getattr(given, name) != getattr(trained, name)
     ]
     if given.targets != trained.targets:

@@ -13,8 +13,9 @@ from zephyr_jax.checkpoint.frozen import FROZEN, check_frozen, merge, split
 from zephyr_jax.checkpoint.hf.load import load_parameters
 from zephyr_jax.checkpoint.hf.peft_files import load_adapter
 from zephyr_jax.checkpoint.hf.weight_files import TensorFiles
+from zephyr_jax.checkpoint.model_source import AdapterSource, ModelSource
 from zephyr_jax.checkpoint.new_adapter import NewAdapter, PissaSplit, initial_adapter
-from zephyr_jax.checkpoint.resolve import AdapterSource, ModelSource, find_model
+from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.checkpoint.steps import Checkpoint, check_step, open_step
 from zephyr_jax.config.sections import BaseFormat, WeightsOptions
 from zephyr_jax.errors import InputError

@@ -7,8 +7,8 @@ import jax
 
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.checkpoint.inheritance import resolve_settings
+from zephyr_jax.checkpoint.model_source import ModelSource
 from zephyr_jax.checkpoint.opened import OpenedModel, open_model
-from zephyr_jax.checkpoint.resolve import ModelSource
 from zephyr_jax.config.models import EvaluateConfig
 from zephyr_jax.data.examples import Examples, load_examples
 from zephyr_jax.data.segments import ExampleKind

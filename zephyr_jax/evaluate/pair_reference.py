@@ -10,8 +10,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
+from zephyr_jax.checkpoint.model_source import ModelSource
 from zephyr_jax.checkpoint.opened import open_model
-from zephyr_jax.checkpoint.resolve import ModelSource, check_vocabulary
+from zephyr_jax.checkpoint.resolve import check_vocabulary
 from zephyr_jax.checkpoint.steps import list_steps, read_progress
 from zephyr_jax.data.examples import Examples
 from zephyr_jax.errors import InputError, join_items

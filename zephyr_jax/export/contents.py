@@ -13,8 +13,9 @@ from zephyr_jax.checkpoint.hf.export import export_adapter_folder, export_folder
 from zephyr_jax.checkpoint.hf.peft_config import PeftAdapter
 from zephyr_jax.checkpoint.hf.peft_files import fused_modules
 from zephyr_jax.checkpoint.inheritance import inherit_model
+from zephyr_jax.checkpoint.model_source import AdapterSource, ModelSource
 from zephyr_jax.checkpoint.opened import OpenedModel
-from zephyr_jax.checkpoint.resolve import AdapterSource, ModelSource, find_model
+from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.checkpoint.weights import Layout, load_adapter_alone, load_merged, load_weights
 from zephyr_jax.config.models import ExportConfig
 from zephyr_jax.config.sections import BaseFormat, WeightsOptions, is_unset

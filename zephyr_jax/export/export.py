@@ -18,9 +18,10 @@ from zephyr_jax.checkpoint.fingerprint import weights_fingerprint
 from zephyr_jax.checkpoint.hf.card import card_metadata
 from zephyr_jax.checkpoint.hf.export import check_new_folder
 from zephyr_jax.checkpoint.hf.model_files import model_files
+from zephyr_jax.checkpoint.model_source import ModelSource
 from zephyr_jax.checkpoint.opened import open_model
 from zephyr_jax.checkpoint.provenance import FILE, Record, make_record, read_record
-from zephyr_jax.checkpoint.resolve import ModelSource, check_vocabulary
+from zephyr_jax.checkpoint.resolve import check_vocabulary
 from zephyr_jax.checkpoint.steps import check_step
 from zephyr_jax.config.models import ExportConfig
 from zephyr_jax.config.sections import ForwardOptions

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from zephyr_jax.chat.message import Message, SkippedRow, check_messages
 from zephyr_jax.chat.tokenizer import ChatTokenizer, bos_token_id
-from zephyr_jax.checkpoint.resolve import ModelSource
+from zephyr_jax.checkpoint.model_source import ModelSource
 from zephyr_jax.config.models import GenerateConfig
 from zephyr_jax.config.sampling import SamplingParams, TopKSamplingOptions
 from zephyr_jax.config.sections import TemplateValue

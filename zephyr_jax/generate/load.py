@@ -17,8 +17,9 @@ from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.fingerprint_cache import weights_key
 from zephyr_jax.checkpoint.hf.model_files import check_declared_stops, declared_stops
 from zephyr_jax.checkpoint.inheritance import inherit_model, prompt_tokenizer
+from zephyr_jax.checkpoint.model_source import ModelSource
 from zephyr_jax.checkpoint.opened import OpenedModel, inference_format
-from zephyr_jax.checkpoint.resolve import ModelSource, check_vocabulary, find_model
+from zephyr_jax.checkpoint.resolve import check_vocabulary, find_model
 from zephyr_jax.config.sampling import MAX_STOP_IDS
 from zephyr_jax.config.sections import ForwardOptions, MeshOptions, TemplateValue
 from zephyr_jax.errors import InputError, join_items

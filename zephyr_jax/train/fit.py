@@ -14,9 +14,9 @@ from zephyr_jax.checkpoint.hf.export import export_adapter_folder
 from zephyr_jax.checkpoint.hf.model_files import write_model_files
 from zephyr_jax.checkpoint.hf.peft_config import PeftAdapter
 from zephyr_jax.checkpoint.manager import CheckpointManager
+from zephyr_jax.checkpoint.model_source import INITIAL_ADAPTER
 from zephyr_jax.checkpoint.opened import AbstractModel
 from zephyr_jax.checkpoint.provenance import Record, make_record, read_record, write_record
-from zephyr_jax.checkpoint.resolve import INITIAL_ADAPTER
 from zephyr_jax.checkpoint.steps import Checkpoint, restore_latest_valid
 from zephyr_jax.checkpoint.training_format import training_record
 from zephyr_jax.config.step_range import StepRange

@@ -18,8 +18,8 @@ from zephyr_jax.checkpoint.disk_space import check_disk_space
 from zephyr_jax.checkpoint.frozen import IsTrainable, split
 from zephyr_jax.checkpoint.hf.model_files import model_files
 from zephyr_jax.checkpoint.inheritance import resolve_settings
+from zephyr_jax.checkpoint.model_source import INITIAL_ADAPTER, ModelSource
 from zephyr_jax.checkpoint.opened import OpenedModel
-from zephyr_jax.checkpoint.resolve import INITIAL_ADAPTER, ModelSource
 from zephyr_jax.checkpoint.steps import FOLDER, SAVED, Checkpoint, find_checkpoint
 from zephyr_jax.checkpoint.training_format import open_for_training, resolved_settings
 from zephyr_jax.config.training import SftConfig

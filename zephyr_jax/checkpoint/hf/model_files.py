@@ -9,7 +9,7 @@ from typing import Any
 
 from zephyr_jax.chat.saved_tokenizer import SavedTokenizer
 from zephyr_jax.checkpoint.hf.folder import TOKENIZER_FILES
-from zephyr_jax.checkpoint.resolve import MODEL_FOLDER, ModelSource
+from zephyr_jax.checkpoint.model_source import MODEL_FOLDER, ModelSource
 from zephyr_jax.config.sampling import check_stop_ids
 from zephyr_jax.model.families.registry import config_to_hf
 from zephyr_jax.storage.files import Path, list_names, write_atomic
