@@ -5,25 +5,31 @@ What cannot be reported from sound content is not here: a byte turned over insid
 
 import json
 import re
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 from etils import epath
+from safetensors.numpy import save_file
 
-from tests.malformed import cards, rows, tables, tensors
+from tests.malformed import cards, records, rows, tables, tensors
 from tests.settings import setting_names
 from zephyr_jax.chat.template_loader import load_template
 from zephyr_jax.chat.tokenizer import ChatTokenizer
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.hf.peft_config import read_adapter_base, read_adapter_config
 from zephyr_jax.checkpoint.hf.weight_files import TensorFiles
+from zephyr_jax.checkpoint.provenance import read_record
 from zephyr_jax.checkpoint.resolve import find_model
+from zephyr_jax.config.models import LineageConfig
 from zephyr_jax.config.sections import DataOptions, ModelOptions
 from zephyr_jax.config.training import DpoConfig
 from zephyr_jax.config.validation import validate
@@ -32,8 +38,11 @@ from zephyr_jax.data.examples import load_examples
 from zephyr_jax.data.segments import CONVERSATION, PREFERENCE
 from zephyr_jax.demo.remake import CONFIG
 from zephyr_jax.errors import InputError
+from zephyr_jax.export.lineage import lineage
+from zephyr_jax.export.model_card import model_card
 from zephyr_jax.model.families.registry import config_from_hf
 from zephyr_jax.reference.table import ReferenceTable, require_complete
+from zephyr_jax.report.run_record import read_run
 
 CONFIGS = tensors.configs(CONFIG)
 ADAPTERS = tensors.adapter_configs()
@@ -218,6 +227,97 @@ def test_the_sound_file_is_sound(tmp_path: Path) -> None:
 def test_a_config_of_a_model(name: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(CONFIGS[name])
     refusal(tmp_path, lambda: find_model(ModelOptions(path=str(tmp_path))), str(tmp_path))
+
+
+# ---- provenance records ----
+
+
+RECORDS = {
+    "run": lambda base: records.run(base, adapter=False),
+    "run with an adapter": lambda base: records.run(base, adapter=True),
+    "export": lambda base: records.export(base, adapter=False),
+    "export of an adapter": lambda base: records.export(base, adapter=True),
+}
+
+
+def provenance(kind: str, tiny_model: Path, folder: Path) -> dict[str, Any]:
+    """A sound record and the folder of its kind, without weights."""
+    run, adapter = kind.startswith("run"), kind == "export of an adapter"
+    if adapter:
+        (folder / "adapter_config.json").write_text(
+            json.dumps(tensors.ADAPTER | {"base_model_name_or_path": str(tiny_model)})
+        )
+        layers = {
+            f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{name}.weight": np.ones(sizes, np.float32)
+            for layer in range(CONFIG["num_hidden_layers"])
+            for name, sizes in {"A": (4, CONFIG["hidden_size"]), "B": (CONFIG["hidden_size"], 4)}.items()
+        }
+        save_file(layers, folder / "adapter_model.safetensors")
+    else:
+        shutil.copytree(tiny_model, folder / "model" if run else folder, dirs_exist_ok=True)
+    return RECORDS[kind](str(tiny_model))
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_every_field_of_a_provenance_record(kind: str, tiny_model: Path, tmp_path: Path) -> None:
+    """A value of another type is refused by its name, or is one that the field may have and every reader takes."""
+    record = provenance(kind, tiny_model, tmp_path)
+    path, refused = tmp_path / "provenance.json", 0
+    readers = (
+        lambda: find_model(ModelOptions(path=str(tmp_path))).record,
+        lambda: lineage(LineageConfig(path=str(tmp_path))),
+        lambda: model_card("lab/x", read_record(epath.Path(tmp_path)) | {"versions": {}}, {"loss": 1.0}),
+        lambda: read_run(epath.Path(tmp_path)) if kind.startswith("run") else None,
+    )
+    path.write_text(json.dumps(record))
+    for read in readers:
+        read()
+    for name, content in records.spoilt(record):
+        path.write_text(json.dumps(content))
+        try:
+            read_record(epath.Path(tmp_path))
+        except InputError as error:
+            assert f"{path}: `{name}" in str(error) and ": expected " in str(error) and "Restore the file" in str(error)
+            refused += 1
+            continue
+        for read in readers:
+            try:
+                read()
+            except InputError as error:
+                assert str(error).isprintable() and re.search(REMEDIES, str(error))
+    assert refused >= 100
+
+
+WRONG_RECORDS: list[tuple[dict[str, Any], str]] = [
+    ({"parent": "sft"}, "`parent`: expected an object, got 'sft'. Restore"),
+    ({"parent": []}, "`parent`: expected an object, got []"),
+    ({"parent": {"parent": 3}}, "`parent.parent`: expected an object, got 3"),
+    ({"made_by": []}, "`made_by`: expected a valid string, got []"),
+    ({"adapter": None}, "`adapter`: expected an object, got None"),
+    ({"adapter": {"rank": 4}}, "`adapter.alpha`: expected a value, got none"),
+    ({"adapter": records.ADAPTER | {"rank": 0}}, "`adapter.rank`: expected greater than or equal to 1, got 0"),
+    ({"adapter": records.ADAPTER | {"targets": ["x"]}}, "`adapter.targets`: expected names of attention.query, "),
+    ({"config": {"model": 3}}, "`config.model`: expected an object, got 3"),
+    (
+        {"config": {"model": {"path": ""}}},
+        "`config.model.path`: expected the model that the run was started from, got ''",
+    ),
+    ({"config": {}}, "`config.model.path`: expected the model that the run was started from, got None"),
+    (
+        {"config": {"model": {"compute_dtype": 3}}},
+        "`config.model.compute_dtype`: expected 'bfloat16' or 'float32', got 3",
+    ),
+    ({"config": {"optimizer": {"learning_rate": "1"}}}, "`config.optimizer.learning_rate`: expected 1.0, got '1'"),
+]
+"""Fields of the record of a run with an adapter, and the message."""
+
+
+@pytest.mark.parametrize(("fields", "message"), WRONG_RECORDS, ids=str)
+def test_a_provenance_record(fields: dict[str, Any], message: str, tiny_model: Path, tmp_path: Path) -> None:
+    record = provenance("run with an adapter", tiny_model, tmp_path)
+    (tmp_path / "provenance.json").write_text(json.dumps(record | fields))
+    text = refusal(tmp_path, lambda: find_model(ModelOptions(path=str(tmp_path))), f"{tmp_path}/provenance.json: ")
+    assert message in text
 
 
 # ---- rows ----

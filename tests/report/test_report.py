@@ -469,6 +469,8 @@ def test_errors_are_one_paragraph(
         ("histograms.json", "[]"),
         ("provenance.json", "{"),
         ("provenance.json", '{"made_by": "dpo", "config": [1]}'),
+        ("provenance.json", '{"made_by": "dpo", "config": {"data": [1]}}'),
+        ("provenance.json", '{"made_by": "dpo", "config": {"dpo": "x"}}'),
         ("provenance.json", '{"made_by": "dpo", "steps": "many"}'),
         ("provenance.json", '{"made_by": "dpo", "parent": "sft"}'),
         ("provenance.json", '{"made_by": "dpo", "parent": {"made_by": "sft", "versions": "x"}}'),
@@ -501,10 +503,9 @@ def test_held_out_numbers_are_those_that_were_measured_there(tmp_path: Path) -> 
 
 
 def test_a_record_that_says_little_makes_a_page_that_says_little(tmp_path: Path) -> None:
-    """Sections that are something else are as good as none."""
+    """Sections that are empty or not there."""
     (tmp_path / "provenance.json").write_text(
-        '{"made_by": "dpo", "config": {"data": [1], "model": null, "expected": 3, "dpo": "x"}, '
-        '"resumed": [null, {"step": 3, "processes": "two"}]}'
+        '{"made_by": "dpo", "config": {"data": {}, "expected": {}}, "resumed": [null, {"step": 3, "processes": "two"}]}'
     )
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2, "tokens_per_second": NaN, "eval/loss": 1}\n')
     main(["report", "--run", str(tmp_path)])

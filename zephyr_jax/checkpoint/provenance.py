@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path as LocalPath
 from typing import Any
 
+from zephyr_jax.checkpoint.record_fields import check_record
 from zephyr_jax.storage.files import Path, write_atomic
 from zephyr_jax.storage.strict_json import read_json
 
@@ -57,9 +58,16 @@ def make_record(command: str, parent: Record, **facts: Any) -> Record:
 
 
 def read_record(folder: Path | LocalPath) -> Record | None:
-    """The record of a run or an export; None for weights from elsewhere. Raises InputError for a damaged record."""
+    """The record of a run or an export, of which every field that is there has its type; None for weights from elsewhere.
+
+    Raises InputError for a damaged record.
+    """
     path = folder / FILE
-    return read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    record = read_json(path)
+    check_record(record, path)
+    return record
 
 
 def write_record(folder: Path, record: Record) -> None:

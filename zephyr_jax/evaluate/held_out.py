@@ -65,7 +65,7 @@ def _loss_settings(method: Method, config: EvaluateConfig, run: Record) -> Evalu
         return config
     if run.get("made_by") != method.name:
         return method.config()
-    return from_dict(method.config, run["config"], "the run's record")
+    return from_dict(method.config, run.get("config", {}), "the run's record")
 
 
 def main(config: EvaluateConfig, command: str) -> str:

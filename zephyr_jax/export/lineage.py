@@ -24,7 +24,7 @@ def lineage(config: LineageConfig) -> str:
 def _format_stage(record: Record, depth: int) -> list[str]:
     """A title line and one line per fact, indented by `depth`."""
     command = record.get("made_by")
-    title = f"{command}: {record['output']}" if command else f"base: {record.get('path')}"
+    title = f"{command}: {record.get('output')}" if command else f"base: {record.get('path')}"
     facts = [(name, value) for name, value in _facts(record).items() if value not in (None, "", {})]
     indent = "   "
     return [

@@ -129,15 +129,16 @@ def _lineage(links: list[Record]) -> str:
 
 def _stage_section(record: Record) -> str:
     optimizer, batch, schedule = (_config(record, section) for section in ("optimizer", "batch", "schedule"))
-    size = f"{batch.get('examples')} examples" if batch.get("examples") else f"{batch.get('rows')} rows"
+    sizes = [f"{batch[name]} {name}" for name in ("examples", "rows") if batch.get(name)]
+    rate = optimizer.get("learning_rate")
     data = _config(record, "data")
     rows = {
-        "data": f"`{data.get('path')}`, split `{data.get('split')}`",
+        "data": f"`{data['path']}`, split `{data.get('split')}`" if data.get("path") else None,
         "steps": record.get("steps"),
         "checkpoint": f"step {record['step']}" if record.get("step") is not None else None,
-        "batch size": size,
+        "batch size": sizes[0] if sizes else None,
         "epochs": schedule.get("epochs"),
-        "learning rate": f"{optimizer.get('learning_rate'):g}, {optimizer.get('lr_schedule')}, {optimizer.get('name')}",
+        "learning rate": rate and f"{rate:g}, {optimizer.get('lr_schedule')}, {optimizer.get('name')}",
         "max length": data.get("max_length"),
         "chat template": data.get("chat_template"),
         "chat template arguments": ", ".join(f"{k} {v!r}" for k, v in (data.get("template_args") or {}).items())

@@ -30,13 +30,12 @@ def rename_model(card: str, name: str) -> str:
 def describe_adapter(record: Record) -> str | None:
     """Size, base format and start of the adapter that a run trained; None for other records."""
     facts = record.get("adapter")
-    if not isinstance(facts, dict):
+    if facts is None:
         return None
-    scaling = ", rank-stabilized" if facts.get("use_rslora") else ""
-    block = f" (block size {facts.get('block_size')})" if facts.get("base_format") in CODE_DTYPES else ""
+    scaling = ", rank-stabilized" if facts["use_rslora"] else ""
+    block = f" (block size {facts['block_size']})" if facts["base_format"] in CODE_DTYPES else ""
     start = f", start {facts['start']}" if "start" in facts else ""
-    size = f"LoRA rank {facts.get('rank')}, alpha {facts.get('alpha'):g}{scaling}"
-    return f"{size} on a base in {facts.get('base_format')}{block}{start}"
+    return f"LoRA rank {facts['rank']}, alpha {facts['alpha']:g}{scaling} on a base in {facts['base_format']}{block}{start}"
 
 
 def stage_name(record: Record) -> str:

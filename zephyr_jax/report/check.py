@@ -58,7 +58,7 @@ def check(config: CheckConfig) -> CheckResult:
             f"{config.run} is not a training run: expected a provenance.json of {method_names()} in it. Name its output folder."
         )
     kind = METHODS[record["made_by"]].config
-    settings = from_dict(kind, record["config"], f"{config.run}/provenance.json")
+    settings = from_dict(kind, record.get("config", {}), f"{config.run}/provenance.json")
     card = load_card(kind, config.card) if config.card else settings
     if not card.expected:
         raise InputError(
@@ -70,9 +70,10 @@ def check(config: CheckConfig) -> CheckResult:
             f"cannot compare {config.run} with its card: the card's ranges hold for {name} {expected!r}, the run has {actual!r}."
         )
     newest = list_steps(run)[-1:] or [0]
-    if newest[0] < record["steps"]:
+    steps = record.get("steps")
+    if steps is None or newest[0] < steps:
         raise InputError(
-            f"{config.run} is not finished: step {newest[0]} of {record['steps']}. Run its command to the end."
+            f"{config.run} is not finished: step {newest[0]} of {steps or 'an unknown number'}. Run its command to the end."
         )
     metrics = last_evaluation(run)
     missing = sorted(card.expected.keys() - metrics.keys())

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
@@ -27,7 +28,6 @@ from zephyr_jax.train.trace import Shares
 
 HISTOGRAMS = "histograms.json"
 _COUNTS = ("rows", "row_share", "token_share")
-_TYPES: dict[str, type] = {"config": dict, "versions": dict, "resumed": list, "steps": int, "processes": int}
 
 
 class RowLoss(NamedTuple):
@@ -102,7 +102,7 @@ def row_losses(provenance: Record) -> list[RowLoss]:
             reasons = provenance.get(f"{prefix}_{outcome}")
             for reason, counts in reasons.items() if isinstance(reasons, dict) else ():
                 values = [counts.get(name) if isinstance(counts, dict) else None for name in _COUNTS]
-                rows, *shares = (value if isinstance(value, int | float) else 0 for value in values)
+                rows, *shares = (value if isinstance(value, int | float) and isfinite(value) else 0 for value in values)
                 losses.append(RowLoss(data, outcome, str(reason), int(rows), *map(float, shares)))
     return losses
 
@@ -122,7 +122,6 @@ def read_run(folder: Path) -> RunRecord:
             f"{folder} is not a training run: expected a provenance.json of {method_names()} in it. Name the output "
             "folder of one of them."
         )
-    _check_types(provenance, folder)
     metrics = folder / METRICS
     return RunRecord(
         provenance=provenance,
@@ -152,25 +151,6 @@ def write_histograms(folder: Path, examples: Examples) -> None:
         and (histogram := count_values(dict(zip(examples.segments, np.asarray(values).T, strict=True)))) is not None
     }
     write_atomic(folder / HISTOGRAMS, json.dumps(histograms) + "\n")
-
-
-def _check_types(provenance: Record, folder: Path) -> None:
-    """Raise InputError if a field of the record, or of one of its parents, has another type than a run writes."""
-    record: Any = provenance
-    while record:
-        fields: dict[str, tuple[Any, type]] = {"parent": (record, dict)}
-        if isinstance(record, dict):
-            fields = {name: (record.get(name) or kind(), kind) for name, kind in _TYPES.items()}
-        wrong = [
-            f"expected {name} to be {kind.__name__}, got {truncate_repr(value)}"
-            for name, (value, kind) in fields.items()
-            if not isinstance(value, kind)
-        ]
-        if wrong:
-            raise InputError(
-                f"{folder}/provenance.json is damaged: {'; '.join(wrong)}. Restore the file from a backup."
-            )
-        record = record.get("parent")
 
 
 def _read_ancestor(provenance: Record, child: Path) -> RunRecord:

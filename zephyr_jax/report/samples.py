@@ -97,7 +97,7 @@ def _earlier_models(config: SftConfig, run: RunRecord, folder: Path) -> dict[str
     local = bool(path) and not is_remote(path) and open_path(path).is_dir()  # never download a model for a report
     paths = {run_name(base): path if local else ""}
     for earlier in earlier_runs(run, folder):
-        paths[run_name(earlier.provenance)] = str(earlier.provenance["output"]) if earlier.available else ""
+        paths[run_name(earlier.provenance)] = str(earlier.provenance.get("output") or "") if earlier.available else ""
     alone = replace(config.model, revision=None, adapter=None, adapter_revision=None)
     models = {name: replace(alone, path=path) for name, path in paths.items()}
     return models | {list(models)[-1]: config.model}
