@@ -258,7 +258,7 @@ EFFECTS: dict[str, str] = {
     "ExportConfig.dtype": f"{_CLOUD}test_an_export_that_was_cut_short_is_made_again",
     "ExportConfig.max_shard_gib": f"{_CLOUD}test_an_export_that_was_cut_short_is_made_again",
     "ExportConfig.format": f"{_ADAPTERS}test_an_adapter_folder_holds_what_peft_needs",
-    "ExportConfig.merge_into": f"{_ADAPTERS}test_stored_weights_are_those_of_training",
+    "ExportConfig.merge_into": "export/test_adapter_acceptance.py::test_stored_weights_are_those_of_training",
     "ExportConfig.base": f"{_ADAPTERS}test_base_names_another_model",
     "ExportConfig.license": "export/test_model_card.py::test_license_and_language_come_from_the_base",
     "ExportConfig.push_to": "export/test_push.py::test_export_with_push_to_uploads_the_folder",
