@@ -122,10 +122,11 @@ def test_the_tpu_page_has_the_hours_of_full_training() -> None:
 
 @pytest.mark.parametrize("topology", ["v5e:1x1", "v6e:1x1"])
 def test_compiled_plans_have_the_same_hours(topology: str) -> None:
-    """Law: hours do not depend on compiled figures, so that lines from before a change of the arithmetic are found here."""
+    """Law: hours do not depend on compiled figures, so that lines from before a change of the arithmetic are found here. A
+    refused step has a message instead of figures."""
     cases = [case for case in adapter_plans.CASES if case.topology == topology]
     cells = adapter_plans.read_cells(cases[0].path)
-    compiled = [case for case in cases if tuple(case.key) in cells]
+    compiled = [case for case in cases if len(cells.get(tuple(case.key), [])) > RUN_HOURS]
     assert {case.step for case in compiled} == {"sft", "dpo"}
     for case in compiled:
         assert cells[tuple(case.key)][RUN_HOURS] == f"{run_hours(uncompiled(case.config())):.1f}", case.key
