@@ -36,8 +36,8 @@ def entries(root: Path) -> LogprobIndex:
 
 
 def test_four_processes_fill_the_table_and_two_align_with_it(tiny_model: Path, tmp_path: Path) -> None:
-    """Each process writes its own rows of the reference table; DPO on another number of processes starts at ln 2. With adapters
-    on a quantized base."""
+    """Each process writes its own rows of the reference table; DPO on another number of processes starts at ln 2 and has the
+    losses and gradient norms of one process. With adapters on a quantized base."""
     pairs = write_rows(tmp_path / "pairs.jsonl", list(preferences(0, 41, "train")))
     words = (
         f"--config {CARDS}/dpo.yaml --model.path {tiny_model} --data.path {pairs} --output {tmp_path}/dpo "
@@ -53,6 +53,8 @@ def test_four_processes_fill_the_table_and_two_align_with_it(tiny_model: Path, t
     run_all(2, ["dpo", *words], tmp_path)
     losses = [loss for _, loss, _ in curve(tmp_path / "dpo")]
     np.testing.assert_allclose(losses[0], np.log(2), atol=5e-6)
+    main(["dpo", *alone, "--output", f"{tmp_path}/dpo-alone"])
+    np.testing.assert_allclose(curve(tmp_path / "dpo"), curve(tmp_path / "dpo-alone"), rtol=1e-4)
     page = (tmp_path / "dpo" / "report.html").read_text()
     assert "the run used 2 processes" in page and f"zephyr-jax report --run {tmp_path}/dpo --num_samples 10" in page
 
