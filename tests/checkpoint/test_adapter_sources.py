@@ -1,5 +1,6 @@
 """Every way to name a model with an adapter: a run, a PEFT folder or hub id alone, either of them beside a base, and chains."""
 
+import io
 import json
 import re
 import shutil
@@ -139,6 +140,24 @@ def test_evaluate_reads_all_names(adapter_runs: Runs, adapter: Path, tmp_path: P
         main(f"evaluate {words} --data.path {rows} --data.max_length 128 --output {output}".split())
         losses.append(json.loads(output.read_text())["loss"])
     assert losses[0] == losses[1] == losses[2] != losses[3]
+
+
+def test_chat_answers_with_the_adapter_of_every_name(
+    adapter_runs: Runs, adapter: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same text for the run, its export, and the export beside the base; another for the base alone."""
+    names = (
+        f"--model.path {adapter_runs.folder}/dpo",
+        f"--model.path {adapter}",
+        f"--model.path {adapter_runs.base} --model.adapter {adapter}",
+        f"--model.path {adapter_runs.base} --model.compute_dtype float32 --chat_template zephyr",
+    )
+    answers = []
+    for words in names:
+        monkeypatch.setattr("sys.stdin", io.StringIO("Name a color.\n/quit\n"))
+        main(f"chat {words} --max_new_tokens 8 --temperature 0".split())
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] == answers[2] != answers[3]
 
 
 # ---- the base ----
