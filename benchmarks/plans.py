@@ -2,6 +2,7 @@
 
     uv run --extra tpu python -m benchmarks.plans                 # the bars and the pods; about half an hour on 2 cores
     uv run --extra tpu python -m benchmarks.plans --topology v5e:2x4
+    uv run python -m benchmarks.plans --summary                   # the table of docs/benchmarks.md, from the files
 
 Every line is one `zephyr-jax plan`: Mistral-7B's sizes, full depth, nothing downloaded.
 """
@@ -55,6 +56,17 @@ class Case:
             optimizer=replace(config.optimizer, offload_moments=self.offload_moments),
         )
 
+    @property
+    def title(self) -> str:
+        """The step, and what differs from other cases."""
+        differences = {
+            f"tensor {self.tensor}": self.tensor > 1,
+            f"rows of {self.length:,}": self.length != 2048,
+            f"`remat: {self.remat}`": self.remat != Remat.FULL,
+            "moments in host memory": self.offload_moments,
+        }
+        return ", ".join([f"`{self.step}`", *(text for text, differs in differences.items() if differs)])
+
 
 CASES = [
     *(Case(step, "v5e:2x4", 8, 13.0) for step in ("dpo", "sft")),
@@ -80,15 +92,44 @@ def main() -> None:
     """Compile and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topology", help="only this one")
-    only = parser.parse_args().topology
+    parser.add_argument(
+        "--summary", action="store_true", help="compile nothing and print the table of docs/benchmarks.md"
+    )
+    options = parser.parse_args()
+    if options.summary:
+        print(summary())
+        return
+    only = options.topology
     lines: dict[str, list[str]] = defaultdict(list)
     for case in CASES:
         if only in (None, case.topology):
             lines[case.topology].append(measure(case))
             print(lines[case.topology][-1], flush=True)
     for topology, rows in lines.items():
-        path = FOLDER / f"plan_{topology.replace(':', '_')}.md"
-        path.write_text("\n".join([*preamble(topology), *rows, ""]))
+        file_of(topology).write_text("\n".join([*preamble(topology), *rows, ""]))
+
+
+def file_of(topology: str) -> Path:
+    """The file with the lines of a topology."""
+    return FOLDER / f"plan_{topology.replace(':', '_')}.md"
+
+
+def summary() -> str:
+    """A line for each case, with the peak and the times that its file has."""
+    rows = [
+        "| step | topology | rows | peak GiB | of | sent GiB | roofline s | run, h |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for topology in dict.fromkeys(case.topology for case in CASES):
+        cases = [case for case in CASES if case.topology == topology]
+        lines = [
+            line for line in file_of(topology).read_text().splitlines() if line.startswith(("| sft", "| dpo", "| ref"))
+        ]
+        for case, line in zip(cases, lines, strict=True):
+            cells = [cell.strip() for cell in line.strip("| ").split("|")]
+            figures = [cells[index] for index in (7, 8, 9, 10, 12)]  # as in `table.HEADER`
+            rows.append(f"| {' | '.join([case.title, topology, str(case.rows), *figures])} |")
+    return "\n".join(rows)
 
 
 def measure(case: Case) -> str:
