@@ -7,13 +7,13 @@ An example is one segment (a conversation) or two (chosen and rejected of a pair
 import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
 from hashlib import blake2b
 from itertools import islice
 
-import multiprocess
 import numpy as np
 from datasets import Dataset
 
@@ -26,6 +26,7 @@ from zephyr_jax.data.rows import COLUMNS, unused_columns
 from zephyr_jax.data.segments import CONVERSATION, PREFERENCE, ExampleKind
 from zephyr_jax.data.shared_prompt import UnsharedRows, packed_lengths
 from zephyr_jax.data.sources import Rows, open_rows
+from zephyr_jax.data.workers import workers
 from zephyr_jax.errors import InputError, join_items
 
 _VERSION = 10
@@ -224,24 +225,23 @@ def _table(rows: Dataset, kind: ExampleKind, data: DataOptions, tokenizer: ChatT
         rows._fingerprint,
     )
     num_workers = data.num_workers or min(os.cpu_count() or 1, -(-len(rows) // _ROWS_PER_WORKER))
-    if num_workers > 1:  # a fork of a process in which JAX runs may deadlock
-        multiprocess.set_start_method("forkserver", force=True)
-    return rows.map(
-        partial(
-            examples_of_rows,
-            partial(kind.tokenize, tokenizer, data),
-            partial(kind.split_turns, tokenizer, data) if kind.split_turns and _splits(kind, data) else whole_row,
-            data.on_bad_row == "truncate",
-        ),
-        with_indices=True,
-        batched=True,
-        batch_size=_BATCH,
-        remove_columns=rows.column_names,
-        features=FEATURES,
-        num_proc=num_workers if num_workers > 1 else None,
-        new_fingerprint=blake2b(repr(rule).encode(), digest_size=16).hexdigest(),
-        desc="tokenizing",
-    )
+    with workers() if num_workers > 1 else nullcontext():
+        return rows.map(
+            partial(
+                examples_of_rows,
+                partial(kind.tokenize, tokenizer, data),
+                partial(kind.split_turns, tokenizer, data) if kind.split_turns and _splits(kind, data) else whole_row,
+                data.on_bad_row == "truncate",
+            ),
+            with_indices=True,
+            batched=True,
+            batch_size=_BATCH,
+            remove_columns=rows.column_names,
+            features=FEATURES,
+            num_proc=num_workers if num_workers > 1 else None,
+            new_fingerprint=blake2b(repr(rule).encode(), digest_size=16).hexdigest(),
+            desc="tokenizing",
+        )
 
 
 def _splits(kind: ExampleKind, data: DataOptions) -> bool:
