@@ -4,6 +4,7 @@ import time
 
 _clock = time.perf_counter()
 _phases: dict[str, float] = {}
+_has_begun = False
 
 
 def add_phase(name: str, compile_seconds: float = 0.0) -> None:
@@ -20,9 +21,11 @@ def add_phase(name: str, compile_seconds: float = 0.0) -> None:
 
 def begin() -> None:
     """Start a run. The first run of a process includes the phases so far, such as imports; a later one restarts the clock."""
-    global _clock
-    if not _phases:
+    global _clock, _has_begun
+    if _has_begun:  # phases are left where the run before failed
+        _phases.clear()
         _clock = time.perf_counter()
+    _has_begun = True
 
 
 def phases() -> dict[str, float]:

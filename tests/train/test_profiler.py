@@ -148,15 +148,16 @@ def test_a_run_with_a_profile_is_the_run_without(
 def test_steps_that_the_run_does_not_have(config: SftConfig, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected steps of the run, 1 to 3; got 3:4"):
         train(replace(config, output=str(tmp_path / "run"), profile="3:4"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_steps_that_were_done_before_a_restart_are_reported(
     config: SftConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     steps = StepRange(2, 3)
-    ProfiledStep(None, steps, start=1, total=3, folder=tmp_path)
+    ProfiledStep(None, steps, start=1, folder=tmp_path)
     assert not caplog.text
-    ProfiledStep(None, steps, start=2, total=3, folder=tmp_path)
+    ProfiledStep(None, steps, start=2, folder=tmp_path)
     assert "no profile: step 2 has been done already" in caplog.text
 
 

@@ -23,5 +23,13 @@ class StepRange(NamedTuple):
             )
         return steps
 
+    @classmethod
+    def of_run(cls, text: str, name: str, total: int) -> Self:
+        """As `parse`, of a run of `total` steps. Raises InputError for steps that the run does not have, too."""
+        steps = cls.parse(text, name)
+        if steps.last > total:
+            raise InputError(f"{name}: expected steps of the run, 1 to {total:,}; got {steps.first}:{steps.last}.")
+        return steps
+
     def __str__(self) -> str:
         return f"{self.first} to {self.last}"

@@ -78,15 +78,11 @@ def fit(
     Raises InputError (other data, damaged checkpoints), TrainingError (an anomaly), Stopped (on request).
     """
     config = run.config
+    profiled = _profiled_steps(config, training)
     startup.add_phase("data", run.compile_stats.take_seconds())
     optimizer = make_optimizer(config.optimizer, len(training.plan.steps))
     shardings = state_shardings(
-        parameters=model.parameters,
-        shardings=model.shardings,
-        optimizer=optimizer,
-        rules=run.opened.rules,
-        offload_moments=config.optimizer.offload_moments,
-        is_trainable=is_trainable,
+        model.parameters, model.shardings, optimizer, run.opened.rules, config.optimizer.offload_moments, is_trainable
     )
     restored = _restore(run, abstract_state(model.parameters, optimizer, shardings), shardings, load, identity)
     run = restored.run
@@ -104,7 +100,7 @@ def fit(
     if evaluation:
         evaluate = make_evaluation(objective, partial(evaluation_batches, evaluation, run.opened.rules))
     try:
-        with StopRequest(config.schedule.grace_seconds) as request, _profiled(step, config, run, training) as step:
+        with StopRequest(config.schedule.grace_seconds) as request, _profiled(step, profiled, run) as step:
             loop = _make_loop(config, run, step, evaluate, hooks, request.reached, goodput)
             return loop.run(state, run.start, not_halted(shardings.step))
     finally:
@@ -154,12 +150,14 @@ def _make_hooks(
     )
 
 
-def _profiled(step: TrainStep, config: SftConfig, run: Run, training: Split) -> AbstractContextManager[TrainStep]:
-    """The step, which profiles itself while the run does the steps of `config.profile`."""
-    if config.profile is None:
-        return nullcontext(step)
-    steps = StepRange.parse(config.profile, "profile")
-    return ProfiledStep(step, steps, run.start, len(training.plan.steps), run.folder)
+def _profiled_steps(config: SftConfig, training: Split) -> StepRange | None:
+    """The steps of `config.profile`. Raises InputError for steps that the run does not have."""
+    return StepRange.of_run(config.profile, "profile", len(training.plan.steps)) if config.profile else None
+
+
+def _profiled(step: TrainStep, steps: StepRange | None, run: Run) -> AbstractContextManager[TrainStep]:
+    """The step, which profiles itself while the run does `steps`."""
+    return ProfiledStep(step, steps, run.start, run.folder) if steps else nullcontext(step)
 
 
 def _frozen_facts(state: TrainState) -> dict[str, Any]:

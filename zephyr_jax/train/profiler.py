@@ -11,7 +11,6 @@ import jax
 from jax.profiler import ProfileData, ProfileOptions, StepTraceAnnotation
 
 from zephyr_jax.config.step_range import StepRange
-from zephyr_jax.errors import InputError
 from zephyr_jax.storage.files import Path, write_atomic
 from zephyr_jax.train.step import TrainStep
 from zephyr_jax.train.trace import Shares, time_shares
@@ -30,15 +29,10 @@ class ProfiledStep:
         step: Of `make_step`.
         steps: First and last step of the profile.
         start: Steps that the run has completed.
-        total: Steps of the run.
         folder: Folder of the run.
-
-    Raises InputError for steps that the run does not have.
     """
 
-    def __init__(self, step: TrainStep, steps: StepRange, start: int, total: int, folder: Path):
-        if steps.last > total:
-            raise InputError(f"profile: expected steps of the run, 1 to {total:,}; got {steps.first}:{steps.last}.")
+    def __init__(self, step: TrainStep, steps: StepRange, start: int, folder: Path):
         self._step, self._steps, self._completed, self._folder = step, steps, start, folder
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._program = ""
