@@ -126,6 +126,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rope_theta": 250_000.0,
         "max_position_embeddings": 16_384,
     },
+    "Phi-4-mini": {
+        **_sizes(32, 3072, 8192, 24, 8),
+        "model_type": "phi3",
+        "vocab_size": 200_064,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.75},
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 4096,
+    },
     "SmolLM3-3B": {
         **_sizes(36, 2048, 11_008, 16, 4),
         "model_type": "smollm3",
@@ -146,12 +155,12 @@ def preset(name: str) -> ModelConfig:
 
 
 def match_preset(path: str) -> str | None:
-    """The row for a hub id or folder whose last part begins with the row's name; None without one.
+    """The row for a hub id or folder whose last part begins with the row's name, the longest one; None without one.
 
     `meta-llama/Llama-3.1-8B-Instruct` and `runs/llama-3.1-8b-sft` are both of Llama-3.1-8B.
     """
     last = path.rstrip("/").rpartition("/")[2].lower()
-    return next((name for name in PRESETS if f"{last}-".startswith(f"{name.lower()}-")), None)
+    return max((name for name in PRESETS if f"{last}-".startswith(f"{name.lower()}-")), key=len, default=None)
 
 
 def parse_preset(text: str) -> str:

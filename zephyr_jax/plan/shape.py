@@ -6,6 +6,7 @@ from pathlib import Path
 from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.checkpoint.training_format import new_format, training_format
 from zephyr_jax.config.plan import PlanConfig
+from zephyr_jax.errors import InputError
 from zephyr_jax.model.config import ModelConfig
 from zephyr_jax.model.weight_format import WeightFormat
 from zephyr_jax.plan.presets import DEFAULT_PRESET, match_preset, parse_preset, preset
@@ -36,8 +37,14 @@ def planned_shape(config: PlanConfig) -> ModelConfig:
 def planned_format(config: PlanConfig) -> WeightFormat:
     """How the step stores the weights: as training with the card's adapter does; the reference has no new adapter.
 
-    Raises InputError for an adapter that does not fit the model.
+    Raises InputError for an adapter that does not fit the model, or whose base is not in a local folder.
     """
+    if config.model.adapter and not reads_folder(config):
+        raise InputError(
+            f"model.adapter is {config.model.adapter} and `plan` has no local folder of its base: it takes the sizes of "
+            f"{planned_preset(config)} and reads no files. Set model.path to a local folder of the base, or plan a new adapter "
+            "of the same rank: `--adapter.rank 16` without `--model.adapter`."
+        )
     if reads_folder(config):
         weight_format, is_new = training_format(find_model(config.model), config.adapter)
     else:
