@@ -241,7 +241,7 @@ def test_a_judge_that_refuses_everything_has_rated_nothing(tmp_path: Path, capsy
 
 
 def test_settings_that_mean_nothing_to_an_address(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in ("--chat_template zephyr", "--seed 3", "--model.adapter my-adapter"):
+    for words in ("--chat_template zephyr", "--seed 3", "--model.adapter my-adapter", "--model.base_format nf4"):
         with pytest.raises(SystemExit):
             main(f"evaluate mt-bench --model http://127.0.0.1:9/v1 {words}".split())
         assert "has no effect on a remote model" in capsys.readouterr().err
@@ -406,7 +406,15 @@ def test_a_question_may_require_a_temperature(tmp_path: Path) -> None:
             read_benchmark(str(bench))
 
 
-@pytest.mark.parametrize("other", ["--chat_template fastchat-zephyr", "--max_new_tokens 3", "--seed 1"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        "--chat_template fastchat-zephyr",
+        "--max_new_tokens 3",
+        "--seed 1",
+        "--model.base_format int4 --model.block_size 4",
+    ],
+)
 def test_settings_change_the_answers(tiny_model: Path, tmp_path: Path, other: str) -> None:
     """Law: with any one setting changed, the same weights answer the same questions in another way."""
     words = (

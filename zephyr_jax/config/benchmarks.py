@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
+from zephyr_jax.config.adapter import EvaluationOptions, InferenceOptions
 from zephyr_jax.config.constraints import ADVANCED, NonNegativeInt, PositiveInt
 from zephyr_jax.config.model_spec import parse_model_spec
 from zephyr_jax.config.sampling import MaxNewTokens, SamplingOptions, Seed, Temperature
-from zephyr_jax.config.sections import MODEL, EndpointOptions, ForwardOptions, MeshOptions, ScoringOptions
+from zephyr_jax.config.sections import MODEL, EndpointOptions, MeshOptions
 from zephyr_jax.config.validation import require
 from zephyr_jax.errors import InputError, join_items
 
@@ -25,7 +26,8 @@ def _check_models(config: "MtBenchConfig | AlpacaEvalConfig", seed: int) -> None
     if "judge" in specs and specs["judge"].url is None:
         raise InputError(f"judge: expected MODEL@http://HOST:PORT/v1, got {config.judge!r}.")
     if "model" in specs and specs["model"].url:
-        given = {"model.adapter": config.model.adapter, "chat_template": config.chat_template, "seed": seed}
+        stored = {"model.adapter": config.model.adapter, "model.base_format": config.model.base_format}
+        given = {**stored, "chat_template": config.chat_template, "seed": seed}
         if unused := [name for name, value in given.items() if value]:
             raise InputError(f"{unused[0]} has no effect on a remote model. Remove it.")
     hosts = {urlsplit(spec.url).netloc: spec for spec in specs.values() if spec.url}
@@ -51,7 +53,7 @@ class MtBenchConfig:
 
     REQUIRED: ClassVar[dict[str, str]] = {"output": "a folder"}
 
-    model: ForwardOptions = field(default_factory=ForwardOptions)
+    model: InferenceOptions = field(default_factory=InferenceOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     output: str = "runs/mt-bench"
     """Output folder for answers, judgments, scores and the chart; the same command resumes in it."""
@@ -111,7 +113,7 @@ class AlpacaEvalConfig(SamplingOptions):
 
     REQUIRED: ClassVar[dict[str, str]] = {"output": "a folder"}
 
-    model: ForwardOptions = field(default_factory=ForwardOptions)
+    model: InferenceOptions = field(default_factory=InferenceOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     output: str = "runs/alpaca-eval"
     """Output folder for outputs and the leaderboard's row; the same command resumes in it."""
@@ -189,7 +191,7 @@ class LmEvalConfig:
 
     REQUIRED: ClassVar[dict[str, str]] = {"model.path": MODEL}
 
-    model: ScoringOptions = field(default_factory=ScoringOptions)
+    model: EvaluationOptions = field(default_factory=EvaluationOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     tasks: tuple[str, ...] = tuple(LEADERBOARD)
     """Names of tasks or groups of lm-eval; default: those of the paper."""
