@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests.checkpoint.adapters import build, write
 from tests.model.test_family_folders import export
 from tests.model.test_family_golden import FOLDERS
-from tests.models import load, logits, whole_rows
+from tests.models import Loaded, logits, make_rules, whole_rows
+from zephyr_jax.checkpoint.opened import open_model
+from zephyr_jax.config.sections import ModelOptions
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 COMPARED = [folder for folder in FOLDERS if folder.name != "phi_longrope"]
@@ -32,14 +35,21 @@ LLAMA_CPP_READS: dict[str, dict[str, Any]] = {
 }
 """Golden folder -> config.json as llama.cpp computes it: what published models of the family do not have, or what it ignores."""
 VLLM_REFUSES = {"qwen2_window": "Sliding window for some but all layers is not supported"}
+WITH_ADAPTER = [
+    folder for folder in COMPARED if folder.name in ("llama31", "qwen2", "qwen3", "gemma2", "smollm3", "granite")
+]
 VLLM_SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
 WIDE = {"hidden_size": 128, "intermediate_size": 96, "head_dim": 32}
 """vLLM computes heads of 32 and more on a CPU."""
 
 
-def log_probs(folder: Path, tokens: np.ndarray) -> np.ndarray:
+def log_probs(folder: Path, tokens: np.ndarray, adapter: Path | None = None) -> np.ndarray:
     """float32 [B, L, V]."""
-    return np.asarray(jax.nn.log_softmax(logits(load(folder), whole_rows(tokens))))
+    options = ModelOptions(path=str(folder), compute_dtype="float32", adapter=str(adapter) if adapter else None)
+    rules = make_rules()
+    opened = open_model(options, rules)
+    loaded = Loaded(opened.abstract, opened.load_weights(), rules)
+    return np.asarray(jax.nn.log_softmax(logits(loaded, whole_rows(tokens))))
 
 
 def with_fields(folder: Path, out: Path, changes: dict[str, Any]) -> Path:
@@ -92,25 +102,48 @@ def test_llama_cpp_computes_exports(tmp_path: Path) -> None:
         np.testing.assert_allclose(theirs, ours[name], atol=2e-3 if "gemma" in name else 1e-4, err_msg=name)
 
 
-@pytest.mark.slow
-def test_vllm_computes_exports(tmp_path: Path) -> None:
-    """Log-probs of rows beyond the window within 1e-4."""
+def by_vllm(tmp_path: Path) -> dict[str, np.ndarray]:
+    """What check_vllm.py computes of `folders`."""
     python = os.environ.get("ZEPHYR_VLLM_PYTHON")
     if not python:
         pytest.skip("ZEPHYR_VLLM_PYTHON is not set")
+    words = [python, GOLDEN / "check_vllm.py", tmp_path / "folders", tmp_path / "theirs.npz"]
+    subprocess.run(words, check=True, env={**os.environ, **VLLM_SETTINGS})
+    return dict(np.load(tmp_path / "theirs.npz"))
+
+
+@pytest.mark.slow
+def test_vllm_computes_exports(tmp_path: Path) -> None:
+    """Log-probs of rows beyond the window within 1e-4."""
     ours = {}
     for folder in COMPARED:
         tokens = np.random.default_rng(1).integers(3, 96, (2, 64)).astype(np.int32)
         wide = widened(folder, tmp_path / folder.name)
         np.save(export(wide, tmp_path / "folders" / folder.name) / "tokens.npy", tokens)
         ours[folder.name] = log_probs(wide, tokens)[:, :-1]
-    words = [python, GOLDEN / "check_vllm.py", tmp_path / "folders", tmp_path / "theirs.npz"]
-    subprocess.run(words, check=True, env={**os.environ, **VLLM_SETTINGS})
-    results = dict(np.load(tmp_path / "theirs.npz"))
+    results = by_vllm(tmp_path)
     assert results.keys() == ours.keys()
     for name, theirs in results.items():
         if name in VLLM_REFUSES:
             assert VLLM_REFUSES[name] in str(theirs)
             continue
         assert theirs.dtype == np.float32, f"{name}: {theirs}"
+        np.testing.assert_allclose(theirs, ours[name], atol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow
+def test_vllm_computes_adapters(tmp_path: Path) -> None:
+    """Of all seven projections, beside an exported base: log-probs within 1e-4, and far from those of the base alone."""
+    ours, bases = {}, {}
+    for folder in WITH_ADAPTER:
+        tokens = np.random.default_rng(1).integers(3, 96, (2, 64)).astype(np.int32)
+        wide = widened(folder, tmp_path / folder.name)
+        np.save(export(wide, tmp_path / "folders" / folder.name) / "tokens.npy", tokens)
+        config = open_model(ModelOptions(path=str(wide)), make_rules()).source.model_config
+        adapter = write(build(config, rank=8, alpha=0.1), tmp_path / "folders" / folder.name / "adapter")
+        ours[folder.name] = log_probs(wide, tokens, adapter)[:, :-1]
+        bases[folder.name] = log_probs(wide, tokens)[:, :-1]
+    for name, theirs in by_vllm(tmp_path).items():
+        assert theirs.dtype == np.float32, f"{name}: {theirs}"
+        assert np.abs(ours[name] - bases[name]).max() > 0.1
         np.testing.assert_allclose(theirs, ours[name], atol=1e-4, err_msg=name)
