@@ -1,7 +1,7 @@
 """`zephyr-jax plan --fit`: search the fastest settings whose training step fits the chip.
 
 Candidates are ordered by predicted time per token. Those whose estimated memory is over the chip's are dropped; the others are
-compiled, fastest first, until one fits.
+compiled, fastest first, until two fit; the compiler's roofline chooses between these.
 """
 
 from collections.abc import Iterator
@@ -22,10 +22,11 @@ from zephyr_jax.plan.plan import (
     total_rows,
 )
 from zephyr_jax.plan.shape import has_own_adapter, planned_format, planned_shape
-from zephyr_jax.plan.table import table
+from zephyr_jax.plan.table import step_time, table
 from zephyr_jax.plan.topology import chip_of, topology_devices
 
 _MAX_COMPILES = 6  # per choice of moment dtypes
+_COMPARED = 2  # plans that fit; the estimate of collectives may be a factor off
 _ESTIMATE_MARGIN = 1.2  # candidates estimated above this multiple of the chip's memory are not compiled
 _SMALLEST_RANK = 4
 type Moments = tuple[Dtype, Dtype]
@@ -49,7 +50,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Fit:
-    """The first plan that fits, and a line for each candidate compiled before it."""
+    """The plan that is chosen, and a line for each other candidate that was compiled."""
 
     plan: StepPlan
     rejected: tuple[str, ...]
@@ -101,6 +102,7 @@ def fit(config: PlanConfig) -> Fit:
     limit = _ESTIMATE_MARGIN * chip_of(config.topology).hbm
     rejected: list[str] = []
     for choice, moments in search_order(config):
+        fitting: list[StepPlan] = []
         possible = [candidate for candidate in candidates(choice, num_chips, moments) if candidate.gib <= limit]
         for candidate in sorted(possible, key=lambda candidate: candidate.seconds)[:_MAX_COMPILES]:
             try:
@@ -109,9 +111,18 @@ def fit(config: PlanConfig) -> Fit:
                 rejected.append(f"{overrides(candidate.config)}: the compiler ran out of memory")
                 continue
             if compiled.fits:
-                return Fit(compiled, tuple(rejected))
-            excess = compiled.peak - compiled.chip.hbm
-            rejected.append(f"{overrides(candidate.config)}: {compiled.peak:.2f} GiB, {excess:.2f} over the limit")
+                fitting.append(compiled)
+            else:
+                excess = compiled.peak - compiled.chip.hbm
+                rejected.append(f"{overrides(candidate.config)}: {compiled.peak:.2f} GiB, {excess:.2f} over the limit")
+            if len(fitting) == _COMPARED:
+                break
+        if fitting:
+            chosen, *slower = sorted(fitting, key=lambda compiled: compiled.seconds)
+            rejected += [
+                f"{overrides(other.config)}: fits, and is slower: {step_time(other.seconds)} a step" for other in slower
+            ]
+            return Fit(chosen, tuple(rejected))
     raise InputError(_failure(config, num_chips, rejected))
 
 

@@ -119,20 +119,20 @@ def _estimated(plan: StepPlan) -> list[str]:
         "|---|---|",
         f"| operations a token | {plan.flops_per_token / 1e9:.1f} G |",
         f"| token slots a step | {plan.tokens:,} |",
-        f"| matmuls of a step at peak, recomputation included | {_time(plan.compute_seconds)} |",
-        f"| collectives of a step (ICI) at peak | {_time(plan.ici_seconds)} |",
+        f"| matmuls of a step at peak, recomputation included | {step_time(plan.compute_seconds)} |",
+        f"| collectives of a step (ICI) at peak | {step_time(plan.ici_seconds)} |",
         *([f"| transfers to and from the host at peak | {plan.host_seconds:.2f} s |"] if plan.host_memory else []),
         *(
             [f"| network between slices (DCN) at peak | {plan.dcn_seconds:.2f} s |"]
             if plan.config.num_slices > 1
             else []
         ),
-        f"| step at the roofline (the longest) | {_time(plan.seconds)}, {plan.mfu:.0%} MFU |",
+        f"| step at the roofline (the longest) | {step_time(plan.seconds)}, {plan.mfu:.0%} MFU |",
     ]
     if plan.config.planned_step == "generate":
         lines[-1:] = [
-            f"| weights and cache from HBM, once a step, at peak | {_time(plan.memory_seconds)} |",
-            f"| step at the roofline (the longest) | {_time(plan.seconds)}, {plan.tokens / plan.seconds:,.0f} tokens/s |",
+            f"| weights and cache from HBM, once a step, at peak | {step_time(plan.memory_seconds)} |",
+            f"| step at the roofline (the longest) | {step_time(plan.seconds)}, {plan.tokens / plan.seconds:,.0f} tokens/s |",
         ]
     if plan.config.planned_step != "generate":
         lines += [
@@ -150,7 +150,7 @@ def _estimated(plan: StepPlan) -> list[str]:
     return [*lines, "", f"compiled in {plan.compile_seconds:.0f} s"]
 
 
-def _time(seconds: float) -> str:
+def step_time(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.2f} ms"
 
 
