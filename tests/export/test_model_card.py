@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+from tests.checkpoint.adapters import query_adapter
 from zephyr_jax.checkpoint.hf.card import card_metadata
 from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.cli import main
@@ -117,6 +118,33 @@ def test_license_and_language_come_from_the_base(tiny_model: Path, tmp_path: Pat
     assert "widget" not in data.to_dict()
     parent = json.loads((tmp_path / "hf" / "provenance.json").read_text())["parent"]
     assert parent["license"] == "other"
+
+
+def test_a_merged_export_has_the_license_of_the_base(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An adapter's card is about the adapter alone; the card and the lineage of the merged weights name the adapter."""
+    base = Path(shutil.copytree(tiny_model, tmp_path / "base"))
+    adapter = query_adapter(base, tmp_path / "ad")
+    for folder, name in ((base, "llama3.1"), (adapter, "apache-2.0")):
+        (folder / "README.md").write_text(f"---\nlicense: {name}\n---\n")
+    cards = {}
+    for form in ("merged", "adapter"):
+        model = ["--model.path", str(base), "--model.adapter", str(adapter)]
+        main(["export", *model, "--output", str(tmp_path / form), "--format", form])
+        cards[form] = ModelCard.load(tmp_path / form / "README.md")
+    assert {form: card.data.license for form, card in cards.items()} == {"merged": "llama3.1", "adapter": "apache-2.0"}
+    assert f"- Base model: `{base}`\n- Adapter: `ad`\n" in cards["merged"].text
+    assert "- License: llama3.1;" in cards["merged"].text
+    capsys.readouterr()
+    main(["lineage", "--path", str(tmp_path / "merged")])
+    printed = capsys.readouterr().out
+    assert f"base: {base}\n" in printed and f"└─ adapter: {adapter}\n" in printed
+
+
+def test_a_card_with_a_language_alone_leaves_the_license_of_the_record() -> None:
+    record = chain_of({"path": "base", "license": "mit"})
+    assert ModelCard(model_card("hf", record, {}, rights={"language": "en"})).data.license == "mit"
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,11 @@ def chain(record: Record) -> list[Record]:
     return links[::-1]
 
 
+def stage_kind(record: Record) -> str:
+    """The command that made a link of a chain; `adapter` or `base` for an adapter or a model from elsewhere."""
+    return str(record.get("made_by") or ("adapter" if record.get("parent") else "base"))
+
+
 def _versions() -> dict[str, str]:
     versions = {}
     for name in _PACKAGES:

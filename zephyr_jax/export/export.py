@@ -90,10 +90,17 @@ def _export(config: ExportConfig) -> Path:
         record,
         last_evaluation(source.run, step),
         has_template="chat_template.jinja" in files,
-        rights={"license": config.license} if config.license else card_metadata(source.folder),
+        rights={"license": config.license} if config.license else _rights(source, config),
     )
     contents.write(out, {**files, "README.md": card, FILE: record})
     return out
+
+
+def _rights(source: ModelSource, config: ExportConfig) -> dict[str, Any]:
+    """License fields: merged weights have those of the lowest base's card, since an adapter's card is about the adapter alone."""
+    while source.adapter and config.format == "merged":
+        source = source.adapter.base
+    return card_metadata(source.folder)
 
 
 def _files_digest(files: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from zephyr_jax.checkpoint.inheritance import properties
-from zephyr_jax.checkpoint.provenance import Record, chain, read_record
+from zephyr_jax.checkpoint.provenance import Record, chain, read_record, stage_kind
 from zephyr_jax.config.models import LineageConfig
 from zephyr_jax.errors import InputError
 from zephyr_jax.export.names import describe_adapter
@@ -23,8 +23,7 @@ def lineage(config: LineageConfig) -> str:
 
 def _format_stage(record: Record, depth: int) -> list[str]:
     """A title line and one line per fact, indented by `depth`."""
-    command = record.get("made_by")
-    title = f"{command}: {record.get('output')}" if command else f"base: {record.get('path')}"
+    title = f"{stage_kind(record)}: {record.get('output' if record.get('made_by') else 'path')}"
     facts = [(name, value) for name, value in _facts(record).items() if value not in (None, "", {})]
     indent = "   "
     return [

@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from zephyr_jax.checkpoint.provenance import Record, chain
+from zephyr_jax.checkpoint.provenance import Record, chain, stage_kind
 from zephyr_jax.export.names import describe_adapter, loading_code, stage_name
 from zephyr_jax.methods.registry import METHODS
 from zephyr_jax.report.check import differing_settings
@@ -66,7 +66,7 @@ def model_card(
     links = chain(record)
     stages = [stage for stage in links if stage.get("made_by") in METHODS]
     is_adapter = record.get("format") == "adapter"
-    rights = {name: text for name in _LICENSE if isinstance(text := (rights or links[0]).get(name), str)}
+    rights = _license_fields(rights or {}) or _license_fields(links[0])
     parts = [
         f"---\n{_front_matter(links, stages, rights, is_adapter)}\n---",
         f"# {PurePosixPath(name).name}",
@@ -79,6 +79,10 @@ def model_card(
         f"## Made with\n\n{_made_with(record)}",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _license_fields(metadata: dict[str, Any]) -> dict[str, str]:
+    return {name: text for name in _LICENSE if isinstance(text := metadata.get(name), str)}
 
 
 def _front_matter(links: list[Record], stages: list[Record], rights: dict[str, str], is_adapter: bool) -> str:
@@ -111,19 +115,25 @@ def _about(links: list[Record], stages: list[Record], rights: dict[str, str], is
     if is_adapter:
         kind = f"A LoRA adapter in the format of peft, of the model `{links[-1].get('base_model')}`"
     path = base.get("path") or "unknown weights"
-    revision = f" (revision {base['revision']})" if base.get("revision") else ""
+    adapters = [
+        f"- Adapter: `{stage_name(link)}`{_revision(link)}\n" for link in links if stage_kind(link) == "adapter"
+    ]
     training = ", then ".join(METHODS[stage["made_by"]].description for stage in stages) or "none"
     terms = rights.get("license_name") or rights.get("license") or "not set, see that of the base model"
     return (
         f"{kind}, written by zephyr-jax.\n\n"
-        f"- Base model: `{path}`{revision}\n- Training: {training}\n"
+        f"- Base model: `{path}`{_revision(base)}\n{''.join(adapters)}- Training: {training}\n"
         f"- License: {terms}; check those of the data sets, too"
     )
 
 
+def _revision(record: Record) -> str:
+    return f" (revision {record['revision']})" if record.get("revision") else ""
+
+
 def _lineage(links: list[Record]) -> str:
     """The stages in order, as one line."""
-    names = [f"`{link.get('made_by', 'base')}` ({stage_name(link)})" for link in links]
+    names = [f"`{stage_kind(link)}` ({stage_name(link)})" for link in links]
     return f"Lineage: {' -> '.join(names)}."
 
 
