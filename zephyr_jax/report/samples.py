@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import PurePath
 from typing import Any
 
 from zephyr_jax.chat.message import SkippedRow
@@ -13,7 +14,7 @@ from zephyr_jax.chat.template_source import own_template
 from zephyr_jax.chat.tokenizer_files import load_tokenizer
 from zephyr_jax.checkpoint.fingerprint_cache import weights_key
 from zephyr_jax.checkpoint.inheritance import open_tokenizer
-from zephyr_jax.checkpoint.provenance import chain
+from zephyr_jax.checkpoint.provenance import chain, stage_kind
 from zephyr_jax.checkpoint.resolve import find_model
 from zephyr_jax.config.adapter import InferenceOptions
 from zephyr_jax.config.inspect import ReportConfig
@@ -26,6 +27,7 @@ from zephyr_jax.data.rows import COLUMNS, to_prompt
 from zephyr_jax.data.sources import read_rows
 from zephyr_jax.errors import InputError
 from zephyr_jax.generate.generate import generate
+from zephyr_jax.methods.registry import METHODS
 from zephyr_jax.report.html import PromptSamples, Sample
 from zephyr_jax.report.run_record import RunRecord, earlier_runs, read_run, run_name
 from zephyr_jax.report.sample_files import SAMPLES, SampleSet, read_samples, write_samples
@@ -91,7 +93,10 @@ def _samples_of_parent(config: SftConfig, num_prompts: int) -> SampleSet:
 
 
 def _earlier_models(config: SftConfig, run: RunRecord, folder: Path) -> dict[str, ModelOptions]:
-    """The base and the runs before this one by name, the path empty if unavailable; the last is what this run started from."""
+    """The base and the runs before this one by name, the path empty if unavailable; the last is what this run started from.
+
+    Adapters from elsewhere that it started from are in the last name; the model below them has an entry without them.
+    """
     base = chain(run.provenance)[0]
     path = str(base.get("path") or "")
     local = bool(path) and not is_remote(path) and open_path(path).is_dir()  # never download a model for a report
@@ -100,7 +105,22 @@ def _earlier_models(config: SftConfig, run: RunRecord, folder: Path) -> dict[str
         paths[run_name(earlier.provenance)] = str(earlier.provenance.get("output") or "") if earlier.available else ""
     alone = replace(config.model, revision=None, adapter=None, adapter_revision=None)
     models = {name: replace(alone, path=path) for name, path in paths.items()}
-    return models | {list(models)[-1]: config.model}
+    last = list(models)[-1]
+    adapters = _adapters_above(run)
+    if len(adapters) == 1 and config.model.adapter:
+        models[last] = replace(config.model, adapter=None, adapter_revision=None)
+    return models | {" + ".join([last, *adapters]): config.model}
+
+
+def _adapters_above(run: RunRecord) -> list[str]:
+    """Names of the adapters from elsewhere in what a run started from, on top of the last run before it or the base."""
+    names: list[str] = []
+    for link in reversed(chain(run.provenance)[:-1]):
+        if link.get("made_by") in METHODS:
+            break
+        if stage_kind(link) == "adapter":
+            names.insert(0, PurePath(str(link.get("path"))).name)
+    return names
 
 
 def _try_generate(samples: SampleSet, config: SftConfig, name: str, model: ModelOptions) -> SampleSet:

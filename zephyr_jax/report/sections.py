@@ -10,7 +10,7 @@ import numpy as np
 
 from zephyr_jax.charts.histogram import histogram_chart
 from zephyr_jax.charts.scale import format_number
-from zephyr_jax.checkpoint.provenance import Record, chain
+from zephyr_jax.checkpoint.provenance import Record, chain, stage_kind
 from zephyr_jax.config.yaml_file import differences, to_dict
 from zephyr_jax.methods.base import Method
 from zephyr_jax.report.curves import curve_charts, curves_of
@@ -154,7 +154,7 @@ def provenance_section(run: RunRecord) -> Section:
     """When, where and with which versions the run was made, and its ancestors."""
     rows = [
         [
-            record.get("made_by") or "base",
+            stage_kind(record),
             record.get("output") or record.get("path") or "",
             record.get("data") or "",
             record.get("at") or "",
