@@ -28,6 +28,7 @@ from zephyr_jax.data.sources import read_rows
 from zephyr_jax.errors import InputError
 from zephyr_jax.generate.generate import generate
 from zephyr_jax.methods.registry import METHODS
+from zephyr_jax.model.quantize import CODE_DTYPES
 from zephyr_jax.report.html import PromptSamples, Sample
 from zephyr_jax.report.run_record import RunRecord, earlier_runs, read_run, run_name
 from zephyr_jax.report.sample_files import SAMPLES, SampleSet, read_samples, write_samples
@@ -153,6 +154,7 @@ def _generate(samples: SampleSet, config: SftConfig, name: str, model: ModelOpti
 def _inference_options(config: SftConfig, model: ModelOptions) -> InferenceOptions:
     """The model in the base format of the run's adapter, if it has one: what the run could hold in memory fits again."""
     adapter = find_model(WeightsOptions(config.output)).adapter
+    has_blocks = adapter is not None and adapter.base_format in CODE_DTYPES
     return InferenceOptions(
         path=model.path,
         revision=model.revision,
@@ -160,7 +162,7 @@ def _inference_options(config: SftConfig, model: ModelOptions) -> InferenceOptio
         adapter_revision=model.adapter_revision,
         compute_dtype=model.compute_dtype,
         base_format=adapter.base_format if adapter else None,
-        block_size=adapter.block_size if adapter else None,
+        block_size=adapter.block_size if adapter and has_blocks else None,
     )
 
 
