@@ -151,6 +151,7 @@ def _estimated(plan: StepPlan) -> list[str]:
 
 
 def step_time(seconds: float) -> str:
+    """Seconds, or milliseconds below a tenth of one."""
     return f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.2f} ms"
 
 
