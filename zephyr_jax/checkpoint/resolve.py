@@ -15,7 +15,7 @@ from zephyr_jax.checkpoint.adapter_chain import (
     own_links,
     warn_of_other_base,
 )
-from zephyr_jax.checkpoint.hf.folder import open_folder
+from zephyr_jax.checkpoint.hf.folder import is_hub_id, open_folder
 from zephyr_jax.checkpoint.hf.peft_config import read_adapter_base, read_adapter_config
 from zephyr_jax.checkpoint.hf.weight_files import ADAPTER, ADAPTER_WEIGHTS, check_no_adapter, holds_adapter_only
 from zephyr_jax.checkpoint.model_source import (
@@ -68,6 +68,9 @@ def _find(options: WeightsOptions, weights: bool, above: _Names) -> ModelSource:
     if options.adapter:
         _check_acyclic((options.adapter, options.adapter_revision), above)
         below = replace(options, adapter=None, adapter_revision=None)
+        if is_hub_id(os.fspath(split_step(open_path(options.adapter))[0])):
+            # A misspelled name is refused before its base is downloaded.
+            open_folder(options.adapter, options.adapter_revision, adapter_only=True)
         return _with_adapter(_find(below, weights, above), options, options.adapter)
     if options.adapter_revision:
         raise InputError("model.adapter_revision is set without `model.adapter`. Pass the hub id of the adapter.")
@@ -78,12 +81,21 @@ def _find(options: WeightsOptions, weights: bool, above: _Names) -> ModelSource:
         source = open_source(options.path, path, path, step)
         adapter = run_adapter(path, source.model_config, lambda record: _recorded_base(path, record, weights, above))
         return replace(source, adapter=adapter)
+    if weights and is_hub_id(os.fspath(path)):
+        _check_before_download(options)
     home = open_folder(options.path, options.revision, weights=weights)
     names = list_names(home)
     if holds_adapter_only(names):
         return _adapter_alone(options, weights, above)
     check_no_adapter(home, names)
     return open_source(options.path, home, None, step)
+
+
+def _check_before_download(options: WeightsOptions) -> None:
+    """Raise InputError for a model that cannot be computed, by its config, before gigabytes of weights are downloaded."""
+    small = open_folder(options.path, options.revision, weights=False)
+    if ADAPTER not in list_names(small):
+        open_source(options.path, small, None, None)
 
 
 def _check_acyclic(name: tuple[str, str | None], above: _Names) -> _Names:

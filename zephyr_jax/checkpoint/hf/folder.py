@@ -33,6 +33,11 @@ _DOWNLOAD = [
 ]
 
 
+def is_hub_id(path: str) -> bool:
+    """Whether a path is neither a local folder nor in Cloud Storage, so that it is looked up on the hub."""
+    return not is_remote(path) and not open_path(path).is_dir()
+
+
 def open_folder(path: str, revision: str | None = None, *, weights: bool = True, adapter_only: bool = False) -> Path:
     """The folder of a checkpoint: `path` itself, local or gs://, or a hub id downloaded into the hub's cache.
 
