@@ -6,6 +6,7 @@ import pytest
 
 from tests.checkpoint.adapters import query_adapter
 from zephyr_jax.clients.open import LocalOptions, ModelOpener
+from zephyr_jax.config.adapter import InferenceOptions
 from zephyr_jax.config.benchmarks import MtBenchConfig
 from zephyr_jax.config.sections import EndpointOptions, ForwardOptions, MeshOptions
 from zephyr_jax.errors import InputError
@@ -50,7 +51,7 @@ def test_one_model_has_one_client_and_one_set_of_options(
 def test_one_key_is_not_sent_to_two_hosts() -> None:
     def check(model: str, judge: str) -> None:
         config = MtBenchConfig(
-            model=ForwardOptions(path=model), judge=judge, endpoint=EndpointOptions(api_key_env="OPENAI_API_KEY")
+            model=InferenceOptions(path=model), judge=judge, endpoint=EndpointOptions(api_key_env="OPENAI_API_KEY")
         )
         config.check()
 
