@@ -105,7 +105,7 @@ def section(accelerator: str) -> str:
         settings[step] = changes(best.plan.config, card(step, topology))
         lines += [line(best.plan, f"`{settings[step]}`" if settings[step] else "as the card is")]
         lines += [as_the_card_is(step, topology)] if settings[step] else []
-        rejected += [f"- {step}, does not fit: `{text.replace(': ', '`: ', 1)}" for text in best.rejected]
+        rejected += [f"- {step}, rejected: `{text.replace(': ', '`: ', 1)}" for text in best.rejected]
     if settings["sft"] == settings["dpo"]:
         advice = ["All stages:", "", f"    launch/zephyr.sh {settings['dpo']}".rstrip()]
     else:

@@ -241,10 +241,12 @@ def test_a_judge_that_refuses_everything_has_rated_nothing(tmp_path: Path, capsy
 
 
 def test_settings_that_mean_nothing_to_an_address(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in ("--chat_template zephyr", "--seed 3", "--model.adapter my-adapter", "--model.base_format nf4"):
+    settings = {"chat_template": "zephyr", "seed": "3", "model.adapter": "my-adapter", "model.revision": "main"}
+    settings |= {"model.base_format": "nf4", "model.block_size": "32", "model.compute_dtype": "float32"}
+    for name, value in settings.items():
         with pytest.raises(SystemExit):
-            main(f"evaluate mt-bench --model http://127.0.0.1:9/v1 {words}".split())
-        assert "has no effect on a remote model" in capsys.readouterr().err
+            main(f"evaluate mt-bench --model http://127.0.0.1:9/v1 --{name} {value}".split())
+        assert f"{name} has no effect on a remote model" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["evaluate", "alpaca-eval", "--model", "here", "--endpoint.timeout", "3"])
     assert "endpoint set without a remote model" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """The settings of `evaluate mt-bench`, `evaluate alpaca-eval`, `evaluate lm-eval` and `evaluate table`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
@@ -26,9 +26,13 @@ def _check_models(config: "MtBenchConfig | AlpacaEvalConfig", seed: int) -> None
     if "judge" in specs and specs["judge"].url is None:
         raise InputError(f"judge: expected MODEL@http://HOST:PORT/v1, got {config.judge!r}.")
     if "model" in specs and specs["model"].url:
-        stored = {"model.adapter": config.model.adapter, "model.base_format": config.model.base_format}
-        given = {**stored, "chat_template": config.chat_template, "seed": seed}
-        if unused := [name for name, value in given.items() if value]:
+        default = type(config.model)(path=config.model.path)
+        given = {
+            f"model.{part.name}": getattr(config.model, part.name) != getattr(default, part.name)
+            for part in fields(default)
+        }
+        given |= {"chat_template": config.chat_template is not None, "seed": seed != 0}
+        if unused := [name for name, is_given in given.items() if is_given]:
             raise InputError(f"{unused[0]} has no effect on a remote model. Remove it.")
     hosts = {urlsplit(spec.url).netloc: spec for spec in specs.values() if spec.url}
     if config.endpoint.api_key_env and len(hosts) > 1 and any(spec.api_key_env is None for spec in hosts.values()):

@@ -9,10 +9,10 @@ import multiprocess
 
 @contextmanager
 def workers() -> Iterator[None]:
-    """Processes that `datasets` starts inside are new ones that do not run the main script of this process.
+    """Processes that `datasets` starts inside are new ones that do not import the main script of this process.
 
-    Python's own worker processes import the main script first: one that does not guard its statements by
-    `if __name__ == "__main__"`, as few scripts and no examples of a documentation do, would run again in each of them.
+    By default Python imports the main script in each worker, which runs a script again that has no
+    `if __name__ == "__main__"` guard.
     """
     multiprocess.set_start_method("forkserver", force=True)  # a fork of a process in which JAX runs may deadlock
     main = sys.modules["__main__"]
