@@ -16,10 +16,12 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 import fsspec  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from huggingface_hub import constants  # noqa: E402
 from tyro import _unsafe_cache  # noqa: E402
 
 from tests.adapter_runs import Runs  # noqa: E402
 from tests.gcs import Gcs  # noqa: E402
+from tests.hub import WRITER, Hub  # noqa: E402
 from tests.thorough import THOROUGH  # noqa: E402
 from zephyr_jax import log  # noqa: E402
 from zephyr_jax.demo.remake import write_untrained  # noqa: E402
@@ -128,6 +130,22 @@ def gcs() -> Iterator[Gcs]:
         server.state.buckets["bucket"] = {}
         cloud.configure_clients()
         yield server
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """An empty hub; the client of this process uses it with the token WRITER."""
+    with Hub() as server:
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "home" / "token"))
+        monkeypatch.setenv("HF_TOKEN", WRITER)
+        yield server
+        server.state.fault = None
 
 
 @pytest.fixture(autouse=True)

@@ -177,7 +177,8 @@ class Handler(BaseHTTPRequestHandler):
         if rest.startswith("/tree/"):
             files = repository.files.items()
             return [{"type": "file", "path": path, "size": len(data), "oid": _blob_id(data)} for path, data in files]
-        head = f"{len(repository.commits):040x}"
+        pinned = re.fullmatch(r"/revision/([0-9a-f]{40})", rest)
+        head = pinned[1] if pinned else f"{len(repository.commits):040x}"
         siblings = [{"rfilename": path} for path in repository.files]
         return {"id": name, "private": repository.private, "sha": head, "siblings": siblings, "tags": []}
 

@@ -23,6 +23,7 @@ from zephyr_jax.checkpoint.model_source import (
     SMALL_FILES,
     AdapterSource,
     ModelSource,
+    hub_commit,
     open_source,
     overlay,
     split_step,
@@ -58,9 +59,13 @@ def tokenizer_only(options: WeightsOptions) -> str | None:
 def find_model(options: WeightsOptions, *, weights: bool = True) -> ModelSource:
     """Locate a model and read its config. Raises InputError when it is nowhere or not ours to compute.
 
-    With `weights` false, those of a hub id are not downloaded.
+    The weights of a hub id are downloaded last, when all that the small files and the adapters show has been checked. With
+    `weights` false, they are not downloaded.
     """
-    return _find(options, weights, ())
+    source = _find(options, weights, ())
+    if weights:
+        _download_weights(source)
+    return source
 
 
 def _find(options: WeightsOptions, weights: bool, above: _Names) -> ModelSource:
@@ -68,9 +73,6 @@ def _find(options: WeightsOptions, weights: bool, above: _Names) -> ModelSource:
     if options.adapter:
         _check_acyclic((options.adapter, options.adapter_revision), above)
         below = replace(options, adapter=None, adapter_revision=None)
-        if is_hub_id(os.fspath(split_step(open_path(options.adapter))[0])):
-            # A misspelled name is refused before its base is downloaded.
-            open_folder(options.adapter, options.adapter_revision, adapter_only=True)
         return _with_adapter(_find(below, weights, above), options, options.adapter)
     if options.adapter_revision:
         raise InputError("model.adapter_revision is set without `model.adapter`. Pass the hub id of the adapter.")
@@ -81,21 +83,37 @@ def _find(options: WeightsOptions, weights: bool, above: _Names) -> ModelSource:
         source = open_source(options.path, path, path, step)
         adapter = run_adapter(path, source.model_config, lambda record: _recorded_base(path, record, weights, above))
         return replace(source, adapter=adapter)
-    if weights and is_hub_id(os.fspath(path)):
-        _check_before_download(options)
-    home = open_folder(options.path, options.revision, weights=weights)
+    home, on_hub = open_folder(options.path, options.revision, weights=False), is_hub_id(os.fspath(path))
     names = list_names(home)
+    if weights and on_hub and ADAPTER in names:
+        if "config.json" not in names:
+            read_adapter_base(home)
+        home = open_folder(options.path, hub_commit(home) or options.revision)  # it may hold a model, too
+        names = list_names(home)
     if holds_adapter_only(names):
-        return _adapter_alone(options, weights, above)
-    check_no_adapter(home, names)
+        return _adapter_alone(options, home, weights, above)
+    if ADAPTER in names or not on_hub:  # else the folder is checked when it has its weights
+        check_no_adapter(home, names)
     return open_source(options.path, home, None, step)
 
 
-def _check_before_download(options: WeightsOptions) -> None:
-    """Raise InputError for a model that cannot be computed, by its config, before gigabytes of weights are downloaded."""
-    small = open_folder(options.path, options.revision, weights=False)
-    if ADAPTER not in list_names(small):
-        open_source(options.path, small, None, None)
+def _download_weights(source: ModelSource) -> None:
+    """Download the weights of the model below all adapters, at the commit of its small files, where it is a hub id."""
+    while source.adapter:
+        source = source.adapter.base
+    if source.run is None and is_hub_id(source.asked):
+        home = open_folder(source.asked, hub_commit(source.weights))
+        check_no_adapter(home, list_names(home))
+
+
+def _open_adapter(path: str, revision: str | None) -> Path:
+    """The folder of an adapter; of a hub id, adapter_config.json is checked before the weights are downloaded."""
+    if is_hub_id(path):
+        home = open_folder(path, revision, weights=False)
+        if ADAPTER in list_names(home):
+            read_adapter_base(home)
+        revision = hub_commit(home) or revision
+    return open_folder(path, revision, adapter_only=True)
 
 
 def _check_acyclic(name: tuple[str, str | None], above: _Names) -> _Names:
@@ -131,15 +149,15 @@ def _recorded_base(run: Path, record: Record, weights: bool, above: _Names) -> M
     return base.adapter.base if record["adapter"].get("start") == "continue" and base.adapter else base
 
 
-def _adapter_alone(options: WeightsOptions, weights: bool, above: _Names) -> ModelSource:
-    """The model of a path that holds an adapter only: its adapter_config.json names the base."""
-    home = open_folder(options.path, options.revision, adapter_only=True)
+def _adapter_alone(options: WeightsOptions, home: Path, weights: bool, above: _Names) -> ModelSource:
+    """The model of a path that holds an adapter only, in the folder `home`: its adapter_config.json names the base."""
     base_path, revision = read_adapter_base(home)
     if base_path is None:
         raise InputError(
             f"{options.path} holds an adapter, and base_model_name_or_path in its adapter_config.json is empty. Pass the base: "
             f"`--model.path BASE --model.adapter {options.path}`."
         )
+    home = open_folder(options.path, hub_commit(home) or options.revision, adapter_only=True)
     try:
         base = _find(WeightsOptions(base_path, revision), weights, above)
     except CyclicBaseError:
@@ -165,7 +183,7 @@ def _with_adapter(base: ModelSource, options: WeightsOptions, adapter: str) -> M
         check_not_contained(base, run, read_record(run) or {}, adapter)
         _check_same_model(base, source)
         return source
-    folder = open_folder(adapter, options.adapter_revision, adapter_only=True)
+    folder = _open_adapter(adapter, options.adapter_revision)
     names = list_names(folder)
     if not holds_adapter_only(names) and not {ADAPTER, ADAPTER_WEIGHTS}.issubset(names):
         raise InputError(
