@@ -175,6 +175,26 @@ def test_tensors_that_do_not_fit_are_named(golden: Path, tmp_path: Path, change:
         check_weights(find_model(ModelOptions(path=str(folder))))
 
 
+def test_the_field_that_ties_an_unembedding_of_the_file_is_named(golden: Path, tmp_path: Path) -> None:
+    """transformers 5 writes its default `true` beside a text_config with `false`; the fix in the message loads the folder."""
+    folder = wrapped(golden / "families" / MINISTRAL, tmp_path / "model", NEW)
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config["text_config"]["tie_word_embeddings"] = False
+    file.write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    with pytest.raises(
+        InputError, match=r"sets tie_word_embeddings beside text_config to true.*Set tie_\w+ beside text_config"
+    ):
+        check_weights(find_model(ModelOptions(path=str(folder))))
+    file.write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    check_weights(find_model(ModelOptions(path=str(folder))))
+    config.pop("tie_word_embeddings", None)
+    config["text_config"]["tie_word_embeddings"] = True
+    file.write_text(json.dumps(config))
+    with pytest.raises(InputError, match="sets tie_word_embeddings in text_config to true"):
+        check_weights(find_model(ModelOptions(path=str(folder))))
+
+
 @pytest.mark.parametrize("form", [PUBLISHED, NEW], ids=["published", "new"])
 @pytest.mark.parametrize("targets", ["list", "pattern"])
 def test_an_adapter_of_the_whole_model_is_read(

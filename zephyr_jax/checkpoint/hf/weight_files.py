@@ -23,7 +23,7 @@ from zephyr_jax.model.decoder import Compute, abstract_model
 from zephyr_jax.model.families.registry import tensors_of
 from zephyr_jax.model.families.targets import projections_of
 from zephyr_jax.model.families.tensors import EMBEDDING, UNEMBEDDING, HfTensor
-from zephyr_jax.model.families.wrappers import text_names
+from zephyr_jax.model.families.wrappers import field_place, text_names
 from zephyr_jax.storage.files import Path, list_names
 from zephyr_jax.storage.strict_json import read_json
 
@@ -112,10 +112,11 @@ class TensorFiles:
         head = self._where.pop(unembedding)
         table = self._where.setdefault(embedding, head)
         if table != head and not _equal(table, head):
+            field = f"tie_word_embeddings{field_place(read_json(self.folder / 'config.json'), 'tie_word_embeddings')}"
             raise InputError(
-                f"{self.folder}/config.json sets tie_word_embeddings to true, and the files hold an {unembedding} that differs "
-                f"from {embedding}. transformers 5 uses both tensors, transformers 4 and vLLM drop {unembedding}. Set "
-                "tie_word_embeddings to false to use both, or delete the tensor to use one."
+                f"{self.folder}/config.json sets {field} to true, and the files hold an {unembedding} that differs from "
+                f"{embedding}. transformers 5 uses both tensors, transformers 4 and vLLM drop {unembedding}. Set {field} to "
+                "false to use both, or delete the tensor to use one."
             )
 
 

@@ -106,6 +106,13 @@ def text_config(hf_config: HfConfig) -> HfConfig:
     return {**defaults, **given, **outer, "model_type": text_type}
 
 
+def field_place(hf_config: HfConfig, name: str) -> str:
+    """Where config.json has the value of a field that is in effect: words after its name in a message, "" for a text model."""
+    if text_config(hf_config) is hf_config:
+        return ""
+    return " beside text_config" if name in _OUTER and hf_config.get(name) is not None else " in text_config"
+
+
 def text_names(names: Iterable[str]) -> dict[str, str]:
     """Names of a file's tensors or modules -> their names in the text model alone; without those of images.
 
