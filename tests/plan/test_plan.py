@@ -100,7 +100,7 @@ def test_fit_prints_what_to_paste_and_the_pasted_fits(shape_only: Path) -> None:
     assert pasted.returncode == 0, pasted.stderr
     peaks = [[line for line in each.stdout.splitlines() if line.startswith("| peak")] for each in (said, pasted)]
     assert peaks[0] == peaks[1] != []
-    ((slower, unit),) = re.findall(r"fits, and is slower: (\S+) (\S+) a step", said.stdout)
+    ((slower, unit),) = re.findall(r"fits, and is not faster: (\S+) (\S+) a step", said.stdout)
     ((chosen, same_unit),) = re.findall(r"step at the roofline \(the longest\) \| (\S+) (\S+),", said.stdout)
     assert float(chosen) <= float(slower) and unit == same_unit
 
