@@ -120,7 +120,8 @@ def fit(config: PlanConfig) -> Fit:
         if fitting:
             chosen, *slower = sorted(fitting, key=lambda compiled: compiled.seconds)
             rejected += [
-                f"{overrides(other.config)}: fits, and is not faster: {step_time(other.seconds)} a step" for other in slower
+                f"{overrides(other.config)}: fits, and is not faster: {step_time(other.seconds)} a step"
+                for other in slower
             ]
             return Fit(chosen, tuple(rejected))
     raise InputError(_failure(config, num_chips, rejected))
