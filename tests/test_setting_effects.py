@@ -258,8 +258,8 @@ def test_a_seed_orders_the_data() -> None:
 def hub(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A hub cache with two revisions of `org/tiny`, which differ in their window; the client reads it offline."""
     repo = tmp_path / "hub" / "models--org--tiny"
-    for name, window in (("main", 64), ("older", 32)):
-        snapshot = repo / "snapshots" / name.ljust(40, "0")
+    for name, commit, window in (("main", "a" * 40, 64), ("older", "b" * 40, 32)):
+        snapshot = repo / "snapshots" / commit
         snapshot.mkdir(parents=True)
         for file in tiny_model.iterdir():
             (snapshot / file.name).write_bytes(file.read_bytes())
