@@ -36,6 +36,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 16,
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+MINISTRAL = {**YARN, "llama_4_scaling_beta": 0.3}
 THETA_1E6 = {"rope_type": "default", "rope_theta": 1e6}
 TIED = {"tie_word_embeddings": True}
 ALTERNATING = ["sliding_attention", "full_attention"] * 2
@@ -98,9 +99,26 @@ CASES: dict[str, tuple[str, dict]] = {
          "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.75,
                              "short_factor": [1.0, 1.3, 2.1], "long_factor": [4.0, 8.0, 12.0]}},
     ),
-    "ministral3": ("Ministral3Config", {"head_dim": 16, "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.3}}),
+    "ministral3": ("Ministral3Config", {"head_dim": 16, "rope_parameters": MINISTRAL}),
+    "ministral3_tied": ("Ministral3Config", {"head_dim": 16, "rope_parameters": MINISTRAL, "sliding_window": WINDOW, **TIED}),
+    "qwen3_window": (
+        "Qwen3Config",
+        {"rope_parameters": THETA_1E6, "head_dim": 16, "num_hidden_layers": 3, "use_sliding_window": True,
+         "sliding_window": WINDOW, "max_window_layers": 1},
+    ),
+    "smollm3_untied": (
+        "SmolLM3Config", {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0], "rope_parameters": THETA_1E6},
+    ),
+    "olmo2_tied": ("Olmo2Config", {"num_key_value_heads": 4, "rope_parameters": THETA_1E6, **TIED}),
+    "granite_untied": (
+        "GraniteConfig",
+        {"attention_multiplier": 0.25, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0},
+    ),
 }  # fmt: skip
-LATER = {"ministral3": 17, "phi_longrope": 101, "qwen2_window": 100}
+LATER = {
+    "ministral3": 17, "phi_longrope": 101, "qwen2_window": 100, "ministral3_tied": 102, "qwen3_window": 103,
+    "smollm3_untied": 104, "olmo2_tied": 105, "granite_untied": 106,
+}  # fmt: skip
 """Seeds of cases that were added later, so that those of the others stay."""
 OFFSET_NORMS = ("gemma",)
 """Beginnings of names whose norms multiply by 1 + weight."""
